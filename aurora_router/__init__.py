@@ -1,0 +1,37 @@
+"""Use a whole Aurora or PostgreSQL cluster as if it were one database."""
+
+from aurora_router.core.selection import Decision, Need, Reason
+from aurora_router.core.statements import Effect, classify
+from aurora_router.core.topology import Instance, Role, Topology
+from aurora_router.errors import (
+    AmbiguousWriter,
+    ConfigurationError,
+    NoReaderAvailable,
+    NoWriterAvailable,
+    ReadOnlyViolation,
+    RouterError,
+    WrongServer,
+)
+from aurora_router.router import Router
+from aurora_router.session import RoutingMixin, RoutingSession
+
+__all__ = [
+    "AmbiguousWriter",
+    "ConfigurationError",
+    "Decision",
+    "Effect",
+    "Instance",
+    "Need",
+    "NoReaderAvailable",
+    "NoWriterAvailable",
+    "ReadOnlyViolation",
+    "Reason",
+    "Role",
+    "Router",
+    "RouterError",
+    "RoutingMixin",
+    "RoutingSession",
+    "Topology",
+    "WrongServer",
+    "classify",
+]

@@ -1,0 +1,161 @@
+"""What a user may give a Router, read and checked: URLs, addresses, options. Every refusal says what to write instead."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from aurora_router.core.topology import Instance
+from aurora_router.errors import ConfigurationError
+from aurora_router.servers import postgresql
+
+_HOSTS = re.compile(r"(?P<before>^[^/?#]*//(?:[^/?#]*@)?)(?P<hosts>[^/?#@]*,[^/?#@]*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A URL taken apart: how to connect, and the hosts that it names, in order."""
+
+    url: URL
+    server: ModuleType
+    hosts: tuple[tuple[str, int], ...]
+
+
+def read_url(given: str | URL) -> Target:
+    """The URL of a cluster. Several hosts may be given as libpq has them ("h1:5432,h2:5432") or as SQLAlchemy has them
+    ("?host=h1:5432&host=h2:5432"). Raises ConfigurationError, which never repeats the URL: it may hold a password."""
+    example = "postgresql+psycopg://user:password@host:5432/database"
+    listed: list[str] = []
+    if isinstance(given, str):
+        several = _HOSTS.match(given)
+        if several is not None:
+            listed = several["hosts"].split(",")
+            given = given[: several.start("hosts")] + listed[0] + given[several.end("hosts") :]
+    elif not isinstance(given, URL):
+        raise ConfigurationError(f"the URL must be a string or a sqlalchemy URL, like {example}")
+    try:
+        url = make_url(given)
+    except (ArgumentError, ValueError):
+        raise ConfigurationError(f"the URL cannot be read; it should look like {example}") from None
+    family, _, driver = url.drivername.partition("+")
+    if family not in ("postgresql", "postgres"):
+        raise ConfigurationError(f"{family!r} is not supported; use {example}")
+    if not driver:
+        raise ConfigurationError(f"the URL names no driver; write {example}")
+    if family != "postgresql" or driver != postgresql.DRIVER:
+        raise ConfigurationError(f"the driver {url.drivername!r} is not supported; write {example}")
+    query = dict(url.query)
+    hosts = query.pop("host", ())
+    ports = query.pop("port", ())
+    from_query = [h for entry in ([hosts] if isinstance(hosts, str) else hosts) for h in entry.split(",")]
+    port_list = [p for entry in ([ports] if isinstance(ports, str) else ports) for p in entry.split(",")]
+    if port_list and len(port_list) not in (1, len(from_query)):
+        raise ConfigurationError("the URL's query gives other numbers of hosts and ports")
+    for index, host in enumerate(from_query):
+        port = port_list[index if len(port_list) > 1 else 0] if port_list else ""
+        listed.append(f"{host}:{port}" if port else host)
+    query.pop("target_session_attrs", None)  # the router decides which instance it wants
+    query.pop("load_balance_hosts", None)
+    if listed:
+        pairs = tuple(_address(address, postgresql) for address in listed)
+    elif url.host:
+        pairs = ((url.host, url.port or postgresql.DEFAULT_PORT),)
+    else:
+        raise ConfigurationError(f"the URL names no host; write {example}")
+    return Target(url.set(query=query, host=pairs[0][0], port=pairs[0][1]), postgresql, pairs)
+
+
+def instances(target: Target, others: Iterable[str], reader_endpoint: str | None) -> tuple[Instance, ...]:
+    """All instances of a router, the URL's first. Raises ConfigurationError."""
+    if isinstance(others, str):
+        raise ConfigurationError(f"instances must be a list, like [{others!r}]")
+    pairs = list(dict.fromkeys([*target.hosts, *(_address(other, target.server) for other in others)]))
+    if reader_endpoint is None:
+        return tuple(_instance(pair, reader_only=False) for pair in pairs)
+    reader = _address(reader_endpoint, target.server)
+    if reader in pairs:
+        raise ConfigurationError(f"the reader endpoint {_id(reader)} is among the other instances as well")
+    return (*(_instance(pair, reader_only=False) for pair in pairs), _instance(reader, reader_only=True))
+
+
+def instance(address: str, server: ModuleType) -> Instance:
+    """One instance from "host:port" or "host". Raises ConfigurationError."""
+    return _instance(_address(address, server), reader_only=False)
+
+
+def _instance(pair: tuple[str, int], *, reader_only: bool) -> Instance:
+    return Instance(_id(pair), *pair, reader_only=reader_only)
+
+
+def _id(pair: tuple[str, int]) -> str:
+    host, port = pair
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _address(address: str, server: ModuleType) -> tuple[str, int]:
+    if not isinstance(address, str) or "//" in address or "@" in address:
+        raise ConfigurationError('an instance is given as "host:port"; user, password and database come from the URL')
+    match = re.fullmatch(r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\s]+))(?::(?P<port>\d{1,5}))?", address.strip())
+    if match is None or not 0 < int(match["port"] or server.DEFAULT_PORT) < 65536:
+        raise ConfigurationError(f'{address!r} is no instance; write "host:port"')
+    return (match["v6"] or match["host"], int(match["port"] or server.DEFAULT_PORT))
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raises ConfigurationError unless the value is one of the choices."""
+    if value not in choices:
+        raise ConfigurationError(f"{name}={value!r}: use one of {', '.join(map(repr, choices))}")
+
+
+def check_seconds(name: str, value: object) -> None:
+    """Raises ConfigurationError unless the value is a positive, finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+        raise ConfigurationError(f"{name}={value!r}: give a number of seconds above 0")
+
+
+def names(name: str, value: Iterable[str]) -> tuple[str, ...]:
+    """Raises ConfigurationError unless the value is a collection of strings."""
+    listed = () if isinstance(value, str) else tuple(value)
+    if isinstance(value, str) or not all(isinstance(item, str) for item in listed):
+        raise ConfigurationError(f"{name}: give a list of names")
+    return listed
+
+
+def callables(name: str, value: Iterable[Callable[..., Any]]) -> tuple[Callable[..., Any], ...]:
+    """Raises ConfigurationError unless the value is a collection of callables."""
+    listed = () if callable(value) else tuple(value)
+    if callable(value) or not all(callable(item) for item in listed):
+        raise ConfigurationError(f"{name}: give a list of functions")
+    return listed
+
+
+_OURS = {
+    "poolclass": "the router relies on SQLAlchemy's QueuePool",
+    "pool": "each instance has a pool of its own",
+    "creator": "the router connects to several instances; give connect_args instead",
+    "strategy": "it is no longer a SQLAlchemy option",
+    "pool_reset_on_return": "the router relies on a rollback when a connection comes back",
+}
+
+
+def check_engine_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Raises ConfigurationError for options of create_engine() that would defeat the router."""
+    if not isinstance(options, Mapping):
+        raise ConfigurationError("engine_options must be a dict of create_engine() options")
+    for option, why in _OURS.items():
+        if option in options:
+            raise ConfigurationError(f"engine_options[{option!r}] cannot be used: {why}")
+    return dict(options)
+
+
+def isolation(options: Mapping[str, Any]) -> str | None:
+    """The isolation level that the engine options ask for, None for the server's default."""
+    level = options.get("isolation_level") or options.get("execution_options", {}).get("isolation_level")
+    return None if level is None else str(level)

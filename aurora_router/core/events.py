@@ -1,0 +1,107 @@
+"""Frozen records of what happened. Logs, metrics, traces and live views listen to them; nothing branches on them.
+
+No record carries a statement's text, a parameter or a credential.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aurora_router.core.selection import Reason
+from aurora_router.core.statements import Effect
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """A unit went to an instance (first use in the unit, or a move)."""
+
+    instance: str
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A unit left its reader for the writer at a statement with this effect."""
+
+    instance: str
+    effect: Effect | None
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """A read failed with its instance and is being repeated elsewhere."""
+
+    instance: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """A reader refused a statement that looked like a read; from now on it goes to the writer."""
+
+    instance: str
+    sqlstate: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class WaitedForWriter:
+    """A unit waited for a writer. seconds: how long. found: the instance, or None when it gave up."""
+
+    seconds: float
+    found: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceUp:
+    """An instance answers (again)."""
+
+    instance: str
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceDown:
+    """An instance stopped answering or cannot be used. error: what was last heard."""
+
+    instance: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class WriterChanged:
+    """The writer is another one, or none. epoch: the newest known."""
+
+    old: str | None
+    new: str | None
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionsDiscarded:
+    """An instance's pooled connections were discarded at once; those in use were cut where `cut` says how many."""
+
+    instance: str
+    cut: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionRefused:
+    """A new connection was discarded because it reached another server than the topology knows there."""
+
+    instance: str
+    why: str
+
+
+Event = (
+    Routed
+    | Moved
+    | Repeated
+    | Learned
+    | WaitedForWriter
+    | InstanceUp
+    | InstanceDown
+    | WriterChanged
+    | ConnectionsDiscarded
+    | ConnectionRefused
+)

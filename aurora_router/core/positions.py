@@ -1,0 +1,116 @@
+"""How far an instance's log has got, and what a session must find replayed before it may read somewhere.
+
+Positions compare only within one epoch: after a promotion the same number can mean other contents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+_HEADER = 24  # SizeOfXLogShortPHD: page header of a WAL page
+_SEGMENT_HEADER = 40  # SizeOfXLogLongPHD: header of a segment's first page
+
+
+class Position(Protocol):
+    """A point in the log of one epoch."""
+
+    @property
+    def epoch(self) -> int: ...
+
+    def covers(self, other: Position) -> bool:
+        """True when everything up to `other` is contained here; never true across epochs."""
+        ...
+
+
+P = TypeVar("P", bound=Position)
+
+
+@dataclass(frozen=True, slots=True)
+class WalPosition:
+    """A PostgreSQL LSN on a timeline."""
+
+    epoch: int
+    lsn: int
+
+    def covers(self, other: Position) -> bool:
+        return isinstance(other, WalPosition) and self.epoch == other.epoch and self.lsn >= other.lsn
+
+    def __str__(self) -> str:
+        return f"{self.epoch}:{self.lsn >> 32:X}/{self.lsn & 0xFFFFFFFF:X}"
+
+    @classmethod
+    def parse(cls, text: str) -> WalPosition:
+        """The inverse of str(). Raises ValueError."""
+        epoch, _, lsn = text.partition(":")
+        return cls(int(epoch), parse_lsn(lsn))
+
+
+def parse_lsn(text: str) -> int:
+    """PostgreSQL's text form of an LSN ("16/B374D848") as a number. Raises ValueError."""
+    high, slash, low = text.partition("/")
+    if not slash:
+        raise ValueError(f"not an LSN: {text!r}")
+    return (int(high, 16) << 32) | int(low, 16)
+
+
+def end_of_record(insert_lsn: int, page: int = 8192, segment: int = 16 * 1024 * 1024) -> int:
+    """The end of the last record before an insert position.
+
+    `pg_current_wal_insert_lsn()` right after a page boundary has already stepped over the page's header, which holds no
+    record: an idle reader never replays "up to" it. page, segment: bytes.
+    """
+    if insert_lsn % segment == _SEGMENT_HEADER:
+        return insert_lsn - _SEGMENT_HEADER
+    if insert_lsn % page == _HEADER:
+        return insert_lsn - _HEADER
+    return insert_lsn
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A position of the writer, and the moment (monotonic seconds) before which it was *asked for*."""
+
+    asked_at: float
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """What a reader must have replayed: every commit up to `after`, made in `epoch`.
+
+    after: monotonic seconds, taken when the commit had been acknowledged.
+    position: the writer's position that proves it, once one was asked for after that moment.
+    """
+
+    after: float
+    epoch: int | None
+    position: Position | None = None
+
+
+def merge(mine: Requirement | None, other: Requirement | None) -> Requirement | None:
+    """The requirement that implies both: the later commit needs the longer log."""
+    if mine is None or other is None:
+        return mine or other
+    return other if other.after >= mine.after else mine
+
+
+def evidence(samples: tuple[Sample, ...], after: float) -> Position | None:
+    """The smallest position known to contain every commit acknowledged by `after`; None when none was asked for since."""
+    for sample in samples:  # oldest first
+        if sample.asked_at >= after:
+            return sample.position
+    return None
+
+
+def minimum(positions: tuple[P | None, ...]) -> P | None:
+    """The position that all cover; None when one is unknown or they do not compare."""
+    least: P | None = None
+    for position in positions:
+        if position is None:
+            return None
+        if least is None or least.covers(position):
+            least = position
+        elif not position.covers(least):
+            return None
+    return least

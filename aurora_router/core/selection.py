@@ -1,0 +1,168 @@
+"""Where a unit goes: choose(topology, need, ...) -> Decision, and the balancing strategies, which are functions."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from aurora_router.core.positions import Requirement, evidence
+from aurora_router.core.statements import Effect
+from aurora_router.core.topology import Instance, Topology
+
+LAG_MARGIN = 0.5  # seconds added to a measured lag where that is all the evidence there is
+
+
+class Reason(enum.Enum):
+    """Why an instance was chosen, in words for a log."""
+
+    READ = "a read: a reader that qualifies"
+    DECLARED_READ_ONLY = "declared read-only: a reader that qualifies"
+    NOT_A_READ = "not known to be a read: the writer"
+    DECLARED_WRITE = "declared read_only=False: the writer"
+    HINT = "a hint asks for the writer"
+    ISOLATION = "isolation above READ COMMITTED: the writer"
+    OWN_WRITES = "no reader is known to have replayed this session's last commit yet: the writer"
+    NO_READER = "no reader qualifies: the writer"
+    NO_WRITER = "no instance is the writer now"
+    NO_INSTANCE = "no reader qualifies, and the writer is not to be used or there is none"
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a unit needs of the instance that serves it.
+
+    write: only the writer will do. requirement: what must have been replayed. max_lag: seconds.
+    avoid: ids of instances that have just failed this unit. pin_seconds: how long a requirement keeps the unit on the writer
+    where readers give no evidence at all. writer_serves_reads: where to go when no reader qualifies.
+    """
+
+    write: bool = False
+    declared: bool = False
+    requirement: Requirement | None = None
+    max_lag: float | None = None
+    avoid: frozenset[str] = frozenset()
+    pin_seconds: float = 5.0
+    writer_serves_reads: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Where a unit goes and why. effect: the statement's, where one was looked at. instance: None when nothing will do."""
+
+    instance: Instance | None
+    reason: Reason
+    effect: Effect | None = None
+
+
+@dataclass(slots=True)
+class Load:
+    """How busy the instances are. in_use: connections checked out, by instance id. turn: a counter that goes round."""
+
+    in_use: Callable[[str], int]
+    turn: int = 0
+
+
+Balance = Callable[[Sequence[Instance], Load, float], Instance]
+"""(the readers that qualify, never empty; load; a random number in [0, 1)) -> one of them."""
+
+
+def least_busy(readers: Sequence[Instance], load: Load, rnd: float) -> Instance:
+    """The reader with the fewest connections in use; among equals, in turn."""
+    best = readers[load.turn % len(readers)]
+    least = load.in_use(best.id)
+    if least:
+        for reader in readers:
+            busy = load.in_use(reader.id)
+            if busy < least:
+                best, least = reader, busy
+    return best
+
+
+def fastest(readers: Sequence[Instance], load: Load, rnd: float) -> Instance:
+    """Of two readers drawn at random, the one that answered its last probe sooner: quick, without a herd on the quickest."""
+    first = int(rnd * len(readers))
+    second = (first + 1 + load.turn % max(len(readers) - 1, 1)) % len(readers)
+    return min(readers[first], readers[second], key=lambda reader: reader.latency)
+
+
+def round_robin(readers: Sequence[Instance], load: Load, rnd: float) -> Instance:
+    """One after the other."""
+    return readers[load.turn % len(readers)]
+
+
+def at_random(readers: Sequence[Instance], load: Load, rnd: float) -> Instance:
+    """Any."""
+    return readers[int(rnd * len(readers))]
+
+
+STRATEGIES: Mapping[str, Balance] = {
+    "least_busy": least_busy,
+    "fastest": fastest,
+    "round_robin": round_robin,
+    "random": at_random,
+}
+
+
+def choose(topology: Topology, need: Need, balance: Balance, load: Load, rnd: float, now: float) -> Decision:
+    """Where a unit with this need goes, in this topology. now: monotonic seconds.
+
+    A need to write, or a read that no reader satisfies, goes to the writer. While the evidence for a session's own writes is
+    missing its reads go to the writer even where `writer_serves_reads` is false: that spares the writer a crowd of readers,
+    not the tens of milliseconds after a commit.
+    """
+    if need.write:
+        return _writer(topology, Reason.NOT_A_READ, Reason.NO_WRITER)
+    able: Sequence[Instance] = topology.readers
+    if need.avoid or need.max_lag is not None:
+        able = [r for r in able if r.id not in need.avoid and not _too_late(r, need.max_lag)]
+    if not able:
+        if not need.writer_serves_reads:
+            return Decision(None, Reason.NO_INSTANCE)
+        return _writer(topology, Reason.NO_READER, Reason.NO_INSTANCE)
+    if need.requirement is not None:
+        able = [r for r in able if satisfies(r, need.requirement, topology, need.pin_seconds, now)]
+        if not able:
+            return _writer(topology, Reason.OWN_WRITES, Reason.NO_WRITER)
+    reason = Reason.DECLARED_READ_ONLY if need.declared else Reason.READ
+    if len(able) == 1:
+        return Decision(able[0], reason)
+    return Decision(balance(able, load, rnd), reason)
+
+
+def satisfies(reader: Instance, requirement: Requirement, topology: Topology, pin_seconds: float, now: float) -> bool:
+    """Whether the reader is known to have replayed every commit that the requirement speaks of.
+
+    A requirement of an older epoch is never compared: it becomes "everything up to now" in the new one, which the new
+    writer's own positions prove, so that the session stays on the writer for as long as the reader takes to follow.
+    """
+    if reader.position is not None and topology.samples:
+        position = requirement.position
+        if position is None or position.epoch != topology.epoch:
+            same = requirement.epoch == topology.epoch
+            position = evidence(topology.samples, requirement.after if same else topology.samples[0].asked_at)
+        return position is not None and reader.position.covers(position)
+    if reader.position is None and reader.lag is not None and not reader.pooled and requirement.epoch == topology.epoch:
+        asked_at = min(seen.asked_at for seen in reader.seen)
+        return requirement.after < asked_at - reader.lag - LAG_MARGIN
+    if reader.position is not None:
+        return False  # the writer gives none at this moment: wait for it
+    return now - requirement.after >= pin_seconds
+
+
+def resolve(requirement: Requirement, topology: Topology) -> Requirement:
+    """The requirement with the position that proves it, where the topology has one by now; saves looking again."""
+    if requirement.position is not None or requirement.epoch != topology.epoch:
+        return requirement
+    position = evidence(topology.samples, requirement.after)
+    if position is None:
+        return requirement
+    return Requirement(requirement.after, requirement.epoch, position)
+
+
+def _too_late(reader: Instance, max_lag: float | None) -> bool:
+    return max_lag is not None and (reader.lag is None or reader.lag > max_lag)
+
+
+def _writer(topology: Topology, reason: Reason, without: Reason) -> Decision:
+    return Decision(topology.writer, reason if topology.writer is not None else without)

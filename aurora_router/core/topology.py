@@ -1,0 +1,326 @@
+"""The frozen picture of all instances at one moment, and the one function that changes it: observe().
+
+Rules:
+- An instance is an endpoint. Usually one server stands behind it; behind a load balancer's or DNS's name there may be
+  several, so each observation is of one *server*, and an instance is only as far as the least of its servers.
+- An observation that was asked for before the newest one of the same server is dropped.
+- The writer is the server of the newest epoch that accepts writes. A writer of an older epoch is deposed: it serves nothing.
+  Two servers of the newest epoch that both accept writes: there is no writer until that resolves.
+- The epoch never goes back.
+- A silent probe makes an instance suspect; the second in a row, or a refused connection, takes it out of use.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from aurora_router.core.positions import Position, Sample, minimum
+
+SAMPLES = 256  # how many positions of the writer are kept: at 50 ms about 13 s, at 1 s more than 4 min
+MISSES = 2  # silent probes in a row that take an instance out of use
+
+
+class Role(enum.Enum):
+    """What a server does: accept writes, or replay them."""
+
+    WRITER = "writer"
+    READER = "reader"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerId:
+    """What tells one server from another, and one life of it from the next.
+
+    cluster: the system identifier that all servers of a cluster share.
+    address, port: where the server itself says the connection arrived.
+    started: when it was started; a restarted reader may have gone back in its log.
+    """
+
+    cluster: str
+    address: str | None
+    port: int | None
+    started: str
+
+    @property
+    def life(self) -> tuple[str, int | None, str]:
+        """The same for one server reached at several addresses: no two servers of a cluster start in one microsecond."""
+        return (self.cluster, self.port, self.started)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What one server said of itself.
+
+    epoch: the newest it is known to be on. position: written (writer) or replayed (reader); None where it gives none.
+    lag: seconds behind the writer; None for a writer or where it cannot be told. isolation: its default level.
+    """
+
+    id: ServerId
+    role: Role
+    epoch: int
+    position: Position | None = None
+    lag: float | None = None
+    isolation: str = "read committed"
+
+
+class Silence(enum.Enum):
+    """How a probe failed."""
+
+    REFUSED = "refused"  # it said no, or the connection broke: certain
+    TIMEOUT = "timeout"  # it said nothing in time: a suspicion
+    MISCONFIGURED = "misconfigured"  # it will say no until someone changes something
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What one probe of one instance said. Times are monotonic seconds.
+
+    server: the answer, or None. about: the server that a broken or silent probe connection had reached before, if any.
+    pooled: one and the same connection reached different servers, as behind a statement pooler.
+    """
+
+    instance: str
+    asked_at: float
+    answered_at: float
+    server: Server | None = None
+    about: ServerId | None = None
+    silence: Silence | None = None
+    error: str = ""
+    pooled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A server behind an instance, and the probe that showed it last."""
+
+    server: Server
+    asked_at: float
+    latency: float
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """An endpoint and the servers that were seen behind it.
+
+    id: "host:port". reader_only: a reader endpoint, which never serves as the writer.
+    error: what was last heard where it is not healthy. misses: silent probes in a row.
+    pooled: the servers behind it cannot be told apart, so that their positions are no evidence.
+    """
+
+    id: str
+    host: str
+    port: int
+    reader_only: bool = False
+    seen: tuple[Seen, ...] = ()
+    error: str = "not probed yet"
+    silence: Silence | None = None
+    misses: int = 0
+    heard_at: float = float("-inf")
+    pooled: bool = False
+    role: Role | None = None
+    position: Position | None = None
+    lag: float | None = None
+    latency: float = 0.0
+    servers: frozenset[ServerId] = frozenset()
+
+    @property
+    def healthy(self) -> bool:
+        """It answers and may be used in its role."""
+        return self.role is not None
+
+    @property
+    def probed(self) -> bool:
+        """At least one probe has come to an end."""
+        return self.heard_at > float("-inf")
+
+    def __str__(self) -> str:
+        if self.role is None:
+            return f"{self.id}: {self.error}"
+        lag = "" if self.lag is None else f", {self.lag * 1000:.0f} ms behind"
+        return f"{self.id}: {self.role.value} at {self.position or 'an unknown position'}{lag}"
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """All instances at one moment. Changed only by the functions of this module, which return a new one.
+
+    writer: the instance that takes writes, if one does. readers: those that are healthy.
+    ambiguous: the instances that both accept writes, where nothing tells which is newer.
+    epoch: the newest that was ever seen; 0 before the first answer. cluster: the system identifier.
+    samples: positions of the writer in this epoch, oldest first.
+    """
+
+    instances: tuple[Instance, ...] = ()
+    writer: Instance | None = None
+    readers: tuple[Instance, ...] = ()
+    ambiguous: tuple[str, ...] = ()
+    epoch: int = 0
+    cluster: str | None = None
+    samples: tuple[Sample, ...] = ()
+    by_id: dict[str, Instance] = field(default_factory=dict, compare=False, repr=False)
+
+    def __iter__(self) -> Iterator[Instance]:
+        return iter(self.instances)
+
+    @property
+    def probed(self) -> bool:
+        """Every instance has been probed at least once."""
+        return all(instance.probed for instance in self.instances)
+
+    def said(self) -> tuple[str, ...]:
+        """One line per instance: what it last said."""
+        return tuple(str(instance) for instance in self.instances)
+
+
+def add(topology: Topology, instance: Instance) -> Topology:
+    """With one more instance, unless it is there already."""
+    if any(known.id == instance.id for known in topology.instances):
+        return topology
+    return _settle(topology, (*topology.instances, instance))
+
+
+def remove(topology: Topology, instance_id: str) -> Topology:
+    """Without that instance."""
+    return _settle(topology, tuple(i for i in topology.instances if i.id != instance_id))
+
+
+def observe(topology: Topology, observation: Observation) -> Topology:
+    """The topology after one observation; the very same object when the observation changes nothing (late, unknown)."""
+    old = topology.by_id.get(observation.instance)
+    if old is None:
+        return topology
+    server = observation.server
+    if server is not None and topology.cluster is not None and server.id.cluster != topology.cluster:
+        observation = replace(
+            observation,
+            server=None,
+            silence=Silence.MISCONFIGURED,
+            error=f"belongs to another cluster (system identifier {server.id.cluster}, not {topology.cluster})",
+        )
+        server = None
+    new = _failed(old, observation) if server is None else _answered(old, observation, server)
+    if new is old:
+        return topology
+    if server is None:
+        return _settle(topology, _swap(topology, new))
+    return _settle(
+        replace(topology, cluster=server.id.cluster, epoch=max(topology.epoch, server.epoch)),
+        _swap(topology, new),
+    )
+
+
+def _swap(topology: Topology, new: Instance) -> tuple[Instance, ...]:
+    return tuple(new if instance.id == new.id else instance for instance in topology.instances)
+
+
+def _answered(old: Instance, observation: Observation, server: Server) -> Instance:
+    # A server at the same address is the same one, or a newer life of it: it takes that one's place.
+    place = (server.id.address, server.id.port)
+    known = next((s for s in old.seen if (s.server.id.address, s.server.id.port) == place), None)
+    if known is not None and known.asked_at >= observation.asked_at:
+        return old
+    seen = Seen(server, observation.asked_at, max(observation.answered_at - observation.asked_at, 0.0))
+    return replace(
+        old,
+        seen=(*(s for s in old.seen if s is not known), seen),
+        silence=None,
+        misses=0,
+        heard_at=max(old.heard_at, observation.asked_at),
+        pooled=old.pooled or observation.pooled,
+    )
+
+
+def _failed(old: Instance, observation: Observation) -> Instance:
+    about = observation.about
+    known = next((s for s in old.seen if s.server.id == about), None)
+    if known is None and old.seen:
+        return old  # one more connection could not be made; those that are there still answer
+    newest = old.heard_at if known is None else known.asked_at
+    if newest >= observation.asked_at:
+        return old  # something newer is known already
+    silent = observation.silence is Silence.TIMEOUT
+    misses = old.misses + 1 if silent else 0
+    if known is not None and silent and misses < MISSES:
+        return replace(old, misses=misses, heard_at=observation.asked_at)
+    left = tuple(s for s in old.seen if s is not known)
+    return replace(
+        old,
+        seen=left,
+        error="" if left else observation.error,
+        silence=None if left else observation.silence,
+        misses=0 if left else misses,
+        heard_at=observation.asked_at,
+    )
+
+
+def forget(topology: Topology, instance_id: str, server: ServerId) -> Topology:
+    """Without that server behind that instance: the name no longer leads there."""
+    old = topology.by_id.get(instance_id)
+    if old is None or all(seen.server.id != server for seen in old.seen):
+        return topology
+    left = tuple(seen for seen in old.seen if seen.server.id != server)
+    return _settle(topology, _swap(topology, replace(old, seen=left, error="the name leads elsewhere")))
+
+
+def _settle(topology: Topology, instances: tuple[Instance, ...]) -> Topology:
+    """Elect the writer and derive what each instance may be used for."""
+    epoch = topology.epoch
+    claims: dict[object, tuple[str, ServerId]] = {}  # one entry a server, under the first of the names given for it
+    for instance in instances:
+        for seen in instance.seen:
+            if seen.server.role is Role.WRITER and seen.server.epoch == epoch and not instance.reader_only:
+                claims.setdefault(seen.server.id.life, (instance.id, seen.server.id))
+    elected = next(iter(claims.values())) if len(claims) == 1 else None
+    settled = tuple(_derive(instance, epoch, elected) for instance in instances)
+    writer = next((i for i in settled if i.role is Role.WRITER), None)
+    samples = topology.samples if topology.samples and topology.samples[-1].position.epoch == epoch else ()
+    if writer is not None and writer.position is not None:
+        asked_at = max(seen.asked_at for seen in writer.seen if seen.server.id in writer.servers)
+        if not samples or asked_at > samples[-1].asked_at:
+            samples = (*samples[-SAMPLES + 1 :], Sample(asked_at, writer.position))
+    return Topology(
+        instances=settled,
+        writer=writer,
+        readers=tuple(i for i in settled if i.role is Role.READER),
+        ambiguous=tuple(sorted(at for at, _ in claims.values())) if len(claims) > 1 else (),
+        epoch=epoch,
+        cluster=topology.cluster,
+        samples=samples,
+        by_id={i.id: i for i in settled},
+    )
+
+
+def _derive(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None) -> Instance:
+    """The instance with role, position and lag as its servers and the election say."""
+    role: Role | None
+    if elected is not None and instance.id == elected[0]:
+        role = Role.WRITER
+        use = tuple(s for s in instance.seen if s.server.id == elected[1])
+    else:
+        use = tuple(s for s in instance.seen if s.server.role is Role.READER)
+        role = Role.READER if use else None
+    lags = [s.server.lag for s in use if s.server.lag is not None]
+    return replace(
+        instance,
+        role=role,
+        error="" if role is not None else _unused(instance, epoch, elected),
+        position=None if instance.pooled else minimum(tuple(s.server.position for s in use)),
+        lag=max(lags) if lags and len(lags) == len(use) else None,
+        latency=max((s.latency for s in use), default=0.0),
+        servers=frozenset(s.server.id for s in use),
+    )
+
+
+def _unused(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None) -> str:
+    """Why an instance without a role has none."""
+    if not instance.seen:
+        return instance.error
+    if all(s.server.epoch < epoch for s in instance.seen):
+        return f"deposed: it still accepts writes, but the cluster is at epoch {epoch}"
+    if elected is None and not instance.reader_only:
+        return "accepts writes, and so does another instance of the same epoch"
+    if instance.reader_only:
+        return "accepts writes, but is a reader endpoint"
+    return "the writer under another name" if elected is None else f"the writer under another name, used as {elected[0]}"

@@ -1,0 +1,329 @@
+"""One SQLAlchemy Engine per instance: what a new connection must prove, what a pooled one must still be, and cutting.
+
+SQLAlchemy's engine, pool and dialect are the connection layer; this module only listens to their events.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+from sqlalchemy import create_engine, event, exc
+from sqlalchemy.engine import URL, Connection, Engine
+from sqlalchemy.pool import NullPool, PoolProxiedConnection, QueuePool
+
+from aurora_router.core.failures import Failure
+from aurora_router.core.topology import Instance, Server, ServerId, Silence
+from aurora_router.errors import WrongServer
+from aurora_router.monitor import ProbeError
+from aurora_router.servers.postgresql import Mode, Unsuitable
+
+log = logging.getLogger("aurora_router")
+
+SERVER = "aurora_router_server"
+MODE = "aurora_router_mode"
+AUTOCOMMIT = "aurora_router_autocommit"
+GENERATION = "aurora_router_generation"
+UNIT = "aurora_router_unit"
+"""Keys of a pooled connection's `info`."""
+
+_PROBE_OPTIONS = ("connect_args", "creator", "module", "paramstyle", "client_encoding")
+
+
+class Engines:
+    """The engines of one router.
+
+    known: the servers that an instance may lead to at this moment, in the role it has. surprised: told of an instance that
+    led to another. statement: called before each statement with (connection, text, context). committing: with the unit of a
+    connection that is about to commit. returned: with the unit of one that came back to its pool.
+    """
+
+    def __init__(
+        self,
+        url: URL,
+        server: ModuleType,
+        options: Mapping[str, Any],
+        *,
+        known: Callable[[str], frozenset[ServerId]],
+        surprised: Callable[[str, str], None],
+        statement: Callable[[Connection, str, Any], None],
+        returned: Callable[[Any], None],
+        committing: Callable[[Any], None] | None,
+        asynchronous_commits: Callable[[], bool],
+    ) -> None:
+        self._url = url
+        self._server = server
+        self._options = dict(options)
+        self._known = known
+        self._surprised = surprised
+        self._statement = statement
+        self._returned = returned
+        self._committing = committing
+        self._asynchronous_commits = asynchronous_commits
+        self._lock = threading.Lock()
+        self._engines: dict[str, Engine] = {}
+        self._probes: dict[str, Engine] = {}
+        self._generation: dict[str, int] = {}
+        self._sockets: dict[str, dict[int, socket.socket]] = {}
+
+    def engine(self, instance: Instance) -> Engine:
+        """The engine that connects to this instance, made at first use."""
+        engine = self._engines.get(instance.id)
+        if engine is None:
+            with self._lock:
+                engine = self._engines.get(instance.id)
+                if engine is None:
+                    engine = self._engines[instance.id] = self._make(instance)
+        return engine
+
+    def in_use(self, instance_id: str) -> int:
+        """Connections of this instance that are checked out of its pool."""
+        engine = self._engines.get(instance_id)
+        pool = engine.pool if engine is not None else None
+        return pool.checkedout() if isinstance(pool, QueuePool) else 0
+
+    def discard(self, instance_id: str, *, cut: bool) -> int:
+        """Close the pooled connections of an instance at once; those in use end when they come back, or now with `cut`.
+
+        Returns how many sockets were cut.
+        """
+        engine = self._engines.get(instance_id)
+        if engine is None:
+            return 0
+        self._generation[instance_id] = self._generation.get(instance_id, 0) + 1
+        sockets = 0
+        if cut:
+            with self._lock:
+                for shut in self._sockets.get(instance_id, {}).values():
+                    with contextlib.suppress(OSError):
+                        shut.shutdown(socket.SHUT_RDWR)
+                        sockets += 1
+        engine.dispose()
+        return sockets
+
+    def close(self) -> None:
+        """Close every pooled connection."""
+        with self._lock:
+            engines = [*self._engines.items()]
+            probes = [*self._probes.values()]
+            self._probes.clear()
+        for instance_id, engine in engines:
+            self._generation[instance_id] = self._generation.get(instance_id, 0) + 1
+            engine.dispose()
+        for probe in probes:
+            probe.dispose()
+
+    def set_mode(self, connection: PoolProxiedConnection, mode: Mode) -> None:
+        """Switch a connection that was just checked out; sends nothing."""
+        info = connection.info
+        if info.get(MODE) is not mode:
+            info[MODE] = None  # unknown, should the switch fail half-way
+            self._server.set_mode(connection.driver_connection, mode, info[AUTOCOMMIT])
+            info[MODE] = mode
+
+    def failure(self, error: BaseException) -> Failure:
+        """What kind of failure an exception from SQLAlchemy or the driver stands for."""
+        if isinstance(error, WrongServer):
+            return Failure.CONNECT
+        if isinstance(error, exc.DBAPIError):
+            original: Any = error.orig
+            sqlstate = getattr(original, "sqlstate", None)
+            kind: Failure = self._server.failure(sqlstate, str(original), disconnected=error.connection_invalidated)
+            return kind
+        return Failure.OTHER
+
+    def connect_failure(self, error: BaseException) -> Failure:
+        """The same for an error from an attempt to get a connection: without an SQLSTATE there was none to be had."""
+        kind = self.failure(error)
+        if kind is Failure.OTHER and isinstance(error, exc.DBAPIError) and getattr(error.orig, "sqlstate", None) is None:
+            return Failure.CONNECT
+        return kind
+
+    # -- the monitor's connections --------------------------------------------------------------------------------
+
+    def probe(self, instance: Instance) -> Probe:
+        """A connection for the monitor, outside of the pool: a full pool must not blind it. Raises ProbeError."""
+        with self._lock:
+            engine = self._probes.get(instance.id)
+            if engine is None:
+                options = {key: self._options[key] for key in _PROBE_OPTIONS if key in self._options}
+                # libpq's shortest; the monitor's own deadline is what counts, this frees the thread
+                options["connect_args"] = {"connect_timeout": 2, **options.get("connect_args", {})}
+                engine = create_engine(self._at(instance), poolclass=NullPool, isolation_level="AUTOCOMMIT", **options)
+                self._probes[instance.id] = engine
+        try:
+            return Probe(engine.connect(), self._server, self._asynchronous_commits)
+        except exc.SQLAlchemyError as error:
+            raise probe_error(error, self._server) from None
+
+    # -- one instance's engine ------------------------------------------------------------------------------------
+
+    def _at(self, instance: Instance) -> URL:
+        return self._url.set(host=instance.host, port=instance.port)
+
+    def _make(self, instance: Instance) -> Engine:
+        engine = create_engine(self._at(instance), **self._options)
+        sockets = self._sockets.setdefault(instance.id, {})
+        place = instance.id
+
+        @event.listens_for(engine, "connect")
+        def connected(dbapi: Any, record: Any) -> None:
+            """Which server is this? It must be one that the topology knows here."""
+            generation = self._generation.get(place, 0)
+            with self._lock, contextlib.suppress(OSError):
+                sockets[id(dbapi)] = socket.socket(fileno=os.dup(dbapi.fileno()))
+            try:
+                usual = dbapi.autocommit
+                dbapi.autocommit = True
+                identity, _ = self._server.parse_identity(_first_row(dbapi, self._server.IDENTITY))
+                dbapi.autocommit = usual
+                why = None if identity in self._known(place) else "it reached a server that is not known there in this role"
+            except Unsuitable as error:
+                why = str(error)
+            except BaseException:
+                disconnected(dbapi)
+                dbapi.close()
+                raise
+            if why is not None:
+                disconnected(dbapi)
+                dbapi.close()
+                self._surprised(place, why)
+                raise WrongServer(place, why)
+            self._server.prepare(dbapi)
+            record.info.update({SERVER: identity, AUTOCOMMIT: usual, MODE: Mode.DEFAULT, GENERATION: generation})
+
+        @event.listens_for(engine, "checkout")
+        def checked_out(dbapi: Any, record: Any, _: Any) -> None:
+            """Is it still who it was, in the role that its instance has now, and alive as far as can be told for free?"""
+            info = record.info
+            if info[SERVER] not in self._known(place) or info[GENERATION] != self._generation.get(place, 0):
+                raise exc.DisconnectionError(f"{place} is another server or has another role by now")
+            # Something to read on an idle connection is a closed socket, or a notice: only then is a ping worth it.
+            if _readable(dbapi.fileno()) and not _alive(engine, dbapi):
+                raise exc.DisconnectionError(f"{place} has closed the connection")
+
+        @event.listens_for(engine, "checkin")
+        def checked_in(dbapi: Any, record: Any) -> None:
+            info = record.info
+            unit = info.pop(UNIT, None)
+            if unit is not None:
+                self._returned(unit)
+            if dbapi is not None and info.get(GENERATION) != self._generation.get(place, 0):
+                record.invalidate()  # its pool was discarded while it was out
+
+        @event.listens_for(engine, "close")
+        def closing(dbapi: Any, _: Any) -> None:
+            disconnected(dbapi)
+
+        @event.listens_for(engine, "close_detached")
+        def closing_detached(dbapi: Any) -> None:
+            disconnected(dbapi)
+
+        def disconnected(dbapi: Any) -> None:
+            with self._lock:
+                twin = sockets.pop(id(dbapi), None)
+            if twin is not None:
+                twin.close()
+
+        @event.listens_for(engine, "before_cursor_execute")
+        def executing(connection: Connection, _: Any, text: str, __: Any, context: Any, ___: bool) -> None:
+            self._statement(connection, text, context)
+
+        @event.listens_for(engine, "handle_error")
+        def erred(context: Any) -> None:
+            """Let the unit know which error was its own: a session may have other engines as well."""
+            unit = context.connection.info.get(UNIT) if context.connection is not None else None
+            if unit is not None:
+                unit.error = context.sqlalchemy_exception or context.original_exception
+
+        if self._committing is not None:
+            committing = self._committing
+
+            @event.listens_for(engine, "commit")
+            def commit(connection: Connection) -> None:
+                unit = connection.info.get(UNIT)
+                if unit is not None:
+                    committing(unit)
+
+        return engine
+
+
+class Probe:
+    """A connection of the monitor's own to one server."""
+
+    def __init__(self, connection: Connection, server: ModuleType, asynchronous_commits: Callable[[], bool]) -> None:
+        self._connection = connection
+        self._server = server
+        self._asynchronous_commits = asynchronous_commits
+        driver: Any = connection.connection.driver_connection
+        self._socket = socket.socket(fileno=os.dup(driver.fileno()))
+
+    def ask(self) -> Server:
+        """What the server says of itself. Raises ProbeError."""
+        try:
+            row = self._connection.exec_driver_sql(self._server.PROBE).one()
+            server: Server = self._server.parse_probe(row, asynchronous_commits=self._asynchronous_commits())
+            return server
+        except Unsuitable as error:
+            raise ProbeError(str(error), Silence.MISCONFIGURED) from None
+        except exc.SQLAlchemyError as error:
+            raise probe_error(error, self._server) from None
+
+    def functions(self) -> frozenset[str]:
+        """The user functions that the catalog says do not write. Raises ProbeError."""
+        try:
+            rows = self._connection.exec_driver_sql(self._server.FUNCTIONS).all()
+            return frozenset(self._server.parse_functions(rows))
+        except exc.SQLAlchemyError as error:
+            raise probe_error(error, self._server) from None
+
+    def cut(self) -> None:
+        """Shut the socket; wakes a thread that waits for an answer."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close; never raises."""
+        with contextlib.suppress(Exception):
+            self._connection.close()
+        self._socket.close()
+
+
+def probe_error(error: exc.SQLAlchemyError, server: ModuleType) -> ProbeError:
+    """The driver's error as one line for the user."""
+    original: Any = getattr(error, "orig", None) or error
+    sqlstate = getattr(original, "sqlstate", None)
+    text = " ".join(str(original).split())
+    kind, words = server.explain_refusal(sqlstate, text)
+    return ProbeError(words, kind, busy=server.is_busy(sqlstate, text))
+
+
+def _first_row(dbapi: Any, sql: str) -> Any:
+    cursor = dbapi.cursor()
+    try:
+        cursor.execute(sql)
+        return cursor.fetchone()
+    finally:
+        cursor.close()
+
+
+def _readable(fileno: int) -> bool:
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(fileno, select.POLLIN)
+        return bool(poll.poll(0))
+    return bool(select.select([fileno], [], [], 0)[0])
+
+
+def _alive(engine: Engine, dbapi: Any) -> bool:
+    try:
+        return bool(engine.dialect.do_ping(dbapi))
+    except engine.dialect.loaded_dbapi.Error:
+        return False

@@ -1,0 +1,80 @@
+"""What can go wrong, and what each error knows. Every message says what happened, on which instance, and what to do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class RouterError(Exception):
+    """Base of every error that this library raises on its own account.
+
+    sent: whether anything of the failed call may have reached a server.
+    outcome_known: whether it is known what the servers made of it.
+    """
+
+    sent: bool = False
+    outcome_known: bool = True
+
+
+class ConfigurationError(RouterError, ValueError):
+    """The router was given something that cannot work: an option, a URL, an instance of another cluster."""
+
+
+class NoWriterAvailable(RouterError):
+    """No instance accepted writes within `failover_timeout`. Nothing was sent.
+
+    waited: seconds. tried: what each instance last said, one line per instance.
+    """
+
+    def __init__(self, waited: float, tried: Sequence[str]) -> None:
+        self.waited = waited
+        self.tried = tuple(tried)
+        said = "; ".join(self.tried) or "no instance is configured"
+        super().__init__(
+            f"no writer after {waited:.1f} s: {said}. "
+            "Bring an instance up or promote a reader; raise failover_timeout to wait longer."
+        )
+
+
+class NoReaderAvailable(RouterError):
+    """No reader qualifies and `no_reader="error"` forbids the writer. Nothing was sent."""
+
+    def __init__(self, said: Sequence[str]) -> None:
+        self.said = tuple(said)
+        super().__init__(
+            f"no reader qualifies: {'; '.join(self.said) or 'none is configured'}. "
+            'Add a reader, raise max_lag, or use no_reader="writer".'
+        )
+
+
+class AmbiguousWriter(RouterError):
+    """Several instances accept writes and nothing tells which is the newest. Writes are refused until it resolves."""
+
+    def __init__(self, instances: Sequence[str]) -> None:
+        self.instances = tuple(instances)
+        super().__init__(
+            f"{' and '.join(self.instances)} both accept writes in the same epoch; writes are refused. "
+            "Stop the one that should not be the writer."
+        )
+
+
+class ReadOnlyViolation(RouterError):
+    """A statement that writes was given to a unit declared `read_only=True`. It was not sent."""
+
+    def __init__(self, effect: str, instance: str) -> None:
+        self.instance = instance
+        super().__init__(
+            f"a statement with effect {effect} in a read-only unit on {instance}; it was not sent. "
+            "Use read_only=False, or leave read_only out to let the router decide."
+        )
+
+
+class WrongServer(RouterError):
+    """A new connection reached a server that the topology does not know there, or in another role; it was closed."""
+
+    def __init__(self, instance: str, why: str) -> None:
+        self.instance = instance
+        super().__init__(f"a new connection to {instance} was discarded: {why}")

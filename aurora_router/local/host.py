@@ -1,0 +1,260 @@
+"""Where the servers of a local cluster live: a directory, a user who is not root, and a keeper that ends them all.
+
+The keeper is a small shell at the end of a pipe that only this process holds. When the pipe closes, because the cluster is
+stopped or because this process died of whatever cause, it ends the servers (frozen ones too) and removes their files. A
+cluster ends in no other way, so every test exercises it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from aurora_router.local.system import (
+    PROGRAMS,
+    LocalClusterError,
+    descendants,
+    environment,
+    quoted,
+    reachable_by_others,
+    tail,
+    unprivileged_user,
+    until,
+)
+
+# $1 is the cluster's directory, $2 that of the programs. Servers work in their data directories, which is how they are
+# found; that they run our programs is asked too, lest a shell that someone opened there be killed. QUIT lets a server give
+# its shared memory back; what a killed one left is named in the seventh line of its lock file.
+_KEEPER = r"""
+trap '' HUP INT TERM
+cd /
+while read -r _; do :; done
+each() {
+    none=1
+    for process in /proc/[0-9]*; do
+        for home in "$directory" "$directory"/*/; do
+            [ "$process/cwd" -ef "$home" ] || continue
+            for program in postgres initdb pg_basebackup pg_rewind; do
+                [ "$process/exe" -ef "$programs/$program" ] || continue
+                kill -"$1" "${process#/proc/}" && none=0
+            done
+        done
+    done
+    return $none
+}
+directory=$1 programs=$2 tries=0
+each QUIT && each CONT
+while [ $tries -lt 40 ] && each 0; do tries=$((tries + 1)); sleep 0.025; done
+while each KILL; do sleep 0.01; done
+for lock in "$directory"/*/postmaster.pid; do
+    [ -f "$lock" ] && set -- $(sed -n 7p "$lock") && [ -n "$2" ] && ipcrm -m "$2"
+done
+tries=0
+while [ $tries -lt 50 ]; do
+    rm -rf "$directory" && break
+    tries=$((tries + 1)); sleep 0.1
+done
+"""
+
+
+class Host:
+    """A temporary directory, the programs, and the user who runs them there; `close()` ends all that runs and removes it.
+
+    bin_dir: where the programs are. parent: where the directory is made, None for the system's usual place.
+    Raises LocalClusterError when the servers' user cannot reach the directory.
+    """
+
+    def __init__(self, bin_dir: Path, parent: Path | str | None) -> None:
+        self._as_user = unprivileged_user() if os.geteuid() == 0 else {}
+        self.directory = self._make_directory(parent)
+        try:
+            copied = bool(self._as_user) and not reachable_by_others(bin_dir / "postgres")
+            home = bin_dir.parent
+            # The wheel's programs find their libraries beside its package (rpath $ORIGIN/../../../<package>.libs).
+            copy = self.directory / "programs" / home.parent.name / home.name
+            self.programs = copy / bin_dir.name if copied else bin_dir
+            self._keeper = subprocess.Popen(
+                ["/bin/sh", "-c", _KEEPER, "keeper", str(self.directory), str(self.programs)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C in a terminal reaches this process only
+                **self._as_user,
+            )
+        except BaseException:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            raise
+        if copied:
+            try:
+                self._copy_programs(home, copy)
+            except BaseException:
+                self.close()
+                raise
+
+    def close(self) -> None:
+        """End everything; returns when nothing runs and nothing is left on disk."""
+        assert self._keeper.stdin is not None
+        self._keeper.stdin.close()
+        self._keeper.wait(60)
+        shutil.rmtree(self.directory, ignore_errors=True)  # the servers' user may not remove it from where root put it
+
+    def disown(self) -> None:
+        """In a forked child: what is here belongs to the parent, and the pipe must not stay open because of the child."""
+        assert self._keeper.stdin is not None
+        self._keeper.stdin.close()
+        self._keeper.returncode = 0  # not the child's to wait for
+
+    def run(self, program: str, *args: str, password: str = "") -> None:
+        """Run a program to its end; LocalClusterError, with what it said, when it fails."""
+        done = subprocess.run(
+            [self.programs / program if program in PROGRAMS else program, *args],
+            env={**environment(), "PGPASSWORD": password},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            **self._process(),
+        )
+        if done.returncode:
+            raise LocalClusterError(f"{program} failed:\n{(done.stderr or done.stdout).strip()}")
+
+    def spawn(self, log: Path, *args: str | Path) -> subprocess.Popen[bytes]:
+        """Start a server."""
+        with log.open("ab") as out:
+            return subprocess.Popen(
+                [self.programs / "postgres", *args],
+                env=environment(),
+                stdout=out,
+                stderr=out,
+                **self._process(),
+            )
+
+    def write(self, path: Path, text: str) -> None:
+        """Write a file that only the servers' user can read."""
+        with open(path, "w", opener=lambda p, flags: os.open(p, flags, 0o600)) as file:
+            file.write(text)
+        if self._as_user:
+            os.chown(path, self._as_user["user"], self._as_user["group"])
+
+    def _process(self) -> dict[str, Any]:
+        return {
+            "stdin": subprocess.DEVNULL,
+            "cwd": self.directory,
+            "start_new_session": True,
+            **self._as_user,
+        }
+
+    def _make_directory(self, parent: Path | str | None) -> Path:
+        uid = self._as_user.get("user")
+        usual = (tempfile.gettempdir(), "/tmp", "/var/tmp")  # noqa: S108
+        candidates = [Path(p).resolve() for p in (usual if parent is None else [parent])]
+        for candidate in candidates:
+            if uid is None or reachable_by_others(candidate):
+                directory = Path(tempfile.mkdtemp(prefix="aurora-router-", dir=candidate))
+                if uid is not None:
+                    os.chown(directory, uid, self._as_user["group"])
+                return directory
+        raise LocalClusterError(
+            f"started by root, the servers run as user {uid}, who cannot reach {candidates[0]}: "
+            "give a directory that everyone may enter, and all above it too (o+x)"
+        )
+
+    def _copy_programs(self, home: Path, copy: Path) -> None:
+        """Bring the programs to where the servers' user can read them."""
+        for part in (self.programs.name, "lib", "share"):
+            if (home / part).is_dir():
+                shutil.copytree(home / part, copy / part, symlinks=True)
+        libraries = home.parent.parent / f"{home.parent.name}.libs"
+        if libraries.is_dir():
+            shutil.copytree(libraries, self.directory / "programs" / libraries.name)
+        top = self.directory / "programs"
+        for path in (top, *top.rglob("*")):
+            os.chown(path, self._as_user["user"], self._as_user["group"], follow_symlinks=False)
+
+
+class Server:
+    """One server process with its data, on its host."""
+
+    def __init__(self, host: Host, name: str) -> None:
+        self.name = name
+        self.data = host.directory / name
+        self.log = host.directory / f"{name}.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.frozen = False
+        self.follows: str | None = None  # the name of the server that its primary_conninfo points to
+        self._host = host
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def stands_by(self) -> bool:
+        """Whether it is a reader, or will be when it is started; the server removes the file when it is promoted."""
+        return (self.data / "standby.signal").exists()
+
+    def stand_by(self, settings: Mapping[str, str]) -> None:
+        """Have it start as a reader from now on; it must be down. The last of several equal settings holds."""
+        self._host.write(self.data / "standby.signal", "")
+        with (self.data / "postgresql.auto.conf").open("a") as conf:
+            conf.writelines(f"{name} = {quoted(value)}\n" for name, value in settings.items())
+
+    def launch(self, settings: Mapping[str, str]) -> None:
+        """Start it; `wait_ready` says when it takes connections."""
+        # The lock file of a killed server names a pid that may be another process's by now.
+        (self.data / "postmaster.pid").unlink(missing_ok=True)
+        options = (f"--{name}={value}" for name, value in settings.items())
+        self.process = self._host.spawn(self.log, "-D", self.data, *options)
+        self.frozen = False
+
+    def wait_ready(self) -> None:
+        for _ in until(60, f"{self.name} to start"):
+            if not self.running:
+                raise LocalClusterError(f"{self.name} did not start\n{tail(self.log)}")
+            with contextlib.suppress(FileNotFoundError):
+                lines = (self.data / "postmaster.pid").read_text().splitlines()
+                if len(lines) > 7 and lines[7].strip() == "ready":  # what pg_ctl goes by
+                    break
+
+    def shut_down(self) -> None:
+        """A fast shutdown (sessions end, readers get what they lack), or a crash when that takes more than 10 s."""
+        if self.process is not None and self.running:
+            self.thaw()
+            self.process.send_signal(signal.SIGINT)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:  # it waits for a reader that does not answer
+                self.kill()
+
+    def kill(self) -> None:
+        if self.process is not None and self.running:
+            self.freeze()  # so that none of its processes notices the end of another and ends in an orderly way
+            for pid in (*descendants(self.process.pid), self.process.pid):
+                _send(pid, signal.SIGKILL)
+            self.process.wait(10)
+        self.frozen = False
+
+    def freeze(self) -> None:
+        if self.process is not None and self.running:
+            _send(self.process.pid, signal.SIGSTOP)  # first, so that it starts no more of the others
+            for pid in descendants(self.process.pid):
+                _send(pid, signal.SIGSTOP)
+            self.frozen = True
+
+    def thaw(self) -> None:
+        if self.process is not None and self.frozen:
+            for pid in (*descendants(self.process.pid), self.process.pid):
+                _send(pid, signal.SIGCONT)
+        self.frozen = False
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)

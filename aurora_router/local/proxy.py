@@ -1,0 +1,474 @@
+"""A TCP proxy that misbehaves on request: latency, black holes, resets, refusals, moved targets; it counts round trips.
+
+One thread, one selector; everything that changes its state is run by that thread, so that a method returns when it is done.
+It reads along with PostgreSQL's protocol, to say which statements a client really sent; what it cannot read, it passes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import selectors
+import socket
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+__all__ = ["FaultProxy"]
+
+Address = tuple[str, int]
+
+_CHUNK = 256 * 1024
+_HELD_AT_MOST = 16 * 2**20  # bytes in one direction, then its source must wait
+_SSL_REQUEST, _GSS_REQUEST = 80877103, 80877104
+
+
+class FaultProxy:
+    """Forward TCP connections to `target`, with faults; use it as a context manager, or call `close()`.
+
+        with FaultProxy((cluster.writer.host, cluster.writer.port)) as proxy:
+            engine = create_engine(f"postgresql+psycopg://app:...@{proxy.address}/app")
+            proxy.latency = 0.010
+            proxy.black_hole()
+
+    target: `(host, port)` of the server, or a list of them: each new connection then goes to the next one in turn that
+        accepts it, as behind a load balancer.
+    listen_host, listen_port: where to listen; port 0 picks a free one.
+
+    Raises OSError when it cannot listen there. A connection that no target accepts is reset.
+    """
+
+    def __init__(self, target: Address | Sequence[Address], listen_host: str = "127.0.0.1", listen_port: int = 0) -> None:
+        self.latency = 0.0
+        """Seconds that data takes in each direction, a login's included (TCP's own handshake is not); good to about 1 ms."""
+        self.round_trips = 0
+        """How often a server answered: a flight of the client's, then one of the server's, counts one."""
+        self.syncs = 0
+        """How many simple queries and Sync messages PostgreSQL clients sent: exact round trips, without those of logins."""
+        self.statements: list[str] = []
+        """Texts of the statements that PostgreSQL clients executed, in order; of a prepared one at each execution."""
+        self.accepted = 0
+        """How many connections were accepted."""
+        self._targets = _addresses(target)
+        self._turn = 0
+        self._held = False
+        self._links: set[_Link] = set()
+        self._selector = selectors.DefaultSelector()
+        self._listener: socket.socket | None = _listen((listen_host, listen_port))
+        self.host, self.port = self._listener.getsockname()[:2]
+        self._orders: deque[Callable[[], None]] = deque()
+        self._bell, self._ear = socket.socketpair()
+        self._ear.setblocking(False)
+        self._stopped = False
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(self._ear, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._run, name=f"fault-proxy-{self.port}", daemon=True)
+        self._thread.start()
+
+    def __repr__(self) -> str:
+        to = ", ".join(f"{host}:{port}" for host, port in self._targets)
+        state = "closed" if self._stopped else "black hole" if self._held else "open" if self._listener else "refusing"
+        return f"<FaultProxy {self.address} to {to} {state}, {len(self._links)} connections>"
+
+    @property
+    def address(self) -> str:
+        """`host:port` where the proxy listens."""
+        return f"{self.host}:{self.port}"
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open through the proxy."""
+        return len(self._links)
+
+    @property
+    def targets(self) -> list[Address]:
+        """Where new connections go, in turn."""
+        return list(self._targets)
+
+    @targets.setter
+    def targets(self, targets: Address | Sequence[Address]) -> None:
+        self._targets = _addresses(targets)
+
+    def retarget(self, target: Address | Sequence[Address]) -> None:
+        """Send new connections elsewhere, as DNS or a moved virtual IP does; open ones stay where they are."""
+        self.targets = _addresses(target)
+
+    def black_hole(self) -> None:
+        """Let nothing through, in either direction, and tell nobody: connections are accepted and data is taken, silently.
+
+        As after a partition of a real network, what was taken arrives after `heal()`, on connections that are still open.
+        """
+        self._do(lambda: setattr(self, "_held", True))
+
+    def refuse(self) -> None:
+        """Refuse new connections; open ones go on."""
+        self._do(self._shut_listener)
+
+    def reset_all(self) -> int:
+        """Reset (RST) all open connections, on both sides; returns how many."""
+        links: list[_Link] = []
+
+        def reset() -> None:
+            links.extend(self._links)
+            for link in links:
+                self._end(link, reset=True)
+
+        self._do(reset)
+        return len(links)
+
+    def heal(self) -> None:
+        """End a black hole and a refusal, and set the latency to 0."""
+
+        def heal() -> None:
+            self._held, self.latency = False, 0.0
+            for link in list(self._links):
+                if link.broken:
+                    self._end(link, reset=True)
+                elif link.server is None:
+                    self._connect(link)
+            if self._listener is None:
+                self._listener = _listen((self.host, self.port))
+                self._selector.register(self._listener, selectors.EVENT_READ)
+
+        self._do(heal)
+
+    def reset_counts(self) -> None:
+        """Set `round_trips`, `syncs` and `accepted` to 0 and forget the statements."""
+
+        def forget() -> None:
+            self.round_trips = self.syncs = self.accepted = 0
+            self.statements = []
+
+        self._do(forget)
+
+    def close(self) -> None:
+        """Close all connections and stop listening. May be called again."""
+        if not self._stopped:
+            self._do(lambda: setattr(self, "_stopped", True))
+            self._thread.join()
+            self._bell.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- the thread
+
+    def _do(self, order: Callable[[], None]) -> None:
+        """Have the thread run `order`, wait until it has, and pass on what it raised."""
+        if self._stopped:
+            raise RuntimeError("the proxy is closed")
+        done, raised = threading.Event(), []
+
+        def run() -> None:
+            try:
+                order()
+            except Exception as error:  # raised below, in the thread that asked
+                raised.append(error)
+            done.set()
+
+        self._orders.append(run)
+        self._bell.send(b"!")
+        while not done.wait(1):
+            if not self._thread.is_alive():
+                raise RuntimeError("the proxy is closed")
+        if raised:
+            raise raised[0]
+
+    def _run(self) -> None:
+        while not self._stopped:
+            for key, events in self._selector.select(self._next_due()):
+                if key.fileobj is self._ear:
+                    self._ear.recv(4096)
+                elif key.data is None:
+                    self._accept()
+                elif key.data in self._links:  # not ended by an event before this one
+                    self._serve(key.data, key.fileobj, events)
+            while self._orders:
+                self._orders.popleft()()
+            for link in list(self._links):
+                self._deliver(link)
+        for link in list(self._links):
+            self._end(link, reset=False)
+        self._shut_listener()
+        self._selector.close()
+        self._ear.close()
+
+    def _next_due(self) -> float | None:
+        """Seconds until something that is held back by latency is due, None when nothing is."""
+        if self._held:
+            return None
+        due = [flow.queue[0][0] for link in self._links for flow in link.flows if flow.queue and not flow.choked]
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    def _shut_listener(self) -> None:
+        if self._listener is not None:
+            self._selector.unregister(self._listener)
+            self._listener.close()
+            self._listener = None
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
+            client, _ = self._listener.accept()
+            client.setblocking(False)
+            self.accepted += 1
+            start, self._turn = self._turn, self._turn + 1
+            link = _Link(client, [self._targets[(start + n) % len(self._targets)] for n in range(len(self._targets))])
+            self._links.add(link)
+            if not self._held:
+                self._connect(link)
+
+    def _connect(self, link: _Link) -> None:
+        """Connect to the next target that is left; reset the client when none is."""
+        if link.server is not None:
+            self._drop(link.server)
+            link.server = None
+        if not link.targets:
+            self._end(link, reset=True)
+            return
+        host, port = link.targets.pop(0)
+        server = link.server = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        server.setblocking(False)
+        for side in (link.client, server):
+            side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            problem = server.connect_ex((host, port))
+        except OSError as error:  # a name that does not resolve
+            problem = error.errno or errno.EHOSTUNREACH
+        if problem not in (0, errno.EINPROGRESS):
+            self._connect(link)
+            return
+        link.flows = (_Flow(link.client, server), _Flow(server, link.client))
+        self._watch(link)
+
+    def _serve(self, link: _Link, side: object, events: int) -> None:
+        assert link.server is not None
+        if not link.connected:
+            if side is link.server:
+                if link.server.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                    self._connect(link)
+                    return
+                link.connected = True
+                self._watch(link)
+            return
+        there, back = link.flows
+        flow = there if side is link.client else back
+        if events & selectors.EVENT_WRITE:
+            (back if side is link.client else there).choked = False
+        if events & selectors.EVENT_READ and not flow.ended:
+            try:
+                data = flow.source.recv(_CHUNK)
+            except BlockingIOError:
+                return
+            except OSError:  # reset by that side: the other one learns it in the same way, in a black hole later
+                if not self._held:
+                    self._end(link, reset=True)
+                    return
+                link.broken = flow.ended = True
+                self._watch(link)
+                return
+            if data:
+                self._count(link, data, from_client=flow is there)
+                flow.put(data, time.monotonic() + self.latency)
+            else:
+                flow.ended = True
+                flow.put(b"", time.monotonic() + self.latency)
+            self._watch(link)
+
+    def _deliver(self, link: _Link) -> None:
+        """Send what is due."""
+        if self._held or not link.connected:
+            return
+        now = time.monotonic()
+        for flow in link.flows:
+            while flow.queue and flow.queue[0][0] <= now and not flow.choked:
+                due, data = flow.queue.popleft()
+                try:
+                    if not data:
+                        flow.sink.shutdown(socket.SHUT_WR)
+                        flow.closed = True
+                        continue
+                    sent = flow.sink.send(data)
+                except BlockingIOError:
+                    sent = 0
+                except OSError:
+                    self._end(link, reset=True)
+                    return
+                flow.size -= sent
+                if sent < len(data):
+                    flow.queue.appendleft((due, data[sent:]))
+                    flow.choked = True
+        if all(flow.closed for flow in link.flows):
+            self._end(link, reset=False)
+        else:
+            self._watch(link)
+
+    def _watch(self, link: _Link) -> None:
+        """Tell the selector what this connection waits for."""
+        assert link.server is not None
+        there, back = link.flows
+        if not link.connected:
+            self._set(link.server, selectors.EVENT_WRITE, link)
+            return
+        for side, reads, writes in ((link.client, there, back), (link.server, back, there)):
+            events = selectors.EVENT_READ if not reads.ended and reads.size < _HELD_AT_MOST else 0
+            self._set(side, events | (selectors.EVENT_WRITE if writes.choked else 0), link)
+
+    def _set(self, side: socket.socket, events: int, link: _Link) -> None:
+        known = self._selector.get_map().get(side)
+        if known is None:
+            if events:
+                self._selector.register(side, events, link)
+        elif not events:
+            self._selector.unregister(side)
+        elif known.events != events:
+            self._selector.modify(side, events, link)
+
+    def _end(self, link: _Link, *, reset: bool) -> None:
+        self._links.discard(link)
+        for side in (link.client, link.server):
+            if side is not None:
+                if reset:
+                    with contextlib.suppress(OSError):
+                        side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self._drop(side)
+
+    def _drop(self, side: socket.socket) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(side)
+        side.close()
+
+    def _count(self, link: _Link, data: bytes, *, from_client: bool) -> None:
+        if from_client:
+            link.asked = True
+            for message in link.protocol.client_sent(data):
+                if message.statement is not None:
+                    self.statements.append(message.statement)
+                self.syncs += message.sync
+        else:
+            link.protocol.server_sent(data)
+            self.round_trips += link.asked
+            link.asked = False
+
+
+class _Flow:
+    """One direction of a connection: what has been read and is not yet sent, with the time when it may be."""
+
+    def __init__(self, source: socket.socket, sink: socket.socket) -> None:
+        self.source, self.sink = source, sink
+        self.queue: deque[tuple[float, bytes]] = deque()  # empty bytes: the end
+        self.size = 0
+        self.choked = False  # the sink takes no more for now
+        self.ended = False  # the source has said its last
+        self.closed = False  # and the sink has been told
+
+    def put(self, data: bytes, due: float) -> None:
+        if self.queue:  # order is kept when the latency shrinks
+            due = max(due, self.queue[-1][0])
+        self.queue.append((due, data))
+        self.size += len(data)
+
+
+@dataclass(eq=False)
+class _Link:
+    """One connection through the proxy."""
+
+    client: socket.socket
+    targets: list[Address]  # those not yet tried
+    server: socket.socket | None = None
+    flows: tuple[_Flow, ...] = ()
+    connected: bool = False
+    broken: bool = False  # one side has reset it while nothing got through
+    asked: bool = False  # the client has sent something since the server last did
+    protocol: _PostgresReader = field(default_factory=lambda: _PostgresReader())
+
+
+@dataclass(frozen=True)
+class _Message:
+    statement: str | None
+    sync: bool
+
+
+class _PostgresReader:
+    """Reads along with the client's side of PostgreSQL's protocol (version 3), until it meets what it does not know."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._started = False  # the startup message has been seen
+        self._asked_for_tls = False
+        self._readable = True
+        self._prepared: dict[bytes, str] = {}
+        self._portals: dict[bytes, str] = {}
+
+    def server_sent(self, data: bytes) -> None:
+        if self._asked_for_tls:  # the answer is one byte: N for no, anything else encrypts what follows
+            self._asked_for_tls = False
+            self._readable = self._readable and data[:1] == b"N"
+        elif not self._started:
+            self._readable = False  # a server that speaks first is not PostgreSQL
+
+    def client_sent(self, data: bytes) -> list[_Message]:
+        found: list[_Message] = []
+        if not self._readable:
+            return found
+        self._buffer += data
+        while self._readable and not self._asked_for_tls:
+            head = 1 if self._started else 0
+            if len(self._buffer) < head + 4:
+                break
+            (length,) = struct.unpack_from("!I", self._buffer, head)
+            if not 4 <= length <= (2**30 if self._started else 10_000):
+                self._readable = False
+                break
+            if len(self._buffer) < head + length:
+                break
+            kind, body = bytes(self._buffer[:head]), bytes(self._buffer[head + 4 : head + length])
+            del self._buffer[: head + length]
+            if not self._started:
+                self._startup(body)
+            elif (message := self._message(kind, body)) is not None:
+                found.append(message)
+        return found
+
+    def _startup(self, body: bytes) -> None:
+        (code,) = struct.unpack_from("!I", body.ljust(4, b"\0"))
+        if code in (_SSL_REQUEST, _GSS_REQUEST):
+            self._asked_for_tls = True
+        elif code >> 16 == 3:
+            self._started = True
+        else:
+            self._readable = False  # a cancel request, or nothing of PostgreSQL's
+
+    def _message(self, kind: bytes, body: bytes) -> _Message | None:
+        names = [*body.split(b"\0", 2), b"", b""]
+        match kind:
+            case b"Q":
+                return _Message(names[0].decode(errors="replace"), sync=True)
+            case b"P":
+                self._prepared[names[0]] = names[1].decode(errors="replace")
+            case b"B":
+                self._portals[names[0]] = self._prepared.get(names[1], "")
+            case b"E":
+                return _Message(self._portals.get(names[0], ""), sync=False)
+            case b"S" | b"F":
+                return _Message(None, sync=True)
+        return None
+
+
+def _addresses(target: Address | Sequence[Address]) -> list[Address]:
+    one = isinstance(target[0], str)
+    found: list[Address] = [target] if one else list(target)  # type: ignore[list-item, arg-type]
+    return [(str(host), int(port)) for host, port in found]
+
+
+def _listen(address: Address) -> socket.socket:
+    listener = socket.create_server(address, family=socket.AF_INET6 if ":" in address[0] else socket.AF_INET, backlog=512)
+    listener.setblocking(False)
+    return listener

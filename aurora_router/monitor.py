@@ -1,0 +1,471 @@
+"""The only code that talks to servers on its own account: probes instances, publishes frozen topologies, wakes who waits.
+
+One thread keeps the time, and each instance has a thread that does nothing but ask it, so that a server that hangs or a
+name that does not resolve holds up nobody else: the time-keeper declares an overdue probe silent, cuts its connection, and
+the answer, should it ever come, is dropped as late.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from aurora_router.core import topology as pure
+from aurora_router.core.topology import Instance, Observation, Server, ServerId, Silence, Topology
+
+log = logging.getLogger("aurora_router")
+
+HURRY = 0.02  # seconds between probes while something is suspect
+RENEW = 30.0  # seconds after which a name is resolved and connected to afresh
+SCOUT = 5.0  # the same for a reader endpoint, behind which other servers may stand
+WRITERLESS = 0.5  # the same for all while there is no writer: its name may lead to another server by now
+FORGET = 60.0  # seconds after which a server behind a reader endpoint that no fresh connection reached is let go
+CATALOG = 30.0  # seconds between looks at the functions in the catalog
+CATALOG_HURRY = 1.0  # the same when an unknown function was called
+LOOKS = 4  # fresh connections in a row when other servers may stand behind a reader endpoint
+STUCK = 4  # threads of one instance that may hang (in name resolution, say) before no more are started
+MAX_SERVERS = 16  # servers that are watched behind one reader endpoint
+
+
+class ProbeConnection(Protocol):
+    """A connection to one server that its watcher owns; only cut() is called by another thread."""
+
+    def ask(self) -> Server:
+        """Raises ProbeError."""
+        ...
+
+    def functions(self) -> frozenset[str]:
+        """Names of user functions that do not write. Raises ProbeError."""
+        ...
+
+    def cut(self) -> None:
+        """Shut the socket, so that a thread stuck in ask() wakes with an error."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class ProbeError(Exception):
+    """A probe that failed, in words for the user. busy: the server lives, but has no room for one more connection."""
+
+    def __init__(self, message: str, silence: Silence = Silence.REFUSED, *, busy: bool = False) -> None:
+        super().__init__(message)
+        self.silence = silence
+        self.busy = busy
+
+
+class Monitor:
+    """Watches a set of instances.
+
+    connect: opens a probe connection to an instance; raises ProbeError.
+    changed: called with (old, new) for each new topology, in order, one at a time.
+    interval, timeout, position_interval: seconds. patience: seconds to hurry on without a writer though nobody waits for one.
+    """
+
+    def __init__(
+        self,
+        instances: tuple[Instance, ...],
+        connect: Callable[[Instance], ProbeConnection],
+        changed: Callable[[Topology, Topology], None],
+        *,
+        interval: float,
+        timeout: float,
+        position_interval: float,
+        patience: float,
+    ) -> None:
+        topology = Topology()
+        for instance in instances:
+            topology = pure.add(topology, instance)
+        self.topology = topology
+        self.functions: frozenset[str] = frozenset()
+        self._connect = connect
+        self._changed = changed
+        self._interval = interval
+        self._timeout = timeout
+        self._position_interval = position_interval
+        self._patience = patience
+        self._order = threading.RLock()  # topologies are announced in the order in which they were made
+        self._moved = threading.Condition()  # guards what is below; notified with each new topology
+        self._poke = threading.Event()
+        self._watchers: dict[str, _Watcher] = {}
+        self._waiting = 0
+        self._suspects: dict[str, float] = {}
+        self._wanted_at = 0.0
+        self._served_at = 0.0
+        self._writerless_since = time.monotonic()
+        self._catalog_at = float("-inf")
+        self._catalog_wanted = False
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def start(self) -> None:
+        """Begin to probe; does nothing when it has begun."""
+        with self._moved:
+            if self._thread is not None or self._closed:
+                return
+            self._writerless_since = time.monotonic()
+            for instance in self.topology:
+                self._watchers[instance.id] = _Watcher(self, instance)
+            self._thread = threading.Thread(target=self._keep_time, name="aurora-router-monitor", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """Stop probing, close the probe connections, join the threads that answer. Idempotent."""
+        with self._moved:
+            self._closed = True
+            watchers = list(self._watchers.values())
+            self._watchers.clear()
+            self._moved.notify_all()
+        self._poke.set()
+        for watcher in watchers:
+            watcher.stop()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(self._timeout)
+        for watcher in watchers:
+            watcher.join(self._timeout)
+
+    def wait_for(self, satisfied: Callable[[Topology], bool], timeout: float) -> Topology:
+        """The newest topology, as soon as it satisfies the condition, the time (seconds) is up or the monitor is closed."""
+        deadline = time.monotonic() + timeout
+        with self._moved:
+            if satisfied(self.topology):
+                return self.topology
+            self._waiting += 1
+            self._poke.set()
+            try:
+                while not self._closed and (left := deadline - time.monotonic()) > 0:
+                    self._moved.wait(left)
+                    if satisfied(self.topology):
+                        break
+            finally:
+                self._waiting -= 1
+            return self.topology
+
+    def suspect(self, instance: str) -> None:
+        """Something failed there: probe it at once."""
+        with self._moved:
+            if instance in self.topology.by_id:
+                self._suspects[instance] = time.monotonic()
+        self._poke.set()
+
+    def look(self, instance: str) -> None:
+        """A connection reached a server that is not known there: find out who stands behind that name now."""
+        with self._moved:
+            watcher = self._watchers.get(instance)
+            if watcher is not None:
+                watcher.look = True
+        self.suspect(instance)
+
+    def want_positions(self) -> None:
+        """A session that has written wants to read: ask for positions now, once for all, at most every position_interval."""
+        if self._wanted_at <= self._served_at:  # else a round that begins after this moment is on its way already
+            self._wanted_at = time.monotonic()
+            self._poke.set()
+
+    def want_functions(self) -> None:
+        """A function was called that the catalog did not list when it was last read."""
+        self._catalog_wanted = True
+
+    def add(self, instance: Instance) -> None:
+        """Watch one more instance; does nothing when it is watched already."""
+        if instance.id in self.topology.by_id:
+            return
+        self._publish(lambda topology: pure.add(topology, instance))
+        with self._moved:
+            if self._thread is not None and not self._closed and instance.id not in self._watchers:
+                self._watchers[instance.id] = _Watcher(self, instance)
+        self._poke.set()
+
+    def remove(self, instance: str) -> None:
+        """Watch that instance no longer."""
+        with self._moved:
+            watcher = self._watchers.pop(instance, None)
+            self._suspects.pop(instance, None)
+        if watcher is not None:
+            watcher.stop()
+        self._publish(lambda topology: pure.remove(topology, instance))
+
+    def _publish(self, change: Callable[[Topology], Topology]) -> None:
+        with self._order:
+            old = self.topology
+            new = change(old)
+            if new is old:
+                return
+            with self._moved:
+                self.topology = new
+                if new.writer is None and old.writer is not None:
+                    self._writerless_since = time.monotonic()
+                self._moved.notify_all()
+            try:
+                self._changed(old, new)
+            except Exception:
+                log.exception("a topology was not taken in completely")
+
+    def _observed(self, observation: Observation) -> None:
+        if observation.silence is not Silence.TIMEOUT:
+            with self._moved:
+                if self._suspects.get(observation.instance, float("inf")) <= observation.asked_at:
+                    del self._suspects[observation.instance]
+        self._publish(lambda topology: pure.observe(topology, observation))
+
+    def _forgotten(self, instance: str, server: ServerId) -> None:
+        self._publish(lambda topology: pure.forget(topology, instance, server))
+
+    def _keep_time(self) -> None:
+        while not self._closed:
+            self._poke.clear()
+            now = time.monotonic()
+            wake = now + self._interval
+            writer = self.topology.writer
+            with self._moved:
+                watchers = list(self._watchers.values())
+            for watcher in watchers:
+                pace = self._pace(watcher, now)
+                asked_at = watcher.asked_at
+                if asked_at is not None:
+                    if asked_at + self._timeout <= now:
+                        watcher.overdue(asked_at)
+                    due = min(asked_at + self._timeout, max(watcher.last_at + pace, now + HURRY))
+                elif watcher.last_at + pace <= now:
+                    watcher.ask(now)
+                    due = now + min(pace, self._timeout)
+                else:
+                    due = watcher.last_at + pace
+                if writer is not None and writer.id == watcher.id:
+                    self._served_at = watcher.last_at
+                wake = min(wake, max(due, now + 0.001))
+            self._poke.wait(max(wake - time.monotonic(), 0.0))
+
+    def _pace(self, watcher: _Watcher, now: float) -> float:
+        """Seconds that are to pass between two probes of an instance, as things are."""
+        topology = self.topology
+        instance = topology.by_id.get(watcher.id)
+        if instance is not None and instance.seen and (instance.misses or watcher.id in self._suspects):
+            return HURRY
+        if topology.writer is None and (self._waiting or now - self._writerless_since < self._patience):
+            return HURRY
+        if watcher.last_at < self._wanted_at and instance is not None and instance.healthy:
+            return min(self._position_interval, self._interval)
+        return self._interval
+
+    def _fresh_look_due(self, watcher: _Watcher, now: float) -> bool:
+        if self.topology.writer is None:
+            every = WRITERLESS
+        else:
+            every = SCOUT if watcher.instance.reader_only else RENEW
+        return now - watcher.looked_at >= every
+
+    def _catalog_due(self, watcher: _Watcher, now: float) -> bool:
+        """Whether this watcher is to read the catalog now: the writer's, or any while there is none."""
+        writer = self.topology.writer
+        if writer is not None and writer.id != watcher.id:
+            return False
+        with self._moved:
+            if now - self._catalog_at < (CATALOG_HURRY if self._catalog_wanted else CATALOG):
+                return False
+            self._catalog_at = now
+            self._catalog_wanted = False
+            return True
+
+
+@dataclass(slots=True)
+class _Link:
+    """A probe connection, the server that it leads to, and when a fresh connection last led there."""
+
+    connection: ProbeConnection
+    server: ServerId
+    reached_at: float
+
+
+class _Watcher:
+    """The thread of one instance: asks the servers behind it when it is told to, and reports each answer as an observation.
+
+    A thread that hangs where it cannot be cut (in name resolution) is abandoned and replaced; what it brings in the end is
+    closed by itself.
+    """
+
+    def __init__(self, monitor: Monitor, instance: Instance) -> None:
+        self.monitor = monitor
+        self.instance = instance
+        self.id = instance.id
+        self.asked_at: float | None = None  # when the probe that is under way began
+        self.last_at = float("-inf")  # when the last one began
+        self.looked_at = float("-inf")
+        self.look = False
+        self._links: list[_Link] = []
+        self._asking: _Link | None = None
+        self._missing: ServerId | None = None  # the server whose connection was lost and not regained
+        self._go = threading.Event()
+        self._stopped = False
+        self._stuck = 0
+        self._thread = self._start()
+
+    def _start(self) -> threading.Thread:
+        thread = threading.Thread(target=self._run, name=f"aurora-router-probe-{self.id}", daemon=True)
+        self._thread = thread
+        thread.start()
+        return thread
+
+    def stop(self) -> None:
+        """Have the thread close its connections and end."""
+        self._stopped = True
+        self._go.set()
+        asking = self._asking
+        if asking is not None:
+            asking.connection.cut()
+
+    def join(self, timeout: float) -> None:
+        """Wait for the thread to end, at most that many seconds."""
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+
+    def ask(self, now: float) -> None:
+        """Begin a probe."""
+        self.asked_at = self.last_at = now
+        self._go.set()
+
+    def overdue(self, asked_at: float) -> None:
+        """The probe that began then has had its time: report silence, and free the thread or give it up."""
+        asking = self._asking
+        about = asking.server if asking is not None else self._missing
+        if asking is not None:
+            asking.connection.cut()
+            self.asked_at = self.last_at = time.monotonic()
+        elif self._stuck < STUCK:
+            self._stuck += 1
+            self.asked_at = None
+            self._go = threading.Event()
+            self._links = []
+            self._start()
+        else:
+            self.asked_at = time.monotonic()
+        timeout = self.monitor._timeout
+        error = f"no answer within {timeout:g} s"
+        self.monitor._observed(
+            Observation(self.id, asked_at, time.monotonic(), about=about, silence=Silence.TIMEOUT, error=error)
+        )
+
+    @property
+    def _current(self) -> bool:
+        return not self._stopped and self._thread is threading.current_thread()
+
+    def _run(self) -> None:
+        go = self._go
+        links = self._links
+        try:
+            while True:
+                go.wait()
+                go.clear()
+                if not self._current:
+                    return
+                try:
+                    self._probe(links)
+                except Exception:
+                    log.exception("the probe of %s came to an unexpected end", self.id)
+                if not self._current:
+                    return
+                self.asked_at = None
+        finally:
+            for link in links:
+                link.connection.close()
+            if self._thread is not threading.current_thread():
+                self._stuck -= 1
+
+    def _probe(self, links: list[_Link]) -> None:
+        now = time.monotonic()
+        for link in list(links):
+            self._ask(links, link)
+        if not links or self.look or self.monitor._fresh_look_due(self, now):
+            several = self.instance.reader_only and (self.look or not links)
+            self.look = False
+            self.looked_at = now
+            for _ in range(LOOKS if several else 1):
+                if not self._reach(links):
+                    break
+        if links and self.monitor._catalog_due(self, now):
+            self._read_catalog(links[0])
+
+    def _read_catalog(self, link: _Link) -> None:
+        self._asking = link
+        self.asked_at = time.monotonic()
+        try:
+            self.monitor.functions = link.connection.functions()
+        except ProbeError as error:
+            log.warning("the functions of %s could not be read: %s", self.id, error)
+        finally:
+            self._asking = None
+
+    def _ask(self, links: list[_Link], link: _Link) -> None:
+        asked_at = time.monotonic()
+        self._asking = link
+        self.asked_at = asked_at
+        try:
+            server = link.connection.ask()
+        except ProbeError as error:
+            self._asking = None
+            links.remove(link)
+            link.connection.close()
+            self._missing = link.server
+            # The server may be well and only this connection gone: it counts as down when a fresh one fails as well.
+            if links or not self._reach(links):
+                self._failed(asked_at, error, link.server)
+            return
+        finally:
+            self._asking = None
+        pooled = server.id != link.server
+        link.server = server.id
+        self._report(Observation(self.id, asked_at, time.monotonic(), server=server, pooled=pooled))
+        if self.instance.reader_only and len(links) > 1 and asked_at - link.reached_at > FORGET:
+            links.remove(link)
+            link.connection.close()
+            self.monitor._forgotten(self.id, link.server)
+
+    def _reach(self, links: list[_Link]) -> bool:
+        """Open a fresh connection and ask the server that it leads to. False when it failed."""
+        asked_at = time.monotonic()
+        self.asked_at = asked_at
+        try:
+            connection = self.monitor._connect(self.instance)
+        except ProbeError as error:
+            if not (error.busy and links):
+                self._failed(asked_at, error, None if links else self._missing)
+            return False
+        if not self._current:
+            connection.close()
+            return False
+        link = _Link(connection, ServerId("", None, None, ""), asked_at)
+        self._asking = link
+        try:
+            server = connection.ask()
+        except ProbeError as error:
+            connection.close()
+            if self._current:
+                self._failed(asked_at, error, None if links else self._missing)
+            return False
+        finally:
+            self._asking = None
+        link.server = server.id
+        replaced = [old for old in links if old.server == server.id or not self.instance.reader_only]
+        for old in replaced:
+            links.remove(old)
+            old.connection.close()
+        links.append(link)
+        gone = {old.server for old in replaced} | ({self._missing} if self._missing is not None else set())
+        self._missing = None
+        for other in gone - {server.id}:
+            self.monitor._forgotten(self.id, other)
+        if len(links) > MAX_SERVERS:
+            links.pop(0).connection.close()
+        self._report(Observation(self.id, asked_at, time.monotonic(), server=server))
+        return True
+
+    def _report(self, observation: Observation) -> None:
+        if self._current:
+            self.monitor._observed(observation)
+
+    def _failed(self, asked_at: float, error: ProbeError, about: ServerId | None) -> None:
+        self._report(Observation(self.id, asked_at, time.monotonic(), about=about, silence=error.silence, error=str(error)))

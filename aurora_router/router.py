@@ -1,0 +1,601 @@
+"""Router: from what a unit needs to an engine, and waiting for a writer. The request path; it never blocks on discovery."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
+
+import tenacity
+from sqlalchemy.engine import URL, Connection, Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import PoolProxiedConnection
+
+from aurora_router import config
+from aurora_router.core import events
+from aurora_router.core.failures import SUSPICIOUS, Action, Phase, decide
+from aurora_router.core.positions import Requirement, merge
+from aurora_router.core.selection import STRATEGIES, Balance, Decision, Load, Need, Reason, choose, resolve
+from aurora_router.core.statements import Effect, Verdict, verdict
+from aurora_router.core.topology import Instance, ServerId, Silence, Topology
+from aurora_router.engines import UNIT, Engines
+from aurora_router.errors import (
+    AmbiguousWriter,
+    ConfigurationError,
+    NoReaderAvailable,
+    NoWriterAvailable,
+    ReadOnlyViolation,
+    RouterError,
+    WrongServer,
+)
+from aurora_router.monitor import Monitor
+from aurora_router.servers.postgresql import Mode
+
+log = logging.getLogger("aurora_router")
+
+T = TypeVar("T")
+Consistency = Literal["eventual", "session", "global"]
+LEARNED = 1000  # statements remembered because a reader refused them
+
+_LEVELS_ON_READERS = frozenset({"autocommit", "read uncommitted", "read committed"})
+
+
+class NotARead(RouterError):
+    """Raised before a statement is sent to a reader in an automatic unit: the unit must move to the writer."""
+
+    def __init__(self, effect: Effect | None, reason: Reason) -> None:
+        self.effect = effect
+        self.reason = reason
+        super().__init__(reason.value)
+
+
+class Unit:
+    """One unit of work: where it is, and what was done in it.
+
+    read_only: what the user declared; None lets the router decide. instance: None before the first statement.
+    """
+
+    __slots__ = (
+        "avoid",
+        "consistent",
+        "epoch",
+        "error",
+        "hint",
+        "instance",
+        "on_writer",
+        "only_reads",
+        "read_only",
+        "requirement",
+        "streaming",
+        "wrote",
+    )  # fmt: skip
+
+    def __init__(self, read_only: bool | None, requirement: Requirement | None = None) -> None:
+        self.read_only = read_only
+        self.requirement = requirement
+        self.instance: Instance | None = None
+        self.on_writer = False
+        self.epoch = 0
+        self.avoid: frozenset[str] = frozenset()
+        self.hint: Literal["writer", "reader"] | None = None  # of the statement that is being executed
+        self.error: BaseException | None = None  # the last one that a statement of this unit met
+        self.wrote = False
+        self.only_reads = True  # nothing but READ statements so far
+        self.streaming = False  # a server-side cursor may be open
+
+
+class Router:
+    """Routes units of work over the instances of one cluster.
+
+    url: the writer's, or any instance's, with a driver ("postgresql+psycopg://..."); a list of hosts is understood.
+    instances: "host:port" of the others. reader_endpoint: a name behind which the readers stand, instead.
+    consistency: "session": a session sees its own writes; "global": all units of this router share what they have
+    written; "eventual": neither. max_lag: seconds; a reader further behind, or whose lag is unknown, is not used.
+    balance: how readers are chosen, or a function (see core.selection). no_reader: where reads go when no reader
+    qualifies. failover_timeout: seconds to wait for a writer. probe_interval, probe_timeout, position_interval: seconds.
+    pin_seconds: how long a session that has written stays on the writer where readers give no evidence at all.
+    read_only_functions: names of functions that are known not to write. engine_options: for create_engine().
+    listeners: called with each event of core.events, in the thread where it happened.
+
+    Connects at first use, not when it is made. Raises ConfigurationError for what can be seen to be wrong at once; what
+    only the servers can tell (credentials, another cluster's instance) is raised at first use.
+    """
+
+    def __init__(
+        self,
+        url: str | URL,
+        *,
+        instances: Iterable[str] = (),
+        reader_endpoint: str | None = None,
+        consistency: Consistency = "session",
+        max_lag: float | None = None,
+        balance: Literal["least_busy", "fastest", "round_robin", "random"] | Balance = "least_busy",
+        no_reader: Literal["writer", "error"] = "writer",
+        failover_timeout: float = 60.0,
+        probe_interval: float = 1.0,
+        probe_timeout: float = 1.0,
+        position_interval: float = 0.05,
+        pin_seconds: float = 5.0,
+        read_only_functions: Iterable[str] = (),
+        engine_options: Mapping[str, Any] | None = None,
+        listeners: Iterable[Callable[[events.Event], object]] = (),
+    ) -> None:
+        target = config.read_url(url)
+        config.check_choice("consistency", consistency, ("eventual", "session", "global"))
+        config.check_choice("no_reader", no_reader, ("writer", "error"))
+        if not callable(balance):
+            config.check_choice("balance", balance, tuple(STRATEGIES))
+        for name, seconds in (
+            ("failover_timeout", failover_timeout),
+            ("probe_interval", probe_interval),
+            ("probe_timeout", probe_timeout),
+            ("position_interval", position_interval),
+            ("pin_seconds", pin_seconds),
+        ):
+            config.check_seconds(name, seconds)
+        if max_lag is not None:
+            config.check_seconds("max_lag", max_lag)
+        self._url = target.url
+        self._server = target.server
+        self._dialect = target.server.DIALECT
+        self.consistency: Consistency = consistency
+        self.failover_timeout = failover_timeout
+        self._balance: Balance = balance if callable(balance) else STRATEGIES[balance]
+        self._allowed = frozenset(config.names("read_only_functions", read_only_functions))
+        self._catalog: frozenset[str] = frozenset()
+        self._harmless = self._allowed
+        self._learned: dict[str, None] = {}
+        self._listeners = tuple(config.callables("listeners", listeners))
+        options = config.check_engine_options(engine_options or {})
+        self._isolation = config.isolation(options)
+        self._shared: Requirement | None = None
+        self._committing: set[Unit] = set()
+        self._asynchronous_commits = False
+        self._need = Need(max_lag=max_lag, pin_seconds=pin_seconds, writer_serves_reads=no_reader == "writer")
+        self._declared_need = replace(self._need, declared=True)
+        self._ready = False
+        self._closed = False
+        self._probe_timeout = probe_timeout
+        self._lock = threading.Lock()
+        # What the engines and the monitor call must not keep the router alive: it closes when it is forgotten.
+        me = weakref.ref(self)
+        self._engines = Engines(
+            self._url,
+            self._server,
+            options,
+            known=_weakly(me, Router._known, frozenset()),
+            surprised=_weakly(me, Router._surprised, None),
+            statement=_weakly(me, Router._statement, None),
+            returned=_weakly(me, Router._returned, None),
+            committing=_weakly(me, Router._commit_begins, None) if consistency == "global" else None,
+            asynchronous_commits=_weakly(me, Router._has_asynchronous_commits, False),
+        )
+        self._monitor = Monitor(
+            config.instances(target, instances, reader_endpoint),
+            self._engines.probe,
+            _weakly(me, Router._changed, None),
+            interval=probe_interval,
+            timeout=probe_timeout,
+            position_interval=position_interval,
+            patience=failover_timeout,
+        )
+        self._load = Load(self._engines.in_use)
+        self._finalizer = weakref.finalize(self, _shut_down, self._monitor, self._engines)
+
+    # -- public ---------------------------------------------------------------------------------------------------
+
+    @property
+    def topology(self) -> Topology:
+        """The newest picture of the instances."""
+        self.start()
+        return self._monitor.topology
+
+    def start(self) -> None:
+        """Begin to watch the instances, and wait until each has answered once or has had its time. Done by first use.
+
+        Raises ConfigurationError when the instances do not fit together or nobody can ever be let in.
+        """
+        if self._ready:
+            return
+        if self._closed:
+            raise RouterError("this router is closed; make a new one")
+        self._monitor.start()
+        topology = self._monitor.wait_for(lambda t: t.probed, self._probe_timeout + 1.0)
+        strangers = [i for i in topology if "belongs to another cluster" in i.error]
+        refused = [i for i in topology if i.silence is Silence.MISCONFIGURED]
+        if strangers or (refused and topology.writer is None):
+            raise ConfigurationError("; ".join(str(i) for i in strangers or refused))
+        for instance in refused:
+            log.warning("%s is not used: %s", instance.id, instance.error)
+        self._ready = True
+
+    def connect(self, read_only: bool = False) -> Connection:
+        """A SQLAlchemy Connection, as engine.connect() gives, to the writer or, read_only, to a reader.
+
+        A read-only one runs a read-only transaction. Raises NoWriterAvailable, NoReaderAvailable, AmbiguousWriter.
+        """
+        unit = Unit(read_only, self._shared_requirement() if read_only else None)
+        return self.enter(unit, lambda engine: engine.connect(), _pooled)
+
+    @contextlib.contextmanager
+    def begin(self, read_only: bool = False) -> Iterator[Connection]:
+        """A Connection in a transaction that commits at the end of the block, as engine.begin() gives."""
+        with self.connect(read_only) as connection, connection.begin():
+            yield connection
+
+    def raw_connection(self, read_only: bool = False) -> PoolProxiedConnection:
+        """A pooled DBAPI connection, as engine.raw_connection() gives. Statements on it are not classified: on a read-only
+        one the server refuses what writes; with consistency "global", one to the writer counts as having written."""
+        unit = Unit(read_only, self._shared_requirement() if read_only else None)
+        connection = self.enter(unit, lambda engine: engine.raw_connection(), lambda raw: raw)
+        if not read_only:
+            unit.wrote = True
+            self._commit_begins(unit)
+        return connection
+
+    def explain(self, sql: str, read_only: bool | None = None) -> Decision:
+        """Where a unit that begins with this statement would go now, and why. Sends nothing."""
+        self.start()
+        found = verdict(sql, self._dialect)
+        effect = self.effect(found)
+        unit = Unit(read_only, self._shared_requirement())
+        if read_only is None:
+            if effect is not Effect.READ and not (found.hint == "reader" and found.known is Effect.READ):
+                return replace(self._decide(unit, Reason.NOT_A_READ), effect=effect)
+            if found.hint == "writer":
+                return replace(self._decide(unit, Reason.HINT), effect=effect)
+        if read_only is False:
+            return replace(self._decide(unit, Reason.DECLARED_WRITE), effect=effect)
+        return replace(self._decide(unit, None), effect=effect)
+
+    def add_instance(self, address: str) -> None:
+        """Use one more instance, "host:port", from the moment it answers."""
+        self._monitor.add(config.instance(address, self._server))
+
+    def remove_instance(self, address: str) -> None:
+        """Use that instance no longer: idle connections are closed, those in use when they come back."""
+        instance = config.instance(address, self._server)
+        if instance.id not in self._monitor.topology.by_id:
+            raise ConfigurationError(f"{instance.id} is not an instance of this router")
+        self._monitor.remove(instance.id)
+
+    def close(self) -> None:
+        """Stop watching and close the pooled connections. Idempotent."""
+        self._closed = True
+        self._ready = False
+        self._finalizer()
+
+    def __enter__(self) -> Router:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        topology = self._monitor.topology
+        writer = topology.writer.id if topology.writer is not None else None
+        return f"<Router writer={writer} readers={[i.id for i in topology.readers]} epoch={topology.epoch}>"
+
+    # -- units ----------------------------------------------------------------------------------------------------
+
+    def enter(
+        self,
+        unit: Unit,
+        connect: Callable[[Engine], T],
+        pooled: Callable[[T], PoolProxiedConnection],
+        write: Reason | None = None,
+    ) -> T:
+        """Connect a unit to the instance that it needs; `write` says why it must be the writer, where it must.
+
+        connect: gets the connection from the engine. pooled: the pool's connection inside what `connect` returned.
+        A reader that cannot be reached is passed over; for a writer the unit waits up to failover_timeout.
+        """
+        self.start()
+        if write is None and unit.read_only is False:
+            write = Reason.DECLARED_WRITE
+        began = time.monotonic()
+        try:
+            return self._enter_once(unit, connect, pooled, write, began)
+        except _Again as again:
+            failed = again
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_Again),
+            wait=tenacity.wait_random_exponential(multiplier=0.02, max=1.0),
+            stop=tenacity.stop_after_delay(max(self.failover_timeout - (time.monotonic() - began), 0.0)),
+            sleep=lambda seconds: self._pause(seconds, failed),
+            reraise=True,
+        )
+        try:
+            return retrying(self._enter_once, unit, connect, pooled, write, began)
+        except _Again as again:
+            if again.cause is None:
+                raise self._no_writer(began, None) from None
+            raise self._no_writer(began, again) from again.cause
+
+    def _pause(self, seconds: float, failed: _Again) -> None:
+        """Sleep, but not longer than until the monitor sees another writer than the one that failed."""
+        servers = failed.instance.servers
+        self._monitor.wait_for(lambda t: t.writer is not None and t.writer.servers != servers, seconds)
+
+    def _enter_once(
+        self,
+        unit: Unit,
+        connect: Callable[[Engine], T],
+        pooled: Callable[[T], PoolProxiedConnection],
+        write: Reason | None,
+        began: float,
+    ) -> T:
+        decision = self._decide(unit, write)
+        instance = decision.instance
+        if instance is None:
+            instance = self._wait_for_writer(decision, began)
+        topology = self._monitor.topology
+        on_writer = topology.writer is not None and instance.id == topology.writer.id
+        try:
+            connection = connect(self._engines.engine(instance))
+        except (DBAPIError, WrongServer) as error:
+            failure = self._engines.connect_failure(error)
+            if failure in SUSPICIOUS:
+                self._monitor.suspect(instance.id)
+            action = decide(failure, Phase.ENTERING_WRITER if on_writer else Phase.FRESH_READ)
+            if action is Action.RAISE:
+                raise
+            if not on_writer:
+                unit.avoid |= {instance.id}
+                self.emit(events.Repeated, instance.id, type(error).__name__)
+                return self._enter_once(unit, connect, pooled, write, began)
+            raise _Again(instance, error) from error
+        raw = pooled(connection)
+        if unit.read_only:
+            mode = Mode.READ_ONLY
+        else:
+            mode = Mode.DEFAULT if on_writer else Mode.AUTOCOMMIT
+        self._engines.set_mode(raw, mode)
+        raw.info[UNIT] = unit
+        unit.instance = instance
+        unit.on_writer = on_writer
+        unit.epoch = topology.epoch
+        self.emit(events.Routed, instance.id, decision.reason)
+        return connection
+
+    def _decide(self, unit: Unit, write: Reason | None) -> Decision:
+        topology = self._monitor.topology
+        if write is not None:
+            if topology.ambiguous:
+                raise AmbiguousWriter(topology.ambiguous)
+            return Decision(topology.writer, write if topology.writer is not None else Reason.NO_WRITER)
+        need = self._declared_need if unit.read_only else self._need
+        requirement = unit.requirement
+        if requirement is not None or unit.avoid:
+            if requirement is not None:
+                requirement = unit.requirement = resolve(requirement, topology)
+            need = replace(need, requirement=requirement, avoid=unit.avoid)
+        load = self._load
+        load.turn += 1
+        decision = choose(topology, need, self._balance, load, random.random(), time.monotonic())
+        if decision.reason is Reason.OWN_WRITES or (decision.reason is Reason.NO_WRITER and requirement is not None):
+            self._monitor.want_positions()
+        return decision
+
+    def _wait_for_writer(self, decision: Decision, began: float) -> Instance:
+        if decision.reason is Reason.NO_INSTANCE and not self._need.writer_serves_reads:
+            raise NoReaderAvailable(self._monitor.topology.said())
+        left = self.failover_timeout - (time.monotonic() - began)
+        since = time.monotonic()
+        topology = self._monitor.wait_for(lambda t: t.writer is not None or bool(t.ambiguous), max(left, 0.0))
+        found = topology.writer.id if topology.writer is not None else None
+        self.emit(events.WaitedForWriter, time.monotonic() - since, found)
+        if topology.writer is not None:
+            return topology.writer
+        if topology.ambiguous:
+            raise AmbiguousWriter(topology.ambiguous)
+        if self._closed:
+            raise RouterError("this router was closed while a unit waited for a writer")
+        raise self._no_writer(began, None)
+
+    def _no_writer(self, began: float, again: _Again | None) -> NoWriterAvailable:
+        said = self._monitor.topology.said()
+        if again is not None:
+            said = (*said, f"the last attempt at {again.instance.id} ended with {type(again.cause).__name__}")
+        return NoWriterAvailable(time.monotonic() - began, said)
+
+    def effect(self, found: Verdict) -> Effect:
+        """A statement's effect, given what the user and the catalog say of its functions."""
+        if not found.functions:
+            return found.effect
+        catalog = self._monitor.functions
+        if catalog is not self._catalog:
+            self._catalog = catalog
+            self._harmless = self._allowed | catalog
+        effect = found.effect_given(self._harmless)
+        if effect is not found.known:
+            self._monitor.want_functions()
+        return effect
+
+    def above_read_committed(self, level: str | None) -> bool:
+        """Whether a unit at this isolation level (None: the engine's or the server's default) must be on the writer."""
+        if level is None:
+            level = self._isolation
+        if level is None:
+            for instance in self._monitor.topology.instances:
+                if instance.seen:
+                    level = instance.seen[0].server.isolation
+                    break
+            else:
+                return False
+        return level.replace("_", " ").lower() not in _LEVELS_ON_READERS
+
+    def failed_read(self, unit: Unit, error: BaseException) -> Action:
+        """What to do about an error that a statement of this unit met on a reader; takes note of what it teaches."""
+        instance = unit.instance
+        if instance is None or unit.on_writer:
+            return Action.RAISE
+        failure = self._engines.failure(error)
+        if failure in SUSPICIOUS:
+            self._monitor.suspect(instance.id)
+        fresh = unit.read_only is None or (unit.only_reads and not self.above_read_committed(None))
+        action = decide(failure, Phase.FRESH_READ if fresh else Phase.BOUND_READ)
+        if action is Action.TO_WRITER:
+            if unit.read_only is not None or not isinstance(error, DBAPIError):
+                return Action.RAISE
+            self._learn(error.statement)
+            self.emit(events.Learned, instance.id, getattr(error.orig, "sqlstate", None))
+        elif action is Action.REPEAT_ELSEWHERE:
+            if len(unit.avoid) > len(self._monitor.topology.instances):
+                return Action.RAISE
+            unit.avoid |= {instance.id}
+            self.emit(events.Repeated, instance.id, type(error).__name__)
+        return action
+
+    def _learn(self, text: str | None) -> None:
+        if text is not None:
+            with self._lock:
+                while len(self._learned) >= LEARNED:
+                    del self._learned[next(iter(self._learned))]
+                self._learned[text] = None
+
+    def engine(self, instance: Instance) -> Engine:
+        """The engine of an instance."""
+        return self._engines.engine(instance)
+
+    def committed(self, unit: Unit) -> Requirement | None:
+        """Note that a unit's commit was acknowledged just now; the requirement of whoever must see it."""
+        if not unit.wrote or self.consistency == "eventual":
+            return None
+        requirement = Requirement(time.monotonic(), unit.epoch)
+        if self.consistency == "global":
+            with self._lock:
+                self._shared = merge(self._shared, requirement)
+                self._committing.discard(unit)
+        return requirement
+
+    def requirement(self, own: Requirement | None) -> Requirement | None:
+        """What a unit must see, given what its session has written itself."""
+        return own if self.consistency == "session" else self._shared_requirement()
+
+    def _shared_requirement(self) -> Requirement | None:
+        if self.consistency != "global":
+            return None
+        if self._committing:  # a commit may have been acknowledged already, and its connection not yet come back
+            return Requirement(time.monotonic(), self._monitor.topology.epoch)
+        return self._shared
+
+    # -- what the engines and the monitor call --------------------------------------------------------------------
+
+    def _statement(self, connection: Connection, text: str, context: Any) -> None:
+        """The gate: nothing passes to a reader, and nothing is sent in a read-only unit, without being looked at here."""
+        unit: Unit | None = connection.info.get(UNIT)
+        if unit is None:
+            return
+        found = verdict(text, self._dialect)
+        effect = self.effect(found) if found.functions else found.effect
+        if effect is Effect.READ and not unit.on_writer:
+            if unit.read_only is None:
+                if found.hint == "writer" or unit.hint == "writer":
+                    raise NotARead(effect, Reason.HINT)
+                if text in self._learned:
+                    raise NotARead(None, Reason.NOT_A_READ)
+            if context is not None and context.execution_options.get("stream_results"):
+                unit.streaming = True
+            return
+        if effect is Effect.READ:
+            return
+        if unit.read_only:
+            if found.effect is Effect.WRITE and found.known is Effect.WRITE:
+                raise ReadOnlyViolation(effect.name, unit.instance.id if unit.instance is not None else "?")
+            unit.only_reads = False
+        elif unit.on_writer:
+            unit.wrote = True
+            if not self._asynchronous_commits and "synchronous_commit" in text.lower():
+                self._asynchronous_commits = True
+        else:
+            asked = unit.hint == "reader" or (found.hint == "reader" and unit.hint is None)
+            if not (asked and found.known is Effect.READ and text not in self._learned):
+                raise NotARead(effect, Reason.NOT_A_READ)
+
+    def _known(self, instance_id: str) -> frozenset[ServerId]:
+        instance = self._monitor.topology.by_id.get(instance_id)
+        return instance.servers if instance is not None else frozenset()
+
+    def _surprised(self, instance_id: str, why: str) -> None:
+        self.emit(events.ConnectionRefused, instance_id, why)
+        self._monitor.look(instance_id)
+
+    def _commit_begins(self, unit: Unit) -> None:
+        if self.consistency == "global" and unit.wrote:
+            with self._lock:
+                self._committing.add(unit)
+
+    def _returned(self, unit: Unit) -> None:
+        if self.consistency == "global" and unit in self._committing:
+            self.committed(unit)
+
+    def _has_asynchronous_commits(self) -> bool:
+        return self._asynchronous_commits
+
+    def _changed(self, old: Topology, new: Topology) -> None:
+        """A topology replaced another: discard what it makes useless, and say what happened."""
+        for was in old.instances:
+            now = new.by_id.get(was.id)
+            if now is None:
+                self._discard(was.id, cut=False, reason="removed")
+            elif was.healthy and not now.healthy:
+                self._discard(was.id, cut=True, reason=now.error)
+                self.emit(events.InstanceDown, was.id, now.error)
+            elif was.servers and now.servers.isdisjoint(was.servers):
+                self._discard(was.id, cut=was.role is not now.role, reason="the name leads to another server")
+        for now in new.instances:
+            before = old.by_id.get(now.id)
+            if now.role is not None and (before is None or before.role is not now.role):
+                self.emit(events.InstanceUp, now.id, now.role.value)
+        was_writer = old.writer.id if old.writer is not None else None
+        is_writer = new.writer.id if new.writer is not None else None
+        if was_writer != is_writer:
+            log.info("the writer is %s (was %s), epoch %d", is_writer, was_writer, new.epoch)
+            self.emit(events.WriterChanged, was_writer, is_writer, new.epoch)
+
+    def _discard(self, instance_id: str, *, cut: bool, reason: str) -> None:
+        sockets = self._engines.discard(instance_id, cut=cut)
+        self.emit(events.ConnectionsDiscarded, instance_id, sockets, reason)
+
+    def emit(self, kind: Callable[..., events.Event], *values: object) -> None:
+        """Tell the listeners, if there are any; what a listener raises is logged and does no harm."""
+        if not self._listeners:
+            return
+        event = kind(*values)
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except Exception:
+                log.exception("a listener failed on %s", type(event).__name__)
+
+
+class _Again(Exception):
+    """The writer could not be reached; nothing was sent."""
+
+    def __init__(self, instance: Instance, cause: BaseException | None) -> None:
+        self.instance = instance
+        self.cause = cause
+
+
+def _pooled(connection: Connection) -> PoolProxiedConnection:
+    return connection.connection
+
+
+def _weakly(me: weakref.ref[Router], method: Callable[..., T], otherwise: T) -> Callable[..., T]:
+    def call(*args: Any) -> T:
+        router = me()
+        return otherwise if router is None else method(router, *args)
+
+    return call
+
+
+def _shut_down(monitor: Monitor, engines: Engines) -> None:
+    monitor.close()
+    engines.close()

@@ -1,0 +1,221 @@
+"""PostgreSQL: the SQL that asks a server who and where it is, how its rows and error codes read, and psycopg's switches."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from aurora_router.core.failures import Failure
+from aurora_router.core.positions import WalPosition, end_of_record, parse_lsn
+from aurora_router.core.topology import Role, Server, ServerId, Silence
+
+DIALECT = "postgresql"
+DRIVER = "psycopg"
+DEFAULT_PORT = 5432
+OLDEST = 120000  # pg_control_checkpoint() and the rest are older, but nothing below 12 is maintained or tested
+
+_IDENTITY = """
+  current_setting('server_version_num')::int,
+  (SELECT system_identifier::text FROM pg_catalog.pg_control_system()),
+  host(inet_server_addr()), inet_server_port(), pg_postmaster_start_time(),
+  pg_is_in_recovery()"""
+
+IDENTITY = f"SELECT {_IDENTITY}"
+"""Which server is this, and what does it do? Asked once on each new connection, one round trip."""
+
+PROBE = f"""SELECT {_IDENTITY},
+  current_setting('synchronous_commit'),
+  current_setting('default_transaction_isolation'),
+  current_setting('wal_block_size')::int,
+  current_setting('wal_segment_size'),
+  CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_lsn()::text END,
+  CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_insert_lsn()::text END,
+  CASE WHEN pg_is_in_recovery() THEN NULL ELSE substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END,
+  pg_last_wal_replay_lsn()::text,
+  pg_last_wal_receive_lsn()::text,
+  (SELECT greatest(c.timeline_id, r.min_recovery_end_timeline)
+     FROM pg_catalog.pg_control_checkpoint() c, pg_catalog.pg_control_recovery() r),
+  (SELECT received_tli FROM pg_catalog.pg_stat_wal_receiver),
+  EXISTS (SELECT FROM pg_catalog.pg_stat_wal_receiver),
+  extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8"""
+"""Everything that an observation needs, one round trip. received_tli wants pg_monitor (or pg_read_all_stats): without it a
+reader's epoch is only known from its last restart point, so that after a promotion it serves again minutes later."""
+
+FUNCTIONS = """
+SELECT n.nspname, p.proname,
+       bool_and(p.provolatile <> 'v' OR coalesce(e.extname IN ('pgcrypto', 'uuid-ossp'), false))
+  FROM pg_catalog.pg_proc p
+  JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+  LEFT JOIN pg_catalog.pg_depend d
+    ON d.classid = 'pg_catalog.pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
+   AND d.refclassid = 'pg_catalog.pg_extension'::regclass
+  LEFT JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid
+ WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
+   AND p.prokind <> 'p'
+ GROUP BY n.nspname, p.proname"""
+"""User functions, and whether the database says that they do not write: every overload STABLE or IMMUTABLE, or of an
+extension whose volatile functions only draw random numbers."""
+
+
+def parse_functions(rows: Iterable[Sequence[Any]]) -> frozenset[str]:
+    """The answer to FUNCTIONS as names that are reads: "schema.name", and "name" where that is so in every schema."""
+    harmless: set[str] = set()
+    harmful: set[str] = set()
+    for schema, name, reads in rows:
+        if reads:
+            harmless.update((name, f"{schema}.{name}"))
+        else:
+            harmful.add(name)
+    return frozenset(harmless - harmful)
+
+
+class Mode(enum.Enum):
+    """How a pooled connection is to behave for the unit that has it."""
+
+    DEFAULT = "a transaction as the engine is configured"
+    AUTOCOMMIT = "each statement on its own"
+    READ_ONLY = "a read-only transaction"
+
+
+class Unsuitable(Exception):
+    """A server that answers, but not one that can be used; the message says why and what to do."""
+
+
+def parse_identity(row: Sequence[Any]) -> tuple[ServerId, Role]:
+    """The answer to IDENTITY. Raises Unsuitable for a server that is too old."""
+    version, cluster, address, port, started, in_recovery = row[:6]
+    if version < OLDEST:
+        raise Unsuitable(f"runs PostgreSQL {version // 10000}; version {OLDEST // 10000} or newer is needed")
+    moment = started.isoformat() if isinstance(started, datetime) else str(started)
+    return ServerId(cluster, address, port, moment), Role.READER if in_recovery else Role.WRITER
+
+
+def parse_probe(row: Sequence[Any], *, asynchronous_commits: bool) -> Server:
+    """The answer to PROBE. asynchronous_commits: some session is known to commit without waiting for the log.
+
+    A commit is acknowledged once the log is written up to it, so `pg_current_wal_lsn()` covers it; an asynchronous one is
+    acknowledged earlier, and only the insert position covers it.
+    """
+    identity, role = parse_identity(row)
+    (
+        synchronous,
+        isolation,
+        page,
+        segment,
+        written,
+        inserted,
+        timeline,
+        replayed,
+        received,
+        control,
+        tli,
+        streaming,
+        age,
+    ) = row[6:]
+    if role is Role.WRITER:
+        if asynchronous_commits or synchronous == "off":
+            lsn = end_of_record(parse_lsn(inserted), page, _bytes(segment))
+        else:
+            lsn = parse_lsn(written)
+        epoch = int(timeline, 16)
+        return Server(identity, role, epoch, WalPosition(epoch, lsn), None, isolation)
+    epoch = max(control, tli or 0)
+    position = WalPosition(epoch, parse_lsn(replayed)) if replayed else None
+    lag = 0.0 if streaming and received == replayed else (None if age is None else max(age, 0.0))
+    return Server(identity, role, epoch, position, lag, isolation)
+
+
+def _bytes(setting: str) -> int:
+    """A size as PostgreSQL shows it: 16MB, 1GB."""
+    units = {"kB": 1024, "MB": 1024**2, "GB": 1024**3}
+    return int(setting[:-2]) * units[setting[-2:]] if setting[-2:] in units else int(setting)
+
+
+_REFUSED = frozenset({"28000", "28P01", "3D000", "42501", "0P000"})
+_READ_ONLY = frozenset({"25006", "0A000", "55000"})
+_DOWN = frozenset({"57P01", "57P02", "57P03", "57P05", "58000", "58030", "58P01"})
+
+
+def failure(sqlstate: str | None, message: str, *, disconnected: bool) -> Failure:
+    """What kind of failure a driver error stands for.
+
+    sqlstate: None where the driver made the error itself. message: the server's or driver's words (never shown to anyone here).
+    disconnected: the connection is unusable.
+    """
+    if sqlstate in _REFUSED:
+        return Failure.REFUSED
+    if sqlstate in _READ_ONLY or (sqlstate == "XX000" and "recovery" in message):
+        return Failure.READ_ONLY  # XX000 "cannot assign TransactionIds during recovery" is a reader's, too
+    if sqlstate == "40001" and "recovery" in message:
+        return Failure.CONFLICT
+    if disconnected or (sqlstate is not None and (sqlstate in _DOWN or sqlstate.startswith("08"))):
+        return Failure.LOST
+    return Failure.OTHER
+
+
+_REFUSALS = (
+    (r"password authentication failed|no password supplied", "check the user and the password"),
+    (r'role "[^"]*" does not exist', "check the user"),
+    (r'database "[^"]*" does not exist', "check the database name"),
+    (r"no pg_hba.conf entry|pg_hba.conf rejects", "allow this host in pg_hba.conf or the security group"),
+    (
+        r"invalid response to SSL negotiation|expected authentication request",
+        "no PostgreSQL server answers there",
+    ),
+    (
+        r"server does not support SSL|certificate verify failed|root certificate file",
+        "check sslmode and the certificates",
+    ),
+    (
+        r"permission denied for (function|view)",
+        "let this user run the functions that tell a server's position",
+    ),
+)
+
+
+def explain_refusal(sqlstate: str | None, message: str) -> tuple[Silence, str]:
+    """A failed probe in words for the user, and whether trying again can help. libpq gives no SQLSTATE while connecting."""
+    text = message.removeprefix("connection failed: ")
+    for pattern, advice in _REFUSALS:
+        if re.search(pattern, text):
+            return Silence.MISCONFIGURED, f"{text}; {advice}"
+    if sqlstate in _REFUSED:
+        return Silence.MISCONFIGURED, text
+    return Silence.REFUSED, text
+
+
+def is_busy(sqlstate: str | None, message: str) -> bool:
+    """Whether the server lives, but has no room for one more connection."""
+    return sqlstate == "53300" or "too many clients" in message or "connection slots are reserved" in message
+
+
+def set_mode(connection: Any, mode: Mode, default_autocommit: bool) -> None:
+    """Switch an idle psycopg connection; only attributes change, nothing is sent."""
+    connection.autocommit = default_autocommit if mode is Mode.DEFAULT else mode is Mode.AUTOCOMMIT
+    connection.read_only = True if mode is Mode.READ_ONLY else None
+
+
+def prepare(connection: Any) -> None:
+    """Let server-side cursors of an autocommit connection outlive their statement (WITH HOLD), so that a streamed read needs
+    no transaction."""
+    connection.server_cursor_factory = _hold_cursor()
+
+
+_hold: Any = None
+
+
+def _hold_cursor() -> Any:
+    global _hold
+    if _hold is None:
+        from psycopg import ServerCursor
+
+        class HoldCursor(ServerCursor[Any]):
+            def __init__(self, connection: Any, name: str, **options: Any) -> None:
+                options["withhold"] = options.get("withhold") or connection.autocommit
+                super().__init__(connection, name, **options)
+
+        _hold = HoldCursor
+    return _hold

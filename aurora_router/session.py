@@ -1,0 +1,275 @@
+"""RoutingSession: a SQLAlchemy Session whose units of work go to the instance that they need.
+
+The session stays SQLAlchemy's. What is added: get_bind() enters the unit where it belongs, execute() and its kin repeat a
+statement that had to move, and a commit leaves a requirement behind. What touches SQLAlchemy's private attributes is in the
+function _leave(), and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.pool import PoolProxiedConnection
+
+from aurora_router.core import events
+from aurora_router.core.failures import Action
+from aurora_router.core.positions import Requirement
+from aurora_router.core.selection import Reason
+from aurora_router.errors import ConfigurationError
+from aurora_router.router import NotARead, Router, Unit
+
+if TYPE_CHECKING:
+    _Base = Session
+else:
+    _Base = object
+
+R = TypeVar("R")
+
+
+def _after_commit(session: Session) -> None:
+    assert isinstance(session, RoutingMixin)
+    unit = session._unit
+    if unit is not None:
+        requirement = session._router.committed(unit)
+        if requirement is not None:
+            session._requirement = requirement
+
+
+class RoutingMixin(_Base):
+    """What makes a Session class a routing one: `class MySession(RoutingMixin, SQLModelSession)`.
+
+    router: the Router. read_only: True: one reader and one read-only transaction a unit; False: the writer; None: the router
+    decides, reads before the first other statement run on a reader in autocommit. Other arguments are the Session's;
+    `binds` may send some mappers to other engines, `bind` is not accepted.
+    """
+
+    _router: Router
+    _read_only: bool | None
+    _unit: Unit | None
+    _unit_of: SessionTransaction | None
+    _requirement: Requirement | None
+    _hint: Any
+    _elsewhere: bool
+
+    def __init__(self, *args: Any, router: Router, read_only: bool | None = None, **options: Any) -> None:
+        if args or options.get("bind") is not None:
+            raise ConfigurationError("a routing session gets its engines from the router; leave out bind")
+        if not isinstance(router, Router):
+            raise ConfigurationError("router= must be a Router")
+        if read_only not in (True, False, None):
+            raise ConfigurationError(f"read_only={read_only!r}: use True, False or None")
+        self._router = router
+        self._read_only = read_only
+        self._unit = self._unit_of = self._requirement = self._hint = None
+        self._elsewhere = bool(options.get("binds"))
+        super().__init__(**options)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        listening = any(event.contains(base, "after_commit", _after_commit) for base in cls.__mro__ if issubclass(base, Session))
+        if issubclass(cls, Session) and not listening:
+            event.listen(cls, "after_commit", _after_commit)
+
+    # -- where a statement goes -----------------------------------------------------------------------------------
+
+    def get_bind(
+        self,
+        mapper: Any = None,
+        *,
+        clause: Any = None,
+        bind: Any = None,
+        read_only: bool | None = None,
+        **options: Any,
+    ) -> Engine | Connection:
+        """The engine of the instance where the unit is, after entering it there. `read_only` speaks for one statement."""
+        if bind is not None:
+            return bind  # type: ignore[no-any-return]
+        if self._elsewhere:
+            other = self._other_engine(mapper, clause, options)
+            if other is not None:
+                return other
+        unit = self._current_unit()
+        if unit.instance is not None and (unit.on_writer or unit.read_only):
+            return self._engine(unit)
+        if unit.read_only:
+            return self._enter(unit, None)
+        reason = self._reason_to_write(unit, clause, read_only)
+        if reason is None:
+            return self._engine(unit) if unit.instance is not None else self._enter(unit, None)
+        return self._move(unit, reason)
+
+    def _reason_to_write(self, unit: Unit, clause: Any, read_only: bool | None) -> Reason | None:
+        """Why the unit must be on the writer for this clause; None when it may be a read, which the text will tell."""
+        if unit.read_only is False or read_only is False:
+            return Reason.DECLARED_WRITE
+        if unit.hint == "writer":
+            return Reason.HINT
+        if clause is None or getattr(clause, "is_dml", False) or self.twophase or self.in_nested_transaction():
+            return Reason.NOT_A_READ  # a flush, connection(), or SQL that says so itself
+        if unit.instance is None and self._router.above_read_committed(self._isolation()):
+            return Reason.ISOLATION
+        if read_only:
+            unit.hint = "reader"
+        return None
+
+    def _isolation(self) -> str | None:
+        options: Mapping[str, Any] = getattr(self, "execution_options", {})  # new in SQLAlchemy 2.1
+        level: str | None = options.get("isolation_level")
+        return level
+
+    def _current_unit(self) -> Unit:
+        """The unit of the transaction that is under way, or a new one."""
+        transaction = self.get_transaction()
+        unit = self._unit
+        if unit is None or transaction is None or self._unit_of is not transaction:
+            self._unit_of = transaction
+            unit = self._unit = Unit(self._read_only, self._router.requirement(self._requirement))
+        unit.hint = self._hint
+        return unit
+
+    def _engine(self, unit: Unit) -> Engine:
+        assert unit.instance is not None
+        return self._router.engine(unit.instance)
+
+    def _enter(self, unit: Unit, write: Reason | None, options: Mapping[str, Any] | None = None) -> Engine:
+        """Connect the unit where it belongs; the connection joins the session's transaction."""
+
+        def connect(engine: Engine) -> Connection:
+            return Session.connection(self, bind_arguments={"bind": engine}, execution_options=options)
+
+        connection = self._router.enter(unit, connect, _pooled, write)
+        self._unit_of = self.get_transaction()
+        return connection.engine
+
+    def _move(self, unit: Unit, reason: Reason, options: Mapping[str, Any] | None = None) -> Engine:
+        """Move the unit from its reader, if it has one, to the writer, where it stays."""
+        left = unit.instance
+        if left is not None:
+            if not unit.streaming:
+                _leave(self, self._router.engine(left))
+            self._router.emit(events.Moved, left.id, None)
+        unit.instance = None
+        return self._enter(unit, reason, options)
+
+    def _other_engine(self, mapper: Any, clause: Any, options: dict[str, Any]) -> Engine | Connection | None:
+        """What `binds` say of this mapper or clause."""
+        from sqlalchemy.exc import UnboundExecutionError
+
+        try:
+            return super().get_bind(mapper, clause=clause, **options)
+        except UnboundExecutionError:
+            return None
+
+    def bind_mapper(self, mapper: Any, bind: Any) -> None:
+        """As Session.bind_mapper(): this mapper's statements go to that engine and are not routed."""
+        self._elsewhere = True
+        super().bind_mapper(mapper, bind)
+
+    def bind_table(self, table: Any, bind: Any) -> None:
+        """As Session.bind_table(): this table's statements go to that engine and are not routed."""
+        self._elsewhere = True
+        super().bind_table(table, bind)
+
+    # -- statements that may have to be repeated ------------------------------------------------------------------
+
+    def execute(self, statement: Any, params: Any = None, **options: Any) -> Any:
+        """As Session.execute()."""
+        return self._repeatable(super().execute, statement, params, options)
+
+    def scalar(self, statement: Any, params: Any = None, **options: Any) -> Any:
+        """As Session.scalar()."""
+        return self._repeatable(super().scalar, statement, params, options)
+
+    def scalars(self, statement: Any, params: Any = None, **options: Any) -> Any:
+        """As Session.scalars()."""
+        return self._repeatable(super().scalars, statement, params, options)
+
+    def _repeatable(self, call: Callable[..., R], statement: Any, params: Any, options: dict[str, Any]) -> R:
+        self._hint = _route(statement, options)
+        try:
+            return call(statement, params, **options)
+        except Exception as error:
+            failed = error
+        while self._recovered(failed):
+            try:
+                return call(statement, params, **options)
+            except Exception as error:
+                failed = error
+        raise failed
+
+    def _recovered(self, error: Exception) -> bool:
+        """Whether the unit has been brought to another place, where the statement may be repeated."""
+        unit = self._unit
+        if unit is None or unit.on_writer or unit.instance is None:
+            return False
+        if isinstance(error, NotARead):
+            self._move(unit, error.reason)
+            return True
+        if error is not unit.error:
+            return False  # another engine's, or not the database's at all
+        action = self._router.failed_read(unit, error)
+        if action is Action.TO_WRITER:
+            self._move(unit, Reason.NOT_A_READ)
+            return True
+        if action is Action.REPEAT_ELSEWHERE and not self.in_nested_transaction():
+            _leave(self, self._router.engine(unit.instance))
+            unit.instance = unit.error = None
+            self._enter(unit, None)
+            return True
+        return False
+
+    def connection(self, bind_arguments: Any = None, execution_options: Any = None) -> Connection:
+        """As Session.connection(): in a unit that is not read-only, the writer's."""
+        if bind_arguments is None or not bind_arguments.get("bind"):
+            unit = self._current_unit()
+            if unit.read_only is not True and not unit.on_writer and not (self._elsewhere and bind_arguments):
+                self._move(unit, Reason.NOT_A_READ, execution_options)
+                execution_options = None
+        return super().connection(bind_arguments, execution_options)
+
+    def begin_nested(self) -> SessionTransaction:
+        """As Session.begin_nested(): a savepoint needs a transaction, so an automatic unit moves to the writer."""
+        unit = self._current_unit()
+        if unit.read_only is None and not unit.on_writer:
+            self._move(unit, Reason.NOT_A_READ)
+        return super().begin_nested()
+
+
+class RoutingSession(RoutingMixin, Session):
+    """A Session for sessionmaker(class_=RoutingSession, router=router)."""
+
+
+def _pooled(connection: Connection) -> PoolProxiedConnection:
+    return connection.connection
+
+
+def _route(statement: Any, options: dict[str, Any]) -> Any:
+    """The `route` that a statement's execution options ask for: "writer", "reader" or None."""
+    given = options.get("execution_options")
+    route = given.get("route") if given else None
+    if route is None:
+        own = getattr(statement, "_execution_options", None)
+        route = own.get("route") if own else None
+    if route not in (None, "writer", "reader"):
+        raise ConfigurationError(f'execution option route={route!r}: use "writer" or "reader"')
+    return route
+
+
+def _leave(session: Session, engine: Engine) -> None:
+    """Take the connection to this engine out of the session's transaction and back to its pool.
+
+    SQLAlchemy has no public way: SessionTransaction._connections maps both the engine and the connection to
+    (connection, transaction, should_commit, autoclose). Seen in 2.0 and 2.1; a test per version holds it.
+    """
+    transaction = session.get_transaction()
+    if transaction is None:
+        return
+    entry = transaction._connections.pop(engine, None)
+    if entry is not None:
+        connection = entry[0]
+        transaction._connections.pop(connection, None)
+        connection.close()

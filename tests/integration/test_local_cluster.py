@@ -1,0 +1,445 @@
+"""Local clusters: real servers are started, lost and brought back, and nothing stays behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from aurora_router.local import LocalClusterError, LocalInstance, PostgresCluster
+from aurora_router.local.system import find_postgres
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[PostgresCluster]:
+    with PostgresCluster(readers=2) as cluster:
+        cluster.execute("CREATE TABLE note (id int PRIMARY KEY)")
+        yield cluster
+
+
+@pytest.fixture
+def cluster(shared: PostgresCluster) -> PostgresCluster:
+    shared.heal()
+    shared.execute("TRUNCATE note")
+    shared.wait_in_sync()
+    return shared
+
+
+def notes(cluster: PostgresCluster, instance: LocalInstance | None = None) -> list[int]:
+    return [row[0] for row in cluster.execute("SELECT id FROM note ORDER BY id", instance=instance)]
+
+
+def wait(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+def processes_in(directory: str) -> list[int]:
+    """Processes that work in the directory; a zombie works nowhere."""
+    found = []
+    for cwd in Path("/proc").glob("[0-9]*/cwd"):
+        try:
+            where = os.readlink(cwd)
+        except OSError:
+            continue
+        if where.startswith(directory):
+            found.append(int(cwd.parent.name))
+    return found
+
+
+# -- what a cluster is
+
+
+def test_each_instance_has_an_address_of_its_own_and_all_have_one_port(cluster: PostgresCluster) -> None:
+    assert [i.name for i in cluster.instances] == ["db-1", "db-2", "db-3"]
+    assert len({i.host for i in cluster.instances}) == 3
+    assert len({i.port for i in cluster.instances}) == 1
+    assert {i.address for i in cluster.instances} == {f"{i.host}:{i.port}" for i in cluster.instances}
+
+
+def test_one_instance_writes_and_the_others_stand_by(cluster: PostgresCluster) -> None:
+    cluster.execute("INSERT INTO note VALUES (1)")
+    cluster.wait_in_sync()
+    assert set(cluster.instances) == {cluster.writer, *cluster.readers}
+    for reader in cluster.readers:
+        assert notes(cluster, reader) == [1]
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+            cluster.execute("INSERT INTO note VALUES (2)", instance=reader)
+
+
+def test_the_application_connects_by_url_as_a_plain_user_with_a_password(cluster: PostgresCluster) -> None:
+    url = cluster.url.replace("+psycopg", "")
+    with psycopg.connect(url) as connection:
+        assert connection.execute("SELECT current_user::text, current_database()::text").fetchone() == (
+            "app",
+            "app",
+        )
+        assert connection.execute("SELECT rolsuper FROM pg_roles WHERE rolname = 'app'").fetchone() == (
+            False,
+        )
+        assert connection.execute("SELECT pg_has_role('pg_monitor', 'member')").fetchone() == (True,)
+        connection.execute("CREATE TABLE own (id int)")
+        connection.execute("INSERT INTO note VALUES (7)")
+        connection.rollback()
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        psycopg.connect(url.replace(cluster.app_password, "wrong"))
+
+
+def test_neither_repr_shows_a_password(cluster: PostgresCluster) -> None:
+    shown = repr(cluster) + repr(cluster.writer)
+    assert "writer" in shown
+    assert cluster.writer.address in shown
+    assert cluster.app_password not in shown
+    assert cluster.superuser_password not in shown
+
+
+def test_servers_do_not_run_as_root(cluster: PostgresCluster) -> None:
+    for instance in cluster.instances:
+        assert os.stat(f"/proc/{instance.pid}").st_uid != 0
+
+
+def test_two_clusters_run_side_by_side(cluster: PostgresCluster) -> None:
+    with PostgresCluster(readers=0) as other:
+        assert other.readers == ()
+        identifier = "SELECT system_identifier FROM pg_control_system()"
+        assert other.execute(identifier) != cluster.execute(identifier)
+        with pytest.raises(ValueError, match="another cluster"):
+            cluster.kill(other.writer)
+
+
+# -- what can happen to it
+
+
+def test_after_the_writer_is_killed_the_survivor_follows_the_promoted_reader(
+    cluster: PostgresCluster,
+) -> None:
+    old = cluster.writer
+    cluster.execute("INSERT INTO note VALUES (1)")
+    with old.connect() as session:
+        cluster.kill(old)
+        with pytest.raises(psycopg.OperationalError):
+            session.execute("SELECT 1")
+    assert not old.running
+    assert old.pid is None
+    new = cluster.promote()
+    cluster.execute("INSERT INTO note VALUES (2)")
+    cluster.wait_in_sync()
+    assert cluster.writer == new != old
+    (survivor,) = cluster.readers
+    assert notes(cluster, survivor) == [1, 2]
+
+
+def test_a_killed_writer_comes_back_as_a_reader_and_loses_what_only_it_had(cluster: PostgresCluster) -> None:
+    old = cluster.writer
+    for reader in cluster.readers:
+        cluster.freeze(reader)
+    cluster.execute("INSERT INTO note VALUES (1)")  # no reader takes this in
+    cluster.kill(old)
+    for reader in [i for i in cluster.instances if i != old]:
+        # What the writer sent waits in the frozen readers' sockets: killed and restarted, they never read it.
+        cluster.kill(reader)
+        cluster.restart(reader)
+    cluster.promote()
+    cluster.execute("INSERT INTO note VALUES (2)")
+    cluster.rejoin(old)
+    cluster.wait_in_sync()
+    assert old in cluster.readers
+    assert [notes(cluster, i) for i in cluster.instances] == [[2], [2], [2]]
+
+
+def test_a_promotion_beside_a_living_writer_is_a_split_brain_until_it_rejoins(
+    cluster: PostgresCluster,
+) -> None:
+    old, new = cluster.writer, cluster.readers[0]
+    assert cluster.promote(new) == new
+    cluster.execute("INSERT INTO note VALUES (1)", instance=old)
+    cluster.execute("INSERT INTO note VALUES (2)", instance=new)
+    assert (notes(cluster, old), notes(cluster, new)) == ([1], [2])
+    cluster.rejoin(old)
+    cluster.wait_in_sync()
+    assert notes(cluster, old) == [2]
+
+
+def test_a_frozen_instance_accepts_connections_and_does_not_answer_until_it_thaws(
+    cluster: PostgresCluster,
+) -> None:
+    reader = cluster.readers[0]
+    with reader.connect() as session:
+        cluster.freeze(reader)
+        assert reader.running
+        with pytest.raises(psycopg.errors.ConnectionTimeout):
+            reader.connect(connect_timeout=1)
+        assert "frozen" in repr(cluster)
+        cluster.thaw(reader)
+        assert session.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_a_reader_that_was_frozen_during_a_promotion_follows_the_new_writer_when_thawed(
+    cluster: PostgresCluster,
+) -> None:
+    new, frozen = cluster.readers
+    cluster.freeze(frozen)
+    cluster.kill(cluster.writer)
+    assert cluster.promote() == new  # a frozen reader is no candidate
+    cluster.execute("INSERT INTO note VALUES (1)")
+    cluster.thaw(frozen)
+    cluster.wait_in_sync()
+    assert notes(cluster, frozen) == [1]
+
+
+def test_a_frozen_writer_that_wakes_after_a_promotion_can_rejoin(cluster: PostgresCluster) -> None:
+    old = cluster.writer
+    cluster.freeze(old)
+    cluster.promote()
+    cluster.execute("INSERT INTO note VALUES (1)")
+    cluster.rejoin(old)
+    cluster.wait_in_sync()
+    assert notes(cluster, old) == [1]
+
+
+def test_a_survivor_that_is_ahead_of_the_promoted_reader_is_rewound(cluster: PostgresCluster) -> None:
+    behind, ahead = cluster.readers
+    cluster.freeze(behind)
+    cluster.execute("INSERT INTO note VALUES (1)")
+    wait(lambda: notes(cluster, ahead) == [1])
+    cluster.kill(behind)
+    cluster.kill(cluster.writer)
+    cluster.restart(behind)
+    cluster.promote(behind)
+    cluster.execute("INSERT INTO note VALUES (2)")
+    cluster.wait_in_sync()
+    assert notes(cluster, ahead) == [2]
+
+
+def test_without_an_instance_named_the_most_advanced_reader_is_promoted(cluster: PostgresCluster) -> None:
+    ahead, behind = cluster.readers
+    cluster.freeze(behind)
+    cluster.execute("INSERT INTO note VALUES (1)")
+    wait(lambda: notes(cluster, ahead) == [1])
+    cluster.kill(behind)
+    cluster.kill(cluster.writer)
+    cluster.restart(behind)
+    assert cluster.promote() == ahead
+    assert notes(cluster) == [1]
+
+
+def test_restart_brings_an_instance_back_as_what_it_was(cluster: PostgresCluster) -> None:
+    writer, reader = cluster.writer, cluster.readers[0]
+    before = writer.pid
+    cluster.restart(writer)
+    cluster.kill(reader)
+    cluster.restart(reader)
+    assert writer.pid != before
+    cluster.execute("INSERT INTO note VALUES (1)")
+    cluster.wait_in_sync()
+    assert notes(cluster, reader) == [1]
+
+
+def test_a_lagging_reader_replays_late_and_a_lag_of_zero_ends_it_at_once(cluster: PostgresCluster) -> None:
+    late, current = cluster.readers
+    cluster.set_lag(late, 60)
+    wait(lambda: cluster.execute("SHOW recovery_min_apply_delay", instance=late) == [("1min",)])
+    cluster.execute("INSERT INTO note VALUES (1)")
+    wait(lambda: notes(cluster, current) == [1])
+    with pytest.raises(TimeoutError, match=late.name):
+        cluster.wait_in_sync(timeout=0.2)
+    assert notes(cluster, late) == []
+    cluster.set_lag(late, 0)
+    cluster.wait_in_sync()
+    assert notes(cluster, late) == [1]
+
+
+def test_paused_replay_shows_nothing_new_until_it_is_resumed(cluster: PostgresCluster) -> None:
+    reader = cluster.readers[0]
+    cluster.pause_replay(reader)
+    cluster.execute("INSERT INTO note VALUES (1)")
+    with pytest.raises(TimeoutError, match=reader.name):
+        cluster.wait_in_sync(timeout=0.2)
+    cluster.resume_replay(reader)
+    cluster.wait_in_sync()
+    assert notes(cluster, reader) == [1]
+
+
+def test_heal_makes_a_battered_cluster_whole(cluster: PostgresCluster) -> None:
+    old, (new, late) = cluster.writer, cluster.readers
+    cluster.set_lag(late, 60)
+    cluster.freeze(late)
+    cluster.promote(new)
+    cluster.kill(old)
+    cluster.kill(new)
+    cluster.heal()
+    assert cluster.writer == new
+    assert set(cluster.readers) == {old, late}
+    cluster.execute("INSERT INTO note VALUES (1)")
+    cluster.wait_in_sync(5)
+
+
+def test_what_makes_no_sense_is_refused(cluster: PostgresCluster) -> None:
+    with pytest.raises(LocalClusterError, match="no reader"):
+        cluster.promote(cluster.writer)
+    with pytest.raises(ValueError, match="is the writer"):
+        cluster.rejoin(cluster.writer)
+    with pytest.raises(LocalClusterError, match="started already"):
+        cluster.start()
+    with pytest.raises(LocalClusterError, match="not started"):
+        _ = PostgresCluster().writer
+
+
+def test_with_synchronous_replication_nothing_acknowledged_is_lost() -> None:
+    with PostgresCluster(readers=2, synchronous=True) as cluster:
+        cluster.execute("CREATE TABLE note (id int PRIMARY KEY)")
+        for n in range(3):
+            acknowledged = n * 20
+            for i in range(20):
+                cluster.execute("INSERT INTO note VALUES (%s)", n * 20 + i)
+                acknowledged += 1
+            old = cluster.writer
+            cluster.kill(old)
+            cluster.promote()
+            assert len(notes(cluster)) == acknowledged
+            cluster.rejoin(old)
+
+
+# -- nothing stays behind
+
+
+def test_a_server_that_cannot_start_says_why_and_leaves_nothing(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    cluster = PostgresCluster(readers=0, settings={"shared_buffers": "many"})
+    with pytest.raises(LocalClusterError, match="shared_buffers"):
+        cluster.start()
+    assert repr(cluster) == "<PostgresCluster stopped>"
+    cluster.stop()
+
+
+def test_programs_that_are_missing_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(LocalClusterError, match=r"has no postgres, initdb, pg_basebackup, pg_rewind"):
+        PostgresCluster(bin_dir=tmp_path).start()
+    monkeypatch.setenv("PGBIN", str(tmp_path))
+    with pytest.raises(LocalClusterError, match="has no postgres"):
+        find_postgres()
+    monkeypatch.delenv("PGBIN")
+    monkeypatch.setattr("aurora_router.local.system._in_wheel", list)
+    monkeypatch.setattr("aurora_router.local.system._in_system", list)
+    with pytest.raises(LocalClusterError, match=r"pip install 'aurora-router\[local\]'"):
+        find_postgres()
+
+
+def test_a_stopped_cluster_is_gone_and_can_be_started_anew() -> None:
+    cluster = PostgresCluster(readers=1)
+    for _ in range(2):
+        with cluster:
+            directory = data_directory(cluster)
+            cluster.freeze(cluster.readers[0])
+            pids = [i.pid for i in cluster.instances]
+        assert not os.path.exists(directory)
+        assert processes_in(directory) == []
+        assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+
+
+def data_directory(cluster: PostgresCluster) -> str:
+    return str(Path(cluster.execute("SHOW data_directory")[0][0]).parent)
+
+
+CHILD = """
+import os, sys, time
+from aurora_router.local import PostgresCluster
+cluster = PostgresCluster(readers=1).start()
+cluster.freeze(cluster.readers[0])
+cluster.execute("SELECT 1")
+print(os.path.dirname(cluster.execute("SHOW data_directory")[0][0]), flush=True)
+{then}
+"""
+
+
+def child(then: str) -> tuple[subprocess.Popen[str], str]:
+    """A process that has started a cluster, and the cluster's directory."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", CHILD.format(then=then)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    directory = process.stdout.readline().strip()
+    assert os.path.isdir(directory)
+    assert processes_in(directory)
+    return process, directory
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+def test_no_server_outlives_a_killed_process(number: signal.Signals) -> None:
+    process, directory = child(
+        "time.sleep(600)"
+        if number != signal.SIGINT
+        else """
+try:
+    time.sleep(600)
+except KeyboardInterrupt:
+    pass"""
+    )
+    with process:
+        process.send_signal(number)
+    wait(lambda: not os.path.exists(directory))
+    assert processes_in(directory) == []
+
+
+def test_no_server_outlives_a_process_that_forgot_to_stop_the_cluster() -> None:
+    process, directory = child("")
+    with process:
+        process.wait(20)
+    assert process.returncode == 0
+    assert not os.path.exists(directory)  # the interpreter waited for it on its way out
+    assert processes_in(directory) == []
+
+
+def test_a_forked_child_neither_stops_the_cluster_nor_keeps_it_alive() -> None:
+    process, directory = child(
+        """
+pid = os.fork()
+if pid == 0:
+    cluster.stop()
+    if os.fork() == 0:
+        time.sleep(600)  # lives on when its parents are gone
+    sys.exit()
+os.waitpid(pid, 0)
+cluster.thaw(cluster.readers[0])
+cluster.execute("SELECT 1", instance=cluster.readers[0])
+print("alive", flush=True)
+time.sleep(600)
+"""
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "alive\n"
+        process.kill()
+        process.wait()
+        wait(lambda: not os.path.exists(directory))
+        for pid in orphans_of(CHILD[:40]):
+            os.kill(pid, signal.SIGKILL)
+
+
+def orphans_of(text: str) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if text in path.read_text(errors="replace") and int(path.parent.name) != os.getpid():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_importing_the_local_clusters_imports_no_driver() -> None:
+    code = (
+        "import sys, aurora_router.local, aurora_router.local.pytest_plugin; print('psycopg' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
