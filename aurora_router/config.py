@@ -17,6 +17,7 @@ from aurora_router.errors import ConfigurationError
 from aurora_router.servers import postgresql
 
 _HOSTS = re.compile(r"(?P<before>^[^/?#]*//(?:[^/?#]*@)?)(?P<hosts>[^/?#@]*,[^/?#@]*)")
+_MANAGED = (".rds.amazonaws.com", ".rds.amazonaws.com.cn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,8 @@ def read_url(given: str | URL) -> Target:
         pairs = ((url.host, url.port or postgresql.DEFAULT_PORT),)
     else:
         raise ConfigurationError(f"the URL names no host; write {example}")
+    if any(host.endswith(_MANAGED) for host, _ in pairs):
+        query.setdefault("sslmode", "require")  # remote and managed: never in the clear unless the user says so
     return Target(url.set(query=query, host=pairs[0][0], port=pairs[0][1]), postgresql, pairs)
 
 

@@ -253,10 +253,8 @@ class Monitor:
         return self._interval
 
     def _fresh_look_due(self, watcher: _Watcher, now: float) -> bool:
-        if self.topology.writer is None:
-            every = WRITERLESS
-        else:
-            every = SCOUT if watcher.instance.reader_only else RENEW
+        usual = SCOUT if watcher.instance.reader_only else RENEW
+        every = WRITERLESS if self.topology.writer is None else usual
         return now - watcher.looked_at >= every
 
     def _catalog_due(self, watcher: _Watcher, now: float) -> bool:

@@ -49,7 +49,7 @@ _LEVELS_ON_READERS = frozenset({"autocommit", "read uncommitted", "read committe
 class NotARead(RouterError):
     """Raised before a statement is sent to a reader in an automatic unit: the unit must move to the writer."""
 
-    def __init__(self, effect: Effect | None, reason: Reason) -> None:
+    def __init__(self, effect: Effect, reason: Reason) -> None:
         self.effect = effect
         self.reason = reason
         super().__init__(reason.value)
@@ -221,7 +221,8 @@ class Router:
         A read-only one runs a read-only transaction. Raises NoWriterAvailable, NoReaderAvailable, AmbiguousWriter.
         """
         unit = Unit(read_only, self._shared_requirement() if read_only else None)
-        return self.enter(unit, lambda engine: engine.connect(), _pooled)
+        connection = self.enter(unit, lambda engine: engine.connect(), _pooled)
+        return connection.execution_options(**{UNIT: unit})  # finds the unit again should the connection be made anew
 
     @contextlib.contextmanager
     def begin(self, read_only: bool = False) -> Iterator[Connection]:
@@ -312,10 +313,9 @@ class Router:
             reraise=True,
         )
         try:
-            return retrying(self._enter_once, unit, connect, pooled, write, began)
+            connection: T = retrying(self._enter_once, unit, connect, pooled, write, began)
+            return connection
         except _Again as again:
-            if again.cause is None:
-                raise self._no_writer(began, None) from None
             raise self._no_writer(began, again) from again.cause
 
     def _pause(self, seconds: float, failed: _Again) -> None:
@@ -352,11 +352,8 @@ class Router:
                 return self._enter_once(unit, connect, pooled, write, began)
             raise _Again(instance, error) from error
         raw = pooled(connection)
-        if unit.read_only:
-            mode = Mode.READ_ONLY
-        else:
-            mode = Mode.DEFAULT if on_writer else Mode.AUTOCOMMIT
-        self._engines.set_mode(raw, mode)
+        usual = Mode.DEFAULT if on_writer else Mode.AUTOCOMMIT
+        self._engines.set_mode(raw, Mode.READ_ONLY if unit.read_only else usual)
         raw.info[UNIT] = unit
         unit.instance = instance
         unit.on_writer = on_writer
@@ -423,6 +420,7 @@ class Router:
         if level is None:
             level = self._isolation
         if level is None:
+            self.start()
             for instance in self._monitor.topology.instances:
                 if instance.seen:
                     level = instance.seen[0].server.isolation
@@ -464,6 +462,12 @@ class Router:
         """The engine of an instance."""
         return self._engines.engine(instance)
 
+    def writer_engine(self) -> Engine:
+        """The engine of the writer, waiting for one as a unit would."""
+        self.start()
+        decision = self._decide(Unit(False), Reason.DECLARED_WRITE)
+        return self.engine(decision.instance or self._wait_for_writer(decision, time.monotonic()))
+
     def committed(self, unit: Unit) -> Requirement | None:
         """Note that a unit's commit was acknowledged just now; the requirement of whoever must see it."""
         if not unit.wrote or self.consistency == "eventual":
@@ -492,19 +496,19 @@ class Router:
         """The gate: nothing passes to a reader, and nothing is sent in a read-only unit, without being looked at here."""
         unit: Unit | None = connection.info.get(UNIT)
         if unit is None:
-            return
+            unit = self._adopt(connection)
+            if unit is None:
+                return
         found = verdict(text, self._dialect)
         effect = self.effect(found) if found.functions else found.effect
-        if effect is Effect.READ and not unit.on_writer:
-            if unit.read_only is None:
-                if found.hint == "writer" or unit.hint == "writer":
+        if effect is Effect.READ:
+            if unit.read_only is None and not unit.on_writer:
+                if found.hint == "writer":
                     raise NotARead(effect, Reason.HINT)
                 if text in self._learned:
-                    raise NotARead(None, Reason.NOT_A_READ)
-            if context is not None and context.execution_options.get("stream_results"):
-                unit.streaming = True
-            return
-        if effect is Effect.READ:
+                    raise NotARead(effect, Reason.NOT_A_READ)
+                if context is not None and context.execution_options.get("stream_results"):
+                    unit.streaming = True
             return
         if unit.read_only:
             if found.effect is Effect.WRITE and found.known is Effect.WRITE:
@@ -518,6 +522,21 @@ class Router:
             asked = unit.hint == "reader" or (found.hint == "reader" and unit.hint is None)
             if not (asked and found.known is Effect.READ and text not in self._learned):
                 raise NotARead(effect, Reason.NOT_A_READ)
+
+    def _adopt(self, connection: Connection) -> Unit | None:
+        """The unit of a connection that SQLAlchemy reconnected on its own, or that was had from an engine directly (None)."""
+        raw = connection.connection
+        unit: Unit | None = connection.get_execution_options().get(UNIT)
+        if unit is None:
+            self._engines.set_mode(raw, Mode.DEFAULT)
+            return None
+        writer = self._monitor.topology.writer
+        is_writer = writer is not None and unit.instance is not None and writer.id == unit.instance.id
+        if unit.on_writer and not is_writer:
+            raise NoWriterAvailable(0.0, (f"{unit.instance.id if unit.instance else '?'} is the writer no longer",))
+        self._engines.set_mode(raw, Mode.READ_ONLY if unit.read_only else Mode.DEFAULT)
+        raw.info[UNIT] = unit
+        return unit
 
     def _known(self, instance_id: str) -> frozenset[ServerId]:
         instance = self._monitor.topology.by_id.get(instance_id)
@@ -579,7 +598,7 @@ class Router:
 class _Again(Exception):
     """The writer could not be reached; nothing was sent."""
 
-    def __init__(self, instance: Instance, cause: BaseException | None) -> None:
+    def __init__(self, instance: Instance, cause: BaseException) -> None:
         self.instance = instance
         self.cause = cause
 
@@ -591,7 +610,10 @@ def _pooled(connection: Connection) -> PoolProxiedConnection:
 def _weakly(me: weakref.ref[Router], method: Callable[..., T], otherwise: T) -> Callable[..., T]:
     def call(*args: Any) -> T:
         router = me()
-        return otherwise if router is None else method(router, *args)
+        if router is None:
+            return otherwise
+        result: T = method(router, *args)
+        return result
 
     return call
 

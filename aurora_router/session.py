@@ -53,6 +53,7 @@ class RoutingMixin(_Base):
     _unit_of: SessionTransaction | None
     _requirement: Requirement | None
     _hint: Any
+    _statement: Any  # the one that is being executed
     _elsewhere: bool
 
     def __init__(self, *args: Any, router: Router, read_only: bool | None = None, **options: Any) -> None:
@@ -64,7 +65,7 @@ class RoutingMixin(_Base):
             raise ConfigurationError(f"read_only={read_only!r}: use True, False or None")
         self._router = router
         self._read_only = read_only
-        self._unit = self._unit_of = self._requirement = self._hint = None
+        self._unit = self._unit_of = self._requirement = self._hint = self._statement = None
         self._elsewhere = bool(options.get("binds"))
         super().__init__(**options)
 
@@ -95,6 +96,10 @@ class RoutingMixin(_Base):
         unit = self._current_unit()
         if unit.instance is not None and (unit.on_writer or unit.read_only):
             return self._engine(unit)
+        if mapper is None and clause is None:
+            clause = self._statement  # SQLAlchemy passes neither for some statements: a union of mapped columns
+        if mapper is None and clause is None:
+            return self._router.writer_engine()  # somebody wants to look at an engine, not to connect
         if unit.read_only:
             return self._enter(unit, None)
         reason = self._reason_to_write(unit, clause, read_only)
@@ -151,7 +156,7 @@ class RoutingMixin(_Base):
         if left is not None:
             if not unit.streaming:
                 _leave(self, self._router.engine(left))
-            self._router.emit(events.Moved, left.id, None)
+            self._router.emit(events.Moved, left.id, reason)
         unit.instance = None
         return self._enter(unit, reason, options)
 
@@ -190,16 +195,16 @@ class RoutingMixin(_Base):
 
     def _repeatable(self, call: Callable[..., R], statement: Any, params: Any, options: dict[str, Any]) -> R:
         self._hint = _route(statement, options)
+        outer, self._statement = self._statement, statement
         try:
-            return call(statement, params, **options)
-        except Exception as error:
-            failed = error
-        while self._recovered(failed):
-            try:
-                return call(statement, params, **options)
-            except Exception as error:
-                failed = error
-        raise failed
+            while True:
+                try:
+                    return call(statement, params, **options)
+                except Exception as error:
+                    if not self._recovered(error):
+                        raise
+        finally:
+            self._statement = outer
 
     def _recovered(self, error: Exception) -> bool:
         """Whether the unit has been brought to another place, where the statement may be repeated."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from aurora_router.core.selection import Reason
-from aurora_router.core.statements import Effect
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +20,10 @@ class Routed:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A unit left its reader for the writer at a statement with this effect."""
+    """A unit left its reader for the writer."""
 
     instance: str
-    effect: Effect | None
+    reason: Reason
 
 
 @dataclass(frozen=True, slots=True)

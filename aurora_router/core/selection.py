@@ -136,17 +136,23 @@ def satisfies(reader: Instance, requirement: Requirement, topology: Topology, pi
     A requirement of an older epoch is never compared: it becomes "everything up to now" in the new one, which the new
     writer's own positions prove, so that the session stays on the writer for as long as the reader takes to follow.
     """
-    if reader.position is not None and topology.samples:
+    if reader.position is not None:
         position = requirement.position
         if position is None or position.epoch != topology.epoch:
-            same = requirement.epoch == topology.epoch
-            position = evidence(topology.samples, requirement.after if same else topology.samples[0].asked_at)
-        return position is not None and reader.position.covers(position)
-    if reader.position is None and reader.lag is not None and not reader.pooled and requirement.epoch == topology.epoch:
-        asked_at = min(seen.asked_at for seen in reader.seen)
-        return requirement.after < asked_at - reader.lag - LAG_MARGIN
-    if reader.position is not None:
-        return False  # the writer gives none at this moment: wait for it
+            if requirement.epoch == topology.epoch:
+                position = evidence(topology.samples, requirement.after)
+            else:
+                position = topology.samples[0].position if topology.samples else None
+        if position is not None:
+            return reader.position.covers(position)
+        if topology.writer is None or topology.writer.position is not None:
+            return False  # the proof is still to come
+    if not reader.pooled:
+        used = [seen for seen in reader.seen if seen.server.id in reader.servers]
+        if any(seen.server.epoch != topology.epoch for seen in used):
+            return False  # one of them does not follow the newest writer yet: what it lags behind is another
+        if reader.lag is not None and requirement.epoch == topology.epoch:
+            return requirement.after < min(seen.asked_at for seen in used) - reader.lag - LAG_MARGIN
     return now - requirement.after >= pin_seconds
 
 

@@ -93,11 +93,16 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A server behind an instance, and the probe that showed it last."""
+    """A server behind an instance, and the probe that showed it last.
+
+    misses: its silent probes in a row since then. missed_at: when the last one of them was asked for.
+    """
 
     server: Server
     asked_at: float
     latency: float
+    misses: int = 0
+    missed_at: float = float("-inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +110,7 @@ class Instance:
     """An endpoint and the servers that were seen behind it.
 
     id: "host:port". reader_only: a reader endpoint, which never serves as the writer.
-    error: what was last heard where it is not healthy. misses: silent probes in a row.
+    error: what was last heard where it is not healthy. heard_at: when the newest probe that came to an end was asked for.
     pooled: the servers behind it cannot be told apart, so that their positions are no evidence.
     """
 
@@ -116,7 +121,6 @@ class Instance:
     seen: tuple[Seen, ...] = ()
     error: str = "not probed yet"
     silence: Silence | None = None
-    misses: int = 0
     heard_at: float = float("-inf")
     pooled: bool = False
     role: Role | None = None
@@ -129,6 +133,11 @@ class Instance:
     def healthy(self) -> bool:
         """It answers and may be used in its role."""
         return self.role is not None
+
+    @property
+    def misses(self) -> int:
+        """Silent probes in a row, of the server that has most."""
+        return max((seen.misses for seen in self.seen), default=0)
 
     @property
     def probed(self) -> bool:
@@ -219,40 +228,44 @@ def _answered(old: Instance, observation: Observation, server: Server) -> Instan
     # A server at the same address is the same one, or a newer life of it: it takes that one's place.
     place = (server.id.address, server.id.port)
     known = next((s for s in old.seen if (s.server.id.address, s.server.id.port) == place), None)
-    if known is not None and known.asked_at >= observation.asked_at:
-        return old
+    newest = old.heard_at if known is None else max(known.asked_at, known.missed_at)
+    if newest >= observation.asked_at:
+        return old  # it was silent since then, or something newer is known already
     seen = Seen(server, observation.asked_at, max(observation.answered_at - observation.asked_at, 0.0))
     return replace(
         old,
         seen=(*(s for s in old.seen if s is not known), seen),
         silence=None,
-        misses=0,
         heard_at=max(old.heard_at, observation.asked_at),
         pooled=old.pooled or observation.pooled,
     )
 
 
 def _failed(old: Instance, observation: Observation) -> Instance:
-    about = observation.about
-    known = next((s for s in old.seen if s.server.id == about), None)
-    if known is None and old.seen:
+    # Where servers cannot be told apart, the one that was silent speaks for all.
+    about = old.seen if old.pooled else tuple(s for s in old.seen if s.server.id == observation.about)
+    if old.seen and not about:
         return old  # one more connection could not be made; those that are there still answer
-    newest = old.heard_at if known is None else known.asked_at
-    if newest >= observation.asked_at:
-        return old  # something newer is known already
-    silent = observation.silence is Silence.TIMEOUT
-    misses = old.misses + 1 if silent else 0
-    if known is not None and silent and misses < MISSES:
-        return replace(old, misses=misses, heard_at=observation.asked_at)
-    left = tuple(s for s in old.seen if s is not known)
+    if observation.asked_at < old.heard_at if not about else any(_is_late(s, observation) for s in about):
+        return old
+    misses = 1 if observation.silence is Silence.TIMEOUT else MISSES
+    left = tuple(
+        replace(s, misses=s.misses + misses, missed_at=observation.asked_at) if s in about else s
+        for s in old.seen
+        if s not in about or s.misses + misses < MISSES
+    )
     return replace(
         old,
         seen=left,
         error="" if left else observation.error,
         silence=None if left else observation.silence,
-        misses=0 if left else misses,
-        heard_at=observation.asked_at,
+        heard_at=max(old.heard_at, observation.asked_at),
     )
+
+
+def _is_late(seen: Seen, observation: Observation) -> bool:
+    # A probe that was overdue and is then refused is asked for once and heard of twice.
+    return seen.asked_at >= observation.asked_at or seen.missed_at > observation.asked_at
 
 
 def forget(topology: Topology, instance_id: str, server: ServerId) -> Topology:
@@ -319,8 +332,8 @@ def _unused(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None
         return instance.error
     if all(s.server.epoch < epoch for s in instance.seen):
         return f"deposed: it still accepts writes, but the cluster is at epoch {epoch}"
-    if elected is None and not instance.reader_only:
-        return "accepts writes, and so does another instance of the same epoch"
     if instance.reader_only:
         return "accepts writes, but is a reader endpoint"
-    return "the writer under another name" if elected is None else f"the writer under another name, used as {elected[0]}"
+    if elected is None:
+        return "accepts writes, and so does another instance of the same epoch"
+    return f"the writer under another name, used as {elected[0]}"

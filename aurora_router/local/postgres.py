@@ -16,6 +16,7 @@ import shutil
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -246,10 +247,7 @@ class PostgresCluster:
 
         self._progress(f"making a PostgreSQL {release} cluster in {host.directory}")
         self._initialize(host, self._server(self.writer))
-        for reader in readers:
-            # A cluster that has never run may be copied file by file: much faster than pg_basebackup.
-            host.run("cp", "-R", "-p", str(self._server(self.writer).data), str(self._server(reader).data))
-            self._stand_by(reader)
+        self._copy_to_readers(host)
         self._progress(f"starting the writer {self.writer.name} on {self.writer.address}")
         self._launch(self.writer)
         self._server(self.writer).wait_ready()
@@ -279,6 +277,15 @@ class PostgresCluster:
         (server.data / "pg_hba.conf").write_text(
             "host all all 127.0.0.0/8 scram-sha-256\nhost replication all 127.0.0.0/8 scram-sha-256\n"
         )
+
+    def _copy_to_readers(self, host: Host) -> None:
+        # A cluster that has never run may be copied file by file: much faster than pg_basebackup.
+        def copy(reader: LocalInstance) -> None:
+            host.run("cp", "-R", "-p", str(self._server(self.writer).data), str(self._server(reader).data))
+            self._stand_by(reader)
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(copy, self._instances[1:]))
 
     def _create_application(self) -> None:
         grants = "ALTER DEFAULT PRIVILEGES GRANT ALL ON"
@@ -328,6 +335,8 @@ class PostgresCluster:
 
     def freeze(self, instance: LocalInstance) -> None:
         """Stop the instance's processes: its sockets stay open, the kernel accepts connections, nothing answers."""
+        if not instance.running:
+            raise LocalClusterError(f"{instance.name} is down and cannot be frozen")
         self._server(instance).freeze()
 
     def thaw(self, instance: LocalInstance) -> None:
@@ -456,13 +465,12 @@ class PostgresCluster:
         return int(self.execute(f"SELECT pg_wal_lsn_diff({received}, '0/0')", instance=instance)[0][0])
 
     def _written(self) -> int:
-        """How far the writer's log reaches, in bytes, flushed or not."""
-        position = int(self.execute("SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')")[0][0])
-        # Right after a page's header there is no record to replay yet: the position that a reader can reach is before it.
-        for page, header in ((16 * 2**20, 40), (8192, 24)):
-            if position % page == header:
-                return position - header
-        return position
+        """How far the writer's log reaches, in bytes; flushed, so that the readers can have it.
+
+        Nobody flushes what a transaction that was rolled back, or still runs, has left in the log's buffers: a commit does.
+        """
+        self.execute("SELECT pg_logical_emit_message(true, 'aurora_router.local', '')")
+        return int(self.execute("SELECT pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')")[0][0])
 
     def _streams(self, instance: LocalInstance, timeout: float) -> bool:
         """Wait until a reader streams what the writer writes now; whether it came to that.
@@ -525,8 +533,10 @@ class PostgresCluster:
         self._host.run(program, *args, password=self.superuser_password)
 
     def _connect(self, instance: LocalInstance, **options: Any) -> psycopg.Connection[tuple[Any, ...]]:
-        import psycopg
-
+        try:
+            import psycopg
+        except ImportError as error:
+            raise LocalClusterError(f"local clusters need psycopg: pip install 'aurora-router[local]' ({error})") from error
         return psycopg.connect(
             **{
                 "host": instance.host,

@@ -1,4 +1,4 @@
-"""What a local cluster needs of the machine: programs, a user, addresses, processes, and a keeper that ends them all."""
+"""What a local cluster needs of the machine: PostgreSQL's programs, a user who is not root, addresses, processes."""
 
 from __future__ import annotations
 

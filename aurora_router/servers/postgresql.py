@@ -23,10 +23,10 @@ _IDENTITY = """
   host(inet_server_addr()), inet_server_port(), pg_postmaster_start_time(),
   pg_is_in_recovery()"""
 
-IDENTITY = f"SELECT {_IDENTITY}"
+IDENTITY = "SELECT" + _IDENTITY
 """Which server is this, and what does it do? Asked once on each new connection, one round trip."""
 
-PROBE = f"""SELECT {_IDENTITY},
+PROBE = "SELECT" + _IDENTITY + """,
   current_setting('synchronous_commit'),
   current_setting('default_transaction_isolation'),
   current_setting('wal_block_size')::int,
@@ -124,7 +124,7 @@ def parse_probe(row: Sequence[Any], *, asynchronous_commits: bool) -> Server:
         return Server(identity, role, epoch, WalPosition(epoch, lsn), None, isolation)
     epoch = max(control, tli or 0)
     position = WalPosition(epoch, parse_lsn(replayed)) if replayed else None
-    lag = 0.0 if streaming and received == replayed else (None if age is None else max(age, 0.0))
+    lag = 0.0 if streaming and received is not None and received == replayed else (None if age is None else max(age, 0.0))
     return Server(identity, role, epoch, position, lag, isolation)
 
 

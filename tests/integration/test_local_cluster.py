@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+import aurora_router
 from aurora_router.local import LocalClusterError, LocalInstance, PostgresCluster
 from aurora_router.local.system import find_postgres
 
@@ -83,9 +85,7 @@ def test_the_application_connects_by_url_as_a_plain_user_with_a_password(cluster
             "app",
             "app",
         )
-        assert connection.execute("SELECT rolsuper FROM pg_roles WHERE rolname = 'app'").fetchone() == (
-            False,
-        )
+        assert connection.execute("SELECT rolsuper FROM pg_roles WHERE rolname = 'app'").fetchone() == (False,)
         assert connection.execute("SELECT pg_has_role('pg_monitor', 'member')").fetchone() == (True,)
         connection.execute("CREATE TABLE own (id int)")
         connection.execute("INSERT INTO note VALUES (7)")
@@ -288,6 +288,9 @@ def test_what_makes_no_sense_is_refused(cluster: PostgresCluster) -> None:
         cluster.promote(cluster.writer)
     with pytest.raises(ValueError, match="is the writer"):
         cluster.rejoin(cluster.writer)
+    cluster.kill(cluster.readers[0])
+    with pytest.raises(LocalClusterError, match="cannot be frozen"):
+        cluster.freeze(next(i for i in cluster.instances if not i.running))
     with pytest.raises(LocalClusterError, match="started already"):
         cluster.start()
     with pytest.raises(LocalClusterError, match="not started"):
@@ -365,7 +368,7 @@ print(os.path.dirname(cluster.execute("SHOW data_directory")[0][0]), flush=True)
 def child(then: str) -> tuple[subprocess.Popen[str], str]:
     """A process that has started a cluster, and the cluster's directory."""
     process = subprocess.Popen(
-        [sys.executable, "-c", CHILD.format(then=then)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", CHILD.format(then=then)], env=with_package(), stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     directory = process.stdout.readline().strip()
@@ -438,8 +441,55 @@ def orphans_of(text: str) -> list[int]:
 
 
 def test_importing_the_local_clusters_imports_no_driver() -> None:
-    code = (
-        "import sys, aurora_router.local, aurora_router.local.pytest_plugin; print('psycopg' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code = "import sys, aurora_router.local, aurora_router.local.pytest_plugin; print('psycopg' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], env=with_package(), capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_the_pytest_plugin_gives_each_test_a_whole_cluster(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["aurora_router.local.pytest_plugin"]')
+    (tmp_path / "test_service.py").write_text(
+        """
+def test_kill(aurora_cluster):
+    aurora_cluster.kill(aurora_cluster.writer)
+    aurora_cluster.promote()
+
+def test_whole(aurora_cluster):
+    assert all(instance.running for instance in aurora_cluster.instances)
+    assert len(aurora_cluster.readers) == 2
+
+def test_factory(aurora_cluster_factory):
+    assert aurora_cluster_factory(readers=0).execute("SELECT 1") == [(1,)]
+"""
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, env=with_package(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "3 passed" in done.stdout
+
+
+def test_programs_that_the_servers_user_cannot_reach_are_copied(tmp_path: Path) -> None:
+    found = find_postgres()
+    home = tmp_path / found.parent.parent.name / found.parent.name
+    home.parent.mkdir()
+    (home.parent / home.name).symlink_to(found.parent)
+    libraries = found.parent.parent.parent / f"{found.parent.parent.name}.libs"
+    if os.geteuid() != 0 or not libraries.is_dir():
+        # Without root the servers run as ourselves, and what we can read they can.
+        with PostgresCluster(readers=0, bin_dir=home / "bin") as cluster:
+            assert cluster.execute("SELECT 1") == [(1,)]
+        return
+    home.unlink()
+    shutil.copytree(found.parent, home)
+    shutil.copytree(libraries, tmp_path / libraries.name)
+    tmp_path.chmod(0o700)
+    with PostgresCluster(readers=1, bin_dir=home / "bin") as cluster:
+        executable = os.readlink(f"/proc/{cluster.writer.pid}/exe")
+        assert executable.startswith(data_directory(cluster))
+    assert not os.path.exists(executable)
+
+
+def with_package() -> dict[str, str]:
+    """An environment in which a child finds the package, installed or not."""
+    root = str(Path(aurora_router.__file__).parents[1])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}

@@ -1,0 +1,168 @@
+"""What the benchmarks share: the command line, interleaved timing, figures with bounds, tables, the exit status."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import psycopg
+import sqlalchemy
+
+HEADINGS = ("figure", "measured", "bound", "verdict")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for."""
+
+    quick: bool
+    markdown: bool
+
+
+def options(about: str | None) -> Options:
+    """Read the command line. about: the benchmark's docstring, shown by --help."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: a look, not a measurement")
+    parser.add_argument("--markdown", action="store_true", help="print the table in Markdown")
+    found = parser.parse_args()
+    return Options(quick=found.quick, markdown=found.markdown)
+
+
+def progress(text: str) -> None:
+    """One line on stderr, so that long work can be followed and the table still be piped."""
+    print(text, file=sys.stderr, flush=True)
+
+
+# -- timing -----------------------------------------------------------------------------------------------------------
+
+
+def interleave(contestants: Sequence[Callable[[], object]], *, rounds: int, units: int) -> list[list[float]]:
+    """Seconds that one call took, for each contestant one number per round.
+
+    In each round every contestant is called `units` times in a row, in turning order, so that whatever else the machine does
+    meets all of them. All are warmed up first; what lives by then is kept out of the garbage collector's sight, and garbage
+    is collected between the measurements, not disabled during them.
+    """
+    for contestant in contestants:
+        for _ in range(2 * units):
+            contestant()
+    gc.collect()
+    gc.freeze()
+    took: list[list[float]] = [[] for _ in contestants]
+    numbered = list(zip(contestants, took, strict=True))
+    for turn in range(rounds):
+        for contestant, times in numbered if turn % 2 == 0 else reversed(numbered):
+            gc.collect()
+            began = time.perf_counter()
+            for _ in range(units):
+                contestant()
+            times.append((time.perf_counter() - began) / units)
+    gc.unfreeze()
+    return took
+
+
+def ratio(ours: Iterable[float], theirs: Iterable[float]) -> float:
+    """The median of the rounds' ratios: both halves of a ratio were measured within the same moment."""
+    return statistics.median(mine / other for mine, other in zip(ours, theirs, strict=True))
+
+
+median = statistics.median
+
+
+# -- figures ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Something measured. bound: at most that, or with `at_least` at least; None: for information."""
+
+    name: str
+    measured: float
+    unit: str = ""
+    bound: float | None = None
+    at_least: bool = False
+
+    @property
+    def met(self) -> bool:
+        if self.bound is None:
+            return True
+        return self.measured >= self.bound if self.at_least else self.measured <= self.bound
+
+    def cells(self) -> tuple[str, str, str, str]:
+        bound = verdict = ""
+        if self.bound is not None:
+            bound = f"{'>=' if self.at_least else '<='} {_number(self.bound)} {self.unit}".rstrip()
+            verdict = "ok" if self.met else "MISSED"
+        return self.name, f"{_number(self.measured)} {self.unit}".rstrip(), bound, verdict
+
+
+class Report:
+    """The figures of one benchmark."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.figures: list[Figure] = []
+
+    def add(self, name: str, measured: float, unit: str = "", bound: float | None = None, *, at_least: bool = False) -> None:
+        """Take in a figure, and say it on stderr at once."""
+        figure = Figure(name, measured, unit, bound, at_least)
+        self.figures.append(figure)
+        said = figure.cells()
+        progress("  " + ": ".join(said[:2]) + (f" ({', '.join(said[2:])})" if said[2] else ""))
+
+    def finish(self, how: Options) -> int:
+        """Print the table; returns the exit status: 1 when a bound was missed."""
+        rows = [figure.cells() for figure in self.figures]
+        where = (
+            f"Python {platform.python_version()}, SQLAlchemy {sqlalchemy.__version__}, psycopg {psycopg.__version__}"
+            f"{', --quick' if how.quick else ''}"
+        )
+        if how.markdown:
+            print(f"| {' | '.join(HEADINGS)} |\n|---|---:|---:|---|")
+            for row in rows:
+                print(f"| {' | '.join(row)} |")
+            print(f"\n{self.title}; {where}")
+        elif not (sys.stdout.isatty() and _rich(f"{self.title}; {where}", rows)):
+            print(f"\n{self.title}; {where}\n")
+            _plain(rows)
+        missed = [figure.name for figure in self.figures if not figure.met]
+        if missed:
+            progress(f"missed: {'; '.join(missed)}")
+        return 1 if missed else 0
+
+
+def _number(value: float) -> str:
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 0.1 else f"{value:.2f}"
+
+
+def _plain(rows: Sequence[Sequence[str]]) -> None:
+    table = [HEADINGS, *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(HEADINGS))]
+    for row in table:
+        name, measured, bound, verdict = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print(f"{name}  {measured.strip().rjust(widths[1])}  {bound.strip().rjust(widths[2])}  {verdict}".rstrip())
+
+
+def _rich(title: str, rows: Sequence[Sequence[str]]) -> bool:
+    """Draw the table with rich; False when it is not installed."""
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        return False
+    table = Table(title=title, title_justify="left")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="right" if heading in ("measured", "bound") else "left")
+    for row in rows:
+        style = "red" if row[3] == "MISSED" else None if row[3] else "dim"
+        table.add_row(*row, style=style)
+    Console().print(table)
+    return True

@@ -1,0 +1,205 @@
+"""Read your own writes: are there stale reads, and how many of the reads do readers serve all the same?
+
+A real cluster on loopback: one writer, one reader that replays 300 ms late, one that is current. 8 threads serve 320 users;
+each user has a RoutingSession of its own (consistency="session", the default), which lives as long as the user does. What a
+user does, over and over:
+
+    write (UPDATE of its own row, COMMIT), read that row at once in a new unit: this is a pair; then look at it four times
+    more, with think time in between, and after the last (exponentially distributed, 0.4 s on average)
+
+Each read asks for the row's version and, in the same statement, for the address of the server that answers. A read is stale
+when the version is older than the one whose COMMIT was acknowledged before it; only its own user writes a row, so the
+expected version is exact. Users wait in a queue per thread and overlap, as requests do in a service.
+
+Beside it stands what a router would have done that keeps a session on the writer for a fixed 2 s after each write: computed
+from this run's own times, a read that began 2 s or more after its session's last write counts as served by a reader.
+
+The control is the same with consistency="eventual": it must show stale reads, or this benchmark could not see any.
+
+Run: python benchmarks/consistency.py [--quick] [--markdown]       20,000 pairs (--quick: 2,000), some minutes
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+
+from common import Options, Report, options, progress
+from sqlalchemy import create_engine, func, select, update
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+from aurora_router import Router, RoutingSession
+from aurora_router.local import PostgresCluster
+from aurora_router.router import Consistency
+
+THREADS = 8
+USERS_PER_THREAD = 40
+LOOKS = 4  # reads of a user after the one that follows its write at once
+THINK = 0.4  # seconds, on average
+LAG = 0.3
+PIN = 2.0
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Profile(Base):
+    __tablename__ = "profile"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    version: Mapped[int]
+
+
+@dataclass
+class Read:
+    """One read. age: seconds since the acknowledged write that it must see. paired: it followed that write at once."""
+
+    age: float
+    paired: bool
+    server: str
+    stale: bool
+
+
+@dataclass
+class User:
+    """One session and what it has written."""
+
+    key: int
+    session: Session
+    version: int = 0
+    acknowledged: float = 0.0
+    looks: int = 0  # that are left before the next write
+
+    def write(self) -> None:
+        self.session.execute(update(Profile).where(Profile.id == self.key).values(version=self.version + 1))
+        self.session.commit()
+        self.acknowledged = time.monotonic()
+        self.version += 1
+        self.looks = LOOKS
+
+    def read(self, *, paired: bool) -> Read:
+        began = time.monotonic()
+        query = select(Profile.version, func.host(func.inet_server_addr())).where(Profile.id == self.key)
+        version, server = self.session.execute(query).one()
+        self.session.rollback()
+        return Read(began - self.acknowledged, paired, server, version < self.version)
+
+
+@dataclass
+class Pairs:
+    """Pairs that are still to be made, shared by the threads."""
+
+    left: int
+    total: int = field(init=False)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.total = self.left
+
+    def take(self) -> bool:
+        with self.lock:
+            if self.left <= 0:
+                return False
+            self.left -= 1
+            done = self.total - self.left
+            if done % max(self.total // 10, 1) == 0:
+                progress(f"  {done:,} of {self.total:,} pairs")
+            return True
+
+
+def serve(users: list[User], pairs: Pairs, reads: list[Read], errors: list[BaseException], seed: int) -> None:
+    """One thread: does what its users do, each when its time has come; ends when the last pair's looks are done."""
+    rng = random.Random(seed)
+    now = time.monotonic()
+    agenda = [(now + rng.expovariate(1 / THINK) * LOOKS, user.key, user) for user in users]
+    heapq.heapify(agenda)
+    try:
+        while agenda and not errors:
+            when, key, user = heapq.heappop(agenda)
+            time.sleep(max(when - time.monotonic(), 0.0))
+            if user.looks:
+                user.looks -= 1
+                reads.append(user.read(paired=False))
+            elif pairs.take():
+                user.write()
+                reads.append(user.read(paired=True))
+            else:
+                continue
+            heapq.heappush(agenda, (time.monotonic() + rng.expovariate(1 / THINK), key, user))
+    except Exception as error:
+        errors.append(error)
+
+
+def run(cluster: PostgresCluster, consistency: Consistency, count: int) -> list[Read]:
+    """All reads of one run; raises what a thread met."""
+    readers = [instance.address for instance in cluster.readers]
+    with Router(cluster.url, instances=readers, consistency=consistency) as router:
+        sessions = sessionmaker(class_=RoutingSession, router=router)
+        with router.begin() as connection:
+            connection.execute(update(Profile).values(version=0))
+        cluster.wait_in_sync()
+        pairs, errors = Pairs(count), list[BaseException]()
+        results: list[list[Read]] = [[] for _ in range(THREADS)]
+        threads = []
+        for number, reads in enumerate(results):
+            users = [User(number * USERS_PER_THREAD + n, sessions()) for n in range(USERS_PER_THREAD)]
+            threads.append(threading.Thread(target=serve, args=(users, pairs, reads, errors, number), daemon=True))
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise errors[0]
+    return [read for reads in results for read in reads]
+
+
+def share(part: int, whole: int) -> float:
+    return 100 * part / whole if whole else 0.0
+
+
+def main(how: Options) -> int:
+    count = 2_000 if how.quick else 20_000
+    report = Report(f"consistency: {THREADS} threads, {THREADS * USERS_PER_THREAD} sessions, one reader {LAG * 1000:.0f} ms late")
+    progress("starting a cluster")
+    with PostgresCluster(readers=2) as cluster:
+        engine = create_engine(cluster.url)
+        Base.metadata.create_all(engine)
+        with Session(engine) as session:
+            session.add_all(Profile(id=key, version=0) for key in range(THREADS * USERS_PER_THREAD))
+            session.commit()
+        engine.dispose()
+        cluster.wait_in_sync()
+        late = cluster.readers[0]
+        cluster.set_lag(late, LAG)
+        progress(f"{count:,} pairs, consistency=session")
+        reads = run(cluster, "session", count)
+        control = count // 10
+        progress(f"the control: {control:,} pairs, consistency=eventual")
+        eventual = run(cluster, "eventual", control)
+        writer = cluster.writer.host
+
+    paired = [read for read in reads if read.paired]
+    after = [read for read in reads if not read.paired]
+    report.add("pairs made", len(paired), bound=count, at_least=True)
+    report.add("stale reads in pairs", sum(read.stale for read in paired), bound=0)
+    report.add("stale reads among the looks that followed", sum(read.stale for read in after), bound=0)
+    for name, some in (("all reads", reads), ("reads in pairs", paired), ("looks", after)):
+        on_readers = sum(read.server != writer for read in some)
+        pinned = sum(read.age >= PIN for read in some)
+        report.add(f"{name}: {len(some):,}, served by readers", share(on_readers, len(some)), "%")
+        report.add(f"  with a fixed pin of {PIN:g} s, in the same run", share(pinned, len(some)), "%")
+    report.add("reads that the late reader served", share(sum(r.server == late.host for r in reads), len(reads)), "%")
+    waits = sorted(read.age for read in reads if read.server != writer)
+    if waits:
+        report.add("soonest read on a reader after a write", waits[0] * 1000, "ms")
+    stale = sum(read.stale for read in eventual)
+    report.add(f"control, eventual: stale among {control:,} pairs and their looks", stale, bound=1, at_least=True)
+    return report.finish(how)
+
+
+if __name__ == "__main__":
+    sys.exit(main(options(__doc__)))

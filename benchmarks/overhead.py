@@ -1,0 +1,306 @@
+"""What routing costs, side by side with plain SQLAlchemy in one run.
+
+A real cluster on loopback, one writer and two readers. In each of many rounds the router and its competitor make the same
+units against the same instance, one after the other in turning order; a ratio is the median over the rounds of router /
+competitor. Pools have SQLAlchemy's default settings on both sides. Loopback makes round trips nearly free: what an automatic
+read saves (it needs one, a plain unit three, counted on the wire) counts for more across a network.
+
+  automatic read    with Session() as s: s.get(Row, id)         RoutingSession against Session on an engine of that reader
+  insert, commit    with Session() as s: s.add(Row()); commit   RoutingSession against Session on an engine of the writer
+  connect           with router.connect(read_only=True) and one statement, against engine.connect()
+  decision          for a text seen before, three instances: the unit, the verdict on its text, and where it goes
+  classify          texts of 366 bytes, each of them new
+  import            time for `import aurora_router` in new processes that have imported sqlalchemy.orm and psycopg
+  monitor           CPU time of a process with an idle router of three instances, less that of the same without; a whole
+                    period of what the monitor does every 30 s (--quick: 8 s)
+
+Run: python benchmarks/overhead.py [--quick] [--markdown]
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from common import Options, Report, interleave, median, options, progress, ratio
+from sqlalchemy import create_engine, make_url, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+from aurora_router import Effect, Router, RoutingSession, classify
+from aurora_router.core.statements import verdict
+from aurora_router.local import FaultProxy, PostgresCluster
+from aurora_router.router import Unit
+
+US = 1e6
+NEW_TEXT_BYTES = 366
+WIRE_UNITS = 50
+
+IMPORTS = """
+import sys, time
+a = time.perf_counter()
+import sqlalchemy, {orm}psycopg
+b = time.perf_counter()
+import aurora_router
+c = time.perf_counter()
+print(b - a, c - b)
+"""
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Row(Base):
+    __tablename__ = "row"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    amount: Mapped[int]
+
+
+def main(how: Options) -> int:
+    report = Report("overhead: a local PostgreSQL cluster, 1 writer and 2 readers; medians of interleaved rounds")
+    classifying(report, how)
+    importing(report, how)
+    progress("starting a cluster")
+    with PostgresCluster(readers=2) as cluster:
+        engine = create_engine(cluster.url)
+        Base.metadata.create_all(engine)
+        with Session(engine) as session:
+            session.add_all(Row(id=number, name=f"row {number}", amount=number) for number in range(-100, 0))
+            session.commit()
+        engine.dispose()
+        cluster.wait_in_sync()
+        reading(report, how, cluster)
+        writing(report, how, cluster)
+        connecting(report, how, cluster)
+        deciding(report, how, cluster)
+        on_the_wire(report, cluster)
+        monitoring(report, how, cluster)
+    return report.finish(how)
+
+
+def reading(report: Report, how: Options, cluster: PostgresCluster) -> None:
+    """An automatic unit of one ORM read; the router has one reader, so that both sides ask the same instance."""
+    progress("one ORM read")
+    reader = cluster.readers[0]
+    plain_engine = create_engine(reader.url)
+    addresses = [i.address for i in cluster.readers]
+    with Router(cluster.url, instances=addresses[:1]) as router, Router(cluster.url, instances=addresses) as wide:
+        routed_session = sessionmaker(class_=RoutingSession, router=router)
+        wide_session = sessionmaker(class_=RoutingSession, router=wide)
+        plain_session = sessionmaker(plain_engine)
+
+        def routed() -> None:
+            with routed_session() as session:
+                session.get_one(Row, -1)
+
+        def balanced() -> None:
+            with wide_session() as session:
+                session.get_one(Row, -1)
+
+        def plain() -> None:
+            with plain_session() as session:
+                session.get_one(Row, -1)
+
+        ours, theirs, both = interleave((routed, plain, balanced), rounds=20 if how.quick else 100, units=100)
+    plain_engine.dispose()
+    report.add("one ORM read, automatic unit / plain Session", ratio(ours, theirs), "x", 0.80)
+    report.add("  automatic unit", median(ours) * US, "us")
+    report.add("  automatic unit, balanced over two readers", median(both) * US, "us")
+    report.add("  plain Session", median(theirs) * US, "us")
+
+
+def writing(report: Report, how: Options, cluster: PostgresCluster) -> None:
+    """An automatic unit of one insert and commit."""
+    progress("one insert and commit")
+    plain_engine = create_engine(cluster.url)
+    with Router(cluster.url, instances=[i.address for i in cluster.readers]) as router:
+        routed_session = sessionmaker(class_=RoutingSession, router=router)
+        plain_session = sessionmaker(plain_engine)
+
+        def routed() -> None:
+            with routed_session() as session:
+                session.add(Row(name="new", amount=1))
+                session.commit()
+
+        def plain() -> None:
+            with plain_session() as session:
+                session.add(Row(name="new", amount=1))
+                session.commit()
+
+        ours, theirs = interleave((routed, plain), rounds=20 if how.quick else 100, units=50)
+    plain_engine.dispose()
+    report.add("one insert and commit, automatic unit / plain Session", ratio(ours, theirs), "x", 1.10)
+    report.add("  automatic unit", median(ours) * US, "us")
+    report.add("  plain Session", median(theirs) * US, "us")
+
+
+def connecting(report: Report, how: Options, cluster: PostgresCluster) -> None:
+    """A Connection, one Core statement on it, and back to the pool."""
+    progress("connect() with one statement")
+    reader = cluster.readers[0]
+    statement = select(Row.name).where(Row.id == -1)
+    engine = create_engine(reader.url)
+    with Router(cluster.url, instances=[reader.address]) as router:
+
+        def routed() -> None:
+            with router.connect(read_only=True) as connection:
+                connection.execute(statement).scalar_one()
+
+        def plain() -> None:
+            with engine.connect() as connection:
+                connection.execute(statement).scalar_one()
+
+        ours, theirs = interleave((routed, plain), rounds=20 if how.quick else 100, units=100)
+    engine.dispose()
+    report.add("router.connect(read_only=True) / engine.connect(), one statement", ratio(ours, theirs), "x", 1.10)
+    report.add("  router.connect(read_only=True)", median(ours) * US, "us")
+    report.add("  engine.connect()", median(theirs) * US, "us")
+
+
+def deciding(report: Report, how: Options, cluster: PostgresCluster) -> None:
+    """What the router does to know where a unit goes, without SQLAlchemy and without the server."""
+    progress("a routing decision")
+    text = str(select(Row).where(Row.id == 1))
+    with Router(cluster.url, instances=[i.address for i in cluster.readers]) as router:
+        assert len(router.topology.readers) == 2
+        calls = range(1000)
+
+        def decide() -> None:
+            for _ in calls:
+                found = verdict(text, "postgresql")
+                effect = router.effect(found) if found.functions else found.effect
+                if effect is Effect.READ:
+                    router._decide(Unit(None, router.requirement(None)), None)
+
+        def explain() -> None:
+            for _ in calls:
+                router.explain(text)
+
+        assert router.explain(text).instance in router.topology.readers
+        ours, public = interleave((decide, explain), rounds=20 if how.quick else 100, units=2)
+    report.add("a routing decision, text seen before, 3 instances", median(ours) / len(calls) * US, "us", 2.0)
+    report.add("  the same through router.explain()", median(public) / len(calls) * US, "us")
+
+
+def classifying(report: Report, how: Options) -> None:
+    """Texts as the ORM makes them; each is classified once, so that no cache helps."""
+    progress("classifying new texts")
+    columns = ", ".join(f"customer_order.{name}" for name in ("id", "customer_id", "placed_at", "state", "total", "note"))
+    tail = (
+        " \nFROM customer_order JOIN customer ON customer.id = customer_order.customer_id"
+        " \nWHERE customer_order.state = %(state_1)s AND customer_order.total > %(total_1)s \n LIMIT %(param_1)s"
+    )
+    numbers = itertools.count()
+    took = []
+    for turn in range(23 if how.quick else 103):
+        texts = []
+        for _ in range(100):
+            text = f"SELECT {columns}, customer_order.c{next(numbers):09d}"
+            texts.append(text.ljust(NEW_TEXT_BYTES - len(tail), "x") + tail)
+        assert {len(text.encode()) for text in texts} == {NEW_TEXT_BYTES}
+        gc.collect()
+        began = time.perf_counter()
+        effects = [classify(text) for text in texts]
+        if turn >= 3:
+            took.append((time.perf_counter() - began) / len(texts))
+        assert set(effects) == {Effect.READ}
+    report.add(f"classify a new SELECT of {NEW_TEXT_BYTES} bytes", median(took) * US, "us", 60.0)
+
+
+def importing(report: Report, how: Options) -> None:
+    """Each in new processes: what importing this package takes when its requirements have been imported, and what those take."""
+    progress("importing")
+    took: dict[str, list[tuple[float, float]]] = {"sqlalchemy.orm, ": [], "": []}
+    for turn in range(8 if how.quick else 31):
+        for orm, times in took.items():
+            script = IMPORTS.format(orm=orm)
+            said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+            base, ours = (float(number) for number in said.split())
+            if turn:  # the first one writes bytecode
+                times.append((base, ours))
+    with_orm, without = took.values()
+    report.add("import aurora_router, beyond sqlalchemy.orm and psycopg", median(t[1] for t in with_orm) * 1e3, "ms", 60.0)
+    report.add("  import sqlalchemy, sqlalchemy.orm, psycopg", median(t[0] for t in with_orm) * 1e3, "ms")
+    report.add("  import aurora_router where nothing has imported sqlalchemy.orm", median(t[1] for t in without) * 1e3, "ms")
+
+
+def on_the_wire(report: Report, cluster: PostgresCluster) -> None:
+    """Round trips of a unit, counted by a proxy in front of the instance, with a monitor that is too slow to interfere."""
+    progress("round trips on the wire")
+    reader, writer = cluster.readers[0], cluster.writer
+    with FaultProxy((reader.host, reader.port)) as to_reader, FaultProxy((writer.host, writer.port)) as to_writer:
+        url = make_url(cluster.url).set(host=to_writer.host, port=to_writer.port)
+        reader_engine, writer_engine = create_engine(url.set(port=to_reader.port)), create_engine(url)
+        with Router(url, instances=[to_reader.address], probe_interval=600.0, consistency="eventual") as router:
+            routed_session = sessionmaker(class_=RoutingSession, router=router)
+
+            def count(proxy: FaultProxy, unit: Callable[[], object]) -> float:
+                for _ in range(10):
+                    unit()
+                proxy.reset_counts()
+                for _ in range(WIRE_UNITS):
+                    unit()
+                return proxy.syncs / WIRE_UNITS
+
+            def read(session: Session) -> None:
+                with session:
+                    session.get_one(Row, -1)
+
+            def write(session: Session) -> None:
+                with session:
+                    session.add(Row(name="new", amount=1))
+                    session.commit()
+
+            automatic = count(to_reader, lambda: read(routed_session()))
+            report.add("round trips of one ORM read, automatic unit", automatic, bound=1.0)
+            report.add("  plain Session", count(to_reader, lambda: read(Session(reader_engine))))
+            report.add("round trips of one insert and commit, automatic unit", count(to_writer, lambda: write(routed_session())))
+            report.add("  plain Session", count(to_writer, lambda: write(Session(writer_engine))))
+    reader_engine.dispose()
+    writer_engine.dispose()
+
+
+def monitoring(report: Report, how: Options, cluster: PostgresCluster) -> None:
+    """An idle router's share of a core; and, for information, that of its monitor while sessions write and read at once."""
+    seconds = 8 if how.quick else 30
+    progress(f"the monitor ({2 * seconds + 10} s)")
+
+    def idle() -> float:
+        gc.collect()
+        cpu, wall = time.process_time(), time.monotonic()
+        time.sleep(seconds)
+        return (time.process_time() - cpu) / (time.monotonic() - wall)
+
+    without = idle()
+    with Router(cluster.url, instances=[i.address for i in cluster.readers]) as router:
+        assert len(router.topology.instances) == 3
+        time.sleep(2)
+        report.add("monitor of 3 idle instances, share of a core", (idle() - without) * 100, "%", 1.0)
+
+        threads = [t for t in threading.enumerate() if t.name.startswith("aurora-router-")]
+        session = sessionmaker(class_=RoutingSession, router=router)()
+
+        def cpu_of_threads() -> float:
+            clocks = [time.pthread_getcpuclockid(t.ident) for t in threads if t.ident is not None]
+            return sum(time.clock_gettime(clock) for clock in clocks)
+
+        cpu, wall = cpu_of_threads(), time.monotonic()
+        while time.monotonic() - wall < 5:
+            session.add(Row(name="new", amount=1))
+            session.commit()
+            session.get_one(Row, -1)
+            session.rollback()
+            time.sleep(0.01)
+        busy = (cpu_of_threads() - cpu) / (time.monotonic() - wall)
+        session.close()
+        report.add("  while a session writes 100 times a second and reads", busy * 100, "%")
+
+
+if __name__ == "__main__":
+    sys.exit(main(options(__doc__)))

@@ -1,0 +1,58 @@
+"""A shop's tables on a real cluster, routers that close themselves, and engines without pools to look from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import sessionmaker
+
+from aurora_router import Router, RoutingSession
+from aurora_router.local import PostgresCluster
+from tests.integration.shop import Base
+
+
+@pytest.fixture
+def cluster(aurora_cluster: PostgresCluster) -> PostgresCluster:
+    """The shared cluster, whole, with empty tables that every reader has."""
+    names = ", ".join(table.name for table in Base.metadata.sorted_tables)
+    aurora_cluster.execute(f"""
+        CREATE SCHEMA IF NOT EXISTS app;
+        CREATE TABLE IF NOT EXISTS item (id bigint PRIMARY KEY, name text NOT NULL DEFAULT '', stock int NOT NULL DEFAULT 0);
+        CREATE TABLE IF NOT EXISTS part (id bigint PRIMARY KEY, item_id bigint REFERENCES item (id), name text DEFAULT '');
+        CREATE SEQUENCE IF NOT EXISTS ticket;
+        TRUNCATE {names};
+        INSERT INTO item VALUES (1, 'one', 10), (2, 'two', 20), (3, 'three', 30);
+        INSERT INTO part VALUES (1, 1, 'first'), (2, 1, 'second');
+        GRANT ALL ON ALL TABLES IN SCHEMA public TO app;
+        GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO app;
+        GRANT ALL ON SCHEMA public, app TO app""")
+    aurora_cluster.wait_in_sync()
+    return aurora_cluster
+
+
+@pytest.fixture
+def make_router(cluster: PostgresCluster) -> Iterator[Callable[..., Router]]:
+    """Makes routers of the cluster's instances; all are closed when the test ends."""
+    with ExitStack() as stack:
+
+        def make(url: str | None = None, **options: Any) -> Router:
+            if url is None and "reader_endpoint" not in options:
+                options.setdefault("instances", [i.address for i in cluster.instances if i is not cluster.writer])
+            return stack.enter_context(Router(url or cluster.url, **options))
+
+        yield make
+
+
+@pytest.fixture
+def router(make_router: Callable[..., Router]) -> Router:
+    """A router of the whole cluster with default settings."""
+    return make_router()
+
+
+@pytest.fixture
+def Session(router: Router) -> sessionmaker[RoutingSession]:  # noqa: N802 - what users call it
+    """sessionmaker of RoutingSession on `router`."""
+    return sessionmaker(class_=RoutingSession, router=router)

@@ -1,0 +1,78 @@
+"""Errors know what happened, say what to do, and repeat no secret."""
+
+import pytest
+
+from aurora_router.errors import (
+    AmbiguousWriter,
+    ConfigurationError,
+    NoReaderAvailable,
+    NoWriterAvailable,
+    ReadOnlyViolation,
+    RouterError,
+    WrongServer,
+)
+
+ERRORS = [
+    RouterError("closed"),
+    ConfigurationError("no"),
+    NoWriterAvailable(2.25, ["db-1:5432: no answer within 1 s", "db-2:5432: reader at 1:0/10"]),
+    NoWriterAvailable(0.0, []),
+    NoReaderAvailable(["db-2:5432: connection refused"]),
+    NoReaderAvailable([]),
+    AmbiguousWriter(["db-1:5432", "db-2:5432"]),
+    ReadOnlyViolation("WRITE", "db-2:5432"),
+    WrongServer("db-2:5432", "it reached a server that is not known there"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_every_error_is_a_router_error_of_which_nothing_was_sent_and_all_is_known(error):
+    assert isinstance(error, RouterError)
+    assert error.sent is False
+    assert error.outcome_known is True
+    assert str(error)
+    assert str(error) in repr(error) or repr(str(error)) in repr(error)
+
+
+def test_a_configuration_error_is_a_value_error():
+    assert issubclass(ConfigurationError, ValueError)
+
+
+def test_no_writer_says_how_long_it_waited_and_what_each_instance_last_said():
+    error = NoWriterAvailable(2.25, ["db-1:5432: no answer within 1 s", "db-2:5432: reader at 1:0/10"])
+    assert error.waited == 2.25
+    assert error.tried == ("db-1:5432: no answer within 1 s", "db-2:5432: reader at 1:0/10")
+    assert all(line in str(error) for line in error.tried)
+    assert "2.2 s" in str(error)
+    assert "failover_timeout" in str(error)
+
+
+def test_no_writer_of_no_instances_says_so():
+    assert "no instance is configured" in str(NoWriterAvailable(0.0, []))
+
+
+def test_no_reader_names_the_readers_and_the_ways_out():
+    error = NoReaderAvailable(["db-2:5432: connection refused"])
+    assert error.said == ("db-2:5432: connection refused",)
+    assert "db-2:5432: connection refused" in str(error)
+    assert 'no_reader="writer"' in str(error)
+    assert "none is configured" in str(NoReaderAvailable([]))
+
+
+def test_an_ambiguous_writer_names_both():
+    error = AmbiguousWriter(["db-1:5432", "db-2:5432"])
+    assert error.instances == ("db-1:5432", "db-2:5432")
+    assert "db-1:5432 and db-2:5432" in str(error)
+
+
+def test_a_read_only_violation_says_that_nothing_was_sent_and_where_the_unit_was():
+    error = ReadOnlyViolation("WRITE", "db-2:5432")
+    assert error.instance == "db-2:5432"
+    assert "WRITE" in str(error)
+    assert "not sent" in str(error)
+
+
+def test_a_wrong_server_names_the_instance_and_the_reason():
+    error = WrongServer("db-2:5432", "it is another one")
+    assert error.instance == "db-2:5432"
+    assert str(error) == "a new connection to db-2:5432 was discarded: it is another one"

@@ -1,0 +1,110 @@
+"""Positions compare within one epoch only, and evidence is what was asked for after the commit."""
+
+import pytest
+
+from aurora_router.core.positions import (
+    Requirement,
+    Sample,
+    WalPosition,
+    end_of_record,
+    evidence,
+    merge,
+    minimum,
+    parse_lsn,
+)
+
+PAGE = 8192
+SEGMENT = 16 * 1024 * 1024
+
+
+def at(lsn, epoch=1):
+    return WalPosition(epoch, lsn)
+
+
+@pytest.mark.parametrize(
+    ("mine", "other", "covered"),
+    [
+        (at(10), at(9), True),
+        (at(10), at(10), True),
+        (at(10), at(11), False),
+        (at(10, epoch=2), at(9, epoch=1), False),
+        (at(10, epoch=1), at(9, epoch=2), False),
+        (at(10), "10", False),
+    ],
+)
+def test_a_position_covers_what_is_not_beyond_it_in_the_same_epoch(mine, other, covered):
+    assert mine.covers(other) is covered
+
+
+@pytest.mark.parametrize("text", ["1:0/0", "3:16/B374D848", "255:FFFFFFFF/FFFFFFFF"])
+def test_a_position_reads_back_what_it_writes(text):
+    assert str(WalPosition.parse(text)) == text
+
+
+def test_an_lsn_is_two_halves_of_64_bits():
+    assert parse_lsn("16/B374D848") == (0x16 << 32) + 0xB374D848
+
+
+@pytest.mark.parametrize("text", ["", "16", "16-B374D848", "x/1", "1/"])
+def test_what_is_no_lsn_raises_value_error(text):
+    with pytest.raises(ValueError):
+        parse_lsn(text)
+
+
+@pytest.mark.parametrize("text", ["", "1", "0/1", ":0/1", "a:0/1"])
+def test_what_is_no_position_raises_value_error(text):
+    with pytest.raises(ValueError):
+        WalPosition.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("inserted", "end"),
+    [
+        (3 * PAGE + 24, 3 * PAGE),
+        (3 * PAGE + 23, 3 * PAGE + 23),
+        (3 * PAGE + 25, 3 * PAGE + 25),
+        (3 * PAGE + 40, 3 * PAGE + 40),
+        (3 * PAGE, 3 * PAGE),
+        (2 * SEGMENT + 40, 2 * SEGMENT),
+        (2 * SEGMENT + 41, 2 * SEGMENT + 41),
+        (2 * SEGMENT - PAGE + 24, 2 * SEGMENT - PAGE),
+    ],
+)
+def test_the_end_of_the_last_record_is_before_a_header_that_was_stepped_over(inserted, end):
+    assert end_of_record(inserted) == end
+
+
+@pytest.mark.parametrize(("inserted", "end"), [(4096 + 24, 4096), (1024 * 1024 + 40, 1024 * 1024), (8192 + 40, 8192 + 40)])
+def test_other_page_and_segment_sizes_have_their_own_boundaries(inserted, end):
+    assert end_of_record(inserted, page=4096, segment=1024 * 1024) == end
+
+
+def test_the_requirement_that_implies_both_is_the_one_of_the_later_commit():
+    early, late = Requirement(1.0, 1), Requirement(2.0, 1)
+    assert merge(early, late) is merge(late, early) is late
+    assert merge(None, early) is merge(early, None) is early
+    assert merge(None, None) is None
+
+
+def test_evidence_is_the_oldest_sample_that_was_asked_for_after_the_commit():
+    samples = (Sample(1.0, at(10)), Sample(2.0, at(20)), Sample(3.0, at(30)))
+    assert evidence(samples, 1.5) == at(20)
+    assert evidence(samples, 2.0) == at(20)
+    assert evidence(samples, 0.0) == at(10)
+    assert evidence(samples, 3.1) is None
+    assert evidence((), 0.0) is None
+
+
+@pytest.mark.parametrize(
+    ("positions", "least"),
+    [
+        ((), None),
+        ((at(7),), at(7)),
+        ((at(9), at(7), at(8)), at(7)),
+        ((at(7), None), None),
+        ((at(7), at(9, epoch=2)), None),
+        ((at(9, epoch=2), at(7), at(9, epoch=2)), None),
+    ],
+)
+def test_the_minimum_is_what_all_cover_or_nothing(positions, least):
+    assert minimum(positions) == least

@@ -1,0 +1,222 @@
+"""PostgreSQL's rows, error codes and words as the router reads them."""
+
+from datetime import UTC, datetime
+
+import pytest
+from psycopg import Connection, ServerCursor
+
+from aurora_router.core.failures import Failure
+from aurora_router.core.positions import WalPosition
+from aurora_router.core.topology import Role, Server, ServerId, Silence
+from aurora_router.servers import postgresql
+from aurora_router.servers.postgresql import (
+    Mode,
+    Unsuitable,
+    explain_refusal,
+    failure,
+    is_busy,
+    parse_functions,
+    parse_identity,
+    parse_probe,
+    set_mode,
+)
+
+STARTED = datetime(2026, 3, 4, 5, 6, 7, 89, tzinfo=UTC)
+ID = ServerId("7001", "10.0.0.1", 5432, STARTED.isoformat())
+IDENTITY = (160004, "7001", "10.0.0.1", 5432, STARTED)
+
+
+def writer_row(*, synchronous="on", written="0/5000", inserted="0/6000", page=8192, segment="16MB", timeline="0000000A"):
+    return (*IDENTITY, False, synchronous, "read committed", page, segment, written, inserted, timeline,
+            None, None, 10, None, False, None)  # fmt: skip
+
+
+def reader_row(*, replayed="0/5000", received="0/5000", control=1, tli=1, streaming=True, age=0.25):
+    return (*IDENTITY, True, "on", "repeatable read", 8192, "16MB", None, None, None,
+            replayed, received, control, tli, streaming, age)  # fmt: skip
+
+
+def test_an_identity_is_the_cluster_the_address_and_the_start():
+    assert parse_identity((*IDENTITY, False)) == (ID, Role.WRITER)
+    assert parse_identity((*IDENTITY, True)) == (ID, Role.READER)
+
+
+def test_a_unix_socket_has_no_address_and_a_start_may_come_as_text():
+    row = (120000, "7001", None, None, "2026-03-04 05:06:07", True)
+    assert parse_identity(row) == (ServerId("7001", None, None, "2026-03-04 05:06:07"), Role.READER)
+
+
+def test_a_server_older_than_12_is_unsuitable_and_the_error_says_what_is_needed():
+    with pytest.raises(Unsuitable, match="runs PostgreSQL 11; version 12 or newer is needed"):
+        parse_identity((110022, *IDENTITY[1:], False))
+    with pytest.raises(Unsuitable):
+        parse_probe((110022, *writer_row()[1:]), asynchronous_commits=False)
+
+
+def test_a_writer_is_as_far_as_it_has_written_on_its_timeline_in_hexadecimal():
+    found = parse_probe(writer_row(), asynchronous_commits=False)
+    assert found == Server(ID, Role.WRITER, 10, WalPosition(10, 0x5000), None, "read committed")
+
+
+@pytest.mark.parametrize(("synchronous", "elsewhere"), [("off", False), ("on", True), ("off", True)])
+def test_where_commits_are_asynchronous_a_writer_is_as_far_as_it_has_inserted(synchronous, elsewhere):
+    found = parse_probe(writer_row(synchronous=synchronous), asynchronous_commits=elsewhere)
+    assert found.position == WalPosition(10, 0x6000)
+
+
+@pytest.mark.parametrize(
+    ("inserted", "page", "segment", "lsn"),
+    [
+        ("0/4018", 8192, "16MB", 0x4000),
+        ("0/2000028", 8192, "16MB", 0x2000000),
+        ("1/40000028", 8192, "1GB", 0x140000000),
+        ("0/2000028", 8192, "33554432", 0x2000000),
+        ("0/1018", 4096, "1024kB", 0x1000),
+    ],
+)
+def test_an_insert_position_after_a_header_counts_as_the_end_of_the_last_record(inserted, page, segment, lsn):
+    row = writer_row(inserted=inserted, page=page, segment=segment)
+    assert parse_probe(row, asynchronous_commits=True).position == WalPosition(10, lsn)
+
+
+def test_a_reader_that_has_replayed_what_it_received_is_not_behind_however_old_the_last_commit_is():
+    found = parse_probe(reader_row(age=3600.0), asynchronous_commits=False)
+    assert found == Server(ID, Role.READER, 1, WalPosition(1, 0x5000), 0.0, "repeatable read")
+
+
+@pytest.mark.parametrize(
+    ("row", "lag"),
+    [
+        (reader_row(replayed="0/4000", age=1.5), 1.5),
+        (reader_row(streaming=False, age=1.5), 1.5),
+        (reader_row(replayed="0/4000", age=-0.1), 0.0),
+        (reader_row(replayed="0/4000", age=None), None),
+        (reader_row(replayed=None, received=None, age=None), None),
+    ],
+)
+def test_a_reader_that_is_behind_says_how_old_the_last_commit_is_that_it_replayed(row, lag):
+    assert parse_probe(row, asynchronous_commits=False).lag == lag
+
+
+@pytest.mark.parametrize(("control", "tli", "epoch"), [(1, 2, 2), (2, 1, 2), (3, None, 3), (1, 1, 1)])
+def test_a_reader_is_on_the_newest_timeline_that_it_knows_of(control, tli, epoch):
+    found = parse_probe(reader_row(control=control, tli=tli), asynchronous_commits=False)
+    assert found.epoch == epoch
+    assert found.position == WalPosition(epoch, 0x5000)
+
+
+def test_a_reader_that_has_replayed_nothing_has_no_position():
+    assert parse_probe(reader_row(replayed=None), asynchronous_commits=False).position is None
+
+
+def test_a_function_is_a_read_by_its_name_where_it_is_one_in_every_schema():
+    rows = [("public", "f", True), ("shop", "f", True), ("public", "g", True), ("shop", "g", False), ("shop", "h", False)]
+    assert parse_functions(rows) == {"f", "public.f", "shop.f", "public.g"}
+    assert parse_functions([]) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "message", "disconnected", "kind"),
+    [
+        ("28P01", "password authentication failed", True, Failure.REFUSED),
+        ("3D000", "database does not exist", True, Failure.REFUSED),
+        ("42501", "permission denied", False, Failure.REFUSED),
+        ("25006", "cannot execute INSERT in a read-only transaction", False, Failure.READ_ONLY),
+        ("0A000", "not supported", False, Failure.READ_ONLY),
+        ("55000", "recovery is in progress", False, Failure.READ_ONLY),
+        ("XX000", "cannot assign TransactionIds during recovery", False, Failure.READ_ONLY),
+        ("XX000", "something else", False, Failure.OTHER),
+        ("40001", "canceling statement due to conflict with recovery", False, Failure.CONFLICT),
+        ("40001", "could not serialize access", False, Failure.OTHER),
+        ("57P01", "terminating connection due to administrator command", False, Failure.LOST),
+        ("08006", "connection failure", False, Failure.LOST),
+        (None, "server closed the connection unexpectedly", True, Failure.LOST),
+        (None, "consuming input failed", False, Failure.OTHER),
+        ("23505", "duplicate key", False, Failure.OTHER),
+    ],
+)
+def test_driver_errors_stand_for_the_failure_that_they_are(sqlstate, message, disconnected, kind):
+    assert failure(sqlstate, message, disconnected=disconnected) is kind
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "message", "silence", "advice"),
+    [
+        (None, 'connection failed: FATAL:  password authentication failed for user "app"', "misconfigured", "check the user"),
+        (None, "connection failed: fe_sendauth: no password supplied", "misconfigured", "check the user and the password"),
+        (None, 'FATAL:  role "app" does not exist', "misconfigured", "check the user"),
+        (None, 'FATAL:  database "shop" does not exist', "misconfigured", "check the database name"),
+        (None, 'FATAL:  no pg_hba.conf entry for host "10.0.0.9"', "misconfigured", "pg_hba.conf"),
+        (None, "received invalid response to SSL negotiation: H", "misconfigured", "no PostgreSQL server answers there"),
+        (None, "server does not support SSL, but SSL was required", "misconfigured", "sslmode"),
+        ("42501", "permission denied for function pg_control_system", "misconfigured", "let this user run"),
+        ("0P000", "some role", "misconfigured", "some role"),
+        (None, "connection failed: connection to server failed: Connection refused", "refused", "Connection refused"),
+        ("57P03", "the database system is starting up", "refused", "starting up"),
+    ],
+)
+def test_a_refused_probe_says_in_words_what_to_do_and_whether_trying_again_can_help(sqlstate, message, silence, advice):
+    kind, words = explain_refusal(sqlstate, message)
+    assert kind is Silence(silence)
+    assert advice in words
+    assert not words.startswith("connection failed: ")
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "message", "busy"),
+    [
+        ("53300", "", True),
+        (None, "FATAL:  sorry, too many clients already", True),
+        (None, "FATAL:  remaining connection slots are reserved for roles", True),
+        (None, "Connection refused", False),
+        ("57P03", "the database system is starting up", False),
+    ],
+)
+def test_a_server_without_room_is_busy_and_not_down(sqlstate, message, busy):
+    assert is_busy(sqlstate, message) is busy
+
+
+class Switches:
+    """The two attributes of a psycopg connection that a mode sets."""
+
+    autocommit = False
+    read_only = None
+    server_cursor_factory = ServerCursor
+
+
+@pytest.mark.parametrize(
+    ("mode", "usual", "autocommit", "read_only"),
+    [
+        (Mode.DEFAULT, False, False, None),
+        (Mode.DEFAULT, True, True, None),
+        (Mode.AUTOCOMMIT, False, True, None),
+        (Mode.READ_ONLY, False, False, True),
+        (Mode.READ_ONLY, True, False, True),
+    ],
+)
+def test_a_mode_is_two_attributes_of_the_connection(mode, usual, autocommit, read_only):
+    connection = Switches()
+    set_mode(connection, mode, usual)
+    assert (connection.autocommit, connection.read_only) == (autocommit, read_only)
+
+
+@pytest.mark.parametrize(("autocommit", "asked", "hold"), [(True, False, True), (False, False, False), (False, True, True)])
+def test_a_streamed_read_outlives_its_statement_where_there_is_no_transaction(autocommit, asked, hold, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(ServerCursor, "__init__", lambda self, connection, name, **options: seen.update(options, name=name))
+    monkeypatch.setattr(ServerCursor, "__del__", lambda self: None)
+    monkeypatch.setattr(postgresql, "_hold", None)
+    connection = Switches()
+    connection.autocommit = autocommit
+    postgresql.prepare(connection)
+    factory = connection.server_cursor_factory
+    postgresql.prepare(connection)
+    assert connection.server_cursor_factory is factory
+    assert issubclass(factory, ServerCursor)
+    factory(connection, "c1", withhold=asked)
+    assert seen == {"name": "c1", "withhold": hold}
+
+
+def test_the_driver_is_the_one_whose_connection_is_switched():
+    assert postgresql.DRIVER == "psycopg"
+    assert all(hasattr(Connection, name) for name in ("autocommit", "read_only"))
