@@ -7,9 +7,10 @@ user does, over and over:
     write (UPDATE of its own row, COMMIT), read that row at once in a new unit: this is a pair; then look at it four times
     more, with think time in between, and after the last (exponentially distributed, 0.4 s on average)
 
-Each read asks for the row's version and, in the same statement, for the address of the server that answers. A read is stale
-when the version is older than the one whose COMMIT was acknowledged before it; only its own user writes a row, so the
-expected version is exact. Users wait in a queue per thread and overlap, as requests do in a service.
+Each read asks for the row's version and, in the same statement, which server answers (a STABLE function of the database; the
+router learns from the catalog that it only reads). A read is stale when the version is older than the one whose COMMIT was
+acknowledged before it; only its own user writes a row, so the expected version is exact. Users wait in a queue per thread and
+overlap, as requests do in a service.
 
 Beside it stands what a router would have done that keeps a session on the writer for a fixed 2 s after each write: computed
 from this run's own times, a read that began 2 s or more after its session's last write counts as served by a reader.
@@ -32,7 +33,7 @@ from common import Options, Report, options, progress
 from sqlalchemy import create_engine, func, select, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from aurora_router import Router, RoutingSession
+from aurora_router import Effect, Router, RoutingSession
 from aurora_router.local import PostgresCluster
 from aurora_router.router import Consistency
 
@@ -42,6 +43,7 @@ LOOKS = 4  # reads of a user after the one that follows its write at once
 THINK = 0.4  # seconds, on average
 LAG = 0.3
 PIN = 2.0
+ANSWERED_BY = "CREATE FUNCTION answered_by() RETURNS text LANGUAGE sql STABLE AS 'SELECT host(inet_server_addr())'"
 
 
 class Base(DeclarativeBase):
@@ -83,7 +85,7 @@ class User:
 
     def read(self, *, paired: bool) -> Read:
         began = time.monotonic()
-        query = select(Profile.version, func.host(func.inet_server_addr())).where(Profile.id == self.key)
+        query = select(Profile.version, func.answered_by()).where(Profile.id == self.key)
         version, server = self.session.execute(query).one()
         self.session.rollback()
         return Read(began - self.acknowledged, paired, server, version < self.version)
@@ -142,6 +144,8 @@ def run(cluster: PostgresCluster, consistency: Consistency, count: int) -> list[
         with router.begin() as connection:
             connection.execute(update(Profile).values(version=0))
         cluster.wait_in_sync()
+        while router.explain("SELECT answered_by()").effect is not Effect.READ:
+            time.sleep(0.1)  # until the catalog has been read
         pairs, errors = Pairs(count), list[BaseException]()
         results: list[list[Read]] = [[] for _ in range(THREADS)]
         threads = []
@@ -172,6 +176,7 @@ def main(how: Options) -> int:
             session.add_all(Profile(id=key, version=0) for key in range(THREADS * USERS_PER_THREAD))
             session.commit()
         engine.dispose()
+        cluster.execute(ANSWERED_BY)
         cluster.wait_in_sync()
         late = cluster.readers[0]
         cluster.set_lag(late, LAG)

@@ -13,9 +13,9 @@ environment() {
         return
     fi
     if ! "$directory/bin/python" -m pip --version &>/dev/null; then
-        python=$(find_python)
+        python=$(find_python) || return
         echo "making the virtual environment $directory ..." >&2
-        "$python" -m venv --clear "$directory"
+        "$python" -m venv --clear "$directory" || return
     fi
     echo "installing $* in $directory; the first time this takes about a minute ..." >&2
     if ! "$directory/bin/python" -m pip install --quiet --upgrade "${@/#./-e.}" &>"$directory/pip.log"; then

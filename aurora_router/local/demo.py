@@ -168,7 +168,7 @@ class Books:
         self.longest_pause = 0.0
         self._waited: list[float] = []
         self._repeated: Counter[str] = Counter()
-        self._rates = deque([(self.opened, self.units.copy())], maxlen=1 + round(1 / view.interval))
+        self._rates = deque([(self.opened, self.units.copy())], maxlen=round(1 / view.interval))  # of the last second
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:

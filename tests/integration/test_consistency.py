@@ -1,0 +1,308 @@
+"""A session sees its own writes, however late the readers are, and whatever is promoted in between."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import insert, select, text, update
+from sqlalchemy.orm import sessionmaker
+
+from aurora_router import Router, RoutingSession
+from aurora_router.core import events
+from aurora_router.core.selection import Reason
+from aurora_router.local import FaultProxy, PostgresCluster
+from tests.integration.shop import Item, eventually, instance_id, place, until_readers_serve
+
+MakeRouter = Callable[..., Router]
+
+
+def sessions(router: Router) -> sessionmaker[RoutingSession]:
+    return sessionmaker(class_=RoutingSession, router=router)
+
+
+def raise_stock(session: RoutingSession) -> None:
+    session.execute(update(Item).where(Item.id == 1).values(stock=Item.stock + 1))
+    session.commit()
+
+
+@pytest.mark.parametrize("repeat", range(3))
+def test_a_session_reads_its_own_write_though_all_readers_are_late(
+    cluster: PostgresCluster, make_router: MakeRouter, repeat: int
+) -> None:
+    for reader in cluster.readers:
+        cluster.set_lag(reader, 0.3)
+    with sessions(make_router())() as s:
+        for expected in range(11, 21):
+            raise_stock(s)
+            assert s.scalar(select(Item.stock).where(Item.id == 1)) == expected
+            s.rollback()
+
+
+def test_a_session_returns_to_a_reader_as_soon_as_one_has_its_write(router: Router) -> None:
+    with sessions(router)() as s:
+        raise_stock(s)
+
+        def served_by_a_reader() -> bool:
+            assert s.scalar(select(Item.stock).where(Item.id == 1)) == 11
+            found = place(s)
+            s.rollback()
+            return found == "reader"
+
+        eventually(served_by_a_reader, timeout=5)
+
+
+def test_only_the_reader_that_has_the_write_serves_the_session(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    late, current = cluster.readers
+    cluster.pause_replay(late)
+    with sessions(make_router(balance="round_robin"))() as s:
+        raise_stock(s)
+        served: set[str] = set()
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline:
+            assert s.scalar(select(Item.stock).where(Item.id == 1)) == 11
+            served.add(instance_id(s))
+            s.rollback()
+        assert served == {cluster.writer.address, current.address}
+
+
+def test_sessions_that_have_not_written_go_on_reading_from_readers(router: Router) -> None:
+    with sessions(router)() as writes, sessions(router)() as reads:
+        raise_stock(writes)
+        reads.get(Item, 1)
+        assert place(reads) == "reader"
+
+
+def test_eventual_consistency_does_not_wait_for_anybody(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    for reader in cluster.readers:
+        cluster.pause_replay(reader)
+    with sessions(make_router(consistency="eventual"))() as s:
+        raise_stock(s)
+        assert s.scalar(select(Item.stock).where(Item.id == 1)) == 10, "a stale read, as was asked for"
+        assert place(s) == "reader"
+
+
+def write_by_session(router: Router) -> None:
+    with sessions(router)() as s:
+        raise_stock(s)
+
+
+def write_by_connection(router: Router) -> None:
+    with router.connect() as connection:
+        connection.execute(update(Item).values(stock=11))
+        connection.commit()
+
+
+def write_by_begin(router: Router) -> None:
+    with router.begin() as connection:
+        connection.execute(update(Item).values(stock=11))
+
+
+def write_by_raw_connection(router: Router) -> None:
+    raw = router.raw_connection()
+    raw.cursor().execute("UPDATE item SET stock = 11")
+    raw.commit()
+    raw.close()
+
+
+@pytest.mark.parametrize("write", [write_by_session, write_by_connection, write_by_begin, write_by_raw_connection])
+def test_global_consistency_shares_one_requirement(
+    cluster: PostgresCluster, make_router: MakeRouter, write: Callable[[Router], None]
+) -> None:
+    router = make_router(consistency="global")
+    with sessions(router)() as s:
+        s.get(Item, 1)
+        assert place(s) == "reader"
+    for reader in cluster.readers:
+        cluster.pause_replay(reader)
+    write(router)
+    with sessions(router)() as s:
+        assert s.scalar(select(Item.stock).where(Item.id == 1)) == 11
+        assert place(s) == "writer"
+    with router.connect(read_only=True) as connection:
+        assert connection.scalar(select(Item.stock).where(Item.id == 1)) == 11
+
+
+def test_a_commit_that_did_not_wait_for_the_log_is_seen_as_well(cluster: PostgresCluster, router: Router) -> None:
+    """With synchronous_commit=off the acknowledged commit lies beyond what is written."""
+    with sessions(router)() as s:
+        for expected in range(11, 61):
+            s.execute(text("SET LOCAL synchronous_commit = off"))
+            s.execute(update(Item).where(Item.id == 1).values(stock=expected))
+            s.commit()
+            assert s.scalar(select(Item.stock).where(Item.id == 1)) == expected
+            s.rollback()
+        eventually(lambda: (s.get(Item, 1), place(s), s.rollback())[1] == "reader")
+
+
+def test_a_server_that_commits_asynchronously_by_default_is_understood(
+    cluster: PostgresCluster, make_router: MakeRouter
+) -> None:
+    cluster.execute("ALTER ROLE app SET synchronous_commit = off")
+    try:
+        with sessions(make_router())() as s:
+            for expected in range(11, 61):
+                raise_stock(s)
+                assert s.scalar(select(Item.stock).where(Item.id == 1)) == expected
+                s.rollback()
+    finally:
+        cluster.execute("ALTER ROLE app RESET synchronous_commit")
+
+
+def test_consistency_costs_the_application_no_round_trip(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    """Counted on the wire: a unit of one read is one round trip, a unit of one write is three, before and after a commit."""
+    reader = cluster.readers[0]
+    with (
+        FaultProxy((cluster.writer.host, cluster.writer.port)) as to_writer,
+        FaultProxy((reader.host, reader.port)) as to_reader,
+    ):
+        url = cluster.url.replace(cluster.writer.address, to_writer.address)
+        router = make_router(url, instances=[to_reader.address], probe_interval=3600, engine_options={"pool_size": 1})
+        with sessions(router)() as s:
+            raise_stock(s)
+            eventually(lambda: _on_reader(s))
+            for _ in range(8):  # let psycopg prepare its statements
+                s.scalar(select(Item.stock).where(Item.id == 1))
+                s.rollback()
+
+            def count(proxy: FaultProxy, work: Callable[[], object]) -> int:
+                before = sum(1 for text in proxy.statements if "pg_is_in_recovery" not in text)
+                work()
+                after = sum(1 for text in proxy.statements if "pg_is_in_recovery" not in text)
+                return after - before
+
+            def read() -> None:
+                s.scalar(select(Item.stock).where(Item.id == 1))
+                s.rollback()
+
+            trips = to_reader.round_trips
+            assert count(to_reader, read) == 1
+            assert to_reader.round_trips - trips == 1, "no BEGIN, no ROLLBACK, no ping"
+            assert count(to_writer, lambda: raise_stock(s)) == 3, "BEGIN, UPDATE, COMMIT and nothing else"
+            eventually(lambda: _on_reader(s))
+            assert count(to_reader, read) == 1
+
+
+def _on_reader(session: RoutingSession) -> bool:
+    session.get(Item, 2)
+    found = place(session) == "reader"
+    session.rollback()
+    return found
+
+
+def test_the_monitor_is_asked_once_for_all_who_wait(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    for reader in cluster.readers:
+        cluster.pause_replay(reader)
+    with FaultProxy((cluster.writer.host, cluster.writer.port)) as proxy:
+        url = cluster.url.replace(cluster.writer.address, proxy.address)
+        router = make_router(url, instances=[r.address for r in cluster.readers], position_interval=0.1)
+        router.start()
+        stop = threading.Event()
+
+        def work() -> None:
+            with sessions(router)() as s:
+                raise_stock(s)
+                while not stop.is_set():
+                    s.get(Item, 1)
+                    s.rollback()
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.3)
+        before = sum("pg_control_checkpoint" in text for text in proxy.statements)
+        time.sleep(1.5)
+        after = sum("pg_control_checkpoint" in text for text in proxy.statements)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert 5 <= after - before <= 17, "about one in 100 ms, however many ask"
+
+
+def test_own_writes_are_seen_across_a_promotion(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    heard: list[events.Event] = []
+    router = make_router(listeners=[heard.append])
+    with sessions(router)() as s:
+        raise_stock(s)
+        eventually(lambda: _on_reader(s))
+        cluster.wait_in_sync()
+        cluster.kill(cluster.writer)
+        cluster.promote()
+        assert s.scalar(select(Item.stock).where(Item.id == 1)) == 11
+        s.rollback()
+        raise_stock(s)
+        for reader in cluster.readers:
+            cluster.set_lag(reader, 0.3)
+        for expected in range(13, 23):
+            raise_stock(s)
+            assert s.scalar(select(Item.stock).where(Item.id == 1)) == expected
+            s.rollback()
+        eventually(lambda: _on_reader(s))
+        assert s.scalar(select(Item.stock).where(Item.id == 1)) == 22
+
+
+def test_a_requirement_of_an_older_epoch_is_not_compared(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    """The new writer's log starts below the old one's end: by number alone a reader would seem to be far enough."""
+    router = make_router()
+    with sessions(router)() as s:
+        raise_stock(s)
+        eventually(lambda: _on_reader(s))
+        before = router.topology.epoch
+        cluster.kill(cluster.writer)
+        cluster.promote()
+        eventually(lambda: router.topology.epoch > before)
+        until_readers_serve(router, 1)
+        for reader in cluster.readers:
+            cluster.pause_replay(reader)
+        other = sessions(router)()
+        with other:
+            raise_stock(other)
+            for _ in range(20):
+                assert other.scalar(select(Item.stock).where(Item.id == 1)) == 12
+                other.rollback()
+
+
+def test_no_read_is_stale_while_many_threads_write_and_readers_lag(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    cluster.set_lag(cluster.readers[0], 0.1)
+    router = make_router(balance="random")
+    stale: list[tuple[int, Any]] = []
+    served: dict[str, int] = {"reader": 0, "writer": 0}
+
+    def work(number: int) -> None:
+        with sessions(router)() as s:
+            s.execute(insert(Item).values(id=100 + number, stock=0))
+            s.commit()
+            for expected in range(1, 101):
+                s.execute(update(Item).where(Item.id == 100 + number).values(stock=expected))
+                s.commit()
+                for _ in range(3):
+                    found = s.scalar(select(Item.stock).where(Item.id == 100 + number))
+                    served[place(s)] += 1
+                    s.rollback()
+                    if found != expected:
+                        stale.append((expected, found))
+                    time.sleep(0.005)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert stale == []
+    assert served["reader"] > 0
+    assert served["writer"] > 0
+
+
+def test_a_unit_says_why_it_went_to_the_writer(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    heard: list[events.Event] = []
+    router = make_router(listeners=[heard.append])
+    for reader in cluster.readers:
+        cluster.pause_replay(reader)
+    with sessions(router)() as s:
+        raise_stock(s)
+        s.get(Item, 1)
+    reasons = [e.reason for e in heard if isinstance(e, events.Routed)]
+    assert reasons == [Reason.NOT_A_READ, Reason.OWN_WRITES]

@@ -1,0 +1,343 @@
+"""Router without a session: connections, decisions, instances by hand, and what bad input is told."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import socket
+import socketserver
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+
+import pytest
+from sqlalchemy import exc, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.orm import sessionmaker
+
+from aurora_router import (
+    ConfigurationError,
+    Effect,
+    NoReaderAvailable,
+    NoWriterAvailable,
+    ReadOnlyViolation,
+    Reason,
+    Role,
+    Router,
+    RouterError,
+    RoutingSession,
+)
+from aurora_router.core import events
+from aurora_router.local import PostgresCluster
+from tests.integration.shop import Item, eventually, place
+
+MakeRouter = Callable[..., Router]
+SECRET = "s3cr3t-and-long"
+
+
+def server_address(connection: object) -> str:
+    host, port = connection.execute(text("SELECT host(inet_server_addr()), inet_server_port()")).one()  # type: ignore[attr-defined]
+    return f"{host}:{port}"
+
+
+def test_connect_goes_to_the_writer_and_read_only_to_a_reader(cluster: PostgresCluster, router: Router) -> None:
+    with router.connect() as connection:
+        assert server_address(connection) == cluster.writer.address
+    readers = set()
+    for _ in range(4):
+        with router.connect(read_only=True) as connection:
+            readers.add(server_address(connection))
+            assert connection.scalar(text("SHOW transaction_read_only")) == "on"
+    assert readers == {r.address for r in cluster.readers}
+
+
+def test_begin_commits_at_the_end_of_the_block(cluster: PostgresCluster, router: Router) -> None:
+    with router.begin() as connection:
+        connection.execute(text("INSERT INTO item (id) VALUES (9)"))
+    with pytest.raises(ZeroDivisionError), router.begin() as connection:
+        connection.execute(text("INSERT INTO item (id) VALUES (10)"))
+        raise ZeroDivisionError
+    assert cluster.execute("SELECT id FROM item WHERE id > 3") == [(9,)]
+
+
+def test_a_write_on_a_read_only_connection_is_refused(router: Router) -> None:
+    with router.connect(read_only=True) as connection, pytest.raises(ReadOnlyViolation):
+        connection.execute(text("INSERT INTO item (id) VALUES (9)"))
+    with router.begin(read_only=True) as connection:
+        assert connection.execute(text("SELECT count(*) FROM item")).scalar() == 3
+
+
+def test_raw_connections_are_the_drivers(cluster: PostgresCluster, router: Router) -> None:
+    raw = router.raw_connection(read_only=True)
+    with pytest.raises(Exception, match="read-only"):
+        raw.cursor().execute("INSERT INTO item (id) VALUES (9)")
+    raw.close()
+    raw = router.raw_connection()
+    raw.cursor().execute("INSERT INTO item (id) VALUES (9)")
+    raw.commit()
+    raw.close()
+    assert cluster.execute("SELECT count(*) FROM item") == [(4,)]
+
+
+def test_a_connection_is_in_autocommit_only_for_the_unit_that_needs_it(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    router = make_router(engine_options={"pool_size": 1, "max_overflow": 0}, instances=[cluster.readers[0].address])
+    Session = sessionmaker(class_=RoutingSession, router=router)
+    for _ in range(3):
+        with Session() as s:
+            s.get(Item, 1)
+            assert place(s) == "reader"
+        with router.connect(read_only=True) as connection:
+            connection.execute(text("SELECT 1"))
+            driver = connection.connection.driver_connection
+            assert driver is not None
+            assert driver.info.transaction_status.name == "INTRANS"
+            assert driver.read_only is True
+
+
+@pytest.mark.parametrize(
+    ("sql", "read_only", "effect", "reason", "role"),
+    [
+        ("SELECT 1", None, Effect.READ, Reason.READ, Role.READER),
+        ("SELECT 1", True, Effect.READ, Reason.DECLARED_READ_ONLY, Role.READER),
+        ("SELECT 1", False, Effect.READ, Reason.DECLARED_WRITE, Role.WRITER),
+        ("/*@writer*/ SELECT 1", None, Effect.READ, Reason.HINT, Role.WRITER),
+        ("DELETE FROM item", None, Effect.WRITE, Reason.NOT_A_READ, Role.WRITER),
+        ("SELECT unknown_function()", None, Effect.WRITE, Reason.NOT_A_READ, Role.WRITER),
+        ("/*@reader*/ SELECT unknown_function()", None, Effect.WRITE, Reason.READ, Role.READER),
+        ("SET work_mem = '1MB'", None, Effect.SESSION, Reason.NOT_A_READ, Role.WRITER),
+    ],
+)
+def test_explain_tells_where_and_why(
+    router: Router, sql: str, read_only: bool | None, effect: Effect, reason: Reason, role: Role
+) -> None:
+    decision = router.explain(sql, read_only=read_only)
+    assert (decision.effect, decision.reason) == (effect, reason)
+    assert decision.instance is not None
+    assert decision.instance.role is role
+
+
+def test_the_topology_shows_the_cluster(cluster: PostgresCluster, router: Router) -> None:
+    topology = router.topology
+    assert topology.writer is not None
+    assert topology.writer.id == cluster.writer.address
+    assert (topology.writer.host, topology.writer.port) == (cluster.writer.host, cluster.writer.port)
+    assert {r.id for r in topology.readers} == {r.address for r in cluster.readers}
+    assert all(i.healthy and i.position is not None for i in topology)
+    assert topology.epoch >= 1
+    assert repr(router).startswith(f"<Router writer={cluster.writer.address} readers=[")
+
+
+def test_hosts_are_found_in_the_url(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    hosts = ",".join(i.address for i in cluster.instances)
+    libpq = cluster.url.replace(cluster.writer.address, hosts)
+    assert {i.id for i in make_router(libpq, instances=()).topology} == {i.address for i in cluster.instances}
+    url = make_url(cluster.url)
+    listed = url.set(host=None, port=None).update_query_dict({"host": [i.address for i in cluster.instances]})
+    assert len(make_router(listed.render_as_string(hide_password=False), instances=()).topology.readers) == 2
+
+
+def test_an_instance_added_by_hand_is_used_and_a_removed_one_is_drained(
+    cluster: PostgresCluster, make_router: MakeRouter
+) -> None:
+    first, second = cluster.readers
+    router = make_router(instances=[first.address])
+    with router.connect(read_only=True) as in_use:
+        assert server_address(in_use) == first.address
+        router.add_instance(second.address)
+        eventually(lambda: len(router.topology.readers) == 2)
+        router.remove_instance(first.address)
+        assert [r.id for r in router.topology.readers] == [second.address]
+        for _ in range(3):
+            with router.connect(read_only=True) as connection:
+                assert server_address(connection) == second.address
+        assert server_address(in_use) == first.address, "what is under way there may end"
+    mine = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'"
+    eventually(lambda: cluster.execute(mine, instance=first) == [(0,)])
+    with pytest.raises(ConfigurationError, match="not an instance"):
+        router.remove_instance("nowhere:1")
+
+
+def test_without_readers_reads_go_to_the_writer_or_fail_as_chosen(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    alone = make_router(instances=())
+    with alone.connect(read_only=True) as connection:
+        assert server_address(connection) == cluster.writer.address
+        assert connection.scalar(text("SHOW transaction_read_only")) == "on"
+        with pytest.raises(ReadOnlyViolation):
+            connection.execute(text("DELETE FROM item"))
+    strict = make_router(instances=(), no_reader="error")
+    with pytest.raises(NoReaderAvailable, match=cluster.writer.address):
+        strict.connect(read_only=True)
+    with strict.connect() as connection:
+        assert connection.scalar(text("SELECT 1")) == 1
+
+
+def test_a_reader_behind_max_lag_is_not_used(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    late, current = cluster.readers
+    cluster.pause_replay(late)
+    router = make_router(max_lag=0.2, probe_interval=0.05)
+    cluster.execute("UPDATE item SET stock = 0")
+    eventually(lambda: (router.topology.by_id[late.address].lag or 0) > 0.2)
+    for _ in range(6):
+        with router.connect(read_only=True) as connection:
+            assert server_address(connection) == current.address
+    cluster.resume_replay(late)
+    eventually(lambda: (router.topology.by_id[late.address].lag or 0) < 0.2)
+
+
+def test_a_function_may_choose_among_the_readers(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    wanted = max(r.address for r in cluster.readers)
+    router = make_router(balance=lambda readers, load, rnd: max(readers, key=lambda r: r.id))
+    for _ in range(4):
+        with router.connect(read_only=True) as connection:
+            assert server_address(connection) == wanted
+
+
+def test_listeners_hear_and_a_failing_one_does_no_harm(
+    cluster: PostgresCluster, make_router: MakeRouter, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[events.Event] = []
+
+    def fails(event: events.Event) -> None:
+        raise ValueError("a listener's own fault")
+
+    router = make_router(listeners=[fails, heard.append])
+    with caplog.at_level(logging.ERROR), router.connect() as connection:
+        connection.execute(text("SELECT 1"))
+    assert any(isinstance(e, events.Routed) and e.instance == cluster.writer.address for e in heard)
+    assert any(isinstance(e, events.WriterChanged) for e in heard)
+    assert "a listener failed" in caplog.text
+
+
+def test_close_is_final_idempotent_and_ends_the_threads(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    before = set(threading.enumerate())
+    router = make_router()
+    with router.connect() as connection:
+        connection.execute(text("SELECT 1"))
+    assert set(threading.enumerate()) > before
+    router.close()
+    router.close()
+    assert set(threading.enumerate()) <= before
+    with pytest.raises(RouterError, match="closed"):
+        router.connect()
+    mine = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'"
+    for instance in cluster.instances:
+        eventually(lambda instance=instance: cluster.execute(mine, instance=instance) == [(0,)])
+
+
+def test_a_forgotten_router_closes_itself(cluster: PostgresCluster) -> None:
+    before = set(threading.enumerate())
+    router = Router(cluster.url)
+    router.start()
+    assert set(threading.enumerate()) > before
+    del router
+    gc.collect()
+    eventually(lambda: set(threading.enumerate()) <= before)
+
+
+def test_a_router_connects_only_when_it_is_used(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    before = set(threading.enumerate())
+    make_router()
+    assert set(threading.enumerate()) == before
+
+
+# -- bad input ----------------------------------------------------------------------------------------------------
+
+
+class Chatter(socketserver.BaseRequestHandler):
+    """Answers whatever comes as a web server would."""
+
+    def handle(self) -> None:
+        self.request.recv(1024)
+        self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+@pytest.fixture
+def no_database() -> Iterator[str]:
+    """An address where something answers that is no PostgreSQL."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Chatter) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def with_password(url: str, password: str) -> str:
+    return make_url(url).set(password=password).render_as_string(hide_password=False)
+
+
+def says(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error)) + repr(error)
+
+
+def test_refused_credentials_are_told_at_once_and_not_repeated(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    router = make_router(with_password(cluster.url, SECRET))
+    with pytest.raises(ConfigurationError, match="check the user and the password") as caught:
+        router.connect()
+    assert SECRET not in says(caught.value)
+    with pytest.raises(ConfigurationError):
+        sessionmaker(class_=RoutingSession, router=router)().get(Item, 1)
+
+
+def test_an_unknown_database_is_told_at_once(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    url = make_url(cluster.url).set(database="nowhere").render_as_string(hide_password=False)
+    with pytest.raises(ConfigurationError, match="check the database name"):
+        make_router(url).connect()
+
+
+def test_two_clusters_in_one_router_are_refused(
+    cluster: PostgresCluster, make_router: MakeRouter, aurora_cluster_factory: Callable[..., PostgresCluster]
+) -> None:
+    other = aurora_cluster_factory(readers=0)
+    try:
+        password = cluster.app_password
+        other.execute(f"ALTER ROLE app PASSWORD '{password}'")
+        router = make_router(instances=[other.writer.address])
+        with pytest.raises(ConfigurationError, match="belongs to another cluster") as caught:
+            router.connect()
+        assert password not in says(caught.value)
+    finally:
+        other.stop()
+
+
+def test_an_instance_that_is_no_postgresql_is_named(
+    cluster: PostgresCluster, make_router: MakeRouter, no_database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    router = make_router(cluster.url.replace(cluster.writer.address, no_database), instances=())
+    with pytest.raises(ConfigurationError, match=no_database):
+        router.connect()
+    mixed = make_router(instances=[no_database])
+    with mixed.connect() as connection:
+        assert connection.scalar(text("SELECT 1")) == 1, "one bad reader does not take the service down"
+    assert no_database in caplog.text
+
+
+def test_an_instance_that_says_nothing_is_named(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        router = make_router(
+            cluster.url.replace(cluster.writer.address, address), instances=(), probe_timeout=0.2, failover_timeout=0.6
+        )
+        with pytest.raises(NoWriterAvailable, match=f"{address}: no answer within 0.2 s"):
+            router.connect()
+
+
+def test_nobody_there_is_told_after_the_time_that_was_allowed(make_router: MakeRouter) -> None:
+    router = make_router("postgresql+psycopg://app:" + SECRET + "@127.0.0.1:1/app", instances=(), failover_timeout=0.3)
+    with pytest.raises(NoWriterAvailable, match=r"127\.0\.0\.1:1: .*refused") as caught:
+        router.connect()
+    assert caught.value.waited >= 0.3
+    assert SECRET not in says(caught.value)
+
+
+def test_a_password_is_in_no_repr_event_log_or_statement_error(
+    cluster: PostgresCluster, make_router: MakeRouter, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[events.Event] = []
+    caplog.set_level(logging.DEBUG)
+    router = make_router(listeners=[heard.append])
+    with router.connect() as connection, pytest.raises(exc.ProgrammingError) as caught:
+        connection.execute(text("SELECT * FROM nowhere"))
+    everything = caplog.text + repr(heard) + repr(router) + repr(router.topology) + says(caught.value)
+    everything += repr(vars(router)) + repr(vars(router._engines))
+    assert cluster.app_password not in everything

@@ -1,0 +1,168 @@
+"""A fake cluster under a virtual clock: servers with logs, timelines that fork at a promotion, and names that lead to servers.
+
+It knows nothing of the router. Its LSNs are counted in records, and a commit is a record.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, field
+
+from aurora_router.core.positions import WalPosition
+from aurora_router.core.topology import Role, Server, ServerId
+
+CLUSTER = "7001"
+
+
+@dataclass
+class Timeline:
+    """A line of the log: where it forked from its parent, and when each of its own records was written."""
+
+    epoch: int
+    parent: Timeline | None = None
+    fork: int = 0
+    times: list[float] = field(default_factory=list)
+
+    @property
+    def end(self) -> int:
+        return self.fork + len(self.times)
+
+    def append(self, now: float) -> int:
+        """One more record; its LSN."""
+        self.times.append(now)
+        return self.end
+
+    def end_at(self, moment: float) -> int:
+        """The end of the log as it was at that moment."""
+        return self.fork + bisect_right(self.times, moment)
+
+    def contains(self, commit: Commit, lsn: int) -> bool:
+        """Whether a server that is on this timeline at that LSN has the commit."""
+        line: Timeline | None = self
+        while line is not None:
+            if line is commit.timeline:
+                return commit.lsn <= lsn
+            lsn = min(lsn, line.fork)
+            line = line.parent
+        return False
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A commit that was acknowledged, and where it stands."""
+
+    timeline: Timeline
+    lsn: int
+
+
+class Machine:
+    """One server. upstream: whom a reader follows. delay: seconds that it replays late."""
+
+    def __init__(self, address: str, role: Role, timeline: Timeline) -> None:
+        self.address = address
+        self.role = role
+        self.timeline = timeline
+        self.lsn = timeline.end
+        self.fresh_as_of = 0.0  # a reader has replayed all that its upstream had written by then
+        self.upstream: Machine | None = None
+        self.delay = 0.0
+        self.life = 0
+        self.alive = True
+        self.frozen = False
+        self.partitioned = False  # from the router, monitor and clients alike
+        self.id = ServerId(CLUSTER, address, 5432, f"{address}.0")
+
+    @property
+    def reachable(self) -> bool:
+        return self.alive and not self.frozen and not self.partitioned
+
+    def restart(self, role: Role) -> None:
+        """Begin a new life in that role."""
+        self.life += 1
+        self.alive = True
+        self.frozen = False
+        self.role = role
+        self.id = ServerId(CLUSTER, self.address, 5432, f"{self.address}.{self.life}")
+
+    def replay(self, now: float) -> None:
+        """What a reader does all the time."""
+        up = self.upstream
+        if self.role is Role.WRITER:
+            self.lsn = self.timeline.end
+            return
+        if not self.alive or self.frozen or up is None or not up.alive or up.frozen or up.role is not Role.WRITER:
+            return
+        if up.timeline is not self.timeline:
+            if self.timeline is not up.timeline.parent or self.lsn > up.timeline.fork:
+                return  # it has gone past the fork: only a rebuild helps
+            self.timeline = up.timeline
+        moment = now - self.delay
+        if moment > self.fresh_as_of:
+            self.lsn = max(self.lsn, min(up.timeline.end_at(moment), up.timeline.end))
+            self.fresh_as_of = moment
+
+    def says(self, now: float, *, positions: bool) -> Server:
+        """Its answer to a probe."""
+        self.replay(now)
+        epoch = self.timeline.epoch
+        if self.role is Role.WRITER:
+            return Server(self.id, self.role, epoch, WalPosition(epoch, self.lsn) if positions else None)
+        lag = max(now - self.fresh_as_of, 0.0)
+        return Server(self.id, self.role, epoch, WalPosition(epoch, self.lsn) if positions else None, lag)
+
+
+class Cluster:
+    """Machines, the newest timeline, and the names under which they are reached (several behind one: any of them)."""
+
+    def __init__(self, count: int, *, synchronous: bool) -> None:
+        self.timeline = Timeline(1)
+        self.synchronous = synchronous
+        self.machines = [Machine(f"10.0.0.{n + 1}", Role.READER if n else Role.WRITER, self.timeline) for n in range(count)]
+        self.writer = self.machines[0]
+        for machine in self.machines[1:]:
+            machine.upstream = self.writer
+        self.names: dict[str, list[Machine]] = {}
+
+    def readers(self) -> list[Machine]:
+        return [m for m in self.machines if m is not self.writer and m.role is Role.READER]
+
+    def exists(self, commit: Commit) -> bool:
+        """Whether the commit is part of the newest timeline's history."""
+        return self.timeline.contains(commit, self.timeline.end)
+
+    def sees(self, machine: Machine, commit: Commit, now: float) -> bool:
+        machine.replay(now)
+        return machine.timeline.contains(commit, machine.lsn)
+
+    def promote(self, machine: Machine, now: float) -> None:
+        """A reader of the newest timeline becomes the writer. Asynchronously, what it had not replayed is lost."""
+        machine.replay(now)
+        fork = self.timeline.end if self.synchronous else machine.lsn
+        self.timeline = Timeline(self.timeline.epoch + 1, self.timeline, fork)
+        machine.timeline = self.timeline
+        machine.lsn = fork
+        machine.role = Role.WRITER
+        machine.upstream = None
+        self.writer = machine
+        self.timeline.append(now)
+
+    def follow(self, machine: Machine, now: float) -> None:
+        """Have a reader follow the newest writer, rebuilt where its own log does not fit."""
+        if machine.timeline is not self.timeline and (
+            machine.timeline is not self.timeline.parent or machine.lsn > self.timeline.fork or machine.role is Role.WRITER
+        ):
+            machine.restart(Role.READER)
+            machine.timeline = self.timeline
+            machine.lsn = self.timeline.fork
+        elif not machine.alive or machine.role is Role.WRITER:
+            machine.restart(Role.READER)
+        machine.upstream = self.writer
+        machine.fresh_as_of = min(machine.fresh_as_of, now - machine.delay)
+
+    def restart_reader(self, machine: Machine, back: int) -> None:
+        """A reader crashes and comes back, a little further back in its log than it was."""
+        machine.restart(Role.READER)
+        machine.lsn = max(machine.timeline.fork, machine.lsn - back)
+        machine.fresh_as_of = machine.timeline.times[machine.lsn - machine.timeline.fork] - 1e-6 if (
+            machine.lsn < machine.timeline.end
+        ) else machine.fresh_as_of

@@ -1,0 +1,483 @@
+"""The real observe(), choose(), satisfies() and resolve() against the fake cluster, used as the monitor and the router use them.
+
+All randomness is one random.Random(seed), and time passes only virtually. The invariants:
+(a) a unit that needs the writer goes only to an instance whose newest observation says writer, of the newest known epoch;
+(b) a read sees every commit of its session that still is in the cluster's history, on whatever server then executes it;
+(c) old observations never win: what is known of a server never moves back, and the epoch neither;
+(d) when the faults are over a writer is found within HEALING seconds, and readers serve again;
+(e) samples and all collections stay bounded.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from random import Random
+
+from aurora_router.core import selection, topology
+from aurora_router.core.positions import Requirement
+from aurora_router.core.selection import STRATEGIES, Load, Need, Reason
+from aurora_router.core.topology import Instance, Observation, Role, ServerId, Silence, Topology
+from tests.simulation.cluster import Cluster, Commit, Machine
+
+FAULTS_END = 9.0  # virtual seconds
+HEALING = 5.0
+TIMEOUT = 0.4
+INTERVAL = 0.5
+HURRY = 0.05
+FRESH = 1.0  # between fresh connections of a name
+LOOKS = 4  # fresh connections in a row where other servers may stand behind a name
+SESSIONS = 3
+PIN = 2.0
+
+
+class Violation(AssertionError):
+    """An invariant that does not hold."""
+
+    def __init__(self, invariant: str, seed: int, now: float, what: str) -> None:
+        self.invariant = invariant
+        super().__init__(f"invariant ({invariant}) at {now:.3f} s: {what}\nreplay: python -m tests.simulation {seed}")
+
+
+@dataclass
+class Link:
+    """A probe connection: to one life of one server."""
+
+    machine: Machine
+    server: ServerId
+    closed: bool = False
+
+    @property
+    def broken(self) -> bool:
+        return not self.machine.alive or self.machine.id != self.server
+
+
+@dataclass
+class Watcher:
+    """What the monitor knows of one name besides the topology."""
+
+    instance: Instance
+    links: list[Link] = field(default_factory=list)
+    missing: ServerId | None = None
+    looked_at: float = -1e9
+    look: bool = False
+    suspect: bool = False
+
+
+@dataclass
+class Session:
+    """A client that commits and then reads."""
+
+    name: str
+    commits: list[Commit] = field(default_factory=list)
+    requirement: Requirement | None = None
+
+
+class Simulation:
+    """One run of one seed."""
+
+    def __init__(self, seed: int, say: Callable[[str], object] | None = None) -> None:
+        self.seed = seed
+        self.rnd = rnd = Random(seed)
+        self.say = say
+        self.now = 0.0
+        self.queue: list[tuple[float, int, Callable[[], None]]] = []
+        self.count = 0
+        self.positions = rnd.random() < 0.85
+        self.disorder = rnd.choice([0.0, 0.1, 0.3])  # how many answers are late or lost
+        self.cluster = Cluster(rnd.choice([1, 2, 3, 3, 4]), synchronous=rnd.random() < 0.5)
+        for machine in self.cluster.machines:
+            machine.delay = rnd.choice([0.0, 0.01, 0.1, 0.6])
+        self.endpoints = rnd.random() < 0.4
+        names = self.cluster.names
+        if self.endpoints:
+            names["writer"] = [self.cluster.writer]
+            names["readers"] = self.cluster.machines[1:]
+        else:
+            for n, machine in enumerate(self.cluster.machines):
+                names[f"db-{n + 1}"] = [machine]
+        self.topology = Topology()
+        for name in names:
+            self.topology = topology.add(self.topology, Instance(name, name, 5432, reader_only=name == "readers"))
+        self.watchers = {instance.id: Watcher(instance) for instance in self.topology}
+        self.sessions = [Session(f"session {n + 1}") for n in range(SESSIONS)]
+        self.pools: dict[str, list[Link]] = {name: [] for name in names}
+        self.balance = STRATEGIES[rnd.choice(sorted(STRATEGIES))]
+        self.load = Load(lambda instance: len(self.pools[instance]))
+        self.floors: dict[tuple[str, str | None], float] = {}
+        self.newest: dict[tuple[str, str | None], Observation] = {}
+        self.highest = 0
+        self.wanted = False
+        self.reads = self.by_readers = 0
+
+    # -- time -----------------------------------------------------------------------------------------------------
+
+    def at(self, delay: float, action: Callable[[], None]) -> None:
+        self.count += 1
+        heapq.heappush(self.queue, (self.now + delay, self.count, action))
+
+    def run(self) -> Simulation:
+        """Until the end of the healing. Raises Violation."""
+        for watcher in self.watchers.values():
+            self.at(self.rnd.random() * 0.05, lambda w=watcher: self.tick(w))
+        for session in self.sessions:
+            self.at(0.2 + self.rnd.random(), lambda s=session: self.step(s))
+        self.at(0.1, self.background)
+        self.at(0.5 + self.rnd.random(), self.fault)
+        self.at(FAULTS_END, self.heal)
+        while self.queue and self.queue[0][0] <= FAULTS_END + HEALING:
+            self.now, _, action = heapq.heappop(self.queue)
+            action()
+        self.check_healed()
+        return self
+
+    def log(self, text: str) -> None:
+        if self.say is not None:
+            self.say(f"{self.now:7.3f}  {text}")
+
+    def demand(self, holds: bool, invariant: str, what: str) -> None:
+        if not holds:
+            self.log(f"VIOLATION of ({invariant}): {what}")
+            raise Violation(invariant, self.seed, self.now, what)
+
+    # -- the monitor ----------------------------------------------------------------------------------------------
+
+    def tick(self, watcher: Watcher) -> None:
+        hurry = watcher.suspect or self.wanted or self.topology.writer is None
+        self.at(HURRY if hurry and self.rnd.random() < 0.7 else INTERVAL, lambda: self.tick(watcher))
+        watcher.suspect = False
+        if self.topology.writer is not None and self.topology.writer.id == watcher.instance.id:
+            self.wanted = False
+        for link in list(watcher.links):
+            self.ask(watcher, link)
+        if not watcher.links or watcher.look or self.now - watcher.looked_at >= FRESH:
+            watcher.looked_at = self.now
+            several = watcher.instance.reader_only and (watcher.look or not watcher.links)
+            for n in range(LOOKS if several else 1):
+                self.at(n * 0.007, lambda: self.reach(watcher))
+            watcher.look = False
+
+    def ask(self, watcher: Watcher, link: Link) -> None:
+        asked_at = self.now
+        if link.broken and not link.machine.frozen:
+            watcher.links.remove(link)
+            watcher.missing = link.server
+            self.at(0.001, lambda: self.failed(watcher, asked_at, Silence.REFUSED, link.server))
+            return
+        self.send(watcher, link, asked_at, link.server, lambda observation: None if link.closed else self.observed(observation))
+
+    def send(
+        self, watcher: Watcher, link: Link, asked_at: float, about: ServerId | None, heard: Callable[[Observation], None]
+    ) -> None:
+        """The question is on its way; the answer may come late, or not at all."""
+        there = self.rnd.random() * 0.005
+        back = self.rnd.random() * 0.005
+        if self.rnd.random() < self.disorder:
+            there, back = self.rnd.choice([(0.0, 0.2), (0.1, 0.1), (0.5, 0.0), (0.0, 0.7), (0.0, 2.5), (99.0, 0.0)])
+        if there + back >= TIMEOUT or not link.machine.reachable:
+            self.at(TIMEOUT, lambda: self.overdue(watcher, link, asked_at, about))
+        if there < 99.0:
+            self.at(there, lambda: self.answer(watcher, link, asked_at, back, heard))
+
+    def answer(
+        self, watcher: Watcher, link: Link, asked_at: float, back: float, heard: Callable[[Observation], None]
+    ) -> None:
+        if link.broken or not link.machine.reachable:
+            return
+        server = link.machine.says(self.now, positions=self.positions)
+        self.at(back, lambda: heard(Observation(watcher.instance.id, asked_at, self.now, server)))
+
+    def overdue(self, watcher: Watcher, link: Link, asked_at: float, about: ServerId | None) -> None:
+        changed = self.failed(watcher, asked_at, Silence.TIMEOUT, about)
+        if changed and link in watcher.links:
+            watcher.links.remove(link)  # it is cut: where it was the only one, a fresh one shows whether the server lives
+            if watcher.links:
+                self.failed(watcher, asked_at, Silence.REFUSED, about)
+            else:
+                watcher.missing = link.server
+
+    def failed(self, watcher: Watcher, asked_at: float, silence: Silence, about: ServerId | None) -> bool:
+        error = silence.value
+        return self.observed(Observation(watcher.instance.id, asked_at, self.now, about=about, silence=silence, error=error))
+
+    def reach(self, watcher: Watcher) -> None:
+        """A fresh connection to whoever is behind the name now."""
+        asked_at = self.now
+        about = None if watcher.links else watcher.missing
+        machines = self.cluster.names[watcher.instance.id]
+        machine = self.rnd.choice(machines) if machines else None
+        if machine is None or not machine.alive:
+            self.at(0.001, lambda: self.failed(watcher, asked_at, Silence.REFUSED, about))
+        elif not machine.reachable:
+            self.at(TIMEOUT, lambda: self.failed(watcher, asked_at, Silence.TIMEOUT, about))
+        else:
+            link = Link(machine, machine.id)
+            self.send(watcher, link, asked_at, about, lambda observation: self.reached(watcher, link, observation))
+
+    def reached(self, watcher: Watcher, link: Link, observation: Observation) -> None:
+        """A fresh connection told whom it reached; behind a name that is not the readers' nobody else is expected then."""
+        if self.now - observation.asked_at >= TIMEOUT:
+            return
+        replaced = [old for old in watcher.links if old.server == link.server or not watcher.instance.reader_only]
+        for old in replaced:
+            old.closed = True
+        gone = {old.server for old in replaced} | ({watcher.missing} if watcher.missing is not None else set())
+        watcher.links = [*(old for old in watcher.links if old not in replaced), link]
+        watcher.missing = None
+        for other in gone - {link.server}:
+            self.log(f"forget {other.started} behind {watcher.instance.id}")
+            self.publish(topology.forget(self.topology, watcher.instance.id, other))
+        self.observed(observation)
+
+    def observed(self, observation: Observation) -> bool:
+        """Take one observation in; whether it changed anything."""
+        old = self.topology
+        server = observation.server
+        about = server.id if server is not None else observation.about
+        if about is not None:
+            key = (observation.instance, about.address)
+            known = self.newest.get(key)
+            other_life = server is None and known is not None and known.server is not None and known.server.id != about
+            late = known is not None and known.asked_at > observation.asked_at
+            if observation.silence is not Silence.TIMEOUT and not late and not other_life:
+                self.newest[key] = observation
+        new = topology.observe(self.topology, observation)
+        if server is not None and new is not self.topology:
+            self.highest = max(self.highest, server.epoch)
+        if self.say is not None:
+            what = observation.silence.value if server is None else f"{server.role.value} {server.id.started} {server.position}"
+            late = " (changes nothing)" if new is self.topology else ""
+            self.log(f"heard of {observation.instance}, asked at {observation.asked_at:.3f}: {what}{late}")
+        if server is None and about is not None and new is not self.topology:
+            left = new.by_id[observation.instance].seen
+            if all(seen.server.id.address != about.address for seen in left):
+                key = (observation.instance, about.address)
+                self.floors[key] = max(self.floors.get(key, -1.0), observation.asked_at)
+        self.publish(new)
+        return new is not old
+
+    def publish(self, new: Topology) -> None:
+        old, self.topology = self.topology, new
+        if new is old:
+            return
+        self.demand(new.epoch >= old.epoch, "c", f"the epoch went back from {old.epoch} to {new.epoch}")
+        self.demand(new.epoch == self.highest, "c", f"the epoch is {new.epoch}, but {self.highest} was seen")
+        for instance in new:
+            for seen in instance.seen:
+                key = (instance.id, seen.server.id.address)
+                floor = self.floors.get(key, -1.0)
+                self.demand(seen.asked_at >= floor, "c", f"{key} was heard of at {floor:.3f}, now counts as of {seen.asked_at:.3f}")
+                self.floors[key] = seen.asked_at
+            self.demand(len(instance.seen) <= len(self.cluster.machines), "e", f"{instance.id} has {len(instance.seen)} servers")
+        self.demand(len(new.samples) <= topology.SAMPLES, "e", f"{len(new.samples)} samples")
+        if self.say is not None and new.said() != old.said():
+            self.log(f"    epoch {new.epoch}: " + "; ".join(new.said()))
+
+    # -- clients --------------------------------------------------------------------------------------------------
+
+    def step(self, session: Session) -> None:
+        self.at(0.02 + self.rnd.random() * 0.25, lambda: self.step(session))
+        if self.rnd.random() < 0.35:
+            self.write(session)
+        else:
+            self.read(session, frozenset())
+
+    def decide(self, need: Need) -> selection.Decision:
+        self.load.turn += 1
+        return selection.choose(self.topology, need, self.balance, self.load, self.rnd.random(), self.now)
+
+    def connect(self, instance: Instance) -> Link | None:
+        """A pooled connection or a new one, whose server must be one that the topology knows there now."""
+        known = self.topology.by_id[instance.id].servers
+        pool = [link for link in self.pools[instance.id] if link.server in known and not link.broken]
+        self.pools[instance.id] = pool
+        if pool and self.rnd.random() < 0.7:
+            return self.rnd.choice(pool)
+        machines = self.cluster.names[instance.id]
+        machine = self.rnd.choice(machines) if machines else None
+        watcher = self.watchers[instance.id]
+        if machine is None or not machine.reachable:
+            watcher.suspect = True
+            return None
+        if machine.id not in known:
+            watcher.look = watcher.suspect = True
+            self.log(f"a connection to {instance.id} reached {machine.id.started}, which is not known there")
+            return None
+        link = Link(machine, machine.id)
+        self.pools[instance.id] = [*pool[-3:], link]
+        return link
+
+    def write(self, session: Session) -> None:
+        instance = self.decide(Need(write=True)).instance
+        if instance is None:
+            return
+        for server in instance.servers:
+            newest = self.newest[(instance.id, server.address)].server
+            fits = newest is not None and newest.role is Role.WRITER and newest.epoch == self.highest
+            self.demand(fits, "a", f"a write goes to {instance}, of which the newest observation is {newest}")
+        epoch = self.topology.epoch
+        link = self.connect(instance)
+        if link is not None:
+            self.at(self.rnd.random() * 0.03, lambda: self.commit(session, link, epoch))
+
+    def commit(self, session: Session, link: Link, epoch: int) -> None:
+        machine = link.machine
+        if link.broken or not machine.reachable or machine.role is not Role.WRITER:
+            return
+        commit = Commit(machine.timeline, machine.timeline.append(self.now))
+
+        def acknowledged() -> None:
+            if not link.broken and machine.reachable:
+                self.log(f"{session.name} committed {commit.timeline.epoch}:{commit.lsn} on {machine.id.started}")
+                session.commits.append(commit)
+                session.requirement = Requirement(self.now, epoch)
+
+        self.at(self.rnd.random() * 0.01, acknowledged)
+
+    def read(self, session: Session, avoid: frozenset[str]) -> None:
+        requirement = session.requirement
+        if requirement is not None:
+            requirement = selection.resolve(requirement, self.topology)
+        decision = self.decide(Need(requirement=requirement, avoid=avoid, pin_seconds=PIN))
+        if decision.reason in (Reason.OWN_WRITES, Reason.NO_WRITER):
+            self.wanted = True
+        instance = decision.instance
+        if instance is None:
+            return
+        link = self.connect(instance)
+        if link is None:
+            if len(avoid) <= len(self.watchers):
+                self.read(session, avoid | {instance.id}) if instance.role is Role.READER else None
+            return
+        # A fixed time on the writer is no evidence: nothing is promised where it was all that there was.
+        evident = self.positions or requirement is None or requirement.epoch == self.topology.epoch
+        due = list(session.commits) if evident else []
+        self.at(self.rnd.random() * 0.05, lambda: self.executed(session, link, instance, due))
+
+    def executed(self, session: Session, link: Link, instance: Instance, due: list[Commit]) -> None:
+        if link.broken or not link.machine.reachable:
+            self.watchers[instance.id].suspect = True
+            return
+        self.reads += 1
+        self.by_readers += instance.role is Role.READER
+        for commit in due:
+            if self.cluster.exists(commit) and not self.cluster.sees(link.machine, commit, self.now):
+                machine = link.machine
+                what = f"{session.name} does not see {commit.timeline.epoch}:{commit.lsn} on {machine.id.started} ({instance})"
+                self.demand(False, "b", f"{what}, which is at {machine.timeline.epoch}:{machine.lsn}")
+
+    # -- what goes wrong ------------------------------------------------------------------------------------------
+
+    def background(self) -> None:
+        """The log grows, and readers replay, whether anybody looks or not."""
+        self.at(0.1, self.background)
+        for machine in self.cluster.machines:
+            if machine.role is Role.WRITER and machine.alive and not machine.frozen:
+                machine.timeline.append(self.now)
+            machine.replay(self.now)
+
+    def fault(self) -> None:
+        if self.now < FAULTS_END - 0.1:
+            self.at(0.1 + self.rnd.random() * 1.5, self.fault)
+            machine = self.rnd.choice(self.cluster.machines)
+            kind = self.rnd.choice(
+                [self.die, self.freeze, self.partition, self.revive, self.revive, self.promote, self.promote, self.refollow,
+                 self.lag, self.move, self.rejoin]
+            )  # fmt: skip
+            kind(machine)
+
+    def die(self, machine: Machine) -> None:
+        self.log(f"* {machine.id.started} dies")
+        machine.alive = False
+
+    def freeze(self, machine: Machine) -> None:
+        machine.frozen = not machine.frozen
+        self.log(f"* {machine.id.started} {'freezes' if machine.frozen else 'thaws'}")
+
+    def partition(self, machine: Machine) -> None:
+        machine.partitioned = not machine.partitioned
+        self.log(f"* {machine.id.started} is {'cut off' if machine.partitioned else 'back'}")
+
+    def lag(self, machine: Machine) -> None:
+        machine.delay = self.rnd.choice([0.0, 0.05, 0.3, 1.0, 3.0])
+        self.log(f"* {machine.id.started} replays {machine.delay} s late")
+
+    def revive(self, machine: Machine) -> None:
+        """A dead server comes back as what it was: an old writer believes that it still is; a reader has gone back in its log."""
+        if machine.role is Role.WRITER:
+            machine.restart(Role.WRITER)
+        else:
+            self.cluster.restart_reader(machine, self.rnd.randrange(5))
+        self.log(f"* {machine.id.started} restarts as {machine.role.value} on timeline {machine.timeline.epoch}")
+
+    def promote(self, _: Machine) -> None:
+        able = [m for m in self.cluster.readers() if m.alive and not m.frozen and m.timeline is self.cluster.timeline]
+        if able:
+            machine = self.rnd.choice(able)
+            self.cluster.promote(machine, self.now)
+            self.log(f"* {machine.id.started} is promoted to timeline {machine.timeline.epoch}, forked at {machine.timeline.fork}")
+            if self.endpoints:
+                self.at(self.rnd.random() * 1.5, self.point)
+
+    def point(self) -> None:
+        """The names follow the roles."""
+        self.log("* the names follow the roles")
+        names = self.cluster.names
+        names["writer"] = [self.cluster.writer]
+        names["readers"] = [m for m in self.cluster.machines if m is not self.cluster.writer]
+
+    def move(self, machine: Machine) -> None:
+        """A name leads to another server, or two do to each other's."""
+        names = self.cluster.names
+        if self.endpoints:
+            names["writer"] = [machine]
+        else:
+            one, other = self.rnd.choice(sorted(names)), self.rnd.choice(sorted(names))
+            names[one], names[other] = names[other], names[one]
+        self.log("* names: " + ", ".join(f"{name} -> {[m.address for m in ms]}" for name, ms in names.items()))
+
+    def refollow(self, machine: Machine) -> None:
+        if machine is not self.cluster.writer and machine.alive and machine.role is Role.READER:
+            self.cluster.follow(machine, self.now)
+            self.log(f"* {machine.id.started} follows {self.cluster.writer.id.started}")
+
+    def rejoin(self, machine: Machine) -> None:
+        if machine is not self.cluster.writer and (machine.role is Role.WRITER or not machine.alive):
+            self.cluster.follow(machine, self.now)
+            self.log(f"* {machine.id.started} rejoins as a reader of {self.cluster.writer.id.started}")
+
+    def heal(self) -> None:
+        self.log("* everything heals")
+        self.disorder = 0.0
+        for machine in self.cluster.machines:
+            machine.frozen = machine.partitioned = False
+            machine.delay = 0.01
+        if not self.cluster.writer.alive:
+            self.revive(self.cluster.writer)
+        for machine in self.cluster.machines:
+            if machine is not self.cluster.writer:
+                self.cluster.follow(machine, self.now)
+        if self.endpoints:
+            self.point()
+
+    def check_healed(self) -> None:
+        writer = self.topology.writer
+        found = writer is not None and writer.servers == {self.cluster.writer.id}
+        self.demand(found, "d", f"the writer is {self.cluster.writer.id.started}, the topology says {self.topology.said()}")
+        readers = {m.id for m in self.cluster.readers()}
+        serving = {server for instance in self.topology.readers for server in instance.servers}
+        # Behind one name fresh connections find the servers one after another, by chance.
+        found = bool(serving) == bool(readers) and serving <= readers and (self.endpoints or serving == readers)
+        self.demand(found, "d", f"readers that serve are {serving}, those that live are {readers}")
+        for session in self.sessions:
+            need = session.requirement
+            if readers and need is not None and need.after < self.now - 2 * INTERVAL - PIN:
+                decision = self.decide(Need(requirement=replace(need, position=None), pin_seconds=PIN))
+                found = decision.reason is Reason.READ
+                self.demand(found, "d", f"{session.name}, which wrote at {need.after:.3f}, is still kept on the writer")
+
+
+def run(seed: int, say: Callable[[str], object] | None = None) -> Simulation:
+    """Run one seed. say: gets each line of the trace. Raises Violation."""
+    return Simulation(seed, say).run()
