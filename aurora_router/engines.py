@@ -170,6 +170,7 @@ class Engines:
 
     def _make(self, instance: Instance) -> Engine:
         engine = create_engine(self._at(instance), **self._options)
+        _tolerate_lost_rollbacks(engine)
         sockets = self._sockets.setdefault(instance.id, {})
         place = instance.id
 
@@ -206,7 +207,7 @@ class Engines:
             if info[SERVER] not in self._known(place) or info[GENERATION] != self._generation.get(place, 0):
                 raise exc.DisconnectionError(f"{place} is another server or has another role by now")
             # Something to read on an idle connection is a closed socket, or a notice: only then is a ping worth it.
-            if _readable(dbapi.fileno()) and not _alive(engine, dbapi):
+            if dbapi.closed or (_readable(dbapi.fileno()) and not _alive(engine, dbapi)):
                 raise exc.DisconnectionError(f"{place} has closed the connection")
 
         @event.listens_for(engine, "checkin")
@@ -312,6 +313,22 @@ def _first_row(dbapi: Any, sql: str) -> Any:
         return cursor.fetchone()
     finally:
         cursor.close()
+
+
+def _tolerate_lost_rollbacks(engine: Engine) -> None:
+    """Let a rollback on a connection that is gone succeed: the server has rolled back, and a unit that only read has nothing
+    to be told. The connection is replaced when it is next checked out."""
+    dialect: Any = engine.dialect
+    rollback = dialect.do_rollback
+
+    def tolerant(connection: Any) -> None:
+        try:
+            rollback(connection)
+        except dialect.loaded_dbapi.Error as error:
+            if not dialect.is_disconnect(error, connection, None):
+                raise
+
+    dialect.do_rollback = tolerant
 
 
 def _readable(fileno: int) -> bool:

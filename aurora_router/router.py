@@ -41,6 +41,7 @@ log = logging.getLogger("aurora_router")
 
 T = TypeVar("T")
 Consistency = Literal["eventual", "session", "global"]
+REPEATS = 10  # times that one unit's reads are repeated before the error is the application's
 LEARNED = 1000  # statements remembered because a reader refused them
 
 _LEVELS_ON_READERS = frozenset({"autocommit", "read uncommitted", "read committed"})
@@ -87,6 +88,7 @@ class Unit:
         self.error: BaseException | None = None  # the last one that a statement of this unit met
         self.wrote = False
         self.only_reads = True  # nothing but READ statements so far
+        self.repeats = 0
         self.streaming = False  # a server-side cursor may be open
 
 
@@ -429,25 +431,32 @@ class Router:
                 return False
         return level.replace("_", " ").lower() not in _LEVELS_ON_READERS
 
-    def failed_read(self, unit: Unit, error: BaseException) -> Action:
-        """What to do about an error that a statement of this unit met on a reader; takes note of what it teaches."""
+    def failed_read(self, unit: Unit, error: BaseException, isolation: str | None = None) -> Action:
+        """What to do about an error that a statement of this unit met; takes note of what it teaches."""
         instance = unit.instance
-        if instance is None or unit.on_writer:
+        if instance is None:
             return Action.RAISE
         failure = self._engines.failure(error)
         if failure in SUSPICIOUS:
             self._monitor.suspect(instance.id)
-        fresh = unit.read_only is None or (unit.only_reads and not self.above_read_committed(None))
-        action = decide(failure, Phase.FRESH_READ if fresh else Phase.BOUND_READ)
+        autocommit = unit.read_only is None and not unit.on_writer
+        fresh = autocommit or (unit.only_reads and not self.above_read_committed(isolation))
+        if unit.on_writer and not fresh:
+            phase = Phase.ON_WRITER
+        else:
+            phase = Phase.FRESH_READ if fresh else Phase.BOUND_READ
+        action = decide(failure, phase)
         if action is Action.TO_WRITER:
-            if unit.read_only is not None or not isinstance(error, DBAPIError):
+            if not autocommit or not isinstance(error, DBAPIError):
                 return Action.RAISE
             self._learn(error.statement)
             self.emit(events.Learned, instance.id, getattr(error.orig, "sqlstate", None))
         elif action is Action.REPEAT_ELSEWHERE:
-            if len(unit.avoid) > len(self._monitor.topology.instances):
+            unit.repeats += 1
+            if unit.repeats > REPEATS:
                 return Action.RAISE
-            unit.avoid |= {instance.id}
+            if not unit.on_writer:
+                unit.avoid |= {instance.id}
             self.emit(events.Repeated, instance.id, type(error).__name__)
         return action
 
@@ -516,6 +525,7 @@ class Router:
             unit.only_reads = False
         elif unit.on_writer:
             unit.wrote = True
+            unit.only_reads = False
             if not self._asynchronous_commits and "synchronous_commit" in text.lower():
                 self._asynchronous_commits = True
         else:

@@ -209,22 +209,22 @@ class RoutingMixin(_Base):
     def _recovered(self, error: Exception) -> bool:
         """Whether the unit has been brought to another place, where the statement may be repeated."""
         unit = self._unit
-        if unit is None or unit.on_writer or unit.instance is None:
+        if unit is None or unit.instance is None:
             return False
-        if isinstance(error, NotARead):
+        if isinstance(error, NotARead) and not unit.on_writer:
             self._move(unit, error.reason)
             return True
         if error is not unit.error:
             return False  # another engine's, or not the database's at all
-        action = self._router.failed_read(unit, error)
+        action = self._router.failed_read(unit, error, self._isolation())
         if action is Action.TO_WRITER:
             self._move(unit, Reason.NOT_A_READ)
             return True
         if action is Action.REPEAT_ELSEWHERE and not self.in_nested_transaction():
             _leave(self, self._router.engine(unit.instance))
             unit.instance = unit.error = None
-            self._enter(unit, None)
-            return True
+            unit.on_writer = False
+            return True  # get_bind() finds another place for it
         return False
 
     def connection(self, bind_arguments: Any = None, execution_options: Any = None) -> Connection:
@@ -234,6 +234,7 @@ class RoutingMixin(_Base):
             if unit.read_only is not True and not unit.on_writer and not (self._elsewhere and bind_arguments):
                 self._move(unit, Reason.NOT_A_READ, execution_options)
                 execution_options = None
+            unit.only_reads = False  # whatever is done with the connection
         return super().connection(bind_arguments, execution_options)
 
     def begin_nested(self) -> SessionTransaction:
@@ -241,6 +242,7 @@ class RoutingMixin(_Base):
         unit = self._current_unit()
         if unit.read_only is None and not unit.on_writer:
             self._move(unit, Reason.NOT_A_READ)
+        unit.only_reads = False
         return super().begin_nested()
 
 

@@ -161,6 +161,7 @@ class Books:
         self.reads: Counter[str] = Counter()
         self.writes: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
+        self.closed = False  # in the middle of things: errors from now on are of our own making
         self.reads_on_readers = 0
         self.checks = self.stale = 0
         self.orders: set[str] = set()
@@ -225,6 +226,8 @@ class Books:
 
     def failed(self, error: Exception) -> None:
         """An error reached the shop."""
+        if self.closed:
+            return
         with self._lock:
             self.errors[type(error).__name__] += 1
         self._view.note(f"an error reached the shop: {type(error).__name__}")
@@ -370,6 +373,7 @@ def run(view: View, seconds: float = 20.0, threads: int = 8, consistency: Consis
             try:
                 story.tell()
             except BaseException:
+                books.closed = True
                 router.close()  # whoever waits for a writer waits no longer
                 raise
             finally:

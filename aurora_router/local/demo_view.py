@@ -187,6 +187,7 @@ class LiveView:
         self._picture = picture
 
     def _render(self) -> Any:
+        from rich.box import SIMPLE_HEAD
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
@@ -194,11 +195,11 @@ class LiveView:
         picture = self._picture
         if picture is None:
             return self._spinner
-        table = Table(title="a shop on aurora_router", title_justify="left")
-        for column in ("instance", "address", "role", "health"):
+        table = Table(title="a shop on aurora_router", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for column in ("name", "address", "role", "health"):
             table.add_column(column, min_width=6, no_wrap=True)
         for column in ("lag", "units/s", "reads", "writes"):
-            table.add_column(column, justify="right", min_width=6, no_wrap=True)
+            table.add_column(column, justify="right", min_width=7, no_wrap=True)
         for row in picture.rows:
             role, health = (Text(word, self._COLOURS.get(word, "dim")) for word in (row.role, row.health))
             counts = (f"{number:,}" for number in (round(row.rate), row.reads, row.writes))

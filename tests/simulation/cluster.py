@@ -154,6 +154,7 @@ class Cluster:
             machine.restart(Role.READER)
             machine.timeline = self.timeline
             machine.lsn = self.timeline.fork
+            machine.fresh_as_of = self.timeline.times[0] - 1e-6
         elif not machine.alive or machine.role is Role.WRITER:
             machine.restart(Role.READER)
         machine.upstream = self.writer
@@ -162,7 +163,7 @@ class Cluster:
     def restart_reader(self, machine: Machine, back: int) -> None:
         """A reader crashes and comes back, a little further back in its log than it was."""
         machine.restart(Role.READER)
-        machine.lsn = max(machine.timeline.fork, machine.lsn - back)
-        machine.fresh_as_of = machine.timeline.times[machine.lsn - machine.timeline.fork] - 1e-6 if (
-            machine.lsn < machine.timeline.end
-        ) else machine.fresh_as_of
+        line = machine.timeline
+        machine.lsn = max(line.fork, machine.lsn - back)
+        if machine.lsn < line.end:
+            machine.fresh_as_of = min(machine.fresh_as_of, line.times[machine.lsn - line.fork] - 1e-6)

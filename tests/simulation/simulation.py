@@ -70,6 +70,7 @@ class Session:
     """A client that commits and then reads."""
 
     name: str
+    writes: float  # share of its steps
     commits: list[Commit] = field(default_factory=list)
     requirement: Requirement | None = None
 
@@ -86,7 +87,7 @@ class Simulation:
         self.count = 0
         self.positions = rnd.random() < 0.85
         self.disorder = rnd.choice([0.0, 0.1, 0.3])  # how many answers are late or lost
-        self.cluster = Cluster(rnd.choice([1, 2, 3, 3, 4]), synchronous=rnd.random() < 0.5)
+        self.cluster = Cluster(rnd.choice([1, 2, 3, 3, 4, 5]), synchronous=rnd.random() < 0.5)
         for machine in self.cluster.machines:
             machine.delay = rnd.choice([0.0, 0.01, 0.1, 0.6])
         self.endpoints = rnd.random() < 0.4
@@ -101,7 +102,7 @@ class Simulation:
         for name in names:
             self.topology = topology.add(self.topology, Instance(name, name, 5432, reader_only=name == "readers"))
         self.watchers = {instance.id: Watcher(instance) for instance in self.topology}
-        self.sessions = [Session(f"session {n + 1}") for n in range(SESSIONS)]
+        self.sessions = [Session(f"session {n + 1}", rnd.choice([0.05, 0.35])) for n in range(SESSIONS)]
         self.pools: dict[str, list[Link]] = {name: [] for name in names}
         self.balance = STRATEGIES[rnd.choice(sorted(STRATEGIES))]
         self.load = Load(lambda instance: len(self.pools[instance]))
@@ -180,9 +181,7 @@ class Simulation:
         if there < 99.0:
             self.at(there, lambda: self.answer(watcher, link, asked_at, back, heard))
 
-    def answer(
-        self, watcher: Watcher, link: Link, asked_at: float, back: float, heard: Callable[[Observation], None]
-    ) -> None:
+    def answer(self, watcher: Watcher, link: Link, asked_at: float, back: float, heard: Callable[[Observation], None]) -> None:
         if link.broken or not link.machine.reachable:
             return
         server = link.machine.says(self.now, positions=self.positions)
@@ -267,7 +266,9 @@ class Simulation:
             for seen in instance.seen:
                 key = (instance.id, seen.server.id.address)
                 floor = self.floors.get(key, -1.0)
-                self.demand(seen.asked_at >= floor, "c", f"{key} was heard of at {floor:.3f}, now counts as of {seen.asked_at:.3f}")
+                self.demand(
+                    seen.asked_at >= floor, "c", f"{key} was heard of at {floor:.3f}, now counts as of {seen.asked_at:.3f}"
+                )
                 self.floors[key] = seen.asked_at
             self.demand(len(instance.seen) <= len(self.cluster.machines), "e", f"{instance.id} has {len(instance.seen)} servers")
         self.demand(len(new.samples) <= topology.SAMPLES, "e", f"{len(new.samples)} samples")
@@ -278,7 +279,7 @@ class Simulation:
 
     def step(self, session: Session) -> None:
         self.at(0.02 + self.rnd.random() * 0.25, lambda: self.step(session))
-        if self.rnd.random() < 0.35:
+        if self.rnd.random() < session.writes:
             self.write(session)
         else:
             self.read(session, frozenset())
@@ -416,7 +417,9 @@ class Simulation:
         if able:
             machine = self.rnd.choice(able)
             self.cluster.promote(machine, self.now)
-            self.log(f"* {machine.id.started} is promoted to timeline {machine.timeline.epoch}, forked at {machine.timeline.fork}")
+            self.log(
+                f"* {machine.id.started} is promoted to timeline {machine.timeline.epoch}, forked at {machine.timeline.fork}"
+            )
             if self.endpoints:
                 self.at(self.rnd.random() * 1.5, self.point)
 

@@ -51,6 +51,13 @@ def test_options_that_choose_an_instance_are_the_routers_business_and_the_others
     assert dict(config.read_url(url).url.query) == {"application_name": "x"}
 
 
+def test_a_managed_host_is_never_spoken_to_in_the_clear_unless_the_user_says_so():
+    host = "shop.cluster-x.eu-west-1.rds.amazonaws.com"
+    assert config.read_url(HEAD + host + "/shop").url.query["sslmode"] == "require"
+    assert config.read_url(HEAD + host + "/shop?sslmode=disable").url.query["sslmode"] == "disable"
+    assert "sslmode" not in config.read_url(HEAD + "db-1/shop").url.query
+
+
 @pytest.mark.parametrize("password", ["p%40ss", "p%2Fss", "p%2Css", "p:ss", "p%23ss", "p%3Fss", "", "ünïcode", "%20"])
 def test_a_password_may_hold_any_character_that_is_written_as_in_urls(password):
     target = config.read_url(f"postgresql+psycopg://app:{password}@db-1,db-2/shop")

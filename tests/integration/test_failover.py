@@ -1,0 +1,374 @@
+"""Kills, promotions, returns and freezes on a real cluster."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy import exc, func, insert, select, text
+from sqlalchemy.orm import sessionmaker
+
+from aurora_router import NoReaderAvailable, NoWriterAvailable, Role, Router, RoutingSession
+from aurora_router.core import events
+from aurora_router.local import FaultProxy, PostgresCluster
+from tests.integration.shop import Item, Part, eventually, instance_id, place, until_readers_serve
+
+MakeRouter = Callable[..., Router]
+
+
+def sessions(router: Router) -> sessionmaker[RoutingSession]:
+    return sessionmaker(class_=RoutingSession, router=router)
+
+
+def add_item(router: Router, number: int) -> None:
+    with sessions(router)() as s, s.begin():
+        s.add(Item(id=number))
+
+
+def test_units_that_need_a_writer_wait_for_the_promotion_and_succeed(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    heard: list[events.Event] = []
+    router = make_router(listeners=[heard.append])
+    add_item(router, 100)
+    old = cluster.writer
+    cluster.wait_in_sync()
+    cluster.kill(old)
+    eventually(lambda: router.topology.writer is None)
+    done: list[float] = []
+
+    def work(number: int) -> None:
+        add_item(router, number)
+        done.append(time.monotonic())
+
+    threads = [threading.Thread(target=work, args=(200 + n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: router._monitor._waiting == 8)
+    assert done == []
+    new = cluster.promote()
+    for thread in threads:
+        thread.join(20)
+    assert len(done) == 8
+    assert cluster.execute("SELECT count(*) FROM item WHERE id >= 100", instance=new) == [(9,)]
+    assert router.topology.writer is not None
+    assert router.topology.writer.id == new.address
+    assert [e.found for e in heard if isinstance(e, events.WaitedForWriter)] == [new.address] * 8
+
+
+def test_waiting_for_a_writer_costs_hardly_any_processor_time(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    router = make_router(failover_timeout=2.0)
+    router.start()
+    cluster.kill(cluster.writer)
+    eventually(lambda: router.topology.writer is None)
+    began = time.process_time()
+    with pytest.raises(NoWriterAvailable) as caught:
+        router.connect()
+    assert caught.value.waited >= 1.9
+    assert time.process_time() - began < 1.0, "no busy loop"
+    assert all(i.address in str(caught.value) for i in cluster.instances), "each instance and what it last said"
+    assert "refused" in str(caught.value)
+    assert "reader at" in str(caught.value)
+
+
+def test_the_old_writer_is_taken_back_as_a_reader(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    router = make_router()
+    add_item(router, 100)
+    old = cluster.writer
+    cluster.kill(old)
+    cluster.promote()
+    add_item(router, 101)
+    cluster.rejoin(old)
+    until_readers_serve(router, 2)
+    assert old.address in {r.id for r in router.topology.readers}
+    served: set[str] = set()
+    for _ in range(6):
+        with sessions(router)() as s:
+            s.get(Item, 1)
+            served.add(instance_id(s))
+    assert old.address in served
+
+
+def test_a_deposed_writer_that_still_believes_in_itself_gets_no_unit(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    heard: list[events.Event] = []
+    router = make_router(listeners=[heard.append], probe_interval=0.1)
+    add_item(router, 100)
+    old = cluster.writer
+    with router.connect() as stuck:
+        stuck.execute(text("SELECT 1"))
+        new = cluster.promote()
+        eventually(lambda: router.topology.writer is not None and router.topology.writer.id == new.address)
+        assert "deposed" in router.topology.by_id[old.address].error
+        with pytest.raises(exc.OperationalError):
+            stuck.execute(text("SELECT 1"))
+    add_item(router, 101)
+    assert cluster.execute("SELECT count(*) FROM item WHERE id = 101", instance=new) == [(1,)]
+    assert cluster.execute("SELECT count(*) FROM item WHERE id = 101", instance=old) == [(0,)]
+    discarded = [e for e in heard if isinstance(e, events.ConnectionsDiscarded) and e.instance == old.address]
+    assert discarded
+    assert discarded[0].cut >= 1
+    for _ in range(4):
+        with router.connect(read_only=True) as connection:
+            assert connection.scalar(text("SELECT host(inet_server_addr())")) != old.host, "nor does it serve reads"
+
+
+def test_a_restarted_deposed_writer_gets_no_unit_either(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    router = make_router(probe_interval=0.1)
+    router.start()
+    old = cluster.writer
+    cluster.kill(old)
+    new = cluster.promote()
+    eventually(lambda: router.topology.writer is not None and router.topology.writer.id == new.address)
+    cluster.restart(old)
+    eventually(lambda: "deposed" in router.topology.by_id[old.address].error)
+    cluster.kill(new)
+    eventually(lambda: router.topology.writer is None)
+    time.sleep(0.5)
+    assert router.topology.writer is None, "rather no writer than an old one"
+
+
+@pytest.mark.parametrize("read_only", [None, True])
+def test_a_read_whose_reader_dies_is_repeated_elsewhere(
+    cluster: PostgresCluster, make_router: MakeRouter, read_only: bool | None
+) -> None:
+    heard: list[events.Event] = []
+    router = make_router(listeners=[heard.append])
+    with sessions(router)(read_only=read_only) as s:
+        item = s.get(Item, 1)
+        assert item is not None
+        first = instance_id(s)
+        cluster.kill(next(i for i in cluster.instances if i.address == first))
+        assert [part.id for part in item.parts] == [1, 2], "a lazy load, too"
+        assert s.scalar(select(func.count()).select_from(Item)) == 3
+        assert instance_id(s) != first
+        assert s.get(Item, 1) is item, "the same objects in the same session"
+    assert [e.instance for e in heard if isinstance(e, events.Repeated)] == [first]
+
+
+def test_a_read_that_is_under_way_when_its_reader_dies_is_repeated(cluster: PostgresCluster, router: Router) -> None:
+    with sessions(router)() as s:
+        s.get(Item, 1)
+        first = instance_id(s)
+        found: list[object] = []
+        thread = threading.Thread(target=lambda: found.append(s.scalar(text("SELECT 42 FROM pg_sleep(1)"))))
+        thread.start()
+        busy = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(1)%' AND pid <> pg_backend_pid()"
+        reader = next(i for i in cluster.instances if i.address == first)
+        eventually(lambda: cluster.execute(busy, instance=reader) != [(0,)])
+        cluster.kill(reader)
+        thread.join(20)
+        assert found == [42]
+        assert instance_id(s) != first
+
+
+def test_reads_go_to_the_writer_when_every_reader_is_gone(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    router = make_router()
+    strict = make_router(no_reader="error")
+    strict.start()
+    with sessions(router)() as s:
+        for reader in cluster.readers:
+            cluster.kill(reader)
+        assert s.scalar(select(func.count()).select_from(Item)) == 3
+        assert place(s) == "writer"
+    eventually(lambda: not strict.topology.readers)
+    with sessions(strict)() as s, pytest.raises(NoReaderAvailable):
+        s.get(Item, 1)
+
+
+def test_a_repeatable_read_transaction_on_a_dead_reader_is_not_patched_up(
+    cluster: PostgresCluster, make_router: MakeRouter
+) -> None:
+    """Its snapshot is gone with it: another reader would show another moment."""
+    router = make_router(engine_options={"isolation_level": "REPEATABLE READ"})
+    with sessions(router)(read_only=True) as s:
+        s.get(Item, 1)
+        first = instance_id(s)
+        cluster.kill(next(i for i in cluster.instances if i.address == first))
+        with pytest.raises(exc.OperationalError):
+            s.scalar(select(func.count()).select_from(Item))
+        s.rollback()
+        assert s.scalar(select(func.count()).select_from(Item)) == 3
+
+
+def test_a_read_only_transaction_with_settings_is_not_patched_up(cluster: PostgresCluster, router: Router) -> None:
+    with sessions(router)(read_only=True) as s:
+        s.execute(text("SET LOCAL work_mem = '8MB'"))
+        first = instance_id(s)
+        cluster.kill(next(i for i in cluster.instances if i.address == first))
+        with pytest.raises(exc.OperationalError):
+            s.scalar(select(func.count()).select_from(Item))
+
+
+def test_a_read_cancelled_by_replay_is_repeated_elsewhere(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    first = min(r.address for r in cluster.readers)
+    reader = next(r for r in cluster.readers if r.address == first)
+    cluster.execute("ALTER SYSTEM SET max_standby_streaming_delay = '50ms'", instance=reader)
+    cluster.execute("SELECT pg_reload_conf()", instance=reader)
+    try:
+        router = make_router(balance=lambda readers, load, rnd: min(readers, key=lambda r: r.id))
+        heard: list[object] = []
+
+        def read() -> None:
+            with sessions(router)() as s:
+                heard.append(s.scalar(text("SELECT count(*) + 0 * (SELECT count(*) FROM part) FROM item, pg_sleep(1)")))
+                heard.append(instance_id(s))
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        busy = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(1)%' AND pid <> pg_backend_pid()"
+        eventually(lambda: cluster.execute(busy, instance=reader) != [(0,)])
+        cluster.execute("TRUNCATE part, item; INSERT INTO item (id) VALUES (1)")
+        thread.join(20)
+        assert len(heard) == 2
+        assert heard[1] != first
+    finally:
+        cluster.execute("ALTER SYSTEM RESET max_standby_streaming_delay", instance=reader)
+        cluster.execute("SELECT pg_reload_conf()", instance=reader)
+
+
+def test_idle_connections_of_a_dead_instance_are_discarded_at_once(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    heard: list[events.Event] = []
+    router = make_router(listeners=[heard.append], probe_interval=0.1)
+    connections = [router.connect() for _ in range(5)]
+    for connection in connections:
+        connection.execute(text("SELECT 1"))
+    for connection in connections:
+        connection.close()
+    writer = cluster.writer
+    engine = router._engines._engines[writer.address]
+    assert engine.pool.checkedin() == 5  # type: ignore[attr-defined]
+    cluster.kill(writer)
+    eventually(lambda: any(isinstance(e, events.ConnectionsDiscarded) for e in heard))
+    assert engine.pool.checkedin() == 0  # type: ignore[attr-defined]
+
+
+def test_a_connection_that_the_server_closed_while_it_was_idle_is_noticed_without_an_error(
+    cluster: PostgresCluster, router: Router
+) -> None:
+    add_item(router, 100)
+    cluster.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'")
+    add_item(router, 101)
+    assert cluster.execute("SELECT count(*) FROM item WHERE id >= 100") == [(2,)]
+
+
+def test_promoted_in_place_a_readers_open_connections_are_used_for_writes(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    router = make_router()
+    for _ in range(4):
+        with sessions(router)() as s:
+            s.get(Item, 1)
+    before = {r.id: router._engines._engines[r.id].pool.checkedin() for r in router.topology.readers}  # type: ignore[attr-defined]
+    assert all(before.values())
+    cluster.wait_in_sync()
+    cluster.kill(cluster.writer)
+    new = cluster.promote()
+    pid = "SELECT array_agg(pid) FROM pg_stat_activity WHERE usename = 'app' AND query LIKE '%item%'"
+    open_before = cluster.execute(pid, instance=new)[0][0]
+    with router.connect() as connection:
+        assert connection.scalar(text("SELECT pg_backend_pid()")) in open_before
+    add_item(router, 100)
+    assert cluster.execute("SELECT count(*) FROM item WHERE id = 100", instance=new) == [(1,)]
+
+
+def test_a_frozen_reader_is_left_and_used_again_when_it_thaws(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    router = make_router(probe_timeout=0.3, probe_interval=0.2)
+    frozen, other = cluster.readers
+    until_readers_serve(router, 2)
+    cluster.freeze(frozen)
+    eventually(lambda: not router.topology.by_id[frozen.address].healthy)
+    assert "no answer within 0.3 s" in router.topology.by_id[frozen.address].error
+    for _ in range(4):
+        with router.connect(read_only=True) as connection:
+            assert connection.scalar(text("SELECT host(inet_server_addr())")) == other.host
+    cluster.thaw(frozen)
+    eventually(lambda: router.topology.by_id[frozen.address].healthy)
+
+
+def test_a_read_stuck_on_a_frozen_reader_is_freed_and_repeated(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    router = make_router(probe_timeout=0.3, probe_interval=0.2)
+    with sessions(router)() as s:
+        s.get(Item, 1)
+        first = instance_id(s)
+        reader = next(i for i in cluster.instances if i.address == first)
+        cluster.freeze(reader)
+        assert s.scalar(select(func.count()).select_from(Part)) == 2
+        assert instance_id(s) != first
+        cluster.thaw(reader)
+
+
+def test_one_lost_answer_takes_nobody_out_of_use(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    reader = cluster.readers[0]
+    heard: list[events.Event] = []
+    with FaultProxy((reader.host, reader.port)) as proxy:
+        router = make_router(instances=[proxy.address], probe_interval=0.1, listeners=[heard.append])
+        until_readers_serve(router, 1)
+        proxy.reset_all()
+        time.sleep(0.5)
+        assert not any(isinstance(e, events.InstanceDown) for e in heard)
+
+
+def test_the_monitor_is_not_held_up_by_an_instance_that_swallows_everything(
+    cluster: PostgresCluster, make_router: MakeRouter
+) -> None:
+    swallowed, other = cluster.readers
+    with FaultProxy((swallowed.host, swallowed.port)) as proxy:
+        router = make_router(instances=[proxy.address, other.address], probe_interval=0.1, probe_timeout=0.3)
+        until_readers_serve(router, 2)
+        proxy.black_hole()
+        eventually(lambda: not router.topology.by_id[proxy.address].healthy)
+        cluster.kill(cluster.writer)
+        new = cluster.promote(other)
+        began = time.monotonic()
+        add_item(router, 100)
+        assert time.monotonic() - began < 5
+        assert router.topology.writer is not None
+        assert router.topology.writer.id == new.address
+
+
+def test_nothing_acknowledged_is_lost_and_nothing_is_stale_through_three_promotions(
+    aurora_cluster_factory: Callable[..., PostgresCluster],
+) -> None:
+    cluster = aurora_cluster_factory(readers=2, synchronous=True)
+    cluster.execute("CREATE TABLE item (id bigint PRIMARY KEY, name text DEFAULT '', stock int DEFAULT 0); GRANT ALL ON item TO app")
+    acknowledged: list[int] = []
+    stale: list[int] = []
+    stop = threading.Event()
+    others = [i.address for i in cluster.instances if i is not cluster.writer]
+    with Router(cluster.url, instances=others) as router:
+
+        def work(worker: int) -> None:
+            number = worker * 1_000_000
+            with sessions(router)() as s:
+                while not stop.is_set():
+                    number += 1
+                    try:
+                        s.execute(insert(Item).values(id=number, name="", stock=0))
+                        s.commit()
+                    except exc.DBAPIError:
+                        s.rollback()
+                        continue
+                    acknowledged.append(number)
+                    if s.scalar(select(Item.id).where(Item.id == number)) != number:
+                        stale.append(number)
+                    s.rollback()
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for _ in range(3):
+            count = len(acknowledged)
+            eventually(lambda count=count: len(acknowledged) > count + 50, timeout=30)
+            old = cluster.writer
+            cluster.kill(old)
+            cluster.promote()
+            cluster.rejoin(old)
+        count = len(acknowledged)
+        eventually(lambda: len(acknowledged) > count + 50, timeout=30)
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+        with router.connect() as connection:
+            there = set(connection.scalars(select(Item.id)))
+    assert stale == []
+    assert set(acknowledged) <= there
+    assert all(i.role in (Role.WRITER, Role.READER, None) for i in router._monitor.topology)
+    cluster.stop()

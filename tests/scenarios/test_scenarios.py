@@ -1,0 +1,127 @@
+"""Failover stories as data: phases of observations, and the topology and the decisions that must result.
+
+A story is a JSON file: `story`, `instances`, perhaps a `reader_endpoint`, and `phases`. A phase has `what` happens, the
+`observations` in the order in which they are heard, and the `outcome`. An observation names its `instance`, when it was
+`asked` (seconds), and what was heard: a `role`, `epoch`, `lsn` and `lag` of the `server` (by default the instance's name
+in capitals) in one of its lives (`started`) in a `cluster`, perhaps `pooled`; or `silence` about a `server`; or that a
+server is to be `forgotten`. An outcome has `writer`, `readers`, `epoch`, `ambiguous`, and, where they matter, a role or a
+part of the error per instance in `instances`, and `decisions` at a time `now`. A key that is not known here is an error.
+"""
+
+import json
+from functools import reduce
+from pathlib import Path
+
+import pytest
+
+from aurora_router.core.positions import Requirement, WalPosition
+from aurora_router.core.selection import Load, Need, choose, resolve, round_robin
+from aurora_router.core.topology import Instance, Observation, Role, Server, ServerId, Silence, Topology, add, forget, observe
+
+STORIES = sorted(Path(__file__).parent.glob("*.json"))
+
+
+def check_keys(given, *known, needed=()):
+    assert set(given) <= {*known, *needed}, f"unknown keys: {set(given) - {*known, *needed}}"
+    assert set(needed) <= set(given), f"missing keys: {set(needed) - set(given)}"
+
+
+def identity(given):
+    server = given.get("server", given["instance"].upper())
+    return ServerId(given.get("cluster", "7001"), server, 5432, given.get("started", f"{server}'s first start"))
+
+
+def heard(topology, given):
+    """The topology after one line of a story."""
+    who = ("server", "started", "cluster")
+    if "forgotten" in given:
+        check_keys(given, *who, needed=("instance", "forgotten"))
+        return forget(topology, given["instance"], identity(given))
+    asked = given["asked"]
+    if "silence" in given:
+        check_keys(given, "error", *who, needed=("instance", "asked", "silence"))
+        known = topology.by_id[given["instance"]].seen
+        about = identity(given) if "server" in given or known else None
+        error = given.get("error", f"connection {given['silence']}")
+        silence = Silence(given["silence"])
+        return observe(topology, Observation(given["instance"], asked, asked + 1, about=about, silence=silence, error=error))
+    check_keys(given, "lsn", "lag", "pooled", *who, needed=("instance", "asked", "role", "epoch"))
+    epoch, lsn = given["epoch"], given.get("lsn")
+    position = None if lsn is None else WalPosition(epoch, lsn)
+    server = Server(identity(given), Role(given["role"]), epoch, position, given.get("lag"))
+    return observe(topology, Observation(given["instance"], asked, asked, server, pooled=given.get("pooled", False)))
+
+
+def decided(topology, given):
+    """What is decided for one need: (instance, reason's name)."""
+    check_keys(given, "write", "read_after", "epoch", "max_lag", "avoid", "now", "no_reader", needed=("to", "reason"))
+    after = given.get("read_after")
+    requirement = None if after is None else resolve(Requirement(after, given["epoch"]), topology)
+    need = Need(
+        write=given.get("write", False),
+        requirement=requirement,
+        max_lag=given.get("max_lag"),
+        avoid=frozenset(given.get("avoid", ())),
+        writer_serves_reads=given.get("no_reader", "writer") == "writer",
+    )
+    decision = choose(topology, need, round_robin, Load(lambda _: 0), 0.0, given.get("now", 0.0))
+    return (decision.instance.id if decision.instance is not None else None, decision.reason.name)
+
+
+def check(topology, outcome):
+    check_keys(outcome, "instances", "decisions", needed=("writer", "readers", "epoch", "ambiguous"))
+    assert (topology.writer.id if topology.writer is not None else None) == outcome["writer"]
+    assert [reader.id for reader in topology.readers] == outcome["readers"]
+    assert topology.epoch == outcome["epoch"]
+    assert list(topology.ambiguous) == outcome["ambiguous"]
+    for instance, expected in outcome.get("instances", {}).items():
+        found = topology.by_id[instance]
+        assert expected == found.role.value if found.role is not None else expected in found.error, str(found)
+    for given in outcome.get("decisions", ()):
+        assert decided(topology, given) == (given["to"], given["reason"]), given
+
+
+def tell(story):
+    check_keys(story, "reader_endpoint", needed=("story", "instances", "phases"))
+    instances = [Instance(name, name, 5432) for name in story["instances"]]
+    if "reader_endpoint" in story:
+        instances.append(Instance(story["reader_endpoint"], story["reader_endpoint"], 5432, reader_only=True))
+    topology = reduce(add, instances, Topology())
+    for phase in story["phases"]:
+        check_keys(phase, needed=("what", "observations", "outcome"))
+        topology = reduce(heard, phase["observations"], topology)
+        check(topology, phase["outcome"])
+
+
+@pytest.mark.parametrize("path", STORIES, ids=[path.stem for path in STORIES])
+def test_the_story_ends_as_it_must(path):
+    tell(json.loads(path.read_text()))
+
+
+def wrong(story):
+    """The same story with one thing wrong, in every way."""
+    yield {**story, "instance": ["a"]}
+    phase = story["phases"][-1]
+    (line, *_), outcome = phase["observations"], phase["outcome"]
+    yield from ({**story, "phases": [{**phase, **change}]} for change in (
+        {"observation": []},
+        {"observations": [{**line, "lns": 5}]},
+        {"outcome": {**outcome, "reader": []}},
+        {"outcome": {**outcome, "writer": "z"}},
+        {"outcome": {**outcome, "readers": ["z"]}},
+        {"outcome": {**outcome, "epoch": 9}},
+        {"outcome": {**outcome, "ambiguous": ["a", "b"]}},
+        {"outcome": {**outcome, "instances": {"a": "reader"}}},
+        {"outcome": {**outcome, "instances": {"c": "all is well"}}},
+        {"outcome": {**outcome, "decisions": [{"write": True, "to": "b", "reason": "NOT_A_READ"}]}},
+        {"outcome": {**outcome, "decisions": [{"write": True, "to": "a", "reason": "READ"}]}},
+        {"outcome": {**outcome, "decisions": [{"wirte": True, "to": "a", "reason": "NOT_A_READ"}]}},
+    ))  # fmt: skip
+
+
+def test_a_story_with_anything_wrong_fails():
+    story = json.loads((Path(__file__).parent / "foreign_cluster.json").read_text())
+    tell(story)
+    for mistaken in wrong(story):
+        with pytest.raises(AssertionError):
+            tell(mistaken)

@@ -1,0 +1,202 @@
+"""2,000 seeds hold all invariants; and for each invariant planted bugs show that a violation would be found.
+
+One seed with its whole trace: `python -m tests.simulation SEED`, or AURORA_ROUTER_SEED=SEED pytest tests/simulation.
+"""
+
+import os
+from dataclasses import replace
+
+import pytest
+
+from aurora_router.core import selection, topology
+from aurora_router.core.positions import Position
+from aurora_router.core.topology import Role
+from tests.simulation.simulation import Violation, run
+
+SEEDS = 2000
+CHUNK = 100
+WITHIN = 300  # seeds within which a planted bug must be found
+ONE = os.environ.get("AURORA_ROUTER_SEED")
+CHUNKS = [range(int(ONE), int(ONE) + 1)] if ONE else [range(first, first + CHUNK) for first in range(0, SEEDS, CHUNK)]
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def traced(seed):
+    """Run a seed; a violation carries the end of its trace."""
+    try:
+        return run(seed)
+    except Violation as violation:
+        trace = []
+        with pytest.raises(Violation):
+            run(seed, trace.append)
+        pytest.fail("\n".join([*trace[-60:], str(violation)]), pytrace=False)
+
+
+@pytest.mark.parametrize("seeds", CHUNKS, ids=str)
+def test_the_invariants_hold_whatever_happens_to_the_cluster(seeds):
+    done = [traced(seed) for seed in seeds]
+    if len(seeds) == CHUNK:  # else the invariants might hold because nothing is ever read there
+        reads = sum(run.reads for run in done)
+        assert reads > 50 * CHUNK
+        assert sum(run.by_readers for run in done) > reads / 5
+
+
+def test_the_invariants_hold_when_the_samples_reach_back_less_than_a_second(monkeypatch):
+    monkeypatch.setattr(topology, "SAMPLES", 3)
+    for seed in range(CHUNK):
+        traced(seed)
+
+
+def test_a_seed_replays_exactly():
+    one, two = [], []
+    run(3, one.append)
+    run(3, two.append)
+    assert one == two
+    assert len(one) > 100
+
+
+def found(invariant, seeds=WITHIN):
+    """The first violation of an invariant."""
+    for seed in range(seeds):
+        try:
+            run(seed)
+        except Violation as violation:
+            if violation.invariant == invariant:
+                return str(violation)
+    pytest.fail(f"no seed below {seeds} violates ({invariant})", pytrace=False)
+
+
+def test_a_deposed_writer_that_wins_is_found(monkeypatch):
+    settle = topology._settle
+
+    def lenient(before, instances):
+        after = settle(before, instances)
+        if after.writer is not None:
+            return after
+        for instance in after.instances:
+            used = frozenset(s.server.id for s in instance.seen if s.server.role is Role.WRITER)
+            if used:
+                return replace(after, writer=replace(instance, role=Role.WRITER, servers=used))
+        return after
+
+    monkeypatch.setattr(topology, "_settle", lenient)
+    assert "a write goes to" in found("a")
+
+
+def test_a_dead_writer_that_is_never_given_up_is_found(monkeypatch):
+    monkeypatch.setattr(topology, "_failed", lambda old, observation: old)
+    assert "the newest observation is None" in found("a")
+
+
+def credulous(answered):
+    def answer(old, observation, server):
+        gullible = replace(old, seen=tuple(replace(s, asked_at=float("-inf"), missed_at=float("-inf")) for s in old.seen))
+        new = answered(replace(gullible, heard_at=float("-inf")), observation, server)
+        others = tuple(s for s in old.seen if s.server.id.address != server.id.address)
+        return replace(new, seen=(*others, new.seen[-1]), heard_at=max(old.heard_at, new.heard_at))
+
+    return answer
+
+
+def test_an_observation_that_wins_though_it_is_late_is_found(monkeypatch):
+    monkeypatch.setattr(topology, "_answered", credulous(topology._answered))
+    assert "now counts as of" in found("c")
+
+
+def test_an_epoch_that_follows_the_newest_answer_is_found(monkeypatch):
+    observe = topology.observe
+
+    def forgetful(before, observation):
+        after = observe(before, observation)
+        server = observation.server
+        if after is before or server is None or server.role is not Role.WRITER:
+            return after
+        return topology._settle(replace(after, epoch=server.epoch), after.instances)
+
+    monkeypatch.setattr(topology, "observe", forgetful)
+    assert "the epoch" in found("c")
+
+
+def test_positions_that_are_compared_across_epochs_are_found(monkeypatch):
+    def careless(reader, requirement, found, pin_seconds, now):
+        position = requirement.position or selection.evidence(found.samples, requirement.after)
+        return position is not None and reader.position is not None and reader.position.lsn >= position.lsn
+
+    monkeypatch.setattr(selection, "satisfies", careless)
+    assert "does not see" in found("b", 1000)
+
+
+def test_evidence_that_was_asked_for_before_the_commit_is_found(monkeypatch):
+    def newest(samples, after) -> Position | None:
+        return samples[-1].position if samples else None
+
+    monkeypatch.setattr(selection, "evidence", newest)
+    assert "does not see" in found("b")
+
+
+def test_a_reader_endpoint_that_counts_as_far_as_its_best_server_is_found(monkeypatch):
+    def best(positions):
+        known = [position for position in positions if position is not None]
+        return max(known, key=lambda position: (position.epoch, position.lsn), default=None)
+
+    monkeypatch.setattr(topology, "minimum", best)
+    assert "does not see" in found("b")
+
+
+def test_a_lag_without_its_margin_of_time_is_found(monkeypatch):
+    monkeypatch.setattr(selection, "LAG_MARGIN", -5.0)
+    assert "does not see" in found("b")
+
+
+def test_a_lag_behind_the_old_writer_that_counts_in_the_new_epoch_is_found(monkeypatch):
+    satisfies = selection.satisfies
+
+    def hopeful(reader, requirement, found, pin_seconds, now):
+        if reader.position is None and reader.lag is not None and requirement.epoch == found.epoch:
+            return requirement.after < min(seen.asked_at for seen in reader.seen) - reader.lag - selection.LAG_MARGIN
+        return satisfies(reader, requirement, found, pin_seconds, now)
+
+    monkeypatch.setattr(selection, "satisfies", hopeful)
+    assert "does not see" in found("b")
+
+
+def test_a_restarted_server_that_stays_a_stranger_is_found(monkeypatch):
+    answered = topology._answered
+
+    def loyal(old, observation, server):
+        if any(s.server.id.address == server.id.address and s.server.id != server.id for s in old.seen):
+            return old
+        return answered(old, observation, server)
+
+    monkeypatch.setattr(topology, "_answered", loyal)
+    monkeypatch.setattr(topology, "forget", lambda before, instance, server: before)
+    assert "at 14.000 s" in found("d")
+
+
+def test_servers_that_are_never_let_go_are_found(monkeypatch):
+    monkeypatch.setattr(topology, "_failed", lambda old, observation: old)
+    monkeypatch.setattr(topology, "forget", lambda before, instance, server: before)
+    assert "at 14.000 s" in found("d")
+
+
+def test_a_list_of_servers_that_grows_with_each_answer_is_found(monkeypatch):
+    answered = topology._answered
+
+    def hoarding(old, observation, server):
+        new = answered(old, observation, server)
+        return new if new is old else replace(new, seen=(*old.seen, new.seen[-1]))
+
+    monkeypatch.setattr(topology, "_answered", hoarding)
+    assert "servers" in found("e")
+
+
+def test_samples_that_pile_up_are_found(monkeypatch):
+    settle = topology._settle
+
+    def hoarding(before, instances):
+        after = settle(before, instances)
+        return replace(after, samples=(*before.samples, *after.samples[-1:]))
+
+    monkeypatch.setattr(topology, "_settle", hoarding)
+    assert "samples" in found("e")
