@@ -16,7 +16,7 @@ from aurora_router.core.topology import Instance
 from aurora_router.errors import ConfigurationError
 from aurora_router.servers import postgresql
 
-_HOSTS = re.compile(r"(?P<before>^[^/?#]*//(?:[^/?#]*@)?)(?P<hosts>[^/?#@]*,[^/?#@]*)")
+_HOSTS = re.compile(r"^[^/?#]*//(?:[^@]*@)?(?P<hosts>[^/?#@]*,[^/?#@]*)(?=[/?#]|$)")
 _MANAGED = (".rds.amazonaws.com", ".rds.amazonaws.com.cn")
 
 
@@ -67,7 +67,12 @@ def read_url(given: str | URL) -> Target:
     if listed:
         pairs = tuple(_address(address, postgresql) for address in listed)
     elif url.host:
-        pairs = ((url.host, url.port or postgresql.DEFAULT_PORT),)
+        number = postgresql.DEFAULT_PORT if url.port is None else url.port
+        if re.search(r"[\s@,/?#]", url.host) or not 0 < number < 65536:  # not repeated: it may be the end of a password
+            raise ConfigurationError(
+                f"the URL's host or port cannot be read; it should look like {example}, with @ : / in the password as %40 %3A %2F"
+            )
+        pairs = ((url.host, number),)
     else:
         raise ConfigurationError(f"the URL names no host; write {example}")
     if any(host.endswith(_MANAGED) for host, _ in pairs):

@@ -11,13 +11,14 @@ import os
 import select
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
 from sqlalchemy import create_engine, event, exc
 from sqlalchemy.engine import URL, Connection, Engine
-from sqlalchemy.pool import NullPool, PoolProxiedConnection, QueuePool
+from sqlalchemy.pool import NullPool, Pool, PoolProxiedConnection, QueuePool
 
 from aurora_router.core.failures import Failure
 from aurora_router.core.topology import Instance, Server, ServerId, Silence
@@ -71,6 +72,7 @@ class Engines:
         self._engines: dict[str, Engine] = {}
         self._probes: dict[str, Engine] = {}
         self._generation: dict[str, int] = {}
+        self._retired: deque[Pool] = deque(maxlen=16)
         self._sockets: dict[str, dict[int, socket.socket]] = {}
 
     def engine(self, instance: Instance) -> Engine:
@@ -105,8 +107,17 @@ class Engines:
                     with contextlib.suppress(OSError):
                         shut.shutdown(socket.SHUT_RDWR)
                         sockets += 1
-        engine.dispose()
+        self._dispose(engine)
         return sockets
+
+    def _dispose(self, engine: Engine) -> None:
+        """Close an engine's pooled connections, and those that came back to an earlier pool just as that was emptied."""
+        with self._lock:
+            late = [*self._retired]
+            self._retired.append(engine.pool)
+        engine.dispose()
+        for pool in late:
+            pool.dispose()
 
     def close(self) -> None:
         """Close every pooled connection."""
@@ -116,7 +127,9 @@ class Engines:
             self._probes.clear()
         for instance_id, engine in engines:
             self._generation[instance_id] = self._generation.get(instance_id, 0) + 1
-            engine.dispose()
+            self._dispose(engine)
+        for pool in [*self._retired]:
+            pool.dispose()
         for probe in probes:
             probe.dispose()
 
@@ -159,9 +172,15 @@ class Engines:
                 engine = create_engine(self._at(instance), poolclass=NullPool, isolation_level="AUTOCOMMIT", **options)
                 self._probes[instance.id] = engine
         try:
-            return Probe(engine.connect(), self._server, self._asynchronous_commits)
+            connection = engine.connect()
         except exc.SQLAlchemyError as error:
             raise probe_error(error, self._server) from None
+        try:
+            return Probe(connection, self._server, self._asynchronous_commits)
+        except (OSError, engine.dialect.loaded_dbapi.Error):
+            connection.invalidate()
+            connection.close()
+            raise ProbeError("the connection was closed at once") from None
 
     # -- one instance's engine ------------------------------------------------------------------------------------
 

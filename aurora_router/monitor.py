@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +29,9 @@ CATALOG_HURRY = 1.0  # the same when an unknown function was called
 LOOKS = 4  # fresh connections in a row when other servers may stand behind a reader endpoint
 STUCK = 4  # threads of one instance that may hang (in name resolution, say) before no more are started
 MAX_SERVERS = 16  # servers that are watched behind one reader endpoint
+
+
+_NOBODY = ServerId("", None, None, "")
 
 
 class ProbeConnection(Protocol):
@@ -282,8 +285,8 @@ class _Link:
 class _Watcher:
     """The thread of one instance: asks the servers behind it when it is told to, and reports each answer as an observation.
 
-    A thread that hangs where it cannot be cut (in name resolution) is abandoned and replaced; what it brings in the end is
-    closed by itself.
+    A thread that hangs where it cannot be cut (in name resolution) is replaced by another that takes its connections over;
+    what it brings in the end it closes itself.
     """
 
     def __init__(self, monitor: Monitor, instance: Instance) -> None:
@@ -296,7 +299,7 @@ class _Watcher:
         self.look = False
         self._links: list[_Link] = []
         self._asking: _Link | None = None
-        self._missing: ServerId | None = None  # the server whose connection was lost and not regained
+        self._lost: set[ServerId] = set()  # servers whose connection was lost and not regained
         self._go = threading.Event()
         self._stopped = False
         self._stuck = 0
@@ -327,25 +330,27 @@ class _Watcher:
         self._go.set()
 
     def overdue(self, asked_at: float) -> None:
-        """The probe that began then has had its time: report silence, and free the thread or give it up."""
+        """The probe that began then has had its time: report silence, and free the thread or replace it."""
         asking = self._asking
-        about = asking.server if asking is not None else self._missing
+        about: set[ServerId | None]
         if asking is not None:
             asking.connection.cut()
             self.asked_at = self.last_at = time.monotonic()
-        elif self._stuck < STUCK:
-            self._stuck += 1
-            self.asked_at = None
-            self._go = threading.Event()
-            self._links = []
-            self._start()
+            about = {asking.server}
         else:
             self.asked_at = time.monotonic()
-        timeout = self.monitor._timeout
-        error = f"no answer within {timeout:g} s"
-        self.monitor._observed(
-            Observation(self.id, asked_at, time.monotonic(), about=about, silence=Silence.TIMEOUT, error=error)
-        )
+            about = set() if self._links else {*self._lost} or {None}  # a look that hangs says nothing of what is there
+            if self._stuck < STUCK:
+                self._stuck += 1
+                self.asked_at = None
+                self.looked_at = time.monotonic()
+                self._go = threading.Event()
+                self._start()
+        error = f"no answer within {self.monitor._timeout:g} s"
+        for server in about:
+            self.monitor._observed(
+                Observation(self.id, asked_at, time.monotonic(), about=server, silence=Silence.TIMEOUT, error=error)
+            )
 
     @property
     def _current(self) -> bool:
@@ -353,7 +358,6 @@ class _Watcher:
 
     def _run(self) -> None:
         go = self._go
-        links = self._links
         try:
             while True:
                 go.wait()
@@ -361,16 +365,17 @@ class _Watcher:
                 if not self._current:
                     return
                 try:
-                    self._probe(links)
+                    self._probe(self._links)
                 except Exception:
                     log.exception("the probe of %s came to an unexpected end", self.id)
                 if not self._current:
                     return
                 self.asked_at = None
         finally:
-            for link in links:
-                link.connection.close()
-            if self._thread is not threading.current_thread():
+            if self._thread is threading.current_thread():
+                for link in self._links:
+                    link.connection.close()
+            else:
                 self._stuck -= 1
 
     def _probe(self, links: list[_Link]) -> None:
@@ -384,7 +389,7 @@ class _Watcher:
             for _ in range(LOOKS if several else 1):
                 if not self._reach(links):
                     break
-        if links and self.monitor._catalog_due(self, now):
+        if self._current and links and self.monitor._catalog_due(self, now):
             self._read_catalog(links[0])
 
     def _read_catalog(self, link: _Link) -> None:
@@ -407,10 +412,11 @@ class _Watcher:
             self._asking = None
             links.remove(link)
             link.connection.close()
-            self._missing = link.server
-            # The server may be well and only this connection gone: it counts as down when a fresh one fails as well.
-            if links or not self._reach(links):
-                self._failed(asked_at, error, link.server)
+            if links:
+                self._failed(asked_at, error, {link.server})
+            else:  # the server may be well and only this connection gone: it is down when a fresh one fails as well
+                self._lost.add(link.server)
+                self._reach(links)
             return
         finally:
             self._asking = None
@@ -426,23 +432,20 @@ class _Watcher:
         """Open a fresh connection and ask the server that it leads to. False when it failed."""
         asked_at = time.monotonic()
         self.asked_at = asked_at
+        connection: ProbeConnection | None = None
         try:
             connection = self.monitor._connect(self.instance)
-        except ProbeError as error:
-            if not (error.busy and links):
-                self._failed(asked_at, error, None if links else self._missing)
-            return False
-        if not self._current:
-            connection.close()
-            return False
-        link = _Link(connection, ServerId("", None, None, ""), asked_at)
-        self._asking = link
-        try:
+            if not self._current:
+                connection.close()
+                return False
+            link = _Link(connection, _NOBODY, asked_at)
+            self._asking = link
             server = connection.ask()
         except ProbeError as error:
-            connection.close()
-            if self._current:
-                self._failed(asked_at, error, None if links else self._missing)
+            if connection is not None:
+                connection.close()
+            if not links and not (error.busy and self._lost):
+                self._failed(asked_at, error, self._lost or {None})
             return False
         finally:
             self._asking = None
@@ -452,10 +455,9 @@ class _Watcher:
             links.remove(old)
             old.connection.close()
         links.append(link)
-        gone = {old.server for old in replaced} | ({self._missing} if self._missing is not None else set())
-        self._missing = None
-        for other in gone - {server.id}:
+        for other in ({old.server for old in replaced} | self._lost) - {server.id}:
             self.monitor._forgotten(self.id, other)
+        self._lost.clear()
         if len(links) > MAX_SERVERS:
             links.pop(0).connection.close()
         self._report(Observation(self.id, asked_at, time.monotonic(), server=server))
@@ -465,5 +467,8 @@ class _Watcher:
         if self._current:
             self.monitor._observed(observation)
 
-    def _failed(self, asked_at: float, error: ProbeError, about: ServerId | None) -> None:
-        self._report(Observation(self.id, asked_at, time.monotonic(), about=about, silence=error.silence, error=str(error)))
+    def _failed(self, asked_at: float, error: ProbeError, about: Iterable[ServerId | None]) -> None:
+        for server in list(about):
+            self._report(
+                Observation(self.id, asked_at, time.monotonic(), about=server, silence=error.silence, error=str(error))
+            )

@@ -9,8 +9,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Literal, TypeVar
 
 import tenacity
 from sqlalchemy.engine import URL, Connection, Engine
@@ -23,8 +23,8 @@ from aurora_router.core.failures import SUSPICIOUS, Action, Phase, decide
 from aurora_router.core.positions import Requirement, merge
 from aurora_router.core.selection import STRATEGIES, Balance, Decision, Load, Need, Reason, choose, resolve
 from aurora_router.core.statements import Effect, Verdict, verdict
-from aurora_router.core.topology import Instance, ServerId, Silence, Topology
-from aurora_router.engines import UNIT, Engines
+from aurora_router.core.topology import Instance, Role, ServerId, Silence, Topology
+from aurora_router.engines import SERVER, UNIT, Engines
 from aurora_router.errors import (
     AmbiguousWriter,
     ConfigurationError,
@@ -64,7 +64,6 @@ class Unit:
 
     __slots__ = (
         "avoid",
-        "consistent",
         "epoch",
         "error",
         "hint",
@@ -72,10 +71,11 @@ class Unit:
         "on_writer",
         "only_reads",
         "read_only",
+        "repeats",
         "requirement",
         "streaming",
         "wrote",
-    )  # fmt: skip
+    )
 
     def __init__(self, read_only: bool | None, requirement: Requirement | None = None) -> None:
         self.read_only = read_only
@@ -90,6 +90,15 @@ class Unit:
         self.only_reads = True  # nothing but READ statements so far
         self.repeats = 0
         self.streaming = False  # a server-side cursor may be open
+
+
+@dataclass(frozen=True, slots=True)
+class Door(Generic[T]):
+    """How a unit gets in at an engine: connect, what the pool's connection inside is, and how to let go of it again."""
+
+    connect: Callable[[Engine], T]
+    pooled: Callable[[T], PoolProxiedConnection]
+    release: Callable[[T], None]
 
 
 class Router:
@@ -223,7 +232,7 @@ class Router:
         A read-only one runs a read-only transaction. Raises NoWriterAvailable, NoReaderAvailable, AmbiguousWriter.
         """
         unit = Unit(read_only, self._shared_requirement() if read_only else None)
-        connection = self.enter(unit, lambda engine: engine.connect(), _pooled)
+        connection = self.enter(unit, _CONNECTION)
         return connection.execution_options(**{UNIT: unit})  # finds the unit again should the connection be made anew
 
     @contextlib.contextmanager
@@ -236,7 +245,7 @@ class Router:
         """A pooled DBAPI connection, as engine.raw_connection() gives. Statements on it are not classified: on a read-only
         one the server refuses what writes; with consistency "global", one to the writer counts as having written."""
         unit = Unit(read_only, self._shared_requirement() if read_only else None)
-        connection = self.enter(unit, lambda engine: engine.raw_connection(), lambda raw: raw)
+        connection = self.enter(unit, _RAW_CONNECTION)
         if not read_only:
             unit.wrote = True
             self._commit_begins(unit)
@@ -287,16 +296,9 @@ class Router:
 
     # -- units ----------------------------------------------------------------------------------------------------
 
-    def enter(
-        self,
-        unit: Unit,
-        connect: Callable[[Engine], T],
-        pooled: Callable[[T], PoolProxiedConnection],
-        write: Reason | None = None,
-    ) -> T:
+    def enter(self, unit: Unit, door: Door[T], write: Reason | None = None) -> T:
         """Connect a unit to the instance that it needs; `write` says why it must be the writer, where it must.
 
-        connect: gets the connection from the engine. pooled: the pool's connection inside what `connect` returned.
         A reader that cannot be reached is passed over; for a writer the unit waits up to failover_timeout.
         """
         self.start()
@@ -304,7 +306,7 @@ class Router:
             write = Reason.DECLARED_WRITE
         began = time.monotonic()
         try:
-            return self._enter_once(unit, connect, pooled, write, began)
+            return self._enter_once(unit, door, write, began)
         except _Again as again:
             failed = again
         retrying = tenacity.Retrying(
@@ -315,7 +317,7 @@ class Router:
             reraise=True,
         )
         try:
-            connection: T = retrying(self._enter_once, unit, connect, pooled, write, began)
+            connection: T = retrying(self._enter_once, unit, door, write, began)
             return connection
         except _Again as again:
             raise self._no_writer(began, again) from again.cause
@@ -325,22 +327,15 @@ class Router:
         servers = failed.instance.servers
         self._monitor.wait_for(lambda t: t.writer is not None and t.writer.servers != servers, seconds)
 
-    def _enter_once(
-        self,
-        unit: Unit,
-        connect: Callable[[Engine], T],
-        pooled: Callable[[T], PoolProxiedConnection],
-        write: Reason | None,
-        began: float,
-    ) -> T:
+    def _enter_once(self, unit: Unit, door: Door[T], write: Reason | None, began: float) -> T:
+        epoch = self._monitor.topology.epoch
         decision = self._decide(unit, write)
         instance = decision.instance
         if instance is None:
             instance = self._wait_for_writer(decision, began)
-        topology = self._monitor.topology
-        on_writer = topology.writer is not None and instance.id == topology.writer.id
+        on_writer = instance.role is Role.WRITER
         try:
-            connection = connect(self._engines.engine(instance))
+            connection = door.connect(self._engines.engine(instance))
         except (DBAPIError, WrongServer) as error:
             failure = self._engines.connect_failure(error)
             if failure in SUSPICIOUS:
@@ -348,18 +343,22 @@ class Router:
             action = decide(failure, Phase.ENTERING_WRITER if on_writer else Phase.FRESH_READ)
             if action is Action.RAISE:
                 raise
-            if not on_writer:
-                unit.avoid |= {instance.id}
-                self.emit(events.Repeated, instance.id, type(error).__name__)
-                return self._enter_once(unit, connect, pooled, write, began)
-            raise _Again(instance, error) from error
-        raw = pooled(connection)
+            if on_writer:
+                raise _Again(instance, error) from error
+            unit.avoid |= {instance.id}
+            self.emit(events.Repeated, instance.id, type(error).__name__)
+            return self._enter_once(unit, door, write, began)
+        raw = door.pooled(connection)
+        if raw.info[SERVER] not in instance.servers:
+            # The name leads elsewhere since the decision was made: what spoke for the instance does not speak for this server.
+            door.release(connection)
+            return self._enter_once(unit, door, write, began)
         usual = Mode.DEFAULT if on_writer else Mode.AUTOCOMMIT
         self._engines.set_mode(raw, Mode.READ_ONLY if unit.read_only else usual)
         raw.info[UNIT] = unit
         unit.instance = instance
         unit.on_writer = on_writer
-        unit.epoch = topology.epoch
+        unit.epoch = epoch
         self.emit(events.Routed, instance.id, decision.reason)
         return connection
 
@@ -441,11 +440,8 @@ class Router:
             self._monitor.suspect(instance.id)
         autocommit = unit.read_only is None and not unit.on_writer
         fresh = autocommit or (unit.only_reads and not self.above_read_committed(isolation))
-        if unit.on_writer and not fresh:
-            phase = Phase.ON_WRITER
-        else:
-            phase = Phase.FRESH_READ if fresh else Phase.BOUND_READ
-        action = decide(failure, phase)
+        bound = Phase.ON_WRITER if unit.on_writer else Phase.BOUND_READ
+        action = decide(failure, Phase.FRESH_READ if fresh else bound)
         if action is Action.TO_WRITER:
             if not autocommit or not isinstance(error, DBAPIError):
                 return Action.RAISE
@@ -613,8 +609,8 @@ class _Again(Exception):
         self.cause = cause
 
 
-def _pooled(connection: Connection) -> PoolProxiedConnection:
-    return connection.connection
+_CONNECTION: Door[Connection] = Door(lambda e: e.connect(), lambda c: c.connection, lambda c: c.close())
+_RAW_CONNECTION: Door[PoolProxiedConnection] = Door(lambda e: e.raw_connection(), lambda c: c, lambda c: c.close())
 
 
 def _weakly(me: weakref.ref[Router], method: Callable[..., T], otherwise: T) -> Callable[..., T]:

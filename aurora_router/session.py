@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session, SessionTransaction
-from sqlalchemy.pool import PoolProxiedConnection
 
 from aurora_router.core import events
 from aurora_router.core.failures import Action
 from aurora_router.core.positions import Requirement
 from aurora_router.core.selection import Reason
 from aurora_router.errors import ConfigurationError
-from aurora_router.router import NotARead, Router, Unit
+from aurora_router.router import Door, NotARead, Router, Unit
 
 if TYPE_CHECKING:
     _Base = Session
@@ -143,10 +142,12 @@ class RoutingMixin(_Base):
     def _enter(self, unit: Unit, write: Reason | None, options: Mapping[str, Any] | None = None) -> Engine:
         """Connect the unit where it belongs; the connection joins the session's transaction."""
 
-        def connect(engine: Engine) -> Connection:
-            return Session.connection(self, bind_arguments={"bind": engine}, execution_options=options)
-
-        connection = self._router.enter(unit, connect, _pooled, write)
+        door: Door[Connection] = Door(
+            lambda engine: Session.connection(self, bind_arguments={"bind": engine}, execution_options=options),
+            lambda connection: connection.connection,
+            lambda connection: _leave(self, connection.engine),
+        )
+        connection = self._router.enter(unit, door, write)
         self._unit_of = self.get_transaction()
         return connection.engine
 
@@ -248,10 +249,6 @@ class RoutingMixin(_Base):
 
 class RoutingSession(RoutingMixin, Session):
     """A Session for sessionmaker(class_=RoutingSession, router=router)."""
-
-
-def _pooled(connection: Connection) -> PoolProxiedConnection:
-    return connection.connection
 
 
 def _route(statement: Any, options: dict[str, Any]) -> Any:

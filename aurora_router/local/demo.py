@@ -99,7 +99,7 @@ class Shop:
 
         Every fourth thread has visitors who only look around: they are the ones who notice nothing of a lost writer.
         """
-        rng, buying = random.Random(thread), 0.6 if thread % 4 else 0.0
+        rng, buying = random.Random(thread), 0.6 if (thread + 1) % 4 else 0.0
         while not self.stop.is_set():
             try:
                 with self._sessions() as session, self._books.visit():
@@ -336,9 +336,11 @@ class Story:
         self._next(f"{old.name} is back as a reader", until=1.0)
 
     def _next(self, phase: str, until: float = 0.0) -> None:
+        """Go on to a phase; it lasts until that share of the time is over, and long enough to see something."""
         self.phase = phase
         self.view.note(f"* {phase}")
-        time.sleep(max(self.books.opened + until * self.seconds - time.monotonic(), 0.0))
+        if until:
+            time.sleep(max(self.books.opened + until * self.seconds - time.monotonic(), 0.5))
 
 
 def run(view: View, seconds: float = 20.0, threads: int = 8, consistency: Consistency = "session") -> Summary:

@@ -174,7 +174,8 @@ class FaultProxy:
             done.set()
 
         self._orders.append(run)
-        self._bell.send(b"!")
+        with contextlib.suppress(OSError):  # the thread may have run it already, and ended
+            self._bell.send(b"!")
         while not done.wait(1):
             if not self._thread.is_alive():
                 raise RuntimeError("the proxy is closed")

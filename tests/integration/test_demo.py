@@ -12,10 +12,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from aurora_router.local.demo import Books
 from aurora_router.local.demo_view import LiveView, Picture, PlainView, Row, Summary
 
 PROJECT = Path(__file__).parents[2]
@@ -101,6 +103,16 @@ def test_ctrl_c_ends_it_quietly_and_leaves_nothing_behind(directory: Path) -> No
         process.communicate()
     assert process.returncode == 130
     assert said.strip() == ""
+
+
+def test_an_acknowledged_order_that_is_not_found_is_lost_and_one_in_doubt_is_not() -> None:
+    cluster: Any = SimpleNamespace(instances=())
+    books = Books(cluster, PlainView())
+    for reference in ("a", "b", "c"):
+        books.acknowledged(reference)
+    summary = books.summary(found={"a", "c", "never answered"}, before_promotion=1)
+    assert (summary.orders, summary.lost, summary.after_promotion) == (3, 1, 2)
+    assert "acknowledged writes lost" in summary.missed
 
 
 def test_good_figures_miss_nothing() -> None:
