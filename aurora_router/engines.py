@@ -32,6 +32,7 @@ SERVER = "aurora_router_server"
 MODE = "aurora_router_mode"
 AUTOCOMMIT = "aurora_router_autocommit"
 GENERATION = "aurora_router_generation"
+READABLE = "aurora_router_readable"
 UNIT = "aurora_router_unit"
 """Keys of a pooled connection's `info`."""
 
@@ -133,6 +134,18 @@ class Engines:
         for probe in probes:
             probe.dispose()
 
+    def sound(self, connection: PoolProxiedConnection, instance: Instance) -> bool:
+        """Whether a connection that was just checked out leads to a server that stood behind the instance when it was chosen,
+        and is alive as far as can be told for free."""
+        info = connection.info
+        if info[SERVER] not in instance.servers:
+            return False
+        dbapi: Any = connection.driver_connection
+        if dbapi.closed:
+            return False
+        # Something to read on an idle connection is a closed socket, or a notice: only then is a ping worth it.
+        return not info[READABLE]() or _alive(self._engines[instance.id], dbapi)
+
     def set_mode(self, connection: PoolProxiedConnection, mode: Mode) -> None:
         """Switch a connection that was just checked out; sends nothing."""
         info = connection.info
@@ -217,17 +230,15 @@ class Engines:
                 self._surprised(place, why)
                 raise WrongServer(place, why)
             self._server.prepare(dbapi)
-            record.info.update({SERVER: identity, AUTOCOMMIT: usual, MODE: Mode.DEFAULT, GENERATION: generation})
-
-        @event.listens_for(engine, "checkout")
-        def checked_out(dbapi: Any, record: Any, _: Any) -> None:
-            """Is it still who it was, in the role that its instance has now, and alive as far as can be told for free?"""
-            info = record.info
-            if info[SERVER] not in self._known(place) or info[GENERATION] != self._generation.get(place, 0):
-                raise exc.DisconnectionError(f"{place} is another server or has another role by now")
-            # Something to read on an idle connection is a closed socket, or a notice: only then is a ping worth it.
-            if dbapi.closed or (_readable(dbapi.fileno()) and not _alive(engine, dbapi)):
-                raise exc.DisconnectionError(f"{place} has closed the connection")
+            record.info.update(
+                {
+                    SERVER: identity,
+                    AUTOCOMMIT: usual,
+                    MODE: Mode.DEFAULT,
+                    GENERATION: generation,
+                    READABLE: _readable(dbapi.fileno()),
+                }
+            )
 
         @event.listens_for(engine, "checkin")
         def checked_in(dbapi: Any, record: Any) -> None:
@@ -252,9 +263,16 @@ class Engines:
             if twin is not None:
                 twin.close()
 
-        @event.listens_for(engine, "before_cursor_execute")
-        def executing(connection: Connection, _: Any, text: str, __: Any, context: Any, ___: bool) -> None:
-            self._statement(connection, text, context)
+        # The dialect's events and not the connection's: one of those makes SQLAlchemy ask for all of them, 20 us a statement.
+        def executing(_: Any, text: str, __: Any, context: Any) -> None:
+            self._statement(context.root_connection, text, context)
+
+        def executing_alone(_: Any, text: str, context: Any) -> None:
+            self._statement(context.root_connection, text, context)
+
+        event.listen(engine, "do_execute", executing)
+        event.listen(engine, "do_executemany", executing)
+        event.listen(engine, "do_execute_no_params", executing_alone)
 
         @event.listens_for(engine, "handle_error")
         def erred(context: Any) -> None:
@@ -350,12 +368,13 @@ def _tolerate_lost_rollbacks(engine: Engine) -> None:
     dialect.do_rollback = tolerant
 
 
-def _readable(fileno: int) -> bool:
+def _readable(fileno: int) -> Callable[[], bool]:
+    """A question that can be asked cheaply and often: is there something to read?"""
     if hasattr(select, "poll"):
         poll = select.poll()
         poll.register(fileno, select.POLLIN)
-        return bool(poll.poll(0))
-    return bool(select.select([fileno], [], [], 0)[0])
+        return lambda: bool(poll.poll(0))
+    return lambda: bool(select.select([fileno], [], [], 0)[0])
 
 
 def _alive(engine: Engine, dbapi: Any) -> bool:

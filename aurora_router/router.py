@@ -24,7 +24,7 @@ from aurora_router.core.positions import Requirement, merge
 from aurora_router.core.selection import STRATEGIES, Balance, Decision, Load, Need, Reason, choose, resolve
 from aurora_router.core.statements import Effect, Verdict, verdict
 from aurora_router.core.topology import Instance, Role, ServerId, Silence, Topology
-from aurora_router.engines import SERVER, UNIT, Engines
+from aurora_router.engines import UNIT, Engines
 from aurora_router.errors import (
     AmbiguousWriter,
     ConfigurationError,
@@ -94,11 +94,11 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Door(Generic[T]):
-    """How a unit gets in at an engine: connect, what the pool's connection inside is, and how to let go of it again."""
+    """How a unit gets in at an engine: connect, what the pool's connection inside is, and how to get rid of it."""
 
     connect: Callable[[Engine], T]
     pooled: Callable[[T], PoolProxiedConnection]
-    release: Callable[[T], None]
+    drop: Callable[[T], None]
 
 
 class Router:
@@ -233,7 +233,8 @@ class Router:
         """
         unit = Unit(read_only, self._shared_requirement() if read_only else None)
         connection = self.enter(unit, _CONNECTION)
-        return connection.execution_options(**{UNIT: unit})  # finds the unit again should the connection be made anew
+        setattr(connection, UNIT, unit)  # where it is found again should SQLAlchemy reconnect on its own
+        return connection
 
     @contextlib.contextmanager
     def begin(self, read_only: bool = False) -> Iterator[Connection]:
@@ -328,7 +329,6 @@ class Router:
         self._monitor.wait_for(lambda t: t.writer is not None and t.writer.servers != servers, seconds)
 
     def _enter_once(self, unit: Unit, door: Door[T], write: Reason | None, began: float) -> T:
-        epoch = self._monitor.topology.epoch
         decision = self._decide(unit, write)
         instance = decision.instance
         if instance is None:
@@ -349,16 +349,16 @@ class Router:
             self.emit(events.Repeated, instance.id, type(error).__name__)
             return self._enter_once(unit, door, write, began)
         raw = door.pooled(connection)
-        if raw.info[SERVER] not in instance.servers:
-            # The name leads elsewhere since the decision was made: what spoke for the instance does not speak for this server.
-            door.release(connection)
+        if not self._engines.sound(raw, instance):
+            # Dead, or not the server that the decision was about: what spoke for the instance does not speak for it.
+            door.drop(connection)
             return self._enter_once(unit, door, write, began)
         usual = Mode.DEFAULT if on_writer else Mode.AUTOCOMMIT
         self._engines.set_mode(raw, Mode.READ_ONLY if unit.read_only else usual)
         raw.info[UNIT] = unit
         unit.instance = instance
         unit.on_writer = on_writer
-        unit.epoch = epoch
+        unit.epoch = instance.epoch
         self.emit(events.Routed, instance.id, decision.reason)
         return connection
 
@@ -499,7 +499,11 @@ class Router:
 
     def _statement(self, connection: Connection, text: str, context: Any) -> None:
         """The gate: nothing passes to a reader, and nothing is sent in a read-only unit, without being looked at here."""
-        unit: Unit | None = connection.info.get(UNIT)
+        try:
+            info = connection.info
+        except NotImplementedError:
+            return  # SQLAlchemy's own first look at a server, on a connection that no pool knows yet
+        unit: Unit | None = info.get(UNIT)
         if unit is None:
             unit = self._adopt(connection)
             if unit is None:
@@ -532,7 +536,7 @@ class Router:
     def _adopt(self, connection: Connection) -> Unit | None:
         """The unit of a connection that SQLAlchemy reconnected on its own, or that was had from an engine directly (None)."""
         raw = connection.connection
-        unit: Unit | None = connection.get_execution_options().get(UNIT)
+        unit: Unit | None = getattr(connection, UNIT, None)
         if unit is None:
             self._engines.set_mode(raw, Mode.DEFAULT)
             return None
@@ -609,8 +613,13 @@ class _Again(Exception):
         self.cause = cause
 
 
-_CONNECTION: Door[Connection] = Door(lambda e: e.connect(), lambda c: c.connection, lambda c: c.close())
-_RAW_CONNECTION: Door[PoolProxiedConnection] = Door(lambda e: e.raw_connection(), lambda c: c, lambda c: c.close())
+def _drop(connection: Connection | PoolProxiedConnection) -> None:
+    connection.invalidate()
+    connection.close()
+
+
+_CONNECTION: Door[Connection] = Door(lambda engine: engine.connect(), lambda connection: connection.connection, _drop)
+_RAW_CONNECTION: Door[PoolProxiedConnection] = Door(lambda engine: engine.raw_connection(), lambda raw: raw, _drop)
 
 
 def _weakly(me: weakref.ref[Router], method: Callable[..., T], otherwise: T) -> Callable[..., T]:

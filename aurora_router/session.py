@@ -8,7 +8,7 @@ function _leave(), and nowhere else.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Never, TypeVar
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
@@ -22,6 +22,10 @@ from aurora_router.errors import ConfigurationError
 from aurora_router.router import Door, NotARead, Router, Unit
 
 if TYPE_CHECKING:
+    from sqlalchemy.engine.interfaces import CoreExecuteOptionsParameter
+    from sqlalchemy.orm import Mapper
+    from sqlalchemy.sql import ClauseElement
+
     _Base = Session
 else:
     _Base = object
@@ -55,7 +59,7 @@ class RoutingMixin(_Base):
     _statement: Any  # the one that is being executed
     _elsewhere: bool
 
-    def __init__(self, *args: Any, router: Router, read_only: bool | None = None, **options: Any) -> None:
+    def __init__(self, *args: Never, router: Router, read_only: bool | None = None, **options: Any) -> None:
         if args or options.get("bind") is not None:
             raise ConfigurationError("a routing session gets its engines from the router; leave out bind")
         if not isinstance(router, Router):
@@ -78,16 +82,16 @@ class RoutingMixin(_Base):
 
     def get_bind(
         self,
-        mapper: Any = None,
+        mapper: type[Any] | Mapper[Any] | None = None,
         *,
-        clause: Any = None,
-        bind: Any = None,
+        clause: ClauseElement | None = None,
+        bind: Engine | Connection | None = None,
         read_only: bool | None = None,
         **options: Any,
     ) -> Engine | Connection:
         """The engine of the instance where the unit is, after entering it there. `read_only` speaks for one statement."""
         if bind is not None:
-            return bind  # type: ignore[no-any-return]
+            return bind
         if self._elsewhere:
             other = self._other_engine(mapper, clause, options)
             if other is not None:
@@ -145,7 +149,7 @@ class RoutingMixin(_Base):
         door: Door[Connection] = Door(
             lambda engine: Session.connection(self, bind_arguments={"bind": engine}, execution_options=options),
             lambda connection: connection.connection,
-            lambda connection: _leave(self, connection.engine),
+            lambda connection: _leave(self, connection.engine, invalidate=True),
         )
         connection = self._router.enter(unit, door, write)
         self._unit_of = self.get_transaction()
@@ -182,17 +186,19 @@ class RoutingMixin(_Base):
 
     # -- statements that may have to be repeated ------------------------------------------------------------------
 
-    def execute(self, statement: Any, params: Any = None, **options: Any) -> Any:
-        """As Session.execute()."""
-        return self._repeatable(super().execute, statement, params, options)
+    if not TYPE_CHECKING:  # for type checkers these are the Session's own, with all their overloads
 
-    def scalar(self, statement: Any, params: Any = None, **options: Any) -> Any:
-        """As Session.scalar()."""
-        return self._repeatable(super().scalar, statement, params, options)
+        def execute(self, statement: Any, params: Any = None, **options: Any) -> Any:
+            """As Session.execute()."""
+            return self._repeatable(super().execute, statement, params, options)
 
-    def scalars(self, statement: Any, params: Any = None, **options: Any) -> Any:
-        """As Session.scalars()."""
-        return self._repeatable(super().scalars, statement, params, options)
+        def scalar(self, statement: Any, params: Any = None, **options: Any) -> Any:
+            """As Session.scalar()."""
+            return self._repeatable(super().scalar, statement, params, options)
+
+        def scalars(self, statement: Any, params: Any = None, **options: Any) -> Any:
+            """As Session.scalars()."""
+            return self._repeatable(super().scalars, statement, params, options)
 
     def _repeatable(self, call: Callable[..., R], statement: Any, params: Any, options: dict[str, Any]) -> R:
         self._hint = _route(statement, options)
@@ -228,7 +234,11 @@ class RoutingMixin(_Base):
             return True  # get_bind() finds another place for it
         return False
 
-    def connection(self, bind_arguments: Any = None, execution_options: Any = None) -> Connection:
+    def connection(
+        self,
+        bind_arguments: dict[str, Any] | None = None,
+        execution_options: CoreExecuteOptionsParameter | None = None,
+    ) -> Connection:
         """As Session.connection(): in a unit that is not read-only, the writer's."""
         if bind_arguments is None or not bind_arguments.get("bind"):
             unit = self._current_unit()
@@ -263,7 +273,7 @@ def _route(statement: Any, options: dict[str, Any]) -> Any:
     return route
 
 
-def _leave(session: Session, engine: Engine) -> None:
+def _leave(session: Session, engine: Engine, *, invalidate: bool = False) -> None:
     """Take the connection to this engine out of the session's transaction and back to its pool.
 
     SQLAlchemy has no public way: SessionTransaction._connections maps both the engine and the connection to
@@ -276,4 +286,6 @@ def _leave(session: Session, engine: Engine) -> None:
     if entry is not None:
         connection = entry[0]
         transaction._connections.pop(connection, None)
+        if invalidate:
+            connection.invalidate()
         connection.close()

@@ -133,16 +133,13 @@ def choose(topology: Topology, need: Need, balance: Balance, load: Load, rnd: fl
 def satisfies(reader: Instance, requirement: Requirement, topology: Topology, pin_seconds: float, now: float) -> bool:
     """Whether the reader is known to have replayed every commit that the requirement speaks of.
 
-    A requirement of an older epoch is never compared: it becomes "everything up to now" in the new one, which the new
-    writer's own positions prove, so that the session stays on the writer for as long as the reader takes to follow.
+    A position of an older epoch is never compared: what proves the commit then is a position of the new writer, asked for
+    after the commit, so that the session stays on the writer for as long as the reader takes to follow.
     """
     if reader.position is not None:
         position = requirement.position
         if position is None or position.epoch != topology.epoch:
-            if requirement.epoch == topology.epoch:
-                position = evidence(topology.samples, requirement.after)
-            else:
-                position = topology.samples[0].position if topology.samples else None
+            position = evidence(topology.samples, requirement.after)
         if position is not None:
             return reader.position.covers(position)
         if topology.writer is None or topology.writer.position is not None:

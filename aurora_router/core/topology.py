@@ -140,6 +140,11 @@ class Instance:
         return max((seen.misses for seen in self.seen), default=0)
 
     @property
+    def epoch(self) -> int:
+        """The newest epoch that a server behind it is known to be on; 0 where none answers."""
+        return max((seen.server.epoch for seen in self.seen), default=0)
+
+    @property
     def probed(self) -> bool:
         """At least one probe has come to an end."""
         return self.heard_at > float("-inf")

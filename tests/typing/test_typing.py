@@ -1,0 +1,47 @@
+"""mypy, as a user has it, on the public API used rightly and wrongly."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+IGNORED = re.compile(r"# type: ignore\[(?P<codes>[^]]+)\]$")
+ERROR = re.compile(r"^[^:]+:(?P<line>\d+): error: .*\[(?P<code>[a-z-]+)\]$", re.MULTILINE)
+
+pytestmark = pytest.mark.timeout(300)  # the first run reads all of SQLAlchemy
+
+
+def mypy(*files: Path) -> subprocess.CompletedProcess[str]:
+    """Run mypy as pyproject.toml has it; its cache is kept apart for each SQLAlchemy."""
+    cache = ROOT / ".mypy_cache" / f"sqlalchemy-{importlib.metadata.version('sqlalchemy')}"
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(cache), "--no-error-summary", *map(str, files)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_public_api_has_the_types_that_users_rely_on() -> None:
+    done = mypy(HERE / "public_api.py", HERE / "wrong_use.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_each_mistake_is_an_error_on_its_line_and_nothing_else_is(tmp_path: Path) -> None:
+    given = (HERE / "wrong_use.py").read_text().splitlines()
+    expected = [
+        (number, code)
+        for number, line in enumerate(given, 1)
+        if (ignored := IGNORED.search(line))
+        for code in ignored["codes"].split(", ")
+    ]
+    assert len(expected) > 20
+    bare = tmp_path / "wrong_use_bare.py"
+    bare.write_text("\n".join(IGNORED.sub("", line).rstrip() for line in given) + "\n")
+    done = mypy(bare)
+    assert done.returncode == 1, done.stdout + done.stderr
+    found = [(int(error["line"]), error["code"]) for error in ERROR.finditer(done.stdout)]
+    assert sorted(found) == sorted(expected), done.stdout

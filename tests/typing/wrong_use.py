@@ -1,0 +1,36 @@
+"""Mistakes that a type checker must see: each line that ends in an ignored error is one. Checked by mypy; never run."""
+
+from sqlalchemy import create_engine, select
+from sqlalchemy.orm import sessionmaker
+
+from aurora_router import Decision, Router, RoutingSession, classify
+
+URL = "postgresql+psycopg://db-1/shop"
+
+router = Router(URL, instances=["db-2:5432"])
+Router(URL, ["db-2:5432"])  # type: ignore[call-arg]
+Router(URL, instance=["db-2:5432"])  # type: ignore[call-arg]
+Router(URL, consistency="sesion")  # type: ignore[arg-type]
+Router(URL, balance="x")  # type: ignore[arg-type]
+Router(URL, balance=lambda readers: readers[0])  # type: ignore[arg-type, misc]
+Router(URL, no_reader="wait")  # type: ignore[arg-type]
+Router(URL, max_lag="1 s")  # type: ignore[arg-type]
+Router(URL, failover_timeout=None)  # type: ignore[arg-type]
+Router(URL, reader_endpoint=["db-ro:5432"])  # type: ignore[arg-type]
+Router(URL, read_only_functions=[len])  # type: ignore[list-item]
+Router(URL, engine_options=["pool_size"])  # type: ignore[arg-type]
+Router(URL, listeners=print)  # type: ignore[arg-type]
+router.connect(read_only="yes")  # type: ignore[arg-type]
+router.explain(select(1))  # type: ignore[arg-type]
+router.topology = router.topology  # type: ignore[misc]
+router.topology.epoch = 2  # type: ignore[misc]
+Decision(router.topology.writer, "a read")  # type: ignore[arg-type]
+classify(b"SELECT 1")  # type: ignore[arg-type]
+RoutingSession()  # type: ignore[call-arg]
+RoutingSession(create_engine(URL), router=router)  # type: ignore[arg-type]
+RoutingSession(router=URL)  # type: ignore[arg-type]
+RoutingSession(router=router, read_only="yes")  # type: ignore[arg-type]
+session = sessionmaker(class_=RoutingSession, router=router)()
+session.execute("SELECT 1")  # type: ignore[call-overload]
+session.scalars(select(1), bind_arguments=["read_only"])  # type: ignore[call-overload]
+session.connection(execution_options="SERIALIZABLE")  # type: ignore[arg-type]
