@@ -31,8 +31,7 @@ log = logging.getLogger("aurora_router")
 SERVER = "aurora_router_server"
 MODE = "aurora_router_mode"
 AUTOCOMMIT = "aurora_router_autocommit"
-GENERATION = "aurora_router_generation"
-READABLE = "aurora_router_readable"
+POLL = "aurora_router_poll"
 UNIT = "aurora_router_unit"
 """Keys of a pooled connection's `info`."""
 
@@ -43,8 +42,8 @@ class Engines:
     """The engines of one router.
 
     known: the servers that an instance may lead to at this moment, in the role it has. surprised: told of an instance that
-    led to another. statement: called before each statement with (connection, text, context). committing: with the unit of a
-    connection that is about to commit. returned: with the unit of one that came back to its pool.
+    led to another. statement: called before each statement with (connection, text, context). commits: two functions, called
+    with the unit of a connection that is about to commit, and of one that came back to its pool; None where nobody asks.
     """
 
     def __init__(
@@ -56,8 +55,7 @@ class Engines:
         known: Callable[[str], frozenset[ServerId]],
         surprised: Callable[[str, str], None],
         statement: Callable[[Connection, str, Any], None],
-        returned: Callable[[Any], None],
-        committing: Callable[[Any], None] | None,
+        commits: tuple[Callable[[Any], None], Callable[[Any], None]] | None,
         asynchronous_commits: Callable[[], bool],
     ) -> None:
         self._url = url
@@ -66,13 +64,11 @@ class Engines:
         self._known = known
         self._surprised = surprised
         self._statement = statement
-        self._returned = returned
-        self._committing = committing
+        self._commits = commits
         self._asynchronous_commits = asynchronous_commits
         self._lock = threading.Lock()
         self._engines: dict[str, Engine] = {}
         self._probes: dict[str, Engine] = {}
-        self._generation: dict[str, int] = {}
         self._retired: deque[Pool] = deque(maxlen=16)
         self._sockets: dict[str, dict[int, socket.socket]] = {}
 
@@ -100,7 +96,6 @@ class Engines:
         engine = self._engines.get(instance_id)
         if engine is None:
             return 0
-        self._generation[instance_id] = self._generation.get(instance_id, 0) + 1
         sockets = 0
         if cut:
             with self._lock:
@@ -111,26 +106,25 @@ class Engines:
         self._dispose(engine)
         return sockets
 
+    def sweep(self) -> None:
+        """Close the connections that have come back to a pool which was discarded while they were out."""
+        for pool in [*self._retired]:
+            if isinstance(pool, QueuePool) and pool.checkedin():
+                pool.dispose()
+
     def _dispose(self, engine: Engine) -> None:
-        """Close an engine's pooled connections, and those that came back to an earlier pool just as that was emptied."""
-        with self._lock:
-            late = [*self._retired]
-            self._retired.append(engine.pool)
+        self._retired.append(engine.pool)
         engine.dispose()
-        for pool in late:
-            pool.dispose()
+        self.sweep()
 
     def close(self) -> None:
         """Close every pooled connection."""
         with self._lock:
-            engines = [*self._engines.items()]
+            engines = [*self._engines.values()]
             probes = [*self._probes.values()]
             self._probes.clear()
-        for instance_id, engine in engines:
-            self._generation[instance_id] = self._generation.get(instance_id, 0) + 1
+        for engine in engines:
             self._dispose(engine)
-        for pool in [*self._retired]:
-            pool.dispose()
         for probe in probes:
             probe.dispose()
 
@@ -140,11 +134,8 @@ class Engines:
         info = connection.info
         if info[SERVER] not in instance.servers:
             return False
-        dbapi: Any = connection.driver_connection
-        if dbapi.closed:
-            return False
         # Something to read on an idle connection is a closed socket, or a notice: only then is a ping worth it.
-        return not info[READABLE]() or _alive(self._engines[instance.id], dbapi)
+        return not info[POLL](0) or _alive(self._engines[instance.id], connection.driver_connection)
 
     def set_mode(self, connection: PoolProxiedConnection, mode: Mode) -> None:
         """Switch a connection that was just checked out; sends nothing."""
@@ -209,7 +200,6 @@ class Engines:
         @event.listens_for(engine, "connect")
         def connected(dbapi: Any, record: Any) -> None:
             """Which server is this? It must be one that the topology knows here."""
-            generation = self._generation.get(place, 0)
             with self._lock, contextlib.suppress(OSError):
                 sockets[id(dbapi)] = socket.socket(fileno=os.dup(dbapi.fileno()))
             try:
@@ -235,19 +225,9 @@ class Engines:
                     SERVER: identity,
                     AUTOCOMMIT: usual,
                     MODE: Mode.DEFAULT,
-                    GENERATION: generation,
-                    READABLE: _readable(dbapi.fileno()),
+                    POLL: _poll(sockets[id(dbapi)]),
                 }
             )
-
-        @event.listens_for(engine, "checkin")
-        def checked_in(dbapi: Any, record: Any) -> None:
-            info = record.info
-            unit = info.pop(UNIT, None)
-            if unit is not None:
-                self._returned(unit)
-            if dbapi is not None and info.get(GENERATION) != self._generation.get(place, 0):
-                record.invalidate()  # its pool was discarded while it was out
 
         @event.listens_for(engine, "close")
         def closing(dbapi: Any, _: Any) -> None:
@@ -274,21 +254,20 @@ class Engines:
         event.listen(engine, "do_executemany", executing)
         event.listen(engine, "do_execute_no_params", executing_alone)
 
-        @event.listens_for(engine, "handle_error")
-        def erred(context: Any) -> None:
-            """Let the unit know which error was its own: a session may have other engines as well."""
-            unit = context.connection.info.get(UNIT) if context.connection is not None else None
-            if unit is not None:
-                unit.error = context.sqlalchemy_exception or context.original_exception
-
-        if self._committing is not None:
-            committing = self._committing
+        if self._commits is not None:
+            begins, returned = self._commits
 
             @event.listens_for(engine, "commit")
             def commit(connection: Connection) -> None:
                 unit = connection.info.get(UNIT)
                 if unit is not None:
-                    committing(unit)
+                    begins(unit)
+
+            @event.listens_for(engine, "checkin")
+            def checked_in(_: Any, record: Any) -> None:
+                unit = record.info.get(UNIT)
+                if unit is not None:
+                    returned(unit)
 
         return engine
 
@@ -368,13 +347,14 @@ def _tolerate_lost_rollbacks(engine: Engine) -> None:
     dialect.do_rollback = tolerant
 
 
-def _readable(fileno: int) -> Callable[[], bool]:
-    """A question that can be asked cheaply and often: is there something to read?"""
+def _poll(twin: socket.socket) -> Callable[[int], list[Any]]:
+    """A question that can be asked cheaply and often: what is there to read? The twin stays open as long as the record lives,
+    so that its number is never another socket's."""
     if hasattr(select, "poll"):
         poll = select.poll()
-        poll.register(fileno, select.POLLIN)
-        return lambda: bool(poll.poll(0))
-    return lambda: bool(select.select([fileno], [], [], 0)[0])
+        poll.register(twin, select.POLLIN)
+        return poll.poll
+    return lambda _: select.select([twin], [], [], 0)[0]
 
 
 def _alive(engine: Engine, dbapi: Any) -> bool:

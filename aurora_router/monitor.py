@@ -469,6 +469,4 @@ class _Watcher:
 
     def _failed(self, asked_at: float, error: ProbeError, about: Iterable[ServerId | None]) -> None:
         for server in list(about):
-            self._report(
-                Observation(self.id, asked_at, time.monotonic(), about=server, silence=error.silence, error=str(error))
-            )
+            self._report(Observation(self.id, asked_at, time.monotonic(), about=server, silence=error.silence, error=str(error)))

@@ -65,7 +65,6 @@ class Unit:
     __slots__ = (
         "avoid",
         "epoch",
-        "error",
         "hint",
         "instance",
         "on_writer",
@@ -74,6 +73,7 @@ class Unit:
         "repeats",
         "requirement",
         "streaming",
+        "text",
         "wrote",
     )
 
@@ -85,7 +85,7 @@ class Unit:
         self.epoch = 0
         self.avoid: frozenset[str] = frozenset()
         self.hint: Literal["writer", "reader"] | None = None  # of the statement that is being executed
-        self.error: BaseException | None = None  # the last one that a statement of this unit met
+        self.text: str | None = None  # of the last statement that passed the gate
         self.wrote = False
         self.only_reads = True  # nothing but READ statements so far
         self.repeats = 0
@@ -183,8 +183,11 @@ class Router:
             known=_weakly(me, Router._known, frozenset()),
             surprised=_weakly(me, Router._surprised, None),
             statement=_weakly(me, Router._statement, None),
-            returned=_weakly(me, Router._returned, None),
-            committing=_weakly(me, Router._commit_begins, None) if consistency == "global" else None,
+            commits=(
+                (_weakly(me, Router._commit_begins, None), _weakly(me, Router._returned, None))
+                if consistency == "global"
+                else None
+            ),
             asynchronous_commits=_weakly(me, Router._has_asynchronous_commits, False),
         )
         self._monitor = Monitor(
@@ -232,9 +235,7 @@ class Router:
         A read-only one runs a read-only transaction. Raises NoWriterAvailable, NoReaderAvailable, AmbiguousWriter.
         """
         unit = Unit(read_only, self._shared_requirement() if read_only else None)
-        connection = self.enter(unit, _CONNECTION)
-        setattr(connection, UNIT, unit)  # where it is found again should SQLAlchemy reconnect on its own
-        return connection
+        return self.enter(unit, _CONNECTION)
 
     @contextlib.contextmanager
     def begin(self, read_only: bool = False) -> Iterator[Connection]:
@@ -257,15 +258,14 @@ class Router:
         self.start()
         found = verdict(sql, self._dialect)
         effect = self.effect(found)
-        unit = Unit(read_only, self._shared_requirement())
-        if read_only is None:
-            if effect is not Effect.READ and not (found.hint == "reader" and found.known is Effect.READ):
-                return replace(self._decide(unit, Reason.NOT_A_READ), effect=effect)
-            if found.hint == "writer":
-                return replace(self._decide(unit, Reason.HINT), effect=effect)
+        write: Reason | None = None
         if read_only is False:
-            return replace(self._decide(unit, Reason.DECLARED_WRITE), effect=effect)
-        return replace(self._decide(unit, None), effect=effect)
+            write = Reason.DECLARED_WRITE
+        elif read_only is None and effect is not Effect.READ and not (found.hint == "reader" and found.known is Effect.READ):
+            write = Reason.NOT_A_READ
+        elif read_only is None and found.hint == "writer":
+            write = Reason.HINT
+        return self._decide(Unit(read_only, self._shared_requirement()), write)._replace(effect=effect)
 
     def add_instance(self, address: str) -> None:
         """Use one more instance, "host:port", from the moment it answers."""
@@ -302,14 +302,14 @@ class Router:
 
         A reader that cannot be reached is passed over; for a writer the unit waits up to failover_timeout.
         """
-        self.start()
+        if not self._ready:
+            self.start()
         if write is None and unit.read_only is False:
             write = Reason.DECLARED_WRITE
-        began = time.monotonic()
         try:
-            return self._enter_once(unit, door, write, began)
+            return self._enter_once(unit, door, write, None)
         except _Again as again:
-            failed = again
+            failed, began = again, again.began
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_Again),
             wait=tenacity.wait_random_exponential(multiplier=0.02, max=1.0),
@@ -328,10 +328,12 @@ class Router:
         servers = failed.instance.servers
         self._monitor.wait_for(lambda t: t.writer is not None and t.writer.servers != servers, seconds)
 
-    def _enter_once(self, unit: Unit, door: Door[T], write: Reason | None, began: float) -> T:
+    def _enter_once(self, unit: Unit, door: Door[T], write: Reason | None, began: float | None) -> T:
+        """One attempt. began: when the first one did; None for the first, which only looks at the clock when it must."""
         decision = self._decide(unit, write)
         instance = decision.instance
         if instance is None:
+            began = began or time.monotonic()
             instance = self._wait_for_writer(decision, began)
         on_writer = instance.role is Role.WRITER
         try:
@@ -344,7 +346,7 @@ class Router:
             if action is Action.RAISE:
                 raise
             if on_writer:
-                raise _Again(instance, error) from error
+                raise _Again(instance, error, began or time.monotonic()) from error
             unit.avoid |= {instance.id}
             self.emit(events.Repeated, instance.id, type(error).__name__)
             return self._enter_once(unit, door, write, began)
@@ -355,11 +357,15 @@ class Router:
             return self._enter_once(unit, door, write, began)
         usual = Mode.DEFAULT if on_writer else Mode.AUTOCOMMIT
         self._engines.set_mode(raw, Mode.READ_ONLY if unit.read_only else usual)
+        # On both: only a connection that the router gave out, and that SQLAlchemy has not made anew since, has its unit on both.
         raw.info[UNIT] = unit
+        if raw is not connection:
+            setattr(connection, UNIT, unit)
         unit.instance = instance
         unit.on_writer = on_writer
         unit.epoch = instance.epoch
-        self.emit(events.Routed, instance.id, decision.reason)
+        if self._listeners:
+            self.emit(events.Routed, instance.id, decision.reason)
         return connection
 
     def _decide(self, unit: Unit, write: Reason | None) -> Decision:
@@ -499,15 +505,11 @@ class Router:
 
     def _statement(self, connection: Connection, text: str, context: Any) -> None:
         """The gate: nothing passes to a reader, and nothing is sent in a read-only unit, without being looked at here."""
-        try:
-            info = connection.info
-        except NotImplementedError:
-            return  # SQLAlchemy's own first look at a server, on a connection that no pool knows yet
-        unit: Unit | None = info.get(UNIT)
+        known: Unit | None = getattr(connection, UNIT, None)
+        unit = known if known is not None and connection.info.get(UNIT) is known else self._adopt(connection, known)
         if unit is None:
-            unit = self._adopt(connection)
-            if unit is None:
-                return
+            return
+        unit.text = text
         found = verdict(text, self._dialect)
         effect = self.effect(found) if found.functions else found.effect
         if effect is Effect.READ:
@@ -533,10 +535,13 @@ class Router:
             if not (asked and found.known is Effect.READ and text not in self._learned):
                 raise NotARead(effect, Reason.NOT_A_READ)
 
-    def _adopt(self, connection: Connection) -> Unit | None:
-        """The unit of a connection that SQLAlchemy reconnected on its own, or that was had from an engine directly (None)."""
-        raw = connection.connection
-        unit: Unit | None = getattr(connection, UNIT, None)
+    def _adopt(self, connection: Connection, unit: Unit | None) -> Unit | None:
+        """The unit of a connection that SQLAlchemy made anew on its own; None for one that was had from an engine directly."""
+        try:
+            raw = connection.connection
+            raw.info.pop(UNIT, None)
+        except NotImplementedError:
+            return None  # SQLAlchemy's own first look at a server, on a connection that no pool knows yet
         if unit is None:
             self._engines.set_mode(raw, Mode.DEFAULT)
             return None
@@ -570,6 +575,7 @@ class Router:
 
     def _changed(self, old: Topology, new: Topology) -> None:
         """A topology replaced another: discard what it makes useless, and say what happened."""
+        self._engines.sweep()
         for was in old.instances:
             now = new.by_id.get(was.id)
             if now is None:
@@ -608,9 +614,10 @@ class Router:
 class _Again(Exception):
     """The writer could not be reached; nothing was sent."""
 
-    def __init__(self, instance: Instance, cause: BaseException) -> None:
+    def __init__(self, instance: Instance, cause: BaseException, began: float) -> None:
         self.instance = instance
         self.cause = cause
+        self.began = began
 
 
 def _drop(connection: Connection | PoolProxiedConnection) -> None:

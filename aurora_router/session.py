@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Never, TypeVar
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError, UnboundExecutionError
 from sqlalchemy.orm import Session, SessionTransaction
 
 from aurora_router.core import events
@@ -167,8 +168,6 @@ class RoutingMixin(_Base):
 
     def _other_engine(self, mapper: Any, clause: Any, options: dict[str, Any]) -> Engine | Connection | None:
         """What `binds` say of this mapper or clause."""
-        from sqlalchemy.exc import UnboundExecutionError
-
         try:
             return super().get_bind(mapper, clause=clause, **options)
         except UnboundExecutionError:
@@ -221,7 +220,7 @@ class RoutingMixin(_Base):
         if isinstance(error, NotARead) and not unit.on_writer:
             self._move(unit, error.reason)
             return True
-        if error is not unit.error:
+        if not isinstance(error, DBAPIError) or error.statement is not unit.text:
             return False  # another engine's, or not the database's at all
         action = self._router.failed_read(unit, error, self._isolation())
         if action is Action.TO_WRITER:
@@ -229,7 +228,7 @@ class RoutingMixin(_Base):
             return True
         if action is Action.REPEAT_ELSEWHERE and not self.in_nested_transaction():
             _leave(self, self._router.engine(unit.instance))
-            unit.instance = unit.error = None
+            unit.instance = unit.text = None
             unit.on_writer = False
             return True  # get_bind() finds another place for it
         return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from aurora_router.core.positions import Requirement, evidence
 from aurora_router.core.statements import Effect
@@ -46,8 +47,7 @@ class Need:
     writer_serves_reads: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """Where a unit goes and why. effect: the statement's, where one was looked at. instance: None when nothing will do."""
 
     instance: Instance | None

@@ -15,7 +15,7 @@ import enum
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Final, Literal, TypeAlias
 
 from aurora_router.core import functions as known_functions
@@ -140,7 +140,7 @@ def _pattern(skipped: str, *alternatives: str) -> re.Pattern[str]:
     return re.compile(rf"(?:{skipped})*+(?:({'|'.join(alternatives)}|\Z)|(?P<garbage>.+))", re.DOTALL)
 
 
-_POSTGRESQL_PATTERN = _pattern(
+_POSTGRESQL_TOKENS: Final = (
     rf"{_SPACE}|--[^\n\r]*+",
     rf"(?![eE]'|[uU]&\"){_WORD}",
     _quoted("'"),
@@ -154,7 +154,7 @@ _POSTGRESQL_PATTERN = _pattern(
     r"\$[0-9]++",
     rf"\$(?P<tag>(?:[{_START}][{_START}0-9]*+)?)\$.*?\$(?P=tag)\$",
 )
-_MYSQL_PATTERN = _pattern(
+_MYSQL_TOKENS: Final = (
     # A plain /*! comment counts as its content; one that holds quotes or comments is left to be garbage.
     rf"{_SPACE}|\#[^\n]*+|--(?=[\x00-\x20]|\Z)[^\n]*+|/\*M?!(?=[^'\"`#*/\-]*+\*/)[0-9]*+|\*/(?!\*)",
     _WORD,
@@ -525,37 +525,46 @@ def _dialect(
     )
 
 
-_POSTGRESQL: Final = _dialect(
-    _POSTGRESQL_PATTERN,
-    _POSTGRESQL_HEADS,
-    {
-        **dict.fromkeys(known_functions.POSTGRESQL_SERVER_RELATIONS, Effect.SERVER),
-        **dict.fromkeys(known_functions.POSTGRESQL_CONNECTION_RELATIONS, Effect.CONNECTION),
-    },
-    {
-        Effect.READ: known_functions.POSTGRESQL_READ,
-        Effect.SERVER: known_functions.POSTGRESQL_SERVER,
-        Effect.TRANSACTION: known_functions.POSTGRESQL_TRANSACTION,
-        Effect.SESSION: known_functions.POSTGRESQL_SESSION,
-        Effect.CONNECTION: known_functions.POSTGRESQL_CONNECTION,
-        Effect.WRITE: known_functions.POSTGRESQL_WRITE,
-    },
-    nested_comments=True,
-    backslash_doubt=True,
-    system_schema="pg_catalog",
-)
-_MYSQL: Final = _dialect(
-    _MYSQL_PATTERN,
-    _MYSQL_HEADS,
-    {"lock": _Mark.WRITES, "procedure": _Mark.WRITES, "@": Effect.CONNECTION, "@@": Effect.CONNECTION},
-    {
-        Effect.READ: known_functions.MYSQL_READ,
-        Effect.SERVER: known_functions.MYSQL_SERVER,
-        Effect.CONNECTION: known_functions.MYSQL_CONNECTION,
-        Effect.WRITE: known_functions.MYSQL_WRITE,
-    },
-)
-_DIALECTS: Final[Mapping[str, _Dialect]] = {"mariadb": _MYSQL, "mysql": _MYSQL, "postgresql": _POSTGRESQL}
+# Made at first use: compiling the patterns is most of what importing this module would cost.
+@cache
+def _postgresql() -> _Dialect:
+    return _dialect(
+        _pattern(*_POSTGRESQL_TOKENS),
+        _POSTGRESQL_HEADS,
+        {
+            **dict.fromkeys(known_functions.POSTGRESQL_SERVER_RELATIONS, Effect.SERVER),
+            **dict.fromkeys(known_functions.POSTGRESQL_CONNECTION_RELATIONS, Effect.CONNECTION),
+        },
+        {
+            Effect.READ: known_functions.POSTGRESQL_READ,
+            Effect.SERVER: known_functions.POSTGRESQL_SERVER,
+            Effect.TRANSACTION: known_functions.POSTGRESQL_TRANSACTION,
+            Effect.SESSION: known_functions.POSTGRESQL_SESSION,
+            Effect.CONNECTION: known_functions.POSTGRESQL_CONNECTION,
+            Effect.WRITE: known_functions.POSTGRESQL_WRITE,
+        },
+        nested_comments=True,
+        backslash_doubt=True,
+        system_schema="pg_catalog",
+    )
+
+
+@cache
+def _mysql() -> _Dialect:
+    return _dialect(
+        _pattern(*_MYSQL_TOKENS),
+        _MYSQL_HEADS,
+        {"lock": _Mark.WRITES, "procedure": _Mark.WRITES, "@": Effect.CONNECTION, "@@": Effect.CONNECTION},
+        {
+            Effect.READ: known_functions.MYSQL_READ,
+            Effect.SERVER: known_functions.MYSQL_SERVER,
+            Effect.CONNECTION: known_functions.MYSQL_CONNECTION,
+            Effect.WRITE: known_functions.MYSQL_WRITE,
+        },
+    )
+
+
+_DIALECTS: Final[Mapping[str, Callable[[], _Dialect]]] = {"mariadb": _mysql, "mysql": _mysql, "postgresql": _postgresql}
 
 
 # ---------------------------------------------------------------- one text
@@ -568,9 +577,10 @@ _COMMENT_EDGE: Final = re.compile(r"/\*|\*/")
 
 
 def _judge(sql: str, dialect_name: str) -> Verdict:
-    dialect = _DIALECTS.get(dialect_name)
-    if dialect is None:
+    make = _DIALECTS.get(dialect_name)
+    if make is None:
         raise ValueError(f"unknown SQL dialect {dialect_name!r}: known are {', '.join(_DIALECTS)}")
+    dialect = make()
     raw: list[str | Any] = [token[1] for token in dialect.pattern.finditer(sql)]
     if None in raw[-2:] and dialect.nested_comments and "/*" in sql:
         raw = _across_nested_comments(sql, dialect.pattern)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from aurora_router.core.positions import Position, Sample, minimum
 
@@ -29,8 +30,7 @@ class Role(enum.Enum):
     READER = "reader"
 
 
-@dataclass(frozen=True, slots=True)
-class ServerId:
+class ServerId(NamedTuple):
     """What tells one server from another, and one life of it from the next.
 
     cluster: the system identifier that all servers of a cluster share.

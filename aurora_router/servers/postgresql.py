@@ -26,7 +26,7 @@ _IDENTITY = """
 IDENTITY = "SELECT" + _IDENTITY
 """Which server is this, and what does it do? Asked once on each new connection, one round trip."""
 
-PROBE = "SELECT" + _IDENTITY + """,
+PROBE = f"""{IDENTITY},
   current_setting('synchronous_commit'),
   current_setting('default_transaction_isolation'),
   current_setting('wal_block_size')::int,
@@ -40,7 +40,7 @@ PROBE = "SELECT" + _IDENTITY + """,
      FROM pg_catalog.pg_control_checkpoint() c, pg_catalog.pg_control_recovery() r),
   (SELECT received_tli FROM pg_catalog.pg_stat_wal_receiver),
   EXISTS (SELECT FROM pg_catalog.pg_stat_wal_receiver),
-  extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8"""
+  extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8"""  # noqa: S608 - nothing of anybody's is in it
 """Everything that an observation needs, one round trip. received_tli wants pg_monitor (or pg_read_all_stats): without it a
 reader's epoch is only known from its last restart point, so that after a promotion it serves again minutes later."""
 

@@ -53,6 +53,6 @@ def router(make_router: Callable[..., Router]) -> Router:
 
 
 @pytest.fixture
-def Session(router: Router) -> sessionmaker[RoutingSession]:  # noqa: N802 - what users call it
+def Session(router: Router) -> sessionmaker[RoutingSession]:
     """sessionmaker of RoutingSession on `router`."""
     return sessionmaker(class_=RoutingSession, router=router)

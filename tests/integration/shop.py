@@ -57,6 +57,4 @@ def eventually(condition: Callable[[], object], timeout: float = 15.0) -> None:
 def until_readers_serve(router: Router, count: int) -> None:
     """Wait until that many readers are in use, all of the newest epoch."""
     eventually(lambda: len(router.topology.readers) == count and router.topology.writer is not None)
-    eventually(
-        lambda: all(r.position is not None and r.position.epoch == router.topology.epoch for r in router.topology.readers)
-    )
+    eventually(lambda: all(r.position is not None and r.position.epoch == router.topology.epoch for r in router.topology.readers))

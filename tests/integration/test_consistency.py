@@ -138,9 +138,7 @@ def test_a_commit_that_did_not_wait_for_the_log_is_seen_as_well(cluster: Postgre
         eventually(lambda: (s.get(Item, 1), place(s), s.rollback())[1] == "reader")
 
 
-def test_a_server_that_commits_asynchronously_by_default_is_understood(
-    cluster: PostgresCluster, make_router: MakeRouter
-) -> None:
+def test_a_server_that_commits_asynchronously_by_default_is_understood(cluster: PostgresCluster, make_router: MakeRouter) -> None:
     cluster.execute("ALTER ROLE app SET synchronous_commit = off")
     try:
         with sessions(make_router())() as s:

@@ -251,7 +251,9 @@ def test_a_connection_that_the_server_closed_while_it_was_idle_is_noticed_withou
     assert cluster.execute("SELECT count(*) FROM item WHERE id >= 100") == [(2,)]
 
 
-def test_promoted_in_place_a_readers_open_connections_are_used_for_writes(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+def test_promoted_in_place_a_readers_open_connections_are_used_for_writes(
+    cluster: PostgresCluster, make_router: MakeRouter
+) -> None:
     router = make_router()
     for _ in range(4):
         with sessions(router)() as s:
@@ -328,7 +330,9 @@ def test_nothing_acknowledged_is_lost_and_nothing_is_stale_through_three_promoti
     aurora_cluster_factory: Callable[..., PostgresCluster],
 ) -> None:
     cluster = aurora_cluster_factory(readers=2, synchronous=True)
-    cluster.execute("CREATE TABLE item (id bigint PRIMARY KEY, name text DEFAULT '', stock int DEFAULT 0); GRANT ALL ON item TO app")
+    cluster.execute(
+        "CREATE TABLE item (id bigint PRIMARY KEY, name text DEFAULT '', stock int DEFAULT 0); GRANT ALL ON item TO app"
+    )
     acknowledged: list[int] = []
     stale: list[int] = []
     stop = threading.Event()

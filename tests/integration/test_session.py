@@ -113,12 +113,9 @@ def test_declared_read_only_one_reader_serves_a_read_only_transaction(Session: S
 @pytest.mark.parametrize(
     "what", ["flush", "insert", "update", "delete", "text", "for update", "a cte that writes", "nextval", "bulk save"]
 )
-def test_declared_read_only_a_write_is_refused_before_it_is_sent(
-    cluster: PostgresCluster, Session: Sessions, what: str
-) -> None:
-    with Session(read_only=True) as s:
-        with pytest.raises(ReadOnlyViolation, match="was not sent"):
-            WRITES[what](s)
+def test_declared_read_only_a_write_is_refused_before_it_is_sent(cluster: PostgresCluster, Session: Sessions, what: str) -> None:
+    with Session(read_only=True) as s, pytest.raises(ReadOnlyViolation, match="was not sent"):
+        WRITES[what](s)
     assert cluster.execute("SELECT count(*) FROM item") == [(3,)]
 
 
@@ -183,9 +180,7 @@ def test_a_hint_that_is_none_is_refused(Session: Sessions) -> None:
         s.execute(text("SELECT 1").execution_options(route="primary-ish"))
 
 
-def test_a_stable_function_is_a_read_because_the_catalog_says_so(
-    cluster: PostgresCluster, make_router: MakeRouter
-) -> None:
+def test_a_stable_function_is_a_read_because_the_catalog_says_so(cluster: PostgresCluster, make_router: MakeRouter) -> None:
     cluster.execute("""
         CREATE OR REPLACE FUNCTION app.lookup() RETURNS bigint LANGUAGE sql STABLE AS 'SELECT count(*) FROM item';
         CREATE OR REPLACE FUNCTION app.change() RETURNS void LANGUAGE sql VOLATILE AS 'UPDATE item SET stock = 0'""")
