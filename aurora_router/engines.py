@@ -32,9 +32,11 @@ SERVER = "aurora_router_server"
 MODE = "aurora_router_mode"
 AUTOCOMMIT = "aurora_router_autocommit"
 POLL = "aurora_router_poll"
+ENTERED = "aurora_router_entered"
 UNIT = "aurora_router_unit"
 """Keys of a pooled connection's `info`."""
 
+FRESH = 0.01  # seconds for which a connection that was found alive is not looked at again
 _PROBE_OPTIONS = ("connect_args", "creator", "module", "paramstyle", "client_encoding")
 
 
@@ -42,7 +44,7 @@ class Engines:
     """The engines of one router.
 
     known: the servers that an instance may lead to at this moment, in the role it has. surprised: told of an instance that
-    led to another. statement: called before each statement with (connection, text, context). commits: two functions, called
+    led to another. gate: called before each statement with (cursor, text, ..., context). commits: two functions, called
     with the unit of a connection that is about to commit, and of one that came back to its pool; None where nobody asks.
     """
 
@@ -54,7 +56,7 @@ class Engines:
         *,
         known: Callable[[str], frozenset[ServerId]],
         surprised: Callable[[str, str], None],
-        statement: Callable[[Connection, str, Any], None],
+        gate: Callable[..., None],
         commits: tuple[Callable[[Any], None], Callable[[Any], None]] | None,
         asynchronous_commits: Callable[[], bool],
     ) -> None:
@@ -63,7 +65,7 @@ class Engines:
         self._options = dict(options)
         self._known = known
         self._surprised = surprised
-        self._statement = statement
+        self._gate = gate
         self._commits = commits
         self._asynchronous_commits = asynchronous_commits
         self._lock = threading.Lock()
@@ -128,12 +130,15 @@ class Engines:
         for probe in probes:
             probe.dispose()
 
-    def sound(self, connection: PoolProxiedConnection, instance: Instance) -> bool:
+    def sound(self, connection: PoolProxiedConnection, instance: Instance, now: float) -> bool:
         """Whether a connection that was just checked out leads to a server that stood behind the instance when it was chosen,
         and is alive as far as can be told for free."""
         info = connection.info
         if info[SERVER] not in instance.servers:
             return False
+        if now - info[ENTERED] < FRESH:
+            return True
+        info[ENTERED] = now
         # Something to read on an idle connection is a closed socket, or a notice: only then is a ping worth it.
         return not info[POLL](0) or _alive(self._engines[instance.id], connection.driver_connection)
 
@@ -226,6 +231,7 @@ class Engines:
                     AUTOCOMMIT: usual,
                     MODE: Mode.DEFAULT,
                     POLL: _poll(sockets[id(dbapi)]),
+                    ENTERED: float("-inf"),
                 }
             )
 
@@ -244,15 +250,8 @@ class Engines:
                 twin.close()
 
         # The dialect's events and not the connection's: one of those makes SQLAlchemy ask for all of them, 20 us a statement.
-        def executing(_: Any, text: str, __: Any, context: Any) -> None:
-            self._statement(context.root_connection, text, context)
-
-        def executing_alone(_: Any, text: str, context: Any) -> None:
-            self._statement(context.root_connection, text, context)
-
-        event.listen(engine, "do_execute", executing)
-        event.listen(engine, "do_executemany", executing)
-        event.listen(engine, "do_execute_no_params", executing_alone)
+        for name in ("do_execute", "do_executemany", "do_execute_no_params"):
+            event.listen(engine, name, self._gate)
 
         if self._commits is not None:
             begins, returned = self._commits

@@ -47,6 +47,10 @@ LEARNED = 1000  # statements remembered because a reader refused them
 _LEVELS_ON_READERS = frozenset({"autocommit", "read uncommitted", "read committed"})
 
 
+_DEFAULT, _AUTOCOMMIT, _READ_ONLY = Mode  # an enum's members are slow to look up on the request path
+_READ, _WRITER = Effect.READ, Role.WRITER
+
+
 class NotARead(RouterError):
     """Raised before a statement is sent to a reader in an automatic unit: the unit must move to the writer."""
 
@@ -62,34 +66,20 @@ class Unit:
     read_only: what the user declared; None lets the router decide. instance: None before the first statement.
     """
 
-    __slots__ = (
-        "avoid",
-        "epoch",
-        "hint",
-        "instance",
-        "on_writer",
-        "only_reads",
-        "read_only",
-        "repeats",
-        "requirement",
-        "streaming",
-        "text",
-        "wrote",
-    )
+    instance: Instance | None = None
+    on_writer = False
+    epoch = 0
+    avoid: frozenset[str] = frozenset()
+    hint: Literal["writer", "reader"] | None = None  # of the statement that is being executed
+    text: str | None = None  # of the last statement that passed the gate
+    wrote = False
+    only_reads = True  # nothing but READ statements so far
+    repeats = 0
+    streaming = False  # a server-side cursor may be open
 
     def __init__(self, read_only: bool | None, requirement: Requirement | None = None) -> None:
         self.read_only = read_only
         self.requirement = requirement
-        self.instance: Instance | None = None
-        self.on_writer = False
-        self.epoch = 0
-        self.avoid: frozenset[str] = frozenset()
-        self.hint: Literal["writer", "reader"] | None = None  # of the statement that is being executed
-        self.text: str | None = None  # of the last statement that passed the gate
-        self.wrote = False
-        self.only_reads = True  # nothing but READ statements so far
-        self.repeats = 0
-        self.streaming = False  # a server-side cursor may be open
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +172,7 @@ class Router:
             options,
             known=_weakly(me, Router._known, frozenset()),
             surprised=_weakly(me, Router._surprised, None),
-            statement=_weakly(me, Router._statement, None),
+            gate=_weakly(me, Router._gate, None),
             commits=(
                 (_weakly(me, Router._commit_begins, None), _weakly(me, Router._returned, None))
                 if consistency == "global"
@@ -335,7 +325,7 @@ class Router:
         if instance is None:
             began = began or time.monotonic()
             instance = self._wait_for_writer(decision, began)
-        on_writer = instance.role is Role.WRITER
+        on_writer = instance.role is _WRITER
         try:
             connection = door.connect(self._engines.engine(instance))
         except (DBAPIError, WrongServer) as error:
@@ -351,12 +341,11 @@ class Router:
             self.emit(events.Repeated, instance.id, type(error).__name__)
             return self._enter_once(unit, door, write, began)
         raw = door.pooled(connection)
-        if not self._engines.sound(raw, instance):
+        if not self._engines.sound(raw, instance, time.monotonic()):
             # Dead, or not the server that the decision was about: what spoke for the instance does not speak for it.
             door.drop(connection)
             return self._enter_once(unit, door, write, began)
-        usual = Mode.DEFAULT if on_writer else Mode.AUTOCOMMIT
-        self._engines.set_mode(raw, Mode.READ_ONLY if unit.read_only else usual)
+        self._engines.set_mode(raw, _READ_ONLY if unit.read_only else _DEFAULT if on_writer else _AUTOCOMMIT)
         # On both: only a connection that the router gave out, and that SQLAlchemy has not made anew since, has its unit on both.
         raw.info[UNIT] = unit
         if raw is not connection:
@@ -503,8 +492,10 @@ class Router:
 
     # -- what the engines and the monitor call --------------------------------------------------------------------
 
-    def _statement(self, connection: Connection, text: str, context: Any) -> None:
-        """The gate: nothing passes to a reader, and nothing is sent in a read-only unit, without being looked at here."""
+    def _gate(self, _cursor: Any, text: str, *rest: Any) -> None:
+        """Nothing passes to a reader, and nothing is sent in a read-only unit, without being looked at here."""
+        context = rest[-1]
+        connection: Connection = context.root_connection
         known: Unit | None = getattr(connection, UNIT, None)
         unit = known if known is not None and connection.info.get(UNIT) is known else self._adopt(connection, known)
         if unit is None:
@@ -512,13 +503,13 @@ class Router:
         unit.text = text
         found = verdict(text, self._dialect)
         effect = self.effect(found) if found.functions else found.effect
-        if effect is Effect.READ:
+        if effect is _READ:
             if unit.read_only is None and not unit.on_writer:
                 if found.hint == "writer":
                     raise NotARead(effect, Reason.HINT)
                 if text in self._learned:
                     raise NotARead(effect, Reason.NOT_A_READ)
-                if context is not None and context.execution_options.get("stream_results"):
+                if context.execution_options.get("stream_results"):
                     unit.streaming = True
             return
         if unit.read_only:

@@ -76,14 +76,18 @@ def ratio(ours: Iterable[float], theirs: Iterable[float]) -> float:
 median = statistics.median
 
 
-def share_one_core() -> None:
-    """Keep this process, and what it starts from now on, on one core; where the system can do that.
+def take_core(which: int) -> None:
+    """Keep this thread, and what it starts from now on, on one core: the first (0) or the last (-1) there is.
 
-    Client and server take turns, so it costs them little; and whether a server's process happens to be on the client's core or
-    must be woken on another one, tens of microseconds apart, no longer decides who wins.
+    Servers that are started on the last one and a client that then takes the first are apart, as on two machines: whether a
+    server's process happens to be on the client's core or must be woken on another, tens of microseconds apart, no longer
+    decides who wins. With one core, or where the system cannot do that, they share it.
     """
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+        os.sched_setaffinity(0, {_CORES[which]})
+
+
+_CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
 
 
 # -- figures ----------------------------------------------------------------------------------------------------------

@@ -2,10 +2,10 @@
 
 A real cluster on loopback, one writer and two readers. In each of many rounds the router and its competitor make the same
 units against the same instance, one after the other in turning order; a ratio is the median over the rounds of router /
-competitor. Pools have SQLAlchemy's default settings on both sides. Client and servers share one core, or the scheduler's
-choice of cores would decide the ratios (a competitor run against itself, printed as noise, came out at up to 1.10). That makes
-round trips as cheap as they can be, which is hardest on the router: what an automatic read saves (it needs one, a plain unit
-three, counted on the wire) counts for more across a network.
+competitor. Pools have SQLAlchemy's default settings on both sides. The client has one core and the servers another, as on two
+machines: left to the scheduler, its choice of cores would decide the ratios (a competitor run against itself, printed as noise,
+came out at up to 1.10). Still, round trips are about as cheap as they can be, which is hard on the router: what an automatic
+read saves (it needs one, a plain unit three, counted on the wire) counts for more across a network.
 
   automatic read    with Session() as s: s.get(Row, id)         RoutingSession against Session on an engine of that reader
   insert, commit    with Session() as s: s.add(Row()); commit   RoutingSession against Session on an engine of the writer
@@ -30,7 +30,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from common import Options, Report, interleave, median, options, progress, ratio, share_one_core
+from common import Options, Report, interleave, median, options, progress, ratio, take_core
 from sqlalchemy import create_engine, make_url, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
@@ -68,10 +68,12 @@ class Row(Base):
 def main(how: Options) -> int:
     report = Report("overhead: a local PostgreSQL cluster, 1 writer and 2 readers; medians of interleaved rounds")
     importing(report, how)
-    share_one_core()
+    take_core(0)
     classifying(report, how)
     progress("starting a cluster")
+    take_core(-1)
     with PostgresCluster(readers=2) as cluster:
+        take_core(0)
         engine = create_engine(cluster.url)
         Base.metadata.create_all(engine)
         with Session(engine) as session:

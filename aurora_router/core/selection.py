@@ -29,6 +29,9 @@ class Reason(enum.Enum):
     NO_INSTANCE = "no reader qualifies, and the writer is not to be used or there is none"
 
 
+_READ, _DECLARED_READ_ONLY = Reason.READ, Reason.DECLARED_READ_ONLY  # looked up for each unit
+
+
 @dataclass(frozen=True, slots=True)
 class Need:
     """What a unit needs of the instance that serves it.
@@ -124,10 +127,8 @@ def choose(topology: Topology, need: Need, balance: Balance, load: Load, rnd: fl
         able = [r for r in able if satisfies(r, need.requirement, topology, need.pin_seconds, now)]
         if not able:
             return _writer(topology, Reason.OWN_WRITES, Reason.NO_WRITER)
-    reason = Reason.DECLARED_READ_ONLY if need.declared else Reason.READ
-    if len(able) == 1:
-        return Decision(able[0], reason)
-    return Decision(balance(able, load, rnd), reason)
+    chosen = able[0] if len(able) == 1 else balance(able, load, rnd)
+    return Decision(chosen, _DECLARED_READ_ONLY if need.declared else _READ)
 
 
 def satisfies(reader: Instance, requirement: Requirement, topology: Topology, pin_seconds: float, now: float) -> bool:

@@ -57,7 +57,7 @@ _SETTINGS: Mapping[str, str] = {
     "max_wal_senders": "20",
     "hot_standby": "on",
     "wal_receiver_status_interval": "1s",
-    "wal_retrieve_retry_interval": "100ms",
+    "wal_retrieve_retry_interval": "10ms",
     "autovacuum": "off",
     "checkpoint_timeout": "1h",
     "log_line_prefix": "%m [%p] ",

@@ -247,6 +247,7 @@ def test_a_connection_that_the_server_closed_while_it_was_idle_is_noticed_withou
 ) -> None:
     add_item(router, 100)
     cluster.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'")
+    eventually(lambda: cluster.execute("SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'") == [(0,)])
     add_item(router, 101)
     assert cluster.execute("SELECT count(*) FROM item WHERE id >= 100") == [(2,)]
 
