@@ -19,7 +19,7 @@ def cluster(aurora_cluster: PostgresCluster) -> PostgresCluster:
     """The shared cluster, whole, with empty tables that every reader has."""
     names = ", ".join(table.name for table in Base.metadata.sorted_tables)
     aurora_cluster.execute(f"""
-        CREATE SCHEMA IF NOT EXISTS app;
+        CREATE SCHEMA IF NOT EXISTS extra;
         CREATE TABLE IF NOT EXISTS item (id bigint PRIMARY KEY, name text NOT NULL DEFAULT '', stock int NOT NULL DEFAULT 0);
         CREATE TABLE IF NOT EXISTS part (id bigint PRIMARY KEY, item_id bigint REFERENCES item (id), name text DEFAULT '');
         CREATE SEQUENCE IF NOT EXISTS ticket;
@@ -28,7 +28,7 @@ def cluster(aurora_cluster: PostgresCluster) -> PostgresCluster:
         INSERT INTO part VALUES (1, 1, 'first'), (2, 1, 'second');
         GRANT ALL ON ALL TABLES IN SCHEMA public TO app;
         GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO app;
-        GRANT ALL ON SCHEMA public, app TO app""")
+        GRANT ALL ON SCHEMA public, extra TO app""")
     aurora_cluster.wait_in_sync()
     return aurora_cluster
 

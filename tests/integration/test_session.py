@@ -154,12 +154,12 @@ def test_a_comment_sends_a_read_to_the_writer(Session: Sessions) -> None:
 
 
 def test_a_hint_sends_an_undecidable_statement_to_a_reader(cluster: PostgresCluster, Session: Sessions) -> None:
-    cluster.execute("CREATE OR REPLACE FUNCTION app.peek() RETURNS bigint LANGUAGE sql AS 'SELECT count(*) FROM item'")
+    cluster.execute("CREATE OR REPLACE FUNCTION extra.peek() RETURNS bigint LANGUAGE sql AS 'SELECT count(*) FROM item'")
     cluster.wait_in_sync()
     with Session() as s:
-        assert s.scalar(text("SELECT app.peek()")) == 3
+        assert s.scalar(text("SELECT extra.peek()")) == 3
         assert place(s) == "writer"
-    for statement in (text("SELECT app.peek()").execution_options(route="reader"), text("SELECT /*@reader*/ app.peek()")):
+    for statement in (text("SELECT extra.peek()").execution_options(route="reader"), text("SELECT /*@reader*/ extra.peek()")):
         with Session() as s:
             assert s.scalar(statement) == 3
             assert place(s) == "reader"
@@ -182,12 +182,12 @@ def test_a_hint_that_is_none_is_refused(Session: Sessions) -> None:
 
 def test_a_stable_function_is_a_read_because_the_catalog_says_so(cluster: PostgresCluster, make_router: MakeRouter) -> None:
     cluster.execute("""
-        CREATE OR REPLACE FUNCTION app.lookup() RETURNS bigint LANGUAGE sql STABLE AS 'SELECT count(*) FROM item';
-        CREATE OR REPLACE FUNCTION app.change() RETURNS void LANGUAGE sql VOLATILE AS 'UPDATE item SET stock = 0'""")
+        CREATE OR REPLACE FUNCTION extra.lookup() RETURNS bigint LANGUAGE sql STABLE AS 'SELECT count(*) FROM item';
+        CREATE OR REPLACE FUNCTION extra.change() RETURNS void LANGUAGE sql VOLATILE AS 'UPDATE item SET stock = 0'""")
     cluster.wait_in_sync()
-    router = make_router(read_only_functions=["app.allowed"])
+    router = make_router(read_only_functions=["extra.allowed"])
     Session = sessionmaker(class_=RoutingSession, router=router)
-    cluster.execute("CREATE OR REPLACE FUNCTION app.allowed() RETURNS int LANGUAGE sql VOLATILE AS 'SELECT 1'")
+    cluster.execute("CREATE OR REPLACE FUNCTION extra.allowed() RETURNS int LANGUAGE sql VOLATILE AS 'SELECT 1'")
     cluster.wait_in_sync()
 
     def runs_on(sql: str) -> str:
@@ -195,22 +195,22 @@ def test_a_stable_function_is_a_read_because_the_catalog_says_so(cluster: Postgr
             s.execute(text(sql))
             return place(s)
 
-    eventually(lambda: runs_on("SELECT app.lookup()") == "reader")
-    assert runs_on("SELECT app.change()") == "writer"
-    assert runs_on("SELECT app.allowed()") == "reader"
-    cluster.execute("CREATE OR REPLACE FUNCTION app.lookup() RETURNS bigint LANGUAGE sql VOLATILE AS 'SELECT 1::bigint'")
-    eventually(lambda: runs_on("SELECT app.lookup()") == "writer", timeout=60)
+    eventually(lambda: runs_on("SELECT extra.lookup()") == "reader")
+    assert runs_on("SELECT extra.change()") == "writer"
+    assert runs_on("SELECT extra.allowed()") == "reader"
+    cluster.execute("CREATE OR REPLACE FUNCTION extra.lookup() RETURNS bigint LANGUAGE sql VOLATILE AS 'SELECT 1::bigint'")
+    eventually(lambda: runs_on("SELECT extra.lookup()") == "writer", timeout=60)
 
 
 def test_a_readers_refusal_moves_the_unit_and_is_remembered(cluster: PostgresCluster, make_router: MakeRouter) -> None:
-    cluster.execute("CREATE UNLOGGED TABLE IF NOT EXISTS app.scratch (id int); GRANT ALL ON app.scratch TO app")
-    cluster.execute("""CREATE OR REPLACE FUNCTION app.liar() RETURNS void LANGUAGE plpgsql STABLE
+    cluster.execute("CREATE UNLOGGED TABLE IF NOT EXISTS extra.scratch (id int); GRANT ALL ON extra.scratch TO app")
+    cluster.execute("""CREATE OR REPLACE FUNCTION extra.liar() RETURNS void LANGUAGE plpgsql STABLE
                        AS 'BEGIN PERFORM nextval(''ticket''); END'""")
     cluster.wait_in_sync()
     heard: list[events.Event] = []
     router = make_router(listeners=[heard.append])
     Session = sessionmaker(class_=RoutingSession, router=router)
-    for sql in ("SELECT * FROM app.scratch", "SELECT app.liar()"):
+    for sql in ("SELECT * FROM extra.scratch", "SELECT extra.liar()"):
         eventually(lambda sql=sql: router.explain(sql).effect.name == "READ")
         for _ in range(3):
             with Session() as s:
