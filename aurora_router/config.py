@@ -62,13 +62,17 @@ def read_url(given: str | URL) -> Target:
     for index, host in enumerate(from_query):
         port = port_list[index if len(port_list) > 1 else 0] if port_list else ""
         listed.append(f"{host}:{port}" if port else host)
+    secret = query.pop("password", None)
+    if isinstance(secret, str):
+        url = url.set(password=secret)  # where SQLAlchemy hides it
     query.pop("target_session_attrs", None)  # the router decides which instance it wants
     query.pop("load_balance_hosts", None)
     if listed:
         pairs = tuple(_address(address, postgresql) for address in listed)
     elif url.host:
         number = postgresql.DEFAULT_PORT if url.port is None else url.port
-        if re.search(r"[\s@,/?#]", url.host) or not 0 < number < 65536:  # not repeated: it may be the end of a password
+        strange = re.search(r"[\s@,/?#]", url.host) or "@" in (url.database or "") or not 0 < number < 65536
+        if strange:  # not repeated: it may be the end of a password
             raise ConfigurationError(
                 f"the URL's host or port cannot be read; it should look like {example}, with @ : / in the password as %40 %3A %2F"
             )
@@ -82,7 +86,7 @@ def read_url(given: str | URL) -> Target:
 
 def instances(target: Target, others: Iterable[str], reader_endpoint: str | None) -> tuple[Instance, ...]:
     """All instances of a router, the URL's first. Raises ConfigurationError."""
-    if isinstance(others, str):
+    if isinstance(others, str) or not isinstance(others, Iterable):
         raise ConfigurationError(f"instances must be a list, like [{others!r}]")
     pairs = list(dict.fromkeys([*target.hosts, *(_address(other, target.server) for other in others)]))
     if reader_endpoint is None:
@@ -122,6 +126,12 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ConfigurationError(f"{name}={value!r}: use one of {', '.join(map(repr, choices))}")
 
 
+def check_flag(name: str, value: object) -> None:
+    """Raises ConfigurationError unless the value is True or False."""
+    if value is not True and value is not False:
+        raise ConfigurationError(f"{name}={value!r}: use True or False")
+
+
 def check_seconds(name: str, value: object) -> None:
     """Raises ConfigurationError unless the value is a positive, finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
@@ -130,16 +140,16 @@ def check_seconds(name: str, value: object) -> None:
 
 def names(name: str, value: Iterable[str]) -> tuple[str, ...]:
     """Raises ConfigurationError unless the value is a collection of strings."""
-    listed = () if isinstance(value, str) else tuple(value)
-    if isinstance(value, str) or not all(isinstance(item, str) for item in listed):
+    listed = tuple(value) if isinstance(value, Iterable) else ()
+    if isinstance(value, str) or not isinstance(value, Iterable) or not all(isinstance(item, str) for item in listed):
         raise ConfigurationError(f"{name}: give a list of names")
     return listed
 
 
 def callables(name: str, value: Iterable[Callable[..., Any]]) -> tuple[Callable[..., Any], ...]:
     """Raises ConfigurationError unless the value is a collection of callables."""
-    listed = () if callable(value) else tuple(value)
-    if callable(value) or not all(callable(item) for item in listed):
+    listed = tuple(value) if isinstance(value, Iterable) else ()
+    if not isinstance(value, Iterable) or not all(callable(item) for item in listed):
         raise ConfigurationError(f"{name}: give a list of functions")
     return listed
 
@@ -160,6 +170,9 @@ def check_engine_options(options: Mapping[str, Any]) -> dict[str, Any]:
     for option, why in _OURS.items():
         if option in options:
             raise ConfigurationError(f"engine_options[{option!r}] cannot be used: {why}")
+    for option in ("connect_args", "execution_options"):
+        if not isinstance(options.get(option, {}), Mapping):
+            raise ConfigurationError(f"engine_options[{option!r}] must be a dict")
     return dict(options)
 
 

@@ -21,7 +21,7 @@ from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.pool import NullPool, Pool, PoolProxiedConnection, QueuePool
 
 from aurora_router.core.failures import Failure
-from aurora_router.core.topology import Instance, Server, ServerId, Silence
+from aurora_router.core.topology import Instance, Role, Server, ServerId, Silence
 from aurora_router.errors import WrongServer
 from aurora_router.monitor import ProbeError
 from aurora_router.servers.postgresql import Mode, Unsuitable
@@ -30,12 +30,14 @@ log = logging.getLogger("aurora_router")
 
 SERVER = "aurora_router_server"
 MODE = "aurora_router_mode"
+GUARDED = "aurora_router_guarded"
 AUTOCOMMIT = "aurora_router_autocommit"
 POLL = "aurora_router_poll"
 ENTERED = "aurora_router_entered"
 UNIT = "aurora_router_unit"
 """Keys of a pooled connection's `info`."""
 
+CONNECT_TIMEOUT = 3  # seconds for a new connection where the user says nothing; a frozen server answers no handshake
 FRESH = 0.01  # seconds for which a connection that was found alive is not looked at again
 _PROBE_OPTIONS = ("connect_args", "creator", "module", "paramstyle", "client_encoding")
 
@@ -63,6 +65,11 @@ class Engines:
         self._url = url
         self._server = server
         self._options = dict(options)
+        if "connect_timeout" not in url.query:
+            arguments = self._options.get("connect_args", {})
+            self._options["connect_args"] = {"connect_timeout": CONNECT_TIMEOUT, **arguments}
+        self._dialect: Any = url.get_dialect()()
+        self.driver_error: type[Exception] = self._dialect.import_dbapi().Error
         self._known = known
         self._surprised = surprised
         self._gate = gate
@@ -142,13 +149,26 @@ class Engines:
         # Something to read on an idle connection is a closed socket, or a notice: only then is a ping worth it.
         return not info[POLL](0) or _alive(self._engines[instance.id], connection.driver_connection)
 
-    def set_mode(self, connection: PoolProxiedConnection, mode: Mode) -> None:
-        """Switch a connection that was just checked out; sends nothing."""
+    def set_mode(self, connection: PoolProxiedConnection, mode: Mode, isolation: str | None = None) -> None:
+        """Switch a connection that was just checked out; `isolation` is what SQLAlchemy has set on it for this unit already.
+
+        Sends something only to a connection that was made to a reader and is to write, or the other way round: after a
+        promotion in place.
+        """
         info = connection.info
-        if info.get(MODE) is not mode:
-            info[MODE] = None  # unknown, should the switch fail half-way
-            self._server.set_mode(connection.driver_connection, mode, info[AUTOCOMMIT])
-            info[MODE] = mode
+        driver: Any = connection.driver_connection
+        if info.get(MODE) is mode and (mode is Mode.DEFAULT or driver.autocommit is (mode is Mode.AUTOCOMMIT)):
+            return
+        info[MODE] = None  # unknown, should the switch fail half-way
+        guard = mode is Mode.AUTOCOMMIT
+        if mode is not Mode.READ_ONLY and info[GUARDED] is not guard:
+            driver.autocommit = True
+            _first_row(driver, self._server.GUARD if guard else self._server.UNGUARD)
+            info[GUARDED] = guard
+        self._server.set_mode(driver, mode, info[AUTOCOMMIT])
+        if isolation is not None and mode is Mode.DEFAULT:
+            self._dialect.set_isolation_level(driver, isolation)
+        info[MODE] = mode
 
     def failure(self, error: BaseException) -> Failure:
         """What kind of failure an exception from SQLAlchemy or the driver stands for."""
@@ -158,8 +178,11 @@ class Engines:
             original: Any = error.orig
             sqlstate = getattr(original, "sqlstate", None)
             kind: Failure = self._server.failure(sqlstate, str(original), disconnected=error.connection_invalidated)
-            return kind
-        return Failure.OTHER
+        elif isinstance(error, self.driver_error):
+            kind = self._server.failure(getattr(error, "sqlstate", None), str(error), disconnected=True)
+        else:
+            kind = Failure.OTHER
+        return kind
 
     def connect_failure(self, error: BaseException) -> Failure:
         """The same for an error from an attempt to get a connection: without an SQLSTATE there was none to be had."""
@@ -177,7 +200,7 @@ class Engines:
             if engine is None:
                 options = {key: self._options[key] for key in _PROBE_OPTIONS if key in self._options}
                 # libpq's shortest; the monitor's own deadline is what counts, this frees the thread
-                options["connect_args"] = {"connect_timeout": 2, **options.get("connect_args", {})}
+                options["connect_args"] = {**options.get("connect_args", {}), "connect_timeout": 2}
                 engine = create_engine(self._at(instance), poolclass=NullPool, isolation_level="AUTOCOMMIT", **options)
                 self._probes[instance.id] = engine
         try:
@@ -205,16 +228,16 @@ class Engines:
         @event.listens_for(engine, "connect")
         def connected(dbapi: Any, record: Any) -> None:
             """Which server is this? It must be one that the topology knows here."""
-            with self._lock, contextlib.suppress(OSError):
-                sockets[id(dbapi)] = socket.socket(fileno=os.dup(dbapi.fileno()))
             try:
+                with self._lock:
+                    sockets[id(dbapi)] = socket.socket(fileno=os.dup(dbapi.fileno()))
                 usual = dbapi.autocommit
                 dbapi.autocommit = True
-                identity, _ = self._server.parse_identity(_first_row(dbapi, self._server.IDENTITY))
+                identity, role = self._server.parse_identity(_first_row(dbapi, self._server.GREETING))
                 dbapi.autocommit = usual
                 why = None if identity in self._known(place) else "it reached a server that is not known there in this role"
             except Unsuitable as error:
-                why = str(error)
+                why, identity, role, usual = str(error), None, Role.READER, False
             except BaseException:
                 disconnected(dbapi)
                 dbapi.close()
@@ -229,7 +252,8 @@ class Engines:
                 {
                     SERVER: identity,
                     AUTOCOMMIT: usual,
-                    MODE: Mode.DEFAULT,
+                    MODE: None if role is Role.READER else Mode.DEFAULT,
+                    GUARDED: role is Role.READER,
                     POLL: _poll(sockets[id(dbapi)]),
                     ENTERED: float("-inf"),
                 }
@@ -263,8 +287,9 @@ class Engines:
                     begins(unit)
 
             @event.listens_for(engine, "checkin")
+            @event.listens_for(engine, "detach")
             def checked_in(_: Any, record: Any) -> None:
-                unit = record.info.get(UNIT)
+                unit = record.info.pop(UNIT, None)
                 if unit is not None:
                     returned(unit)
 
@@ -325,7 +350,7 @@ def _first_row(dbapi: Any, sql: str) -> Any:
     cursor = dbapi.cursor()
     try:
         cursor.execute(sql)
-        return cursor.fetchone()
+        return cursor.fetchone() if cursor.description else None
     finally:
         cursor.close()
 

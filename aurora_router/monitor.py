@@ -65,7 +65,7 @@ class Monitor:
     """Watches a set of instances.
 
     connect: opens a probe connection to an instance; raises ProbeError.
-    changed: called with (old, new) for each new topology, in order, one at a time.
+    changed: called with (old, new), in a thread of its own; what changed while it was busy is told as one change.
     interval, timeout, position_interval: seconds. patience: seconds to hurry on without a writer though nobody waits for one.
     """
 
@@ -83,7 +83,7 @@ class Monitor:
         topology = Topology()
         for instance in instances:
             topology = pure.add(topology, instance)
-        self.topology = topology
+        self.topology = self._initial = topology
         self.functions: frozenset[str] = frozenset()
         self._connect = connect
         self._changed = changed
@@ -91,7 +91,7 @@ class Monitor:
         self._timeout = timeout
         self._position_interval = position_interval
         self._patience = patience
-        self._order = threading.RLock()  # topologies are announced in the order in which they were made
+        self._announcer: threading.Thread | None = None
         self._moved = threading.Condition()  # guards what is below; notified with each new topology
         self._poke = threading.Event()
         self._watchers: dict[str, _Watcher] = {}
@@ -115,6 +115,8 @@ class Monitor:
                 self._watchers[instance.id] = _Watcher(self, instance)
             self._thread = threading.Thread(target=self._keep_time, name="aurora-router-monitor", daemon=True)
             self._thread.start()
+            self._announcer = threading.Thread(target=self._announce, name="aurora-router-announcer", daemon=True)
+            self._announcer.start()
 
     def close(self) -> None:
         """Stop probing, close the probe connections, join the threads that answer. Idempotent."""
@@ -126,8 +128,9 @@ class Monitor:
         self._poke.set()
         for watcher in watchers:
             watcher.stop()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(self._timeout)
+        for thread in (self._thread, self._announcer):
+            if thread is not None and thread is not threading.current_thread():
+                thread.join(self._timeout)
         for watcher in watchers:
             watcher.join(self._timeout)
 
@@ -193,20 +196,30 @@ class Monitor:
         self._publish(lambda topology: pure.remove(topology, instance))
 
     def _publish(self, change: Callable[[Topology], Topology]) -> None:
-        with self._order:
+        with self._moved:
             old = self.topology
             new = change(old)
-            if new is old:
-                return
-            with self._moved:
+            if new is not old:
                 self.topology = new
                 if new.writer is None and old.writer is not None:
                     self._writerless_since = time.monotonic()
                 self._moved.notify_all()
+
+    def _announce(self) -> None:
+        """Tell of each newest topology, in a thread of its own: who listens may take its time, or wait for a writer itself."""
+        told = self._initial
+        while True:
+            with self._moved:
+                while self.topology is told and not self._closed:
+                    self._moved.wait()
+                new = self.topology
+            if new is told:
+                return
             try:
-                self._changed(old, new)
+                self._changed(told, new)
             except Exception:
                 log.exception("a topology was not taken in completely")
+            told = new
 
     def _observed(self, observation: Observation) -> None:
         if observation.silence is not Silence.TIMEOUT:
@@ -223,25 +236,32 @@ class Monitor:
             self._poke.clear()
             now = time.monotonic()
             wake = now + self._interval
-            writer = self.topology.writer
             with self._moved:
                 watchers = list(self._watchers.values())
             for watcher in watchers:
-                pace = self._pace(watcher, now)
-                asked_at = watcher.asked_at
-                if asked_at is not None:
-                    if asked_at + self._timeout <= now:
-                        watcher.overdue(asked_at)
-                    due = min(asked_at + self._timeout, max(watcher.last_at + pace, now + HURRY))
-                elif watcher.last_at + pace <= now:
-                    watcher.ask(now)
-                    due = now + min(pace, self._timeout)
-                else:
-                    due = watcher.last_at + pace
-                if writer is not None and writer.id == watcher.id:
-                    self._served_at = watcher.last_at
-                wake = min(wake, max(due, now + 0.001))
+                try:
+                    wake = min(wake, self._attend(watcher, now))
+                except Exception:  # no more threads, say: this instance must wait, the others must not
+                    log.exception("%s could not be attended to", watcher.id)
             self._poke.wait(max(wake - time.monotonic(), 0.0))
+
+    def _attend(self, watcher: _Watcher, now: float) -> float:
+        """Begin a probe that is due, end one that is overdue. When to look again."""
+        pace = self._pace(watcher, now)
+        asked_at = watcher.asked_at
+        if asked_at is not None:
+            if asked_at + self._timeout <= now:
+                watcher.overdue(asked_at)
+            due = min(asked_at + self._timeout, max(watcher.last_at + pace, now + HURRY))
+        elif watcher.last_at + pace <= now:
+            watcher.ask(now)
+            due = now + min(pace, self._timeout)
+        else:
+            due = watcher.last_at + pace
+        writer = self.topology.writer
+        if writer is not None and writer.id == watcher.id:
+            self._served_at = watcher.last_at
+        return max(due, now + 0.001)
 
     def _pace(self, watcher: _Watcher, now: float) -> float:
         """Seconds that are to pass between two probes of an instance, as things are."""
@@ -366,8 +386,10 @@ class _Watcher:
                     return
                 try:
                     self._probe(self._links)
-                except Exception:
+                except Exception as error:
                     log.exception("the probe of %s came to an unexpected end", self.id)
+                    strange = ProbeError(f"the probe came to an unexpected end: {error!r}", Silence.MISCONFIGURED)
+                    self._failed(time.monotonic(), strange, self._lost or {None})
                 if not self._current:
                     return
                 self.asked_at = None

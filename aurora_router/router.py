@@ -24,7 +24,7 @@ from aurora_router.core.positions import Requirement, merge
 from aurora_router.core.selection import STRATEGIES, Balance, Decision, Load, Need, Reason, choose, resolve
 from aurora_router.core.statements import Effect, Verdict, verdict
 from aurora_router.core.topology import Instance, Role, ServerId, Silence, Topology
-from aurora_router.engines import UNIT, Engines
+from aurora_router.engines import AUTOCOMMIT, MODE, UNIT, Engines
 from aurora_router.errors import (
     AmbiguousWriter,
     ConfigurationError,
@@ -76,6 +76,7 @@ class Unit:
     only_reads = True  # nothing but READ statements so far
     repeats = 0
     streaming = False  # a server-side cursor may be open
+    isolation: str | None = None  # what the session asked SQLAlchemy for
 
     def __init__(self, read_only: bool | None, requirement: Requirement | None = None) -> None:
         self.read_only = read_only
@@ -164,6 +165,7 @@ class Router:
         self._closed = False
         self._probe_timeout = probe_timeout
         self._lock = threading.Lock()
+        self._entering = threading.local()  # .place: the unit that this thread is connecting, and the mode that it is to have
         # What the engines and the monitor call must not keep the router alive: it closes when it is forgotten.
         me = weakref.ref(self)
         self._engines = Engines(
@@ -224,8 +226,11 @@ class Router:
 
         A read-only one runs a read-only transaction. Raises NoWriterAvailable, NoReaderAvailable, AmbiguousWriter.
         """
+        config.check_flag("read_only", read_only)
         unit = Unit(read_only, self._shared_requirement() if read_only else None)
-        return self.enter(unit, _CONNECTION)
+        connection = self.enter(unit, _CONNECTION)
+        unit.wrote = not read_only  # whatever the driver's own cursors do with it
+        return connection
 
     @contextlib.contextmanager
     def begin(self, read_only: bool = False) -> Iterator[Connection]:
@@ -236,8 +241,10 @@ class Router:
     def raw_connection(self, read_only: bool = False) -> PoolProxiedConnection:
         """A pooled DBAPI connection, as engine.raw_connection() gives. Statements on it are not classified: on a read-only
         one the server refuses what writes; with consistency "global", one to the writer counts as having written."""
+        config.check_flag("read_only", read_only)
         unit = Unit(read_only, self._shared_requirement() if read_only else None)
         connection = self.enter(unit, _RAW_CONNECTION)
+        connection.info[MODE] = None  # the driver's switches are the user's now
         if not read_only:
             unit.wrote = True
             self._commit_begins(unit)
@@ -320,42 +327,52 @@ class Router:
 
     def _enter_once(self, unit: Unit, door: Door[T], write: Reason | None, began: float | None) -> T:
         """One attempt. began: when the first one did; None for the first, which only looks at the clock when it must."""
-        decision = self._decide(unit, write)
-        instance = decision.instance
-        if instance is None:
-            began = began or time.monotonic()
-            instance = self._wait_for_writer(decision, began)
-        on_writer = instance.role is _WRITER
-        try:
-            connection = door.connect(self._engines.engine(instance))
-        except (DBAPIError, WrongServer) as error:
-            failure = self._engines.connect_failure(error)
-            if failure in SUSPICIOUS:
-                self._monitor.suspect(instance.id)
-            action = decide(failure, Phase.ENTERING_WRITER if on_writer else Phase.FRESH_READ)
-            if action is Action.RAISE:
+        while True:
+            decision = self._decide(unit, write)
+            instance = decision.instance
+            if instance is None:
+                began = began or time.monotonic()
+                instance = self._wait_for_writer(decision, began)
+            on_writer = instance.role is _WRITER
+            mode = _READ_ONLY if unit.read_only else _DEFAULT if on_writer else _AUTOCOMMIT
+            unit.instance, unit.on_writer, unit.epoch = instance, on_writer, instance.epoch
+            self._entering.place = unit, mode
+            try:
+                connection = door.connect(self._engines.engine(instance))
+                raw = door.pooled(connection)
+                if self._engines.sound(raw, instance, time.monotonic()):
+                    self._engines.set_mode(raw, mode, unit.isolation)
+                    break
+                # Dead, or not the server that the decision was about: what spoke for the instance does not speak for it.
+                door.drop(connection)
+            except (DBAPIError, WrongServer, self._engines.driver_error) as error:
+                unit.instance = None
+                failure = self._engines.connect_failure(error)
+                if failure in SUSPICIOUS:
+                    self._monitor.suspect(instance.id)
+                action = decide(failure, Phase.ENTERING_WRITER if on_writer else Phase.FRESH_READ)
+                if action is Action.RAISE:
+                    raise
+                if on_writer:
+                    raise _Again(instance, error, began or time.monotonic()) from error
+                unit.avoid |= {instance.id}
+                self.emit(events.Repeated, instance.id, type(error).__name__)
+            except BaseException:
+                unit.instance = None
                 raise
-            if on_writer:
-                raise _Again(instance, error, began or time.monotonic()) from error
-            unit.avoid |= {instance.id}
-            self.emit(events.Repeated, instance.id, type(error).__name__)
-            return self._enter_once(unit, door, write, began)
-        raw = door.pooled(connection)
-        if not self._engines.sound(raw, instance, time.monotonic()):
-            # Dead, or not the server that the decision was about: what spoke for the instance does not speak for it.
-            door.drop(connection)
-            return self._enter_once(unit, door, write, began)
-        self._engines.set_mode(raw, _READ_ONLY if unit.read_only else _DEFAULT if on_writer else _AUTOCOMMIT)
-        # On both: only a connection that the router gave out, and that SQLAlchemy has not made anew since, has its unit on both.
-        raw.info[UNIT] = unit
-        if raw is not connection:
-            setattr(connection, UNIT, unit)
-        unit.instance = instance
-        unit.on_writer = on_writer
-        unit.epoch = instance.epoch
+            finally:
+                self._entering.place = None
+        self._own(unit, connection, raw)
         if self._listeners:
             self.emit(events.Routed, instance.id, decision.reason)
         return connection
+
+    def _own(self, unit: Unit, connection: object, raw: PoolProxiedConnection) -> None:
+        """Note a unit on both connections: only one that the router gave out, and that SQLAlchemy has not made anew since, has
+        the same unit on both."""
+        raw.info[UNIT] = unit
+        if raw is not connection:
+            setattr(connection, UNIT, unit)
 
     def _decide(self, unit: Unit, write: Reason | None) -> Decision:
         topology = self._monitor.topology
@@ -513,35 +530,45 @@ class Router:
                     unit.streaming = True
             return
         if unit.read_only:
-            if found.effect is Effect.WRITE and found.known is Effect.WRITE:
+            # On the writer nothing but this gate stands between an unknown function and the data.
+            if found.effect is Effect.WRITE and (found.known is Effect.WRITE or (unit.on_writer and effect is Effect.WRITE)):
                 raise ReadOnlyViolation(effect.name, unit.instance.id if unit.instance is not None else "?")
             unit.only_reads = False
         elif unit.on_writer:
             unit.wrote = True
             unit.only_reads = False
-            if not self._asynchronous_commits and "synchronous_commit" in text.lower():
+            if not self._asynchronous_commits and _names_synchronous_commit(text, rest[0]):
                 self._asynchronous_commits = True
+            if self.consistency == "global" and (effect is Effect.TRANSACTION or connection.connection.info[AUTOCOMMIT]):
+                self._commit_begins(unit)  # it may commit without SQLAlchemy's knowing
         else:
             asked = unit.hint == "reader" or (found.hint == "reader" and unit.hint is None)
             if not (asked and found.known is Effect.READ and text not in self._learned):
                 raise NotARead(effect, Reason.NOT_A_READ)
 
     def _adopt(self, connection: Connection, unit: Unit | None) -> Unit | None:
-        """The unit of a connection that SQLAlchemy made anew on its own; None for one that was had from an engine directly."""
+        """The unit of a connection that does not show it: one that is being entered right now, that SQLAlchemy made anew on its
+        own, or that was had from an engine directly. None for SQLAlchemy's own first look at a server."""
         try:
             raw = connection.connection
             raw.info.pop(UNIT, None)
         except NotImplementedError:
-            return None  # SQLAlchemy's own first look at a server, on a connection that no pool knows yet
-        if unit is None:
-            self._engines.set_mode(raw, Mode.DEFAULT)
             return None
-        writer = self._monitor.topology.writer
-        is_writer = writer is not None and unit.instance is not None and writer.id == unit.instance.id
-        if unit.on_writer and not is_writer:
-            raise NoWriterAvailable(0.0, (f"{unit.instance.id if unit.instance else '?'} is the writer no longer",))
-        self._engines.set_mode(raw, Mode.READ_ONLY if unit.read_only else Mode.DEFAULT)
-        raw.info[UNIT] = unit
+        entering: tuple[Unit, Mode] | None = getattr(self._entering, "place", None)
+        if unit is None and entering is not None:
+            unit, mode = entering
+        elif unit is None:
+            unit, mode = Unit(False), Mode.DEFAULT  # nobody's: it behaves as on any engine
+            unit.on_writer = unit.wrote = True
+            unit.epoch = self._monitor.topology.epoch
+        else:
+            writer = self._monitor.topology.writer
+            is_writer = writer is not None and unit.instance is not None and writer.id == unit.instance.id
+            if unit.on_writer and not is_writer:
+                raise NoWriterAvailable(0.0, (f"{unit.instance.id if unit.instance else '?'} is the writer no longer",))
+            mode = Mode.READ_ONLY if unit.read_only else Mode.DEFAULT
+        self._engines.set_mode(raw, mode, unit.isolation)
+        self._own(unit, connection, raw)
         return unit
 
     def _known(self, instance_id: str) -> frozenset[ServerId]:
@@ -558,8 +585,7 @@ class Router:
                 self._committing.add(unit)
 
     def _returned(self, unit: Unit) -> None:
-        if self.consistency == "global" and unit in self._committing:
-            self.committed(unit)
+        self.committed(unit)
 
     def _has_asynchronous_commits(self) -> bool:
         return self._asynchronous_commits
@@ -618,6 +644,14 @@ def _drop(connection: Connection | PoolProxiedConnection) -> None:
 
 _CONNECTION: Door[Connection] = Door(lambda engine: engine.connect(), lambda connection: connection.connection, _drop)
 _RAW_CONNECTION: Door[PoolProxiedConnection] = Door(lambda engine: engine.raw_connection(), lambda raw: raw, _drop)
+
+
+def _names_synchronous_commit(text: str, parameters: Any) -> bool:
+    """Whether a statement may switch to commits that are acknowledged before the log is written."""
+    if "synchronous_commit" in text.lower():
+        return True
+    values = parameters.values() if isinstance(parameters, Mapping) else parameters
+    return "set_config" in text.lower() and "synchronous_commit" in {str(value).lower() for value in values or ()}
 
 
 def _weakly(me: weakref.ref[Router], method: Callable[..., T], otherwise: T) -> Callable[..., T]:

@@ -34,10 +34,12 @@ else:
 R = TypeVar("R")
 
 
-def _after_commit(session: Session) -> None:
+def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
+    """A unit that may have written leaves a requirement however it ends: a commit whose answer was lost, the other database's
+    failure, COMMIT as text and autocommit look like a rollback from here."""
     assert isinstance(session, RoutingMixin)
     unit = session._unit
-    if unit is not None:
+    if unit is not None and transaction.parent is None and unit.wrote:
         requirement = session._router.committed(unit)
         if requirement is not None:
             session._requirement = requirement
@@ -75,9 +77,13 @@ class RoutingMixin(_Base):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        listening = any(event.contains(base, "after_commit", _after_commit) for base in cls.__mro__ if issubclass(base, Session))
+        listening = any(
+            event.contains(base, "after_transaction_end", _after_transaction_end)
+            for base in cls.__mro__
+            if issubclass(base, Session)
+        )
         if issubclass(cls, Session) and not listening:
-            event.listen(cls, "after_commit", _after_commit)
+            event.listen(cls, "after_transaction_end", _after_transaction_end)
 
     # -- where a statement goes -----------------------------------------------------------------------------------
 
@@ -147,12 +153,23 @@ class RoutingMixin(_Base):
     def _enter(self, unit: Unit, write: Reason | None, options: Mapping[str, Any] | None = None) -> Engine:
         """Connect the unit where it belongs; the connection joins the session's transaction."""
 
+        reached: list[Engine] = []
+
+        def connect(engine: Engine) -> Connection:
+            reached.append(engine)
+            return Session.connection(self, bind_arguments={"bind": engine}, execution_options=options)
+
+        unit.isolation = (options or {}).get("isolation_level") or self._isolation()
         door: Door[Connection] = Door(
-            lambda engine: Session.connection(self, bind_arguments={"bind": engine}, execution_options=options),
+            connect,
             lambda connection: connection.connection,
             lambda connection: _leave(self, connection.engine, invalidate=True),
         )
-        connection = self._router.enter(unit, door, write)
+        try:
+            connection = self._router.enter(unit, door, write)
+        except NotARead:  # a listener of after_begin has sent more than reads: what it set belongs to the unit
+            _leave(self, reached[-1])
+            connection = self._router.enter(unit, door, Reason.NOT_A_READ)
         self._unit_of = self.get_transaction()
         return connection.engine
 
@@ -200,8 +217,8 @@ class RoutingMixin(_Base):
             return self._repeatable(super().scalars, statement, params, options)
 
     def _repeatable(self, call: Callable[..., R], statement: Any, params: Any, options: dict[str, Any]) -> R:
-        self._hint = _route(statement, options)
-        outer, self._statement = self._statement, statement
+        outer = self._statement, self._hint
+        self._statement, self._hint = statement, _route(statement, options)
         try:
             while True:
                 try:
@@ -210,7 +227,7 @@ class RoutingMixin(_Base):
                     if not self._recovered(error):
                         raise
         finally:
-            self._statement = outer
+            self._statement, self._hint = outer
 
     def _recovered(self, error: Exception) -> bool:
         """Whether the unit has been brought to another place, where the statement may be repeated."""
@@ -227,7 +244,8 @@ class RoutingMixin(_Base):
             self._move(unit, Reason.NOT_A_READ)
             return True
         if action is Action.REPEAT_ELSEWHERE and not self.in_nested_transaction():
-            _leave(self, self._router.engine(unit.instance))
+            if not unit.streaming:
+                _leave(self, self._router.engine(unit.instance))
             unit.instance = unit.text = None
             unit.on_writer = False
             return True  # get_bind() finds another place for it
@@ -241,19 +259,32 @@ class RoutingMixin(_Base):
         """As Session.connection(): in a unit that is not read-only, the writer's."""
         if bind_arguments is None or not bind_arguments.get("bind"):
             unit = self._current_unit()
-            if unit.read_only is not True and not unit.on_writer and not (self._elsewhere and bind_arguments):
-                self._move(unit, Reason.NOT_A_READ, execution_options)
+            if not (self._elsewhere and bind_arguments) and self._enter_for_keeps(unit, execution_options):
                 execution_options = None
-            unit.only_reads = False  # whatever is done with the connection
+            if unit.on_writer:
+                unit.wrote = True  # whatever is done with the connection
+            unit.only_reads = False
         return super().connection(bind_arguments, execution_options)
 
     def begin_nested(self) -> SessionTransaction:
         """As Session.begin_nested(): a savepoint needs a transaction, so an automatic unit moves to the writer."""
         unit = self._current_unit()
-        if unit.read_only is None and not unit.on_writer:
-            self._move(unit, Reason.NOT_A_READ)
+        self._enter_for_keeps(unit)
         unit.only_reads = False
         return super().begin_nested()
+
+    def _enter_for_keeps(self, unit: Unit, options: Any = None) -> bool:
+        """Have the unit where it can stay whatever comes: a read-only one on its instance, any other on the writer. Whether it
+        went there just now."""
+        if unit.read_only:
+            if unit.instance is not None:
+                return False
+            self._enter(unit, None, options)
+            return True
+        if unit.on_writer and unit.instance is not None:
+            return False
+        self._move(unit, Reason.NOT_A_READ, options)
+        return True
 
 
 class RoutingSession(RoutingMixin, Session):

@@ -75,7 +75,7 @@ POSTGRESQL_READ: Final = _words("""
     pg_get_function_arg_default pg_get_function_arguments pg_get_function_identity_arguments
     pg_get_function_result pg_get_function_sqlbody pg_get_functiondef pg_get_indexdef pg_get_keywords
     pg_get_multixact_members pg_get_object_address pg_get_partition_constraintdef pg_get_partkeydef
-    pg_get_publication_tables pg_get_replica_identity_index pg_get_ruledef pg_get_sequence_data
+    pg_get_publication_tables pg_get_replica_identity_index pg_get_ruledef
     pg_get_serial_sequence pg_get_statisticsobjdef pg_get_statisticsobjdef_columns
     pg_get_statisticsobjdef_expressions pg_get_triggerdef pg_get_userbyid pg_get_viewdef pg_has_role
     pg_identify_object pg_identify_object_as_address pg_index_column_has_property pg_index_has_property
@@ -83,7 +83,7 @@ POSTGRESQL_READ: Final = _words("""
     pg_input_is_valid pg_lsn pg_opclass_is_visible pg_operator_is_visible pg_opfamily_is_visible
     pg_options_to_table pg_partition_ancestors pg_partition_root pg_partition_tree pg_relation_filenode
     pg_relation_filepath pg_relation_is_publishable pg_relation_is_updatable pg_relation_size
-    pg_sequence_last_value pg_sequence_parameters pg_size_bytes pg_size_pretty pg_sleep pg_sleep_for
+    pg_sequence_parameters pg_size_bytes pg_size_pretty pg_sleep pg_sleep_for
     pg_sleep_until pg_snapshot_xip pg_snapshot_xmax pg_snapshot_xmin pg_split_walfile_name
     pg_statistics_obj_is_visible pg_table_is_visible pg_table_size pg_tablespace_location pg_tablespace_size
     pg_timezone_abbrevs pg_timezone_abbrevs_abbrevs pg_timezone_abbrevs_zone pg_timezone_names
@@ -194,7 +194,7 @@ POSTGRESQL_KEYWORDS: Final = _words("""
 POSTGRESQL_SERVER_RELATIONS: Final = _words("""
     pg_aios pg_available_extension_versions pg_available_extensions pg_backend_memory_contexts pg_config
     pg_file_settings pg_hba_file_rules pg_ident_file_mappings pg_locks pg_prepared_xacts
-    pg_replication_origin_status pg_replication_slots pg_settings pg_shmem_allocations
+    pg_replication_origin_status pg_replication_slots pg_sequences pg_settings pg_shmem_allocations
     pg_shmem_allocations_numa pg_stat_activity pg_stat_all_indexes pg_stat_all_tables pg_stat_archiver
     pg_stat_bgwriter pg_stat_checkpointer pg_stat_database pg_stat_database_conflicts pg_stat_gssapi
     pg_stat_io pg_stat_progress_analyze pg_stat_progress_basebackup pg_stat_progress_cluster

@@ -334,7 +334,8 @@ class _Reading:
         if before in ("with", "recursive") or (listing and before == ","):
             return True  # WITH name (columns)
         if before == ")":
-            return closed != "on"  # FROM (...) alias (columns), and not SELECT DISTINCT ON (...) f()
+            # FROM (...) alias (columns), and neither SELECT DISTINCT ON (...) f() nor a OPERATOR(schema.+) f()
+            return closed not in ("on", "operator")
         if before == "ordinality":
             return True
         # FROM table alias (columns)

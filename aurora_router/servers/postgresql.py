@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from typing import Any
 
 from aurora_router.core.failures import Failure
@@ -20,11 +19,21 @@ OLDEST = 120000  # pg_control_checkpoint() and the rest are older, but nothing b
 _IDENTITY = """
   current_setting('server_version_num')::int,
   (SELECT system_identifier::text FROM pg_catalog.pg_control_system()),
-  host(inet_server_addr()), inet_server_port(), pg_postmaster_start_time(),
+  host(inet_server_addr()), inet_server_port(), extract(epoch FROM pg_postmaster_start_time())::text,
   pg_is_in_recovery()"""
 
 IDENTITY = "SELECT" + _IDENTITY
-"""Which server is this, and what does it do? Asked once on each new connection, one round trip."""
+
+GUARD = "SET default_transaction_read_only = on"
+UNGUARD = "RESET default_transaction_read_only"
+GREETING = (
+    IDENTITY
+    + """,
+  CASE WHEN pg_is_in_recovery() THEN set_config('default_transaction_read_only', 'on', false) END"""
+)
+"""IDENTITY for a pooled connection, which guards a reader's: a reader that is promoted in place would let the statements of a
+unit in autocommit write."""
+
 
 PROBE = f"""{IDENTITY},
   current_setting('synchronous_commit'),
@@ -46,7 +55,11 @@ reader's epoch is only known from its last restart point, so that after a promot
 
 FUNCTIONS = """
 SELECT n.nspname, p.proname,
-       bool_and(p.provolatile <> 'v' OR coalesce(e.extname IN ('pgcrypto', 'uuid-ossp'), false))
+       bool_and((p.provolatile <> 'v' OR coalesce(e.extname IN ('pgcrypto', 'uuid-ossp'), false)) AND NOT EXISTS (
+         SELECT FROM pg_catalog.pg_aggregate a JOIN pg_catalog.pg_proc f ON f.provolatile = 'v' AND f.oid IN (
+           a.aggtransfn, a.aggfinalfn, a.aggcombinefn, a.aggserialfn, a.aggdeserialfn,
+           a.aggmtransfn, a.aggminvtransfn, a.aggmfinalfn)
+          WHERE a.aggfnoid = p.oid))
   FROM pg_catalog.pg_proc p
   JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
   LEFT JOIN pg_catalog.pg_depend d
@@ -57,7 +70,8 @@ SELECT n.nspname, p.proname,
    AND p.prokind <> 'p'
  GROUP BY n.nspname, p.proname"""
 """User functions, and whether the database says that they do not write: every overload STABLE or IMMUTABLE, or of an
-extension whose volatile functions only draw random numbers."""
+extension whose volatile functions only draw random numbers. An aggregate is always called IMMUTABLE: the functions that it is
+made of decide."""
 
 
 def parse_functions(rows: Iterable[Sequence[Any]]) -> frozenset[str]:
@@ -89,8 +103,7 @@ def parse_identity(row: Sequence[Any]) -> tuple[ServerId, Role]:
     version, cluster, address, port, started, in_recovery = row[:6]
     if version < OLDEST:
         raise Unsuitable(f"runs PostgreSQL {version // 10000}; version {OLDEST // 10000} or newer is needed")
-    moment = started.isoformat() if isinstance(started, datetime) else str(started)
-    return ServerId(cluster, address, port, moment), Role.READER if in_recovery else Role.WRITER
+    return ServerId(cluster, address, port, started), Role.READER if in_recovery else Role.WRITER
 
 
 def parse_probe(row: Sequence[Any], *, asynchronous_commits: bool) -> Server:

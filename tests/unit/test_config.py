@@ -225,3 +225,30 @@ def test_engine_options_are_copied():
 )
 def test_the_isolation_level_of_the_engine_options_is_known(options, level):
     assert config.isolation(options) == level
+
+
+def test_a_password_in_the_query_is_hidden_like_any_other() -> None:
+    target = config.read_url("postgresql+psycopg://app@db:5432/shop?password=hunter2zz")
+    assert target.url.password == "hunter2zz"
+    assert "hunter2zz" not in repr(target)
+
+
+def test_a_slash_in_the_password_is_not_taken_for_a_host() -> None:
+    with pytest.raises(ConfigurationError, match="%2F") as caught:
+        config.read_url("postgresql+psycopg://a:sEc@Re/T@nohost.invalid/x")
+    assert "Re:" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [5, None])
+def test_what_must_be_a_list_is_refused_by_name(value: object) -> None:
+    target = config.read_url("postgresql+psycopg://app@db:5432/shop")
+    with pytest.raises(ConfigurationError, match="instances"):
+        config.instances(target, value, None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="read_only_functions"):
+        config.names("read_only_functions", value)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="listeners"):
+        config.callables("listeners", value)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="connect_args"):
+        config.check_engine_options({"connect_args": 5})
+    with pytest.raises(ConfigurationError, match="read_only"):
+        config.check_flag("read_only", value)

@@ -1,7 +1,5 @@
 """PostgreSQL's rows, error codes and words as the router reads them."""
 
-from datetime import UTC, datetime
-
 import pytest
 from psycopg import Connection, ServerCursor
 
@@ -21,8 +19,8 @@ from aurora_router.servers.postgresql import (
     set_mode,
 )
 
-STARTED = datetime(2026, 3, 4, 5, 6, 7, 89, tzinfo=UTC)
-ID = ServerId("7001", "10.0.0.1", 5432, STARTED.isoformat())
+STARTED = "1772600767.000089"
+ID = ServerId("7001", "10.0.0.1", 5432, STARTED)
 IDENTITY = (160004, "7001", "10.0.0.1", 5432, STARTED)
 
 

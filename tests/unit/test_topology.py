@@ -342,3 +342,11 @@ def test_samples_are_bounded_and_the_oldest_go_first():
 
 def test_a_clock_that_answers_before_it_was_asked_gives_no_negative_latency():
     assert after(ABC, said("a", 1, writer("A"), took=-0.5)).by_id["a"].latency == 0.0
+
+
+def test_an_instance_is_on_the_newest_epoch_of_its_servers_and_on_none_before_it_answers() -> None:
+    silent = Instance("db:5432", "db", 5432)
+    assert silent.epoch == 0
+    server = Server(ServerId("7001", "10.0.0.1", 5432, "1"), Role.READER, 7)
+    answered = observe(add(Topology(), silent), Observation("db:5432", 1.0, 1.1, server=server))
+    assert answered.by_id["db:5432"].epoch == 7
