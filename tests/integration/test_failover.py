@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import exc, func, insert, select, text
 from sqlalchemy.orm import sessionmaker
 
-from aurora_router import NoReaderAvailable, NoWriterAvailable, Role, Router, RoutingSession
+from aurora_router import AmbiguousWriter, NoReaderAvailable, NoWriterAvailable, Role, Router, RoutingSession
 from aurora_router.core import events
 from aurora_router.local import FaultProxy, PostgresCluster
 from tests.integration.shop import Item, Part, eventually, instance_id, place, until_readers_serve
@@ -376,4 +376,25 @@ def test_nothing_acknowledged_is_lost_and_nothing_is_stale_through_three_promoti
     assert stale == []
     assert set(acknowledged) <= there
     assert all(i.role in (Role.WRITER, Role.READER, None) for i in router._monitor.topology)
+    cluster.stop()
+
+
+def test_two_writers_of_one_epoch_take_no_writes_until_one_is_gone(
+    aurora_cluster_factory: Callable[..., PostgresCluster],
+) -> None:
+    cluster = aurora_cluster_factory(readers=2)
+    first, second = cluster.readers
+    with Router(cluster.url, instances=[first.address, second.address], probe_interval=0.1) as router:
+        router.start()
+        cluster.kill(cluster.writer)
+        for reader in (first, second):
+            cluster.execute("SELECT pg_promote()", instance=reader)
+        eventually(lambda: len(router.topology.ambiguous) == 2)
+        with pytest.raises(AmbiguousWriter) as caught:
+            router.connect()
+        assert set(caught.value.instances) == {first.address, second.address}
+        cluster.kill(second)
+        eventually(lambda: router.topology.writer is not None and router.topology.writer.id == first.address)
+        with router.connect() as connection:
+            assert connection.scalar(text("SELECT pg_is_in_recovery()")) is False
     cluster.stop()
