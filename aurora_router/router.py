@@ -9,8 +9,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Generic, Literal, TypeVar
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
 
 import tenacity
 from sqlalchemy.engine import URL, Connection, Engine
@@ -36,6 +36,7 @@ from aurora_router.errors import (
 )
 from aurora_router.monitor import Monitor
 from aurora_router.servers.postgresql import Mode
+from aurora_router.unit import Door, NotARead, Unit
 
 log = logging.getLogger("aurora_router")
 
@@ -49,47 +50,6 @@ _LEVELS_ON_READERS = frozenset({"autocommit", "read uncommitted", "read committe
 
 _DEFAULT, _AUTOCOMMIT, _READ_ONLY = Mode  # an enum's members are slow to look up on the request path
 _READ, _WRITER = Effect.READ, Role.WRITER
-
-
-class NotARead(RouterError):
-    """Raised before a statement is sent to a reader in an automatic unit: the unit must move to the writer."""
-
-    def __init__(self, effect: Effect, reason: Reason) -> None:
-        self.effect = effect
-        self.reason = reason
-        super().__init__(reason.value)
-
-
-class Unit:
-    """One unit of work: where it is, and what was done in it.
-
-    read_only: what the user declared; None lets the router decide. instance: None before the first statement.
-    """
-
-    instance: Instance | None = None
-    on_writer = False
-    epoch = 0
-    avoid: frozenset[str] = frozenset()
-    hint: Literal["writer", "reader"] | None = None  # of the statement that is being executed
-    text: str | None = None  # of the last statement that passed the gate
-    wrote = False
-    only_reads = True  # nothing but READ statements so far
-    repeats = 0
-    streaming = False  # a server-side cursor may be open
-    isolation: str | None = None  # what the session asked SQLAlchemy for
-
-    def __init__(self, read_only: bool | None, requirement: Requirement | None = None) -> None:
-        self.read_only = read_only
-        self.requirement = requirement
-
-
-@dataclass(frozen=True, slots=True)
-class Door(Generic[T]):
-    """How a unit gets in at an engine: connect, what the pool's connection inside is, and how to get rid of it."""
-
-    connect: Callable[[Engine], T]
-    pooled: Callable[[T], PoolProxiedConnection]
-    drop: Callable[[T], None]
 
 
 class Router:

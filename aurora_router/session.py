@@ -20,7 +20,8 @@ from aurora_router.core.failures import Action
 from aurora_router.core.positions import Requirement
 from aurora_router.core.selection import Reason
 from aurora_router.errors import ConfigurationError
-from aurora_router.router import Door, NotARead, Router, Unit
+from aurora_router.router import Router
+from aurora_router.unit import Door, NotARead, Unit
 
 if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import CoreExecuteOptionsParameter

@@ -37,7 +37,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 from aurora_router import Effect, Router, RoutingSession, classify
 from aurora_router.core.statements import verdict
 from aurora_router.local import FaultProxy, PostgresCluster
-from aurora_router.router import Unit
+from aurora_router.unit import Unit
 
 US = 1e6
 NEW_TEXT_BYTES = 366

@@ -1,0 +1,59 @@
+"""One unit of work: where it is, what was done in it, and the door by which it gets to an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+from sqlalchemy.engine import Engine
+from sqlalchemy.pool import PoolProxiedConnection
+
+from aurora_router.core.positions import Requirement
+from aurora_router.core.selection import Reason
+from aurora_router.core.statements import Effect
+from aurora_router.core.topology import Instance
+from aurora_router.errors import RouterError
+
+T = TypeVar("T")
+
+
+class NotARead(RouterError):
+    """Raised before a statement is sent to a reader in an automatic unit: the unit must move to the writer."""
+
+    def __init__(self, effect: Effect, reason: Reason) -> None:
+        self.effect = effect
+        self.reason = reason
+        super().__init__(reason.value)
+
+
+class Unit:
+    """One unit of work: where it is, and what was done in it.
+
+    read_only: what the user declared; None lets the router decide. instance: None before the first statement.
+    """
+
+    instance: Instance | None = None
+    on_writer = False
+    epoch = 0
+    avoid: frozenset[str] = frozenset()
+    hint: Literal["writer", "reader"] | None = None  # of the statement that is being executed
+    text: str | None = None  # of the last statement that passed the gate
+    wrote = False
+    only_reads = True  # nothing but READ statements so far
+    repeats = 0
+    streaming = False  # a server-side cursor may be open
+    isolation: str | None = None  # what the session asked SQLAlchemy for
+
+    def __init__(self, read_only: bool | None, requirement: Requirement | None = None) -> None:
+        self.read_only = read_only
+        self.requirement = requirement
+
+
+@dataclass(frozen=True, slots=True)
+class Door(Generic[T]):
+    """How a unit gets in at an engine: connect, what the pool's connection inside is, and how to get rid of it."""
+
+    connect: Callable[[Engine], T]
+    pooled: Callable[[T], PoolProxiedConnection]
+    drop: Callable[[T], None]
