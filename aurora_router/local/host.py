@@ -214,14 +214,23 @@ class Server:
         self.process = self._host.spawn(self.log, "-D", self.data, *options)
         self.frozen = False
 
-    def wait_ready(self) -> None:
-        for _ in until(60, f"{self.name} to start"):
-            if not self.running:
-                raise LocalClusterError(f"{self.name} did not start\n{tail(self.log)}")
-            with contextlib.suppress(FileNotFoundError):
-                lines = (self.data / "postmaster.pid").read_text().splitlines()
-                if len(lines) > 7 and lines[7].strip() == "ready":  # what pg_ctl goes by
-                    break
+    @property
+    def ready(self) -> bool:
+        """Whether it accepts connections; what pg_ctl goes by."""
+        with contextlib.suppress(FileNotFoundError):
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+            return self.running and len(lines) > 7 and lines[7].strip() == "ready"
+        return False
+
+    def wait_ready(self, timeout: float = 60) -> bool:
+        """Wait until it accepts connections; whether it came to that. Raises LocalClusterError when it ends instead."""
+        with contextlib.suppress(TimeoutError):
+            for _ in until(timeout, f"{self.name} to start"):
+                if not self.running:
+                    raise LocalClusterError(f"{self.name} did not start\n{tail(self.log)}")
+                if self.ready:
+                    return True
+        return False
 
     def shut_down(self) -> None:
         """A fast shutdown (sessions end, readers get what they lack), or a crash when that takes more than 10 s."""

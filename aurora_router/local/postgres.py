@@ -368,10 +368,10 @@ class PostgresCluster:
             if not server.running:
                 self._stand_by(instance, recovery_min_apply_delay="0")
                 self._launch(instance)
-                self._server(instance).wait_ready()
-            elif server.follows != self.writer.name:
+            elif server.follows != self.writer.name and server.ready:
                 self._follow(instance)
-            if self._streams(instance, 3):
+            # One that had received more than the writer ever had waits for the rest in vain, and never becomes ready.
+            if server.wait_ready(10) and self._streams(instance, 3):
                 return
         self._rebuild(instance)
 
@@ -416,7 +416,7 @@ class PostgresCluster:
         for instance in self._instances:
             if instance == self.writer:
                 continue
-            if instance in self.readers:
+            if instance in self.readers and self._server(instance).ready:
                 self.set_lag(instance, 0)
                 self.resume_replay(instance)
             self.rejoin(instance)
