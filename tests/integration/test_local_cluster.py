@@ -372,6 +372,9 @@ def child(then: str) -> tuple[subprocess.Popen[str], str]:
     )
     assert process.stdout is not None
     directory = process.stdout.readline().strip()
+    if not directory:
+        process.stdout.close()
+        pytest.fail(f"the process ended with status {process.wait()} before it had its cluster")
     assert os.path.isdir(directory)
     assert processes_in(directory)
     return process, directory
