@@ -77,6 +77,7 @@ class Engines:
         self._asynchronous_commits = asynchronous_commits
         self._lock = threading.Lock()
         self._engines: dict[str, Engine] = {}
+        self._in_use: dict[str, Callable[[], int]] = {}
         self._probes: dict[str, Engine] = {}
         self._retired: deque[Pool] = deque(maxlen=16)
         self._sockets: dict[str, dict[int, socket.socket]] = {}
@@ -89,13 +90,18 @@ class Engines:
                 engine = self._engines.get(instance.id)
                 if engine is None:
                     engine = self._engines[instance.id] = self._make(instance)
+                    self._count(instance.id, engine)
         return engine
 
     def in_use(self, instance_id: str) -> int:
         """Connections of this instance that are checked out of its pool."""
-        engine = self._engines.get(instance_id)
-        pool = engine.pool if engine is not None else None
-        return pool.checkedout() if isinstance(pool, QueuePool) else 0
+        count = self._in_use.get(instance_id)
+        return count() if count is not None else 0
+
+    def _count(self, instance_id: str, engine: Engine) -> None:
+        """Look the pool's counter up once, for a balancing strategy asks for it at each unit."""
+        if isinstance(engine.pool, QueuePool):
+            self._in_use[instance_id] = engine.pool.checkedout
 
     def discard(self, instance_id: str, *, cut: bool) -> int:
         """Close the pooled connections of an instance at once; those in use end when they come back, or now with `cut`.
@@ -113,6 +119,7 @@ class Engines:
                         shut.shutdown(socket.SHUT_RDWR)
                         sockets += 1
         self._dispose(engine)
+        self._count(instance_id, engine)
         return sockets
 
     def sweep(self) -> None:

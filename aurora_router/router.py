@@ -21,7 +21,7 @@ from aurora_router import config
 from aurora_router.core import events
 from aurora_router.core.failures import SUSPICIOUS, Action, Phase, decide
 from aurora_router.core.positions import Requirement, merge
-from aurora_router.core.selection import STRATEGIES, Balance, Decision, Load, Need, Reason, choose, resolve
+from aurora_router.core.selection import STRATEGIES, Balance, Decision, Load, Need, Reason, choose, resolve, to_writer
 from aurora_router.core.statements import Effect, Verdict, verdict
 from aurora_router.core.topology import Instance, Role, ServerId, Silence, Topology
 from aurora_router.engines import AUTOCOMMIT, MODE, UNIT, Engines
@@ -337,9 +337,7 @@ class Router:
     def _decide(self, unit: Unit, write: Reason | None) -> Decision:
         topology = self._monitor.topology
         if write is not None:
-            if topology.ambiguous:
-                raise AmbiguousWriter(topology.ambiguous)
-            return Decision(topology.writer, write if topology.writer is not None else Reason.NO_WRITER)
+            return to_writer(topology, write)
         need = self._declared_need if unit.read_only else self._need
         requirement = unit.requirement
         if requirement is not None or unit.avoid:
@@ -608,10 +606,13 @@ _RAW_CONNECTION: Door[PoolProxiedConnection] = Door(lambda engine: engine.raw_co
 
 def _names_synchronous_commit(text: str, parameters: Any) -> bool:
     """Whether a statement may switch to commits that are acknowledged before the log is written."""
-    if "synchronous_commit" in text.lower():
+    lower = text.lower()
+    if "synchronous_commit" in lower:
         return True
+    if "set_config" not in lower:
+        return False
     values = parameters.values() if isinstance(parameters, Mapping) else parameters
-    return "set_config" in text.lower() and "synchronous_commit" in {str(value).lower() for value in values or ()}
+    return "synchronous_commit" in {str(value).lower() for value in values or ()}
 
 
 def _weakly(me: weakref.ref[Router], method: Callable[..., T], otherwise: T) -> Callable[..., T]:

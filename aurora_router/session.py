@@ -40,10 +40,13 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
     failure, COMMIT as text and autocommit look like a rollback from here."""
     assert isinstance(session, RoutingMixin)
     unit = session._unit
-    if unit is not None and transaction.parent is None and unit.wrote:
+    if unit is None or transaction.parent is not None:
+        return
+    if unit.wrote:
         requirement = session._router.committed(unit)
         if requirement is not None:
             session._requirement = requirement
+    session._unit = session._unit_of = None  # the transaction knows its session: together they would wait for the collector
 
 
 class RoutingMixin(_Base):

@@ -6,7 +6,7 @@ Positions compare only within one epoch: after a promotion the same number can m
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 _HEADER = 24  # SizeOfXLogShortPHD: page header of a WAL page
 _SEGMENT_HEADER = 40  # SizeOfXLogLongPHD: header of a segment's first page
@@ -75,8 +75,7 @@ class Sample:
     position: Position
 
 
-@dataclass(frozen=True, slots=True)
-class Requirement:
+class Requirement(NamedTuple):
     """What a reader must have replayed: every commit up to `after`, made in `epoch`.
 
     after: monotonic seconds, taken when the commit had been acknowledged.

@@ -34,14 +34,13 @@ _READ, _DECLARED_READ_ONLY = Reason.READ, Reason.DECLARED_READ_ONLY  # looked up
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a unit needs of the instance that serves it.
+    """What a unit that reads needs of the instance that serves it.
 
-    write: only the writer will do. requirement: what must have been replayed. max_lag: seconds.
+    declared: as read-only. requirement: what must have been replayed. max_lag: seconds.
     avoid: ids of instances that have just failed this unit. pin_seconds: how long a requirement keeps the unit on the writer
     where readers give no evidence at all. writer_serves_reads: where to go when no reader qualifies.
     """
 
-    write: bool = False
     declared: bool = False
     requirement: Requirement | None = None
     max_lag: float | None = None
@@ -107,26 +106,29 @@ STRATEGIES: Mapping[str, Balance] = {
 }
 
 
+def to_writer(topology: Topology, reason: Reason, without: Reason = Reason.NO_WRITER) -> Decision:
+    """The writer, for this reason; nowhere, `without` saying why, while there is none."""
+    return Decision(topology.writer, reason if topology.writer is not None else without)
+
+
 def choose(topology: Topology, need: Need, balance: Balance, load: Load, rnd: float, now: float) -> Decision:
     """Where a unit with this need goes, in this topology. now: monotonic seconds.
 
-    A need to write, or a read that no reader satisfies, goes to the writer. While the evidence for a session's own writes is
+    A read that no reader satisfies goes to the writer. While the evidence for a session's own writes is
     missing its reads go to the writer even where `writer_serves_reads` is false: that spares the writer a crowd of readers,
     not the tens of milliseconds after a commit.
     """
-    if need.write:
-        return _writer(topology, Reason.NOT_A_READ, Reason.NO_WRITER)
     able: Sequence[Instance] = topology.readers
     if need.avoid or need.max_lag is not None:
         able = [r for r in able if r.id not in need.avoid and not _too_late(r, need.max_lag)]
     if not able:
         if not need.writer_serves_reads:
             return Decision(None, Reason.NO_INSTANCE)
-        return _writer(topology, Reason.NO_READER, Reason.NO_INSTANCE)
+        return to_writer(topology, Reason.NO_READER, Reason.NO_INSTANCE)
     if need.requirement is not None:
         able = [r for r in able if satisfies(r, need.requirement, topology, need.pin_seconds, now)]
         if not able:
-            return _writer(topology, Reason.OWN_WRITES, Reason.NO_WRITER)
+            return to_writer(topology, Reason.OWN_WRITES)
     chosen = able[0] if len(able) == 1 else balance(able, load, rnd)
     return Decision(chosen, _DECLARED_READ_ONLY if need.declared else _READ)
 
@@ -166,7 +168,3 @@ def resolve(requirement: Requirement, topology: Topology) -> Requirement:
 
 def _too_late(reader: Instance, max_lag: float | None) -> bool:
     return max_lag is not None and (reader.lag is None or reader.lag > max_lag)
-
-
-def _writer(topology: Topology, reason: Reason, without: Reason) -> Decision:
-    return Decision(topology.writer, reason if topology.writer is not None else without)

@@ -112,6 +112,7 @@ class Instance:
     id: "host:port". reader_only: a reader endpoint, which never serves as the writer.
     error: what was last heard where it is not healthy. heard_at: when the newest probe that came to an end was asked for.
     pooled: the servers behind it cannot be told apart, so that their positions are no evidence.
+    epoch: the newest that a server behind it is known to be on; 0 where none answers.
     """
 
     id: str
@@ -128,6 +129,7 @@ class Instance:
     lag: float | None = None
     latency: float = 0.0
     servers: frozenset[ServerId] = frozenset()
+    epoch: int = 0
 
     @property
     def healthy(self) -> bool:
@@ -138,11 +140,6 @@ class Instance:
     def misses(self) -> int:
         """Silent probes in a row, of the server that has most."""
         return max((seen.misses for seen in self.seen), default=0)
-
-    @property
-    def epoch(self) -> int:
-        """The newest epoch that a server behind it is known to be on; 0 where none answers."""
-        return max((seen.server.epoch for seen in self.seen), default=0)
 
     @property
     def probed(self) -> bool:
@@ -328,6 +325,7 @@ def _derive(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None
         lag=max(lags) if lags and len(lags) == len(use) else None,
         latency=max((s.latency for s in use), default=0.0),
         servers=frozenset(s.server.id for s in use),
+        epoch=max((s.server.epoch for s in instance.seen), default=0),
     )
 
 

@@ -269,6 +269,7 @@ class PostgresCluster:
             f"--username={_SUPERUSER}",
             f"--pwfile={secret}",
             *("--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync"),
+            "--wal-segsize=1",  # MB: a promotion copies a segment, and who follows it receives that once more
         )
         secret.unlink()
         lines = (f"{name} = {quoted(value)}\n" for name, value in self._settings.items())
@@ -306,14 +307,19 @@ class PostgresCluster:
     def promote(self, instance: LocalInstance | None = None) -> LocalInstance:
         """Make a reader the writer: `instance`, or else the reader that has received most. Returns it once it takes writes.
 
-        The other readers follow the new writer; one that had received more than it is rewound for that. The old writer is
-        left as it is: alive, it goes on taking writes (a split brain), until `rejoin` makes it a reader.
+        The other readers follow it, from before it takes writes, so that with synchronous replication its first commit has
+        somebody to acknowledge it; one that had received more than it is rewound for that. The old writer is left as it is:
+        alive, it goes on taking writes (a split brain), until `rejoin` makes it a reader.
         """
         instance = instance or self._most_advanced()
         server = self._server(instance)
         if not server.running or not server.stands_by or server.frozen:
             raise LocalClusterError(f"{instance.name} cannot be promoted: it is no reader, or down, or frozen")
+        followers = [r for r in self.readers if r != instance and not self._server(r).frozen]
         with self._connect(instance) as connection:
+            for reader in followers:
+                self._follow(reader, instance)
+            received = {reader: self._received_of_old(reader, instance) for reader in followers}
             connection.execute("SELECT pg_promote(wait => false)")
             for _ in until(60, f"{instance.name} to take writes", every=0.003):
                 if not _value(connection, "SELECT pg_is_in_recovery()"):
@@ -321,12 +327,9 @@ class PostgresCluster:
             self.last_promotion = time.monotonic()
             self._writer, server.follows = instance, None
             fork = _value(connection, "SELECT pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')")
-        for reader in self.readers:
-            if reader != instance and not self._server(reader).frozen:
-                received = self._received(reader)
-                self._follow(reader)
-                if max(received, self._received(reader)) > fork:
-                    self._rebuild(reader)
+        for reader in followers:
+            if received[reader] > fork:
+                self._rebuild(reader)
         return instance
 
     def kill(self, instance: LocalInstance) -> None:
@@ -345,7 +348,7 @@ class PostgresCluster:
         if server.frozen:
             server.thaw()
             if server.stands_by and server.follows != self.writer.name:
-                self._follow(instance)
+                self._follow(instance, self.writer)
 
     def restart(self, instance: LocalInstance) -> None:
         """Start the instance again as what it was, after a fast shutdown if it runs. A deposed writer comes back as a writer."""
@@ -369,7 +372,7 @@ class PostgresCluster:
                 self._stand_by(instance, recovery_min_apply_delay="0")
                 self._launch(instance)
             elif server.follows != self.writer.name and server.ready:
-                self._follow(instance)
+                self._follow(instance, self.writer)
             # One that had received more than the writer ever had waits for the rest in vain, and never becomes ready.
             if server.wait_ready(10) and self._streams(instance, 3):
                 return
@@ -427,13 +430,13 @@ class PostgresCluster:
     def _stand_by(self, instance: LocalInstance, **settings: str) -> None:
         """Make an instance that is down a reader of the writer, from its next start on."""
         server = self._server(instance)
-        server.stand_by({**settings, "primary_conninfo": self._conninfo(instance)})
+        server.stand_by({**settings, "primary_conninfo": self._conninfo(instance, self.writer)})
         server.follows = self.writer.name
 
-    def _follow(self, instance: LocalInstance) -> None:
-        """Point a running reader to the writer."""
-        self._set(instance, primary_conninfo=self._conninfo(instance))
-        self._server(instance).follows = self.writer.name
+    def _follow(self, instance: LocalInstance, writer: LocalInstance) -> None:
+        """Point a running reader to the writer, or to the reader that is about to be one."""
+        self._set(instance, primary_conninfo=self._conninfo(instance, writer))
+        self._server(instance).follows = writer.name
 
     def _set(self, instance: LocalInstance, **settings: str) -> None:
         with self._connect(instance) as connection:
@@ -441,9 +444,9 @@ class PostgresCluster:
                 connection.execute(f"ALTER SYSTEM SET {name} = {quoted(value)}")
             connection.execute("SELECT pg_reload_conf()")
 
-    def _conninfo(self, instance: LocalInstance) -> str:
+    def _conninfo(self, instance: LocalInstance, writer: LocalInstance) -> str:
         return (
-            f"host={self.writer.host} port={self.writer.port} user={_SUPERUSER} password={self.superuser_password} "
+            f"host={writer.host} port={writer.port} user={_SUPERUSER} password={self.superuser_password} "
             f"sslmode=disable application_name={instance.name}"
         )
 
@@ -463,6 +466,14 @@ class PostgresCluster:
         """How far a reader's log reaches, in bytes."""
         received = "greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())"
         return int(self.execute(f"SELECT pg_wal_lsn_diff({received}, '0/0')", instance=instance)[0][0])
+
+    def _received_of_old(self, reader: LocalInstance, followed: LocalInstance) -> int:
+        """The same once nothing more comes from whom it followed before."""
+        query = "SELECT 1 FROM pg_stat_wal_receiver WHERE sender_host <> %s"
+        for _ in until(10, f"{reader.name} to leave its old writer", every=0.003):
+            if not self.execute(query, followed.host, instance=reader):
+                break
+        return self._received(reader)
 
     def _written(self) -> int:
         """How far the writer's log reaches, in bytes; flushed, so that the readers can have it.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -299,3 +301,60 @@ def test_a_connection_that_was_invalidated_does_not_come_back_on_a_deposed_write
         connection.execute(insert(Item).values(id=9))
     connection.close()
     assert cluster.execute("SELECT count(*) FROM item", instance=old) == [(3,)]
+
+
+@pytest.mark.parametrize("read_only", [None, True, False])
+def test_a_unit_leaves_nothing_to_the_garbage_collector(router: Router, read_only: bool | None) -> None:
+    def unit() -> weakref.ref[RoutingSession]:
+        with sessions(router)(read_only=read_only) as s:
+            s.execute(STOCK).all()
+            if not read_only:
+                s.execute(RAISE)
+            s.commit()
+        return weakref.ref(s)
+
+    unit()  # the first makes what lasts
+    gc.collect()
+    gc.disable()
+    try:
+        assert unit()() is None
+    finally:
+        gc.enable()
+
+
+def test_a_server_is_the_same_in_every_time_zone(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    refused: list[events.ConnectionRefused] = []
+    router = make_router(listeners=[lambda e: refused.append(e) if isinstance(e, events.ConnectionRefused) else None])
+    router.start()
+    cluster.execute("ALTER ROLE app SET TimeZone = 'Asia/Kathmandu'")
+    try:
+        cluster.wait_in_sync()
+        with router.connect(read_only=True) as connection:
+            assert connection.scalar(text("SHOW TimeZone")) == "Asia/Kathmandu"
+    finally:
+        cluster.execute("ALTER ROLE app RESET TimeZone")
+    assert not refused
+
+
+def test_an_instance_that_cannot_be_attended_to_holds_up_no_other(
+    cluster: PostgresCluster, make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    router = make_router(probe_interval=0.02, probe_timeout=0.05)
+    stuck, current = cluster.readers
+    assert len(router.topology.readers) == 2
+    start = threading.Thread.start  # the process has no room for one more thread
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("aurora-router-probe-"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    cluster.freeze(stuck)
+    eventually(lambda: [r.id for r in router.topology.readers] == [current.address])
+    time_of = router.topology.by_id[current.address].heard_at
+    eventually(lambda: router.topology.by_id[current.address].heard_at > time_of + 0.5)
+    assert f"{stuck.address} could not be attended to" in caplog.text
+    monkeypatch.undo()
+    cluster.thaw(stuck)
+    eventually(lambda: len(router.topology.readers) == 2)

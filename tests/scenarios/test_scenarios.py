@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from aurora_router.core.positions import Requirement, WalPosition
-from aurora_router.core.selection import Load, Need, choose, resolve, round_robin
+from aurora_router.core.selection import Load, Need, Reason, choose, resolve, round_robin, to_writer
 from aurora_router.core.topology import Instance, Observation, Role, Server, ServerId, Silence, Topology, add, forget, observe
 
 STORIES = sorted(Path(__file__).parent.glob("*.json"))
@@ -55,10 +55,12 @@ def heard(topology, given):
 def decided(topology, given):
     """What is decided for one need: (instance, reason's name)."""
     check_keys(given, "write", "read_after", "epoch", "max_lag", "avoid", "now", "no_reader", needed=("to", "reason"))
+    if given.get("write"):
+        decision = to_writer(topology, Reason.NOT_A_READ)
+        return (decision.instance.id if decision.instance is not None else None, decision.reason.name)
     after = given.get("read_after")
     requirement = None if after is None else resolve(Requirement(after, given["epoch"]), topology)
     need = Need(
-        write=given.get("write", False),
         requirement=requirement,
         max_lag=given.get("max_lag"),
         avoid=frozenset(given.get("avoid", ())),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from random import Random
 
 from aurora_router.core import selection, topology
@@ -310,7 +310,7 @@ class Simulation:
         return link
 
     def write(self, session: Session) -> None:
-        instance = self.decide(Need(write=True)).instance
+        instance = selection.to_writer(self.topology, Reason.NOT_A_READ).instance
         if instance is None:
             return
         for server in instance.servers:
@@ -476,7 +476,7 @@ class Simulation:
         for session in self.sessions:
             need = session.requirement
             if readers and need is not None and need.after < self.now - 2 * INTERVAL - PIN:
-                decision = self.decide(Need(requirement=replace(need, position=None), pin_seconds=PIN))
+                decision = self.decide(Need(requirement=need._replace(position=None), pin_seconds=PIN))
                 found = decision.reason is Reason.READ
                 self.demand(found, "d", f"{session.name}, which wrote at {need.after:.3f}, is still kept on the writer")
 

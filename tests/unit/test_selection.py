@@ -53,8 +53,6 @@ NOBODY = topology()
 @pytest.mark.parametrize(
     ("found", "need", "instance", "reason"),
     [
-        (WELL, Need(write=True), "a", Reason.NOT_A_READ),
-        (NO_WRITER, Need(write=True), None, Reason.NO_WRITER),
         (WELL, Need(), "b", Reason.READ),
         (WELL, Need(declared=True), "b", Reason.DECLARED_READ_ONLY),
         (NO_WRITER, Need(), "b", Reason.READ),
