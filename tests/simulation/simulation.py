@@ -238,7 +238,9 @@ class Simulation:
             key = (observation.instance, about.address)
             known = self.newest.get(key)
             other_life = server is None and known is not None and known.server is not None and known.server.id != about
-            late = known is not None and known.asked_at > observation.asked_at
+            late = known is not None and (
+                known.asked_at > observation.asked_at or known.asked_at == observation.asked_at and server
+            )
             if observation.silence is not Silence.TIMEOUT and not late and not other_life:
                 self.newest[key] = observation
         new = topology.observe(self.topology, observation)
