@@ -239,7 +239,7 @@ class Simulation:
             known = self.newest.get(key)
             other_life = server is None and known is not None and known.server is not None and known.server.id != about
             late = known is not None and (
-                known.asked_at > observation.asked_at or known.asked_at == observation.asked_at and server
+                known.asked_at > observation.asked_at or (known.asked_at == observation.asked_at and server is not None)
             )
             if observation.silence is not Silence.TIMEOUT and not late and not other_life:
                 self.newest[key] = observation
