@@ -1,13 +1,17 @@
 """Use a whole Aurora or PostgreSQL cluster as if it were one database."""
 
+from aurora_router.core.failures import Facts, Failure
 from aurora_router.core.selection import Decision, Need, Reason
 from aurora_router.core.statements import Effect, classify
 from aurora_router.core.topology import Instance, Role, Topology
+from aurora_router.diagnosis import classify_error
 from aurora_router.errors import (
     AmbiguousWriter,
     ConfigurationError,
     NoReaderAvailable,
     NoWriterAvailable,
+    Outcome,
+    OutcomeUnknown,
     ReadOnlyViolation,
     RouterError,
     WrongServer,
@@ -20,10 +24,14 @@ __all__ = [
     "ConfigurationError",
     "Decision",
     "Effect",
+    "Facts",
+    "Failure",
     "Instance",
     "Need",
     "NoReaderAvailable",
     "NoWriterAvailable",
+    "Outcome",
+    "OutcomeUnknown",
     "ReadOnlyViolation",
     "Reason",
     "Role",
@@ -34,4 +42,5 @@ __all__ = [
     "Topology",
     "WrongServer",
     "classify",
+    "classify_error",
 ]

@@ -120,7 +120,7 @@ def _address(address: str, server: ModuleType) -> tuple[str, int]:
     return (match["v6"] or match["host"], int(match["port"] or server.DEFAULT_PORT))
 
 
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:
     """Raises ConfigurationError unless the value is one of the choices."""
     if value not in choices:
         raise ConfigurationError(f"{name}={value!r}: use one of {', '.join(map(repr, choices))}")

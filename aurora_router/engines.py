@@ -14,14 +14,15 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import create_engine, event, exc
-from sqlalchemy.engine import URL, Connection, Engine
+from sqlalchemy.engine import URL, Connection, Engine, ExceptionContext
 from sqlalchemy.pool import NullPool, Pool, PoolProxiedConnection, QueuePool
 
-from aurora_router.core.failures import Failure
+from aurora_router.core.failures import Failure, Phase
 from aurora_router.core.topology import Instance, Role, Server, ServerId, Silence
+from aurora_router.diagnosis import driver_failure
 from aurora_router.errors import WrongServer
 from aurora_router.monitor import ProbeError
 from aurora_router.servers.postgresql import Mode, Unsuitable
@@ -42,12 +43,29 @@ FRESH = 0.01  # seconds for which a connection that was found alive is not looke
 _PROBE_OPTIONS = ("connect_args", "creator", "module", "paramstyle", "client_encoding")
 
 
+class Gatekeeper(Protocol):
+    """What looks at everything that passes between SQLAlchemy and the driver: see gate.Gate."""
+
+    @property
+    def consistency(self) -> str: ...
+
+    @property
+    def asynchronous_commits(self) -> bool: ...
+
+    def statement(self, cursor: Any, text: str, /, *rest: Any) -> None: ...
+
+    def failed(self, context: ExceptionContext, /) -> BaseException | None: ...
+
+    def commit(self, raw: PoolProxiedConnection, send: Callable[[Any], None], /) -> None: ...
+
+    def committed(self, unit: Any, /) -> object: ...
+
+
 class Engines:
     """The engines of one router.
 
     known: the servers that an instance may lead to at this moment, in the role it has. surprised: told of an instance that
-    led to another. gate: called before each statement with (cursor, text, ..., context). commits: two functions, called
-    with the unit of a connection that is about to commit, and of one that came back to its pool; None where nobody asks.
+    led to another. gate: what looks at statements, COMMITs and errors.
     """
 
     def __init__(
@@ -58,9 +76,7 @@ class Engines:
         *,
         known: Callable[[str], frozenset[ServerId]],
         surprised: Callable[[str, str], None],
-        gate: Callable[..., None],
-        commits: tuple[Callable[[Any], None], Callable[[Any], None]] | None,
-        asynchronous_commits: Callable[[], bool],
+        gate: Gatekeeper,
     ) -> None:
         self._url = url
         self._server = server
@@ -73,12 +89,11 @@ class Engines:
         self._known = known
         self._surprised = surprised
         self._gate = gate
-        self._commits = commits
-        self._asynchronous_commits = asynchronous_commits
         self._lock = threading.Lock()
         self._engines: dict[str, Engine] = {}
         self._in_use: dict[str, Callable[[], int]] = {}
         self._probes: dict[str, Engine] = {}
+        self._outside: dict[str, Engine] = {}
         self._retired: deque[Pool] = deque(maxlen=16)
         self._sockets: dict[str, dict[int, socket.socket]] = {}
 
@@ -89,7 +104,7 @@ class Engines:
             with self._lock:
                 engine = self._engines.get(instance.id)
                 if engine is None:
-                    engine = self._engines[instance.id] = self._make(instance)
+                    engine = self._engines[instance.id] = self._make(instance, self._options)
                     self._count(instance.id, engine)
         return engine
 
@@ -177,26 +192,24 @@ class Engines:
             self._dialect.set_isolation_level(driver, isolation)
         info[MODE] = mode
 
-    def failure(self, error: BaseException) -> Failure:
+    def failure(self, error: BaseException, phase: Phase) -> Failure:
         """What kind of failure an exception from SQLAlchemy or the driver stands for."""
         if isinstance(error, WrongServer):
             return Failure.CONNECT
         if isinstance(error, exc.DBAPIError):
-            original: Any = error.orig
-            sqlstate = getattr(original, "sqlstate", None)
-            kind: Failure = self._server.failure(sqlstate, str(original), disconnected=error.connection_invalidated)
-        elif isinstance(error, self.driver_error):
-            kind = self._server.failure(getattr(error, "sqlstate", None), str(error), disconnected=True)
-        else:
-            kind = Failure.OTHER
-        return kind
+            return driver_failure(error.orig, disconnected=error.connection_invalidated, phase=phase)
+        if isinstance(error, self.driver_error):
+            return driver_failure(error, disconnected=True, phase=phase)
+        return Failure.OTHER
 
-    def connect_failure(self, error: BaseException) -> Failure:
-        """The same for an error from an attempt to get a connection: without an SQLSTATE there was none to be had."""
-        kind = self.failure(error)
-        if kind is Failure.OTHER and isinstance(error, exc.DBAPIError) and getattr(error.orig, "sqlstate", None) is None:
-            return Failure.CONNECT
-        return kind
+    def outside(self, instance: Instance) -> Connection:
+        """A connection that is in no pool, made for this call; it is cut with the others when the instance is lost."""
+        with self._lock:
+            engine = self._outside.get(instance.id)
+            if engine is None:
+                options = {key: self._options[key] for key in _PROBE_OPTIONS if key in self._options}
+                engine = self._outside[instance.id] = self._make(instance, {**options, "poolclass": NullPool})
+        return engine.connect()
 
     # -- the monitor's connections --------------------------------------------------------------------------------
 
@@ -215,7 +228,7 @@ class Engines:
         except exc.SQLAlchemyError as error:
             raise probe_error(error, self._server) from None
         try:
-            return Probe(connection, self._server, self._asynchronous_commits)
+            return Probe(connection, self._server, self._gate)
         except (OSError, engine.dialect.loaded_dbapi.Error):
             connection.invalidate()
             connection.close()
@@ -226,8 +239,8 @@ class Engines:
     def _at(self, instance: Instance) -> URL:
         return self._url.set(host=instance.host, port=instance.port)
 
-    def _make(self, instance: Instance) -> Engine:
-        engine = create_engine(self._at(instance), **self._options)
+    def _make(self, instance: Instance, options: Mapping[str, Any]) -> Engine:
+        engine = create_engine(self._at(instance), **options)
         _tolerate_lost_rollbacks(engine)
         sockets = self._sockets.setdefault(instance.id, {})
         place = instance.id
@@ -282,23 +295,18 @@ class Engines:
 
         # The dialect's events and not the connection's: one of those makes SQLAlchemy ask for all of them, 20 us a statement.
         for name in ("do_execute", "do_executemany", "do_execute_no_params"):
-            event.listen(engine, name, self._gate)
+            event.listen(engine, name, self._gate.statement)
+        event.listen(engine, "handle_error", self._gate.failed)
+        _put_around_commits(engine, self._gate.commit)
 
-        if self._commits is not None:
-            begins, returned = self._commits
-
-            @event.listens_for(engine, "commit")
-            def commit(connection: Connection) -> None:
-                unit = connection.info.get(UNIT)
-                if unit is not None:
-                    begins(unit)
+        if self._gate.consistency == "global":
 
             @event.listens_for(engine, "checkin")
             @event.listens_for(engine, "detach")
             def checked_in(_: Any, record: Any) -> None:
                 unit = record.info.pop(UNIT, None)
                 if unit is not None:
-                    returned(unit)
+                    self._gate.committed(unit)
 
         return engine
 
@@ -306,10 +314,10 @@ class Engines:
 class Probe:
     """A connection of the monitor's own to one server."""
 
-    def __init__(self, connection: Connection, server: ModuleType, asynchronous_commits: Callable[[], bool]) -> None:
+    def __init__(self, connection: Connection, server: ModuleType, gate: Gatekeeper) -> None:
         self._connection = connection
         self._server = server
-        self._asynchronous_commits = asynchronous_commits
+        self._gate = gate
         driver: Any = connection.connection.driver_connection
         self._socket = socket.socket(fileno=os.dup(driver.fileno()))
 
@@ -317,7 +325,7 @@ class Probe:
         """What the server says of itself. Raises ProbeError."""
         try:
             row = self._connection.exec_driver_sql(self._server.PROBE).one()
-            server: Server = self._server.parse_probe(row, asynchronous_commits=self._asynchronous_commits())
+            server: Server = self._server.parse_probe(row, asynchronous_commits=self._gate.asynchronous_commits)
             return server
         except Unsuitable as error:
             raise ProbeError(str(error), Silence.MISCONFIGURED) from None
@@ -376,6 +384,17 @@ def _tolerate_lost_rollbacks(engine: Engine) -> None:
                 raise
 
     dialect.do_rollback = tolerant
+
+
+def _put_around_commits(engine: Engine, around: Callable[[PoolProxiedConnection, Callable[[Any], None]], None]) -> None:
+    """Have each COMMIT go through a function. The engine's own event comes before COMMIT only, and costs every statement."""
+    dialect: Any = engine.dialect
+    commit = dialect.do_commit
+
+    def do_commit(connection: PoolProxiedConnection) -> None:
+        around(connection, commit)
+
+    dialect.do_commit = do_commit
 
 
 def _poll(twin: socket.socket) -> Callable[[int], list[Any]]:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+
+class Outcome(enum.Enum):
+    """What became of a transaction whose COMMIT was not answered."""
+
+    COMMITTED = "committed"
+    NOT_COMMITTED = "not committed"
+    PENDING = "still under way on the writer"
+    UNKNOWN = "cannot be known"
 
 
 class RouterError(Exception):
@@ -70,6 +80,33 @@ class ReadOnlyViolation(RouterError):
             f"a statement with effect {effect} in a read-only unit on {instance}; it was not sent. "
             "Use read_only=False, or leave read_only out to let the router decide."
         )
+
+
+class OutcomeUnknown(RouterError):
+    """The connection was lost during COMMIT: the transaction may have committed or not. Do not repeat it blindly.
+
+    instance: where the COMMIT was sent. noted: what is known of the transaction, in words.
+    """
+
+    sent = True
+    outcome_known = False
+
+    def __init__(self, instance: str, noted: str, resolve: Callable[[float], Outcome]) -> None:
+        self.instance = instance
+        self.noted = noted
+        self._resolve = resolve
+        super().__init__(
+            f"the connection to {instance} was lost during COMMIT ({noted}); it is not known whether the transaction has "
+            "committed. Ask .resolve(), or look for what it wrote before you run it again."
+        )
+
+    def resolve(self, timeout: float = 60.0) -> Outcome:
+        """Ask the newest writer what became of the transaction, for at most `timeout` seconds.
+
+        COMMITTED and NOT_COMMITTED are certain. UNKNOWN: nothing can tell, as where the session has no `commit_check`, or no
+        writer could be asked in time.
+        """
+        return self._resolve(timeout)
 
 
 class WrongServer(RouterError):

@@ -3,53 +3,64 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import random
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, TypedDict, TypeVar, Unpack
 
 import tenacity
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import PoolProxiedConnection
+from tenacity.stop import stop_base
+from tenacity.wait import wait_base
 
 from aurora_router import config
 from aurora_router.core import events
 from aurora_router.core.failures import SUSPICIOUS, Action, Phase, decide
-from aurora_router.core.positions import Requirement, merge
 from aurora_router.core.selection import STRATEGIES, Balance, Decision, Load, Need, Reason, choose, resolve, to_writer
-from aurora_router.core.statements import Effect, Verdict, verdict
+from aurora_router.core.statements import Effect, verdict
 from aurora_router.core.topology import Instance, Role, ServerId, Silence, Topology
-from aurora_router.engines import AUTOCOMMIT, MODE, UNIT, Engines
+from aurora_router.engines import MODE, Engines
 from aurora_router.errors import (
     AmbiguousWriter,
     ConfigurationError,
     NoReaderAvailable,
     NoWriterAvailable,
-    ReadOnlyViolation,
     RouterError,
     WrongServer,
 )
+from aurora_router.gate import Consistency, Gate, own
 from aurora_router.monitor import Monitor
 from aurora_router.servers.postgresql import Mode
-from aurora_router.unit import Door, NotARead, Unit
+from aurora_router.transactions import Attempt, Runnable, attempts
+from aurora_router.unit import CommitCheck, Door, Run, Unit
 
 log = logging.getLogger("aurora_router")
 
 T = TypeVar("T")
-Consistency = Literal["eventual", "session", "global"]
+R = TypeVar("R")
+S = TypeVar("S", bound=Session)
+P = ParamSpec("P")
+
+
+class RunOptions(TypedDict, total=False):
+    """Options of run_transaction()."""
+
+    deadline: float | None
+    stop: stop_base | None
+    wait: wait_base | None
+    commit_check: CommitCheck | None
+
+
 REPEATS = 10  # times that one unit's reads are repeated before the error is the application's
-LEARNED = 1000  # statements remembered because a reader refused them
-
-_LEVELS_ON_READERS = frozenset({"autocommit", "read uncommitted", "read committed"})
-
-
 _DEFAULT, _AUTOCOMMIT, _READ_ONLY = Mode  # an enum's members are slow to look up on the request path
-_READ, _WRITER = Effect.READ, Role.WRITER
+_WRITER = Role.WRITER
 
 
 class Router:
@@ -109,40 +120,32 @@ class Router:
         self.consistency: Consistency = consistency
         self.failover_timeout = failover_timeout
         self._balance: Balance = balance if callable(balance) else STRATEGIES[balance]
-        self._allowed = frozenset(config.names("read_only_functions", read_only_functions))
-        self._catalog: frozenset[str] = frozenset()
-        self._harmless = self._allowed
-        self._learned: dict[str, None] = {}
         self._listeners = tuple(config.callables("listeners", listeners))
         options = config.check_engine_options(engine_options or {})
-        self._isolation = config.isolation(options)
-        self._shared: Requirement | None = None
-        self._committing: set[Unit] = set()
-        self._asynchronous_commits = False
         self._need = Need(max_lag=max_lag, pin_seconds=pin_seconds, writer_serves_reads=no_reader == "writer")
         self._declared_need = replace(self._need, declared=True)
         self._ready = False
         self._closed = False
         self._probe_timeout = probe_timeout
-        self._lock = threading.Lock()
-        self._entering = threading.local()  # .place: the unit that this thread is connecting, and the mode that it is to have
         # What the engines and the monitor call must not keep the router alive: it closes when it is forgotten.
         me = weakref.ref(self)
-        self._engines = Engines(
+        self.gate = Gate(
+            target.server,
+            consistency,
+            config.isolation(options),
+            frozenset(config.names("read_only_functions", read_only_functions)),
+            failover_timeout,
+            _weakly(me, Router.emit, None),
+        )
+        self._engines = self.gate.engines = Engines(
             self._url,
             self._server,
             options,
             known=_weakly(me, Router._known, frozenset()),
             surprised=_weakly(me, Router._surprised, None),
-            gate=_weakly(me, Router._gate, None),
-            commits=(
-                (_weakly(me, Router._commit_begins, None), _weakly(me, Router._returned, None))
-                if consistency == "global"
-                else None
-            ),
-            asynchronous_commits=_weakly(me, Router._has_asynchronous_commits, False),
+            gate=self.gate,
         )
-        self._monitor = Monitor(
+        self._monitor = self.gate.monitor = Monitor(
             config.instances(target, instances, reader_endpoint),
             self._engines.probe,
             _weakly(me, Router._changed, None),
@@ -187,7 +190,7 @@ class Router:
         A read-only one runs a read-only transaction. Raises NoWriterAvailable, NoReaderAvailable, AmbiguousWriter.
         """
         config.check_flag("read_only", read_only)
-        unit = Unit(read_only, self._shared_requirement() if read_only else None)
+        unit = Unit(read_only, self.gate.shared_requirement() if read_only else None)
         connection = self.enter(unit, _CONNECTION)
         unit.wrote = not read_only  # whatever the driver's own cursors do with it
         return connection
@@ -202,19 +205,102 @@ class Router:
         """A pooled DBAPI connection, as engine.raw_connection() gives. Statements on it are not classified: on a read-only
         one the server refuses what writes; with consistency "global", one to the writer counts as having written."""
         config.check_flag("read_only", read_only)
-        unit = Unit(read_only, self._shared_requirement() if read_only else None)
+        unit = Unit(read_only, self.gate.shared_requirement() if read_only else None)
         connection = self.enter(unit, _RAW_CONNECTION)
         connection.info[MODE] = None  # the driver's switches are the user's now
         if not read_only:
             unit.wrote = True
-            self._commit_begins(unit)
+            self.gate.commit_begins(unit)
         return connection
+
+    def attempts(
+        self,
+        Session: Callable[[], S],
+        *,
+        deadline: float | None = None,
+        stop: stop_base | None = None,
+        wait: wait_base | None = None,
+        commit_check: CommitCheck | None = "xid",
+    ) -> Iterator[Attempt[S]]:
+        """run_transaction() as a loop: `for attempt in router.attempts(Session): with attempt as session: ...`.
+
+        The block is one unit, which commits at its end. Let it come to its end: no `return`, `break` or `continue` inside it.
+        Arguments and errors are those of run_transaction().
+        """
+        config.check_choice("commit_check", commit_check, ("xid", "table", None))
+        if deadline is not None:
+            config.check_seconds("deadline", deadline)
+        until = None if deadline is None else time.monotonic() + deadline
+
+        def make(run: Run) -> S:
+            factory: Any = getattr(Session, "session_factory", Session)  # a scoped_session's own session may be in use
+            session: S = factory()
+            if not isinstance(session, Runnable) or session.router is not self:
+                raise ConfigurationError(
+                    "Session must make routing sessions of this router: sessionmaker(class_=RoutingSession, ...)"
+                )
+            session.run_under(run, commit_check)
+            return session
+
+        def repeating(number: int, error: BaseException) -> None:
+            self.emit(events.RunAgain, number, type(error).__name__)
+
+        return attempts(make, until, stop or tenacity.stop_after_delay(deadline or self.failover_timeout), wait, repeating)
+
+    def run_transaction(
+        self,
+        Session: Callable[[], S],
+        fn: Callable[[S], R],
+        *,
+        deadline: float | None = None,
+        stop: stop_base | None = None,
+        wait: wait_base | None = None,
+        commit_check: CommitCheck | None = "xid",
+    ) -> R:
+        """Run `fn(session)` as one unit, commit, and return what `fn` returns.
+
+        It is run again, with a new session, when its writer failed, when it could not be serialized with others (40001) or
+        was the victim of a deadlock (40P01); `fn` must therefore have no effects outside of its session that may not happen
+        twice. Errors of fn's own are raised as they are.
+
+        Session: a sessionmaker of RoutingSession. deadline: seconds from now after which nothing is run again; None: until
+        failover_timeout has passed since the first failure. stop, wait: tenacity's policies instead of that and of an
+        exponential wait with full jitter from 20 ms to 2 s. commit_check: how it is found out whether a COMMIT whose answer was
+        lost has committed: "xid": by the transaction's id, which costs one round trip; "table": by a row in
+        aurora_router_commits (see init_commit_table()); None: not at all.
+
+        Raises OutcomeUnknown when it cannot be found out, the last error when there is no time left, NoWriterAvailable.
+        """
+        for attempt in self.attempts(Session, deadline=deadline, stop=stop, wait=wait, commit_check=commit_check):
+            with attempt as session:
+                result = fn(session)
+        return result
+
+    def transactional(
+        self, Session: Callable[[], S], **options: Unpack[RunOptions]
+    ) -> Callable[[Callable[Concatenate[S, P], R]], Callable[P, R]]:
+        """run_transaction() as a decorator: the function gets the session as its first argument. Options are those."""
+
+        def decorate(fn: Callable[Concatenate[S, P], R]) -> Callable[P, R]:
+            @functools.wraps(fn)
+            def run(*args: P.args, **kwargs: P.kwargs) -> R:
+                return self.run_transaction(Session, lambda session: fn(session, *args, **kwargs), **options)
+
+            return run
+
+        return decorate
+
+    def init_commit_table(self) -> None:
+        """Create the table aurora_router_commits, which commit_check="table" needs, unless it is there."""
+        with self.begin() as connection:
+            for statement in self._server.CREATE_COMMITS:
+                connection.exec_driver_sql(statement)
 
     def explain(self, sql: str, read_only: bool | None = None) -> Decision:
         """Where a unit that begins with this statement would go now, and why. Sends nothing."""
         self.start()
         found = verdict(sql, self._dialect)
-        effect = self.effect(found)
+        effect = self.gate.effect(found)
         write: Reason | None = None
         if read_only is False:
             write = Reason.DECLARED_WRITE
@@ -222,7 +308,7 @@ class Router:
             write = Reason.NOT_A_READ
         elif read_only is None and found.hint == "writer":
             write = Reason.HINT
-        return self._decide(Unit(read_only, self._shared_requirement()), write)._replace(effect=effect)
+        return self._decide(Unit(read_only, self.gate.shared_requirement()), write)._replace(effect=effect)
 
     def add_instance(self, address: str) -> None:
         """Use one more instance, "host:port", from the moment it answers."""
@@ -270,7 +356,7 @@ class Router:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_Again),
             wait=tenacity.wait_random_exponential(multiplier=0.02, max=1.0),
-            stop=tenacity.stop_after_delay(max(self.failover_timeout - (time.monotonic() - began), 0.0)),
+            stop=tenacity.stop_after_delay(self._patience(unit, began)),
             sleep=lambda seconds: self._pause(seconds, failed),
             reraise=True,
         )
@@ -292,13 +378,15 @@ class Router:
             instance = decision.instance
             if instance is None:
                 began = began or time.monotonic()
-                instance = self._wait_for_writer(decision, began)
+                instance = self._wait_for_writer(unit, decision, began)
             on_writer = instance.role is _WRITER
             mode = _READ_ONLY if unit.read_only else _DEFAULT if on_writer else _AUTOCOMMIT
             unit.instance, unit.on_writer, unit.epoch = instance, on_writer, instance.epoch
-            self._entering.place = unit, mode
+            self.gate.entering.place = unit, mode
+            phase = Phase.WRITER_CONNECTING if on_writer else Phase.READER_CONNECTING
             try:
                 connection = door.connect(self._engines.engine(instance))
+                phase = Phase.WRITER_UNSENT if on_writer else Phase.READER_UNSENT
                 raw = door.pooled(connection)
                 if self._engines.sound(raw, instance, time.monotonic()):
                     self._engines.set_mode(raw, mode, unit.isolation)
@@ -307,11 +395,10 @@ class Router:
                 door.drop(connection)
             except (DBAPIError, WrongServer, self._engines.driver_error) as error:
                 unit.instance = None
-                failure = self._engines.connect_failure(error)
+                failure = self._engines.failure(error, phase)
                 if failure in SUSPICIOUS:
                     self._monitor.suspect(instance.id)
-                action = decide(failure, Phase.ENTERING_WRITER if on_writer else Phase.FRESH_READ)
-                if action is Action.RAISE:
+                if decide(failure, phase) is Action.RAISE:
                     raise
                 if on_writer:
                     raise _Again(instance, error, began or time.monotonic()) from error
@@ -321,18 +408,11 @@ class Router:
                 unit.instance = None
                 raise
             finally:
-                self._entering.place = None
-        self._own(unit, connection, raw)
+                self.gate.entering.place = None
+        own(unit, connection, raw)
         if self._listeners:
             self.emit(events.Routed, instance.id, decision.reason)
         return connection
-
-    def _own(self, unit: Unit, connection: object, raw: PoolProxiedConnection) -> None:
-        """Note a unit on both connections: only one that the router gave out, and that SQLAlchemy has not made anew since, has
-        the same unit on both."""
-        raw.info[UNIT] = unit
-        if raw is not connection:
-            setattr(connection, UNIT, unit)
 
     def _decide(self, unit: Unit, write: Reason | None) -> Decision:
         topology = self._monitor.topology
@@ -351,12 +431,19 @@ class Router:
             self._monitor.want_positions()
         return decision
 
-    def _wait_for_writer(self, decision: Decision, began: float) -> Instance:
+    def _patience(self, unit: Unit, began: float) -> float:
+        """Seconds for which a unit that began to wait then may go on waiting for a writer."""
+        now = time.monotonic()
+        until = began + self.failover_timeout
+        if unit.run is not None and unit.run.deadline is not None:
+            until = min(until, unit.run.deadline)
+        return max(until - now, 0.0)
+
+    def _wait_for_writer(self, unit: Unit, decision: Decision, began: float) -> Instance:
         if decision.reason is Reason.NO_INSTANCE and not self._need.writer_serves_reads:
             raise NoReaderAvailable(self._monitor.topology.said())
-        left = self.failover_timeout - (time.monotonic() - began)
         since = time.monotonic()
-        topology = self._monitor.wait_for(lambda t: t.writer is not None or bool(t.ambiguous), max(left, 0.0))
+        topology = self._monitor.wait_for(lambda t: t.writer is not None or bool(t.ambiguous), self._patience(unit, began))
         found = topology.writer.id if topology.writer is not None else None
         self.emit(events.WaitedForWriter, time.monotonic() - since, found)
         if topology.writer is not None:
@@ -373,49 +460,23 @@ class Router:
             said = (*said, f"the last attempt at {again.instance.id} ended with {type(again.cause).__name__}")
         return NoWriterAvailable(time.monotonic() - began, said)
 
-    def effect(self, found: Verdict) -> Effect:
-        """A statement's effect, given what the user and the catalog say of its functions."""
-        if not found.functions:
-            return found.effect
-        catalog = self._monitor.functions
-        if catalog is not self._catalog:
-            self._catalog = catalog
-            self._harmless = self._allowed | catalog
-        effect = found.effect_given(self._harmless)
-        if effect is not found.known:
-            self._monitor.want_functions()
-        return effect
-
     def above_read_committed(self, level: str | None) -> bool:
         """Whether a unit at this isolation level (None: the engine's or the server's default) must be on the writer."""
-        if level is None:
-            level = self._isolation
-        if level is None:
+        if not self._ready:
             self.start()
-            for instance in self._monitor.topology.instances:
-                if instance.seen:
-                    level = instance.seen[0].server.isolation
-                    break
-            else:
-                return False
-        return level.replace("_", " ").lower() not in _LEVELS_ON_READERS
+        return self.gate.above_read_committed(level)
 
-    def failed_read(self, unit: Unit, error: BaseException, isolation: str | None = None) -> Action:
+    def failed_read(self, unit: Unit, error: DBAPIError) -> Action:
         """What to do about an error that a statement of this unit met; takes note of what it teaches."""
         instance = unit.instance
         if instance is None:
             return Action.RAISE
-        failure = self._engines.failure(error)
-        if failure in SUSPICIOUS:
-            self._monitor.suspect(instance.id)
-        autocommit = unit.read_only is None and not unit.on_writer
-        fresh = autocommit or (unit.only_reads and not self.above_read_committed(isolation))
-        bound = Phase.ON_WRITER if unit.on_writer else Phase.BOUND_READ
-        action = decide(failure, Phase.FRESH_READ if fresh else bound)
+        phase = self.gate.phase(unit)
+        action = decide(self._engines.failure(error, phase), phase)
         if action is Action.TO_WRITER:
-            if not autocommit or not isinstance(error, DBAPIError):
+            if unit.read_only is not None or unit.on_writer:
                 return Action.RAISE
-            self._learn(error.statement)
+            self.gate.learn(error.statement)
             self.emit(events.Learned, instance.id, getattr(error.orig, "sqlstate", None))
         elif action is Action.REPEAT_ELSEWHERE:
             unit.repeats += 1
@@ -426,13 +487,6 @@ class Router:
             self.emit(events.Repeated, instance.id, type(error).__name__)
         return action
 
-    def _learn(self, text: str | None) -> None:
-        if text is not None:
-            with self._lock:
-                while len(self._learned) >= LEARNED:
-                    del self._learned[next(iter(self._learned))]
-                self._learned[text] = None
-
     def engine(self, instance: Instance) -> Engine:
         """The engine of an instance."""
         return self._engines.engine(instance)
@@ -440,94 +494,11 @@ class Router:
     def writer_engine(self) -> Engine:
         """The engine of the writer, waiting for one as a unit would."""
         self.start()
-        decision = self._decide(Unit(False), Reason.DECLARED_WRITE)
-        return self.engine(decision.instance or self._wait_for_writer(decision, time.monotonic()))
-
-    def committed(self, unit: Unit) -> Requirement | None:
-        """Note that a unit's commit was acknowledged just now; the requirement of whoever must see it."""
-        if not unit.wrote or self.consistency == "eventual":
-            return None
-        requirement = Requirement(time.monotonic(), unit.epoch)
-        if self.consistency == "global":
-            with self._lock:
-                self._shared = merge(self._shared, requirement)
-                self._committing.discard(unit)
-        return requirement
-
-    def requirement(self, own: Requirement | None) -> Requirement | None:
-        """What a unit must see, given what its session has written itself."""
-        return own if self.consistency == "session" else self._shared_requirement()
-
-    def _shared_requirement(self) -> Requirement | None:
-        if self.consistency != "global":
-            return None
-        if self._committing:  # a commit may have been acknowledged already, and its connection not yet come back
-            return Requirement(time.monotonic(), self._monitor.topology.epoch)
-        return self._shared
+        unit = Unit(False)
+        decision = self._decide(unit, Reason.DECLARED_WRITE)
+        return self.engine(decision.instance or self._wait_for_writer(unit, decision, time.monotonic()))
 
     # -- what the engines and the monitor call --------------------------------------------------------------------
-
-    def _gate(self, _cursor: Any, text: str, *rest: Any) -> None:
-        """Nothing passes to a reader, and nothing is sent in a read-only unit, without being looked at here."""
-        context = rest[-1]
-        connection: Connection = context.root_connection
-        known: Unit | None = getattr(connection, UNIT, None)
-        unit = known if known is not None and connection.info.get(UNIT) is known else self._adopt(connection, known)
-        if unit is None:
-            return
-        unit.text = text
-        found = verdict(text, self._dialect)
-        effect = self.effect(found) if found.functions else found.effect
-        if effect is _READ:
-            if unit.read_only is None and not unit.on_writer:
-                if found.hint == "writer":
-                    raise NotARead(effect, Reason.HINT)
-                if text in self._learned:
-                    raise NotARead(effect, Reason.NOT_A_READ)
-                if context.execution_options.get("stream_results"):
-                    unit.streaming = True
-            return
-        if unit.read_only:
-            # On the writer nothing but this gate stands between an unknown function and the data.
-            if found.effect is Effect.WRITE and (found.known is Effect.WRITE or (unit.on_writer and effect is Effect.WRITE)):
-                raise ReadOnlyViolation(effect.name, unit.instance.id if unit.instance is not None else "?")
-            unit.only_reads = False
-        elif unit.on_writer:
-            unit.wrote = True
-            unit.only_reads = False
-            if not self._asynchronous_commits and _names_synchronous_commit(text, rest[0]):
-                self._asynchronous_commits = True
-            if self.consistency == "global" and (effect is Effect.TRANSACTION or connection.connection.info[AUTOCOMMIT]):
-                self._commit_begins(unit)  # it may commit without SQLAlchemy's knowing
-        else:
-            asked = unit.hint == "reader" or (found.hint == "reader" and unit.hint is None)
-            if not (asked and found.known is Effect.READ and text not in self._learned):
-                raise NotARead(effect, Reason.NOT_A_READ)
-
-    def _adopt(self, connection: Connection, unit: Unit | None) -> Unit | None:
-        """The unit of a connection that does not show it: one that is being entered right now, that SQLAlchemy made anew on its
-        own, or that was had from an engine directly. None for SQLAlchemy's own first look at a server."""
-        try:
-            raw = connection.connection
-            raw.info.pop(UNIT, None)
-        except NotImplementedError:
-            return None
-        entering: tuple[Unit, Mode] | None = getattr(self._entering, "place", None)
-        if unit is None and entering is not None:
-            unit, mode = entering
-        elif unit is None:
-            unit, mode = Unit(False), Mode.DEFAULT  # nobody's: it behaves as on any engine
-            unit.on_writer = unit.wrote = True
-            unit.epoch = self._monitor.topology.epoch
-        else:
-            writer = self._monitor.topology.writer
-            is_writer = writer is not None and unit.instance is not None and writer.id == unit.instance.id
-            if unit.on_writer and not is_writer:
-                raise NoWriterAvailable(0.0, (f"{unit.instance.id if unit.instance else '?'} is the writer no longer",))
-            mode = Mode.READ_ONLY if unit.read_only else Mode.DEFAULT
-        self._engines.set_mode(raw, mode, unit.isolation)
-        self._own(unit, connection, raw)
-        return unit
 
     def _known(self, instance_id: str) -> frozenset[ServerId]:
         instance = self._monitor.topology.by_id.get(instance_id)
@@ -536,17 +507,6 @@ class Router:
     def _surprised(self, instance_id: str, why: str) -> None:
         self.emit(events.ConnectionRefused, instance_id, why)
         self._monitor.look(instance_id)
-
-    def _commit_begins(self, unit: Unit) -> None:
-        if self.consistency == "global" and unit.wrote:
-            with self._lock:
-                self._committing.add(unit)
-
-    def _returned(self, unit: Unit) -> None:
-        self.committed(unit)
-
-    def _has_asynchronous_commits(self) -> bool:
-        return self._asynchronous_commits
 
     def _changed(self, old: Topology, new: Topology) -> None:
         """A topology replaced another: discard what it makes useless, and say what happened."""
@@ -602,17 +562,6 @@ def _drop(connection: Connection | PoolProxiedConnection) -> None:
 
 _CONNECTION: Door[Connection] = Door(lambda engine: engine.connect(), lambda connection: connection.connection, _drop)
 _RAW_CONNECTION: Door[PoolProxiedConnection] = Door(lambda engine: engine.raw_connection(), lambda raw: raw, _drop)
-
-
-def _names_synchronous_commit(text: str, parameters: Any) -> bool:
-    """Whether a statement may switch to commits that are acknowledged before the log is written."""
-    lower = text.lower()
-    if "synchronous_commit" in lower:
-        return True
-    if "set_config" not in lower:
-        return False
-    values = parameters.values() if isinstance(parameters, Mapping) else parameters
-    return "synchronous_commit" in {str(value).lower() for value in values or ()}
 
 
 def _weakly(me: weakref.ref[Router], method: Callable[..., T], otherwise: T) -> Callable[..., T]:

@@ -21,7 +21,7 @@ from aurora_router.core.positions import Requirement
 from aurora_router.core.selection import Reason
 from aurora_router.errors import ConfigurationError
 from aurora_router.router import Router
-from aurora_router.unit import Door, NotARead, Unit
+from aurora_router.unit import CommitCheck, Door, NotARead, Run, Unit
 
 if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import CoreExecuteOptionsParameter
@@ -43,7 +43,7 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
     if unit is None or transaction.parent is not None:
         return
     if unit.wrote:
-        requirement = session._router.committed(unit)
+        requirement = session.router.gate.committed(unit)
         if requirement is not None:
             session._requirement = requirement
     session._unit = session._unit_of = None  # the transaction knows its session: together they would wait for the collector
@@ -53,11 +53,15 @@ class RoutingMixin(_Base):
     """What makes a Session class a routing one: `class MySession(RoutingMixin, SQLModelSession)`.
 
     router: the Router. read_only: True: one reader and one read-only transaction a unit; False: the writer; None: the router
-    decides, reads before the first other statement run on a reader in autocommit. Other arguments are the Session's;
+    decides, reads before the first other statement run on a reader in autocommit. commit_check: what an OutcomeUnknown of this
+    session asks by, "xid" or "table", at the price of one more round trip a commit (see Router.run_transaction()); None: it
+    cannot tell. Other arguments are the Session's;
     `binds` may send some mappers to other engines, `bind` is not accepted.
     """
 
-    _router: Router
+    router: Router
+    _run: Run | None = None
+    _commit_check: CommitCheck | None
     _read_only: bool | None
     _unit: Unit | None
     _unit_of: SessionTransaction | None
@@ -66,15 +70,20 @@ class RoutingMixin(_Base):
     _statement: Any  # the one that is being executed
     _elsewhere: bool
 
-    def __init__(self, *args: Never, router: Router, read_only: bool | None = None, **options: Any) -> None:
+    def __init__(
+        self, *args: Never, router: Router, read_only: bool | None = None, commit_check: CommitCheck | None = None, **options: Any
+    ) -> None:
         if args or options.get("bind") is not None:
             raise ConfigurationError("a routing session gets its engines from the router; leave out bind")
         if not isinstance(router, Router):
             raise ConfigurationError("router= must be a Router")
         if read_only not in (True, False, None):
             raise ConfigurationError(f"read_only={read_only!r}: use True, False or None")
-        self._router = router
+        if commit_check not in ("xid", "table", None):
+            raise ConfigurationError(f'commit_check={commit_check!r}: use "xid", "table" or None')
+        self.router = router
         self._read_only = read_only
+        self._commit_check = commit_check
         self._unit = self._unit_of = self._requirement = self._hint = self._statement = None
         self._elsewhere = bool(options.get("binds"))
         super().__init__(**options)
@@ -88,6 +97,10 @@ class RoutingMixin(_Base):
         )
         if issubclass(cls, Session) and not listening:
             event.listen(cls, "after_transaction_end", _after_transaction_end)
+
+    def run_under(self, run: Run, commit_check: CommitCheck | None) -> None:
+        """Have this session's units belong to a run of Router.run_transaction()."""
+        self._run, self._commit_check = run, commit_check
 
     # -- where a statement goes -----------------------------------------------------------------------------------
 
@@ -113,7 +126,7 @@ class RoutingMixin(_Base):
         if mapper is None and clause is None:
             clause = self._statement  # SQLAlchemy passes neither for some statements: a union of mapped columns
         if mapper is None and clause is None:
-            return self._router.writer_engine()  # somebody wants to look at an engine, not to connect
+            return self.router.writer_engine()  # somebody wants to look at an engine, not to connect
         if unit.read_only:
             return self._enter(unit, None)
         reason = self._reason_to_write(unit, clause, read_only)
@@ -129,7 +142,7 @@ class RoutingMixin(_Base):
             return Reason.HINT
         if clause is None or getattr(clause, "is_dml", False) or self.twophase or self.in_nested_transaction():
             return Reason.NOT_A_READ  # a flush, connection(), or SQL that says so itself
-        if unit.instance is None and self._router.above_read_committed(self._isolation()):
+        if unit.instance is None and self.router.above_read_committed(self._isolation()):
             return Reason.ISOLATION
         if read_only:
             unit.hint = "reader"
@@ -146,13 +159,14 @@ class RoutingMixin(_Base):
         unit = self._unit
         if unit is None or transaction is None or self._unit_of is not transaction:
             self._unit_of = transaction
-            unit = self._unit = Unit(self._read_only, self._router.requirement(self._requirement))
+            unit = self._unit = Unit(self._read_only, self.router.gate.requirement(self._requirement))
+            unit.run, unit.check = self._run, self._commit_check
         unit.hint = self._hint
         return unit
 
     def _engine(self, unit: Unit) -> Engine:
         assert unit.instance is not None
-        return self._router.engine(unit.instance)
+        return self.router.engine(unit.instance)
 
     def _enter(self, unit: Unit, write: Reason | None, options: Mapping[str, Any] | None = None) -> Engine:
         """Connect the unit where it belongs; the connection joins the session's transaction."""
@@ -170,10 +184,10 @@ class RoutingMixin(_Base):
             lambda connection: _leave(self, connection.engine, invalidate=True),
         )
         try:
-            connection = self._router.enter(unit, door, write)
+            connection = self.router.enter(unit, door, write)
         except NotARead:  # a listener of after_begin has sent more than reads: what it set belongs to the unit
             _leave(self, reached[-1])
-            connection = self._router.enter(unit, door, Reason.NOT_A_READ)
+            connection = self.router.enter(unit, door, Reason.NOT_A_READ)
         self._unit_of = self.get_transaction()
         return connection.engine
 
@@ -182,8 +196,8 @@ class RoutingMixin(_Base):
         left = unit.instance
         if left is not None:
             if not unit.streaming:
-                _leave(self, self._router.engine(left))
-            self._router.emit(events.Moved, left.id, reason)
+                _leave(self, self.router.engine(left))
+            self.router.emit(events.Moved, left.id, reason)
         unit.instance = None
         return self._enter(unit, reason, options)
 
@@ -243,13 +257,13 @@ class RoutingMixin(_Base):
             return True
         if not isinstance(error, DBAPIError) or error.statement is not unit.text:
             return False  # another engine's, or not the database's at all
-        action = self._router.failed_read(unit, error, self._isolation())
+        action = self.router.failed_read(unit, error)
         if action is Action.TO_WRITER:
             self._move(unit, Reason.NOT_A_READ)
             return True
         if action is Action.REPEAT_ELSEWHERE and not self.in_nested_transaction():
             if not unit.streaming:
-                _leave(self, self._router.engine(unit.instance))
+                _leave(self, self.router.engine(unit.instance))
             unit.instance = unit.text = None
             unit.on_writer = False
             return True  # get_bind() finds another place for it

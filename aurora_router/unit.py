@@ -9,13 +9,16 @@ from typing import Generic, Literal, TypeVar
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import PoolProxiedConnection
 
+from aurora_router.core.failures import Facts
 from aurora_router.core.positions import Requirement
 from aurora_router.core.selection import Reason
 from aurora_router.core.statements import Effect
 from aurora_router.core.topology import Instance
-from aurora_router.errors import RouterError
+from aurora_router.errors import Outcome, OutcomeUnknown, RouterError
 
 T = TypeVar("T")
+
+CommitCheck = Literal["xid", "table"]
 
 
 class NotARead(RouterError):
@@ -25,6 +28,19 @@ class NotARead(RouterError):
         self.effect = effect
         self.reason = reason
         super().__init__(reason.value)
+
+
+class Run:
+    """One run of a function that may be run again: what the units in it must know, and what they leave behind.
+
+    deadline: monotonic seconds until which they may wait for a writer; None: as long as any unit may.
+    """
+
+    committed = False  # something of it may have been committed: it must not be run again
+    failed: Facts | None = None  # what the last error of its units means
+
+    def __init__(self, deadline: float | None) -> None:
+        self.deadline = deadline
 
 
 class Unit:
@@ -44,6 +60,11 @@ class Unit:
     repeats = 0
     streaming = False  # a server-side cursor may be open
     isolation: str | None = None  # what the session asked SQLAlchemy for
+    run: Run | None = None
+    check: CommitCheck | None = None  # how the fate of a COMMIT whose answer is lost is to be found out
+    committing = False  # what was sent last may have committed
+    outcome: Outcome | None = None  # of a COMMIT that was not answered, where the router found it out
+    unknown: OutcomeUnknown | None = None  # the same, where it did not
 
     def __init__(self, read_only: bool | None, requirement: Requirement | None = None) -> None:
         self.read_only = read_only

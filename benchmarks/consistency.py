@@ -34,8 +34,8 @@ from sqlalchemy import create_engine, func, select, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from aurora_router import Effect, Router, RoutingSession
+from aurora_router.gate import Consistency
 from aurora_router.local import PostgresCluster
-from aurora_router.router import Consistency
 
 THREADS = 8
 USERS_PER_THREAD = 40

@@ -181,9 +181,9 @@ def deciding(report: Report, how: Options, cluster: PostgresCluster) -> None:
         def decide() -> None:
             for _ in calls:
                 found = verdict(text, "postgresql")
-                effect = router.effect(found) if found.functions else found.effect
+                effect = router.gate.effect(found) if found.functions else found.effect
                 if effect is Effect.READ:
-                    router._decide(Unit(None, router.requirement(None)), None)
+                    router._decide(Unit(None, router.gate.requirement(None)), None)
 
         def explain() -> None:
             for _ in calls:

@@ -51,6 +51,26 @@ class WaitedForWriter:
 
 
 @dataclass(frozen=True, slots=True)
+class RunAgain:
+    """A unit of run_transaction failed and is being run again. number: of the run that failed. error: its class."""
+
+    number: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class CommitResolved:
+    """The answer to a COMMIT was lost, and the newest writer was asked. seconds: how long that took.
+
+    outcome: "committed", "not committed" or "cannot be known".
+    """
+
+    instance: str
+    outcome: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceUp:
     """An instance answers (again)."""
 
@@ -98,6 +118,8 @@ Event = (
     | Repeated
     | Learned
     | WaitedForWriter
+    | RunAgain
+    | CommitResolved
     | InstanceUp
     | InstanceDown
     | WriterChanged

@@ -1,17 +1,26 @@
-"""What to do when a statement fails: a table from what failed to an action. Pure; who sleeps and who sends is elsewhere."""
+"""What to do when something fails: a table from what failed, and how far the unit was, to an action.
+
+Pure; who sleeps, repeats and asks is elsewhere. docs/failures.md is this table, rendered.
+"""
 
 from __future__ import annotations
 
 import enum
+from typing import NamedTuple
 
 
 class Failure(enum.Enum):
     """What kind of failure an exception stands for. The server modules say which of theirs is which."""
 
     CONNECT = "no connection could be made"
+    BUSY = "the instance has no room for one more connection"
     LOST = "the connection was lost"
+    BROKEN = "the instance failed inside: its disk, its memory, an internal error"
     CONFLICT = "the reader cancelled the statement because replay needed its rows gone"
-    READ_ONLY = "the instance is read-only, or cannot do this while it replays"
+    READ_ONLY = "the instance is read-only"
+    NOT_HERE = "the instance cannot do this, as a reader or at all"
+    SERIALIZATION = "the transaction could not be serialized with others"
+    DEADLOCK = "the transaction was the victim of a deadlock"
     REFUSED = "the credentials or the database were refused"
     OTHER = "the statement's own fault"
 
@@ -22,31 +31,48 @@ class Action(enum.Enum):
     REPEAT_ELSEWHERE = "repeat on another instance"
     TO_WRITER = "move the unit to the writer and repeat there"
     WAIT_FOR_WRITER = "wait for a writer, then try again"
+    RESOLVE = "find out what became of the COMMIT"
+    RUN_AGAIN = "raise; run_transaction runs the unit again"
     RAISE = "raise"
 
 
 class Phase(enum.Enum):
-    """How far the unit was.
+    """How far the unit was."""
 
-    FRESH_READ: on a reader, and nothing of the unit would be lost with the connection: autocommit, or READ COMMITTED reads only.
-    BOUND_READ: on a reader, in a transaction whose snapshot or settings cannot be had elsewhere.
-    ENTERING_WRITER: connecting to the writer; nothing was sent.
-    ON_WRITER: in a transaction on the writer.
-    """
+    READER_CONNECTING = "connecting to a reader"
+    READER_UNSENT = "on a reader, nothing sent yet"
+    READ = "a read in flight, nothing of the unit is lost with the connection"
+    READER_TRANSACTION = "a statement in flight in a reader's transaction"
+    WRITER_CONNECTING = "connecting to the writer"
+    WRITER_UNSENT = "on the writer, nothing sent yet"
+    WRITER_STATEMENT = "a statement in flight in the writer's transaction"
+    COMMIT = "COMMIT in flight"
 
-    FRESH_READ = "reads that could go on elsewhere"
-    BOUND_READ = "a transaction on a reader"
-    ENTERING_WRITER = "connecting to the writer"
-    ON_WRITER = "a transaction on the writer"
 
+_BEFORE_READER = (Phase.READER_CONNECTING, Phase.READER_UNSENT)
+_BEFORE_WRITER = (Phase.WRITER_CONNECTING, Phase.WRITER_UNSENT)
+_IN_TRANSACTION = (Phase.READER_TRANSACTION, Phase.WRITER_STATEMENT)
+_A = Action
+
+_ROWS: tuple[tuple[tuple[Failure, ...], tuple[Phase, ...], Action], ...] = (
+    # Nothing was sent: the next instance, or the next writer, will do.
+    ((Failure.CONNECT, Failure.BUSY, Failure.LOST, Failure.BROKEN), _BEFORE_READER, _A.REPEAT_ELSEWHERE),
+    ((Failure.CONNECT, Failure.BUSY, Failure.LOST), _BEFORE_WRITER, _A.WAIT_FOR_WRITER),
+    # A read that took nothing with it.
+    ((Failure.LOST, Failure.BROKEN, Failure.CONFLICT), (Phase.READ,), _A.REPEAT_ELSEWHERE),
+    ((Failure.READ_ONLY, Failure.NOT_HERE), (Phase.READ,), _A.TO_WRITER),
+    # A transaction that is gone, and certainly did not commit.
+    ((Failure.LOST,), _IN_TRANSACTION, _A.RUN_AGAIN),
+    ((Failure.SERIALIZATION, Failure.DEADLOCK), (Phase.READ, *_IN_TRANSACTION), _A.RUN_AGAIN),
+    ((Failure.CONFLICT, Failure.BROKEN), (Phase.READER_TRANSACTION,), _A.RUN_AGAIN),
+    ((Failure.READ_ONLY,), (Phase.WRITER_STATEMENT,), _A.RUN_AGAIN),  # it is the writer no longer
+    # An answer that says no, and an answer that never came.
+    ((Failure.SERIALIZATION, Failure.DEADLOCK, Failure.READ_ONLY), (Phase.COMMIT,), _A.RUN_AGAIN),
+    ((Failure.LOST,), (Phase.COMMIT,), _A.RESOLVE),
+)
 
 TABLE: dict[tuple[Failure, Phase], Action] = {
-    (Failure.CONNECT, Phase.FRESH_READ): Action.REPEAT_ELSEWHERE,
-    (Failure.LOST, Phase.FRESH_READ): Action.REPEAT_ELSEWHERE,
-    (Failure.CONFLICT, Phase.FRESH_READ): Action.REPEAT_ELSEWHERE,
-    (Failure.READ_ONLY, Phase.FRESH_READ): Action.TO_WRITER,
-    (Failure.CONNECT, Phase.ENTERING_WRITER): Action.WAIT_FOR_WRITER,
-    (Failure.LOST, Phase.ENTERING_WRITER): Action.WAIT_FOR_WRITER,
+    (failure, phase): action for failures, phases, action in _ROWS for failure in failures for phase in phases
 }
 """Every pair that is not here raises."""
 
@@ -57,3 +83,43 @@ SUSPICIOUS = frozenset({Failure.CONNECT, Failure.LOST})
 def decide(failure: Failure, phase: Phase) -> Action:
     """The action for a failure in a phase."""
     return TABLE.get((failure, phase), Action.RAISE)
+
+
+class Facts(NamedTuple):
+    """What is known of a failed call.
+
+    failure: what kind it was. sent: whether anything of it may have reached a server. outcome_known: whether it is known what
+    the servers made of it. safe_to_repeat: whether the unit that met it may be run again, from its beginning, without doing
+    anything twice.
+    """
+
+    failure: Failure
+    sent: bool
+    outcome_known: bool
+    safe_to_repeat: bool
+
+
+def facts(failure: Failure, phase: Phase) -> Facts:
+    """What a failure in a phase means for whoever made the call."""
+    action = decide(failure, phase)
+    return Facts(
+        failure,
+        sent=phase not in (*_BEFORE_READER, *_BEFORE_WRITER),
+        outcome_known=action is not Action.RESOLVE,
+        safe_to_repeat=action not in (Action.RESOLVE, Action.RAISE),
+    )
+
+
+def as_markdown() -> str:
+    """The table, for docs/failures.md: a row for each failure, a column for each phase."""
+    lines = [
+        f"| | {' | '.join(phase.value for phase in Phase)} |",
+        f"|---|{'---|' * len(Phase)}",
+        *(f"| **{failure.value}** | {' | '.join(_cell(failure, phase) for phase in Phase)} |" for failure in Failure),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(failure: Failure, phase: Phase) -> str:
+    action = TABLE.get((failure, phase))
+    return "" if action is None else action.value

@@ -42,6 +42,7 @@ class Verdict:
     known: the answer if every unknown function were harmless; equal to `effect` where nothing is undecidable.
     functions: the unknown functions, lower case unless quoted, `schema.name` where the text says so; empty
         where `known` equals `effect`. A quoted name that contains a dot or a quote keeps its quotes.
+    ends: it may end a transaction by itself: COMMIT, ROLLBACK, and what cannot be read.
     hint: what a comment `/*@writer*/` or `/*@reader*/` asks for; it changes nothing else here. If the text
         has both, the writer.
     """
@@ -50,6 +51,7 @@ class Verdict:
     known: Effect
     functions: frozenset[str] = frozenset()
     hint: Hint | None = None
+    ends: bool = False
 
     def effect_given(self, read_only_functions: Container[str]) -> Effect:
         """The effect when the functions named are known to be harmless.
@@ -188,6 +190,7 @@ _GRAMMAR_AFTER: Final[Mapping[str, frozenset[str]]] = {
     "zone": frozenset({"time"}),
 }
 
+_ENDS: Final = frozenset({"abort", "commit", "end", "rollback"})
 _QUERY_HEADS: Final = frozenset({"select", "table", "values", "with"})
 _CHANGES: Final = frozenset({"delete", "insert", "merge", "update"})
 _LOCK_STRENGTHS: Final = frozenset({"key", "no", "share", "update"})
@@ -216,13 +219,14 @@ _EXPLAIN_OPTIONS: Final = frozenset(
 class _Reading:
     """One text cut into tokens; `functions` collects the calls that nobody vouches for."""
 
-    __slots__ = ("dialect", "functions", "low", "raw")
+    __slots__ = ("dialect", "ends", "functions", "low", "raw")
 
     def __init__(self, raw: list[str], low: list[str], dialect: _Dialect) -> None:
         self.raw = raw
         self.low = low  # folded to lower case, literals and quoted names too: those keep their quotes
         self.dialect = dialect
         self.functions: set[str] = set()
+        self.ends = False
 
     def statements(self) -> Iterator[Effect]:
         """The effect of each statement between semicolons."""
@@ -238,6 +242,8 @@ class _Reading:
         if start == stop:
             return Effect.READ  # truly nothing: the server does nothing
         head = self.low[start]
+        if head in _ENDS and "to" not in self.low[start:stop]:  # ROLLBACK TO a savepoint
+            self.ends = True
         if head == "(" or head in _QUERY_HEADS:
             return self.preparable(start, stop)
         handler = self.dialect.heads.get(head, Effect.WRITE)
@@ -415,6 +421,7 @@ class _Reading:
 
     def prepare(self, start: int, stop: int) -> Effect:
         if self.low[start] == "transaction":
+            self.ends = True
             return Effect.TRANSACTION
         return max(Effect.CONNECTION, self.preparable(self.find("as", start, stop) + 1, stop))
 
@@ -588,7 +595,7 @@ def _judge(sql: str, dialect_name: str) -> Verdict:
     if None in raw[-2:] and dialect.nested_comments and "/*" in sql:
         raw = _across_nested_comments(sql, dialect.pattern)
     if None in raw[-2:] or (dialect.backslash_doubt and _doubtful(sql, raw)):
-        return Verdict(Effect.WRITE, Effect.WRITE)
+        return Verdict(Effect.WRITE, Effect.WRITE, ends=True)
     hint: Hint | None = None
     if "/*" in sql:
         raw, hint = _without_comments(raw)
@@ -598,8 +605,8 @@ def _judge(sql: str, dialect_name: str) -> Verdict:
     reading = _Reading(raw, low, dialect)
     known = max(reading.statements())
     if known is Effect.WRITE or not reading.functions:
-        return Verdict(known, known, hint=hint)
-    return Verdict(Effect.WRITE, known, frozenset(reading.functions), hint)
+        return Verdict(known, known, hint=hint, ends=reading.ends)
+    return Verdict(Effect.WRITE, known, frozenset(reading.functions), hint, reading.ends)
 
 
 _cached = lru_cache(maxsize=_CACHE_SIZE)(_judge)

@@ -25,9 +25,10 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 
 from aurora_router.core import events
 from aurora_router.errors import RouterError
+from aurora_router.gate import Consistency
 from aurora_router.local.demo_view import Picture, Row, Summary, View
 from aurora_router.local.postgres import PostgresCluster
-from aurora_router.router import Consistency, Router
+from aurora_router.router import Router
 from aurora_router.session import RoutingSession
 
 CUSTOMERS = 100

@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from aurora_router.core.commits import Evidence, Note
 from aurora_router.core.failures import Failure
 from aurora_router.core.positions import WalPosition, end_of_record, parse_lsn
-from aurora_router.core.topology import Role, Server, ServerId, Silence
+from aurora_router.core.topology import Instance, Role, Server, ServerId, Silence, Topology
 
 DIALECT = "postgresql"
 DRIVER = "psycopg"
@@ -52,6 +53,36 @@ PROBE = f"""{IDENTITY},
   extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8"""  # noqa: S608 - nothing of anybody's is in it
 """Everything that an observation needs, one round trip. received_tli wants pg_monitor (or pg_read_all_stats): without it a
 reader's epoch is only known from its last restart point, so that after a promotion it serves again minutes later."""
+
+NOTE = "SELECT txid_current_if_assigned(), pg_current_wal_insert_lsn()::text, pg_last_wal_replay_lsn()::text"
+"""What is noted of a transaction before its COMMIT; none of it needs a privilege."""
+
+EVIDENCE = f"""{IDENTITY},
+  CASE WHEN pg_is_in_recovery() THEN NULL ELSE substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END,
+  pg_last_wal_replay_lsn()::text,
+  CASE WHEN NOT pg_is_in_recovery() AND %(xid)s < txid_snapshot_xmax(txid_current_snapshot())
+       THEN txid_status(%(xid)s) END"""
+"""What a server says of a noted transaction; txid_status() raises for an xid that has not been given out yet."""
+
+END_IDLE = """
+SELECT pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
+ WHERE backend_xid::text::bigint = %(xid)s & 4294967295 AND state = 'idle in transaction'"""
+"""End a transaction that waits for a COMMIT which was lost on its way; it holds its locks until the server notices."""
+
+COMMITS = "aurora_router_commits"
+CREATE_COMMITS = (
+    f"CREATE TABLE IF NOT EXISTS {COMMITS} ("
+    "id uuid PRIMARY KEY, committed boolean NOT NULL DEFAULT true, at timestamptz NOT NULL DEFAULT now())",
+    f"CREATE INDEX IF NOT EXISTS {COMMITS}_at ON {COMMITS} (at)",
+)
+SIGN = f"INSERT INTO {COMMITS} (id) VALUES (%(id)s)"  # noqa: S608 - a constant
+"""Written in the transaction that is to be found again."""
+FENCE = f"INSERT INTO {COMMITS} (id, committed) VALUES (%(id)s, false) ON CONFLICT DO NOTHING"  # noqa: S608 - a constant
+"""Waits for a transaction that is still under way with this id, and keeps one that is yet to come from committing."""
+SIGNED = f"SELECT committed FROM {COMMITS} WHERE id = %(id)s"  # noqa: S608 - a constant
+PRUNE = f"""
+DELETE FROM {COMMITS} WHERE id IN (
+  SELECT id FROM {COMMITS} WHERE at < now() - interval '1 day' ORDER BY at LIMIT 1000 FOR UPDATE SKIP LOCKED)"""  # noqa: S608
 
 FUNCTIONS = """
 SELECT n.nspname, p.proname,
@@ -141,15 +172,43 @@ def parse_probe(row: Sequence[Any], *, asynchronous_commits: bool) -> Server:
     return Server(identity, role, epoch, position, lag, isolation)
 
 
+def is_missing_table(error: Exception) -> bool:
+    """Whether the driver's error says that a table does not exist."""
+    return getattr(error, "sqlstate", None) == "42P01"
+
+
+def parse_note(row: Sequence[Any], writer: Instance, topology: Topology) -> Note:
+    """The answer to NOTE by the writer of this topology."""
+    xid, inserted, recovered = row
+    return Note(
+        xid,
+        WalPosition(writer.epoch, parse_lsn(inserted)),
+        None if recovered is None else parse_lsn(recovered),
+        next(iter(writer.servers)),
+        frozenset().union(*(reader.servers for reader in topology.readers)),
+    )
+
+
+def parse_evidence(row: Sequence[Any]) -> Evidence | None:
+    """The answer to EVIDENCE; None when the server is not the writer. Raises Unsuitable."""
+    identity, role = parse_identity(row)
+    timeline, recovered, status = row[6:]
+    if role is not Role.WRITER:
+        return None
+    return Evidence(identity, int(timeline, 16), None if recovered is None else parse_lsn(recovered), status)
+
+
 def _bytes(setting: str) -> int:
     """A size as PostgreSQL shows it: 16MB, 1GB."""
     units = {"kB": 1024, "MB": 1024**2, "GB": 1024**3}
     return int(setting[:-2]) * units[setting[-2:]] if setting[-2:] in units else int(setting)
 
 
+_TRANSIENT = {"40001": Failure.SERIALIZATION, "40P01": Failure.DEADLOCK}
 _REFUSED = frozenset({"28000", "28P01", "3D000", "42501", "0P000"})
-_READ_ONLY = frozenset({"25006", "0A000", "55000"})
-_DOWN = frozenset({"57P01", "57P02", "57P03", "57P05", "58000", "58030", "58P01"})
+_NOT_HERE = frozenset({"0A000", "55000"})
+_DOWN = frozenset({"57P01", "57P02", "57P03", "57P05"})
+_BROKEN = ("53100", "53200", "58", "XX")  # disk full, out of memory, system errors, internal errors
 
 
 def failure(sqlstate: str | None, message: str, *, disconnected: bool) -> Failure:
@@ -160,13 +219,19 @@ def failure(sqlstate: str | None, message: str, *, disconnected: bool) -> Failur
     """
     if sqlstate in _REFUSED:
         return Failure.REFUSED
-    if sqlstate in _READ_ONLY or (sqlstate == "XX000" and "recovery" in message):
+    if sqlstate in _NOT_HERE:
+        return Failure.NOT_HERE
+    if sqlstate == "25006" or (sqlstate == "XX000" and "recovery" in message):
         return Failure.READ_ONLY  # XX000 "cannot assign TransactionIds during recovery" is a reader's, too
-    if sqlstate == "40001" and "recovery" in message:
+    if sqlstate in ("40001", "40P01") and "recovery" in message:
         return Failure.CONFLICT
+    if sqlstate == "53300":
+        return Failure.BUSY
     if disconnected or (sqlstate is not None and (sqlstate in _DOWN or sqlstate.startswith("08"))):
         return Failure.LOST
-    return Failure.OTHER
+    if sqlstate is not None and sqlstate.startswith(_BROKEN):
+        return Failure.BROKEN
+    return _TRANSIENT.get(sqlstate or "", Failure.OTHER)
 
 
 _REFUSALS = (

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import exc, func, insert, select, text
 from sqlalchemy.orm import sessionmaker
 
-from aurora_router import AmbiguousWriter, NoReaderAvailable, NoWriterAvailable, Role, Router, RoutingSession
+from aurora_router import AmbiguousWriter, NoReaderAvailable, NoWriterAvailable, OutcomeUnknown, Role, Router, RoutingSession
 from aurora_router.core import events
 from aurora_router.local import FaultProxy, PostgresCluster
 from tests.integration.shop import Item, Part, eventually, instance_id, place, until_readers_serve
@@ -348,7 +348,7 @@ def test_nothing_acknowledged_is_lost_and_nothing_is_stale_through_three_promoti
                     try:
                         s.execute(insert(Item).values(id=number, name="", stock=0))
                         s.commit()
-                    except exc.DBAPIError:
+                    except (exc.DBAPIError, OutcomeUnknown):
                         s.rollback()
                         continue
                     acknowledged.append(number)

@@ -1,0 +1,115 @@
+"""What became of a COMMIT whose answer was lost: what is noted before it, and asking the newest writer until it knows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Protocol
+from uuid import UUID, uuid4
+
+import tenacity
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
+
+from aurora_router.core.commits import Note, outcome
+from aurora_router.core.topology import Topology
+from aurora_router.errors import ConfigurationError, NoWriterAvailable, Outcome, WrongServer
+from aurora_router.unit import Unit
+
+
+class Ask(Protocol):
+    """A question about one transaction, for the newest writer."""
+
+    def __call__(self, connection: Connection) -> Outcome: ...
+
+
+def prepare(driver: Any, unit: Unit, server: ModuleType, topology: Topology) -> Ask | None:
+    """Note, in the transaction that is about to commit, what will tell its fate; None where the unit does not want to know.
+
+    driver: its connection. One round trip. Raises the driver's errors; nothing has been committed then.
+    """
+    if unit.check is None or unit.instance is None:
+        return None
+    with driver.cursor() as cursor:
+        if unit.check == "table":
+            signature = uuid4()
+            try:
+                cursor.execute(server.SIGN, {"id": signature})
+            except Exception as error:
+                if server.is_missing_table(error):
+                    raise ConfigurationError(
+                        f'commit_check="table" needs the table {server.COMMITS}, and {unit.instance.id} has none that this user '
+                        "sees; create it with `aurora-router init-commit-table URL` or router.init_commit_table()"
+                    ) from None
+                raise
+            return BySignature(signature, server)
+        cursor.execute(server.NOTE)
+        return ByXid(server.parse_note(cursor.fetchone(), unit.instance, topology), server)
+
+
+@dataclass(frozen=True, slots=True)
+class ByXid:
+    """Asks for the transaction by its id."""
+
+    note: Note
+    server: ModuleType
+
+    def __call__(self, connection: Connection) -> Outcome:
+        evidence = self.server.parse_evidence(connection.exec_driver_sql(self.server.EVIDENCE, {"xid": self.note.xid}).one())
+        if evidence is None:
+            return Outcome.PENDING  # it was about to be the writer, or has just ceased to be
+        found = outcome(self.note, evidence)
+        if found is Outcome.PENDING:
+            connection.exec_driver_sql(self.server.END_IDLE, {"xid": self.note.xid})
+        return found
+
+    def __str__(self) -> str:
+        if self.note.xid is None:
+            return "a transaction that has written nothing"
+        return f"transaction {self.note.xid}, noted at {self.note.position}"
+
+
+@dataclass(frozen=True, slots=True)
+class BySignature:
+    """Looks for the row that the transaction has written; where there is none, keeps it from coming."""
+
+    signature: UUID
+    server: ModuleType
+
+    def __call__(self, connection: Connection) -> Outcome:
+        with connection.begin():
+            connection.exec_driver_sql("SET LOCAL lock_timeout = '1s'")
+            connection.exec_driver_sql(self.server.FENCE, {"id": self.signature})
+        with connection.begin():
+            committed = connection.exec_driver_sql(self.server.SIGNED, {"id": self.signature}).scalar_one()
+        return Outcome.COMMITTED if committed else Outcome.NOT_COMMITTED
+
+    def __str__(self) -> str:
+        return f"a transaction with the row {self.signature} in {self.server.COMMITS}"
+
+
+def find_out(connect: Callable[[float], Connection], ask: Ask, timeout: float) -> Outcome:
+    """Ask on a connection to the newest writer until the answer is certain; UNKNOWN after `timeout` seconds.
+
+    connect: gives such a connection, within the seconds that are left.
+    """
+    deadline = time.monotonic() + timeout
+
+    def once() -> Outcome:
+        with connect(max(deadline - time.monotonic(), 0.0)) as connection:
+            return ask(connection)
+
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_result(lambda found: found is Outcome.PENDING)
+        | tenacity.retry_if_exception_type((DBAPIError, WrongServer)),
+        wait=tenacity.wait_random_exponential(multiplier=0.02, max=0.5),
+        stop=tenacity.stop_after_delay(timeout),
+        retry_error_callback=lambda _: Outcome.UNKNOWN,
+    )
+    try:
+        found: Outcome = retrying(once)
+    except NoWriterAvailable:  # for all the time that there was
+        return Outcome.UNKNOWN
+    return found

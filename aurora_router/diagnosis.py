@@ -1,0 +1,64 @@
+"""Which failure an exception stands for, and what that means for whoever made the call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import exc
+
+from aurora_router.core.failures import Facts, Failure, Phase, facts
+from aurora_router.errors import (
+    AmbiguousWriter,
+    NoReaderAvailable,
+    NoWriterAvailable,
+    OutcomeUnknown,
+    RouterError,
+    WrongServer,
+)
+from aurora_router.servers import postgresql
+
+FACTS = "aurora_router_facts"
+"""The attribute of an error that a router has looked at when it happened, and knows more of than the error tells."""
+
+
+def classify_error(error: BaseException) -> Facts:
+    """What is known of a failed call: whether anything was sent, whether the outcome is known, whether the unit that met the
+    error may be run again from its beginning.
+
+    error: from a router's session or connection, or any other error of SQLAlchemy or the driver; for the latter it is assumed
+    that statements run in a transaction.
+    """
+    if isinstance(error, RouterError):
+        return _of_router(error)
+    known: Facts | None = getattr(error, FACTS, None)
+    if known is not None:
+        return known
+    if isinstance(error, exc.PendingRollbackError):
+        return Facts(Failure.OTHER, sent=False, outcome_known=True, safe_to_repeat=False)
+    if isinstance(error, exc.DBAPIError):
+        original = error.orig
+        if error.statement is not None:
+            phase = Phase.WRITER_STATEMENT
+        else:
+            phase = Phase.COMMIT if error.connection_invalidated else Phase.WRITER_CONNECTING
+        return facts(driver_failure(original, disconnected=error.connection_invalidated, phase=phase), phase)
+    if hasattr(error, "sqlstate"):  # the driver's own
+        phase = Phase.WRITER_CONNECTING if getattr(error, "pgconn", None) is not None else Phase.WRITER_STATEMENT
+        lost = error.sqlstate is None and type(error).__name__ == "OperationalError"
+        return facts(driver_failure(error, disconnected=lost, phase=phase), phase)
+    return Facts(Failure.OTHER, sent=True, outcome_known=True, safe_to_repeat=False)
+
+
+def driver_failure(error: Any, *, disconnected: bool, phase: Phase = Phase.WRITER_STATEMENT) -> Failure:
+    """The failure that an error of the driver stands for. Without an SQLSTATE while connecting: there was nothing to be had."""
+    sqlstate = getattr(error, "sqlstate", None)
+    kind = postgresql.failure(sqlstate, str(error), disconnected=disconnected)
+    connecting = phase in (Phase.READER_CONNECTING, Phase.WRITER_CONNECTING)
+    return Failure.CONNECT if kind is Failure.OTHER and sqlstate is None and connecting else kind
+
+
+def _of_router(error: RouterError) -> Facts:
+    if isinstance(error, OutcomeUnknown):
+        return Facts(Failure.LOST, sent=True, outcome_known=False, safe_to_repeat=False)
+    passing = isinstance(error, NoWriterAvailable | NoReaderAvailable | AmbiguousWriter | WrongServer)
+    return Facts(Failure.CONNECT if passing else Failure.OTHER, error.sent, error.outcome_known, safe_to_repeat=passing)

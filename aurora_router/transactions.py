@@ -1,0 +1,128 @@
+"""Units that are run again when they fail for a reason that lies in the cluster and not in them."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+import tenacity
+from sqlalchemy.exc import PendingRollbackError
+from sqlalchemy.orm import Session
+from tenacity.stop import stop_base
+from tenacity.wait import wait_base
+
+from aurora_router.core.failures import Facts, Failure
+from aurora_router.diagnosis import FACTS
+from aurora_router.errors import AmbiguousWriter
+from aurora_router.unit import CommitCheck, Run
+
+S = TypeVar("S", bound=Session)
+
+WAIT = tenacity.wait_random_exponential(multiplier=0.02, max=2.0)
+READ_ONLY_RUNS = 3  # times that "read-only" may be the cluster's fault before it must be the transaction's own
+
+
+@runtime_checkable
+class Runnable(Protocol):
+    """A session whose units can belong to a run."""
+
+    router: Any
+
+    def run_under(self, run: Run, commit_check: CommitCheck | None) -> None: ...
+
+
+class Attempt(Generic[S]):
+    """One run of a unit: `with attempt as session:`, which commits at the end of the block.
+
+    Let the block come to its end: a `return` or `break` inside it leaves nobody to run it again.
+    """
+
+    def __init__(self, number: int, run: Run, make: Callable[[Run], S]) -> None:
+        self.number = number
+        self.error: Exception | None = None  # the one for which the unit is to be run again
+        self.ended = False  # the block has been left, and raised nothing
+        self._run = run
+        self._make = make
+        self._session: S | None = None
+
+    def __enter__(self) -> S:
+        self._session = self._make(self._run)
+        return self._session
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        session = self._session
+        assert session is not None
+        self._session = None
+        try:
+            if error is None:
+                session.commit()
+        except Exception as failed:
+            if not self._may_run_again(failed):
+                raise
+            self.error = failed
+        finally:
+            session.close()
+        if isinstance(error, Exception) and self._may_run_again(error):
+            self.error = error
+        self.ended = error is None or self.error is not None
+        return self.error is not None
+
+    def _may_run_again(self, error: Exception) -> bool:
+        if self._run.committed:
+            return False
+        if isinstance(error, AmbiguousWriter):
+            return True
+        last = self._run.failed
+        known: Facts | None = last if isinstance(error, PendingRollbackError) else getattr(error, FACTS, None)
+        if known is None or known is not last:
+            return False  # another database's error, or one that was met before and is an application's way of speaking
+        return known.safe_to_repeat and (known.failure is not Failure.READ_ONLY or self.number < READ_ONLY_RUNS)
+
+
+def attempts(
+    make: Callable[[Run], S],
+    deadline: float | None,
+    stop: stop_base,
+    wait: wait_base | None,
+    repeating: Callable[[int, BaseException], None],
+) -> Iterator[Attempt[S]]:
+    """Attempts until one comes to a good end, or `stop` says no more; then the last error is raised.
+
+    make: gives a new session for a run. deadline: monotonic seconds; None: time counts from the first failure. repeating: told of
+    the number of each run that failed and is followed by another, and of its error.
+    """
+    state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
+    while True:
+        attempt = Attempt(state.attempt_number, Run(deadline), make)
+        try:
+            yield attempt
+        except GeneratorExit:
+            if attempt.ended:
+                _left_early(attempt)
+            raise
+        error = attempt.error
+        if error is None:
+            return
+        if deadline is None and state.attempt_number == 1:
+            state.start_time = time.monotonic()
+        state.set_exception((type(error), error, error.__traceback__))
+        state.upcoming_sleep = (wait or WAIT)(state)
+        if stop(state):
+            raise error
+        repeating(attempt.number, error)
+        tenacity.nap.sleep(state.upcoming_sleep)
+        state.idle_for += state.upcoming_sleep
+        state.prepare_for_next_attempt()
+
+
+def _left_early(attempt: Attempt[Any]) -> None:
+    if attempt.error is not None:
+        raise attempt.error  # too late to run it again, and nobody may take it for done
+    warnings.warn(
+        "a block `with attempt as session:` was left by return or break; had its COMMIT failed, nobody could have run it again",
+        RuntimeWarning,
+        stacklevel=3,
+    )
