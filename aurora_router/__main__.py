@@ -1,4 +1,4 @@
-"""The command line: `aurora-router demo`, `topology` and `classify`; also `python -m aurora_router`.
+"""The command line: `aurora-router demo`, `topology`, `init-commit-table` and `classify`; also `python -m aurora_router`.
 
 A user's mistake is one line on stderr that says what to do: never a traceback, and never a password.
 """
@@ -24,9 +24,11 @@ except ModuleNotFoundError as missing:
     print(f"aurora-router: the command line needs {missing.name}: pip install 'aurora-router[cli]'", file=sys.stderr)
     raise SystemExit(2) from None
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from aurora_router.core.statements import Effect, Verdict, verdict
 from aurora_router.core.topology import Topology
-from aurora_router.errors import ConfigurationError
+from aurora_router.errors import ConfigurationError, RouterError
 from aurora_router.router import Router
 
 FINE, MISSED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
@@ -227,6 +229,27 @@ def _record(picture: Topology) -> dict[str, Any]:
     }
 
 
+# -- init-commit-table -----------------------------------------------------------------------------------------------
+
+
+@cli.command("init-commit-table", epilog=_EXIT_CODES)
+@click.argument("url", envvar="AURORA_ROUTER_URL")
+def init_commit_table(url: str) -> int:
+    """Create the table aurora_router_commits, which commit_check="table" of run_transaction() needs; none is lost that is there.
+
+    URL is what a Router takes; it must name the writer, among others. Its user is the one whose sessions write there, or grants
+    them INSERT, SELECT and DELETE on the table.
+
+    \b
+    aurora-router init-commit-table postgresql+psycopg://app:secret@db-1,db-2,db-3/shop
+    """
+    _need("psycopg", "postgresql")
+    with Router(url, failover_timeout=3) as router:
+        router.init_commit_table()
+    click.echo("aurora_router_commits is there")
+    return FINE
+
+
 # -- classify --------------------------------------------------------------------------------------------------------
 
 _EFFECTS = {
@@ -296,6 +319,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = cli.main(arguments, prog_name="aurora-router", standalone_mode=False)
     except ConfigurationError as error:
         return _mistake(str(error), MISTAKE)
+    except (RouterError, SQLAlchemyError) as error:
+        return _mistake(str(error).splitlines()[0], MISSED)
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "aurora-router"
         return _mistake(f"{error.format_message().rstrip('.')}; see {command} --help", error.exit_code)

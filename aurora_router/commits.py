@@ -34,9 +34,9 @@ def prepare(driver: Any, unit: Unit, server: ModuleType, topology: Topology) -> 
         return None
     with driver.cursor() as cursor:
         if unit.check == "table":
-            signature = uuid4()
+            signature = BySignature(uuid4(), time.monotonic(), server)
             try:
-                cursor.execute(server.SIGN, {"id": signature})
+                cursor.execute(server.SIGN, {"id": signature.id})
             except Exception as error:
                 if server.is_missing_table(error):
                     raise ConfigurationError(
@@ -44,7 +44,7 @@ def prepare(driver: Any, unit: Unit, server: ModuleType, topology: Topology) -> 
                         "sees; create it with `aurora-router init-commit-table URL` or router.init_commit_table()"
                     ) from None
                 raise
-            return BySignature(signature, server)
+            return signature
         cursor.execute(server.NOTE)
         return ByXid(server.parse_note(cursor.fetchone(), unit.instance, topology), server)
 
@@ -57,12 +57,20 @@ class ByXid:
     server: ModuleType
 
     def __call__(self, connection: Connection) -> Outcome:
-        evidence = self.server.parse_evidence(connection.exec_driver_sql(self.server.EVIDENCE, {"xid": self.note.xid}).one())
+        xid = {"xid": self.note.xid}
+        row = connection.exec_driver_sql(self.server.EVIDENCE).one()
+        try:
+            status = connection.exec_driver_sql(self.server.STATUS, xid).scalar_one()
+        except DBAPIError as error:
+            if not self.server.is_future_xid(error.orig):
+                raise
+            status = None
+        evidence = self.server.parse_evidence(row, status)
         if evidence is None:
             return Outcome.PENDING  # it was about to be the writer, or has just ceased to be
         found = outcome(self.note, evidence)
         if found is Outcome.PENDING:
-            connection.exec_driver_sql(self.server.END_IDLE, {"xid": self.note.xid})
+            connection.exec_driver_sql(self.server.END_IDLE, xid)
         return found
 
     def __str__(self) -> str:
@@ -73,21 +81,27 @@ class ByXid:
 
 @dataclass(frozen=True, slots=True)
 class BySignature:
-    """Looks for the row that the transaction has written; where there is none, keeps it from coming."""
+    """Looks for the row that the transaction has written; where there is none, keeps it from coming.
 
-    signature: UUID
+    written_at: monotonic seconds; rows are removed when they are old, and say nothing then.
+    """
+
+    id: UUID
+    written_at: float
     server: ModuleType
 
     def __call__(self, connection: Connection) -> Outcome:
+        if time.monotonic() - self.written_at > self.server.KEPT / 2:
+            return Outcome.UNKNOWN
         with connection.begin():
             connection.exec_driver_sql("SET LOCAL lock_timeout = '1s'")
-            connection.exec_driver_sql(self.server.FENCE, {"id": self.signature})
+            connection.exec_driver_sql(self.server.FENCE, {"id": self.id})
         with connection.begin():
-            committed = connection.exec_driver_sql(self.server.SIGNED, {"id": self.signature}).scalar_one()
+            committed = connection.exec_driver_sql(self.server.SIGNED, {"id": self.id}).scalar_one()
         return Outcome.COMMITTED if committed else Outcome.NOT_COMMITTED
 
     def __str__(self) -> str:
-        return f"a transaction with the row {self.signature} in {self.server.COMMITS}"
+        return f"a transaction with the row {self.id} in {self.server.COMMITS}"
 
 
 def find_out(connect: Callable[[float], Connection], ask: Ask, timeout: float) -> Outcome:

@@ -340,6 +340,14 @@ class Probe:
         except exc.SQLAlchemyError as error:
             raise probe_error(error, self._server) from None
 
+    def prune(self) -> bool:
+        """Remove old rows of the commit table; whether there may be more of them. Raises ProbeError."""
+        try:
+            removed = self._connection.exec_driver_sql(self._server.PRUNE).rowcount
+            return bool(removed >= self._server.PRUNED)
+        except exc.SQLAlchemyError as error:
+            raise probe_error(error, self._server) from None
+
     def cut(self) -> None:
         """Shut the socket; wakes a thread that waits for an answer."""
         with contextlib.suppress(OSError):

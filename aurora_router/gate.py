@@ -5,6 +5,7 @@ It judges the text that is really sent, notes in the unit what it does, and says
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -221,7 +222,14 @@ class Gate:
             send(raw)
             return
         self.commit_begins(unit)
-        ask = commits.prepare(raw.driver_connection, unit, self.server, self.monitor.topology)
+        if unit.check == "table":
+            self.monitor.prunes = True
+        try:
+            ask = commits.prepare(raw.driver_connection, unit, self.server, self.monitor.topology)
+        except Exception:
+            with contextlib.suppress(self.engines.driver_error):
+                raw.rollback()  # SQLAlchemy takes a COMMIT that failed for the end of the transaction
+            raise
         unit.committing = True
         try:
             send(raw)

@@ -25,6 +25,7 @@ SCOUT = 5.0  # the same for a reader endpoint, behind which other servers may st
 WRITERLESS = 0.5  # the same for all while there is no writer: its name may lead to another server by now
 FORGET = 60.0  # seconds after which a server behind a reader endpoint that no fresh connection reached is let go
 CATALOG = 30.0  # seconds between looks at the functions in the catalog
+PRUNE = 60.0  # seconds between looks for old rows of the commit table
 CATALOG_HURRY = 1.0  # the same when an unknown function was called
 LOOKS = 4  # fresh connections in a row when other servers may stand behind a reader endpoint
 STUCK = 4  # threads of one instance that may hang (in name resolution, say) before no more are started
@@ -43,6 +44,10 @@ class ProbeConnection(Protocol):
 
     def functions(self) -> frozenset[str]:
         """Names of user functions that do not write. Raises ProbeError."""
+        ...
+
+    def prune(self) -> bool:
+        """Remove old rows of the commit table; whether there may be more of them. Raises ProbeError."""
         ...
 
     def cut(self) -> None:
@@ -85,6 +90,8 @@ class Monitor:
             topology = pure.add(topology, instance)
         self.topology = self._initial = topology
         self.functions: frozenset[str] = frozenset()
+        self.prunes = False  # the commit table is in use, and is to be kept small
+        self.pruned_at = float("-inf")
         self._connect = connect
         self._changed = changed
         self._interval = interval
@@ -292,6 +299,10 @@ class Monitor:
             self._catalog_wanted = False
             return True
 
+    def _prune_due(self, watcher: _Watcher, now: float) -> bool:
+        writer = self.topology.writer
+        return self.prunes and writer is not None and writer.id == watcher.id and now - self.pruned_at >= PRUNE
+
 
 @dataclass(slots=True)
 class _Link:
@@ -412,15 +423,26 @@ class _Watcher:
                 if not self._reach(links):
                     break
         if self._current and links and self.monitor._catalog_due(self, now):
-            self._read_catalog(links[0])
+            self._aside(links[0], self._read_catalog, "the functions of %s could not be read: %s")
+        if self._current and links and self.monitor._prune_due(self, now):
+            self._aside(links[0], self._prune, "old rows of the commit table on %s could not be removed: %s")
 
-    def _read_catalog(self, link: _Link) -> None:
+    def _read_catalog(self, connection: ProbeConnection) -> None:
+        self.monitor.functions = connection.functions()
+
+    def _prune(self, connection: ProbeConnection) -> None:
+        self.monitor.pruned_at = time.monotonic()
+        if connection.prune():
+            self.monitor.pruned_at = float("-inf")
+
+    def _aside(self, link: _Link, errand: Callable[[ProbeConnection], None], failed: str) -> None:
+        """Have something else done on a probe's connection; it is cut like a probe when it takes too long."""
         self._asking = link
         self.asked_at = time.monotonic()
         try:
-            self.monitor.functions = link.connection.functions()
+            errand(link.connection)
         except ProbeError as error:
-            log.warning("the functions of %s could not be read: %s", self.id, error)
+            log.warning(failed, self.id, error)
         finally:
             self._asking = None
 

@@ -56,6 +56,8 @@ class FaultProxy:
         self._targets = _addresses(target)
         self._turn = 0
         self._held = False
+        self._losing: list[_Loss] = []
+        self._half_open: list[socket.socket] = []
         self._links: set[_Link] = set()
         self._selector = selectors.DefaultSelector()
         self._listener: socket.socket | None = _listen((listen_host, listen_port))
@@ -120,11 +122,20 @@ class FaultProxy:
         self._do(reset)
         return len(links)
 
+    def lose(self, statement: str, *, answer: bool, half_open: bool = False, times: int = 1) -> None:
+        """Reset the connection on which the next PostgreSQL statement comes whose text contains `statement`.
+
+        answer: True: once the server has answered, so that only the answer is lost; False: before the server hears of it.
+        half_open: reset the client only; the server goes on to wait on its side, until `heal()`. times: how often.
+        """
+        self._do(lambda: setattr(self, "_losing", [_Loss(statement, answer, half_open)] * times))
+
     def heal(self) -> None:
-        """End a black hole and a refusal, and set the latency to 0."""
+        """End a black hole and a refusal, lose nothing any more, and set the latency to 0."""
 
         def heal() -> None:
-            self._held, self.latency = False, 0.0
+            self._held, self.latency, self._losing = False, 0.0, []
+            self._drop_half_open()
             for link in list(self._links):
                 if link.broken:
                     self._end(link, reset=True)
@@ -197,6 +208,7 @@ class FaultProxy:
                 self._deliver(link)
         for link in list(self._links):
             self._end(link, reset=False)
+        self._drop_half_open()
         self._shut_listener()
         self._selector.close()
         self._ear.close()
@@ -276,7 +288,8 @@ class FaultProxy:
                 self._watch(link)
                 return
             if data:
-                self._count(link, data, from_client=flow is there)
+                if self._count(link, data, from_client=flow is there):
+                    return
                 flow.put(data, time.monotonic() + self.latency)
             else:
                 flow.ended = True
@@ -346,17 +359,33 @@ class FaultProxy:
             self._selector.unregister(side)
         side.close()
 
-    def _count(self, link: _Link, data: bytes, *, from_client: bool) -> None:
+    def _count(self, link: _Link, data: bytes, *, from_client: bool) -> bool:
+        """Take note of data; whether it is to be lost, and its connection with it."""
         if from_client:
             link.asked = True
             for message in link.protocol.client_sent(data):
                 if message.statement is not None:
                     self.statements.append(message.statement)
+                    if self._losing and self._losing[0].statement in message.statement:
+                        link.loss = self._losing.pop(0)
                 self.syncs += message.sync
         else:
             link.protocol.server_sent(data)
             self.round_trips += link.asked
             link.asked = False
+        if link.loss is None or link.loss.answer is from_client:
+            return False
+        if link.loss.half_open and link.server is not None:
+            self._half_open.append(link.server)
+            with contextlib.suppress(KeyError, ValueError):
+                self._selector.unregister(link.server)
+            link.server = None
+        self._end(link, reset=True)
+        return True
+
+    def _drop_half_open(self) -> None:
+        while self._half_open:
+            self._half_open.pop().close()
 
 
 class _Flow:
@@ -377,6 +406,15 @@ class _Flow:
         self.size += len(data)
 
 
+@dataclass(frozen=True)
+class _Loss:
+    """A statement that is to be lost, or its answer."""
+
+    statement: str
+    answer: bool
+    half_open: bool
+
+
 @dataclass(eq=False)
 class _Link:
     """One connection through the proxy."""
@@ -387,6 +425,7 @@ class _Link:
     flows: tuple[_Flow, ...] = ()
     connected: bool = False
     broken: bool = False  # one side has reset it while nothing got through
+    loss: _Loss | None = None  # what is to be lost on it
     asked: bool = False  # the client has sent something since the server last did
     protocol: _PostgresReader = field(default_factory=lambda: _PostgresReader())
 

@@ -59,10 +59,9 @@ NOTE = "SELECT txid_current_if_assigned(), pg_current_wal_insert_lsn()::text, pg
 
 EVIDENCE = f"""{IDENTITY},
   CASE WHEN pg_is_in_recovery() THEN NULL ELSE substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END,
-  pg_last_wal_replay_lsn()::text,
-  CASE WHEN NOT pg_is_in_recovery() AND %(xid)s < txid_snapshot_xmax(txid_current_snapshot())
-       THEN txid_status(%(xid)s) END"""
-"""What a server says of a noted transaction; txid_status() raises for an xid that has not been given out yet."""
+  pg_last_wal_replay_lsn()::text"""
+STATUS = "SELECT txid_status(%(xid)s)"
+"""What a server says of itself, and then of a noted transaction. The latter fails where the xid has not been given out yet."""
 
 END_IDLE = """
 SELECT pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
@@ -80,9 +79,11 @@ SIGN = f"INSERT INTO {COMMITS} (id) VALUES (%(id)s)"  # noqa: S608 - a constant
 FENCE = f"INSERT INTO {COMMITS} (id, committed) VALUES (%(id)s, false) ON CONFLICT DO NOTHING"  # noqa: S608 - a constant
 """Waits for a transaction that is still under way with this id, and keeps one that is yet to come from committing."""
 SIGNED = f"SELECT committed FROM {COMMITS} WHERE id = %(id)s"  # noqa: S608 - a constant
+KEPT = 3600  # seconds
+PRUNED = 10_000  # rows at once
 PRUNE = f"""
 DELETE FROM {COMMITS} WHERE id IN (
-  SELECT id FROM {COMMITS} WHERE at < now() - interval '1 day' ORDER BY at LIMIT 1000 FOR UPDATE SKIP LOCKED)"""  # noqa: S608
+  SELECT id FROM {COMMITS} WHERE at < now() - interval '{KEPT} s' ORDER BY at LIMIT {PRUNED} FOR UPDATE SKIP LOCKED)"""  # noqa: S608
 
 FUNCTIONS = """
 SELECT n.nspname, p.proname,
@@ -172,9 +173,14 @@ def parse_probe(row: Sequence[Any], *, asynchronous_commits: bool) -> Server:
     return Server(identity, role, epoch, position, lag, isolation)
 
 
-def is_missing_table(error: Exception) -> bool:
+def is_missing_table(error: BaseException | None) -> bool:
     """Whether the driver's error says that a table does not exist."""
     return getattr(error, "sqlstate", None) == "42P01"
+
+
+def is_future_xid(error: BaseException | None) -> bool:
+    """Whether the driver's error to STATUS says that the xid has not been given out yet."""
+    return getattr(error, "sqlstate", None) == "22023"
 
 
 def parse_note(row: Sequence[Any], writer: Instance, topology: Topology) -> Note:
@@ -189,10 +195,10 @@ def parse_note(row: Sequence[Any], writer: Instance, topology: Topology) -> Note
     )
 
 
-def parse_evidence(row: Sequence[Any]) -> Evidence | None:
-    """The answer to EVIDENCE; None when the server is not the writer. Raises Unsuitable."""
+def parse_evidence(row: Sequence[Any], status: str | None) -> Evidence | None:
+    """The answers to EVIDENCE and STATUS; None when the server is not the writer. Raises Unsuitable."""
     identity, role = parse_identity(row)
-    timeline, recovered, status = row[6:]
+    timeline, recovered = row[6:]
     if role is not Role.WRITER:
         return None
     return Evidence(identity, int(timeline, 16), None if recovered is None else parse_lsn(recovered), status)

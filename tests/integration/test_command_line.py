@@ -290,3 +290,18 @@ def test_the_demo_refuses_what_makes_no_sense_before_it_starts(arguments: tuple[
 
 def test_the_demo_says_when_there_are_no_servers_to_run(tmp_path: Path) -> None:
     assert "must be the bin directory of PostgreSQL servers" in mistake(process("demo", PGBIN=str(tmp_path)), code=1)
+
+
+def test_the_commit_table_is_made_once_and_may_be_asked_for_again(cluster: PostgresCluster) -> None:
+    hosts = ",".join(i.address for i in cluster.instances)
+    url = cluster.url.replace(cluster.writer.address, hosts)
+    for _ in range(2):
+        done = aurora_router("init-commit-table", url)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "aurora_router_commits is there\n", "")
+    assert cluster.execute("SELECT count(*) FROM aurora_router_commits") is not None
+
+
+def test_a_commit_table_that_cannot_be_made_is_one_line(cluster: PostgresCluster) -> None:
+    reader = cluster.readers[0]
+    said = mistake(aurora_router("init-commit-table", reader.url), 1)
+    assert "no writer" in said

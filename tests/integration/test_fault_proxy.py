@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from aurora_router.local import FaultProxy, PostgresCluster
+from tests.integration.shop import eventually
 
 
 class Echo:
@@ -251,3 +252,32 @@ def test_a_black_hole_hangs_a_query_and_a_reset_wakes_it(cluster: PostgresCluste
             connection.execute("SELECT 1")
         assert time.monotonic() - started >= 0.2
         timer.join()
+
+
+@pytest.mark.parametrize(("answer", "there"), [(False, 0), (True, 1)])
+def test_a_lost_statement_did_not_happen_and_one_whose_answer_is_lost_did(
+    cluster: PostgresCluster, wire: FaultProxy, answer: bool, there: int
+) -> None:
+    cluster.execute("CREATE TABLE IF NOT EXISTS lost (n int); TRUNCATE lost")
+    with connect(cluster, wire, autocommit=False) as connection:
+        connection.execute("INSERT INTO lost VALUES (1)")
+        wire.lose("COMMIT", answer=answer)
+        with pytest.raises(psycopg.OperationalError):
+            connection.commit()
+    eventually(lambda: cluster.execute("SELECT count(*) FROM pg_locks WHERE relation = 'lost'::regclass") == [(0,)])
+    assert cluster.execute("SELECT count(*) FROM lost") == [(there,)]
+    with connect(cluster, wire) as connection:  # that was all
+        connection.execute("COMMIT")
+
+
+def test_a_half_open_connection_stays_open_on_the_servers_side_until_it_is_healed(
+    cluster: PostgresCluster, wire: FaultProxy
+) -> None:
+    with connect(cluster, wire) as connection:
+        pid = connection.info.backend_pid
+        wire.lose("SELECT 1", answer=True, half_open=True)
+        with pytest.raises(psycopg.OperationalError):
+            connection.execute("SELECT 1")
+    assert cluster.execute("SELECT count(*) FROM pg_stat_activity WHERE pid = %s", pid) == [(1,)]
+    wire.heal()
+    eventually(lambda: cluster.execute("SELECT count(*) FROM pg_stat_activity WHERE pid = %s", pid) == [(0,)])

@@ -7,13 +7,18 @@ from sqlalchemy import Select, insert, select, text
 from sqlalchemy.engine import URL, Connection, Engine, ScalarResult
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from sqlalchemy.pool import PoolProxiedConnection
+from tenacity import stop_after_attempt, wait_none
 
 from aurora_router import (
     Decision,
     Effect,
+    Facts,
+    Failure,
     Instance,
     NoReaderAvailable,
     NoWriterAvailable,
+    Outcome,
+    OutcomeUnknown,
     Reason,
     Role,
     Router,
@@ -22,6 +27,7 @@ from aurora_router import (
     RoutingSession,
     Topology,
     classify,
+    classify_error,
 )
 from aurora_router.core import events
 from aurora_router.core.selection import Load
@@ -190,3 +196,31 @@ def errors(error: RouterError) -> Mapping[str, object]:
     if isinstance(error, NoReaderAvailable):
         assert_type(error.said, tuple[str, ...])
     return {"error": error}
+
+
+def runs(router: Router, Session: sessionmaker[RoutingSession]) -> None:
+    def named(s: RoutingSession) -> str:
+        return s.get_one(Item, 1).name
+
+    assert_type(router.run_transaction(Session, named), str)
+    router.run_transaction(Session, named, deadline=5.0, stop=stop_after_attempt(3), wait=wait_none(), commit_check="table")
+    for attempt in router.attempts(Session, commit_check=None):
+        with attempt as s:
+            assert_type(s, RoutingSession)
+
+    @router.transactional(Session, deadline=5.0)
+    def rename(s: RoutingSession, number: int, *, name: str) -> int:
+        s.get_one(Item, number).name = name
+        return number
+
+    assert_type(rename(1, name="new"), int)
+    try:
+        rename(2, name="newer")
+    except OutcomeUnknown as error:
+        assert_type(error.resolve(timeout=5.0), Outcome)
+        known = classify_error(error)
+        assert_type(known, Facts)
+        assert_type(known.failure, Failure)
+        assert_type(known.safe_to_repeat, bool)
+    sessionmaker(class_=RoutingSession, router=router, commit_check="xid")
+    router.init_commit_table()

@@ -8,7 +8,7 @@ from aurora_router.core.commits import Evidence, Note, outcome
 from aurora_router.core.positions import WalPosition
 from aurora_router.core.topology import Instance, Role, ServerId, Topology
 from aurora_router.errors import Outcome
-from aurora_router.servers.postgresql import is_missing_table, parse_evidence, parse_note
+from aurora_router.servers.postgresql import is_future_xid, is_missing_table, parse_evidence, parse_note
 
 OLD = ServerId("1", "10.0.0.1", 5432, "100")
 READER = ServerId("1", "10.0.0.2", 5432, "200")
@@ -93,9 +93,9 @@ def test_a_note_is_read_with_the_epoch_of_its_writer_and_the_readers_of_that_mom
 
 def test_evidence_is_read_from_a_writer_and_from_no_reader():
     identity = (180000, "1", "10.0.0.1", 5432, "100")
-    assert parse_evidence((*identity, False, "0000000A", "0/3E8", "committed")) == Evidence(OLD, 10, 1000, "committed")
-    assert parse_evidence((*identity, False, "00000003", None, None)) == Evidence(OLD, 3, None, None)
-    assert parse_evidence((*identity, True, None, "0/3E8", None)) is None
+    assert parse_evidence((*identity, False, "0000000A", "0/3E8"), "committed") == Evidence(OLD, 10, 1000, "committed")
+    assert parse_evidence((*identity, False, "00000003", None), None) == Evidence(OLD, 3, None, None)
+    assert parse_evidence((*identity, True, None, "0/3E8"), None) is None
 
 
 def test_only_an_undefined_table_is_a_missing_table():
@@ -104,3 +104,4 @@ def test_only_an_undefined_table_is_a_missing_table():
 
     assert is_missing_table(Undefined())
     assert not is_missing_table(ValueError())
+    assert not is_future_xid(Undefined())

@@ -1,0 +1,579 @@
+"""run_transaction: a unit is run again whatever is lost on the way, and what it does is done exactly once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+import tenacity
+from sqlalchemy import insert, text, update
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.orm import Session as PlainSession
+from sqlalchemy.orm import scoped_session, sessionmaker
+
+from aurora_router import (
+    ConfigurationError,
+    Failure,
+    NoWriterAvailable,
+    Outcome,
+    OutcomeUnknown,
+    Router,
+    RoutingSession,
+    classify_error,
+)
+from aurora_router.core import events
+from aurora_router.local import FaultProxy, LocalInstance, PostgresCluster
+from tests.integration.shop import Item, eventually, until_readers_serve
+
+MakeRouter = Callable[..., Router]
+RAISE = update(Item).where(Item.id == 1).values(stock=Item.stock + 1)
+NOTE = "txid_current_if_assigned"
+SIGN = "INSERT INTO aurora_router_commits"
+
+
+def sessions(router: Router, **options: object) -> sessionmaker[RoutingSession]:
+    return sessionmaker(class_=RoutingSession, router=router, **options)
+
+
+def raise_stock(s: RoutingSession) -> int:
+    """One more in stock; returns how many."""
+    item = s.get_one(Item, 1)
+    s.execute(RAISE)
+    s.refresh(item)
+    return item.stock
+
+
+def stock(cluster: PostgresCluster) -> int:
+    found: int = cluster.execute("SELECT stock FROM item WHERE id = 1")[0][0]
+    return found
+
+
+@pytest.fixture
+def proxy(cluster: PostgresCluster) -> Iterator[FaultProxy]:
+    """Between the router and the writer."""
+    with FaultProxy((cluster.writer.host, cluster.writer.port)) as between:
+        yield between
+
+
+@pytest.fixture
+def heard() -> list[events.Event]:
+    return []
+
+
+@pytest.fixture
+def router(cluster: PostgresCluster, proxy: FaultProxy, make_router: MakeRouter, heard: list[events.Event]) -> Router:
+    """Of the whole cluster, the writer through the proxy."""
+    url = cluster.url.replace(cluster.writer.address, proxy.address)
+    router = make_router(url, instances=[r.address for r in cluster.readers], listeners=[heard.append], failover_timeout=20.0)
+    until_readers_serve(router, 2)
+    router.init_commit_table()
+    return router
+
+
+def no_connection_is_left(router: Router) -> bool:
+    return all(router._engines.in_use(i.id) == 0 for i in router.topology)
+
+
+# -- what is lost on the way ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answer", [False, True], ids=["before the server hears of it", "after it has answered"])
+@pytest.mark.parametrize(
+    ("step", "check"),
+    [
+        ("BEGIN", "xid"),
+        ("UPDATE item", "xid"),
+        (NOTE, "xid"),
+        ("COMMIT", "xid"),
+        (SIGN, "table"),
+        ("COMMIT", "table"),
+    ],
+)
+def test_a_connection_lost_at_any_step_leaves_the_unit_done_exactly_once(
+    cluster: PostgresCluster, proxy: FaultProxy, router: Router, step: str, check: str, answer: bool
+) -> None:
+    proxy.lose(step, answer=answer)
+    assert router.run_transaction(sessions(router), raise_stock, commit_check=check) == 11
+    assert proxy._losing == [], "it was lost"
+    assert stock(cluster) == 11
+    assert no_connection_is_left(router)
+
+
+@pytest.mark.parametrize("check", ["xid", "table"])
+def test_commits_that_are_lost_again_and_again_are_each_found_out(
+    cluster: PostgresCluster, proxy: FaultProxy, router: Router, heard: list[events.Event], check: str
+) -> None:
+    proxy.lose("COMMIT", answer=False, times=3)
+    assert router.run_transaction(sessions(router), raise_stock, commit_check=check) == 11
+    assert stock(cluster) == 11
+    resolved = [e.outcome for e in heard if isinstance(e, events.CommitResolved)]
+    again = [e.number for e in heard if isinstance(e, events.RunAgain)]
+    assert set(resolved) == {"not committed"}
+    assert again == list(range(1, len(resolved) + 1))
+    assert proxy._losing == [], "the commit table's own COMMITs were lost, too, where it was asked"
+
+
+@pytest.mark.parametrize("check", ["xid", "table"])
+def test_a_transaction_that_waits_for_a_commit_that_never_comes_is_ended_and_run_again(
+    cluster: PostgresCluster, proxy: FaultProxy, router: Router, check: str
+) -> None:
+    proxy.lose("COMMIT", answer=False, half_open=True)
+    if check == "table":  # it waits for the other transaction until the server notices, or somebody ends it
+        cluster.execute("ALTER ROLE app SET idle_in_transaction_session_timeout = '1s'")
+        router._engines.discard(router.topology.writer.id, cut=True)  # type: ignore[union-attr]
+    try:
+        assert router.run_transaction(sessions(router), raise_stock, commit_check=check) == 11
+    finally:
+        cluster.execute("ALTER ROLE app RESET idle_in_transaction_session_timeout")
+    assert stock(cluster) == 11
+
+
+@pytest.mark.parametrize("answer", [False, True])
+def test_without_a_check_the_outcome_is_unknown_and_nothing_is_run_again(
+    cluster: PostgresCluster, proxy: FaultProxy, router: Router, answer: bool
+) -> None:
+    runs: list[int] = []
+
+    def count(s: RoutingSession) -> None:
+        runs.append(raise_stock(s))
+
+    proxy.lose("COMMIT", answer=answer)
+    with pytest.raises(OutcomeUnknown) as caught:
+        router.run_transaction(sessions(router), count, commit_check=None)
+    assert runs == [11]
+    assert caught.value.instance == proxy.address
+    assert caught.value.resolve() is Outcome.UNKNOWN
+    known = classify_error(caught.value)
+    assert (known.sent, known.outcome_known, known.safe_to_repeat) == (True, False, False)
+    eventually(lambda: stock(cluster) == (11 if answer else 10))
+    assert no_connection_is_left(router)
+
+
+@pytest.mark.parametrize("check", ["xid", "table"])
+@pytest.mark.parametrize(("answer", "truth"), [(False, Outcome.NOT_COMMITTED), (True, Outcome.COMMITTED)])
+def test_a_plain_session_that_notes_its_commits_can_find_out_what_became_of_them(
+    proxy: FaultProxy, router: Router, check: str, answer: bool, truth: Outcome
+) -> None:
+    with sessions(router, commit_check=check)() as s:
+        s.execute(RAISE)
+        proxy.lose("COMMIT", answer=answer)
+        with pytest.raises(OutcomeUnknown) as caught:
+            s.commit()
+        assert caught.value.resolve() is truth
+        s.rollback()
+        assert s.get_one(Item, 1).stock == (11 if answer else 10), "the session goes on"
+    assert no_connection_is_left(router)
+
+
+def test_an_interrupted_commit_of_a_plain_session_says_that_nothing_was_noted(proxy: FaultProxy, router: Router) -> None:
+    with sessions(router)() as s:
+        s.execute(RAISE)
+        proxy.lose("COMMIT", answer=True)
+        with pytest.raises(OutcomeUnknown, match="commit_check") as caught:
+            s.commit()
+    assert caught.value.resolve() is Outcome.UNKNOWN
+    assert isinstance(caught.value.__cause__, router._engines.driver_error)
+
+
+def test_an_interrupted_commit_of_a_connection_is_of_unknown_outcome_too(proxy: FaultProxy, router: Router) -> None:
+    with router.connect() as connection:
+        connection.execute(RAISE)
+        proxy.lose("COMMIT", answer=True)
+        with pytest.raises(OutcomeUnknown):
+            connection.commit()
+    assert no_connection_is_left(router)
+
+
+def test_a_lost_commit_of_a_unit_that_only_read_is_nothing(proxy: FaultProxy, router: Router) -> None:
+    proxy.lose("COMMIT", answer=True)
+
+    def read(s: RoutingSession) -> int:
+        s.execute(text("/*@writer*/ SELECT 1"))
+        return s.get_one(Item, 1).stock
+
+    assert router.run_transaction(sessions(router), read) == 10
+    assert proxy._losing == []
+
+
+def test_the_same_transaction_id_used_by_another_transaction_after_a_failover_is_not_taken_for_this_one(
+    aurora_cluster_factory: Callable[..., PostgresCluster],
+) -> None:
+    cluster = aurora_cluster_factory(readers=1)
+    cluster.execute("CREATE TABLE item (id bigint PRIMARY KEY, name text DEFAULT '', stock int DEFAULT 0)")
+    cluster.execute("CREATE TABLE other (n int); INSERT INTO item VALUES (1, '', 10); GRANT ALL ON item, other TO app")
+    cluster.wait_in_sync()
+    old, reader = cluster.writer, cluster.readers[0]
+    with FaultProxy((old.host, old.port)) as proxy:
+        url = cluster.url.replace(old.address, proxy.address)
+        with Router(url, instances=[reader.address]) as router:
+            until_readers_serve(router, 1)
+            cut_off(cluster, reader)
+            with sessions(router, commit_check="xid")() as s:
+                s.execute(RAISE)
+                (xid,) = s.execute(text("SELECT txid_current()")).one()
+                proxy.lose("COMMIT", answer=True)
+                with pytest.raises(OutcomeUnknown, match=str(xid)) as caught:
+                    s.commit()
+            cluster.kill(old)
+            cluster.promote(reader)
+            used = 0
+            while used <= xid:
+                ((used,),) = cluster.execute("INSERT INTO other VALUES (1) RETURNING txid_current()")
+            assert cluster.execute("SELECT txid_status(%s)", xid) == [("committed",)], "the trap: it is another transaction's"
+            assert caught.value.resolve() is Outcome.NOT_COMMITTED
+            assert stock(cluster) == 10
+    cluster.stop()
+
+
+def cut_off(cluster: PostgresCluster, reader: LocalInstance) -> None:
+    """The reader goes on, and receives nothing any more."""
+    for statement in ("ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()"):
+        cluster.execute(statement, instance=reader)
+    eventually(lambda: cluster.execute("SELECT count(*) FROM pg_stat_wal_receiver", instance=reader) == [(0,)])
+
+
+def test_two_promotions_later_nothing_can_be_known_and_nothing_is_guessed(
+    aurora_cluster_factory: Callable[..., PostgresCluster],
+) -> None:
+    cluster = aurora_cluster_factory(readers=2)
+    cluster.execute("CREATE TABLE item (id bigint PRIMARY KEY, name text DEFAULT '', stock int DEFAULT 0)")
+    cluster.execute("INSERT INTO item VALUES (1, '', 10); GRANT ALL ON item TO app")
+    cluster.wait_in_sync()
+    old, (second, third) = cluster.writer, cluster.readers
+    with FaultProxy((old.host, old.port)) as proxy:
+        url = cluster.url.replace(old.address, proxy.address)
+        with Router(url, instances=[second.address, third.address]) as router:
+            until_readers_serve(router, 2)
+            for check, answer in (("xid", Outcome.UNKNOWN), ("table", Outcome.COMMITTED)):
+                router.init_commit_table()
+                with sessions(router, commit_check=check)() as s:
+                    s.execute(RAISE)
+                    proxy.lose("COMMIT", answer=True)
+                    with pytest.raises(OutcomeUnknown) as caught:
+                        s.commit()
+                cluster.wait_in_sync()
+                for _ in range(2):
+                    was = cluster.writer
+                    cluster.kill(was)
+                    cluster.promote()
+                    cluster.rejoin(was)
+                    cluster.wait_in_sync()
+                assert caught.value.resolve() is answer
+                while cluster.writer is not old:
+                    was = cluster.writer
+                    cluster.kill(was)
+                    cluster.promote(old)
+                    cluster.rejoin(was)
+                    cluster.wait_in_sync()
+                eventually(lambda: router.topology.writer is not None and router.topology.writer.id == proxy.address)
+    cluster.stop()
+
+
+# -- what is run again, and what is not -----------------------------------------------------------------------------
+
+
+def test_a_killed_writer_is_a_pause_and_no_error(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    router = make_router()
+    errors: list[BaseException] = []
+    done: list[int] = []
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                router.run_transaction(sessions(router), lambda s: s.execute(RAISE))
+            except BaseException as error:
+                errors.append(error)
+                return
+            done.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    cluster.wait_in_sync()
+    eventually(lambda: len(done) > 20)
+    old = cluster.writer
+    cluster.freeze(old)  # as a killed one, but nothing is sent any more that could be acknowledged and lost
+    eventually(lambda: router.topology.writer is None or router.topology.by_id[old.address].misses)
+    cluster.kill(old)
+    cluster.promote()
+    count = len(done)
+    eventually(lambda: len(done) > count + 20)
+    stop.set()
+    for thread in threads:
+        thread.join(30)
+    assert errors == []
+    assert no_connection_is_left(router)
+
+
+@pytest.mark.parametrize("sqlstate", ["40001", "40P01"])
+def test_a_transaction_that_was_sacrificed_is_run_again(cluster: PostgresCluster, router: Router, sqlstate: str) -> None:
+    runs: list[int] = []
+
+    def sacrificed(s: RoutingSession) -> None:
+        s.execute(RAISE)
+        runs.append(len(runs))
+        if len(runs) < 3:
+            s.execute(text(f"DO $$ BEGIN RAISE 'no' USING ERRCODE = '{sqlstate}'; END $$"))
+
+    router.run_transaction(sessions(router), sacrificed)
+    assert len(runs) == 3
+    assert stock(cluster) == 11
+
+
+def test_two_transactions_that_lock_each_other_out_are_both_done(cluster: PostgresCluster, router: Router) -> None:
+    meet = threading.Barrier(2, timeout=20)
+    first_runs = threading.local()
+
+    def cross(first: int, second: int) -> Callable[[RoutingSession], None]:
+        def both(s: RoutingSession) -> None:
+            s.execute(update(Item).where(Item.id == first).values(stock=Item.stock + 1))
+            if not getattr(first_runs, "over", False):
+                first_runs.over = True
+                meet.wait()
+            s.execute(update(Item).where(Item.id == second).values(stock=Item.stock + 1))
+
+        return both
+
+    threads = [threading.Thread(target=router.run_transaction, args=(sessions(router), cross(a, b))) for a, b in ((1, 2), (2, 1))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert cluster.execute("SELECT id, stock FROM item WHERE id < 3 ORDER BY id") == [(1, 12), (2, 22)]
+
+
+def test_errors_of_the_function_pass_through_untouched_and_nothing_is_committed(cluster: PostgresCluster, router: Router) -> None:
+    mine = ValueError("mine")
+    runs: list[int] = []
+
+    def fails(s: RoutingSession) -> None:
+        runs.append(1)
+        s.execute(RAISE)
+        raise mine
+
+    with pytest.raises(ValueError, match="mine") as caught:
+        router.run_transaction(sessions(router), fails)
+    assert caught.value is mine
+    with pytest.raises(IntegrityError):
+        router.run_transaction(sessions(router), lambda s: s.execute(insert(Item).values(id=1)))
+    assert runs == [1]
+    assert stock(cluster) == 10
+    assert no_connection_is_left(router)
+
+
+def test_an_error_of_another_database_is_the_applications(cluster: PostgresCluster, router: Router) -> None:
+    from sqlalchemy import create_engine
+
+    engine = create_engine(cluster.url)
+    runs: list[int] = []
+
+    def elsewhere(s: RoutingSession) -> None:
+        runs.append(1)
+        with PlainSession(engine) as other:
+            other.execute(text("DO $$ BEGIN RAISE 'no' USING ERRCODE = '40001'; END $$"))
+
+    with pytest.raises(OperationalError):
+        router.run_transaction(sessions(router), elsewhere)
+    assert runs == [1]
+    engine.dispose()
+
+
+def test_what_has_committed_by_itself_is_not_run_again(cluster: PostgresCluster, proxy: FaultProxy, router: Router) -> None:
+    runs: list[int] = []
+
+    def commits_itself(s: RoutingSession) -> None:
+        runs.append(1)
+        s.execute(RAISE)
+        s.commit()
+        proxy.lose("UPDATE item", answer=False)
+        s.execute(RAISE)
+
+    with pytest.raises(OperationalError):
+        router.run_transaction(sessions(router), commits_itself)
+    assert runs == [1]
+    assert stock(cluster) == 11
+
+
+@pytest.mark.parametrize("how", ["autocommit", "text"])
+def test_a_statement_that_may_commit_by_itself_is_not_run_again_when_its_answer_is_lost(
+    cluster: PostgresCluster, proxy: FaultProxy, router: Router, how: str
+) -> None:
+    runs: list[int] = []
+
+    def by_itself(s: RoutingSession) -> None:
+        runs.append(1)
+        if how == "autocommit":
+            s.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+            proxy.lose("UPDATE item", answer=True)
+            s.execute(RAISE)
+        else:
+            s.execute(RAISE)
+            proxy.lose("COMMIT", answer=True)
+            s.execute(text("COMMIT"))
+
+    with pytest.raises(DBAPIError) as caught:
+        router.run_transaction(sessions(router), by_itself)
+    assert not classify_error(caught.value).outcome_known
+    assert not classify_error(caught.value).safe_to_repeat
+    assert runs == [1]
+    assert stock(cluster) == 11
+
+
+def test_a_transaction_that_makes_itself_read_only_is_not_run_for_ever(router: Router) -> None:
+    runs: list[int] = []
+
+    def read_only(s: RoutingSession) -> None:
+        runs.append(1)
+        s.execute(text("SET TRANSACTION READ ONLY"))
+        s.execute(RAISE)
+
+    with pytest.raises(DBAPIError) as caught:
+        router.run_transaction(sessions(router), read_only)
+    assert classify_error(caught.value).failure is Failure.READ_ONLY
+    assert len(runs) == 3
+
+
+def test_a_failed_statement_whose_error_was_swallowed_does_not_end_as_done(cluster: PostgresCluster, router: Router) -> None:
+    def swallows(s: RoutingSession) -> None:
+        s.execute(RAISE)
+        with pytest.raises(IntegrityError):
+            s.execute(insert(Item).values(id=1))
+
+    with pytest.raises(DBAPIError, match="aborted"):
+        router.run_transaction(sessions(router), swallows)
+    assert stock(cluster) == 10
+
+
+def test_objects_of_an_abandoned_run_are_not_in_the_next(cluster: PostgresCluster, proxy: FaultProxy, router: Router) -> None:
+    seen: list[tuple[RoutingSession, Item]] = []
+
+    def add(s: RoutingSession) -> Item:
+        assert not list(s), "a fresh session"
+        item = Item(id=100 + len(seen), name="new")
+        s.add(item)
+        seen.append((s, item))
+        s.flush()
+        return item
+
+    proxy.lose("COMMIT", answer=False)
+    item = router.run_transaction(sessions(router, expire_on_commit=False), add)
+    (first_session, abandoned), (second_session, kept) = seen
+    assert first_session is not second_session
+    assert item is kept
+    assert abandoned not in second_session
+    assert cluster.execute("SELECT id FROM item WHERE name = 'new'") == [(101,)]
+
+
+# -- the other spellings, and what bounds them ----------------------------------------------------------------------
+
+
+def test_the_loop_runs_its_block_again(cluster: PostgresCluster, proxy: FaultProxy, router: Router) -> None:
+    proxy.lose("COMMIT", answer=False, times=2)
+    numbers = []
+    for attempt in router.attempts(sessions(router)):
+        with attempt as s:
+            numbers.append(attempt.number)
+            s.execute(RAISE)
+    assert numbers == [1, 2, 3]
+    assert stock(cluster) == 11
+
+
+def test_leaving_the_block_early_is_warned_of(router: Router) -> None:
+    def leaves() -> int:
+        for attempt in router.attempts(sessions(router)):
+            with attempt as s:
+                return s.get_one(Item, 1).stock
+        raise AssertionError
+
+    with pytest.warns(RuntimeWarning, match="return or break"):
+        assert leaves() == 10
+
+
+def test_the_decorator_gives_the_session_and_passes_arguments_on(
+    cluster: PostgresCluster, proxy: FaultProxy, router: Router
+) -> None:
+    @router.transactional(sessions(router), deadline=20.0)
+    def add_to(s: RoutingSession, number: int, *, more: int) -> str:
+        """Says something."""
+        s.execute(update(Item).where(Item.id == number).values(stock=Item.stock + more))
+        return f"{number}: {more}"
+
+    proxy.lose("COMMIT", answer=False)
+    assert add_to(1, more=5) == "1: 5"
+    assert add_to.__name__ == "add_to"
+    assert add_to.__doc__ == "Says something."
+    assert stock(cluster) == 15
+
+
+def test_a_scoped_session_lends_its_factory_and_keeps_its_own_session(cluster: PostgresCluster, router: Router) -> None:
+    scoped = scoped_session(sessions(router))
+    mine = scoped()
+    router.run_transaction(scoped, lambda s: s.execute(RAISE))
+    assert scoped() is mine
+    assert stock(cluster) == 11
+    scoped.remove()
+
+
+def test_only_routing_sessions_of_this_router_are_taken(
+    cluster: PostgresCluster, router: Router, make_router: MakeRouter
+) -> None:
+    for strange in (sessionmaker(), sessions(make_router())):
+        with pytest.raises(ConfigurationError, match="routing sessions of this router"):
+            router.run_transaction(strange, lambda s: None)
+    with pytest.raises(ConfigurationError, match="deadline"):
+        router.run_transaction(sessions(router), lambda s: None, deadline=-1)
+    with pytest.raises(ConfigurationError, match="commit_check"):
+        router.run_transaction(sessions(router), lambda s: None, commit_check="xod")  # type: ignore[arg-type]
+
+
+def test_tenacitys_policies_say_how_often_and_how_long(cluster: PostgresCluster, proxy: FaultProxy, router: Router) -> None:
+    proxy.lose("COMMIT", answer=False, times=99)
+    waits: list[int] = []
+
+    def wait(state: tenacity.RetryCallState) -> float:
+        waits.append(state.attempt_number)
+        return 0.0
+
+    with pytest.raises(OperationalError):
+        router.run_transaction(
+            sessions(router), raise_stock, stop=tenacity.stop_after_attempt(3), wait=tenacity.wait_fixed(0) + wait
+        )
+    assert waits == [1, 2, 3]
+    assert stock(cluster) == 10
+
+
+def test_a_deadline_ends_the_wait_for_a_writer(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    router = make_router()
+    router.start()
+    cluster.kill(cluster.writer)
+    eventually(lambda: router.topology.writer is None)
+    with pytest.raises(NoWriterAvailable) as caught:
+        router.run_transaction(sessions(router), raise_stock, deadline=0.3)
+    assert 0.2 < caught.value.waited < 10
+
+
+# -- the commit table -----------------------------------------------------------------------------------------------
+
+
+def test_a_missing_commit_table_is_named_with_what_to_do(cluster: PostgresCluster, router: Router) -> None:
+    cluster.execute("DROP TABLE aurora_router_commits")
+    with pytest.raises(ConfigurationError, match="init-commit-table"):
+        router.run_transaction(sessions(router), raise_stock, commit_check="table")
+    assert stock(cluster) == 10
+    router.init_commit_table()
+    router.init_commit_table()
+    assert router.run_transaction(sessions(router), raise_stock, commit_check="table") == 11
+
+
+def test_old_rows_of_the_commit_table_are_removed_by_nobodys_request(cluster: PostgresCluster, router: Router) -> None:
+    cluster.execute("""
+        INSERT INTO aurora_router_commits (id, at)
+        SELECT gen_random_uuid(), now() - interval '2 hours' FROM generate_series(1, 20100)""")
+    cluster.execute("INSERT INTO aurora_router_commits (id) VALUES (gen_random_uuid())")
+    router.run_transaction(sessions(router), raise_stock, commit_check="table")
+    young = "SELECT count(*) FILTER (WHERE at > now() - interval '1 hour'), count(*) FROM aurora_router_commits"
+    eventually(lambda: cluster.execute(young)[0][1] < 100, timeout=30)
+    within_the_hour, all_of_them = cluster.execute(young)[0]
+    assert within_the_hour == all_of_them >= 2
