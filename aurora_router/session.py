@@ -102,6 +102,11 @@ class RoutingMixin(_Base):
         """Have this session's units belong to a run of Router.run_transaction()."""
         self._run, self._commit_check = run, commit_check
 
+    @property
+    def spans_databases(self) -> bool:
+        """Whether `binds` may send statements of a unit to other engines than the router's."""
+        return self._elsewhere
+
     # -- where a statement goes -----------------------------------------------------------------------------------
 
     def get_bind(

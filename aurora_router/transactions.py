@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
 
 import tenacity
 from sqlalchemy.exc import PendingRollbackError
@@ -30,6 +30,11 @@ class Runnable(Protocol):
     """A session whose units can belong to a run."""
 
     router: Any
+
+    @property
+    def spans_databases(self) -> bool:
+        """Whether its units may write to other databases as well."""
+        ...
 
     def run_under(self, run: Run, commit_check: CommitCheck | None) -> None: ...
 
@@ -60,7 +65,8 @@ class Attempt(Generic[S]):
             if error is None:
                 session.commit()
         except Exception as failed:
-            if not self._may_run_again(failed):
+            # Another database may have committed before this one could not.
+            if cast(Runnable, session).spans_databases or not self._may_run_again(failed):
                 raise
             self.error = failed
         finally:

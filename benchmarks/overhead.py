@@ -9,6 +9,7 @@ read saves (it needs one, a plain unit three, counted on the wire) counts for mo
 
   automatic read    with Session() as s: s.get(Row, id)         RoutingSession against Session on an engine of that reader
   insert, commit    with Session() as s: s.add(Row()); commit   RoutingSession against Session on an engine of the writer
+  run_transaction   the same insert in router.run_transaction, against the plain Session's insert and commit
   connect           with router.connect(read_only=True) and one statement, against engine.connect()
   decision          for a text seen before, three instances: the unit, the verdict on its text, and where it goes
   classify          texts of 366 bytes, each of them new
@@ -140,11 +141,16 @@ def writing(report: Report, how: Options, cluster: PostgresCluster) -> None:
                 session.add(Row(name="new", amount=1))
                 session.commit()
 
-        ours, theirs = interleave((routed, plain), rounds=20 if how.quick else 100, units=50)
+        def again() -> None:
+            router.run_transaction(routed_session, lambda session: session.add(Row(name="new", amount=1)))
+
+        ours, run, theirs = interleave((routed, again, plain), rounds=20 if how.quick else 100, units=50)
     plain_engine.dispose()
     report.add("one insert and commit, automatic unit / plain Session", ratio(ours, theirs), "x", 1.10)
     report.add("  automatic unit", median(ours) * US, "us")
     report.add("  plain Session", median(theirs) * US, "us")
+    report.add("one insert in run_transaction / plain Session's insert and commit", ratio(run, theirs), "x", 1.35)
+    report.add("  run_transaction, which looks lost COMMITs up by their xid", median(run) * US, "us")
 
 
 def connecting(report: Report, how: Options, cluster: PostgresCluster) -> None:
@@ -268,6 +274,8 @@ def on_the_wire(report: Report, cluster: PostgresCluster) -> None:
             report.add("round trips of one ORM read, automatic unit", automatic, bound=1.0)
             report.add("  plain Session", count(to_reader, lambda: read(Session(reader_engine))))
             report.add("round trips of one insert and commit, automatic unit", count(to_writer, lambda: write(routed_session())))
+            append = count(to_writer, lambda: router.run_transaction(routed_session, lambda s: s.add(Row(name="new", amount=1))))
+            report.add("  in run_transaction", append)
             report.add("  plain Session", count(to_writer, lambda: write(Session(writer_engine))))
     reader_engine.dispose()
     writer_engine.dispose()

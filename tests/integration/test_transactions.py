@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import tenacity
-from sqlalchemy import insert, text, update
+from sqlalchemy import create_engine, insert, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session as PlainSession
 from sqlalchemy.orm import scoped_session, sessionmaker
@@ -24,7 +24,7 @@ from aurora_router import (
 )
 from aurora_router.core import events
 from aurora_router.local import FaultProxy, LocalInstance, PostgresCluster
-from tests.integration.shop import Item, eventually, until_readers_serve
+from tests.integration.shop import Item, Part, eventually, until_readers_serve
 
 MakeRouter = Callable[..., Router]
 RAISE = update(Item).where(Item.id == 1).values(stock=Item.stock + 1)
@@ -364,8 +364,6 @@ def test_errors_of_the_function_pass_through_untouched_and_nothing_is_committed(
 
 
 def test_an_error_of_another_database_is_the_applications(cluster: PostgresCluster, router: Router) -> None:
-    from sqlalchemy import create_engine
-
     engine = create_engine(cluster.url)
     runs: list[int] = []
 
@@ -419,6 +417,25 @@ def test_a_statement_that_may_commit_by_itself_is_not_run_again_when_its_answer_
     assert not classify_error(caught.value).safe_to_repeat
     assert runs == [1]
     assert stock(cluster) == 11
+
+
+def test_a_commit_over_two_databases_is_not_run_again_when_it_fails(
+    cluster: PostgresCluster, proxy: FaultProxy, router: Router
+) -> None:
+    engine = create_engine(cluster.url)
+    runs: list[int] = []
+
+    def both(s: RoutingSession) -> None:
+        runs.append(1)
+        s.add(Part(id=100, name="elsewhere"))
+        s.flush()
+        s.execute(RAISE)
+
+    proxy.lose("COMMIT", answer=False)
+    with pytest.raises(OperationalError):
+        router.run_transaction(sessions(router, binds={Part: engine}), both)
+    assert runs == [1]
+    engine.dispose()
 
 
 def test_a_transaction_that_makes_itself_read_only_is_not_run_for_ever(router: Router) -> None:
