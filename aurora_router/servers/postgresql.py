@@ -80,7 +80,7 @@ FENCE = f"INSERT INTO {COMMITS} (id, committed) VALUES (%(id)s, false) ON CONFLI
 """Waits for a transaction that is still under way with this id, and keeps one that is yet to come from committing."""
 SIGNED = f"SELECT committed FROM {COMMITS} WHERE id = %(id)s"  # noqa: S608 - a constant
 KEPT = 3600  # seconds
-PRUNED = 10_000  # rows at once
+PRUNED = 2000  # rows at once: it must not take longer than a probe may
 PRUNE = f"""
 DELETE FROM {COMMITS} WHERE id IN (
   SELECT id FROM {COMMITS} WHERE at < now() - interval '{KEPT} s' ORDER BY at LIMIT {PRUNED} FOR UPDATE SKIP LOCKED)"""  # noqa: S608
