@@ -10,7 +10,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Concatenate, Literal, ParamSpec, TypedDict, TypeVar, Unpack
+from typing import Any, Concatenate, Literal, ParamSpec, TypedDict, TypeVar, Unpack, cast
 
 import tenacity
 from sqlalchemy.engine import URL, Connection, Engine
@@ -235,11 +235,12 @@ class Router:
         def make(run: Run) -> S:
             factory: Any = getattr(Session, "session_factory", Session)  # a scoped_session's own session may be in use
             session: S = factory()
-            if not isinstance(session, Runnable) or session.router is not self:
+            runnable: Runnable = cast(Any, session)
+            if getattr(session, "router", None) is not self:
                 raise ConfigurationError(
                     "Session must make routing sessions of this router: sessionmaker(class_=RoutingSession, ...)"
                 )
-            session.run_under(run, commit_check)
+            runnable.run_under(run, commit_check)
             return session
 
         def repeating(number: int, error: BaseException) -> None:

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import tenacity
 from sqlalchemy.exc import PendingRollbackError
@@ -25,7 +25,6 @@ WAIT = tenacity.wait_random_exponential(multiplier=0.02, max=2.0)
 READ_ONLY_RUNS = 3  # times that "read-only" may be the cluster's fault before it must be the transaction's own
 
 
-@runtime_checkable
 class Runnable(Protocol):
     """A session whose units can belong to a run."""
 
