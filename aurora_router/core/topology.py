@@ -8,6 +8,8 @@ Rules:
   Two servers of the newest epoch that both accept writes: there is no writer until that resolves.
 - The epoch never goes back.
 - A silent probe makes an instance suspect; the second in a row, or a refused connection, takes it out of use.
+- A reader that was lost once is taken back at its first answer. One that is lost again and again must have answered for a while
+  that doubles with each loss. The writer never waits: without it nobody can write.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from aurora_router.core.positions import Position, Sample, minimum
 
 SAMPLES = 256  # how many positions of the writer are kept: at 50 ms about 13 s, at 1 s more than 4 min
 MISSES = 2  # silent probes in a row that take an instance out of use
+CALM = 300.0  # seconds without a loss after which earlier ones are forgotten
+LONGEST_HOLD = 60.0  # seconds
 
 
 class Role(enum.Enum):
@@ -112,7 +116,9 @@ class Instance:
     id: "host:port". reader_only: a reader endpoint, which never serves as the writer.
     error: what was last heard where it is not healthy. heard_at: when the newest probe that came to an end was asked for.
     pooled: the servers behind it cannot be told apart, so that their positions are no evidence.
-    epoch: the newest that a server behind it is known to be on; 0 where none answers.
+    epoch: the newest that a server behind it is known to be on; 0 where none answers. losses: how often it was lost, without
+    a calm time in between. lost_at: when the probe that showed the last loss was asked for. back_at: the same of the first answer
+    since.
     """
 
     id: str
@@ -130,6 +136,9 @@ class Instance:
     latency: float = 0.0
     servers: frozenset[ServerId] = frozenset()
     epoch: int = 0
+    losses: int = 0
+    lost_at: float = float("-inf")
+    back_at: float = float("-inf")
 
     @property
     def healthy(self) -> bool:
@@ -240,6 +249,7 @@ def _answered(old: Instance, observation: Observation, server: Server) -> Instan
         silence=None,
         heard_at=max(old.heard_at, observation.asked_at),
         pooled=old.pooled or observation.pooled,
+        back_at=old.back_at if old.seen else observation.asked_at,
     )
 
 
@@ -256,6 +266,9 @@ def _failed(old: Instance, observation: Observation) -> Instance:
         for s in old.seen
         if s not in about or s.misses + misses < MISSES
     )
+    if old.seen and not left:
+        calm = observation.asked_at - old.lost_at > CALM
+        old = replace(old, losses=1 if calm else old.losses + 1, lost_at=observation.asked_at)
     return replace(
         old,
         seen=left,
@@ -314,7 +327,7 @@ def _derive(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None
         role = Role.WRITER
         use = tuple(s for s in instance.seen if s.server.id == elected[1])
     else:
-        use = tuple(s for s in instance.seen if s.server.role is Role.READER)
+        use = () if _held(instance) else tuple(s for s in instance.seen if s.server.role is Role.READER)
         role = Role.READER if use else None
     lags = [s.server.lag for s in use if s.server.lag is not None]
     return replace(
@@ -329,12 +342,25 @@ def _derive(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None
     )
 
 
+def hold(losses: int) -> float:
+    """Seconds for which a reader must have answered before it is used again, after so many losses."""
+    return 0.0 if losses < 2 else min(2.0 ** min(losses - 2, 10), LONGEST_HOLD)
+
+
+def _held(instance: Instance) -> bool:
+    """Whether it answers, but has not yet done so for long enough."""
+    return bool(instance.seen) and max(s.asked_at for s in instance.seen) - instance.back_at < hold(instance.losses)
+
+
 def _unused(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None) -> str:
     """Why an instance without a role has none."""
     if not instance.seen:
         return instance.error
     if all(s.server.epoch < epoch for s in instance.seen):
         return f"deposed: it still accepts writes, but the cluster is at epoch {epoch}"
+    if all(s.server.role is Role.READER for s in instance.seen):
+        times = f"{instance.losses} times within {CALM:g} s of each other"
+        return f"answers, but was lost {times}; used again when it has answered for {hold(instance.losses):g} s"
     if instance.reader_only:
         return "accepts writes, but is a reader endpoint"
     if elected is None:

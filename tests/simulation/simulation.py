@@ -472,8 +472,17 @@ class Simulation:
         self.demand(found, "d", f"the writer is {self.cluster.writer.id.started}, the topology says {self.topology.said()}")
         readers = {m.id for m in self.cluster.readers()}
         serving = {server for instance in self.topology.readers for server in instance.servers}
+        # One that was lost again and again is only taken back after a while.
+        held = {
+            seen.server.id
+            for instance in self.topology
+            for seen in instance.seen
+            if self.now - instance.back_at < topology.hold(instance.losses) + 2 * INTERVAL
+        }
         # Behind one name fresh connections find the servers one after another, by chance.
-        found = bool(serving) == bool(readers) and serving <= readers and (self.endpoints or serving == readers)
+        some = bool(serving) == bool(readers) or bool(readers & held)
+        enough = some if self.endpoints else readers <= serving | held
+        found = serving <= readers and enough
         self.demand(found, "d", f"readers that serve are {serving}, those that live are {readers}")
         for session in self.sessions:
             need = session.requirement

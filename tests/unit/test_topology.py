@@ -16,6 +16,7 @@ from aurora_router.core.topology import (
     Topology,
     add,
     forget,
+    hold,
     observe,
     remove,
 )
@@ -350,3 +351,8 @@ def test_an_instance_is_on_the_newest_epoch_of_its_servers_and_on_none_before_it
     server = Server(ServerId("7001", "10.0.0.1", 5432, "1"), Role.READER, 7)
     answered = observe(add(Topology(), silent), Observation("db:5432", 1.0, 1.1, server=server))
     assert answered.by_id["db:5432"].epoch == 7
+
+
+def test_each_loss_doubles_the_time_that_a_reader_must_have_answered_up_to_a_minute():
+    assert [hold(losses) for losses in range(10)] == [0, 0, 1, 2, 4, 8, 16, 32, 60, 60]
+    assert hold(10**6) == 60
