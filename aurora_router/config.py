@@ -138,6 +138,18 @@ def check_seconds(name: str, value: object) -> None:
         raise ConfigurationError(f"{name}={value!r}: give a number of seconds above 0")
 
 
+def check_share(name: str, value: object) -> None:
+    """Raises ConfigurationError unless the value is above 0 and at most 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ConfigurationError(f"{name}={value!r}: give a share above 0 and at most 1, like 0.5")
+
+
+def check_count(name: str, value: object) -> None:
+    """Raises ConfigurationError unless the value is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigurationError(f"{name}={value!r}: give a whole number, 1 or more")
+
+
 def names(name: str, value: Iterable[str]) -> tuple[str, ...]:
     """Raises ConfigurationError unless the value is a collection of strings."""
     listed = tuple(value) if isinstance(value, Iterable) else ()
@@ -174,6 +186,20 @@ def check_engine_options(options: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(options.get(option, {}), Mapping):
             raise ConfigurationError(f"engine_options[{option!r}] must be a dict")
     return dict(options)
+
+
+def pool_limits(options: Mapping[str, Any]) -> tuple[float, float]:
+    """How many connections the pool of an instance may have, and the seconds to wait for one, as create_engine() reads them.
+    Raises ConfigurationError."""
+    size, overflow, timeout = (options.get(name, usual) for name, usual in _POOL.items())
+    for name, value in zip(_POOL, (size, overflow, timeout), strict=True):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigurationError(f"engine_options[{name!r}]={value!r}: give a number, like {_POOL[name]}")
+    return (math.inf if size <= 0 or overflow < 0 else size + overflow), max(timeout, 0.0)
+
+
+_POOL = {"pool_size": 5, "max_overflow": 10, "pool_timeout": 30.0}
+"""What SQLAlchemy's pool has where nothing else is asked for."""
 
 
 def isolation(options: Mapping[str, Any]) -> str | None:

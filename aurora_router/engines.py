@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import random
 import select
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -21,9 +23,11 @@ from sqlalchemy.engine import URL, Connection, Engine, ExceptionContext
 from sqlalchemy.pool import NullPool, Pool, PoolProxiedConnection, QueuePool
 
 from aurora_router.core.failures import Failure, Phase
+from aurora_router.core.pacing import pause
 from aurora_router.core.topology import Instance, Role, Server, ServerId, Silence
 from aurora_router.diagnosis import driver_failure
 from aurora_router.errors import WrongServer
+from aurora_router.limits import Places
 from aurora_router.monitor import ProbeError
 from aurora_router.servers.postgresql import Mode, Unsuitable
 
@@ -58,14 +62,15 @@ class Gatekeeper(Protocol):
 
     def commit(self, raw: PoolProxiedConnection, send: Callable[[Any], None], /) -> None: ...
 
-    def committed(self, unit: Any, /) -> object: ...
+    def returned(self, unit: Any, /) -> None: ...
 
 
 class Engines:
     """The engines of one router.
 
     known: the servers that an instance may lead to at this moment, in the role it has. surprised: told of an instance that
-    led to another. gate: what looks at statements, COMMITs and errors.
+    led to another. gate: what looks at statements, COMMITs and errors. connects_at_once: how many new connections to one
+    instance may be under way. patience: seconds that one waits for its turn, at most.
     """
 
     def __init__(
@@ -77,6 +82,8 @@ class Engines:
         known: Callable[[str], frozenset[ServerId]],
         surprised: Callable[[str, str], None],
         gate: Gatekeeper,
+        connects_at_once: int,
+        patience: float,
     ) -> None:
         self._url = url
         self._server = server
@@ -84,6 +91,8 @@ class Engines:
         if "connect_timeout" not in url.query:
             arguments = self._options.get("connect_args", {})
             self._options["connect_args"] = {"connect_timeout": CONNECT_TIMEOUT, **arguments}
+        self._connects_at_once = connects_at_once
+        self._patience = max(patience, CONNECT_TIMEOUT)
         self._dialect: Any = url.get_dialect()()
         self.driver_error: type[Exception] = self._dialect.import_dbapi().Error
         self._known = known
@@ -94,6 +103,7 @@ class Engines:
         self._in_use: dict[str, Callable[[], int]] = {}
         self._probes: dict[str, Engine] = {}
         self._outside: dict[str, Engine] = {}
+        self._connects: dict[str, Places] = {}
         self._retired: deque[Pool] = deque(maxlen=16)
         self._sockets: dict[str, dict[int, socket.socket]] = {}
 
@@ -135,6 +145,8 @@ class Engines:
                         sockets += 1
         self._dispose(engine)
         self._count(instance_id, engine)
+        if cut:
+            self._connects[instance_id].turn_away()
         return sockets
 
     def sweep(self) -> None:
@@ -242,6 +254,7 @@ class Engines:
     def _make(self, instance: Instance, options: Mapping[str, Any]) -> Engine:
         engine = create_engine(self._at(instance), **options)
         _tolerate_lost_rollbacks(engine)
+        _limit_connects(engine, self._connects.setdefault(instance.id, Places(self._connects_at_once)), self._patience)
         sockets = self._sockets.setdefault(instance.id, {})
         place = instance.id
 
@@ -299,14 +312,12 @@ class Engines:
         event.listen(engine, "handle_error", self._gate.failed)
         _put_around_commits(engine, self._gate.commit)
 
-        if self._gate.consistency == "global":
-
-            @event.listens_for(engine, "checkin")
-            @event.listens_for(engine, "detach")
-            def checked_in(_: Any, record: Any) -> None:
-                unit = record.info.pop(UNIT, None)
-                if unit is not None:
-                    self._gate.committed(unit)
+        @event.listens_for(engine, "checkin")
+        @event.listens_for(engine, "detach")
+        def checked_in(_: Any, record: Any) -> None:
+            unit = record.info.pop(UNIT, None)
+            if unit is not None:
+                self._gate.returned(unit)
 
         return engine
 
@@ -403,6 +414,30 @@ def _put_around_commits(engine: Engine, around: Callable[[PoolProxiedConnection,
         around(connection, commit)
 
     dialect.do_commit = do_commit
+
+
+def _limit_connects(engine: Engine, places: Places, patience: float) -> None:
+    """Let few connects be under way at once, and spread those that come in a crowd; who waits is turned away when one fails, for
+    it would fare no better. It gets what a connect that fails gives. This stands around the driver's own connect: a connection
+    that comes from the pool never waits."""
+    dialect: Any = engine.dialect
+    connect = dialect.connect
+
+    def in_turn(*arguments: Any, **options: Any) -> Any:
+        ahead = places.crowd
+        if not places.take(patience):
+            raise dialect.loaded_dbapi.OperationalError("waited in vain for a turn to connect")
+        try:
+            if ahead:
+                time.sleep(pause(ahead, random.random()))
+            return connect(*arguments, **options)
+        except dialect.loaded_dbapi.Error:
+            places.turn_away()
+            raise
+        finally:
+            places.give_back()
+
+    dialect.connect = in_turn
 
 
 def _poll(twin: socket.socket) -> Callable[[int], list[Any]]:

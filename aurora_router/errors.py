@@ -50,14 +50,21 @@ class NoWriterAvailable(RouterError):
 
 
 class NoReaderAvailable(RouterError):
-    """No reader qualifies and `no_reader="error"` forbids the writer. Nothing was sent."""
+    """No reader qualifies, and the writer is not to be used: `no_reader="error"` forbids it, or other reads have all of the part
+    of its pool that is theirs. Nothing was sent.
 
-    def __init__(self, said: Sequence[str]) -> None:
+    said: what each instance last said. waited: seconds for a place in the writer's pool; None where it was forbidden.
+    """
+
+    def __init__(self, said: Sequence[str], waited: float | None = None) -> None:
         self.said = tuple(said)
-        super().__init__(
-            f"no reader qualifies: {'; '.join(self.said) or 'none is configured'}. "
-            'Add a reader, raise max_lag, or use no_reader="writer".'
-        )
+        self.waited = waited
+        what = "no reader qualifies"
+        advice = 'use no_reader="writer"'
+        if waited is not None:
+            what += f", and the writer has had no room for another read for {waited:.1f} s"
+            advice = "raise writer_share_for_reads or pool_size"
+        super().__init__(f"{what}: {'; '.join(self.said) or 'none is configured'}. Add a reader, raise max_lag, or {advice}.")
 
 
 class AmbiguousWriter(RouterError):

@@ -291,6 +291,12 @@ class Gate:
                 self._committing.discard(unit)
         return requirement
 
+    def returned(self, unit: Unit) -> None:
+        """A unit's connection is back in its pool: whatever was committed on it has been acknowledged by now."""
+        unit.give_back()
+        if self.consistency == "global":
+            self.committed(unit)
+
     def requirement(self, own: Requirement | None) -> Requirement | None:
         """What a unit must see, given what its session has written itself."""
         return own if self.consistency == "session" else self.shared_requirement()

@@ -22,10 +22,12 @@ from tenacity.wait import wait_base
 
 from aurora_router import config
 from aurora_router.core import events
-from aurora_router.core.failures import SUSPICIOUS, Action, Phase, decide
+from aurora_router.core.failures import SUSPICIOUS, Action, Failure, Phase, decide
+from aurora_router.core.pacing import places_for_reads
 from aurora_router.core.selection import STRATEGIES, Balance, Decision, Load, Need, Reason, choose, resolve, to_writer
 from aurora_router.core.statements import Effect, verdict
 from aurora_router.core.topology import Instance, Role, ServerId, Silence, Topology
+from aurora_router.diagnosis import classify_error
 from aurora_router.engines import MODE, Engines
 from aurora_router.errors import (
     AmbiguousWriter,
@@ -36,6 +38,7 @@ from aurora_router.errors import (
     WrongServer,
 )
 from aurora_router.gate import Consistency, Gate, own
+from aurora_router.limits import Places, Repeats
 from aurora_router.monitor import Monitor
 from aurora_router.servers.postgresql import Mode
 from aurora_router.transactions import Attempt, Runnable, attempts
@@ -58,9 +61,11 @@ class RunOptions(TypedDict, total=False):
     commit_check: CommitCheck | None
 
 
+LEAST_PAUSE = 0.05  # seconds before a unit asks again whether it may try once more
 REPEATS = 10  # times that one unit's reads are repeated before the error is the application's
 _DEFAULT, _AUTOCOMMIT, _READ_ONLY = Mode  # an enum's members are slow to look up on the request path
 _WRITER = Role.WRITER
+_NO_READER = Reason.NO_READER
 
 
 class Router:
@@ -71,7 +76,9 @@ class Router:
     consistency: "session": a session sees its own writes; "global": all units of this router share what they have
     written; "eventual": neither. max_lag: seconds; a reader further behind, or whose lag is unknown, is not used.
     balance: how readers are chosen, or a function (see core.selection). no_reader: where reads go when no reader
-    qualifies. failover_timeout: seconds to wait for a writer. probe_interval, probe_timeout, position_interval: seconds.
+    qualifies. writer_share_for_reads: how much of the writer's pool they may have then. connects_at_once: how many new
+    connections to one instance may be under way. failover_timeout: seconds to wait for a writer.
+    probe_interval, probe_timeout, position_interval: seconds.
     pin_seconds: how long a session that has written stays on the writer where readers give no evidence at all.
     read_only_functions: names of functions that are known not to write. engine_options: for create_engine().
     listeners: called with each event of core.events, in the thread where it happened.
@@ -90,6 +97,8 @@ class Router:
         max_lag: float | None = None,
         balance: Literal["least_busy", "fastest", "round_robin", "random"] | Balance = "least_busy",
         no_reader: Literal["writer", "error"] = "writer",
+        writer_share_for_reads: float = 0.5,
+        connects_at_once: int = 4,
         failover_timeout: float = 60.0,
         probe_interval: float = 1.0,
         probe_timeout: float = 1.0,
@@ -114,6 +123,8 @@ class Router:
             config.check_seconds(name, seconds)
         if max_lag is not None:
             config.check_seconds("max_lag", max_lag)
+        config.check_share("writer_share_for_reads", writer_share_for_reads)
+        config.check_count("connects_at_once", connects_at_once)
         self._url = target.url
         self._server = target.server
         self._dialect = target.server.DIALECT
@@ -122,6 +133,8 @@ class Router:
         self._balance: Balance = balance if callable(balance) else STRATEGIES[balance]
         self._listeners = tuple(config.callables("listeners", listeners))
         options = config.check_engine_options(engine_options or {})
+        pool, self._pool_timeout = config.pool_limits(options)
+        self._for_reads = Places(places_for_reads(pool, writer_share_for_reads))
         self._need = Need(max_lag=max_lag, pin_seconds=pin_seconds, writer_serves_reads=no_reader == "writer")
         self._declared_need = replace(self._need, declared=True)
         self._ready = False
@@ -129,6 +142,7 @@ class Router:
         self._probe_timeout = probe_timeout
         # What the engines and the monitor call must not keep the router alive: it closes when it is forgotten.
         me = weakref.ref(self)
+        self._repeats = Repeats(_weakly(me, Router.emit, None))
         self.gate = Gate(
             target.server,
             consistency,
@@ -144,6 +158,8 @@ class Router:
             known=_weakly(me, Router._known, frozenset()),
             surprised=_weakly(me, Router._surprised, None),
             gate=self.gate,
+            connects_at_once=connects_at_once,
+            patience=self._pool_timeout,
         )
         self._monitor = self.gate.monitor = Monitor(
             config.instances(target, instances, reader_endpoint),
@@ -243,10 +259,15 @@ class Router:
             runnable.run_under(run, commit_check)
             return session
 
-        def repeating(number: int, error: BaseException) -> None:
+        def repeats(number: int, error: BaseException) -> bool:
+            # What units do to each other is no fault of an instance: the waits between their runs are enough.
+            among_themselves = classify_error(error).failure in (Failure.SERIALIZATION, Failure.DEADLOCK)
+            if not among_themselves and not self._repeats.allowed(None, first=number == 1):
+                return False
             self.emit(events.RunAgain, number, type(error).__name__)
+            return True
 
-        return attempts(make, until, stop or tenacity.stop_after_delay(deadline or self.failover_timeout), wait, repeating)
+        return attempts(make, until, stop or tenacity.stop_after_delay(deadline or self.failover_timeout), wait, repeats)
 
     def run_transaction(
         self,
@@ -326,6 +347,7 @@ class Router:
         """Stop watching and close the pooled connections. Idempotent."""
         self._closed = True
         self._ready = False
+        self._for_reads.turn_away()
         self._finalizer()
 
     def __enter__(self) -> Router:
@@ -346,6 +368,13 @@ class Router:
 
         A reader that cannot be reached is passed over; for a writer the unit waits up to failover_timeout.
         """
+        try:
+            return self._enter(unit, door, write)
+        except BaseException:
+            unit.give_back()
+            raise
+
+    def _enter(self, unit: Unit, door: Door[T], write: Reason | None) -> T:
         if not self._ready:
             self.start()
         if write is None and unit.read_only is False:
@@ -354,32 +383,61 @@ class Router:
             return self._enter_once(unit, door, write, None)
         except _Again as again:
             failed, began = again, again.began
+        self._repeats.allowed(failed.instance.id, first=True)
+        patience = self._patience(unit, began)
+        until = time.monotonic() + patience
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_Again),
             wait=tenacity.wait_random_exponential(multiplier=0.02, max=1.0),
-            stop=tenacity.stop_after_delay(self._patience(unit, began)),
-            sleep=lambda seconds: self._pause(seconds, failed),
+            stop=tenacity.stop_after_delay(patience),
+            sleep=lambda seconds: self._pause(seconds, failed, until),
             reraise=True,
         )
+
+        def once() -> T:
+            nonlocal failed
+            try:
+                return self._enter_once(unit, door, write, began)
+            except _Again as again:
+                failed = again
+                raise
+
         try:
-            connection: T = retrying(self._enter_once, unit, door, write, began)
+            connection: T = retrying(once)
             return connection
         except _Again as again:
             raise self._no_writer(began, again) from again.cause
 
-    def _pause(self, seconds: float, failed: _Again) -> None:
-        """Sleep, but not longer than until the monitor sees another writer than the one that failed."""
+    def _pause(self, seconds: float, failed: _Again, until: float) -> None:
+        """Sleep, but not longer than until the monitor sees another writer than the one that failed, or none any more. While too
+        many repeat already, sleep on: to wait costs nobody anything, and an attempt at an instance in trouble does."""
         servers = failed.instance.servers
-        self._monitor.wait_for(lambda t: t.writer is not None and t.writer.servers != servers, seconds)
+        while True:
+            topology = self._monitor.wait_for(lambda t: t.writer is None or t.writer.servers != servers, seconds)
+            if topology.writer is None or time.monotonic() >= until:
+                return
+            if self._repeats.allowed(failed.instance.id, first=topology.writer.servers != servers):
+                return
+            seconds = max(seconds, LEAST_PAUSE)
 
     def _enter_once(self, unit: Unit, door: Door[T], write: Reason | None, began: float | None) -> T:
         """One attempt. began: when the first one did; None for the first, which only looks at the clock when it must."""
+        until: float | None = None
         while True:
             decision = self._decide(unit, write)
             instance = decision.instance
             if instance is None:
                 began = began or time.monotonic()
                 instance = self._wait_for_writer(unit, decision, began)
+                if decision.reason is Reason.NO_INSTANCE:
+                    continue  # a read that no reader will serve
+            if decision.reason is _NO_READER and unit.borrowed is None and len(self._monitor.topology.instances) > 1:
+                # What a cluster of several instances lends to reads is less than its writer's pool: writes must find room.
+                if not self._for_reads.take(0.0):
+                    until = until or time.monotonic() + min(self._pool_timeout, self._patience(unit, time.monotonic()))
+                    self._wait_for_place(unit, until)
+                    continue
+                unit.borrowed = self._for_reads
             on_writer = instance.role is _WRITER
             mode = _READ_ONLY if unit.read_only else _DEFAULT if on_writer else _AUTOCOMMIT
             unit.instance, unit.on_writer, unit.epoch = instance, on_writer, instance.epoch
@@ -389,7 +447,8 @@ class Router:
                 connection = door.connect(self._engines.engine(instance))
                 phase = Phase.WRITER_UNSENT if on_writer else Phase.READER_UNSENT
                 raw = door.pooled(connection)
-                if self._engines.sound(raw, instance, time.monotonic()):
+                now = time.monotonic()
+                if self._engines.sound(raw, instance, now):
                     self._engines.set_mode(raw, mode, unit.isolation)
                     break
                 # Dead, or not the server that the decision was about: what spoke for the instance does not speak for it.
@@ -411,6 +470,7 @@ class Router:
             finally:
                 self.gate.entering.place = None
         own(unit, connection, raw)
+        self._repeats.count(now)
         if self._listeners:
             self.emit(events.Routed, instance.id, decision.reason)
         return connection
@@ -431,6 +491,16 @@ class Router:
         if decision.reason is Reason.OWN_WRITES or (decision.reason is Reason.NO_WRITER and requirement is not None):
             self._monitor.want_positions()
         return decision
+
+    def _wait_for_place(self, unit: Unit, until: float) -> None:
+        """Wait until that time for a place in the writer's pool that the unit may keep until it ends, for it may write there, or
+        for a topology with readers; then it must be decided again. Raises NoReaderAvailable."""
+        if self._for_reads.take(until - time.monotonic()):
+            unit.borrowed = self._for_reads
+        elif self._closed:
+            raise RouterError("this router was closed while a unit waited for a reader")
+        elif time.monotonic() >= until:
+            raise NoReaderAvailable(self._monitor.topology.said(), self._pool_timeout)
 
     def _patience(self, unit: Unit, began: float) -> float:
         """Seconds for which a unit that began to wait then may go on waiting for a writer."""
@@ -481,7 +551,7 @@ class Router:
             self.emit(events.Learned, instance.id, getattr(error.orig, "sqlstate", None))
         elif action is Action.REPEAT_ELSEWHERE:
             unit.repeats += 1
-            if unit.repeats > REPEATS:
+            if unit.repeats > REPEATS or not self._repeats.allowed(instance.id, first=unit.repeats == 1):
                 return Action.RAISE
             if not unit.on_writer:
                 unit.avoid |= {instance.id}
@@ -512,6 +582,8 @@ class Router:
     def _changed(self, old: Topology, new: Topology) -> None:
         """A topology replaced another: discard what it makes useless, and say what happened."""
         self._engines.sweep()
+        if new.readers:
+            self._for_reads.turn_away()  # to look whether one of them will do
         for was in old.instances:
             now = new.by_id.get(was.id)
             if now is None:

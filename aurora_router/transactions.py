@@ -92,12 +92,12 @@ def attempts(
     deadline: float | None,
     stop: stop_base,
     wait: wait_base | None,
-    repeating: Callable[[int, BaseException], None],
+    repeats: Callable[[int, BaseException], bool],
 ) -> Iterator[Attempt[S]]:
     """Attempts until one comes to a good end, or `stop` says no more; then the last error is raised.
 
-    make: gives a new session for a run. deadline: monotonic seconds; None: time counts from the first failure. repeating: told of
-    the number of each run that failed and is followed by another, and of its error.
+    make: gives a new session for a run. deadline: monotonic seconds; None: time counts from the first failure. repeats: given the
+    number of a run that failed and its error, whether another may follow.
     """
     state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
     while True:
@@ -115,9 +115,8 @@ def attempts(
             state.start_time = time.monotonic()
         state.set_exception((type(error), error, error.__traceback__))
         state.upcoming_sleep = (wait or WAIT)(state)
-        if stop(state):
+        if stop(state) or not repeats(attempt.number, error):
             raise error
-        repeating(attempt.number, error)
         tenacity.nap.sleep(state.upcoming_sleep)
         state.idle_for += state.upcoming_sleep
         state.prepare_for_next_attempt()

@@ -15,6 +15,7 @@ from aurora_router.core.selection import Reason
 from aurora_router.core.statements import Effect
 from aurora_router.core.topology import Instance
 from aurora_router.errors import Outcome, OutcomeUnknown, RouterError
+from aurora_router.limits import Places
 
 T = TypeVar("T")
 
@@ -65,10 +66,17 @@ class Unit:
     committing = False  # what was sent last may have committed
     outcome: Outcome | None = None  # of a COMMIT that was not answered, where the router found it out
     unknown: OutcomeUnknown | None = None  # the same, where it did not
+    borrowed: Places | None = None  # one of the places that the writer lends to reads, given back when the unit ends
 
     def __init__(self, read_only: bool | None, requirement: Requirement | None = None) -> None:
         self.read_only = read_only
         self.requirement = requirement
+
+    def give_back(self) -> None:
+        """Leave the place of the writer's that it has borrowed, if it has."""
+        borrowed, self.borrowed = self.borrowed, None
+        if borrowed is not None:
+            borrowed.give_back()
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,17 @@ class RunAgain:
 
 
 @dataclass(frozen=True, slots=True)
+class RetriesRefused:
+    """Repeats were refused, because they were too many for the traffic; told at most once a second.
+
+    instance: where the last of them failed, None for a run of run_transaction. refused: how many since this was last told.
+    """
+
+    instance: str | None
+    refused: int
+
+
+@dataclass(frozen=True, slots=True)
 class CommitResolved:
     """The answer to a COMMIT was lost, and the newest writer was asked. seconds: how long that took.
 
@@ -119,6 +130,7 @@ Event = (
     | Learned
     | WaitedForWriter
     | RunAgain
+    | RetriesRefused
     | CommitResolved
     | InstanceUp
     | InstanceDown

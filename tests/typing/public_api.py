@@ -48,6 +48,9 @@ def listens(event: events.Event) -> None:
         case events.Routed(instance=instance, reason=reason):
             assert_type(instance, str)
             assert_type(reason, Reason)
+        case events.RetriesRefused(instance=where, refused=refused):
+            assert_type(where, str | None)
+            assert_type(refused, int)
         case events.WriterChanged(old=old, epoch=epoch):
             assert_type(old, str | None)
             assert_type(epoch, int)
@@ -67,6 +70,8 @@ def a_router_with_every_option(url: URL) -> Router:
         max_lag=1.5,
         balance="fastest",
         no_reader="error",
+        writer_share_for_reads=0.25,
+        connects_at_once=8,
         failover_timeout=30,
         probe_interval=0.5,
         probe_timeout=0.5,
@@ -195,6 +200,7 @@ def errors(error: RouterError) -> Mapping[str, object]:
         assert_type(error.tried, tuple[str, ...])
     if isinstance(error, NoReaderAvailable):
         assert_type(error.said, tuple[str, ...])
+        assert_type(error.waited, float | None)
     return {"error": error}
 
 

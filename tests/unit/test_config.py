@@ -252,3 +252,41 @@ def test_what_must_be_a_list_is_refused_by_name(value: object) -> None:
         config.check_engine_options({"connect_args": 5})
     with pytest.raises(ConfigurationError, match="read_only"):
         config.check_flag("read_only", value)
+
+
+@pytest.mark.parametrize("value", [0, 1.01, -0.5, math.nan, math.inf, True, "0.5", None])
+def test_a_share_that_is_none_is_refused_with_what_to_write(value: object) -> None:
+    with pytest.raises(ConfigurationError, match=r"writer_share_for_reads=.*above 0 and at most 1"):
+        config.check_share("writer_share_for_reads", value)
+
+
+@pytest.mark.parametrize("value", [0.001, 0.5, 1, 1.0])
+def test_a_share_may_be_all(value: float) -> None:
+    config.check_share("writer_share_for_reads", value)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.0, True, "4", None])
+def test_a_count_that_is_none_is_refused_with_what_to_write(value: object) -> None:
+    with pytest.raises(ConfigurationError, match=r"connects_at_once=.*1 or more"):
+        config.check_count("connects_at_once", value)
+    config.check_count("connects_at_once", 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "limits"),
+    [
+        ({}, (15, 30.0)),
+        ({"pool_size": 3, "max_overflow": 0, "pool_timeout": 2}, (3, 2)),
+        ({"pool_size": 0}, (math.inf, 30.0)),
+        ({"max_overflow": -1, "pool_timeout": -5}, (math.inf, 0)),
+    ],
+)
+def test_the_limits_of_a_pool_are_read_as_sqlalchemy_reads_them(options, limits):
+    assert config.pool_limits(options) == limits
+
+
+@pytest.mark.parametrize("option", ["pool_size", "max_overflow", "pool_timeout"])
+@pytest.mark.parametrize("value", ["5", None, True])
+def test_a_limit_of_a_pool_that_is_no_number_is_refused_by_name(option, value):
+    with pytest.raises(ConfigurationError, match=option):
+        config.pool_limits({option: value})

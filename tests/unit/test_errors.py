@@ -19,6 +19,7 @@ ERRORS = [
     NoWriterAvailable(0.0, []),
     NoReaderAvailable(["db-2:5432: connection refused"]),
     NoReaderAvailable([]),
+    NoReaderAvailable([], 30.0),
     AmbiguousWriter(["db-1:5432", "db-2:5432"]),
     ReadOnlyViolation("WRITE", "db-2:5432"),
     WrongServer("db-2:5432", "it reached a server that is not known there"),
@@ -57,6 +58,14 @@ def test_no_reader_names_the_readers_and_the_ways_out():
     assert "db-2:5432: connection refused" in str(error)
     assert 'no_reader="writer"' in str(error)
     assert "none is configured" in str(NoReaderAvailable([]))
+
+
+def test_no_reader_says_when_the_writer_had_no_room_either():
+    error = NoReaderAvailable(["db-2:5432: connection refused"], 30.0)
+    assert error.waited == 30.0
+    assert "30.0 s" in str(error)
+    assert "writer_share_for_reads" in str(error)
+    assert "no_reader=" not in str(error)
 
 
 def test_an_ambiguous_writer_names_both():

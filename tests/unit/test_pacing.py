@@ -1,0 +1,39 @@
+"""When new connections are begun, and how many of the writer's serve reads."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aurora_router.core.pacing import MOST, STEP, pause, places_for_reads
+
+
+@given(st.floats(0, 1, exclude_max=True))
+def test_a_connection_that_comes_alone_is_not_put_off(rnd):
+    assert pause(0, rnd) == 0.0
+
+
+@given(st.integers(1, 10_000), st.floats(0, 1, exclude_max=True))
+def test_a_crowd_is_spread_over_a_time_that_grows_with_it_and_is_bounded(ahead, rnd):
+    assert 0 <= pause(ahead, rnd) <= min(ahead * STEP, MOST)
+    assert pause(ahead, rnd) <= pause(ahead + 1, rnd)
+
+
+def test_two_of_a_crowd_are_not_put_off_alike():
+    assert pause(10, 0.2) != pause(10, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("pool", "share", "places"),
+    [(15, 0.5, 7), (15, 1.0, 15), (15, 0.01, 1), (1, 0.5, 1), (2, 0.5, 1), (100, 0.25, 25), (math.inf, 0.5, math.inf)],
+)
+def test_reads_have_their_share_of_the_writers_pool_and_at_least_one_place(pool, share, places):
+    assert places_for_reads(pool, share) == places
+
+
+@given(st.integers(2, 1000), st.floats(0.001, 0.999))
+def test_writes_find_a_place_whatever_the_share_is_as_long_as_it_is_not_all(pool, share):
+    assert places_for_reads(pool, share) < pool
