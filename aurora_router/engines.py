@@ -13,8 +13,9 @@ import select
 import socket
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -105,7 +106,10 @@ class Engines:
         self._outside: dict[str, Engine] = {}
         self._connects: dict[str, Places] = {}
         self._retired: deque[Pool] = deque(maxlen=16)
-        self._sockets: dict[str, dict[int, socket.socket]] = {}
+        self._lines: dict[str, dict[object, _Line]] = {}
+        self._proven: set[str] = set()  # instances to which a connection was made
+        self._probing: weakref.WeakSet[Probe] = weakref.WeakSet()
+        self._inherited: list[Pool] = []
 
     def engine(self, instance: Instance) -> Engine:
         """The engine that connects to this instance, made at first use."""
@@ -139,10 +143,8 @@ class Engines:
         sockets = 0
         if cut:
             with self._lock:
-                for shut in self._sockets.get(instance_id, {}).values():
-                    with contextlib.suppress(OSError):
-                        shut.shutdown(socket.SHUT_RDWR)
-                        sockets += 1
+                for line in self._lines.get(instance_id, {}).values():
+                    sockets += line.cut()
         self._dispose(engine)
         self._count(instance_id, engine)
         if cut:
@@ -170,6 +172,36 @@ class Engines:
             self._dispose(engine)
         for probe in probes:
             probe.dispose()
+
+    def forked(self) -> None:
+        """In a forked child: begin without connections. The parent's stay open and hear nothing from here.
+
+        Their pools are kept, not emptied: psycopg never says goodbye on a connection of another process, and no more may we.
+        """
+        self._lock = threading.Lock()
+        dead, other = socket.socketpair()
+        other.close()
+        with dead:
+            for lines in self._lines.values():
+                for line in lines.values():
+                    line.forsake(dead)
+                lines.clear()
+            for probe in [*self._probing]:
+                probe.line.forsake(dead)
+        self._probing.clear()
+        self._probes.clear()
+        self._outside.clear()
+        for places in self._connects.values():
+            places.forked()
+        self._inherited += self._retired
+        self._retired.clear()
+        for place, engine in [*self._engines.items()]:
+            self._inherited.append(engine.pool)
+            if place in self._proven:
+                engine.dispose(close=False)
+                self._count(place, engine)
+            else:  # another thread may have left SQLAlchemy's first look at the server half-done
+                del self._engines[place]
 
     def sound(self, connection: PoolProxiedConnection, instance: Instance, now: float) -> bool:
         """Whether a connection that was just checked out leads to a server that stood behind the instance when it was chosen,
@@ -240,7 +272,9 @@ class Engines:
         except exc.SQLAlchemyError as error:
             raise probe_error(error, self._server) from None
         try:
-            return Probe(connection, self._server, self._gate)
+            probe = Probe(connection, self._server, self._gate)
+            self._probing.add(probe)
+            return probe
         except (OSError, engine.dialect.loaded_dbapi.Error):
             connection.invalidate()
             connection.close()
@@ -255,56 +289,75 @@ class Engines:
         engine = create_engine(self._at(instance), **options)
         _tolerate_lost_rollbacks(engine)
         _limit_connects(engine, self._connects.setdefault(instance.id, Places(self._connects_at_once)), self._patience)
-        sockets = self._sockets.setdefault(instance.id, {})
+        lines = self._lines.setdefault(instance.id, {})
         place = instance.id
+
+        def watch(key: object, number: int) -> _Line:
+            """Have discard() cut this socket. Raises WrongServer when it has been called already, and so will not."""
+            line = _Line(number)
+            with self._lock:
+                lines[key] = line
+            if not self._known(place):
+                raise WrongServer(place, "a server that may be used is not known there")
+            return line
+
+        def unwatch(key: object) -> None:
+            with self._lock:
+                line = lines.pop(key, None)
+            if line is not None:
+                line.twin.close()
+
+        @contextlib.contextmanager
+        def connecting(number: int) -> Iterator[None]:
+            key = object()
+            try:
+                watch(key, number)
+                yield
+            finally:
+                unwatch(key)
+
+        self._server.watch_connecting(engine.dialect, connecting)
 
         @event.listens_for(engine, "connect")
         def connected(dbapi: Any, record: Any) -> None:
             """Which server is this? It must be one that the topology knows here."""
             try:
-                with self._lock:
-                    sockets[id(dbapi)] = socket.socket(fileno=os.dup(dbapi.fileno()))
+                line = watch(id(dbapi), dbapi.fileno())
                 usual = dbapi.autocommit
                 dbapi.autocommit = True
                 identity, role = self._server.parse_identity(_first_row(dbapi, self._server.GREETING))
                 dbapi.autocommit = usual
-                why = None if identity in self._known(place) else "it reached a server that is not known there in this role"
-            except Unsuitable as error:
-                why, identity, role, usual = str(error), None, Role.READER, False
-            except BaseException:
-                disconnected(dbapi)
+                if identity not in self._known(place):
+                    raise WrongServer(place, "it reached a server that is not known there in this role")
+                self._server.prepare(dbapi)
+                record.info.update(
+                    {
+                        SERVER: identity,
+                        AUTOCOMMIT: usual,
+                        MODE: None if role is Role.READER else Mode.DEFAULT,
+                        GUARDED: role is Role.READER,
+                        POLL: _poll(line.twin),
+                        ENTERED: float("-inf"),
+                    }
+                )
+                line.info = record.info
+                self._proven.add(place)
+            except BaseException as error:
+                unwatch(id(dbapi))
                 dbapi.close()
-                raise
-            if why is not None:
-                disconnected(dbapi)
-                dbapi.close()
-                self._surprised(place, why)
-                raise WrongServer(place, why)
-            self._server.prepare(dbapi)
-            record.info.update(
-                {
-                    SERVER: identity,
-                    AUTOCOMMIT: usual,
-                    MODE: None if role is Role.READER else Mode.DEFAULT,
-                    GUARDED: role is Role.READER,
-                    POLL: _poll(sockets[id(dbapi)]),
-                    ENTERED: float("-inf"),
-                }
-            )
+                if isinstance(error, Unsuitable):
+                    error = WrongServer(place, str(error))
+                if isinstance(error, WrongServer):
+                    self._surprised(place, error.why)
+                raise error from None
 
         @event.listens_for(engine, "close")
         def closing(dbapi: Any, _: Any) -> None:
-            disconnected(dbapi)
+            unwatch(id(dbapi))
 
         @event.listens_for(engine, "close_detached")
         def closing_detached(dbapi: Any) -> None:
-            disconnected(dbapi)
-
-        def disconnected(dbapi: Any) -> None:
-            with self._lock:
-                twin = sockets.pop(id(dbapi), None)
-            if twin is not None:
-                twin.close()
+            unwatch(id(dbapi))
 
         # The dialect's events and not the connection's: one of those makes SQLAlchemy ask for all of them, 20 us a statement.
         for name in ("do_execute", "do_executemany", "do_execute_no_params"):
@@ -322,6 +375,36 @@ class Engines:
         return engine
 
 
+class _Line:
+    """The socket of a connection: the driver's number for it, and a twin, which another thread may shut at any time.
+
+    info: of the pooled connection, once it is one.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.twin = socket.socket(fileno=os.dup(number))
+        self.info: dict[Any, Any] | None = None
+
+    def cut(self) -> bool:
+        """Shut the socket, which wakes the thread that waits for it; whether it was open."""
+        try:
+            self.twin.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return False
+        return True
+
+    def forsake(self, dead: socket.socket) -> None:
+        """In a forked child: put a dead socket in place of the parent's, so that whatever is done with the connection here
+        reaches nobody."""
+        with contextlib.suppress(OSError):
+            if os.path.sameopenfile(self.number, self.twin.fileno()):  # else the driver has closed it
+                os.dup2(dead.fileno(), self.number, inheritable=False)
+        self.twin.close()
+        if self.info is not None:
+            self.info.clear()
+
+
 class Probe:
     """A connection of the monitor's own to one server."""
 
@@ -330,7 +413,7 @@ class Probe:
         self._server = server
         self._gate = gate
         driver: Any = connection.connection.driver_connection
-        self._socket = socket.socket(fileno=os.dup(driver.fileno()))
+        self.line = _Line(driver.fileno())
 
     def ask(self) -> Server:
         """What the server says of itself. Raises ProbeError."""
@@ -361,14 +444,13 @@ class Probe:
 
     def cut(self) -> None:
         """Shut the socket; wakes a thread that waits for an answer."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+        self.line.cut()
 
     def close(self) -> None:
         """Close; never raises."""
         with contextlib.suppress(Exception):
             self._connection.close()
-        self._socket.close()
+        self.line.twin.close()
 
 
 def probe_error(error: exc.SQLAlchemyError, server: ModuleType) -> ProbeError:

@@ -121,4 +121,5 @@ class WrongServer(RouterError):
 
     def __init__(self, instance: str, why: str) -> None:
         self.instance = instance
+        self.why = why
         super().__init__(f"a new connection to {instance} was discarded: {why}")

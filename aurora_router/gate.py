@@ -22,8 +22,8 @@ from aurora_router.core.positions import Requirement, merge
 from aurora_router.core.selection import Reason
 from aurora_router.core.statements import Effect, Verdict, verdict
 from aurora_router.diagnosis import FACTS, driver_failure
-from aurora_router.engines import UNIT, Engines
-from aurora_router.errors import NoWriterAvailable, Outcome, OutcomeUnknown, ReadOnlyViolation
+from aurora_router.engines import SERVER, UNIT, Engines
+from aurora_router.errors import NoWriterAvailable, Outcome, OutcomeUnknown, ReadOnlyViolation, RouterError
 from aurora_router.monitor import Monitor
 from aurora_router.servers.postgresql import Mode
 from aurora_router.unit import NotARead, Unit
@@ -145,6 +145,8 @@ class Gate:
             raw.info.pop(UNIT, None)
         except NotImplementedError:
             return None
+        if SERVER not in raw.info:
+            raise RouterError("this connection is of the process that forked this one; roll back or close, and begin anew")
         entering: tuple[Unit, Mode] | None = getattr(self.entering, "place", None)
         if unit is None and entering is not None:
             unit, mode = entering
@@ -169,6 +171,11 @@ class Gate:
             unit.run.failed = Facts(Failure.LOST, sent=False, outcome_known=True, safe_to_repeat=True)
             setattr(error, FACTS, unit.run.failed)
         return error
+
+    def forked(self) -> None:
+        """In a forked child: no commit is under way here, and nobody holds a lock."""
+        self._lock = threading.Lock()
+        self._committing.clear()
 
     # -- errors ---------------------------------------------------------------------------------------------------
 

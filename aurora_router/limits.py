@@ -67,6 +67,12 @@ class Places:
                 while self._queue:
                     self._queue.popleft().called.set()
 
+    def forked(self) -> None:
+        """In a forked child: all places are free, nobody waits, nobody holds the lock."""
+        self._free = self.number
+        self._lock = threading.Lock()
+        self._queue.clear()
+
     def _leave(self, waiting: _Waiting) -> None:
         with self._lock:
             if waiting in self._queue:
@@ -88,9 +94,13 @@ class Repeats:
     """
 
     def __init__(self, emit: Callable[..., None]) -> None:
+        self._emit = emit
+        self.forked()
+
+    def forked(self) -> None:
+        """In a forked child, and at first: begin to count; nobody holds the lock."""
         self.budget = Budget(threading.Lock())
         self.count = self.budget.unit
-        self._emit = emit
 
     def allowed(self, instance: str | None, *, first: bool) -> bool:
         """Whether a unit may try once more after a failure on that instance. first: it is the unit's first repeat."""

@@ -28,6 +28,7 @@ CATALOG = 30.0  # seconds between looks at the functions in the catalog
 PRUNE = 60.0  # seconds between looks for old rows of the commit table
 CATALOG_HURRY = 1.0  # the same when an unknown function was called
 LOOKS = 4  # fresh connections in a row when other servers may stand behind a reader endpoint
+TRUST = 5.0  # seconds (at least) without the time-keeper after which nothing that was heard before counts
 STUCK = 4  # threads of one instance that may hang (in name resolution, say) before no more are started
 MAX_SERVERS = 16  # servers that are watched behind one reader endpoint
 
@@ -88,7 +89,7 @@ class Monitor:
         topology = Topology()
         for instance in instances:
             topology = pure.add(topology, instance)
-        self.topology = self._initial = topology
+        self.topology = topology
         self.functions: frozenset[str] = frozenset()
         self.prunes = False  # the commit table is in use, and is to be kept small
         self.pruned_at = float("-inf")
@@ -98,15 +99,17 @@ class Monitor:
         self._timeout = timeout
         self._position_interval = position_interval
         self._patience = patience
+        self.trusted_until = float("inf")  # by the wall clock, which goes on while a process or its machine sleeps
         self._announcer: threading.Thread | None = None
         self._moved = threading.Condition()  # guards what is below; notified with each new topology
         self._poke = threading.Event()
         self._watchers: dict[str, _Watcher] = {}
-        self._waiting = 0
+        self._waiting: set[object] = set()
         self._suspects: dict[str, float] = {}
         self._wanted_at = 0.0
         self._served_at = 0.0
         self._writerless_since = time.monotonic()
+        self._doubted_at: float | None = None  # what was heard before is not trusted, until all have been heard since
         self._catalog_at = float("-inf")
         self._catalog_wanted = False
         self._thread: threading.Thread | None = None
@@ -118,15 +121,20 @@ class Monitor:
             if self._thread is not None or self._closed:
                 return
             self._writerless_since = time.monotonic()
+            if self._doubted_at is not None:
+                self._doubted_at = self._writerless_since
             for instance in self.topology:
                 self._watchers[instance.id] = _Watcher(self, instance)
             self._thread = threading.Thread(target=self._keep_time, name="aurora-router-monitor", daemon=True)
             self._thread.start()
-            self._announcer = threading.Thread(target=self._announce, name="aurora-router-announcer", daemon=True)
+            self._announcer = threading.Thread(
+                target=self._announce, args=(self.topology,), name="aurora-router-announcer", daemon=True
+            )
             self._announcer.start()
 
     def close(self) -> None:
-        """Stop probing, close the probe connections, join the threads that answer. Idempotent."""
+        """Stop probing, close the probe connections, join the threads; one that hangs in a connect is waited for no longer
+        than a probe may take, all in all. Idempotent."""
         with self._moved:
             self._closed = True
             watchers = list(self._watchers.values())
@@ -135,11 +143,21 @@ class Monitor:
         self._poke.set()
         for watcher in watchers:
             watcher.stop()
-        for thread in (self._thread, self._announcer):
+        deadline = time.monotonic() + self._timeout
+        for thread in (self._thread, self._announcer, *(watcher.thread for watcher in watchers)):
             if thread is not None and thread is not threading.current_thread():
-                thread.join(self._timeout)
-        for watcher in watchers:
-            watcher.join(self._timeout)
+                thread.join(max(deadline - time.monotonic(), 0.0))
+
+    def forked(self) -> None:
+        """In a forked child: begin without threads. What the parent knew is trusted when each instance was heard again."""
+        self._moved = threading.Condition()
+        self._poke = threading.Event()
+        self._watchers = {}
+        self._waiting = set()
+        self._suspects = {}
+        self._thread = self._announcer = None
+        self._doubted_at = time.monotonic()
+        self.trusted_until = float("-inf")
 
     def wait_for(self, satisfied: Callable[[Topology], bool], timeout: float) -> Topology:
         """The newest topology, as soon as it satisfies the condition, the time (seconds) is up or the monitor is closed."""
@@ -147,16 +165,26 @@ class Monitor:
         with self._moved:
             if satisfied(self.topology):
                 return self.topology
-            self._waiting += 1
-            self._poke.set()
+            me = object()
             try:
+                self._waiting.add(me)
+                self._poke.set()
                 while not self._closed and (left := deadline - time.monotonic()) > 0:
                     self._moved.wait(left)
                     if satisfied(self.topology):
                         break
             finally:
-                self._waiting -= 1
+                self._waiting.discard(me)
             return self.topology
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the topology is of the present. It is not after this process stood still: stopped, or its machine asleep."""
+        return time.time() <= self.trusted_until
+
+    def wait_until_trusted(self) -> None:
+        """Wait until each instance was heard again or has had its time."""
+        self.wait_for(lambda _: self.trusted, self._timeout + 1.0)
 
     def suspect(self, instance: str) -> None:
         """Something failed there: probe it at once."""
@@ -212,9 +240,8 @@ class Monitor:
                     self._writerless_since = time.monotonic()
                 self._moved.notify_all()
 
-    def _announce(self) -> None:
+    def _announce(self, told: Topology) -> None:
         """Tell of each newest topology, in a thread of its own: who listens may take its time, or wait for a writer itself."""
-        told = self._initial
         while True:
             with self._moved:
                 while self.topology is told and not self._closed:
@@ -245,12 +272,28 @@ class Monitor:
             wake = now + self._interval
             with self._moved:
                 watchers = list(self._watchers.values())
+                self._trust(watchers, now)
             for watcher in watchers:
                 try:
                     wake = min(wake, self._attend(watcher, now))
                 except Exception:  # no more threads, say: this instance must wait, the others must not
                     log.exception("%s could not be attended to", watcher.id)
             self._poke.wait(max(wake - time.monotonic(), 0.0))
+
+    def _trust(self, watchers: list[_Watcher], now: float) -> None:
+        """Trust the topology for another while, unless this thread has not run for long: then doubt it until each instance
+        was heard again or has had its time."""
+        if self._doubted_at is None and not self.trusted:
+            self._doubted_at = now
+            for watcher in watchers:
+                if watcher.asked_at is not None:
+                    watcher.asked_at = now  # it is not the instance that kept silent
+        doubted = self._doubted_at
+        if doubted is None or now - doubted > self._timeout + 1.0 or all(i.heard_at >= doubted for i in self.topology):
+            self._doubted_at = None
+            self.trusted_until = time.time() + max(3 * self._interval, TRUST)
+            if doubted is not None:
+                self._moved.notify_all()
 
     def _attend(self, watcher: _Watcher, now: float) -> float:
         """Begin a probe that is due, end one that is overdue. When to look again."""
@@ -276,8 +319,13 @@ class Monitor:
         instance = topology.by_id.get(watcher.id)
         if instance is not None and instance.seen and (instance.misses or watcher.id in self._suspects):
             return HURRY
-        if topology.writer is None and (self._waiting or now - self._writerless_since < self._patience):
+        if self._doubted_at is not None and watcher.last_at < self._doubted_at:
             return HURRY
+        writer = topology.writer
+        if writer is None and (self._waiting or now - self._writerless_since < self._patience):
+            return HURRY
+        if writer is not None and (writer.misses or writer.id in self._suspects):
+            return HURRY  # another may have been promoted
         if watcher.last_at < self._wanted_at and instance is not None and instance.healthy:
             return min(self._position_interval, self._interval)
         return self._interval
@@ -334,11 +382,11 @@ class _Watcher:
         self._go = threading.Event()
         self._stopped = False
         self._stuck = 0
-        self._thread = self._start()
+        self.thread = self._start()
 
     def _start(self) -> threading.Thread:
         thread = threading.Thread(target=self._run, name=f"aurora-router-probe-{self.id}", daemon=True)
-        self._thread = thread
+        self.thread = thread
         thread.start()
         return thread
 
@@ -349,11 +397,6 @@ class _Watcher:
         asking = self._asking
         if asking is not None:
             asking.connection.cut()
-
-    def join(self, timeout: float) -> None:
-        """Wait for the thread to end, at most that many seconds."""
-        if self._thread is not threading.current_thread():
-            self._thread.join(timeout)
 
     def ask(self, now: float) -> None:
         """Begin a probe."""
@@ -385,7 +428,7 @@ class _Watcher:
 
     @property
     def _current(self) -> bool:
-        return not self._stopped and self._thread is threading.current_thread()
+        return not self._stopped and self.thread is threading.current_thread()
 
     def _run(self) -> None:
         go = self._go
@@ -405,7 +448,7 @@ class _Watcher:
                     return
                 self.asked_at = None
         finally:
-            if self._thread is threading.current_thread():
+            if self.thread is threading.current_thread():
                 for link in self._links:
                     link.connection.close()
             else:

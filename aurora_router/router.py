@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import random
 import time
 import weakref
@@ -171,6 +172,7 @@ class Router:
             patience=failover_timeout,
         )
         self._load = Load(self._engines.in_use)
+        _routers.add(self)
         self._finalizer = weakref.finalize(self, _shut_down, self._monitor, self._engines)
 
     # -- public ---------------------------------------------------------------------------------------------------
@@ -191,7 +193,7 @@ class Router:
         if self._closed:
             raise RouterError("this router is closed; make a new one")
         self._monitor.start()
-        topology = self._monitor.wait_for(lambda t: t.probed, self._probe_timeout + 1.0)
+        topology = self._monitor.wait_for(lambda t: t.probed and self._monitor.trusted, self._probe_timeout + 1.0)
         strangers = [i for i in topology if "belongs to another cluster" in i.error]
         refused = [i for i in topology if i.silence is Silence.MISCONFIGURED]
         if strangers or (refused and topology.writer is None):
@@ -476,6 +478,8 @@ class Router:
         return connection
 
     def _decide(self, unit: Unit, write: Reason | None) -> Decision:
+        if time.time() > self._monitor.trusted_until:
+            self._monitor.wait_until_trusted()
         topology = self._monitor.topology
         if write is not None:
             return to_writer(topology, write)
@@ -579,6 +583,15 @@ class Router:
         self.emit(events.ConnectionRefused, instance_id, why)
         self._monitor.look(instance_id)
 
+    def _forked(self) -> None:
+        """In a forked child: connections, threads and held locks are the parent's; what it knew is to be heard again."""
+        self._ready = False
+        self.gate.forked()
+        self._for_reads.forked()
+        self._repeats.forked()
+        self._engines.forked()
+        self._monitor.forked()
+
     def _changed(self, old: Topology, new: Topology) -> None:
         """A topology replaced another: discard what it makes useless, and say what happened."""
         self._engines.sweep()
@@ -651,3 +664,15 @@ def _weakly(me: weakref.ref[Router], method: Callable[..., T], otherwise: T) -> 
 def _shut_down(monitor: Monitor, engines: Engines) -> None:
     monitor.close()
     engines.close()
+
+
+_routers: weakref.WeakSet[Router] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for router in [*_routers]:
+        router._forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from aurora_router.core.commits import Evidence, Note
@@ -280,6 +281,31 @@ def set_mode(connection: Any, mode: Mode, default_autocommit: bool) -> None:
     """Switch an idle psycopg connection; only attributes change, nothing is sent."""
     connection.autocommit = default_autocommit if mode is Mode.DEFAULT else mode is Mode.AUTOCOMMIT
     connection.read_only = True if mode is Mode.READ_ONLY else None
+
+
+def watch_connecting(dialect: Any, connecting: Callable[[int], AbstractContextManager[None]]) -> None:
+    """Have a dialect's new connections wait for the server within `connecting(number of the socket)`, which may end the wait by
+    shutting the socket. Where something has taken the place of psycopg's own connect(), to trace it, say, it is left alone.
+
+    psycopg has no public way: the generator that connects yields the socket each time it must wait.
+    """
+    import psycopg
+
+    class Connection(psycopg.Connection[Any]):
+        @classmethod
+        def _connect_gen(cls, *args: Any, **options: Any) -> Any:
+            steps: Any = super()._connect_gen(*args, **options)
+            ready = None
+            while True:
+                try:
+                    number, wanted = steps.send(ready)
+                except StopIteration as end:
+                    return end.value
+                with connecting(number):
+                    ready = yield number, wanted
+
+    if dialect.loaded_dbapi.connect == psycopg.Connection.connect:
+        dialect.connect = Connection.connect
 
 
 def prepare(connection: Any) -> None:

@@ -44,7 +44,7 @@ def test_units_that_need_a_writer_wait_for_the_promotion_and_succeed(cluster: Po
     threads = [threading.Thread(target=work, args=(200 + n,)) for n in range(8)]
     for thread in threads:
         thread.start()
-    eventually(lambda: router._monitor._waiting == 8)
+    eventually(lambda: len(router._monitor._waiting) == 8)
     assert done == []
     new = cluster.promote()
     for thread in threads:

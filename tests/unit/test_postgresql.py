@@ -1,7 +1,15 @@
 """PostgreSQL's rows, error codes and words as the router reads them."""
 
+import contextlib
+import os
+import socket
+import threading
+import types
+from collections.abc import Iterator
+
 import pytest
-from psycopg import Connection, ServerCursor
+from psycopg import Connection, OperationalError, ServerCursor
+from sqlalchemy import create_engine, make_url
 
 from aurora_router.core.failures import Failure
 from aurora_router.core.positions import WalPosition
@@ -227,3 +235,68 @@ def test_a_streamed_read_outlives_its_statement_where_there_is_no_transaction(au
 def test_the_driver_is_the_one_whose_connection_is_switched():
     assert postgresql.DRIVER == "psycopg"
     assert all(hasattr(Connection, name) for name in ("autocommit", "read_only"))
+
+
+@contextlib.contextmanager
+def server_that_waits() -> Iterator[tuple[str, threading.Event]]:
+    """A URL where a client is let in, as PostgreSQL does it, once the event is set."""
+    let_in = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet() -> None:
+            client, _ = server.accept()
+            with client:
+                client.recv(1024)
+                let_in.wait()
+                client.sendall(b"R\0\0\0\x08\0\0\0\0" + b"Z\0\0\0\x05I")  # AuthenticationOk, ReadyForQuery
+                client.recv(1024)
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        yield f"postgresql+psycopg://u@127.0.0.1:{server.getsockname()[1]}/d?sslmode=disable&gssencmode=disable", let_in
+        let_in.set()
+        thread.join()
+
+
+def test_while_it_connects_a_connections_socket_is_shown() -> None:
+    with server_that_waits() as (url, let_in):
+        dialect = create_engine(url).dialect
+        numbers: list[int] = []
+
+        @contextlib.contextmanager
+        def connecting(number: int) -> Iterator[None]:
+            numbers.append(number)
+            let_in.set()
+            yield
+
+        postgresql.watch_connecting(dialect, connecting)
+        arguments, options = dialect.create_connect_args(make_url(url))
+        with dialect.connect(*arguments, **options) as c:
+            assert set(numbers) == {c.fileno()}
+            assert isinstance(c, Connection)
+
+
+def test_a_wait_for_a_connection_ends_when_its_socket_is_shut() -> None:
+    with server_that_waits() as (url, _):
+        dialect = create_engine(url).dialect
+        twins: list[socket.socket] = []
+
+        @contextlib.contextmanager
+        def connecting(number: int) -> Iterator[None]:
+            with socket.socket(fileno=os.dup(number)) as twin:
+                twin.shutdown(socket.SHUT_RDWR)
+                twins.append(twin)
+                yield
+
+        postgresql.watch_connecting(dialect, connecting)
+        arguments, options = dialect.create_connect_args(make_url(url))
+        with pytest.raises(OperationalError):
+            dialect.connect(*arguments, **options)
+        assert twins
+
+
+def test_a_connect_function_that_somebody_has_put_in_place_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    dialect = create_engine("postgresql+psycopg://").dialect
+    monkeypatch.setattr(dialect, "dbapi", types.SimpleNamespace(connect=lambda: "traced"))
+    postgresql.watch_connecting(dialect, contextlib.nullcontext)
+    assert dialect.connect() == "traced"

@@ -1,0 +1,223 @@
+"""What becomes of a router when its process forks, stands still, ends, or is interrupted."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from aurora_router.local import PostgresCluster
+
+PREAMBLE = """
+import gc, os, signal, sys, threading, time
+from sqlalchemy import text
+from sqlalchemy.orm import sessionmaker
+from aurora_router import Router, RouterError, RoutingSession
+
+def router(**options):
+    return Router(sys.argv[1], instances=sys.argv[2:], **options)
+
+def in_child(work, patience=30):
+    '''Run work in a forked child; how it ended.'''
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            assert status == 0, status
+            return
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    raise AssertionError("the child hangs")
+"""
+
+
+@contextmanager
+def running(cluster: PostgresCluster, script: str, *instances: str) -> Iterator[subprocess.Popen[str]]:
+    """A process of its own that runs the script on the cluster, or on these instances."""
+    others = instances or [i.address for i in cluster.instances if i is not cluster.writer]
+    command = [sys.executable, "-c", PREAMBLE + script, cluster.url, *others]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def run(cluster: PostgresCluster, script: str, *instances: str) -> list[str]:
+    """What the script printed, when it has ended well."""
+    with running(cluster, script, *instances) as process:
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+        assert "Traceback" not in err, err
+        return out.splitlines()
+
+
+def test_a_forked_child_has_connections_and_threads_of_its_own(cluster: PostgresCluster) -> None:
+    run(
+        cluster,
+        """
+r = router()
+ask = text("SELECT pg_backend_pid()")
+def pids():
+    with r.connect() as c, r.connect(read_only=True) as d:
+        return {c.scalar(ask), d.scalar(ask)}
+mine = pids()
+def child():
+    assert not r._monitor._watchers
+    theirs = pids()
+    assert not mine & theirs, (mine, theirs)
+    assert sum(t.name == "aurora-router-monitor" for t in threading.enumerate()) == 1
+    gc.collect()
+    r.close()
+for _ in range(3):
+    in_child(child)
+gc.collect()
+assert pids() == mine, "the parent's connections are as they were"
+""",
+        cluster.readers[0].address,
+    )
+
+
+def test_a_child_shares_no_socket_with_its_parent(cluster: PostgresCluster) -> None:
+    run(
+        cluster,
+        """
+r = router(probe_interval=0.05)
+with r.connect() as c, r.connect(read_only=True) as d:
+    c.execute(text("SELECT 1")); d.execute(text("SELECT 1"))
+    time.sleep(0.2)
+    def inet():
+        found = set()
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                target = os.readlink(f"/proc/self/fd/{name}")
+            except OSError:
+                continue
+            if target.startswith("socket:["):
+                found.add(target[8:-1])
+        return found & {line.split()[9] for line in open("/proc/net/tcp").readlines()[1:]}
+    assert inet()
+    def child():
+        assert not inet(), inet()
+    in_child(child)
+""",
+    )
+
+
+def test_a_session_that_was_open_at_the_fork_is_told_so_and_can_begin_anew(cluster: PostgresCluster) -> None:
+    out = run(
+        cluster,
+        """
+r = router()
+Session = sessionmaker(class_=RoutingSession, router=r)
+for begin in ("SELECT count(*) FROM item", "UPDATE item SET stock = 0 WHERE id = 1"):
+    with Session() as s:
+        s.execute(text(begin))
+        def child():
+            for sql in ("SELECT 1", "UPDATE item SET stock = 1 WHERE id = 2"):
+                try:
+                    s.execute(text(sql))
+                    print("sent", flush=True)
+                except RouterError as error:
+                    print(error, flush=True)
+            s.rollback()
+            assert s.scalar(text("SELECT count(*) FROM item")) == 3
+            s.execute(text("UPDATE item SET stock = stock + 1 WHERE id = 3"))
+            s.commit()
+            s.close()
+        in_child(child)
+        s.commit()
+with Session() as s:
+    print(s.execute(text("SELECT stock FROM item ORDER BY id")).scalars().all())
+""",
+    )
+    told = "this connection is of the process that forked this one; roll back or close, and begin anew"
+    assert out == [told, told, told, told, "[0, 20, 32]"]
+
+
+def test_locks_that_other_threads_held_at_the_fork_do_not_stall_the_child(cluster: PostgresCluster) -> None:
+    run(
+        cluster,
+        """
+r = router(probe_interval=0.002)
+stop = threading.Event()
+def work():
+    while not stop.is_set():
+        with r.connect(read_only=True) as c:
+            c.execute(text("SELECT 1"))
+        c = r.raw_connection()
+        c.invalidate()
+        c.close()
+threads = [threading.Thread(target=work, daemon=True) for _ in range(3)]
+for thread in threads:
+    thread.start()
+time.sleep(0.3)
+def child():
+    with r.connect() as c:
+        c.execute(text("SELECT 1"))
+for _ in range(15):
+    in_child(child)
+stop.set()
+""",
+    )
+
+
+def test_a_child_forked_while_the_first_connection_is_made_makes_its_own(cluster: PostgresCluster) -> None:
+    run(
+        cluster,
+        """
+r = router()
+dialect = r.engine(r.topology.writer).dialect
+initialize, begun, go_on = dialect.initialize, threading.Event(), threading.Event()
+def slow(connection):
+    begun.set()
+    go_on.wait()
+    initialize(connection)
+dialect.initialize = slow
+def first():
+    with r.connect() as c:
+        assert c.scalar(text("SELECT 1")) == 1
+        assert c.dialect.server_version_info >= (12,), "SQLAlchemy's first look at the server is not left half-done"
+thread = threading.Thread(target=first)
+thread.start()
+begun.wait()
+in_child(first)
+go_on.set()
+thread.join()
+""",
+    )
+
+
+def test_a_child_does_not_trust_what_its_parent_knew(cluster: PostgresCluster) -> None:
+    script = """
+r = router(probe_interval=30)
+r.start()
+if os.fork() == 0:
+    print("forked", flush=True)
+    sys.stdin.readline()
+    print("connecting", flush=True)
+    with r.connect() as c:
+        print(c.scalar(text("SELECT host(inet_server_addr()) || ':' || inet_server_port()")), flush=True)
+    os._exit(0)
+os.wait()
+"""
+    with running(cluster, script) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "forked\n"
+        new = cluster.promote()  # the old one lives on and believes in itself
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        out, err = process.communicate(timeout=30)
+        assert out.splitlines() == ["connecting", new.address], err
