@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
-from aurora_router.local import PostgresCluster
+import pytest
+from sqlalchemy import text
+
+from aurora_router import Router
+from aurora_router.local import FaultProxy, PostgresCluster
+from aurora_router.monitor import TRUST
+from tests.integration.shop import eventually
+
+MakeRouter = Callable[..., Router]
 
 PREAMBLE = """
 import gc, os, signal, sys, threading, time
@@ -221,3 +231,92 @@ os.wait()
         process.stdin.flush()
         out, err = process.communicate(timeout=30)
         assert out.splitlines() == ["connecting", new.address], err
+
+
+def test_a_process_that_was_stopped_asks_again_before_it_decides(cluster: PostgresCluster) -> None:
+    script = """
+from aurora_router.core import events
+heard = []
+r = router(listeners=[lambda e: heard.append(e) if isinstance(e, events.InstanceDown) else None])
+r.connect().close()
+print("ready", flush=True)
+sys.stdin.readline()
+with r.connect() as c:
+    print(c.scalar(text("SELECT host(inet_server_addr()) || ':' || inet_server_port()")), flush=True)
+print([e.instance for e in heard])
+"""
+    old = cluster.writer
+    with running(cluster, script) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGSTOP)
+        stopped = time.monotonic()
+        new = cluster.promote()  # the old one lives on and believes in itself
+        eventually(lambda: time.monotonic() - stopped > TRUST + 1)
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        process.send_signal(signal.SIGCONT)
+        out, err = process.communicate(timeout=30)
+        assert out.splitlines() == [new.address, str([old.address])], err
+
+
+def test_a_machine_that_slept_asks_again_before_it_decides(
+    cluster: PostgresCluster, make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its monotonic clock stood still with it."""
+    router = make_router(probe_interval=60)
+    router.connect().close()
+    new = cluster.promote()
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + 3600)
+    with router.connect() as connection:
+        address = "SELECT host(inet_server_addr()) || ':' || inet_server_port()"
+        assert connection.scalar(text(address)) == new.address
+    assert router._monitor.trusted
+
+
+def test_an_instance_that_does_not_answer_delays_a_process_that_slept_only_for_a_while(
+    cluster: PostgresCluster, make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router = make_router(probe_interval=60, probe_timeout=0.3)
+    router.connect().close()
+    frozen = cluster.readers[0]
+    cluster.freeze(frozen)
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + 3600)
+    with router.connect() as connection:
+        assert connection.scalar(text("SELECT 1")) == 1
+    assert router._monitor.trusted
+    assert router.topology.by_id[frozen.address].misses or not router.topology.by_id[frozen.address].healthy
+
+
+@pytest.mark.parametrize("fault", ["frozen", "black hole"])
+def test_a_process_ends_although_instances_do_not_answer(cluster: PostgresCluster, fault: str) -> None:
+    script = """
+r = router(probe_interval=0.1)
+with r.connect(read_only=True) as c:
+    c.execute(text("SELECT 1"))
+print("ready", flush=True)
+sys.stdin.readline()
+deadline = time.monotonic() + 20
+while r.topology.readers:
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+print(any(t.name.startswith("aurora-router-probe") for t in threading.enumerate()), flush=True)
+"""
+    frozen = cluster.readers[0]
+    with ExitStack() as stack:
+        proxies = [stack.enter_context(FaultProxy((frozen.host, frozen.port))) for _ in range(8)]
+        process = stack.enter_context(running(cluster, script, *(proxy.address for proxy in proxies)))
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        if fault == "frozen":
+            cluster.freeze(frozen)
+        else:
+            for proxy in proxies:
+                proxy.black_hole()
+        out, err = process.communicate("go\n", timeout=60)
+        assert out == "True\n", err
+        assert process.returncode == 0, err
+        assert "Traceback" not in err, err
