@@ -356,3 +356,18 @@ def test_an_instance_is_on_the_newest_epoch_of_its_servers_and_on_none_before_it
 def test_each_loss_doubles_the_time_that_a_reader_must_have_answered_up_to_a_minute():
     assert [hold(losses) for losses in range(10)] == [0, 0, 1, 2, 4, 8, 16, 32, 60, 60]
     assert hold(10**6) == 60
+
+
+def test_a_reader_that_is_held_back_says_how_often_it_was_lost_and_for_how_long_it_must_answer():
+    topology = observe(Topology(), Observation("r", 1.0, 1.0))
+    topology = add(topology, Instance("r", "r", 5432))
+    server = Server(ServerId("1", "r", 5432, "0"), Role.READER, 1)
+    for loss in (2.0, 4.0):
+        topology = observe(topology, Observation("r", loss - 1, loss - 1, server=server))
+        topology = observe(topology, Observation("r", loss, loss, about=server.id, silence=Silence.REFUSED, error="refused"))
+    topology = observe(topology, Observation("r", 5.0, 5.0, server=server))
+    (held,) = topology.instances
+    assert not held.healthy
+    assert held.error == "answers, but was lost 2 times within 300 s of each other; used again when it has answered for 1 s"
+    topology = observe(topology, Observation("r", 6.0, 6.0, server=server))
+    assert topology.readers == topology.instances
