@@ -6,6 +6,7 @@ It knows nothing of the router. Its LSNs are counted in records, and a commit is
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from aurora_router.core.positions import WalPosition
@@ -14,14 +15,25 @@ from aurora_router.core.topology import Role, Server, ServerId
 CLUSTER = "7001"
 
 
+@dataclass(frozen=True)
+class Entry:
+    """What a record says of a transaction: that it has begun, or that it commits."""
+
+    xid: int
+    key: str
+    commit: bool
+
+
 @dataclass
 class Timeline:
-    """A line of the log: where it forked from its parent, and when each of its own records was written."""
+    """A line of the log: where it forked from its parent, when each of its own records was written, and what some of them say."""
 
     epoch: int
     parent: Timeline | None = None
     fork: int = 0
     times: list[float] = field(default_factory=list)
+    entries: dict[int, Entry] = field(default_factory=dict)
+    commits: dict[str | int, int] = field(default_factory=dict)  # where a transaction's key, and its id, commit
 
     @property
     def end(self) -> int:
@@ -35,6 +47,25 @@ class Timeline:
     def end_at(self, moment: float) -> int:
         """The end of the log as it was at that moment."""
         return self.fork + bisect_right(self.times, moment)
+
+    def committed(self, which: str | int) -> bool:
+        """Whether a transaction commits in the history that ends with this timeline. which: its key, or its id."""
+        line: Timeline | None = self
+        lsn = self.end
+        while line is not None:
+            if line.commits.get(which, lsn + 1) <= lsn:
+                return True
+            lsn = min(lsn, line.fork)
+            line = line.parent
+        return False
+
+    def history(self, lsn: int) -> Iterator[Entry]:
+        """What the log says of transactions, up to that LSN."""
+        line: Timeline | None = self
+        while line is not None:
+            yield from (entry for at, entry in line.entries.items() if at <= lsn)
+            lsn = min(lsn, line.fork)
+            line = line.parent
 
     def contains(self, commit: Commit, lsn: int) -> bool:
         """Whether a server that is on this timeline at that LSN has the commit."""
@@ -71,6 +102,10 @@ class Machine:
         self.frozen = False
         self.partitioned = False  # from the router, monitor and clients alike
         self.id = ServerId(CLUSTER, address, 5432, f"{address}.0")
+        self.open: dict[int, str] = {}  # transactions that are under way, by their ids
+        self.waiting: set[int] = set()  # those whose COMMIT waits for a reader
+        self.next_xid = 1
+        self.recovered: int | None = None  # where its last recovery ended
 
     @property
     def reachable(self) -> bool:
@@ -83,6 +118,36 @@ class Machine:
         self.frozen = False
         self.role = role
         self.id = ServerId(CLUSTER, self.address, 5432, f"{self.address}.{self.life}")
+        self.open.clear()
+        self.waiting.clear()
+        self.recovered = None
+        if role is Role.WRITER:
+            self.recover(self.timeline.end)
+
+    def recover(self, lsn: int) -> None:
+        """A recovery ends: the ids of transactions whose records it has not seen will be given out again."""
+        self.recovered = lsn
+        self.next_xid = 1 + max((entry.xid for entry in self.timeline.history(lsn)), default=0)
+
+    def begin(self, key: str, now: float) -> int:
+        """A transaction gets an id and writes its first record."""
+        xid, self.next_xid = self.next_xid, self.next_xid + 1
+        self.open[xid] = key
+        self.timeline.entries[self.timeline.append(now)] = Entry(xid, key, commit=False)
+        return xid
+
+    def commit(self, xid: int, now: float) -> None:
+        key, lsn = self.open.pop(xid), self.timeline.append(now)
+        self.timeline.entries[lsn] = Entry(xid, key, commit=True)
+        self.timeline.commits[key] = self.timeline.commits[xid] = lsn
+
+    def status(self, xid: int) -> str | None:
+        """What it says of a transaction's id, whosever it is."""
+        if self.timeline.committed(xid):
+            return "committed"
+        if xid in self.open:
+            return "in progress"
+        return "aborted" if xid < self.next_xid else None
 
     def replay(self, now: float) -> None:
         """What a reader does all the time."""
@@ -138,11 +203,13 @@ class Cluster:
         """A reader of the newest timeline becomes the writer. Asynchronously, what it had not replayed is lost."""
         machine.replay(now)
         fork = self.timeline.end if self.synchronous else machine.lsn
+        machine.open.clear()
         self.timeline = Timeline(self.timeline.epoch + 1, self.timeline, fork)
         machine.timeline = self.timeline
         machine.lsn = fork
         machine.role = Role.WRITER
         machine.upstream = None
+        machine.recover(fork)
         self.writer = machine
         self.timeline.append(now)
 

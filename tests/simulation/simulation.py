@@ -6,6 +6,10 @@ All randomness is one random.Random(seed), and time passes only virtually. The i
 (c) old observations never win: what is known of a server never moves back, and the epoch neither;
 (d) when the faults are over a writer is found within HEALING seconds, and readers serve again;
 (e) samples and all collections stay bounded.
+(f), (g): those of transactions.py.
+
+Besides the cluster, the process that hosts the router has its troubles: it stands still for a while, and everything that was due
+in it is late.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from aurora_router.core.positions import Requirement
 from aurora_router.core.selection import STRATEGIES, Load, Need, Reason
 from aurora_router.core.topology import Instance, Observation, Role, ServerId, Silence, Topology
 from tests.simulation.cluster import Cluster, Commit, Machine
+from tests.simulation.transactions import Transactions
 
 FAULTS_END = 9.0  # virtual seconds
 HEALING = 5.0
@@ -29,6 +34,7 @@ HURRY = 0.05
 FRESH = 1.0  # between fresh connections of a name
 LOOKS = 4  # fresh connections in a row where other servers may stand behind a name
 SESSIONS = 3
+CLIENTS = 2
 PIN = 2.0
 
 
@@ -40,7 +46,7 @@ class Violation(AssertionError):
         super().__init__(f"invariant ({invariant}) at {now:.3f} s: {what}\nreplay: python -m tests.simulation {seed}")
 
 
-@dataclass
+@dataclass(eq=False)
 class Link:
     """A probe connection: to one life of one server."""
 
@@ -83,7 +89,8 @@ class Simulation:
         self.rnd = rnd = Random(seed)
         self.say = say
         self.now = 0.0
-        self.queue: list[tuple[float, int, Callable[[], None]]] = []
+        self.queue: list[tuple[float, int, bool, Callable[[], None]]] = []
+        self.still_until = 0.0  # the router's process stands still
         self.count = 0
         self.positions = rnd.random() < 0.85
         self.disorder = rnd.choice([0.0, 0.1, 0.3])  # how many answers are late or lost
@@ -110,13 +117,15 @@ class Simulation:
         self.newest: dict[tuple[str, str | None], Observation] = {}
         self.highest = 0
         self.wanted = False
+        self.transactions = Transactions(self, CLIENTS)
         self.reads = self.by_readers = 0
 
     # -- time -----------------------------------------------------------------------------------------------------
 
-    def at(self, delay: float, action: Callable[[], None]) -> None:
+    def at(self, delay: float, action: Callable[[], None], *, outside: bool = False) -> None:
+        """Do something later. outside: in the cluster, which goes on while the router's process stands still."""
         self.count += 1
-        heapq.heappush(self.queue, (self.now + delay, self.count, action))
+        heapq.heappush(self.queue, (self.now + delay, self.count, outside, action))
 
     def run(self) -> Simulation:
         """Until the end of the healing. Raises Violation."""
@@ -124,13 +133,18 @@ class Simulation:
             self.at(self.rnd.random() * 0.05, lambda w=watcher: self.tick(w))
         for session in self.sessions:
             self.at(0.2 + self.rnd.random(), lambda s=session: self.step(s))
-        self.at(0.1, self.background)
-        self.at(0.5 + self.rnd.random(), self.fault)
-        self.at(FAULTS_END, self.heal)
+        self.transactions.start()
+        self.at(0.1, self.background, outside=True)
+        self.at(0.5 + self.rnd.random(), self.fault, outside=True)
+        self.at(FAULTS_END, self.heal, outside=True)
         while self.queue and self.queue[0][0] <= FAULTS_END + HEALING:
-            self.now, _, action = heapq.heappop(self.queue)
-            action()
+            self.now, count, outside, action = heapq.heappop(self.queue)
+            if self.now < self.still_until and not outside:
+                heapq.heappush(self.queue, (self.still_until, count, outside, action))
+            else:
+                action()
         self.check_healed()
+        self.transactions.check()
         return self
 
     def log(self, text: str) -> None:
@@ -163,6 +177,7 @@ class Simulation:
         asked_at = self.now
         if link.broken and not link.machine.frozen:
             watcher.links.remove(link)
+            link.closed = True
             watcher.missing = link.server
             self.at(0.001, lambda: self.failed(watcher, asked_at, Silence.REFUSED, link.server))
             return
@@ -191,6 +206,7 @@ class Simulation:
         changed = self.failed(watcher, asked_at, Silence.TIMEOUT, about)
         if changed and link in watcher.links:
             watcher.links.remove(link)  # it is cut: where it was the only one, a fresh one shows whether the server lives
+            link.closed = True
             if watcher.links:
                 self.failed(watcher, asked_at, Silence.REFUSED, about)
             else:
@@ -315,14 +331,18 @@ class Simulation:
         instance = selection.to_writer(self.topology, Reason.NOT_A_READ).instance
         if instance is None:
             return
-        for server in instance.servers:
-            newest = self.newest[(instance.id, server.address)].server
-            fits = newest is not None and newest.role is Role.WRITER and newest.epoch == self.highest
-            self.demand(fits, "a", f"a write goes to {instance}, of which the newest observation is {newest}")
+        self.check_writer(instance)
         epoch = self.topology.epoch
         link = self.connect(instance)
         if link is not None:
             self.at(self.rnd.random() * 0.03, lambda: self.commit(session, link, epoch))
+
+    def check_writer(self, instance: Instance) -> None:
+        """Whether what writes may go there."""
+        for server in instance.servers:
+            newest = self.newest[(instance.id, server.address)].server
+            fits = newest is not None and newest.role is Role.WRITER and newest.epoch == self.highest
+            self.demand(fits, "a", f"a write goes to {instance}, of which the newest observation is {newest}")
 
     def commit(self, session: Session, link: Link, epoch: int) -> None:
         machine = link.machine
@@ -374,7 +394,7 @@ class Simulation:
 
     def background(self) -> None:
         """The log grows, and readers replay, whether anybody looks or not."""
-        self.at(0.1, self.background)
+        self.at(0.1, self.background, outside=True)
         for machine in self.cluster.machines:
             if machine.role is Role.WRITER and machine.alive and not machine.frozen:
                 machine.timeline.append(self.now)
@@ -382,11 +402,11 @@ class Simulation:
 
     def fault(self) -> None:
         if self.now < FAULTS_END - 0.1:
-            self.at(0.1 + self.rnd.random() * 1.5, self.fault)
+            self.at(0.1 + self.rnd.random() * 1.5, self.fault, outside=True)
             machine = self.rnd.choice(self.cluster.machines)
             kind = self.rnd.choice(
                 [self.die, self.freeze, self.partition, self.revive, self.revive, self.promote, self.promote, self.refollow,
-                 self.lag, self.move, self.rejoin]
+                 self.lag, self.move, self.rejoin, self.stand_still]
             )  # fmt: skip
             kind(machine)
 
@@ -423,7 +443,7 @@ class Simulation:
                 f"* {machine.id.started} is promoted to timeline {machine.timeline.epoch}, forked at {machine.timeline.fork}"
             )
             if self.endpoints:
-                self.at(self.rnd.random() * 1.5, self.point)
+                self.at(self.rnd.random() * 1.5, self.point, outside=True)
 
     def point(self) -> None:
         """The names follow the roles."""
@@ -451,6 +471,11 @@ class Simulation:
         if machine is not self.cluster.writer and (machine.role is Role.WRITER or not machine.alive):
             self.cluster.follow(machine, self.now)
             self.log(f"* {machine.id.started} rejoins as a reader of {self.cluster.writer.id.started}")
+
+    def stand_still(self, _: Machine) -> None:
+        """The router's process gets no processor, as when it is stopped, or its machine sleeps."""
+        self.still_until = min(self.now + self.rnd.choice([0.2, 1.0, 4.0]), FAULTS_END)
+        self.log(f"* the router's process stands still until {self.still_until:.3f}")
 
     def heal(self) -> None:
         self.log("* everything heals")
@@ -486,7 +511,7 @@ class Simulation:
         self.demand(found, "d", f"readers that serve are {serving}, those that live are {readers}")
         for session in self.sessions:
             need = session.requirement
-            if readers and need is not None and need.after < self.now - 2 * INTERVAL - PIN:
+            if serving and need is not None and need.after < self.now - 2 * INTERVAL - PIN:
                 decision = self.decide(Need(requirement=need._replace(position=None), pin_seconds=PIN))
                 found = decision.reason is Reason.READ
                 self.demand(found, "d", f"{session.name}, which wrote at {need.after:.3f}, is still kept on the writer")

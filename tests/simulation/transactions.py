@@ -1,0 +1,206 @@
+"""Clients that append keys as run_transaction does, on the fake cluster: the real table of failures and the real outcome().
+
+What can be lost: the connection at any step, a COMMIT on its way, its answer; a frozen or cut-off server leaves a client stuck
+until the topology gives the server up. Invariants:
+(f) a key is never committed twice in one history, so nothing whose outcome is unknown is repeated;
+(g) what was acknowledged, or found to be committed, is: on the server that said so at that moment, and with synchronous
+    replication in the newest history at the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from aurora_router.core import commits, failures, selection
+from aurora_router.core.commits import Evidence, Note
+from aurora_router.core.failures import Action, Failure, Phase
+from aurora_router.core.positions import WalPosition
+from aurora_router.core.selection import Reason
+from aurora_router.core.topology import Role
+from aurora_router.errors import Outcome
+from tests.simulation.cluster import Machine
+
+if TYPE_CHECKING:
+    from tests.simulation.simulation import Link, Simulation
+
+LOST = 0.04  # how often a connection is lost at a step, in an unruly seed
+PAUSE = 0.03
+
+
+@dataclass
+class Client:
+    """One that appends one key after the other. key: the one that it is at; runs: how often it has begun with it."""
+
+    name: str
+    number: int = 0
+    runs: int = 0
+    done: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}-{self.number}"
+
+
+class Transactions:
+    """The clients of one simulation."""
+
+    def __init__(self, simulation: Simulation, count: int) -> None:
+        self.s = simulation
+        self.clients = [Client(f"client {n + 1}") for n in range(count)]
+        self.repeated = self.resolved = 0
+
+    def start(self) -> None:
+        for client in self.clients:
+            self.s.at(0.3 + self.s.rnd.random(), lambda c=client: self.next_key(c))
+
+    def next_key(self, client: Client) -> None:
+        client.number += 1
+        client.runs = 0
+        self.run(client)
+
+    def run(self, client: Client) -> None:
+        """Begin a run of the unit: where is the writer?"""
+        instance = selection.to_writer(self.s.topology, Reason.NOT_A_READ).instance
+        if instance is None:
+            self.s.at(PAUSE, lambda: self.run(client))
+            return
+        self.s.check_writer(instance)
+        link = self.s.connect(instance)
+        if link is None:
+            self.failed(client, Failure.CONNECT, Phase.WRITER_CONNECTING)
+            return
+        client.runs += 1
+        self.repeated += client.runs > 1
+        self.s.at(self.s.rnd.random() * 0.02, lambda: self.append(client, instance.id, link))
+
+    def failed(self, client: Client, failure: Failure, phase: Phase) -> None:
+        action = failures.decide(failure, phase)
+        self.s.log(f"{client.key}: {failure.value} ({phase.value}): {action.value}")
+        if action in (Action.WAIT_FOR_WRITER, Action.RUN_AGAIN):
+            self.s.at(PAUSE * (1 + self.s.rnd.random()), lambda: self.run(client))
+        else:  # an error that reaches the application, which goes on with the next key
+            self.s.at(PAUSE, lambda: self.next_key(client))
+
+    def stuck(self, instance: str, link: Link) -> bool:
+        """Whether a client waits for a server that says nothing; it does until the server is given up, and the connection cut."""
+        machine = link.machine
+        given_up = link.server not in self.s.topology.by_id[instance].servers
+        return not link.broken and not machine.reachable and not given_up
+
+    def gone(self, instance: str, link: Link) -> bool:
+        """Whether the connection is lost by now: with its server, by being cut, or just so."""
+        given_up = link.server not in self.s.topology.by_id[instance].servers
+        unlucky = self.s.rnd.random() < LOST * (self.s.disorder > 0)
+        return link.broken or given_up or not link.machine.reachable or unlucky
+
+    # -- the steps of one run -------------------------------------------------------------------------------------
+
+    def append(self, client: Client, instance: str, link: Link) -> None:
+        """The statement: the server gives the transaction an id and writes its first record."""
+        if self.stuck(instance, link):
+            self.s.at(0.05, lambda: self.append(client, instance, link))
+            return
+        machine = link.machine
+        if self.gone(instance, link):
+            self.failed(client, Failure.LOST, Phase.WRITER_STATEMENT)
+            return
+        if machine.role is not Role.WRITER:
+            self.failed(client, Failure.READ_ONLY, Phase.WRITER_STATEMENT)
+            return
+        xid = machine.begin(client.key, self.s.now)
+        self.s.at(self.s.rnd.random() * 0.02, lambda: self.note(client, instance, link, xid))
+
+    def note(self, client: Client, instance: str, link: Link, xid: int) -> None:
+        if self.stuck(instance, link):
+            self.s.at(0.05, lambda: self.note(client, instance, link, xid))
+            return
+        machine = link.machine
+        if self.gone(instance, link):
+            machine.open.pop(xid, None)
+            self.failed(client, Failure.LOST, Phase.WRITER_STATEMENT)
+            return
+        readers = frozenset().union(*(reader.servers for reader in self.s.topology.readers))
+        position = WalPosition(machine.timeline.epoch, machine.timeline.end)
+        note = Note(xid, position, machine.recovered, machine.id, readers)
+        arrives = self.s.rnd.random() >= 2 * LOST * (self.s.disorder > 0)
+        answered = self.s.rnd.random() >= 2 * LOST * (self.s.disorder > 0)
+        if arrives:
+            self.s.at(self.s.rnd.random() * 0.03, lambda: self.arrives(link, xid, client.key))
+        self.s.at(0.03 + self.s.rnd.random() * 0.03, lambda: self.answer(client, instance, link, note, answered))
+
+    def arrives(self, link: Link, xid: int, key: str) -> None:
+        """COMMIT reaches its server: not a dead one; a frozen or a cut-off one gets to it later."""
+        machine = link.machine
+        if link.broken or xid not in machine.open:
+            return
+        if not machine.reachable:
+            self.s.at(0.05, lambda: self.arrives(link, xid, key))
+            return
+        if self.s.cluster.synchronous and machine.timeline is not self.s.cluster.timeline:
+            machine.waiting.add(xid)  # it never ends: there is no reader to acknowledge it
+            return
+        twice = machine.timeline.committed(key)
+        self.s.demand(not twice, "f", f"{key} commits for the second time, on {machine.id.started}")
+        machine.commit(xid, self.s.now)
+
+    def answer(self, client: Client, instance: str, link: Link, note: Note, answered: bool) -> None:
+        if self.stuck(instance, link):
+            self.s.at(0.05, lambda: self.answer(client, instance, link, note, answered))
+            return
+        machine = link.machine
+        committed = note.xid is not None and machine.timeline.committed(note.xid)
+        if answered and committed and not self.gone(instance, link):
+            self.acknowledged(client, machine)
+            return
+        action = failures.decide(Failure.LOST, Phase.COMMIT)
+        self.s.log(f"{client.key}: the answer to COMMIT is lost: {action.value}")
+        if action is Action.RESOLVE:
+            self.resolve(client, note)
+        else:
+            self.failed(client, Failure.LOST, Phase.COMMIT)
+
+    def acknowledged(self, client: Client, machine: Machine) -> None:
+        there = machine.timeline.committed(client.key)
+        self.s.demand(there, "g", f"{client.key} is said to be committed, and is not on {machine.id.started}")
+        self.s.log(f"{client.key} is committed on {machine.id.started}")
+        client.done.append(client.key)
+        self.s.at(self.s.rnd.random() * 0.2, lambda: self.next_key(client))
+
+    def resolve(self, client: Client, note: Note) -> None:
+        """Ask the newest writer what became of it, as commits.ByXid does."""
+        again = PAUSE * (1 + self.s.rnd.random())
+        writer = self.s.topology.writer
+        link = self.s.connect(writer) if writer is not None else None
+        if link is None or not link.machine.reachable or link.machine.role is not Role.WRITER:
+            self.s.at(again, lambda: self.resolve(client, note))
+            return
+        machine = link.machine
+        assert note.xid is not None
+        status = machine.status(note.xid)
+        found = commits.outcome(note, Evidence(machine.id, machine.timeline.epoch, machine.recovered, status))
+        self.s.log(f"{client.key}: {machine.id.started} says {status}: {found.value}")
+        if found is Outcome.PENDING:
+            if note.xid not in machine.waiting:
+                machine.open.pop(note.xid, None)  # it waits for a COMMIT that is lost, and is ended
+            self.s.at(again, lambda: self.resolve(client, note))
+            return
+        self.resolved += 1
+        if found is Outcome.COMMITTED:
+            self.acknowledged(client, machine)
+        elif found is Outcome.NOT_COMMITTED:
+            self.s.at(again, lambda: self.run(client))
+        else:
+            client.unknown.append(client.key)
+            self.s.at(again, lambda: self.next_key(client))
+
+    def check(self) -> None:
+        """At the end: everything that was acknowledged is there, once; who went on is no longer stuck."""
+        line = self.s.cluster.timeline
+        there = [entry.key for entry in line.history(line.end) if entry.commit]
+        self.s.demand(len(there) == len({*there}), "f", f"keys that stand there twice: {there}")
+        if self.s.cluster.synchronous:
+            for client in self.clients:
+                for key in client.done:
+                    self.s.demand(key in there, "g", f"{key} was acknowledged, and is lost")
