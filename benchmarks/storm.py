@@ -1,0 +1,346 @@
+"""The writer dies under a crowd: how many connects does that cost the servers, and when is everybody served again?
+
+1. Simulated, with the pure core: 10,000 clients in 100 processes, 1 writer and 15 readers, virtual time. At 0 s the writer dies
+   and takes all connections to it along; at 1 s a reader has been promoted. Every client wants one connection to the writer.
+   The model of a server: 8 cores, 2 ms of one of them for each connect; a connect that is not answered within 3 s is given up and
+   is work for nothing. A dead instance refuses within 0.5 ms, at the cost of nobody.
+   - router: each process decides by observe() and to_writer() on what its own monitor has heard (every 20 ms while there is no
+     writer); its clients wait for a topology with a writer; 4 of them connect at once, spread by pause().
+   - naive: each client tries one instance after the other until one is the writer, and begins anew at once.
+2. Real: 200 threads on a local cluster of 3 hold a transaction on the writer each; it is killed, and a reader promoted 1 s later.
+   Each thread wants to write one row. A connect is a call of psycopg.connect().
+   - router: run_transaction
+   - naive: a SQLAlchemy engine for each instance, tried in turn until one takes the row, without a pause
+
+Run: python benchmarks/storm.py [--quick] [--markdown]      (--quick: 1,000 clients in 10 processes, and 50 threads)
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import sys
+import threading
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+from common import Options, Report, options, progress
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import sessionmaker
+
+from aurora_router import Router, RoutingSession
+from aurora_router.core import topology as core
+from aurora_router.core.pacing import MOST, pause
+from aurora_router.core.selection import Reason, to_writer
+from aurora_router.core.topology import Instance, Observation, Role, Server, ServerId, Silence, Topology
+from aurora_router.local import PostgresCluster
+
+READERS = 15
+PROCESSES, CLIENTS = 100, 100  # clients of each process
+PROMOTED = 1.0  # seconds after the death
+CORES, WORK = 8, 0.002  # of a server; seconds of a core for a connect
+GIVE_UP = 3.0  # seconds
+REFUSAL = 0.0005
+NETWORK = 0.0005  # seconds there and back
+AT_ONCE = 4  # the router's default
+HURRY = 0.02
+LIMIT = 60.0  # virtual seconds after which it is hopeless
+
+
+# -- simulated ---------------------------------------------------------------------------------------------------------
+
+
+class World:
+    """Virtual time, and what the servers do with connects."""
+
+    def __init__(self, seed: int) -> None:
+        self.now = 0.0
+        self.rnd = random.Random(seed)
+        self.connects: dict[int, list[float]] = {number: [] for number in range(READERS + 1)}
+        self.served: list[float] = []
+        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._count = 0
+        self._cores = {number: [0.0] * CORES for number in range(READERS + 1)}  # when each is free again
+
+    def at(self, delay: float, action: Callable[[], None]) -> None:
+        self._count += 1
+        heapq.heappush(self._queue, (self.now + delay, self._count, action))
+
+    def run(self, clients: int) -> None:
+        while self._queue and len(self.served) < clients and self.now < LIMIT:
+            self.now, _, action = heapq.heappop(self._queue)
+            action()
+
+    def is_writer(self, number: int) -> bool:
+        return number == 1 and self.now >= PROMOTED
+
+    def connect(self, number: int, done: Callable[[bool], None]) -> None:
+        """Connect to a server; `done` is told whether that was had in time."""
+        self.connects[number].append(self.now)
+        if number == 0:
+            self.at(REFUSAL, lambda: done(False))
+            return
+        cores = self._cores[number]
+        free = max(heapq.heappop(cores), self.now)
+        heapq.heappush(cores, free + WORK)  # also for one who has given up: the server learns that at the end
+        took = free + WORK - self.now + NETWORK
+        self.at(min(took, GIVE_UP), lambda: done(took <= GIVE_UP))
+
+
+class Process:
+    """One process with a router: its monitor's topology, its clients, and the places for its connects."""
+
+    def __init__(self, world: World, clients: int) -> None:
+        self.world = world
+        self.free = AT_ONCE
+        self.waiting: deque[int] = deque()
+        self.clients = clients
+        self.topology = Topology()
+        for number in range(READERS + 1):
+            self.topology = core.add(self.topology, Instance(f"db-{number}", f"db-{number}", 5432))
+            self.hear(number, -1.0, Role.READER if number else Role.WRITER, 1)
+
+    def start(self) -> None:
+        # A statement on each lost connection makes the writer suspect; the probe is refused at once.
+        self.world.at(self.world.rnd.random() * HURRY, self.probe)
+
+    def hear(self, number: int, asked_at: float, role: Role, epoch: int) -> None:
+        server = Server(ServerId("1", f"db-{number}", 5432, "0"), role, epoch)
+        self.topology = core.observe(self.topology, Observation(f"db-{number}", asked_at, asked_at, server=server))
+
+    def probe(self) -> None:
+        """What the monitor hears of all instances now; the clients wait for a writer."""
+        now = self.world.now
+        about = ServerId("1", "db-0", 5432, "0")
+        self.topology = core.observe(
+            self.topology, Observation("db-0", now, now, about=about, silence=Silence.REFUSED, error="refused")
+        )
+        for number in range(1, READERS + 1):
+            promoted = self.world.is_writer(number)
+            self.hear(number, now, Role.WRITER if promoted else Role.READER, 2 if promoted else 1)
+        writer = to_writer(self.topology, Reason.DECLARED_WRITE).instance
+        if writer is None:
+            self.world.at(HURRY, self.probe)
+            return
+        for client in range(self.clients):
+            self.enter(int(writer.id.removeprefix("db-")), client)
+
+    def enter(self, number: int, ahead: int) -> None:
+        if self.free == 0:
+            self.waiting.append(ahead)
+            return
+        self.free -= 1
+        self.world.at(pause(ahead, self.world.rnd.random()), lambda: self.world.connect(number, lambda ok: self.left(number, ok)))
+
+    def left(self, number: int, ok: bool) -> None:
+        self.free += 1
+        if ok:
+            self.world.served.append(self.world.now)
+        else:
+            self.waiting.append(len(self.waiting))
+        if self.waiting:
+            self.enter(number, self.waiting.popleft())
+
+
+def naive(world: World) -> None:
+    """One client: the next instance at once, whatever the last one said."""
+
+    def attempt(number: int) -> None:
+        def done(ok: bool) -> None:
+            if ok and world.is_writer(number):
+                world.served.append(world.now)
+            else:
+                attempt((number + 1) % (READERS + 1))
+
+        world.connect(number, done)
+
+    attempt(0)
+
+
+def peak(times: Iterable[float]) -> int:
+    """The most that come within one second."""
+    ordered = sorted(times)
+    return max((bisect_left(ordered, moment + 1.0) - index for index, moment in enumerate(ordered)), default=0)
+
+
+def simulated(report: Report, how: Options) -> None:
+    processes = 10 if how.quick else PROCESSES
+    clients = processes * CLIENTS
+    progress(f"{clients:,} simulated clients")
+    worlds = {}
+    for name in ("router", "naive"):
+        world = worlds[name] = World(seed=1)
+        if name == "router":
+            for _ in range(processes):
+                Process(world, CLIENTS).start()
+        else:
+            for _ in range(clients):
+                world.at(world.rnd.random() * 0.001, lambda world=world: naive(world))  # type: ignore[misc]
+        world.run(clients)
+    ours, theirs = worlds["router"], worlds["naive"]
+    report.add(f"simulated clients served, of {clients:,}", len(ours.served), bound=clients, at_least=True)
+    report.add("  naive", len(theirs.served))
+    most, their_most = (max(peak(times) for times in world.connects.values()) for world in (ours, theirs))
+    # What a server can do in a second, and what is under way at one moment: more would be a queue that grows at the server.
+    report.add("  peak connects a second to one instance", most, bound=CORES / WORK + AT_ONCE * processes)
+    report.add("    naive", their_most)
+    report.add("  connects in all", sum(map(len, ours.connects.values())), bound=1.1 * clients)
+    report.add("    naive", sum(map(len, theirs.connects.values())))
+    # What the new writer needs for all, or a process for its own, with pauses of MOST / 2 on average; half as much again at most.
+    least = max(clients * WORK / CORES, CLIENTS * MOST / 2 / AT_ONCE)
+    report.add("  promotion -> all are served", max(ours.served) - PROMOTED, "s", 1.5 * least + 0.1)
+    report.add("    naive", (max(theirs.served) if len(theirs.served) == clients else LIMIT) - PROMOTED, "s")
+
+
+# -- real --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Connects:
+    """The calls of psycopg.connect(): when, and to which host."""
+
+    calls: list[tuple[float, str]] = field(default_factory=list)
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        connect: Any = psycopg.connect
+
+        def counting(*args: Any, **options: Any) -> Any:
+            self.calls.append((time.monotonic(), str(options.get("host"))))
+            return connect(*args, **options)
+
+        psycopg.connect = counting
+        try:
+            yield
+        finally:
+            psycopg.connect = connect
+
+    def peak(self) -> int:
+        return max(peak(moment for moment, host in self.calls if host == one) for one in {host for _, host in self.calls})
+
+
+def crowd(cluster: PostgresCluster, threads: int, hold: Callable[[threading.Barrier, int], None]) -> tuple[Connects, float]:
+    """Have that many threads hold a transaction, kill the writer, promote a reader; the connects after the kill, and the seconds
+    from the promotion until the last thread was served."""
+    ready = threading.Barrier(threads + 1)
+    errors: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            hold(ready, number)
+        except BaseException as error:
+            errors.append(error)
+            ready.abort()
+
+    workers = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(threads)]
+    connects = Connects()
+    with connects.counted():
+        for worker in workers:
+            worker.start()
+        ready.wait(60)
+        connects.calls.clear()
+        cluster.kill(cluster.writer)
+        ready.wait(60)  # now each of them goes on
+        time.sleep(PROMOTED)
+        cluster.promote()
+        promoted = cluster.last_promotion or time.monotonic()
+        for worker in workers:
+            worker.join(60)
+            if worker.is_alive():
+                raise TimeoutError("a thread is not served")
+        took = time.monotonic() - promoted
+    if errors:
+        raise errors[0]
+    return connects, took
+
+
+def through_router(cluster: PostgresCluster, threads: int) -> tuple[Connects, float]:
+    others = [reader.address for reader in cluster.readers]
+    with Router(cluster.url, instances=others, engine_options={"pool_size": threads}) as router:
+        Session = sessionmaker(class_=RoutingSession, router=router)
+
+        def hold(ready: threading.Barrier, number: int) -> None:
+            first = True
+
+            def append(session: RoutingSession) -> None:
+                nonlocal first
+                session.execute(text("INSERT INTO entry VALUES (:n)"), {"n": number})
+                if first:
+                    first = False
+                    ready.wait(60)
+                    ready.wait(60)
+
+            router.run_transaction(Session, append)
+
+        return crowd(cluster, threads, hold)
+
+
+def naively(cluster: PostgresCluster, threads: int) -> tuple[Connects, float]:
+    engines = [create_engine(instance.url, pool_size=threads) for instance in cluster.instances]
+    writer = engines[[*cluster.instances].index(cluster.writer)]
+    insert = text("INSERT INTO entry VALUES (:n)")
+
+    def again(number: int, engine: Engine) -> bool:
+        try:
+            with engine.begin() as connection:
+                connection.execute(insert, {"n": number})
+        except SQLAlchemyError:
+            engine.dispose()  # what is in its pool will not do
+            return False
+        return True
+
+    def hold(ready: threading.Barrier, number: int) -> None:
+        try:
+            with writer.begin() as connection:
+                connection.execute(insert, {"n": number})
+                ready.wait(60)
+                ready.wait(60)
+        except SQLAlchemyError:
+            while not any(again(number, engine) for engine in engines):
+                pass
+
+    try:
+        return crowd(cluster, threads, hold)
+    finally:
+        for engine in engines:
+            engine.dispose()
+
+
+def real(report: Report, how: Options) -> None:
+    threads = 50 if how.quick else 200
+    progress(f"{threads} real threads; starting a cluster")
+    settings = {"max_connections": str(threads + 100)}
+    measured = {}
+    with PostgresCluster(readers=2, settings=settings) as cluster:
+        cluster.execute("CREATE TABLE entry (n int); GRANT ALL ON entry TO app")
+        for name, contestant in (("router", through_router), ("naive", naively)):
+            progress(f"  {name}")
+            cluster.wait_in_sync()
+            old = cluster.writer
+            measured[name] = contestant(cluster, threads)
+            cluster.rejoin(old)
+    (ours, took), (theirs, their_took) = measured["router"], measured["naive"]
+    report.add(f"{threads} real threads: peak connects a second to one instance", ours.peak(), bound=2.0 * threads)
+    report.add("  naive", theirs.peak())
+    report.add("  connects in all", len(ours.calls), bound=3.0 * threads)
+    report.add("    naive", len(theirs.calls))
+    report.add("  promotion -> all are served", took, "s", 10.0)
+    report.add("    naive", their_took, "s")
+
+
+def main(how: Options) -> int:
+    report = Report("storm: the writer dies under a crowd")
+    simulated(report, how)
+    real(report, how)
+    return report.finish(how)
+
+
+if __name__ == "__main__":
+    sys.exit(main(options(__doc__)))
