@@ -316,7 +316,7 @@ def naively(cluster: PostgresCluster, threads: int) -> tuple[Connects, float]:
 def real(report: Report, how: Options) -> None:
     threads = 50 if how.quick else 200
     progress(f"{threads} real threads; starting a cluster")
-    settings = {"max_connections": str(threads + 100)}
+    settings = {"max_connections": str(3 * threads + 100)}  # a server takes its time to notice who has left
     measured = {}
     with PostgresCluster(readers=2, settings=settings) as cluster:
         cluster.execute("CREATE TABLE entry (n int); GRANT ALL ON entry TO app")
