@@ -104,6 +104,7 @@ class Engines:
         self._in_use: dict[str, Callable[[], int]] = {}
         self._probes: dict[str, Engine] = {}
         self._outside: dict[str, Engine] = {}
+        self._closed = False
         self._connects: dict[str, Places] = {}
         self._retired: deque[Pool] = deque(maxlen=16)
         self._lines: dict[str, dict[object, _Line]] = {}
@@ -163,7 +164,8 @@ class Engines:
         self.sweep()
 
     def close(self) -> None:
-        """Close every pooled connection."""
+        """Close every pooled connection, and those in use when they come back."""
+        self._closed = True
         with self._lock:
             engines = [*self._engines.values()]
             probes = [*self._probes.values()]
@@ -288,7 +290,6 @@ class Engines:
     def _make(self, instance: Instance, options: Mapping[str, Any]) -> Engine:
         engine = create_engine(self._at(instance), **options)
         _tolerate_lost_rollbacks(engine)
-        _limit_connects(engine, self._connects.setdefault(instance.id, Places(self._connects_at_once)), self._patience)
         lines = self._lines.setdefault(instance.id, {})
         place = instance.id
 
@@ -317,6 +318,7 @@ class Engines:
                 unwatch(key)
 
         self._server.watch_connecting(engine.dialect, connecting)
+        _limit_connects(engine, self._connects.setdefault(instance.id, Places(self._connects_at_once)), self._patience)
 
         @event.listens_for(engine, "connect")
         def connected(dbapi: Any, record: Any) -> None:
@@ -371,6 +373,8 @@ class Engines:
             unit = record.info.pop(UNIT, None)
             if unit is not None:
                 self._gate.returned(unit)
+            if self._closed:
+                record.invalidate()  # nobody will ask its pool for it
 
         return engine
 

@@ -1,0 +1,346 @@
+"""Crowds on a real cluster: connects in turn, reads in a part of the writer's pool, and repeats within a budget."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+from sqlalchemy import exc, text
+from sqlalchemy.engine import Connection
+from sqlalchemy.orm import sessionmaker
+
+from aurora_router import ConfigurationError, NoReaderAvailable, Router, RouterError, RoutingSession
+from aurora_router.core import events
+from aurora_router.local import FaultProxy, PostgresCluster
+from tests.integration.shop import Item, eventually, instance_id, place, until_readers_serve
+
+MakeRouter = Callable[..., Router]
+SMALL = {"pool_size": 4, "max_overflow": 0}  # half of it are two
+
+
+class Crowd:
+    """Threads that each get a connection and keep it until the crowd goes home."""
+
+    def __init__(self, count: int, connect: Callable[[], Connection]) -> None:
+        self.served: list[str] = []
+        self.errors: list[Exception] = []
+        self._connect = connect
+        self._home = threading.Event()
+        self._threads = [threading.Thread(target=self._work) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def _work(self) -> None:
+        try:
+            with self._connect() as connection:
+                self.served.append(connection.scalar(text("SELECT host(inet_server_addr())")))
+                self._home.wait(60)
+        except Exception as error:
+            self.errors.append(error)
+
+    def go_home(self) -> None:
+        self._home.set()
+        for thread in self._threads:
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+@pytest.fixture
+def proxy(cluster: PostgresCluster) -> Iterator[FaultProxy]:
+    """Stands before the writer."""
+    with FaultProxy((cluster.writer.host, cluster.writer.port)) as proxy:
+        yield proxy
+
+
+def through(proxy: FaultProxy, cluster: PostgresCluster) -> str:
+    return cluster.url.replace(cluster.writer.address, proxy.address)
+
+
+def queue(router: Router, instance: str) -> int:
+    """How many wait for their turn to connect there."""
+    return router._engines._connects[instance].waiting
+
+
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_of_fifty_threads_only_so_many_connect_at_once_and_all_are_served(
+    cluster: PostgresCluster, proxy: FaultProxy, make_router: MakeRouter, at_once: int
+) -> None:
+    options = {"pool_size": 50, "connect_args": {"connect_timeout": 60}}
+    router = make_router(
+        through(proxy, cluster), engine_options=options, connects_at_once=at_once, probe_timeout=30.0, probe_interval=30.0
+    )
+    with router.connect():
+        pass
+    proxy.black_hole()
+    before = proxy.accepted
+    with router.connect():  # the one that is in the pool already
+        crowd = Crowd(50, router.connect)
+        eventually(lambda: queue(router, proxy.address) == 50 - at_once)
+        eventually(lambda: proxy.accepted == before + at_once)
+    with router.connect():
+        pass  # who finds a connection in the pool waits for nobody
+    assert proxy.accepted == before + at_once
+    assert queue(router, proxy.address) == 50 - at_once
+    proxy.heal()
+    eventually(lambda: len(crowd.served) == 50, 60.0)
+    crowd.go_home()
+    assert crowd.errors == []
+
+
+def test_who_waits_to_connect_to_an_instance_that_is_lost_goes_elsewhere_at_once(
+    cluster: PostgresCluster, make_router: MakeRouter
+) -> None:
+    first, second = cluster.readers
+    with FaultProxy((first.host, first.port)) as proxy:
+        router = make_router(
+            cluster.url,
+            instances=[proxy.address, second.address],
+            balance=lambda readers, load, rnd: next((r for r in readers if r.id == proxy.address), readers[0]),
+            probe_timeout=0.5,
+            engine_options={"pool_size": 20, "connect_args": {"connect_timeout": 60}},
+        )
+        with router.connect(read_only=True):
+            router._engines.discard(proxy.address, cut=False)
+        proxy.black_hole()
+        crowd = Crowd(20, lambda: router.connect(read_only=True))
+        eventually(lambda: len(crowd.served) == 20)  # those that were connecting, too: they were cut
+        assert set(crowd.served) == {second.host}
+        crowd.go_home()
+        assert crowd.errors == []
+
+
+def test_who_waits_to_connect_does_not_wait_longer_than_for_a_pool(
+    cluster: PostgresCluster, proxy: FaultProxy, make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aurora_router.engines.CONNECT_TIMEOUT", 1)
+    router = make_router(
+        through(proxy, cluster),
+        engine_options={"pool_timeout": 0.2, "connect_args": {"connect_timeout": 60}},
+        connects_at_once=1,
+        probe_timeout=30.0,
+        probe_interval=30.0,
+    )
+    engine = router.engine(router.topology.by_id[proxy.address])
+    proxy.black_hole()
+    crowd = Crowd(2, engine.connect)
+    eventually(lambda: len(crowd.errors) == 1)
+    assert isinstance(crowd.errors[0], exc.OperationalError)
+    assert "turn to connect" in str(crowd.errors[0])
+    proxy.heal()
+    eventually(lambda: len(crowd.served) == 1)
+    crowd.go_home()
+
+
+def test_writes_find_room_while_reads_crowd_the_writer(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    router = make_router(engine_options=SMALL)
+    router.start()
+    for reader in cluster.readers:
+        cluster.kill(reader)
+    eventually(lambda: not router.topology.readers)
+    crowd = Crowd(20, lambda: router.connect(read_only=True))
+    eventually(lambda: len(crowd.served) == 2)
+    eventually(lambda: router._for_reads.waiting == 18)
+    with ExitStack() as stack:
+        for number in (100, 101):
+            session = stack.enter_context(sessionmaker(class_=RoutingSession, router=router)())
+            session.add(Item(id=number))
+            session.flush()
+    assert len(crowd.served) == 2
+    crowd._home.set()  # each leaves its place to the next
+    crowd.go_home()
+    assert crowd.errors == []
+    assert crowd.served == [cluster.writer.host] * 20
+    assert router._for_reads.crowd == 0
+
+
+def test_a_read_without_a_place_in_time_is_told_so(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    router = make_router(engine_options={**SMALL, "pool_timeout": 0.3}, writer_share_for_reads=0.25)
+    router.start()
+    for reader in cluster.readers:
+        cluster.kill(reader)
+    eventually(lambda: not router.topology.readers)
+    Session = sessionmaker(class_=RoutingSession, router=router)
+    with Session() as first, Session() as second:
+        first.get(Item, 1)
+        with pytest.raises(NoReaderAvailable, match="writer_share_for_reads") as caught:
+            second.get(Item, 1)
+        assert caught.value.waited == 0.3
+        first.rollback()
+        assert second.get(Item, 1) is not None
+        assert place(second) == "writer"
+
+
+def test_a_unit_that_came_to_read_and_stayed_to_write_keeps_its_place_until_it_ends(
+    cluster: PostgresCluster, make_router: MakeRouter
+) -> None:
+    router = make_router(engine_options={**SMALL, "pool_timeout": 0.3}, writer_share_for_reads=0.25)
+    router.start()
+    for reader in cluster.readers:
+        cluster.kill(reader)
+    eventually(lambda: not router.topology.readers)
+    Session = sessionmaker(class_=RoutingSession, router=router)
+    with Session() as s:
+        s.get(Item, 1)
+        s.add(Item(id=100))
+        s.flush()
+        with pytest.raises(NoReaderAvailable):
+            router.connect(read_only=True)
+        s.commit()
+        with router.connect(read_only=True):
+            pass
+    assert router._for_reads.crowd == 0
+
+
+def test_a_read_that_waits_for_a_place_takes_a_reader_that_comes_back(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    router = make_router(engine_options=SMALL, writer_share_for_reads=0.25)
+    router.start()
+    readers = cluster.readers
+    for reader in readers:
+        cluster.kill(reader)
+    eventually(lambda: not router.topology.readers)
+    with router.connect(read_only=True):
+        crowd = Crowd(3, lambda: router.connect(read_only=True))
+        eventually(lambda: router._for_reads.waiting == 3)
+        cluster.restart(readers[0])
+        eventually(lambda: len(crowd.served) == 3)
+        assert set(crowd.served) == {readers[0].host}
+        crowd.go_home()
+        assert crowd.errors == []
+
+
+def test_a_router_that_is_closed_lets_nobody_wait_for_a_place(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    router = make_router(engine_options=SMALL, writer_share_for_reads=0.25)
+    router.start()
+    for reader in cluster.readers:
+        cluster.kill(reader)
+    eventually(lambda: not router.topology.readers)
+    with router.connect(read_only=True):
+        crowd = Crowd(1, lambda: router.connect(read_only=True))
+        eventually(lambda: router._for_reads.waiting == 1)
+        router.close()
+        crowd.go_home()
+    assert [type(error) for error in crowd.errors] == [RouterError]
+
+
+def test_a_single_instance_gives_reads_all_of_its_pool(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    router = make_router(cluster.url, engine_options=SMALL)
+    crowd = Crowd(4, lambda: router.connect(read_only=True))
+    eventually(lambda: len(crowd.served) == 4)
+    crowd.go_home()
+
+
+def test_the_pin_after_an_own_write_needs_no_place(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    router = make_router(engine_options=SMALL, consistency="global", writer_share_for_reads=0.25)
+    for reader in cluster.readers:
+        cluster.pause_replay(reader)
+    with router.begin() as connection:
+        connection.execute(text("UPDATE item SET stock = 0"))
+    crowd = Crowd(4, lambda: router.connect(read_only=True))
+    eventually(lambda: len(crowd.served) == 4)
+    assert set(crowd.served) == {cluster.writer.host}
+    crowd.go_home()
+
+
+def test_a_unit_whose_connection_cannot_be_had_leaves_its_place(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    router = make_router(engine_options=SMALL, writer_share_for_reads=0.25, failover_timeout=0.5)
+    router.start()
+    for instance in cluster.instances:
+        cluster.kill(instance)
+    for _ in range(3):
+        with pytest.raises(RouterError):
+            router.connect(read_only=True)
+    assert router._for_reads.crowd == 0
+
+
+def spend(router: Router) -> None:
+    """Use up what may be repeated, as others would."""
+    while router._repeats.budget.spend(time.monotonic(), first=False):
+        pass
+
+
+def test_a_units_first_repeat_is_free_and_the_next_is_refused_when_the_budget_is_spent(
+    cluster: PostgresCluster, make_router: MakeRouter
+) -> None:
+    heard: list[events.Event] = []
+    router = make_router(listeners=[heard.append])
+    with sessionmaker(class_=RoutingSession, router=router)() as s:
+        s.get(Item, 1)
+        first = instance_id(s)
+        spend(router)
+        cluster.kill(next(i for i in cluster.instances if i.address == first))
+        assert s.get(Item, 2) is not None
+        second = instance_id(s)
+        assert second != first
+        cluster.kill(next(i for i in cluster.instances if i.address == second))
+        with pytest.raises(exc.OperationalError):
+            s.get(Item, 3)
+    refused = [e for e in heard if isinstance(e, events.RetriesRefused)]
+    assert [e.instance for e in refused] == [second]
+    with sessionmaker(class_=RoutingSession, router=router)() as s:
+        assert s.get(Item, 3) is not None, "another unit has a first repeat of its own"
+
+
+def test_a_unit_that_may_not_knock_again_waits_instead_of_failing(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    heard: list[events.Event] = []
+    router = make_router(listeners=[heard.append])
+    router.start()
+    spend(router)
+    cluster.execute("ALTER ROLE app CONNECTION LIMIT 0")
+    try:
+        crowd = Crowd(3, router.connect)
+        eventually(lambda: any(isinstance(e, events.RetriesRefused) for e in heard))
+    finally:
+        cluster.execute("ALTER ROLE app CONNECTION LIMIT -1")
+    assert crowd.errors == []
+    for _ in range(1000):
+        router._repeats.count(time.monotonic())  # units that do get in pay for those that do not
+    eventually(lambda: len(crowd.served) == 3)
+    crowd.go_home()
+    assert crowd.errors == []
+
+
+def test_a_run_is_not_repeated_without_end_when_the_budget_is_spent(cluster: PostgresCluster, router: Router) -> None:
+    runs = 0
+    Session = sessionmaker(class_=RoutingSession, router=router)
+
+    def fail(s: RoutingSession) -> None:
+        nonlocal runs
+        runs += 1
+        s.execute(text("UPDATE item SET stock = 0 WHERE id = 1"))
+        s.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+    cluster.execute("GRANT pg_signal_backend TO app")
+    spend(router)
+    with pytest.raises(exc.OperationalError):
+        router.run_transaction(Session, fail)
+    assert runs == 2
+
+
+def test_settings_that_cannot_be_are_refused_when_the_router_is_made(cluster: PostgresCluster) -> None:
+    with pytest.raises(ConfigurationError, match="writer_share_for_reads"):
+        Router(cluster.url, writer_share_for_reads=0)
+    with pytest.raises(ConfigurationError, match="connects_at_once"):
+        Router(cluster.url, connects_at_once=0)
+    with pytest.raises(ConfigurationError, match="pool_size"):
+        Router(cluster.url, engine_options={"pool_size": "5"})
+
+
+def test_readers_serve_again_when_they_are_back(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    router = make_router(engine_options=SMALL)
+    router.start()
+    readers = cluster.readers
+    for reader in readers:
+        cluster.kill(reader)
+    eventually(lambda: not router.topology.readers)
+    with router.connect(read_only=True) as connection:
+        assert connection.scalar(text("SELECT host(inet_server_addr())")) == cluster.writer.host
+    for reader in readers:
+        cluster.restart(reader)
+    until_readers_serve(router, 2)
+    crowd = Crowd(8, lambda: router.connect(read_only=True))
+    eventually(lambda: len(crowd.served) == 8)
+    assert cluster.writer.host not in crowd.served
+    crowd.go_home()
