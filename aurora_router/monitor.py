@@ -20,6 +20,7 @@ from aurora_router.core.topology import Instance, Observation, Server, ServerId,
 log = logging.getLogger("aurora_router")
 
 HURRY = 0.02  # seconds between probes while something is suspect
+LATE = 0.25  # the part of the time for a probe after which a writer that has not answered makes the others be asked in a hurry
 RENEW = 30.0  # seconds after which a name is resolved and connected to afresh
 SCOUT = 5.0  # the same for a reader endpoint, behind which other servers may stand
 WRITERLESS = 0.5  # the same for all while there is no writer: its name may lead to another server by now
@@ -302,10 +303,12 @@ class Monitor:
         if asked_at is not None:
             if asked_at + self._timeout <= now:
                 watcher.overdue(asked_at)
-            due = min(asked_at + self._timeout, max(watcher.last_at + pace, now + HURRY))
+            late_at = asked_at + self._timeout * LATE
+            ends_at = late_at if late_at > now else asked_at + self._timeout
+            due = min(ends_at, max(watcher.last_at + pace, now + HURRY))
         elif watcher.last_at + pace <= now:
             watcher.ask(now)
-            due = now + min(pace, self._timeout)
+            due = now + min(pace, self._timeout * LATE)
         else:
             due = watcher.last_at + pace
         writer = self.topology.writer
@@ -324,11 +327,17 @@ class Monitor:
         writer = topology.writer
         if writer is None and (self._waiting or now - self._writerless_since < self._patience):
             return HURRY
-        if writer is not None and (writer.misses or writer.id in self._suspects):
-            return HURRY  # another may have been promoted
+        if writer is not None and (writer.id in self._suspects or self._is_late(writer, now)):
+            return HURRY  # another may have been promoted: that is sooner seen than certain that this one hangs
         if watcher.last_at < self._wanted_at and instance is not None and instance.healthy:
             return min(self._position_interval, self._interval)
         return self._interval
+
+    def _is_late(self, instance: Instance, now: float) -> bool:
+        """Whether it missed its last probe, or has had a good part of the time for this one."""
+        watcher = self._watchers.get(instance.id)
+        asked_at = watcher.asked_at if watcher is not None else None
+        return instance.misses > 0 or (asked_at is not None and now - asked_at >= self._timeout * LATE)
 
     def _fresh_look_due(self, watcher: _Watcher, now: float) -> bool:
         usual = SCOUT if watcher.instance.reader_only else RENEW

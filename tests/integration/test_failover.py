@@ -272,6 +272,20 @@ def test_promoted_in_place_a_readers_open_connections_are_used_for_writes(
     assert cluster.execute("SELECT count(*) FROM item WHERE id = 100", instance=new) == [(1,)]
 
 
+def test_a_promotion_is_seen_while_a_frozen_writer_still_has_time_to_answer(
+    cluster: PostgresCluster, make_router: MakeRouter
+) -> None:
+    router = make_router(probe_interval=60.0, probe_timeout=8.0)
+    router.start()
+    eventually(lambda: router.topology.writer is not None and len(router.topology.readers) == 2)
+    old = cluster.writer
+    cluster.freeze(old)
+    router._monitor.suspect(old.address)  # probe it now, and then not before that has ended
+    new = cluster.promote()
+    eventually(lambda: router.topology.writer is not None and router.topology.writer.id == new.address)
+    assert "deposed" in router.topology.by_id[old.address].error, "it has not been silent for long enough to be given up"
+
+
 def test_a_frozen_reader_is_left_and_used_again_when_it_thaws(cluster: PostgresCluster, make_router: MakeRouter) -> None:
     router = make_router(probe_timeout=0.3, probe_interval=0.2)
     frozen, other = cluster.readers
