@@ -9,7 +9,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import psycopg
@@ -20,19 +20,22 @@ HEADINGS = ("figure", "measured", "bound", "verdict")
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asked for."""
+    """What the command line asked for. switches: which of the benchmark's own were given."""
 
     quick: bool
     markdown: bool
+    switches: frozenset[str] = frozenset()
 
 
-def options(about: str | None) -> Options:
-    """Read the command line. about: the benchmark's docstring, shown by --help."""
+def options(about: str | None, switches: Mapping[str, str] | None = None) -> Options:
+    """Read the command line. about: the benchmark's docstring, shown by --help. switches: its own, with what they do."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds: a look, not a measurement")
     parser.add_argument("--markdown", action="store_true", help="print the table in Markdown")
+    for name, meaning in (switches or {}).items():
+        parser.add_argument(f"--{name}", dest="switches", action="append_const", const=name, help=meaning)
     found = parser.parse_args()
-    return Options(quick=found.quick, markdown=found.markdown)
+    return Options(quick=found.quick, markdown=found.markdown, switches=frozenset(getattr(found, "switches", None) or ()))
 
 
 def progress(text: str) -> None:
@@ -95,18 +98,24 @@ _CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") els
 
 @dataclass(frozen=True)
 class Figure:
-    """Something measured. bound: at most that, or with `at_least` at least; None: for information."""
+    """Something measured. bound: at most that, or with `at_least` at least; None: for information.
+
+    endless: nobody waited longer, and it had not come to an end.
+    """
 
     name: str
     measured: float
     unit: str = ""
     bound: float | None = None
     at_least: bool = False
+    endless: bool = False
 
     @property
     def met(self) -> bool:
         if self.bound is None:
             return True
+        if self.endless:
+            return False
         return self.measured >= self.bound if self.at_least else self.measured <= self.bound
 
     def cells(self) -> tuple[str, str, str, str]:
@@ -114,7 +123,8 @@ class Figure:
         if self.bound is not None:
             bound = f"{'>=' if self.at_least else '<='} {_number(self.bound)} {self.unit}".rstrip()
             verdict = "ok" if self.met else "MISSED"
-        return self.name, f"{_number(self.measured)} {self.unit}".rstrip(), bound, verdict
+        measured = f"{_number(self.measured)} {self.unit}".rstrip()
+        return self.name, f"> {measured}, still hanging" if self.endless else measured, bound, verdict
 
 
 class Report:
@@ -124,9 +134,18 @@ class Report:
         self.title = title
         self.figures: list[Figure] = []
 
-    def add(self, name: str, measured: float, unit: str = "", bound: float | None = None, *, at_least: bool = False) -> None:
+    def add(
+        self,
+        name: str,
+        measured: float,
+        unit: str = "",
+        bound: float | None = None,
+        *,
+        at_least: bool = False,
+        endless: bool = False,
+    ) -> None:
         """Take in a figure, and say it on stderr at once."""
-        figure = Figure(name, measured, unit, bound, at_least)
+        figure = Figure(name, measured, unit, bound, at_least, endless)
         self.figures.append(figure)
         said = figure.cells()
         progress("  " + ": ".join(said[:2]) + (f" ({', '.join(said[2:])})" if said[2] else ""))

@@ -1,130 +1,65 @@
-"""A killed writer: how soon does a waiting unit write again, and is anything lost that was acknowledged?
+"""A writer that dies, and one that hangs: how soon is written again, by whom, and is anything lost that was acknowledged?
 
-A real cluster on loopback with synchronous replication (a COMMIT is acknowledged when one reader has it). Threads append
-rows with keys of their own through RoutingSession, a unit that reads before each that writes, and note each key whose COMMIT
-was acknowledged. 5 times (--quick: 2): the
-writer is killed, 1 s later a reader is promoted, later the old writer comes back as a reader.
+A real cluster on loopback with synchronous replication (a COMMIT is acknowledged when one reader has it), and five applications,
+each in a process of its own, all at once: this router; what libpq, SQLAlchemy and the AWS Advanced Python Wrapper make of it. See
+applications.py for what each of them does and is given. In each round the applications start anew, so that no failure before it
+counts (the wrapper's topology monitor rests for a while after each), work for a while, and then:
+  killed    the writer's processes are gone and its sockets closed; 1 s later a reader is promoted
+  frozen    the writer's processes are stopped, its sockets stay open and say nothing; 1 s later a reader is promoted, and the old
+            writer stays frozen until each application has written again, or for 45 s (--quick: 6 s)
+Later the old writer comes back as a reader.
 
 When the new writer accepts writes is seen by a witness with nothing of the router in it: connections to each reader, open
-since before the kill, that try an INSERT every 2 ms from the kill on. One does so with synchronous_commit=local: its first
-success says that the writer is *open*. With synchronous replication no COMMIT can be acknowledged before the remaining reader
-streams from the new writer, whoever asks; so the other does what every application has to, and its first success says that
-the writer *acknowledges*. A unit that was waiting is one that began before the writer was open. The bound is on the whole:
-  the writer is open         -> the first waiting unit's COMMIT is acknowledged
+since before, that try an INSERT every 2 ms. One does so with synchronous_commit=local: its first success says that the writer
+is *open*. With synchronous replication no COMMIT can be acknowledged before the remaining reader streams from the new writer,
+whoever asks; the other does what every application has to, and its first success says that the writer *acknowledges*. The bounds:
+  killed    the writer is open     -> the first COMMIT of the router's application is acknowledged, median
+  frozen    the writer was frozen  -> the same, the longest of all rounds
 
-For comparison, at the same time on the same cluster: SQLAlchemy's engine with libpq's list of hosts
-(host=a,b,c target_session_attrs=read-write, pool_pre_ping=True), the same loop. Both loops answer an error with a pause of
-20 ms and a new key; a unit of the router waits instead of failing.
+The pictures show one line for each application, a character for 0.1 s: # it had a COMMIT acknowledged, . it had none.
 
-Run: python benchmarks/failover.py [--quick] [--markdown]
+Run: python benchmarks/failover.py [--quick] [--markdown] [--without-wrapper]        (4 minutes; --quick: half a minute)
 """
 
 from __future__ import annotations
 
-import itertools
+import importlib.util
+import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import psycopg
+from applications import (
+    LIBPQ,
+    ROUTER,
+    SQLALCHEMY,
+    THREADS,
+    WRAPPER,
+    WRAPPER_MODULE,
+    WRAPPER_TUNED,
+    Application,
+    Place,
+)
+from aurora_functions import addresses, install
 from common import Options, Report, median, options, progress
-from sqlalchemy import URL, create_engine, make_url
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from aurora_router import Router, RouterError, RoutingSession
-from aurora_router.core.events import Routed
-from aurora_router.core.selection import Reason
 from aurora_router.local import LocalInstance, PostgresCluster
 
-THREADS = 4  # of each kind
-PAUSE = 0.02  # seconds after an error, and between a thread's units (a fifth of it)
 POLL = 0.002
 BEFORE_PROMOTION = 1.0
-STEADY = 2.0  # seconds of ordinary work before each kill
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Entry(Base):
-    __tablename__ = "entry"
-    key: Mapped[str] = mapped_column(primary_key=True)
-
-
-@dataclass(frozen=True)
-class Acknowledged:
-    """A unit whose COMMIT was acknowledged. Times are monotonic seconds."""
-
-    key: str
-    began: float
-    ended: float
-
-
-@dataclass
-class Application:
-    """Threads that append rows through one kind of session."""
-
-    name: str
-    make: Callable[[], Session]
-    done: list[Acknowledged] = field(default_factory=list)
-    errors: list[tuple[float, str]] = field(default_factory=list)
-    stop: threading.Event = field(default_factory=threading.Event)
-    threads: list[threading.Thread] = field(default_factory=list)
-
-    def start(self) -> None:
-        for number in range(THREADS):
-            thread = threading.Thread(target=self._work, args=(number,), daemon=True)
-            thread.start()
-            self.threads.append(thread)
-
-    def _work(self, number: int) -> None:
-        for turn in itertools.count():
-            if self.stop.is_set():
-                return
-            key = f"{self.name}-{number}-{turn}"
-            began = time.monotonic()
-            try:
-                with self.make() as session:
-                    session.get(Entry, key)
-                began = time.monotonic()
-                with self.make() as session:
-                    session.add(Entry(key=key))
-                    session.commit()
-            except (SQLAlchemyError, RouterError) as error:
-                self.errors.append((time.monotonic(), f"{type(error).__name__}: {str(error).splitlines()[0]}"))
-                time.sleep(PAUSE)
-            else:
-                self.done.append(Acknowledged(key, began, time.monotonic()))
-                time.sleep(PAUSE / 5)
-
-    def finish(self) -> None:
-        self.stop.set()
-        for thread in self.threads:
-            thread.join(90)
-            if thread.is_alive():
-                raise RuntimeError(f"a thread of {self.name} does not come back")
-
-    def first_after(
-        self,
-        moment: float,
-    ) -> float | None:
-        """When the first unit was acknowledged after a moment."""
-        ends = [unit.ended for unit in list(self.done) if unit.ended > moment]
-        return min(ends, default=None)
-
-    def last_before(self, moment: float) -> float:
-        return max(unit.ended for unit in list(self.done) if unit.ended <= moment)
+STEADY = 3.0  # seconds of ordinary work before each failure
+WITHOUT = "without-wrapper"
+PICTURE = (-1.0, 7.0)  # seconds before and after the failure
 
 
 class Witness:
     """Sees, through connections of its own to all readers, when one of them takes writes, and when it acknowledges them."""
 
-    def __init__(self, readers: list[LocalInstance]) -> None:
+    def __init__(self, readers: Sequence[LocalInstance]) -> None:
         self.opened: float | None = None
         self.acknowledged: float | None = None
         self._connections = [(reader.connect(), reader.connect()) for reader in readers]
@@ -168,22 +103,23 @@ class Witness:
 
 @dataclass
 class Outage:
-    """One promotion, in seconds.
+    """One failure and the promotion after it. Moments are monotonic seconds.
 
-    entered: open -> a waiting unit has its connection. acknowledges: open -> the writer acknowledges. waiting, slowest:
-    the writer acknowledges -> the first and the last waiting unit's COMMIT. engine: the same for the engine's first unit.
-    silence: by application, from its last acknowledged write to the next.
+    failed: the writer was dead, or stopped. opened, acknowledged: what the witness saw. entered: a waiting unit of the router
+    had its connection; None when no unit waited. everyone: all threads of the router's application had written. last, next: when
+    each application last wrote before it, and first after it (infinite: not while anybody waited).
     """
 
-    entered: float
-    acknowledges: float
-    waiting: float
-    slowest: float
-    engine: float
-    silence: dict[str, float]
+    failed: float
+    opened: float
+    acknowledged: float
+    entered: float | None
+    everyone: float
+    last: dict[str, float]
+    next: dict[str, float]
 
 
-def wait_until(satisfied: Callable[[], bool], what: str, timeout: float = 60.0) -> None:
+def wait_until(satisfied: Callable[[], bool], what: str, timeout: float = 30.0) -> None:
     deadline = time.monotonic() + timeout
     while not satisfied():
         if time.monotonic() > deadline:
@@ -191,107 +127,137 @@ def wait_until(satisfied: Callable[[], bool], what: str, timeout: float = 60.0) 
         time.sleep(0.01)
 
 
-def promote(
-    cluster: PostgresCluster, routed: Application, plain: Application, router: Router, entries: list[tuple[float, str]]
-) -> Outage:
-    old = cluster.writer
+def lose_writer(cluster: PostgresCluster, applications: Sequence[Application], frozen: bool, limit: float) -> Outage:
+    """Kill or freeze the writer, promote a reader, and wait until all write again, at most `limit` seconds; and tidy up."""
+    place = Place(cluster.url, tuple(instance.host for instance in cluster.instances), addresses(cluster))
     with ExitStack() as stack:
-        witness = Witness(list(cluster.readers))
-        stack.callback(witness.close)
-        killed = time.monotonic()
-        cluster.kill(old)
-        dead = time.monotonic()
+        for application in applications:
+            application.start(place)
+            stack.callback(application.stop)
+        began = time.monotonic()
+        try:
+            wait_until(lambda: all(a.all_after(began) for a in applications), "all applications to write")
+        except TimeoutError as error:
+            idle = [f"{a.name}: {a.errors[-1][1] if a.errors else 'no error'}" for a in applications if not a.all_after(began)]
+            raise RuntimeError(f"{error}; not yet: {'; '.join(idle)}") from None
+        time.sleep(STEADY)
+        return _lose_writer(cluster, applications, frozen, limit)
+
+
+def _lose_writer(cluster: PostgresCluster, applications: Sequence[Application], frozen: bool, limit: float) -> Outage:
+    old, router = cluster.writer, applications[0]
+    witness = Witness(cluster.readers)
+    try:
+        if frozen:
+            cluster.freeze(old)
+        else:
+            cluster.kill(old)
+        failed = time.monotonic()
         witness.start()
-        time.sleep(max(killed + BEFORE_PROMOTION - time.monotonic(), 0.0))
-        cluster.promote()
+        time.sleep(BEFORE_PROMOTION)
+        new = cluster.promote()
+        for application in applications:
+            application.new_writer(new.host)
         wait_until(lambda: witness.acknowledged is not None and witness.opened is not None, "the new writer to take writes")
-        opened, acknowledged = witness.opened, witness.acknowledged
-        assert opened is not None
-        assert acknowledged is not None
-        wait_until(lambda: plain.first_after(dead) is not None, "a write of the engine's application")
-        wait_until(lambda: len(_waiting(routed, opened, dead)) == THREADS, "all waiting units", 10.0)
-    waiting = _waiting(routed, opened, dead)
-    firsts = {application.name: application.first_after(dead) or 0.0 for application in (routed, plain)}
+        # What was on its way when the writer failed may still arrive; nothing else can before the promotion.
+        later = failed + BEFORE_PROMOTION / 2
+        while not all(a.first_after(later) for a in applications) and time.monotonic() < failed + limit:
+            time.sleep(0.05)
+        wait_until(lambda: router.all_after(later) is not None, "all threads of the router's application")
+        time.sleep(max(failed + 2.5 - time.monotonic(), 0.0))  # the picture shows how they go on
+    finally:
+        witness.close()
+    opened, acknowledged = witness.opened, witness.acknowledged
+    assert opened is not None
+    assert acknowledged is not None
     outage = Outage(
-        entered=min(when for when, instance in list(entries) if when > dead and instance == cluster.writer.address) - opened,
-        acknowledges=acknowledged - opened,
-        waiting=min(waiting) - acknowledged,
-        slowest=max(waiting) - acknowledged,
-        engine=firsts[plain.name] - acknowledged,
-        silence={application.name: firsts[application.name] - application.last_before(dead) for application in (routed, plain)},
+        failed=failed,
+        opened=opened,
+        acknowledged=acknowledged,
+        entered=min((when for when, instance in list(router.entered) if when > later and instance == new.address), default=None),
+        everyone=router.all_after(later) or math.inf,
+        last={a.name: a.last_before(later) for a in applications},
+        next={a.name: a.first_after(later) or math.inf for a in applications},
     )
-    progress(
-        f"  {old.name} killed, {cluster.writer.name} open after {opened - killed:.3f} s; from there, in ms: a waiting unit is "
-        f"connected {outage.entered * 1000:.1f}, the writer acknowledges {outage.acknowledges * 1000:.1f}; from there: the first "
-        f"waiting unit {outage.waiting * 1000:.1f}, the last {outage.slowest * 1000:.1f}, the engine {outage.engine * 1000:.1f}"
-    )
+    _draw(outage, applications, f"{old.name} {'frozen' if frozen else 'killed'}, {new.name} promoted")
+    if frozen:
+        cluster.kill(old)
     cluster.rejoin(old)
-    wait_until(lambda: len(router.topology.readers) == 2, "the router to see two readers")
     return outage
 
 
-def _waiting(application: Application, opened: float, dead: float) -> list[float]:
-    """When the units were acknowledged that had begun before the new writer was open."""
-    return [unit.ended for unit in list(application.done) if unit.began < opened and unit.ended > dead]
-
-
-def multi_host(cluster: PostgresCluster) -> URL:
-    """The cluster's instances in one URL, as libpq takes them."""
-    hosts = tuple(instance.address for instance in cluster.instances)
-    url = make_url(cluster.url)
-    return url.set(host=None, port=None).update_query_dict({"host": hosts, "target_session_attrs": "read-write"})
+def _draw(outage: Outage, applications: Sequence[Application], title: str) -> None:
+    """A line for each application, from a second before the failure."""
+    progress(f"  {title}, open {outage.opened - outage.failed:.2f} s later; 0.1 s a character, # with a write:")
+    begin, until = (round(edge * 10) for edge in PICTURE)
+    until = min(until, int((time.monotonic() - outage.failed) * 10))
+    progress(f"  {'':15} {' ' * (-begin)}|{'frozen' if 'frozen' in title else 'killed'}")
+    for application in applications:
+        written = {math.floor((row.at - outage.failed) * 10) for row in list(application.done)}
+        line = "".join("#" if tenth in written else "." for tenth in range(begin, until))
+        gap = outage.next[application.name] - outage.failed
+        progress(f"  {application.name:15} {line} {'still hanging' if math.isinf(gap) else f'{gap:.2f} s'}")
 
 
 def main(how: Options) -> int:
-    promotions = 2 if how.quick else 5
-    report = Report(f"failover: {promotions} promotions of a killed writer, {THREADS} writing threads of each kind")
+    wrapped = WITHOUT not in how.switches
+    if wrapped and importlib.util.find_spec(WRAPPER_MODULE) is None:
+        progress(
+            "aws-advanced-python-wrapper is not installed, so there is nothing to compare with: pip install -e '.[bench]', "
+            f"or leave it out with --{WITHOUT}"
+        )
+        return 2
+    kills, freezes, limit = (2, 1, 6.0) if how.quick else (5, 3, 45.0)
+    names = [ROUTER, LIBPQ, SQLALCHEMY, *([WRAPPER, WRAPPER_TUNED] if wrapped else [])]
+    applications = [Application(name) for name in names]
+    report = Report(f"failover: {THREADS} writing threads of each application, all applications at once")
+    killed: list[Outage] = []
+    frozen: list[Outage] = []
     progress("starting a cluster")
     with PostgresCluster(readers=2, synchronous=True) as cluster:
-        engine = create_engine(multi_host(cluster), pool_pre_ping=True)
-        Base.metadata.create_all(engine)
+        cluster.execute("CREATE TABLE entry (key text PRIMARY KEY)")
         cluster.execute("CREATE TABLE witness (n int)")
+        install(cluster)
         cluster.wait_in_sync()
-        entries: list[tuple[float, str]] = []
-
-        def entered(event: object) -> None:
-            if isinstance(event, Routed) and event.reason is Reason.NO_WRITER:  # a unit that waited
-                entries.append((time.monotonic(), event.instance))
-
-        readers = [reader.address for reader in cluster.readers]
-        with Router(cluster.url, instances=readers, listeners=[entered]) as router:
-            routed = Application("router", sessionmaker(class_=RoutingSession, router=router))
-            plain = Application("engine", sessionmaker(engine))
-            routed.start()
-            plain.start()
-            outages = []
-            for number in range(promotions):
-                progress(f"promotion {number + 1} of {promotions}")
-                time.sleep(STEADY)
-                outages.append(promote(cluster, routed, plain, router, entries))
-            time.sleep(STEADY)
-            routed.finish()
-            plain.finish()
-        engine.dispose()
+        for number in range(kills):
+            progress(f"killed writer {number + 1} of {kills}")
+            killed.append(lose_writer(cluster, applications, False, limit))
+        for number in range(freezes):
+            progress(f"frozen writer {number + 1} of {freezes}, observed for at most {limit:g} s")
+            frozen.append(lose_writer(cluster, applications, True, limit))
         stored = {key for (key,) in cluster.execute("SELECT key FROM entry")}
 
-    lost = {app.name: sum(unit.key not in stored for unit in app.done) for app in (routed, plain)}
-    report.add("promotions", len(outages), bound=promotions, at_least=True)
-    report.add(
-        "new writer open -> first waiting unit's write, median", _ms(o.acknowledges + o.waiting for o in outages), "ms", 50
-    )
-    report.add("  the longest of all promotions", max(o.acknowledges + o.waiting for o in outages) * 1000, "ms")
-    report.add("  until the waiting unit is connected, median", _ms(o.entered for o in outages), "ms")
-    report.add("  until all waiting units had written, median", _ms(o.acknowledges + o.slowest for o in outages), "ms")
-    report.add("  a plain connection that was open already, median", _ms(o.acknowledges for o in outages), "ms")
-    report.add("  engine with a list of hosts, median", _ms(o.acknowledges + o.engine for o in outages), "ms")
-    report.add(f"acknowledged writes lost, of {len(routed.done):,}", lost["router"], bound=0)
-    report.add(f"  engine, of {len(plain.done):,}", lost["engine"], bound=0)
-    report.add("errors that reached the application", len(routed.errors))
-    report.add("  engine", len(plain.errors))
-    report.add("seconds without a write, per promotion, median", median(o.silence["router"] for o in outages), "s")
-    report.add("  engine", median(o.silence["engine"] for o in outages), "s")
-    kinds = sorted({said.split(":")[0] for _, said in routed.errors})
-    progress(f"errors of the router's application: {', '.join(kinds) or 'none'}")
+    report.add("killed writers", len(killed), bound=kills, at_least=True)
+    report.add("killed: new writer open -> router's next write, median", _ms(o.next[ROUTER] - o.opened for o in killed), "ms", 50)
+    report.add("  the longest", max(o.next[ROUTER] - o.opened for o in killed) * 1000, "ms")
+    if entered := [o.entered - o.opened for o in killed if o.entered is not None]:
+        report.add("  until a waiting unit is connected, median", _ms(entered), "ms")
+    report.add("  until all threads had written, median", _ms(o.everyone - o.opened for o in killed), "ms")
+    report.add("  a plain connection that was open already, median", _ms(o.acknowledged - o.opened for o in killed), "ms")
+    for name in names[1:]:
+        _add(report, f"  {name}, median", [(o.next[name] - o.opened) * 1000 for o in killed], limit * 1000, "ms")
+    for name in names:
+        figure = "killed: time without a write, router, median" if name == ROUTER else f"  {name}, median"
+        _add(report, figure, [o.next[name] - o.last[name] for o in killed], limit, "s")
+
+    report.add("frozen writers", len(frozen), bound=freezes, at_least=True)
+    slowest = max(o.next[ROUTER] - o.failed for o in frozen)
+    report.add("frozen: writer frozen -> router's next write, the longest", slowest, "s", 2.5)
+    for name in names:
+        _add(report, f"  {name}, median", [o.next[name] - o.failed for o in frozen], limit, "s")
+    for name in names:
+        figure = "frozen: new writer open -> router's next write, median" if name == ROUTER else f"  {name}, median"
+        _add(report, figure, [o.next[name] - o.opened for o in frozen], limit - BEFORE_PROMOTION, "s")
+
+    for a in applications:
+        figure = "acknowledged writes lost, router" if a.name == ROUTER else f"  {a.name}"
+        lost = sum(row.key not in stored for row in a.done)
+        report.add(f"{figure}, of {len(a.done):,}", lost, bound=0 if a.name == ROUTER else None)
+    for a in applications:
+        figure = "errors that reached the application, router" if a.name == ROUTER else f"  {a.name}"
+        report.add(figure, len(a.errors), bound=0 if a.name == ROUTER else None)
+        if kinds := sorted({said.split(":")[0] for _, said in a.errors}):
+            progress(f"    {', '.join(kinds)}")
     return report.finish(how)
 
 
@@ -299,5 +265,11 @@ def _ms(seconds: Iterable[float]) -> float:
     return median(seconds) * 1000
 
 
+def _add(report: Report, name: str, measured: Sequence[float], limit: float, unit: str) -> None:
+    """The median, or that it was longer than anybody waited."""
+    middle = median(measured)
+    report.add(name, min(middle, limit), unit, endless=math.isinf(middle))
+
+
 if __name__ == "__main__":
-    sys.exit(main(options(__doc__)))
+    sys.exit(main(options(__doc__, {WITHOUT: "leave aws-advanced-python-wrapper out"})))

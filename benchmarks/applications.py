@@ -1,0 +1,287 @@
+"""Applications that append rows to one cluster, each in its own way and in a process of its own.
+
+One that hangs holds up nobody and can be ended. Each thread makes a unit that reads and a unit that inserts a row with a key of
+its own, over and over, with a pause of 20 ms, and tells which keys were acknowledged; after an error it goes on with a new key.
+Times are those of `time.monotonic()`, which all processes of a machine share.
+
+  router      run_transaction, default settings
+  libpq       psycopg with a list of hosts and target_session_attrs=read-write; a new connection after each error
+  SQLAlchemy  an engine with the same list of hosts and pool_pre_ping
+  wrapper     aws-advanced-python-wrapper on psycopg, as its documentation shows: FailoverSuccessError and
+              TransactionResolutionUnknownError say that the connection leads to the new writer by now, and it goes on with that
+              one at once, without the pause. With its default plugins and settings, and the connect_timeout of 10 s that the
+              examples have (without one it still hung after 50 s); and tuned: see TUNED.
+
+The two that know no more than TCP does get what it can do for them: short timeouts for connecting, keepalives, tcp_user_timeout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import itertools
+import logging
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+import psycopg
+from aurora_functions import CLUSTER_NAME, NameService
+from sqlalchemy import URL, create_engine, make_url, text
+from sqlalchemy.orm import Session, sessionmaker
+
+from aurora_router import Router, RoutingSession
+from aurora_router.core.events import Routed
+from aurora_router.core.selection import Reason
+
+THREADS = 2  # of each application
+PAUSE = 0.02  # seconds after an error, and between a thread's units
+
+READ = "SELECT key FROM entry WHERE key = "
+APPEND = "INSERT INTO entry VALUES "
+
+# libpq's shortest connect_timeout is 2 s
+IMPATIENT: dict[str, Any] = {
+    "connect_timeout": 2,
+    "keepalives_idle": 1,
+    "keepalives_interval": 1,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 2000,
+}
+
+# The quickest that were found. socket_timeout is what finds a frozen writer first; it also ends each statement that takes longer
+# than that on a healthy one.
+TUNED: dict[str, Any] = {
+    "connect_timeout": 2,
+    "socket_timeout": 1,
+    "failure_detection_time_ms": 0,
+    "failure_detection_interval_ms": 500,
+    "failure_detection_count": 2,
+    "cluster_topology_high_refresh_rate_ms": 50,
+    "tcp_keepalive": 1,
+    "tcp_keepalive_time": 1,
+    "tcp_keepalive_interval": 1,
+    "tcp_keepalive_probes": 2,
+    "tcp_user_timeout": 2000,
+}
+
+ROUTER, LIBPQ, SQLALCHEMY, WRAPPER, WRAPPER_TUNED = "router", "libpq", "SQLAlchemy", "wrapper", "wrapper, tuned"
+WRAPPER_MODULE = "aws_advanced_python_wrapper"
+
+Append = Callable[[str], None]
+Again = tuple[type[Exception], ...]  # errors after which there is nothing to wait for
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the cluster is. hosts: the instances' addresses. names: what Aurora would call them, with their addresses."""
+
+    url: str
+    hosts: tuple[str, ...]
+    names: dict[str, str]
+
+    @property
+    def parsed(self) -> URL:
+        return make_url(self.url)
+
+    @property
+    def login(self) -> dict[str, Any]:
+        """For psycopg, without the host."""
+        url = self.parsed
+        return {"port": url.port, "dbname": url.database, "user": url.username, "password": url.password}
+
+
+@dataclass(frozen=True)
+class Acknowledged:
+    """A row whose COMMIT was acknowledged, by which thread, and when (monotonic seconds)."""
+
+    key: str
+    thread: int
+    at: float
+
+
+# -- in the process that started it -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Application:
+    """An application, and what it has told. entered: when a unit that had waited for a writer got its connection, and where."""
+
+    name: str
+    done: list[Acknowledged] = field(default_factory=list)
+    errors: list[tuple[float, str]] = field(default_factory=list)
+    entered: list[tuple[float, str]] = field(default_factory=list)
+
+    def start(self, place: Place) -> None:
+        """Start its process. What it told before is kept."""
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_run, args=(self.name, place, theirs), name=self.name, daemon=True)
+        self._process.start()
+        theirs.close()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+
+    def _listen(self) -> None:
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                kind, *told = self._connection.recv()
+                if kind == "done":
+                    self.done.append(Acknowledged(*told))
+                else:
+                    (self.errors if kind == "error" else self.entered).append((told[0], told[1]))
+
+    def new_writer(self, host: str) -> None:
+        """Have the cluster's name lead there."""
+        self._connection.send(host)
+
+    def stop(self) -> None:
+        """End its process, in the middle of whatever it does; what it has told by then is in."""
+        self._process.kill()
+        self._process.join()
+        self._listener.join()
+        self._connection.close()
+
+    def first_after(self, moment: float) -> float | None:
+        """When a row was first acknowledged after a moment."""
+        return min((row.at for row in list(self.done) if row.at > moment), default=None)
+
+    def all_after(self, moment: float) -> float | None:
+        """When each thread had had a row acknowledged after a moment."""
+        firsts = {row.thread: row.at for row in reversed(list(self.done)) if row.at > moment}
+        return max(firsts.values()) if len(firsts) == THREADS else None
+
+    def last_before(self, moment: float) -> float:
+        """When a row was last acknowledged before a moment."""
+        return max(row.at for row in list(self.done) if row.at <= moment)
+
+
+# -- in its own -------------------------------------------------------------------------------------------------------
+
+
+def _run(name: str, place: Place, connection: Connection) -> None:
+    lock = threading.Lock()
+
+    def tell(*what: object) -> None:
+        with lock:
+            connection.send(what)
+
+    url = place.parsed
+    names = NameService(place.names, str(url.host))
+    makers: dict[str, Callable[[], tuple[Append, Again]]] = {
+        ROUTER: lambda: (_router(place, tell), ()),
+        LIBPQ: lambda: (_connections(lambda: _libpq(place), ()), ()),
+        SQLALCHEMY: lambda: (_sqlalchemy(place), ()),
+        WRAPPER: lambda: _wrapper(place, names, {"connect_timeout": 10}),
+        WRAPPER_TUNED: lambda: _wrapper(place, names, TUNED),
+    }
+    append, again = makers[name]()
+    run = time.monotonic_ns()
+
+    def work(number: int) -> None:
+        for turn in itertools.count():
+            key = f"{name}-{run}-{number}-{turn}"
+            try:
+                append(key)
+            except Exception as error:
+                tell("error", time.monotonic(), f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+                if isinstance(error, again):
+                    continue
+            else:
+                tell("done", key, number, time.monotonic())
+            time.sleep(PAUSE)
+
+    for number in range(THREADS):
+        threading.Thread(target=work, args=(number,), daemon=True).start()
+    with contextlib.suppress(EOFError):
+        while True:
+            names.writer = connection.recv()
+
+
+def _router(place: Place, tell: Callable[..., None]) -> Append:
+    def heard(event: object) -> None:
+        if isinstance(event, Routed) and event.reason is Reason.NO_WRITER:  # a unit that waited
+            tell("entered", time.monotonic(), event.instance)
+
+    url = place.parsed
+    instances = [f"{host}:{url.port}" for host in place.hosts]
+    router = Router(url, instances=instances, listeners=[heard])
+    sessions = sessionmaker(class_=RoutingSession, router=router)
+    read, insert = text(f"{READ}:key"), text(f"{APPEND}(:key)")
+
+    def append(key: str) -> None:
+        router.run_transaction(sessions, lambda session: session.execute(read, {"key": key}).all())
+        router.run_transaction(sessions, lambda session: session.execute(insert, {"key": key}))
+
+    return append
+
+
+def _sqlalchemy(place: Place) -> Append:
+    url = place.parsed.set(host=None, port=None)
+    hosts = tuple(f"{host}:{place.parsed.port}" for host in place.hosts)
+    engine = create_engine(
+        url.update_query_dict({"host": hosts, "target_session_attrs": "read-write"}), pool_pre_ping=True, connect_args=IMPATIENT
+    )
+    read, insert = text(f"{READ}:key"), text(f"{APPEND}(:key)")
+
+    def append(key: str) -> None:
+        with Session(engine) as session:
+            session.execute(read, {"key": key}).all()
+        with Session(engine) as session:
+            session.execute(insert, {"key": key})
+            session.commit()
+
+    return append
+
+
+def _libpq(place: Place) -> psycopg.Connection[Any]:
+    return psycopg.connect(host=",".join(place.hosts), target_session_attrs="read-write", **place.login, **IMPATIENT)
+
+
+def _wrapper(place: Place, names: NameService, settings: dict[str, Any]) -> tuple[Append, Again]:
+    wrapper: Any = importlib.import_module(WRAPPER_MODULE)
+    errors: Any = importlib.import_module(f"{WRAPPER_MODULE}.errors")
+    logging.getLogger(WRAPPER_MODULE).setLevel(logging.CRITICAL)  # it says each error that it raises as well
+    names.take_over()
+
+    def connect() -> Any:
+        return wrapper.AwsWrapperConnection.connect(
+            names.connect,
+            host=CLUSTER_NAME,
+            wrapper_dialect="aurora-pg",
+            wrapper_driver_dialect="psycopg",
+            **place.login,
+            **settings,
+        )
+
+    again = (errors.FailoverSuccessError, errors.TransactionResolutionUnknownError)
+    return _connections(connect, again), again
+
+
+def _connections(connect: Callable[[], Any], again: Again) -> Append:
+    """Append over one connection of the driver's for each thread; after an error over a new one, unless it is one of `again`."""
+    own = threading.local()
+
+    def append(key: str) -> None:
+        if getattr(own, "connection", None) is None:
+            own.connection = connect()
+        try:
+            cursor = own.connection.cursor()
+            cursor.execute(f"{READ}%s", (key,))
+            cursor.fetchall()
+            own.connection.commit()
+            cursor.execute(f"{APPEND}(%s)", (key,))
+            own.connection.commit()
+        except again:
+            raise
+        except Exception:
+            connection, own.connection = own.connection, None
+            with contextlib.suppress(Exception):
+                connection.close()
+            raise
+
+    return append
