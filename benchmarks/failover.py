@@ -228,7 +228,10 @@ def main(how: Options) -> int:
         stored = {key for (key,) in cluster.execute("SELECT key FROM entry")}
 
     report.add("killed writers", len(killed), bound=kills, at_least=True)
-    report.add("killed: new writer open -> router's next write, median", _ms(o.next[ROUTER] - o.opened for o in killed), "ms", 50)
+    # A look at a busy machine judges no time; what is lost, and what reached the application, it does.
+    at_once, soon = (None, None) if how.quick else (50, 2.5)
+    gap = _ms(o.next[ROUTER] - o.opened for o in killed)
+    report.add("killed: new writer open -> router's next write, median", gap, "ms", at_once)
     report.add("  the longest", max(o.next[ROUTER] - o.opened for o in killed) * 1000, "ms")
     if entered := [o.entered - o.opened for o in killed if o.entered is not None]:
         report.add("  until a waiting unit is connected, median", _ms(entered), "ms")
@@ -242,7 +245,7 @@ def main(how: Options) -> int:
 
     report.add("frozen writers", len(frozen), bound=freezes, at_least=True)
     slowest = max(o.next[ROUTER] - o.failed for o in frozen)
-    report.add("frozen: writer frozen -> router's next write, the longest", slowest, "s", 2.5)
+    report.add("frozen: writer frozen -> router's next write, the longest", slowest, "s", soon)
     for name in names:
         _add(report, f"  {name}, median", [o.next[name] - o.failed for o in frozen], limit, "s")
     for name in names:
