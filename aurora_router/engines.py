@@ -107,7 +107,7 @@ class Engines:
         self._closed = False
         self._connects: dict[str, Places] = {}
         self._retired: deque[Pool] = deque(maxlen=16)
-        self._lines: dict[str, dict[object, _Line]] = {}
+        self._lines: dict[str, weakref.WeakSet[_Line]] = {}  # held by their connections: none outlives its own
         self._proven: set[str] = set()  # instances to which a connection was made
         self._probing: weakref.WeakSet[Probe] = weakref.WeakSet()
         self._inherited: list[Pool] = []
@@ -144,7 +144,7 @@ class Engines:
         sockets = 0
         if cut:
             with self._lock:
-                for line in self._lines.get(instance_id, {}).values():
+                for line in self._lines.get(instance_id, ()):
                     sockets += line.cut()
         self._dispose(engine)
         self._count(instance_id, engine)
@@ -185,7 +185,7 @@ class Engines:
         other.close()
         with dead:
             for lines in self._lines.values():
-                for line in lines.values():
+                for line in lines:
                     line.forsake(dead)
                 lines.clear()
             for probe in [*self._probing]:
@@ -290,32 +290,25 @@ class Engines:
     def _make(self, instance: Instance, options: Mapping[str, Any]) -> Engine:
         engine = create_engine(self._at(instance), **options)
         _tolerate_lost_rollbacks(engine)
-        lines = self._lines.setdefault(instance.id, {})
+        lines = self._lines.setdefault(instance.id, weakref.WeakSet())
         place = instance.id
 
-        def watch(key: object, number: int) -> _Line:
+        def watch(number: int) -> _Line:
             """Have discard() cut this socket. Raises WrongServer when it has been called already, and so will not."""
             line = _Line(number)
             with self._lock:
-                lines[key] = line
+                lines.add(line)
             if not self._known(place):
                 raise WrongServer(place, "a server that may be used is not known there")
             return line
 
-        def unwatch(key: object) -> None:
-            with self._lock:
-                line = lines.pop(key, None)
-            if line is not None:
-                line.twin.close()
-
         @contextlib.contextmanager
         def connecting(number: int) -> Iterator[None]:
-            key = object()
+            line = watch(number)
             try:
-                watch(key, number)
                 yield
             finally:
-                unwatch(key)
+                line.twin.close()
 
         self._server.watch_connecting(engine.dialect, connecting)
         _limit_connects(engine, self._connects.setdefault(instance.id, Places(self._connects_at_once)), self._patience)
@@ -324,7 +317,7 @@ class Engines:
         def connected(dbapi: Any, record: Any) -> None:
             """Which server is this? It must be one that the topology knows here."""
             try:
-                line = watch(id(dbapi), dbapi.fileno())
+                line = dbapi.aurora_router_line = watch(dbapi.fileno())
                 usual = dbapi.autocommit
                 dbapi.autocommit = True
                 identity, role = self._server.parse_identity(_first_row(dbapi, self._server.GREETING))
@@ -345,7 +338,7 @@ class Engines:
                 line.info = record.info
                 self._proven.add(place)
             except BaseException as error:
-                unwatch(id(dbapi))
+                closing(dbapi, None)
                 dbapi.close()
                 if isinstance(error, Unsuitable):
                     error = WrongServer(place, str(error))
@@ -355,11 +348,13 @@ class Engines:
 
         @event.listens_for(engine, "close")
         def closing(dbapi: Any, _: Any) -> None:
-            unwatch(id(dbapi))
+            line: _Line | None = getattr(dbapi, "aurora_router_line", None)
+            if line is not None:
+                line.twin.close()
 
         @event.listens_for(engine, "close_detached")
         def closing_detached(dbapi: Any) -> None:
-            unwatch(id(dbapi))
+            closing(dbapi, None)
 
         # The dialect's events and not the connection's: one of those makes SQLAlchemy ask for all of them, 20 us a statement.
         for name in ("do_execute", "do_executemany", "do_execute_no_params"):
@@ -389,6 +384,10 @@ class _Line:
         self.number = number
         self.twin = socket.socket(fileno=os.dup(number))
         self.info: dict[Any, Any] | None = None
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):  # a signal handler's exception may come before there is one
+            self.twin.close()
 
     def cut(self) -> bool:
         """Shut the socket, which wakes the thread that waits for it; whether it was open."""
@@ -476,17 +475,18 @@ def _first_row(dbapi: Any, sql: str) -> Any:
 
 
 def _tolerate_lost_rollbacks(engine: Engine) -> None:
-    """Let a rollback on a connection that is gone succeed: the server has rolled back, and a unit that only read has nothing
-    to be told. The connection is replaced when it is next checked out."""
+    """Let a rollback that fails succeed, by closing its connection: then the server rolls back, and a unit that only read has
+    nothing to be told. A connection that is gone fails so, and one whose last statement was interrupted by an exception out of
+    a signal handler. It is replaced when it is next checked out."""
     dialect: Any = engine.dialect
     rollback = dialect.do_rollback
 
     def tolerant(connection: Any) -> None:
         try:
             rollback(connection)
-        except dialect.loaded_dbapi.Error as error:
-            if not dialect.is_disconnect(error, connection, None):
-                raise
+        except dialect.loaded_dbapi.Error:
+            connection.info[SERVER] = None
+            connection.driver_connection.close()
 
     dialect.do_rollback = tolerant
 

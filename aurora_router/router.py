@@ -443,9 +443,9 @@ class Router:
             on_writer = instance.role is _WRITER
             mode = _READ_ONLY if unit.read_only else _DEFAULT if on_writer else _AUTOCOMMIT
             unit.instance, unit.on_writer, unit.epoch = instance, on_writer, instance.epoch
-            self.gate.entering.place = unit, mode
             phase = Phase.WRITER_CONNECTING if on_writer else Phase.READER_CONNECTING
             try:
+                self.gate.entering.place = unit, mode
                 connection = door.connect(self._engines.engine(instance))
                 phase = Phase.WRITER_UNSENT if on_writer else Phase.READER_UNSENT
                 raw = door.pooled(connection)

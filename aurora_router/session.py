@@ -335,10 +335,11 @@ def _leave(session: Session, engine: Engine, *, invalidate: bool = False) -> Non
     transaction = session.get_transaction()
     if transaction is None:
         return
-    entry = transaction._connections.pop(engine, None)
+    entry = transaction._connections.get(engine)
     if entry is not None:
         connection = entry[0]
-        transaction._connections.pop(connection, None)
         if invalidate:
             connection.invalidate()
         connection.close()
+        for key in (engine, connection):  # last: what interrupts the closing leaves it to the session's own
+            transaction._connections.pop(key, None)
