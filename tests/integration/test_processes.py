@@ -148,7 +148,7 @@ for begin in ("SELECT count(*) FROM item", "UPDATE item SET stock = 0 WHERE id =
             s.close()
         in_child(child)
         s.commit()
-with Session() as s:
+with Session(read_only=False) as s:
     print(s.execute(text("SELECT stock FROM item ORDER BY id")).scalars().all())
 """,
     )
