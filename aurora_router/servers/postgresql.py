@@ -72,7 +72,7 @@ SELECT pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
 COMMITS = "aurora_router_commits"
 CREATE_COMMITS = (
     f"CREATE TABLE IF NOT EXISTS {COMMITS} ("
-    "id uuid PRIMARY KEY, committed boolean NOT NULL DEFAULT true, at timestamptz NOT NULL DEFAULT now())",
+    "id uuid PRIMARY KEY, committed boolean NOT NULL DEFAULT true, at timestamptz NOT NULL DEFAULT clock_timestamp())",
     f"CREATE INDEX IF NOT EXISTS {COMMITS}_at ON {COMMITS} (at)",
 )
 SIGN = f"INSERT INTO {COMMITS} (id) VALUES (%(id)s)"  # noqa: S608 - a constant
