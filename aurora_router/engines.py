@@ -43,7 +43,10 @@ ENTERED = "aurora_router_entered"
 UNIT = "aurora_router_unit"
 """Keys of a pooled connection's `info`."""
 
-CONNECT_TIMEOUT = 3  # seconds for a new connection where the user says nothing; a frozen server answers no handshake
+CONNECT_TIMEOUT = 3  # seconds; a server that is frozen answers no handshake
+CONNECT = {"connect_timeout": CONNECT_TIMEOUT, "keepalives_idle": 10, "keepalives_interval": 5, "tcp_user_timeout": 25000}
+"""Where the user says nothing: s, s, s, ms. Of a peer that vanished without a word (a host without power, a forgetful firewall)
+only the kernel can tell; of a server that is busy with a slow statement it hears."""
 FRESH = 0.01  # seconds for which a connection that was found alive is not looked at again
 _PROBE_OPTIONS = ("connect_args", "creator", "module", "paramstyle", "client_encoding")
 
@@ -89,9 +92,8 @@ class Engines:
         self._url = url
         self._server = server
         self._options = dict(options)
-        if "connect_timeout" not in url.query:
-            arguments = self._options.get("connect_args", {})
-            self._options["connect_args"] = {"connect_timeout": CONNECT_TIMEOUT, **arguments}
+        usual = {name: value for name, value in CONNECT.items() if name not in url.query}
+        self._options["connect_args"] = {**usual, **self._options.get("connect_args", {})}
         self._connects_at_once = connects_at_once
         self._patience = max(patience, CONNECT_TIMEOUT)
         self._dialect: Any = url.get_dialect()()

@@ -605,7 +605,10 @@ class Router:
                 self._discard(was.id, cut=True, reason=now.error)
                 self.emit(events.InstanceDown, was.id, now.error)
             elif was.servers and now.servers.isdisjoint(was.servers):
-                self._discard(was.id, cut=was.role is not now.role, reason="the name leads to another server")
+                places = {(server.address, server.port) for server in now.servers}
+                over = all((server.address, server.port) in places for server in was.servers)  # a newer life of the same
+                reason = "it was restarted" if over else "the name leads to another server"
+                self._discard(was.id, cut=over or was.role is not now.role, reason=reason)
         for now in new.instances:
             before = old.by_id.get(now.id)
             if now.role is not None and (before is None or before.role is not now.role):
