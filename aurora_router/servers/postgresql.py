@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -287,14 +288,32 @@ def watch_connecting(dialect: Any, connecting: Callable[[int], AbstractContextMa
     """Have a dialect's new connections wait for the server within `connecting(number of the socket)`, which may end the wait by
     shutting the socket. Where something has taken the place of psycopg's own connect(), to trace it, say, it is left alone.
 
-    psycopg has no public way: the generator that connects yields the socket each time it must wait.
+    psycopg has no public way: the generator that connects yields the socket each time it must wait. One that took too long
+    psycopg leaves to the garbage collector, with its socket: it is closed here.
     """
     import psycopg
 
+    attempts = threading.local()
+
     class Connection(psycopg.Connection[Any]):
         @classmethod
+        def connect(cls, *args: Any, **options: Any) -> Any:
+            attempts.made = []
+            try:
+                return super().connect(*args, **options)
+            finally:
+                for attempt in attempts.made:
+                    attempt.close()
+                del attempts.made
+
+        @classmethod
         def _connect_gen(cls, *args: Any, **options: Any) -> Any:
-            steps: Any = super()._connect_gen(*args, **options)
+            attempt = cls._attempt(super()._connect_gen(*args, **options))
+            attempts.made.append(attempt)
+            return attempt
+
+        @staticmethod
+        def _attempt(steps: Any) -> Any:
             ready = None
             while True:
                 try:
