@@ -416,6 +416,8 @@ class Router:
         servers = failed.instance.servers
         while True:
             topology = self._monitor.wait_for(lambda t: t.writer is None or t.writer.servers != servers, seconds)
+            if self._closed:
+                raise RouterError("this router was closed while a unit waited for a writer")
             if topology.writer is None or time.monotonic() >= until:
                 return
             if self._repeats.allowed(failed.instance.id, first=topology.writer.servers != servers):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -110,6 +111,41 @@ def test_who_waits_to_connect_to_an_instance_that_is_lost_goes_elsewhere_at_once
         assert set(crowd.served) == {second.host}
         crowd.go_home()
         assert crowd.errors == []
+
+
+def test_one_connect_that_fails_ends_the_waiting_of_those_behind_it(
+    cluster: PostgresCluster, proxy: FaultProxy, make_router: MakeRouter
+) -> None:
+    router = make_router(
+        through(proxy, cluster),
+        engine_options={"pool_size": 10, "connect_args": {"connect_timeout": 2}},
+        connects_at_once=1,
+        probe_timeout=30.0,
+        probe_interval=30.0,
+    )
+    engine = router.engine(router.topology.by_id[proxy.address])
+    proxy.black_hole()
+    before = proxy.accepted
+    crowd = Crowd(10, engine.connect)
+    eventually(lambda: len(crowd.errors) == 10, 60.0)
+    assert proxy.accepted == before + 1, "nine that would have waited as long for nothing"
+    crowd.go_home()
+
+
+def test_a_connect_that_took_too_long_keeps_no_socket(
+    cluster: PostgresCluster, proxy: FaultProxy, make_router: MakeRouter
+) -> None:
+    options = {"connect_args": {"connect_timeout": 2}}
+    router = make_router(through(proxy, cluster), engine_options=options, probe_timeout=30.0, probe_interval=30.0)
+    engine = router.engine(router.topology.by_id[proxy.address])
+    proxy.black_hole()
+    gc.disable()  # what only it would close stays open
+    try:
+        with pytest.raises(exc.OperationalError, match="timeout"):
+            engine.connect()
+        assert list(router._engines._lines[proxy.address]) == []
+    finally:
+        gc.enable()
 
 
 def test_who_waits_to_connect_does_not_wait_longer_than_for_a_pool(
@@ -300,6 +336,22 @@ def test_a_unit_that_may_not_knock_again_waits_instead_of_failing(cluster: Postg
     eventually(lambda: len(crowd.served) == 3)
     crowd.go_home()
     assert crowd.errors == []
+
+
+def test_a_router_that_is_closed_lets_nobody_wait_to_knock_again(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    heard: list[events.Event] = []
+    router = make_router(listeners=[heard.append])
+    router.start()
+    spend(router)
+    cluster.execute("ALTER ROLE app CONNECTION LIMIT 0")
+    try:
+        crowd = Crowd(1, router.connect)
+        eventually(lambda: any(isinstance(e, events.RetriesRefused) for e in heard))
+        router.close()
+        crowd.go_home()
+    finally:
+        cluster.execute("ALTER ROLE app CONNECTION LIMIT -1")
+    assert [type(error) for error in crowd.errors] == [RouterError]
 
 
 def test_a_run_is_not_repeated_without_end_when_the_budget_is_spent(cluster: PostgresCluster, router: Router) -> None:
