@@ -140,17 +140,16 @@ class Engines:
 
         Returns how many sockets were cut.
         """
-        engine = self._engines.get(instance_id)
-        if engine is None:
-            return 0
         sockets = 0
-        if cut:
+        if cut:  # those outside of the pool, too, which may be all that there are
             with self._lock:
                 for line in self._lines.get(instance_id, ()):
                     sockets += line.cut()
-        self._dispose(engine)
-        self._count(instance_id, engine)
-        if cut:
+        engine = self._engines.get(instance_id)
+        if engine is not None:
+            self._dispose(engine)
+            self._count(instance_id, engine)
+        if cut and instance_id in self._connects:
             self._connects[instance_id].turn_away()
         return sockets
 

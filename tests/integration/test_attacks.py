@@ -1,0 +1,250 @@
+"""What could make a unit be done twice, or not at all, or be told wrongly of: each was tried on a real cluster."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from sqlalchemy import insert, text
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.orm import sessionmaker
+
+from aurora_router import Failure, Router, RoutingSession, classify_error
+from aurora_router.core import events
+from aurora_router.local import FaultProxy, PostgresCluster
+from tests.integration.shop import Item, eventually, until_readers_serve
+from tests.integration.test_transactions import RAISE, no_connection_is_left, raise_stock, sessions, stock
+
+MakeRouter = Callable[..., Router]
+
+
+@pytest.fixture
+def proxy(cluster: PostgresCluster) -> Iterator[FaultProxy]:
+    """Between the router and the writer."""
+    with FaultProxy((cluster.writer.host, cluster.writer.port)) as between:
+        yield between
+
+
+@pytest.fixture
+def heard() -> list[events.Event]:
+    return []
+
+
+@pytest.fixture
+def make(cluster: PostgresCluster, proxy: FaultProxy, make_router: MakeRouter, heard: list[events.Event]) -> MakeRouter:
+    """Makes routers of the whole cluster, the writer through the proxy."""
+
+    def make(**options: Any) -> Router:
+        url = cluster.url.replace(cluster.writer.address, proxy.address)
+        readers = [r.address for r in cluster.readers]
+        made = make_router(url, instances=readers, listeners=[heard.append], **{"failover_timeout": 20.0, **options})
+        until_readers_serve(made, 2)
+        made.init_commit_table()
+        return made
+
+    return make
+
+
+@pytest.fixture
+def router(make: MakeRouter) -> Router:
+    return make()
+
+
+# -- done twice -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("check", ["xid", "table"])
+@pytest.mark.parametrize("answer", [False, True])
+def test_a_unit_with_savepoints_and_a_subtransaction_that_failed_is_done_once(
+    cluster: PostgresCluster, proxy: FaultProxy, router: Router, check: str, answer: bool
+) -> None:
+    def nested(s: RoutingSession) -> None:
+        with s.begin_nested():
+            s.execute(RAISE)
+        with pytest.raises(IntegrityError), s.begin_nested():
+            s.execute(insert(Item).values(id=1))
+        with s.begin_nested() as savepoint:
+            s.execute(RAISE)
+            savepoint.rollback()
+
+    proxy.lose("COMMIT", answer=answer)
+    router.run_transaction(sessions(router), nested, commit_check=check)
+    assert proxy._losing == []
+    assert stock(cluster) == 11
+    assert no_connection_is_left(router)
+
+
+@pytest.mark.parametrize("answer", [False, True])
+def test_rows_that_the_drivers_own_copy_has_written_are_there_once(
+    cluster: PostgresCluster, proxy: FaultProxy, router: Router, answer: bool
+) -> None:
+    cluster.execute("CREATE TABLE IF NOT EXISTS heap (n int); TRUNCATE heap; GRANT ALL ON heap TO app")
+
+    def copies(s: RoutingSession) -> None:
+        driver: Any = s.connection().connection.driver_connection
+        with driver.cursor().copy("COPY heap FROM STDIN") as copy:
+            copy.write("1\n2\n")
+
+    proxy.lose("COMMIT", answer=answer)
+    router.run_transaction(sessions(router), copies)
+    assert proxy._losing == []
+    assert cluster.execute("SELECT count(*) FROM heap") == [(2,)]
+
+
+@pytest.mark.parametrize("answer", [False, True])
+def test_a_unit_that_only_locks_rows_or_fills_a_temporary_table_comes_to_its_end(
+    proxy: FaultProxy, router: Router, answer: bool
+) -> None:
+    def locks(s: RoutingSession) -> int:
+        s.execute(text("CREATE TEMPORARY TABLE passing (n int) ON COMMIT DROP"))
+        s.execute(text("INSERT INTO passing VALUES (1)"))
+        return len(s.execute(text("SELECT id FROM item FOR UPDATE")).all())
+
+    proxy.lose("COMMIT", answer=answer)
+    assert router.run_transaction(sessions(router), locks) == 3
+    assert proxy._losing == []
+    assert no_connection_is_left(router)
+
+
+@pytest.mark.parametrize("sql", ["UPDATE item SET stock = stock + 1 WHERE id = 1; COMMIT; SELECT 1", r"SELECT 1 AS a; END"])
+def test_a_text_that_hides_a_commit_is_not_run_again(
+    cluster: PostgresCluster, proxy: FaultProxy, router: Router, sql: str
+) -> None:
+    runs: list[int] = []
+
+    def hides(s: RoutingSession) -> None:
+        runs.append(1)
+        s.execute(RAISE)
+        s.connection().exec_driver_sql(sql)
+        proxy.lose("UPDATE item", answer=False)
+        s.execute(RAISE)
+
+    with pytest.raises(DBAPIError):
+        router.run_transaction(sessions(router), hides)
+    assert runs == [1]
+    assert stock(cluster) == 10 + 1 + sql.count("UPDATE")
+    assert no_connection_is_left(router)
+
+
+# -- told as done, and not done -------------------------------------------------------------------------------------
+
+
+def test_a_constraint_that_fails_at_the_commit_is_the_applications_error_and_leaves_nothing(
+    cluster: PostgresCluster, router: Router
+) -> None:
+    cluster.execute("""
+        DROP TABLE IF EXISTS late; CREATE TABLE late (n int UNIQUE DEFERRABLE INITIALLY DEFERRED);
+        INSERT INTO late VALUES (1); GRANT ALL ON late TO app""")
+    runs: list[int] = []
+
+    def fails_late(s: RoutingSession) -> None:
+        runs.append(1)
+        s.execute(text("INSERT INTO late VALUES (1)"))
+
+    with pytest.raises(IntegrityError) as caught:
+        router.run_transaction(sessions(router), fails_late)
+    known = classify_error(caught.value)
+    assert (known.failure, known.sent, known.outcome_known, known.safe_to_repeat) == (Failure.OTHER, True, True, False)
+    assert runs == [1]
+    assert no_connection_is_left(router)
+
+
+# -- what an error says ---------------------------------------------------------------------------------------------
+
+
+# -- stuck, or left behind ------------------------------------------------------------------------------------------
+
+
+def test_who_asks_a_server_that_no_unit_has_used_is_woken_when_it_freezes(cluster: PostgresCluster, make: MakeRouter) -> None:
+    router = make(probe_timeout=0.5)
+    reader = router.topology.readers[0]
+    assert reader.id not in router._engines._engines
+    (server,) = [r for r in cluster.readers if r.address == reader.id]
+    with router._engines.outside(reader) as connection, ThreadPoolExecutor(1) as threads:
+        connection.exec_driver_sql("SELECT 1")
+        cluster.freeze(server)
+        asked = threads.submit(connection.exec_driver_sql, "SELECT 1")
+        try:
+            with pytest.raises(DBAPIError):
+                asked.result(timeout=30)
+        finally:
+            cluster.thaw(server)
+
+
+@pytest.mark.parametrize("check", ["xid", "table"])
+def test_a_pool_full_of_units_that_ask_for_their_commits_comes_to_an_end(
+    cluster: PostgresCluster, proxy: FaultProxy, make: MakeRouter, heard: list[events.Event], check: str
+) -> None:
+    router = make(engine_options={"pool_size": 2, "max_overflow": 0}, connects_at_once=1)
+    proxy.lose("COMMIT", answer=True, times=8)
+    with ThreadPoolExecutor(12) as threads:
+        runs = [threads.submit(router.run_transaction, sessions(router), raise_stock, commit_check=check) for _ in range(24)]
+        assert sorted(run.result(timeout=60) for run in runs) == list(range(11, 35))
+    assert stock(cluster) == 34
+    assert any(isinstance(e, events.CommitResolved) for e in heard)
+    assert no_connection_is_left(router)
+
+
+def interrupted(Session: sessionmaker[RoutingSession]) -> None:
+    """A unit that Ctrl-C ends."""
+    with Session() as s:
+        s.execute(text("SELECT 1"))
+        raise KeyboardInterrupt
+
+
+def test_reads_that_fail_give_the_writers_places_back(cluster: PostgresCluster, proxy: FaultProxy, make: MakeRouter) -> None:
+    router = make(engine_options={"pool_size": 4, "max_overflow": 0}, writer_share_for_reads=0.5)
+    for reader in cluster.readers:
+        cluster.kill(reader)
+    eventually(lambda: not router.topology.readers)
+    for read_only in (True, None):
+        with sessions(router, read_only=read_only)() as s:
+            assert s.get_one(Item, 1).stock == 10
+            assert router._for_reads.crowd == 1
+        with pytest.raises(DBAPIError), sessions(router, read_only=read_only)() as s:
+            s.execute(text("SELECT 1 / 0"))
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(sessions(router, read_only=read_only))
+        with sessions(router, read_only=read_only)() as s:
+            proxy.lose("SELECT 17", answer=False)
+            try:
+                s.execute(text("SELECT 17"))
+            except DBAPIError:
+                s.rollback()
+            s.connection().detach()
+        with sessions(router, read_only=read_only)() as s:
+            s.execute(text("SELECT 1"))
+            s.connection().invalidate()
+        assert router._for_reads.crowd == 0
+    with router.connect(read_only=True) as connection:
+        proxy.reset_all()
+        with pytest.raises(DBAPIError):
+            connection.exec_driver_sql("SELECT nothing_of_that_name")
+    raw = router.raw_connection(read_only=True)
+    raw.close()
+    assert router._for_reads.crowd == 0
+    assert no_connection_is_left(router)
+
+
+def test_a_unit_that_is_interrupted_while_it_asks_leaves_nothing(
+    cluster: PostgresCluster, proxy: FaultProxy, router: Router, heard: list[events.Event]
+) -> None:
+    interrupted = threading.Event()
+
+    class Interrupts(list[events.Event]):
+        def append(self, event: events.Event) -> None:
+            if isinstance(event, events.CommitResolved):
+                interrupted.set()
+                raise KeyboardInterrupt
+
+    router._listeners = (Interrupts().append,)
+    proxy.lose("COMMIT", answer=True)
+    with pytest.raises(KeyboardInterrupt):
+        router.run_transaction(sessions(router), raise_stock)
+    assert interrupted.is_set()
+    router._listeners = ()
+    assert no_connection_is_left(router)
+    assert router.run_transaction(sessions(router), raise_stock) == 12
