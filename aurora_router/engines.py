@@ -66,6 +66,8 @@ class Gatekeeper(Protocol):
 
     def commit(self, raw: PoolProxiedConnection, send: Callable[[Any], None], /) -> None: ...
 
+    def commit_in_two_phases(self, connection: Connection, send: Callable[[], None], /) -> None: ...
+
     def returned(self, unit: Any, /) -> None: ...
 
 
@@ -361,7 +363,7 @@ class Engines:
         for name in ("do_execute", "do_executemany", "do_execute_no_params"):
             event.listen(engine, name, self._gate.statement)
         event.listen(engine, "handle_error", self._gate.failed)
-        _put_around_commits(engine, self._gate.commit)
+        _put_around_commits(engine, self._gate)
 
         @event.listens_for(engine, "checkin")
         @event.listens_for(engine, "detach")
@@ -492,15 +494,24 @@ def _tolerate_lost_rollbacks(engine: Engine) -> None:
     dialect.do_rollback = tolerant
 
 
-def _put_around_commits(engine: Engine, around: Callable[[PoolProxiedConnection, Callable[[Any], None]], None]) -> None:
-    """Have each COMMIT go through a function. The engine's own event comes before COMMIT only, and costs every statement."""
+def _put_around_commits(engine: Engine, gate: Gatekeeper) -> None:
+    """Have each COMMIT go through the gate, and both steps of one in two phases. The engine's own event comes before COMMIT only,
+    and costs every statement."""
     dialect: Any = engine.dialect
     commit = dialect.do_commit
 
     def do_commit(connection: PoolProxiedConnection) -> None:
-        around(connection, commit)
+        gate.commit(connection, commit)
+
+    def through_the_gate(step: Callable[..., None]) -> Callable[..., None]:
+        def do(connection: Connection, *arguments: Any, **options: Any) -> None:
+            gate.commit_in_two_phases(connection, lambda: step(connection, *arguments, **options))
+
+        return do
 
     dialect.do_commit = do_commit
+    dialect.do_prepare_twophase = through_the_gate(dialect.do_prepare_twophase)
+    dialect.do_commit_twophase = through_the_gate(dialect.do_commit_twophase)
 
 
 def _limit_connects(engine: Engine, places: Places, patience: float) -> None:

@@ -160,6 +160,7 @@ class Gate:
             if unit.on_writer and not is_writer:
                 raise self._gone(unit)
             mode = Mode.READ_ONLY if unit.read_only else Mode.DEFAULT
+            unit.outcome = unit.unknown = None  # what is known of the COMMIT that went with the connection is of that COMMIT
         self.engines.set_mode(raw, mode, unit.isolation)
         own(unit, connection, raw)
         return unit
@@ -247,6 +248,25 @@ class Gate:
                 raise
             raw.invalidate(error)
         unit.committing = False
+        if unit.run is not None:
+            unit.run.committed = True
+
+    def commit_in_two_phases(self, connection: Connection, send: Callable[[], None]) -> None:
+        """Send PREPARE TRANSACTION or COMMIT PREPARED. Nothing was noted of them: what becomes of a prepared transaction is said
+        by somebody else, maybe much later."""
+        unit: Unit | None = getattr(connection, UNIT, None)
+        if unit is None or unit.instance is None:
+            send()
+            return
+        self.commit_begins(unit)
+        unit.committing = True
+        try:
+            send()
+        except self.engines.driver_error as error:
+            if decide(self._commit_failure(error, connection.connection), Phase.COMMIT) is Action.RESOLVE:
+                noted = "in two phases; what is prepared is in pg_prepared_xacts"
+                unit.unknown = OutcomeUnknown(unit.instance.id, noted, lambda _: Outcome.UNKNOWN)
+            raise
         if unit.run is not None:
             unit.run.committed = True
 

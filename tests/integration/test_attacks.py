@@ -12,7 +12,7 @@ from sqlalchemy import insert, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import sessionmaker
 
-from aurora_router import Failure, Router, RoutingSession, classify_error
+from aurora_router import Failure, OutcomeUnknown, Router, RoutingSession, classify_error
 from aurora_router.core import events
 from aurora_router.local import FaultProxy, PostgresCluster
 from tests.integration.shop import Item, eventually, until_readers_serve
@@ -54,6 +54,31 @@ def router(make: MakeRouter) -> Router:
 
 
 # -- done twice -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", ["PREPARE TRANSACTION", "COMMIT PREPARED"])
+@pytest.mark.parametrize("answer", [False, True])
+def test_a_commit_in_two_phases_is_never_run_again(
+    cluster: PostgresCluster, proxy: FaultProxy, router: Router, step: str, answer: bool
+) -> None:
+    runs: list[int] = []
+
+    def once(s: RoutingSession) -> None:
+        runs.append(1)
+        s.execute(RAISE)
+
+    proxy.lose(step, answer=answer)
+    try:
+        with pytest.raises(OutcomeUnknown) as caught:
+            router.run_transaction(sessions(router, twophase=True), once, deadline=5.0)
+    finally:
+        for (gid,) in cluster.execute("SELECT gid FROM pg_prepared_xacts"):
+            cluster.execute(f"ROLLBACK PREPARED '{gid}'")
+    assert runs == [1]
+    assert proxy._losing == [], "it was lost"
+    assert not classify_error(caught.value).safe_to_repeat
+    assert stock(cluster) == (11 if (step, answer) == ("COMMIT PREPARED", True) else 10)
+    assert no_connection_is_left(router)
 
 
 @pytest.mark.parametrize("check", ["xid", "table"])
@@ -149,6 +174,20 @@ def test_a_constraint_that_fails_at_the_commit_is_the_applications_error_and_lea
     known = classify_error(caught.value)
     assert (known.failure, known.sent, known.outcome_known, known.safe_to_repeat) == (Failure.OTHER, True, True, False)
     assert runs == [1]
+    assert no_connection_is_left(router)
+
+
+def test_an_error_after_an_unknown_commit_is_told_as_what_it_is(proxy: FaultProxy, router: Router) -> None:
+    with router.connect() as connection:
+        connection.execute(RAISE)
+        proxy.lose("COMMIT", answer=True)
+        with pytest.raises(OutcomeUnknown):
+            connection.commit()
+        connection.rollback()
+        connection.execute(RAISE)
+        with pytest.raises(IntegrityError):
+            connection.execute(insert(Item).values(id=1))
+        connection.rollback()
     assert no_connection_is_left(router)
 
 
