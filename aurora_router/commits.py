@@ -31,12 +31,15 @@ def prepare(driver: Any, unit: Unit, server: ModuleType, topology: Topology) -> 
     driver: its connection. One round trip. Raises the driver's errors; nothing has been committed then.
     """
     if unit.check is None or unit.instance is None:
+        if unit.run is not None and server.is_aborted(driver):
+            # The server would answer COMMIT with ROLLBACK, and the run would pass for done; to this it says why not.
+            driver.execute("SELECT 1")
         return None
     with driver.cursor() as cursor:
         if unit.check == "table":
-            signature = BySignature(uuid4(), time.monotonic(), server)
+            signature, signed_at = uuid4(), time.monotonic()
             try:
-                cursor.execute(server.SIGN, {"id": signature.id})
+                cursor.execute(server.SIGN, {"id": signature})
             except Exception as error:
                 if server.is_missing_table(error):
                     raise ConfigurationError(
@@ -44,7 +47,7 @@ def prepare(driver: Any, unit: Unit, server: ModuleType, topology: Topology) -> 
                         "sees; create it with `aurora-router init-commit-table URL` or router.init_commit_table()"
                     ) from None
                 raise
-            return signature
+            return BySignature(signature, cursor.fetchone()[0], signed_at, server)
         cursor.execute(server.NOTE)
         return ByXid(server.parse_note(cursor.fetchone(), unit.instance, topology), server)
 
@@ -74,8 +77,6 @@ class ByXid:
         return found
 
     def __str__(self) -> str:
-        if self.note.xid is None:
-            return "a transaction that has written nothing"
         return f"transaction {self.note.xid}, noted at {self.note.position}"
 
 
@@ -83,10 +84,12 @@ class ByXid:
 class BySignature:
     """Looks for the row that the transaction has written; where there is none, keeps it from coming.
 
-    written_at: monotonic seconds; rows are removed when they are old, and say nothing then.
+    schema: of the table where it is, as one writes it. written_at: monotonic seconds; rows are removed when they are old, and
+    say nothing then.
     """
 
     id: UUID
+    schema: str
     written_at: float
     server: ModuleType
 
@@ -94,9 +97,10 @@ class BySignature:
         if time.monotonic() - self.written_at > self.server.KEPT / 2:
             return Outcome.UNKNOWN
         with connection.begin():
-            connection.exec_driver_sql("SET LOCAL lock_timeout = '1s'")
+            connection.exec_driver_sql(self.server.THERE, {"schema": self.schema})
             connection.exec_driver_sql(self.server.FENCE, {"id": self.id})
         with connection.begin():
+            connection.exec_driver_sql(self.server.THERE, {"schema": self.schema})
             committed = connection.exec_driver_sql(self.server.SIGNED, {"id": self.id}).scalar_one()
         return Outcome.COMMITTED if committed else Outcome.NOT_COMMITTED
 

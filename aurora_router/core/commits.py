@@ -18,12 +18,12 @@ from aurora_router.errors import Outcome
 class Note(NamedTuple):
     """What was noted of a transaction before its COMMIT was sent.
 
-    xid: the transaction's; None for one that has written nothing. position: the writer's insert position at that moment.
+    xid: the transaction's. position: the writer's insert position at that moment.
     recovered: where the writer's last recovery had ended, None where it was started without one. server: the writer.
     readers: the servers that were readers then; one of them may be the writer by now.
     """
 
-    xid: int | None
+    xid: int
     position: WalPosition
     recovered: int | None
     server: ServerId
@@ -33,13 +33,15 @@ class Note(NamedTuple):
 class Evidence(NamedTuple):
     """What the newest writer says of a note.
 
-    epoch: its own. recovered: where its last recovery ended: a promotion, or the restart after a crash. status: of the xid:
+    epoch: its own. recovered: where its last recovery ended: a promotion, or the restart after a crash. followed: whether that
+    recovery was a reader's, and replayed transactions: then it was no crash. status: of the xid:
     "committed", "aborted", "in progress", or None where it has not been given out yet or was forgotten.
     """
 
     server: ServerId
     epoch: int
     recovered: int | None
+    followed: bool
     status: str | None
 
 
@@ -53,8 +55,6 @@ def outcome(note: Note, evidence: Evidence) -> Outcome:
     a reader that was one when the note was taken, the end of that recovery decides whether the xid is still the same
     transaction's. On any other timeline, and where a restart has wiped out where the recovery ended, it cannot be known.
     """
-    if note.xid is None:
-        return Outcome.NOT_COMMITTED  # it has written nothing, so that nothing is done twice by running it again
     same_life = evidence.server.life == note.server.life
     if evidence.epoch == note.position.epoch:
         if same_life and evidence.recovered == note.recovered:
@@ -65,4 +65,6 @@ def outcome(note: Note, evidence: Evidence) -> Outcome:
         return Outcome.UNKNOWN
     if evidence.recovered < note.position.lsn:
         return Outcome.NOT_COMMITTED
+    if evidence.epoch != note.position.epoch and not evidence.followed:
+        return Outcome.UNKNOWN  # it crashed after its promotion, and where that one's recovery ended is forgotten
     return _STATUS.get(evidence.status or "", Outcome.UNKNOWN)

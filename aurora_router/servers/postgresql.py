@@ -56,14 +56,17 @@ PROBE = f"""{IDENTITY},
 """Everything that an observation needs, one round trip. received_tli wants pg_monitor (or pg_read_all_stats): without it a
 reader's epoch is only known from its last restart point, so that after a promotion it serves again minutes later."""
 
-NOTE = "SELECT txid_current_if_assigned(), pg_current_wal_insert_lsn()::text, pg_last_wal_replay_lsn()::text"
-"""What is noted of a transaction before its COMMIT; none of it needs a privilege."""
+NOTE = "SELECT txid_current(), pg_current_wal_insert_lsn()::text, pg_last_wal_replay_lsn()::text"
+"""What is noted of a transaction before its COMMIT; none of it needs a privilege. One that only notifies has no xid until its
+COMMIT, so that it must be given one."""
 
 EVIDENCE = f"""{IDENTITY},
   CASE WHEN pg_is_in_recovery() THEN NULL ELSE substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END,
-  pg_last_wal_replay_lsn()::text"""
+  pg_last_wal_replay_lsn()::text,
+  pg_last_xact_replay_timestamp() IS NOT NULL"""
 STATUS = "SELECT txid_status(%(xid)s)"
-"""What a server says of itself, and then of a noted transaction. The latter fails where the xid has not been given out yet."""
+"""What a server says of itself, and then of a noted transaction. Only a reader keeps the time of what it replays: after a
+promotion it is there, after a crash it is not. The latter question fails where the xid has not been given out yet."""
 
 END_IDLE = """
 SELECT pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
@@ -76,8 +79,13 @@ CREATE_COMMITS = (
     "id uuid PRIMARY KEY, committed boolean NOT NULL DEFAULT true, at timestamptz NOT NULL DEFAULT clock_timestamp())",
     f"CREATE INDEX IF NOT EXISTS {COMMITS}_at ON {COMMITS} (at)",
 )
-SIGN = f"INSERT INTO {COMMITS} (id) VALUES (%(id)s)"  # noqa: S608 - a constant
-"""Written in the transaction that is to be found again."""
+SIGN = f"""
+INSERT INTO {COMMITS} (id, at) VALUES (%(id)s, clock_timestamp())
+RETURNING (SELECT relnamespace::regnamespace::text FROM pg_catalog.pg_class WHERE oid = {COMMITS}.tableoid)"""  # noqa: S608
+"""Written in the transaction that is to be found again, which may be old by now; gives the schema of the table, for the
+transaction's search_path is its own."""
+THERE = "SELECT set_config('search_path', %(schema)s, true), set_config('lock_timeout', '1s', true)"
+"""Before FENCE and SIGNED, in their transactions."""
 FENCE = f"INSERT INTO {COMMITS} (id, committed) VALUES (%(id)s, false) ON CONFLICT DO NOTHING"  # noqa: S608 - a constant
 """Waits for a transaction that is still under way with this id, and keeps one that is yet to come from committing."""
 SIGNED = f"SELECT committed FROM {COMMITS} WHERE id = %(id)s"  # noqa: S608 - a constant
@@ -175,6 +183,11 @@ def parse_probe(row: Sequence[Any], *, asynchronous_commits: bool) -> Server:
     return Server(identity, role, epoch, position, lag, isolation)
 
 
+def is_aborted(connection: Any) -> bool:
+    """Whether the psycopg connection's transaction has failed, so that the server answers COMMIT with ROLLBACK, and no error."""
+    return bool(connection.info.transaction_status.name == "INERROR")
+
+
 def is_missing_table(error: BaseException | None) -> bool:
     """Whether the driver's error says that a table does not exist."""
     return getattr(error, "sqlstate", None) == "42P01"
@@ -200,10 +213,10 @@ def parse_note(row: Sequence[Any], writer: Instance, topology: Topology) -> Note
 def parse_evidence(row: Sequence[Any], status: str | None) -> Evidence | None:
     """The answers to EVIDENCE and STATUS; None when the server is not the writer. Raises Unsuitable."""
     identity, role = parse_identity(row)
-    timeline, recovered = row[6:]
+    timeline, recovered, followed = row[6:]
     if role is not Role.WRITER:
         return None
-    return Evidence(identity, int(timeline, 16), None if recovered is None else parse_lsn(recovered), status)
+    return Evidence(identity, int(timeline, 16), None if recovered is None else parse_lsn(recovered), followed, status)
 
 
 def _bytes(setting: str) -> int:

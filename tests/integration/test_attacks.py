@@ -7,16 +7,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import insert, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import sessionmaker
 
-from aurora_router import Failure, OutcomeUnknown, Router, RoutingSession, classify_error
+from aurora_router import Failure, Outcome, OutcomeUnknown, Router, RoutingSession, classify_error
 from aurora_router.core import events
 from aurora_router.local import FaultProxy, PostgresCluster
 from tests.integration.shop import Item, eventually, until_readers_serve
-from tests.integration.test_transactions import RAISE, no_connection_is_left, raise_stock, sessions, stock
+from tests.integration.test_transactions import RAISE, cut_off, no_connection_is_left, raise_stock, sessions, stock
 
 MakeRouter = Callable[..., Router]
 
@@ -79,6 +80,60 @@ def test_a_commit_in_two_phases_is_never_run_again(
     assert not classify_error(caught.value).safe_to_repeat
     assert stock(cluster) == (11 if (step, answer) == ("COMMIT PREPARED", True) else 10)
     assert no_connection_is_left(router)
+
+
+def test_a_notification_is_sent_once_when_the_answer_to_its_commit_is_lost(
+    cluster: PostgresCluster, proxy: FaultProxy, router: Router
+) -> None:
+    with psycopg.connect(cluster.url.replace("+psycopg", ""), autocommit=True) as ear:
+        ear.execute("LISTEN news")
+        proxy.lose("COMMIT", answer=True)
+        router.run_transaction(sessions(router), lambda s: s.execute(text("SELECT pg_notify('news', 'it happened')")))
+        assert proxy._losing == []
+        ear.execute("NOTIFY news, 'the end'")
+        heard = []
+        for notice in ear.notifies(timeout=30):
+            heard.append(notice.payload)
+            if notice.payload == "the end":
+                break
+    assert heard == ["it happened", "the end"]
+
+
+def test_the_row_of_a_long_transaction_is_as_young_as_its_commit(cluster: PostgresCluster, router: Router) -> None:
+    cluster.execute("TRUNCATE aurora_router_commits")
+
+    def long(s: RoutingSession) -> object:
+        s.execute(RAISE)
+        s.execute(text("SELECT pg_sleep(0.1)"))
+        return s.execute(text("SELECT clock_timestamp()")).scalar_one()
+
+    end = router.run_transaction(sessions(router), long, commit_check="table")
+    assert cluster.execute("SELECT at >= %s FROM aurora_router_commits", end) == [(True,)], "else it would be removed too soon"
+
+
+@pytest.mark.parametrize("answer", [False, True])
+def test_a_commit_table_of_another_schema_is_not_asked(
+    cluster: PostgresCluster, proxy: FaultProxy, router: Router, answer: bool
+) -> None:
+    cluster.execute("""
+        DROP SCHEMA IF EXISTS tenant CASCADE; CREATE SCHEMA tenant;
+        CREATE TABLE tenant.aurora_router_commits (LIKE public.aurora_router_commits INCLUDING ALL);
+        GRANT ALL ON SCHEMA tenant TO app; GRANT ALL ON ALL TABLES IN SCHEMA tenant TO app""")
+    runs: list[int] = []
+
+    def of_a_tenant(s: RoutingSession) -> None:
+        runs.append(1)
+        s.execute(RAISE)
+        s.execute(text("SET LOCAL search_path = tenant, public"))
+
+    proxy.lose("COMMIT", answer=answer)
+    try:
+        router.run_transaction(sessions(router), of_a_tenant, commit_check="table")
+    finally:
+        cluster.execute("DROP SCHEMA tenant CASCADE")
+    assert proxy._losing == []
+    assert stock(cluster) == 11
+    assert len(runs) == (1 if answer else 2)
 
 
 @pytest.mark.parametrize("check", ["xid", "table"])
@@ -157,6 +212,21 @@ def test_a_text_that_hides_a_commit_is_not_run_again(
 # -- told as done, and not done -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("check", ["xid", "table", None])
+def test_a_commit_that_the_server_turns_into_a_rollback_is_not_told_as_done(
+    cluster: PostgresCluster, router: Router, check: str | None
+) -> None:
+    def swallows(s: RoutingSession) -> None:
+        s.execute(RAISE)
+        with pytest.raises(IntegrityError):
+            s.execute(insert(Item).values(id=1))
+
+    with pytest.raises(DBAPIError, match="aborted"):
+        router.run_transaction(sessions(router), swallows, commit_check=check)
+    assert stock(cluster) == 10
+    assert no_connection_is_left(router)
+
+
 def test_a_constraint_that_fails_at_the_commit_is_the_applications_error_and_leaves_nothing(
     cluster: PostgresCluster, router: Router
 ) -> None:
@@ -175,6 +245,49 @@ def test_a_constraint_that_fails_at_the_commit_is_the_applications_error_and_lea
     assert (known.failure, known.sent, known.outcome_known, known.safe_to_repeat) == (Failure.OTHER, True, True, False)
     assert runs == [1]
     assert no_connection_is_left(router)
+
+
+def test_a_promoted_reader_that_crashed_since_is_not_believed_about_an_id(
+    aurora_cluster_factory: Callable[..., PostgresCluster],
+) -> None:
+    cluster = aurora_cluster_factory(readers=1)
+    cluster.execute("CREATE TABLE item (id bigint PRIMARY KEY, name text DEFAULT '', stock int DEFAULT 0)")
+    cluster.execute("CREATE TABLE other (n int); INSERT INTO item VALUES (1, '', 10); GRANT ALL ON item, other TO app")
+    cluster.wait_in_sync()
+    old, reader = cluster.writer, cluster.readers[0]
+    with FaultProxy((old.host, old.port)) as proxy:
+        url = cluster.url.replace(old.address, proxy.address)
+        with Router(url, instances=[reader.address]) as router:
+            until_readers_serve(router, 1)
+            cut_off(cluster, reader)
+            with sessions(router, commit_check="xid")() as s:
+                s.execute(RAISE)
+                (xid,) = s.execute(text("SELECT txid_current()")).one()
+                proxy.lose("COMMIT", answer=True)
+                with pytest.raises(OutcomeUnknown) as caught:
+                    s.commit()
+            ((noted,),) = cluster.execute("SELECT pg_current_wal_insert_lsn()")
+            cluster.kill(old)
+            cluster.promote(reader)
+            used = 0
+            while used <= xid:
+                ((used,),) = cluster.execute("INSERT INTO other VALUES (1) RETURNING txid_current()")
+            cluster.execute("INSERT INTO other SELECT generate_series(1, 100000)")
+            with pytest.raises(psycopg.OperationalError):  # one process of the server dies; the postmaster lives, and recovers
+                cluster.execute("COPY other FROM PROGRAM 'kill -9 $PPID'")
+
+            def recovered() -> bool:
+                try:
+                    found = cluster.execute("SELECT pg_last_wal_replay_lsn() > %s::pg_lsn, txid_status(%s)", noted, xid)
+                except psycopg.OperationalError:
+                    return False
+                assert found == [(True, "committed")], "the trap: it is another transaction's"
+                return True
+
+            eventually(recovered, timeout=30)
+            assert caught.value.resolve() in (Outcome.NOT_COMMITTED, Outcome.UNKNOWN)
+            assert stock(cluster) == 10
+    cluster.stop()
 
 
 def test_an_error_after_an_unknown_commit_is_told_as_what_it_is(proxy: FaultProxy, router: Router) -> None:

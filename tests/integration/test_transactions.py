@@ -28,7 +28,7 @@ from tests.integration.shop import Item, Part, eventually, until_readers_serve
 
 MakeRouter = Callable[..., Router]
 RAISE = update(Item).where(Item.id == 1).values(stock=Item.stock + 1)
-NOTE = "txid_current_if_assigned"
+NOTE = "SELECT txid_current()"
 SIGN = "INSERT INTO aurora_router_commits"
 
 

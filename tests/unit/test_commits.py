@@ -1,14 +1,16 @@
 """What became of a COMMIT whose answer was lost, from what was noted before and what the newest writer says."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
+from psycopg.pq import TransactionStatus
 
 from aurora_router.core.commits import Evidence, Note, outcome
 from aurora_router.core.positions import WalPosition
 from aurora_router.core.topology import Instance, Role, ServerId, Topology
 from aurora_router.errors import Outcome
-from aurora_router.servers.postgresql import is_future_xid, is_missing_table, parse_evidence, parse_note
+from aurora_router.servers.postgresql import is_aborted, is_future_xid, is_missing_table, parse_evidence, parse_note
 
 OLD = ServerId("1", "10.0.0.1", 5432, "100")
 READER = ServerId("1", "10.0.0.2", 5432, "200")
@@ -17,8 +19,8 @@ STRANGER = ServerId("1", "10.0.0.9", 5432, "700")
 STATUSES = ["committed", "aborted", "in progress", None]
 
 
-def note(xid: int | None = 777, recovered: int | None = None) -> Note:
-    return Note(xid, WalPosition(3, 1000), recovered, OLD, frozenset({READER}))
+def note(recovered: int | None = None) -> Note:
+    return Note(777, WalPosition(3, 1000), recovered, OLD, frozenset({READER}))
 
 
 TRUTH = {
@@ -31,56 +33,59 @@ TRUTH = {
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_the_same_server_in_the_same_life_tells_the_truth(status):
-    assert outcome(note(), Evidence(OLD, 3, None, status)) is TRUTH[status]
-    assert outcome(note(recovered=50), Evidence(OLD, 3, 50, status)) is TRUTH[status]
+    assert outcome(note(), Evidence(OLD, 3, None, False, status)) is TRUTH[status]
+    assert outcome(note(recovered=50), Evidence(OLD, 3, 50, True, status)) is TRUTH[status]
 
 
 @pytest.mark.parametrize("status", STATUSES)
 @pytest.mark.parametrize("replayed", [1000, 1001, 5000])
 def test_a_promoted_reader_that_replayed_the_note_knows_that_the_id_is_taken(status, replayed):
-    assert outcome(note(), Evidence(READER, 4, replayed, status)) is TRUTH[status]
+    assert outcome(note(), Evidence(READER, 4, replayed, True, status)) is TRUTH[status]
 
 
 @pytest.mark.parametrize("status", STATUSES)
 @pytest.mark.parametrize("replayed", [0, 999])
 def test_a_promoted_reader_that_never_saw_the_transaction_is_not_believed_about_its_id(status, replayed):
-    assert outcome(note(), Evidence(READER, 4, replayed, status)) is Outcome.NOT_COMMITTED
+    assert outcome(note(), Evidence(READER, 4, replayed, True, status)) is Outcome.NOT_COMMITTED
 
 
 @pytest.mark.parametrize("life", [OLD, RESTARTED])
 @pytest.mark.parametrize("status", STATUSES)
 def test_a_crash_of_the_writer_counts_like_a_promotion(status, life):
-    recovered_again = Evidence(life, 3, 999, status)
+    recovered_again = Evidence(life, 3, 999, False, status)
     assert outcome(note(recovered=50), recovered_again) is Outcome.NOT_COMMITTED
-    assert outcome(note(recovered=50), Evidence(life, 3, 1000, status)) is TRUTH[status]
+    assert outcome(note(recovered=50), Evidence(life, 3, 1000, False, status)) is TRUTH[status]
 
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_a_restart_that_wiped_out_where_recovery_ended_leaves_it_unknown(status):
-    assert outcome(note(), Evidence(RESTARTED, 3, None, status)) is Outcome.UNKNOWN
-    assert outcome(note(), Evidence(READER, 4, None, status)) is Outcome.UNKNOWN
+    assert outcome(note(), Evidence(RESTARTED, 3, None, False, status)) is Outcome.UNKNOWN
+    assert outcome(note(), Evidence(READER, 4, None, False, status)) is Outcome.UNKNOWN
 
 
 @pytest.mark.parametrize(("epoch", "status"), [*itertools.product([1, 2, 5, 6], STATUSES)])
 def test_any_other_distance_of_epochs_leaves_it_unknown(epoch, status):
-    assert outcome(note(), Evidence(READER, epoch, 5000, status)) is Outcome.UNKNOWN
+    assert outcome(note(), Evidence(READER, epoch, 5000, True, status)) is Outcome.UNKNOWN
 
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_a_new_writer_that_was_no_reader_at_the_note_leaves_it_unknown(status):
     restarted_reader = READER._replace(started="201")
-    assert outcome(note(), Evidence(STRANGER, 4, 5000, status)) is Outcome.UNKNOWN
-    assert outcome(note(), Evidence(restarted_reader, 4, 5000, status)) is Outcome.UNKNOWN
+    assert outcome(note(), Evidence(STRANGER, 4, 5000, True, status)) is Outcome.UNKNOWN
+    assert outcome(note(), Evidence(restarted_reader, 4, 5000, True, status)) is Outcome.UNKNOWN
 
 
-def test_a_transaction_that_wrote_nothing_has_nothing_to_do_twice():
-    for epoch, status in itertools.product([3, 4, 9], STATUSES):
-        assert outcome(note(xid=None), Evidence(STRANGER, epoch, None, status)) is Outcome.NOT_COMMITTED
+@pytest.mark.parametrize("status", STATUSES)
+def test_a_crash_since_the_promotion_has_forgotten_where_that_recovery_ended(status):
+    assert outcome(note(), Evidence(READER, 4, 1000, False, status)) is Outcome.UNKNOWN
+    assert outcome(note(), Evidence(READER, 4, 999, False, status)) is Outcome.NOT_COMMITTED, (
+        "the promotion's ended earlier still"
+    )
 
 
 def test_a_server_reached_at_another_address_is_still_the_same_one():
     elsewhere = OLD._replace(address="192.168.0.1")
-    assert outcome(note(), Evidence(elsewhere, 3, None, "committed")) is Outcome.COMMITTED
+    assert outcome(note(), Evidence(elsewhere, 3, None, False, "committed")) is Outcome.COMMITTED
 
 
 def test_a_note_is_read_with_the_epoch_of_its_writer_and_the_readers_of_that_moment():
@@ -88,14 +93,22 @@ def test_a_note_is_read_with_the_epoch_of_its_writer_and_the_readers_of_that_mom
     reader = Instance("b:1", "b", 1, role=Role.READER, servers=frozenset({READER}), epoch=3)
     topology = Topology(instances=(writer, reader), writer=writer, readers=(reader,), epoch=3)
     assert parse_note((777, "0/3E8", None), writer, topology) == note()
-    assert parse_note((None, "0/3E8", "0/32"), writer, topology) == note(xid=None, recovered=50)
+    assert parse_note((777, "0/3E8", "0/32"), writer, topology) == note(recovered=50)
 
 
 def test_evidence_is_read_from_a_writer_and_from_no_reader():
     identity = (180000, "1", "10.0.0.1", 5432, "100")
-    assert parse_evidence((*identity, False, "0000000A", "0/3E8"), "committed") == Evidence(OLD, 10, 1000, "committed")
-    assert parse_evidence((*identity, False, "00000003", None), None) == Evidence(OLD, 3, None, None)
-    assert parse_evidence((*identity, True, None, "0/3E8"), None) is None
+    assert parse_evidence((*identity, False, "0000000A", "0/3E8", True), "committed") == Evidence(
+        OLD, 10, 1000, True, "committed"
+    )
+    assert parse_evidence((*identity, False, "00000003", None, False), None) == Evidence(OLD, 3, None, False, None)
+    assert parse_evidence((*identity, True, None, "0/3E8", True), None) is None
+
+
+def test_a_transaction_that_has_failed_is_told_from_the_drivers_connection():
+    for status in TransactionStatus:
+        connection = SimpleNamespace(info=SimpleNamespace(transaction_status=status))
+        assert is_aborted(connection) is (status is TransactionStatus.INERROR)
 
 
 def test_only_an_undefined_table_is_a_missing_table():
