@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import exc
 
 from aurora_router.core.failures import Facts, Failure, Phase, facts
+from aurora_router.core.statements import verdict
 from aurora_router.errors import (
     AmbiguousWriter,
     NoReaderAvailable,
@@ -26,7 +27,8 @@ def classify_error(error: BaseException) -> Facts:
     error may be run again from its beginning.
 
     error: from a router's session or connection, or any other error of SQLAlchemy or the driver; for the latter it is assumed
-    that statements run in a transaction.
+    that statements run in a transaction. A driver's own error does not say whether it was met in COMMIT: where the connection
+    was lost it may have been.
     """
     if isinstance(error, RouterError):
         return _of_router(error)
@@ -38,14 +40,21 @@ def classify_error(error: BaseException) -> Facts:
     if isinstance(error, exc.DBAPIError):
         original = error.orig
         if error.statement is not None:
-            phase = Phase.WRITER_STATEMENT
-        else:
-            phase = Phase.COMMIT if error.connection_invalidated else Phase.WRITER_CONNECTING
+            ends = verdict(error.statement, postgresql.DIALECT).ends
+            phase = Phase.COMMIT if ends else Phase.WRITER_STATEMENT
+        else:  # while connecting libpq gives no SQLSTATE
+            answered = getattr(original, "sqlstate", None) is not None
+            phase = Phase.COMMIT if answered or error.connection_invalidated else Phase.WRITER_CONNECTING
         return facts(driver_failure(original, disconnected=error.connection_invalidated, phase=phase), phase)
+    if isinstance(error, exc.TimeoutError):  # the pool's
+        return Facts(Failure.BUSY, sent=False, outcome_known=True, safe_to_repeat=True)
     if hasattr(error, "sqlstate"):  # the driver's own
         phase = Phase.WRITER_CONNECTING if getattr(error, "pgconn", None) is not None else Phase.WRITER_STATEMENT
         lost = error.sqlstate is None and type(error).__name__ == "OperationalError"
-        return facts(driver_failure(error, disconnected=lost, phase=phase), phase)
+        kind = driver_failure(error, disconnected=lost, phase=phase)
+        if kind is Failure.LOST and phase is Phase.WRITER_STATEMENT:
+            phase = Phase.COMMIT
+        return facts(kind, phase)
     return Facts(Failure.OTHER, sent=True, outcome_known=True, safe_to_repeat=False)
 
 

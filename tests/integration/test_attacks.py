@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import insert, text
+from sqlalchemy import create_engine, exc, insert, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import sessionmaker
 
@@ -305,6 +305,44 @@ def test_an_error_after_an_unknown_commit_is_told_as_what_it_is(proxy: FaultProx
 
 
 # -- what an error says ---------------------------------------------------------------------------------------------
+
+
+def test_a_lost_commit_of_the_drivers_own_connection_is_not_called_safe_to_repeat(proxy: FaultProxy, router: Router) -> None:
+    raw = router.raw_connection()
+    raw.cursor().execute("UPDATE item SET stock = stock + 1 WHERE id = 1")
+    proxy.lose("COMMIT", answer=True)
+    with pytest.raises(psycopg.OperationalError) as caught:
+        raw.commit()
+    raw.invalidate()
+    raw.close()
+    known = classify_error(caught.value)
+    assert (known.sent, known.outcome_known, known.safe_to_repeat) == (True, False, False)
+
+
+def test_errors_of_a_plain_engine_are_known_by_what_they_were_met_in(cluster: PostgresCluster, proxy: FaultProxy) -> None:
+    cluster.execute("""
+        DROP TABLE IF EXISTS late; CREATE TABLE late (n int UNIQUE DEFERRABLE INITIALLY DEFERRED);
+        INSERT INTO late VALUES (1); GRANT ALL ON late TO app""")
+    url = cluster.url.replace(cluster.writer.address, proxy.address)
+    engine = create_engine(url, pool_size=1, max_overflow=0, pool_timeout=0.01)
+    with engine.connect() as connection:
+        connection.execute(text("INSERT INTO late VALUES (1)"))
+        with pytest.raises(IntegrityError) as late:
+            connection.commit()
+        with pytest.raises(exc.TimeoutError) as full:
+            engine.connect()
+        connection.rollback()
+        connection.execute(text("SELECT 1"))
+        proxy.lose("COMMIT", answer=True)
+        with pytest.raises(DBAPIError) as hidden:
+            connection.exec_driver_sql("COMMIT")
+    engine.dispose()
+    known = classify_error(late.value)
+    assert (known.sent, known.outcome_known, known.safe_to_repeat) == (True, True, False)
+    known = classify_error(full.value)
+    assert (known.failure, known.sent, known.outcome_known, known.safe_to_repeat) == (Failure.BUSY, False, True, True)
+    known = classify_error(hidden.value)
+    assert (known.sent, known.outcome_known, known.safe_to_repeat) == (True, False, False)
 
 
 # -- stuck, or left behind ------------------------------------------------------------------------------------------
