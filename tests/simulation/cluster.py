@@ -106,6 +106,7 @@ class Machine:
         self.waiting: set[int] = set()  # those whose COMMIT waits for a reader
         self.next_xid = 1
         self.recovered: int | None = None  # where its last recovery ended
+        self.followed = False  # that one was a reader's
 
     @property
     def reachable(self) -> bool:
@@ -121,6 +122,7 @@ class Machine:
         self.open.clear()
         self.waiting.clear()
         self.recovered = None
+        self.followed = False
         if role is Role.WRITER:
             self.recover(self.timeline.end)
 
@@ -210,6 +212,7 @@ class Cluster:
         machine.role = Role.WRITER
         machine.upstream = None
         machine.recover(fork)
+        machine.followed = True
         self.writer = machine
         self.timeline.append(now)
 

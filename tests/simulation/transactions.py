@@ -150,7 +150,7 @@ class Transactions:
             self.s.at(0.05, lambda: self.answer(client, instance, link, note, answered))
             return
         machine = link.machine
-        committed = note.xid is not None and machine.timeline.committed(note.xid)
+        committed = machine.timeline.committed(note.xid)
         if answered and committed and not self.gone(instance, link):
             self.acknowledged(client, machine)
             return
@@ -177,9 +177,8 @@ class Transactions:
             self.s.at(again, lambda: self.resolve(client, note))
             return
         machine = link.machine
-        assert note.xid is not None
         status = machine.status(note.xid)
-        found = commits.outcome(note, Evidence(machine.id, machine.timeline.epoch, machine.recovered, status))
+        found = commits.outcome(note, Evidence(machine.id, machine.timeline.epoch, machine.recovered, machine.followed, status))
         self.s.log(f"{client.key}: {machine.id.started} says {status}: {found.value}")
         if found is Outcome.PENDING:
             if note.xid not in machine.waiting:
