@@ -14,7 +14,6 @@ import socket
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, Protocol
@@ -110,7 +109,6 @@ class Engines:
         self._outside: dict[str, Engine] = {}
         self._closed = False
         self._connects: dict[str, Places] = {}
-        self._retired: deque[Pool] = deque(maxlen=16)
         self._lines: dict[str, weakref.WeakSet[_Line]] = {}  # held by their connections: none outlives its own
         self._proven: set[str] = set()  # instances to which a connection was made
         self._probing: weakref.WeakSet[Probe] = weakref.WeakSet()
@@ -155,16 +153,16 @@ class Engines:
             self._connects[instance_id].turn_away()
         return sockets
 
-    def sweep(self) -> None:
-        """Close the connections that have come back to a pool which was discarded while they were out."""
-        for pool in [*self._retired]:
-            if isinstance(pool, QueuePool) and pool.checkedin():
-                pool.dispose()
-
     def _dispose(self, engine: Engine) -> None:
-        self._retired.append(engine.pool)
-        engine.dispose()
-        self.sweep()
+        """Give an engine a new pool, and close what is idle in the old one at once, what is in use when it comes back.
+
+        Who waits there for a connection gets the place of one that came back, and connects afresh.
+        """
+        old = engine.pool
+        engine.dispose(close=False)
+        event.listen(old, "checkin", _close_at_checkin)
+        if isinstance(old, QueuePool) and old.checkedin():
+            old.dispose()
 
     def close(self) -> None:
         """Close every pooled connection, and those in use when they come back."""
@@ -198,8 +196,6 @@ class Engines:
         self._outside.clear()
         for places in self._connects.values():
             places.forked()
-        self._inherited += self._retired
-        self._retired.clear()
         for place, engine in [*self._engines.items()]:
             self._inherited.append(engine.pool)
             if place in self._proven:
@@ -536,6 +532,10 @@ def _limit_connects(engine: Engine, places: Places, patience: float) -> None:
             places.give_back()
 
     dialect.connect = in_turn
+
+
+def _close_at_checkin(_: Any, record: Any) -> None:
+    record.invalidate()
 
 
 def _poll(twin: socket.socket) -> Callable[[int], list[Any]]:

@@ -596,7 +596,6 @@ class Router:
 
     def _changed(self, old: Topology, new: Topology) -> None:
         """A topology replaced another: discard what it makes useless, and say what happened."""
-        self._engines.sweep()
         if new.readers:
             self._for_reads.turn_away()  # to look whether one of them will do
         for was in old.instances:

@@ -252,3 +252,19 @@ def test_the_kernel_looks_after_connections_whose_peer_may_have_vanished(
     assert keepalive(make_router()) == 10
     assert keepalive(make_router(cluster.url + "?keepalives_idle=77")) == 77
     assert keepalive(make_router(engine_options={"connect_args": {"keepalives_idle": 78}})) == 78
+
+
+def test_after_a_discard_what_was_in_use_is_closed_when_it_comes_back_and_what_is_new_is_kept(
+    cluster: PostgresCluster, router: Router
+) -> None:
+    pid = text("SELECT pg_backend_pid()")
+    writer = cluster.writer.address
+    with router.connect() as connection:
+        before = connection.scalar(pid)
+        assert router._engines.discard(writer, cut=False) == 0
+        assert connection.scalar(pid) == before, "what is in use may end"
+    eventually(lambda: cluster.execute("SELECT count(*) FROM pg_stat_activity WHERE pid = %s", before) == [(0,)])
+    with router.connect() as connection:
+        after = connection.scalar(pid)
+    with router.connect() as connection:
+        assert connection.scalar(pid) == after
