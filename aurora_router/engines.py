@@ -20,7 +20,8 @@ from typing import Any, Protocol
 
 from sqlalchemy import create_engine, event, exc
 from sqlalchemy.engine import URL, Connection, Engine, ExceptionContext
-from sqlalchemy.pool import NullPool, Pool, PoolProxiedConnection, QueuePool
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool, Pool, PoolProxiedConnection, QueuePool
+from sqlalchemy.pool.base import _ConnectionRecord
 
 from aurora_router.core.failures import Failure, Phase
 from aurora_router.core.pacing import pause
@@ -140,15 +141,16 @@ class Engines:
 
         Returns how many sockets were cut.
         """
-        sockets = 0
-        if cut:  # those outside of the pool, too, which may be all that there are
-            with self._lock:
-                for line in self._lines.get(instance_id, ()):
-                    sockets += line.cut()
         engine = self._engines.get(instance_id)
         if engine is not None:
             self._dispose(engine)
             self._count(instance_id, engine)
+        sockets = 0
+        if cut:  # those outside of the pool, too, which may be all that there are
+            # Last: who wakes comes back to a pool that takes no place from those who wait there.
+            with self._lock:
+                for line in self._lines.get(instance_id, ()):
+                    sockets += line.cut()
         if cut and instance_id in self._connects:
             self._connects[instance_id].turn_away()
         return sockets
@@ -287,7 +289,7 @@ class Engines:
         return self._url.set(host=instance.host, port=instance.port)
 
     def _make(self, instance: Instance, options: Mapping[str, Any]) -> Engine:
-        engine = create_engine(self._at(instance), **options)
+        engine = create_engine(self._at(instance), **{"poolclass": _Pool, **options})
         _tolerate_lost_rollbacks(engine)
         lines = self._lines.setdefault(instance.id, weakref.WeakSet())
         place = instance.id
@@ -371,6 +373,14 @@ class Engines:
                 record.invalidate()  # nobody will ask its pool for it
 
         return engine
+
+
+class _Pool(QueuePool):
+    """SQLAlchemy's pool, but that a place whose connection could not be made goes to the next who waits for one. SQLAlchemy's
+    own wakes nobody then: with the writer dead, those who wait would wait until pool_timeout."""
+
+    def _create_connection(self) -> ConnectionPoolEntry:
+        return _ConnectionRecord(self, connect=False)  # it connects when it is checked out; failing, it comes back as any other
 
 
 class _Line:

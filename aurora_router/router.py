@@ -446,6 +446,7 @@ class Router:
             mode = _READ_ONLY if unit.read_only else _DEFAULT if on_writer else _AUTOCOMMIT
             unit.instance, unit.on_writer, unit.epoch = instance, on_writer, instance.epoch
             phase = Phase.WRITER_CONNECTING if on_writer else Phase.READER_CONNECTING
+            connection: T | None = None
             try:
                 self.gate.entering.place = unit, mode
                 connection = door.connect(self._engines.engine(instance))
@@ -458,7 +459,7 @@ class Router:
                 # Dead, or not the server that the decision was about: what spoke for the instance does not speak for it.
                 door.drop(connection)
             except (DBAPIError, WrongServer, self._engines.driver_error) as error:
-                unit.instance = None
+                self._give_up(unit, door, connection)
                 failure = self._engines.failure(error, phase)
                 if failure in SUSPICIOUS:
                     self._monitor.suspect(instance.id)
@@ -469,7 +470,7 @@ class Router:
                 unit.avoid |= {instance.id}
                 self.emit(events.Repeated, instance.id, type(error).__name__)
             except BaseException:
-                unit.instance = None
+                self._give_up(unit, door, connection)
                 raise
             finally:
                 self.gate.entering.place = None
@@ -478,6 +479,13 @@ class Router:
         if self._listeners:
             self.emit(events.Routed, instance.id, decision.reason)
         return connection
+
+    def _give_up(self, unit: Unit, door: Door[T], connection: T | None) -> None:
+        """Leave nothing of an attempt that failed: what its error holds on to would take a place in the pool meanwhile."""
+        unit.instance = None
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                door.drop(connection)
 
     def _decide(self, unit: Unit, write: Reason | None) -> Decision:
         if time.time() > self._monitor.trusted_until:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -268,3 +269,24 @@ def test_after_a_discard_what_was_in_use_is_closed_when_it_comes_back_and_what_i
         after = connection.scalar(pid)
     with router.connect() as connection:
         assert connection.scalar(pid) == after
+
+
+def test_a_place_whose_connection_could_not_be_made_goes_to_the_next_who_waits(
+    cluster: PostgresCluster, make_router: MakeRouter
+) -> None:
+    options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 100, "connect_args": {"connect_timeout": 100}}
+    with FaultProxy((cluster.writer.host, cluster.writer.port)) as proxy:
+        url = cluster.url.replace(cluster.writer.address, proxy.address)
+        router = make_router(url, instances=(), probe_timeout=60, engine_options=options)
+        writer = router.topology.writer
+        assert writer is not None
+        engine = router.engine(writer)
+        proxy.black_hole()
+        first = Background(engine.connect)
+        eventually(lambda: any(router._engines._lines.get(writer.id, ())))
+        second = Background(lambda: engine.connect().close())
+        time.sleep(0.2)  # until it waits, of which there is nothing to be seen; were it late, the test would pass
+        proxy.reset_all()
+        proxy.heal()
+        assert isinstance(first.end().error, exc.OperationalError)
+        assert second.end().error is None
