@@ -568,7 +568,7 @@ def test_a_deadline_ends_the_wait_for_a_writer(cluster: PostgresCluster, make_ro
     eventually(lambda: router.topology.writer is None)
     with pytest.raises(NoWriterAvailable) as caught:
         router.run_transaction(sessions(router), raise_stock, deadline=0.3)
-    assert 0.2 < caught.value.waited < 10
+    assert caught.value.waited < 10, "not the 60 s of failover_timeout; part of the deadline may have passed before"
 
 
 # -- the commit table -----------------------------------------------------------------------------------------------
