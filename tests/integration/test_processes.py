@@ -352,7 +352,7 @@ for n in range(100):
     if n % 3 == 0:
         for engine in engines:
             engine.dispose()
-    s = Session(read_only=chance.choice([None, None, True, False]))
+    s, c = Session(read_only=chance.choice([None, None, True, False])), None
     signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.0001, 0.04))
     try:
         try:
@@ -368,6 +368,8 @@ for n in range(100):
     except (Limit, SQLAlchemyError):  # SQLAlchemy makes an error of its own of some
         interrupted += 1
     s.close()
+    if c is not None:
+        c.close()  # once more: the first may have been what was interrupted
     gc.collect()
     out = [engine.pool.checkedout() for engine in engines]
     assert not any(out), (n, out)
