@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import os
 import subprocess
 import sys
 import threading
@@ -230,10 +231,13 @@ def importing(report: Report, how: Options) -> None:
     """Each in new processes: what importing this package takes when its requirements have been imported, and what those take."""
     progress("importing")
     took: dict[str, list[tuple[float, float]]] = {"sqlalchemy.orm, ": [], "": []}
+    # What pip installs has bytecode, as SQLAlchemy has here: so must this package, whatever the shell says.
+    surroundings = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     for turn in range(8 if how.quick else 31):
         for orm, times in took.items():
             script = IMPORTS.format(orm=orm)
-            said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+            command = [sys.executable, "-c", script]
+            said = subprocess.run(command, capture_output=True, text=True, check=True, env=surroundings).stdout
             base, ours = (float(number) for number in said.split())
             if turn:  # the first one writes bytecode
                 times.append((base, ours))
