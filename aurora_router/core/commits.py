@@ -65,6 +65,8 @@ def outcome(note: Note, evidence: Evidence) -> Outcome:
         return Outcome.UNKNOWN
     if evidence.recovered < note.position.lsn:
         return Outcome.NOT_COMMITTED
-    if evidence.epoch != note.position.epoch and not evidence.followed:
-        return Outcome.UNKNOWN  # it crashed after its promotion, and where that one's recovery ended is forgotten
+    if evidence.epoch != note.position.epoch and not evidence.followed and evidence.status != "aborted":
+        # It crashed after its promotion, and where that one's recovery ended is forgotten. Whoever's the id is, if that
+        # transaction has aborted, the noted one has not committed.
+        return Outcome.UNKNOWN
     return _STATUS.get(evidence.status or "", Outcome.UNKNOWN)
