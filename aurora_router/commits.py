@@ -22,6 +22,9 @@ from aurora_router.unit import Unit
 class Ask(Protocol):
     """A question about one transaction, for the newest writer."""
 
+    @property
+    def server(self) -> ModuleType: ...
+
     def __call__(self, connection: Connection) -> Outcome: ...
 
 
@@ -109,7 +112,8 @@ class BySignature:
 
 
 def find_out(connect: Callable[[float], Connection], ask: Ask, timeout: float) -> Outcome:
-    """Ask on a connection to the newest writer until the answer is certain; UNKNOWN after `timeout` seconds.
+    """Ask on a connection to the newest writer until the answer is certain; UNKNOWN after `timeout` seconds. Where COMMITs
+    wait for a reader, and there is none, this waits like them.
 
     connect: gives such a connection, within the seconds that are left.
     """
@@ -117,7 +121,12 @@ def find_out(connect: Callable[[float], Connection], ask: Ask, timeout: float) -
 
     def once() -> Outcome:
         with connect(max(deadline - time.monotonic(), 0.0)) as connection:
-            return ask(connection)
+            found = ask(connection)
+            if found is Outcome.COMMITTED:
+                # The writer has it. This COMMIT is answered when those have it, too, for whom COMMITs wait here.
+                connection.exec_driver_sql(ask.server.SEAL)
+                connection.commit()
+            return found
 
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_result(lambda found: found is Outcome.PENDING)

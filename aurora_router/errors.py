@@ -111,7 +111,7 @@ class OutcomeUnknown(RouterError):
         """Ask the newest writer what became of the transaction, for at most `timeout` seconds.
 
         COMMITTED and NOT_COMMITTED are certain. UNKNOWN: nothing can tell, as where the session has no `commit_check`, or no
-        writer could be asked in time.
+        writer could be asked in time. Where a COMMIT waits for a reader, COMMITTED does, too.
         """
         return self._resolve(timeout)
 

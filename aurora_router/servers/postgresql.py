@@ -68,6 +68,9 @@ STATUS = "SELECT txid_status(%(xid)s)"
 """What a server says of itself, and then of a noted transaction. Only a reader keeps the time of what it replays: after a
 promotion it is there, after a crash it is not. The latter question fails where the xid has not been given out yet."""
 
+SEAL = "SELECT pg_logical_emit_message(true, 'aurora_router', '')"
+"""A record in the log that changes nothing, whose COMMIT waits for synchronous readers; one without a record would not."""
+
 END_IDLE = """
 SELECT pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
  WHERE backend_xid::text::bigint = %(xid)s & 4294967295 AND state = 'idle in transaction'"""

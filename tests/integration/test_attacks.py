@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import create_engine, exc, insert, text
+from sqlalchemy import create_engine, event, exc, insert, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import sessionmaker
 
@@ -290,6 +291,81 @@ def test_a_promoted_reader_that_crashed_since_is_not_believed_about_an_id(
     cluster.stop()
 
 
+@pytest.mark.parametrize("check", ["xid", "table"])
+def test_a_commit_that_only_a_crashed_writer_has_is_not_told_as_done_where_commits_wait_for_a_reader(
+    aurora_cluster_factory: Callable[..., PostgresCluster], check: str
+) -> None:
+    cluster = aurora_cluster_factory(readers=1, synchronous=True)
+    cluster.execute("CREATE TABLE item (id bigint PRIMARY KEY, name text DEFAULT '', stock int DEFAULT 0)")
+    cluster.execute("INSERT INTO item VALUES (1, '', 10); GRANT ALL ON item TO app; GRANT CREATE ON SCHEMA public TO app")
+    cluster.wait_in_sync()
+    old, reader = cluster.writer, cluster.readers[0]
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+
+    def it_waits() -> bool:
+        try:
+            return bool(cluster.execute(waiting, instance=old)[0][0])
+        except psycopg.OperationalError:
+            return False
+
+    with Router(cluster.url, instances=[reader.address]) as router, ThreadPoolExecutor(1) as threads:
+        router.init_commit_table()
+        until_readers_serve(router, 1)
+        cluster.wait_in_sync()
+        cut_off(cluster, reader)
+        run = threads.submit(router.run_transaction, sessions(router), raise_stock, commit_check=check)
+        try:
+            eventually(it_waits)
+            cluster.kill(old)
+            cluster.restart(old)  # the COMMIT is in its log, and nowhere else
+            eventually(lambda: run.done() or it_waits(), timeout=30)
+            assert not run.done()
+        finally:
+            cluster.kill(old)
+            for statement in ("ALTER SYSTEM SET synchronous_standby_names = ''", "SELECT pg_reload_conf()"):
+                cluster.execute(statement, instance=reader)
+            cluster.promote(reader)
+        assert run.result(timeout=60) == 11
+        assert stock(cluster) == 11
+    cluster.stop()
+
+
+def test_a_reader_that_has_seen_no_commit_since_it_started_knows_that_there_was_none(
+    aurora_cluster_factory: Callable[..., PostgresCluster],
+) -> None:
+    cluster = aurora_cluster_factory(readers=1)
+    cluster.execute("CREATE TABLE item (id bigint PRIMARY KEY, name text DEFAULT '', stock int DEFAULT 0)")
+    cluster.execute("INSERT INTO item VALUES (1, '', 10); GRANT ALL ON item TO app")
+    cluster.wait_in_sync()
+    old, reader = cluster.writer, cluster.readers[0]
+
+    def it_has_all() -> None:
+        """wait_in_sync() commits."""
+        ((written,),) = cluster.execute("SELECT pg_switch_wal()")
+        replayed = "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn"
+        eventually(lambda: cluster.execute(replayed, written, instance=reader) == [(True,)])
+
+    cluster.execute("CHECKPOINT")
+    it_has_all()
+    cluster.execute("CHECKPOINT", instance=reader)
+    cluster.restart(reader)
+    with FaultProxy((old.host, old.port)) as proxy:
+        url = cluster.url.replace(old.address, proxy.address)
+        with Router(url, instances=[reader.address]) as router:
+            until_readers_serve(router, 1)
+            with sessions(router, commit_check="xid")() as s:
+                s.execute(RAISE)
+                proxy.lose("COMMIT", answer=False, half_open=True)
+                with pytest.raises(OutcomeUnknown) as caught:
+                    s.commit()
+            it_has_all()
+            assert cluster.execute("SELECT pg_last_xact_replay_timestamp()", instance=reader) == [(None,)]
+            cluster.kill(old)
+            cluster.promote(reader)
+            assert caught.value.resolve() is Outcome.NOT_COMMITTED
+    cluster.stop()
+
+
 def test_an_error_after_an_unknown_commit_is_told_as_what_it_is(proxy: FaultProxy, router: Router) -> None:
     with router.connect() as connection:
         connection.execute(RAISE)
@@ -416,6 +492,86 @@ def test_reads_that_fail_give_the_writers_places_back(cluster: PostgresCluster, 
     raw = router.raw_connection(read_only=True)
     raw.close()
     assert router._for_reads.crowd == 0
+    assert no_connection_is_left(router)
+
+
+def test_a_listener_that_reads_after_a_commit_whose_answer_was_lost_reads(proxy: FaultProxy, router: Router) -> None:
+    seen: list[int] = []
+    Session = sessions(router)
+
+    @event.listens_for(Session, "after_commit")
+    def look(s: RoutingSession) -> None:
+        with Session() as another:
+            seen.append(another.get_one(Item, 1, populate_existing=True).stock)
+
+    proxy.lose("COMMIT", answer=True)
+    router.run_transaction(Session, raise_stock)
+    assert proxy._losing == []
+    assert seen
+    assert no_connection_is_left(router)
+
+
+def test_a_commit_that_is_interrupted_while_it_waits_leaves_no_connection_and_no_lock(
+    cluster: PostgresCluster, router: Router
+) -> None:
+    cluster.execute("""
+        CREATE OR REPLACE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(60); RETURN NULL; END';
+        DROP TABLE IF EXISTS slow; CREATE TABLE slow (n int); GRANT ALL ON slow TO app;
+        CREATE CONSTRAINT TRIGGER slowly AFTER INSERT ON slow DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION dawdle()""")
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+
+    def interrupt() -> None:
+        eventually(lambda: cluster.execute(waiting) == [(1,)])
+        signal.raise_signal(signal.SIGINT)
+
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            router.run_transaction(sessions(router), lambda s: s.execute(text("INSERT INTO slow VALUES (1)")))
+        asked.result()
+    eventually(lambda: cluster.execute(waiting) == [(0,)])
+    assert no_connection_is_left(router)
+    assert cluster.execute("SELECT count(*) FROM slow") == [(0,)]
+
+
+def test_a_transaction_that_is_read_only_by_its_own_word_can_be_noted(router: Router) -> None:
+    def reads(s: RoutingSession) -> int:
+        s.execute(text("SET TRANSACTION READ ONLY"))
+        return s.get_one(Item, 1).stock
+
+    assert router.run_transaction(sessions(router), reads) == 10
+
+
+def test_what_became_of_a_commit_can_be_asked_after_the_router_is_closed(proxy: FaultProxy, make: MakeRouter) -> None:
+    router = make()
+    with sessions(router, commit_check="xid")() as s:
+        s.execute(RAISE)
+        proxy.lose("COMMIT", answer=True)
+        with pytest.raises(OutcomeUnknown) as caught:
+            s.commit()
+    router.close()
+    assert caught.value.resolve(5.0) in (Outcome.COMMITTED, Outcome.UNKNOWN)
+
+
+def test_a_copy_that_is_lost_half_way_is_the_drivers_error_and_done_at_most_once(
+    cluster: PostgresCluster, proxy: FaultProxy, router: Router
+) -> None:
+    cluster.execute("CREATE TABLE IF NOT EXISTS heap (n int); TRUNCATE heap; GRANT ALL ON heap TO app")
+    runs: list[int] = []
+
+    def copies(s: RoutingSession) -> None:
+        runs.append(1)
+        driver: Any = s.connection().connection.driver_connection
+        with driver.cursor().copy("COPY heap FROM STDIN") as copy:
+            copy.write("1\n2\n")
+            proxy.reset_all()
+
+    with pytest.raises(psycopg.OperationalError) as caught:
+        router.run_transaction(sessions(router), copies)
+    assert runs == [1]
+    assert not classify_error(caught.value).safe_to_repeat
+    assert cluster.execute("SELECT count(*) FROM heap") == [(0,)]
     assert no_connection_is_left(router)
 
 
