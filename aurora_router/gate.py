@@ -189,6 +189,8 @@ class Gate:
         failure = driver_failure(context.original_exception, disconnected=context.is_disconnect)
         if failure in SUSPICIOUS and unit.instance is not None:
             self.monitor.suspect(unit.instance.id)
+        if failure is Failure.LOST and getattr(context.original_exception, "sqlstate", None) is None:
+            context.is_disconnect = True  # the driver does not always know
         meaning = facts(failure, self.phase(unit))
         if unit.outcome is Outcome.NOT_COMMITTED:
             meaning = Facts(failure, sent=True, outcome_known=True, safe_to_repeat=True)

@@ -454,6 +454,48 @@ def test_a_pool_full_of_units_that_ask_for_their_commits_comes_to_an_end(
     assert no_connection_is_left(router)
 
 
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_reset_that_the_driver_reports_and_does_not_take_in_is_a_lost_connection(
+    cluster: PostgresCluster, router: Router, monkeypatch: pytest.MonkeyPatch, committed: bool
+) -> None:
+    """Where the kernel tells of a reset a moment before it lets anybody read it, psycopg goes on calling its connection sound."""
+    commit = psycopg.Connection.commit
+    left = ["one"]
+
+    def reset(connection: psycopg.Connection[Any]) -> None:
+        if committed or not left:
+            commit(connection)
+        if left:
+            left.clear()
+            raise psycopg.OperationalError("connection socket closed")
+
+    monkeypatch.setattr(psycopg.Connection, "commit", reset)
+    assert router.run_transaction(sessions(router), raise_stock) == 11
+    assert stock(cluster) == 11
+    assert no_connection_is_left(router)
+
+
+def test_a_connection_whose_socket_the_driver_found_closed_is_not_used_again(
+    router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = psycopg.Connection.wait
+
+    def reset(connection: psycopg.Connection[Any], *args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(psycopg.Connection, "wait", wait)
+        raise psycopg.OperationalError("connection socket closed")
+
+    with router.connect() as connection:
+        lost = connection.connection.driver_connection
+        monkeypatch.setattr(psycopg.Connection, "wait", reset)
+        with pytest.raises(DBAPIError) as caught:
+            connection.execute(RAISE)
+        assert caught.value.connection_invalidated
+        assert classify_error(caught.value).safe_to_repeat
+        assert lost is not None
+        assert lost.closed
+    assert no_connection_is_left(router)
+
+
 def interrupted(Session: sessionmaker[RoutingSession]) -> None:
     """A unit that Ctrl-C ends."""
     with Session() as s:
