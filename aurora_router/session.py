@@ -42,10 +42,8 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
     unit = session._unit
     if unit is None or transaction.parent is not None:
         return
-    if unit.wrote:
-        requirement = session.router.gate.committed(unit)
-        if requirement is not None:
-            session._requirement = requirement
+    requirement = session.router.gate.committed(unit) if unit.wrote else None
+    session._requirement = requirement or unit.requirement  # by now with the position that proves it, perhaps
     session._unit = session._unit_of = None  # the transaction knows its session: together they would wait for the collector
 
 

@@ -157,8 +157,11 @@ def satisfies(reader: Instance, requirement: Requirement, topology: Topology, pi
 
 
 def resolve(requirement: Requirement, topology: Topology) -> Requirement:
-    """The requirement with the position that proves it, where the topology has one by now; saves looking again."""
-    if requirement.position is not None or requirement.epoch != topology.epoch:
+    """The requirement with the position that proves it in this epoch, where the topology has one by now.
+
+    To be kept: the samples that have it go, and a reader that is later than they reach back would never cover those that follow.
+    """
+    if requirement.position is not None and requirement.position.epoch == topology.epoch:
         return requirement
     position = evidence(topology.samples, requirement.after)
     if position is None:

@@ -69,6 +69,38 @@ def test_only_the_reader_that_has_the_write_serves_the_session(cluster: Postgres
         assert served == {cluster.writer.address, current.address}
 
 
+def test_a_reader_later_than_the_positions_reach_back_serves_the_session_once_it_has_the_write(
+    cluster: PostgresCluster, make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session keeps the position that proves its write: those that follow prove it, too, but the reader never has them."""
+    monkeypatch.setattr("aurora_router.core.topology.SAMPLES", 2)
+    router = make_router(position_interval=0.05, probe_interval=0.05)
+    for reader in cluster.readers:
+        cluster.set_lag(reader, 1.0)
+
+    def write_on(until: threading.Event) -> None:
+        while not until.wait(0.01):
+            cluster.execute("UPDATE item SET name = name || 'x' WHERE id = 2")
+
+    over = threading.Event()
+    writes = threading.Thread(target=write_on, args=(over,))
+    with sessions(router)() as s:
+        raise_stock(s)
+        writes.start()
+        try:
+
+            def served_by_a_reader() -> bool:
+                assert s.scalar(select(Item.stock).where(Item.id == 1)) == 11
+                found = place(s)
+                s.rollback()
+                return found == "reader"
+
+            eventually(served_by_a_reader, timeout=15)
+        finally:
+            over.set()
+            writes.join()
+
+
 def test_sessions_that_have_not_written_go_on_reading_from_readers(router: Router) -> None:
     with sessions(router)() as writes, sessions(router)() as reads:
         raise_stock(writes)

@@ -99,8 +99,15 @@ def test_a_requirement_with_its_proof_needs_no_sample():
 def test_resolve_adds_the_oldest_proof_and_keeps_one_that_is_there():
     assert resolve(Requirement(0.5, 1), WELL).position == WalPosition(1, 100)
     assert resolve(Requirement(1.5, 1), WELL) == Requirement(1.5, 1, WalPosition(1, 120))
-    for settled in (Requirement(0.5, 1, WalPosition(1, 7)), Requirement(2.5, 1), Requirement(0.5, 2), Requirement(0.5, None)):
+    for settled in (Requirement(0.5, 1, WalPosition(1, 7)), Requirement(2.5, 1)):
         assert resolve(settled, WELL) is settled
+
+
+def test_resolve_replaces_the_proof_of_an_older_epoch_by_one_of_this():
+    for unproven in (Requirement(5.0, 1), Requirement(5.0, None), Requirement(5.0, 1, WalPosition(1, 10))):
+        assert resolve(unproven, PROMOTED) == Requirement(5.0, unproven.epoch, WalPosition(2, 200))
+    too_new = Requirement(11.5, 1, WalPosition(1, 10))
+    assert resolve(too_new, PROMOTED) is too_new
 
 
 PROMOTED = topology(said("a", 10, WRITER, 200, epoch=2), said("a", 11, WRITER, 300, epoch=2), said("b", 11, READER, 250, epoch=2),
