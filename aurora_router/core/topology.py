@@ -249,7 +249,7 @@ def _answered(old: Instance, observation: Observation, server: Server) -> Instan
         silence=None,
         heard_at=max(old.heard_at, observation.asked_at),
         pooled=old.pooled or observation.pooled,
-        back_at=old.back_at if old.seen else observation.asked_at,
+        back_at=observation.asked_at if old.lost_at > old.back_at else old.back_at,
     )
 
 
@@ -356,11 +356,11 @@ def _unused(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None
     """Why an instance without a role has none."""
     if not instance.seen:
         return instance.error
-    if all(s.server.epoch < epoch for s in instance.seen):
-        return f"deposed: it still accepts writes, but the cluster is at epoch {epoch}"
-    if all(s.server.role is Role.READER for s in instance.seen):
+    if any(s.server.role is Role.READER for s in instance.seen):
         times = f"{instance.losses} times within {CALM:g} s of each other"
         return f"answers, but was lost {times}; used again when it has answered for {hold(instance.losses):g} s"
+    if all(s.server.epoch < epoch for s in instance.seen):
+        return f"deposed: it still accepts writes, but the cluster is at epoch {epoch}"
     if instance.reader_only:
         return "accepts writes, but is a reader endpoint"
     if elected is None:

@@ -371,3 +371,28 @@ def test_a_reader_that_is_held_back_says_how_often_it_was_lost_and_for_how_long_
     assert held.error == "answers, but was lost 2 times within 300 s of each other; used again when it has answered for 1 s"
     topology = observe(topology, Observation("r", 6.0, 6.0, server=server))
     assert topology.readers == topology.instances
+
+
+def lost_twice(epoch=1):
+    """c was lost at 3 and at 6 and answered at 5 and at 7: it is held for a second from 7 on."""
+    return after(
+        WELL,
+        said("a", 2, writer("A", epoch=epoch)),
+        silent("c", 3, identity("C"), REFUSED),
+        said("c", 5, reader("C")),
+        silent("c", 6, identity("C"), REFUSED),
+        said("c", 7, reader("C")),
+    )
+
+
+def test_a_quick_restart_does_not_begin_the_wait_of_a_held_reader_anew():
+    held = lost_twice()
+    assert [i.id for i in held.readers] == ["b"]
+    forgotten = forget(held, "c", identity("C"))
+    again = observe(forgotten, said("c", 7.9, reader("C", started="later")))
+    assert not again.by_id["c"].healthy
+    assert [i.id for i in observe(again, said("c", 8, reader("C", started="later"))).readers] == ["b", "c"]
+
+
+def test_a_held_reader_that_does_not_follow_the_newest_writer_yet_is_not_called_deposed():
+    assert "was lost 2 times" in lost_twice(epoch=2).by_id["c"].error
