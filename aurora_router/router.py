@@ -1,4 +1,4 @@
-"""Router: from what a unit needs to an engine, and waiting for a writer. The request path; it never blocks on discovery."""
+"""Router: what a service makes one of, its settings, and what happens when the topology changes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import contextlib
 import functools
 import logging
 import os
-import random
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any, Concatenate, Literal, ParamSpec, TypedDict, TypeVar, Unpack, cast
 
 import tenacity
@@ -23,25 +21,19 @@ from tenacity.wait import wait_base
 
 from aurora_router import config
 from aurora_router.core import events
-from aurora_router.core.failures import SUSPICIOUS, Action, Failure, Phase, decide
+from aurora_router.core.failures import Action, Failure, decide
 from aurora_router.core.pacing import places_for_reads
-from aurora_router.core.selection import STRATEGIES, Balance, Decision, Load, Need, Reason, choose, resolve, to_writer
+from aurora_router.core.selection import STRATEGIES, Balance, Decision, Need, Reason
 from aurora_router.core.statements import Effect, verdict
-from aurora_router.core.topology import Instance, Role, ServerId, Silence, Topology
+from aurora_router.core.topology import Instance, ServerId, Silence, Topology
 from aurora_router.diagnosis import classify_error
 from aurora_router.engines import MODE, Engines
-from aurora_router.errors import (
-    AmbiguousWriter,
-    ConfigurationError,
-    NoReaderAvailable,
-    NoWriterAvailable,
-    RouterError,
-    WrongServer,
-)
-from aurora_router.gate import Consistency, Gate, own
+from aurora_router.entering import Entrance
+from aurora_router.errors import ConfigurationError, RouterError
+from aurora_router.gate import Consistency, Gate
 from aurora_router.limits import Places, Repeats
+from aurora_router.listeners import Listeners
 from aurora_router.monitor import Monitor
-from aurora_router.servers.postgresql import Mode
 from aurora_router.transactions import Attempt, Runnable, attempts
 from aurora_router.unit import CommitCheck, Door, Run, Unit
 
@@ -62,11 +54,7 @@ class RunOptions(TypedDict, total=False):
     commit_check: CommitCheck | None
 
 
-LEAST_PAUSE = 0.05  # seconds before a unit asks again whether it may try once more
 REPEATS = 10  # times that one unit's reads are repeated before the error is the application's
-_DEFAULT, _AUTOCOMMIT, _READ_ONLY = Mode  # an enum's members are slow to look up on the request path
-_WRITER = Role.WRITER
-_NO_READER = Reason.NO_READER
 
 
 class Router:
@@ -131,26 +119,22 @@ class Router:
         self._dialect = target.server.DIALECT
         self.consistency: Consistency = consistency
         self.failover_timeout = failover_timeout
-        self._balance: Balance = balance if callable(balance) else STRATEGIES[balance]
-        self._listeners = tuple(config.callables("listeners", listeners))
+        self.emit = Listeners(tuple(config.callables("listeners", listeners)))
         options = config.check_engine_options(engine_options or {})
-        pool, self._pool_timeout = config.pool_limits(options)
+        pool, pool_timeout = config.pool_limits(options)
         self._for_reads = Places(places_for_reads(pool, writer_share_for_reads))
-        self._need = Need(max_lag=max_lag, pin_seconds=pin_seconds, writer_serves_reads=no_reader == "writer")
-        self._declared_need = replace(self._need, declared=True)
         self._ready = False
-        self._closed = False
         self._probe_timeout = probe_timeout
         # What the engines and the monitor call must not keep the router alive: it closes when it is forgotten.
         me = weakref.ref(self)
-        self._repeats = Repeats(_weakly(me, Router.emit, None))
+        self._repeats = Repeats(self.emit)
         self.gate = Gate(
             target.server,
             consistency,
             config.isolation(options),
             frozenset(config.names("read_only_functions", read_only_functions)),
             failover_timeout,
-            _weakly(me, Router.emit, None),
+            self.emit,
         )
         self._engines = self.gate.engines = Engines(
             self._url,
@@ -160,7 +144,7 @@ class Router:
             surprised=_weakly(me, Router._surprised, None),
             gate=self.gate,
             connects_at_once=connects_at_once,
-            patience=self._pool_timeout,
+            patience=pool_timeout,
         )
         self._monitor = self.gate.monitor = Monitor(
             config.instances(target, instances, reader_endpoint),
@@ -171,7 +155,18 @@ class Router:
             position_interval=position_interval,
             patience=failover_timeout,
         )
-        self._load = Load(self._engines.in_use)
+        self._entrance = Entrance(
+            self.gate,
+            self._engines,
+            self._monitor,
+            self.emit,
+            self._repeats,
+            self._for_reads,
+            Need(max_lag=max_lag, pin_seconds=pin_seconds, writer_serves_reads=no_reader == "writer"),
+            balance if callable(balance) else STRATEGIES[balance],
+            patience=failover_timeout,
+            pool_timeout=pool_timeout,
+        )
         _routers.add(self)
         self._finalizer = weakref.finalize(self, _shut_down, self._monitor, self._engines)
 
@@ -190,7 +185,7 @@ class Router:
         """
         if self._ready:
             return
-        if self._closed:
+        if self._entrance.closed:
             raise RouterError("this router is closed; make a new one")
         self._monitor.start()
         topology = self._monitor.wait_for(lambda t: t.probed and self._monitor.trusted, self._probe_timeout + 1.0)
@@ -332,7 +327,7 @@ class Router:
             write = Reason.NOT_A_READ
         elif read_only is None and found.hint == "writer":
             write = Reason.HINT
-        return self._decide(Unit(read_only, self.gate.shared_requirement()), write)._replace(effect=effect)
+        return self._entrance.decide(Unit(read_only, self.gate.shared_requirement()), write)._replace(effect=effect)
 
     def add_instance(self, address: str) -> None:
         """Use one more instance, "host:port", from the moment it answers."""
@@ -347,9 +342,8 @@ class Router:
 
     def close(self) -> None:
         """Stop watching and close the pooled connections. Idempotent."""
-        self._closed = True
         self._ready = False
-        self._for_reads.turn_away()
+        self._entrance.close()
         self._finalizer()
 
     def __enter__(self) -> Router:
@@ -370,180 +364,9 @@ class Router:
 
         A reader that cannot be reached is passed over; for a writer the unit waits up to failover_timeout.
         """
-        try:
-            return self._enter(unit, door, write)
-        except BaseException:
-            unit.give_back()
-            raise
-
-    def _enter(self, unit: Unit, door: Door[T], write: Reason | None) -> T:
         if not self._ready:
             self.start()
-        if write is None and unit.read_only is False:
-            write = Reason.DECLARED_WRITE
-        try:
-            return self._enter_once(unit, door, write, None)
-        except _Again as again:
-            failed, began = again, again.began
-        self._repeats.allowed(failed.instance.id, first=True)
-        patience = self._patience(unit, began)
-        until = time.monotonic() + patience
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(_Again),
-            wait=tenacity.wait_random_exponential(multiplier=0.02, max=1.0),
-            stop=tenacity.stop_after_delay(patience),
-            sleep=lambda seconds: self._pause(seconds, failed, until),
-            reraise=True,
-        )
-
-        def once() -> T:
-            nonlocal failed
-            try:
-                return self._enter_once(unit, door, write, began)
-            except _Again as again:
-                failed = again
-                raise
-
-        try:
-            connection: T = retrying(once)
-            return connection
-        except _Again as again:
-            raise self._no_writer(began, again) from again.cause
-
-    def _pause(self, seconds: float, failed: _Again, until: float) -> None:
-        """Sleep, but not longer than until the monitor sees another writer than the one that failed, or none any more. While too
-        many repeat already, sleep on: to wait costs nobody anything, and an attempt at an instance in trouble does."""
-        servers = failed.instance.servers
-        while True:
-            topology = self._monitor.wait_for(lambda t: t.writer is None or t.writer.servers != servers, seconds)
-            if self._closed:
-                raise RouterError("this router was closed while a unit waited for a writer")
-            if topology.writer is None or time.monotonic() >= until:
-                return
-            if self._repeats.allowed(failed.instance.id, first=topology.writer.servers != servers):
-                return
-            seconds = max(seconds, LEAST_PAUSE)
-
-    def _enter_once(self, unit: Unit, door: Door[T], write: Reason | None, began: float | None) -> T:
-        """One attempt. began: when the first one did; None for the first, which only looks at the clock when it must."""
-        until: float | None = None
-        while True:
-            decision = self._decide(unit, write)
-            instance = decision.instance
-            if instance is None:
-                began = began or time.monotonic()
-                instance = self._wait_for_writer(unit, decision, began)
-                if decision.reason is Reason.NO_INSTANCE:
-                    continue  # a read that no reader will serve
-            if decision.reason is _NO_READER and unit.borrowed is None and len(self._monitor.topology.instances) > 1:
-                # What a cluster of several instances lends to reads is less than its writer's pool: writes must find room.
-                if not self._for_reads.take(0.0):
-                    until = until or time.monotonic() + min(self._pool_timeout, self._patience(unit, time.monotonic()))
-                    self._wait_for_place(unit, until)
-                    continue
-                unit.borrowed = self._for_reads
-            on_writer = instance.role is _WRITER
-            mode = _READ_ONLY if unit.read_only else _DEFAULT if on_writer else _AUTOCOMMIT
-            unit.instance, unit.on_writer, unit.epoch = instance, on_writer, instance.epoch
-            phase = Phase.WRITER_CONNECTING if on_writer else Phase.READER_CONNECTING
-            connection: T | None = None
-            try:
-                self.gate.entering.place = unit, mode
-                connection = door.connect(self._engines.engine(instance))
-                phase = Phase.WRITER_UNSENT if on_writer else Phase.READER_UNSENT
-                raw = door.pooled(connection)
-                now = time.monotonic()
-                if self._engines.sound(raw, instance, now):
-                    self._engines.set_mode(raw, mode, unit.isolation)
-                    break
-                # Dead, or not the server that the decision was about: what spoke for the instance does not speak for it.
-                door.drop(connection)
-            except (DBAPIError, WrongServer, self._engines.driver_error) as error:
-                self._give_up(unit, door, connection)
-                failure = self._engines.failure(error, phase)
-                if failure in SUSPICIOUS:
-                    self._monitor.suspect(instance.id)
-                if decide(failure, phase) is Action.RAISE:
-                    raise
-                if on_writer:
-                    raise _Again(instance, error, began or time.monotonic()) from error
-                unit.avoid |= {instance.id}
-                self.emit(events.Repeated, instance.id, type(error).__name__)
-            except BaseException:
-                self._give_up(unit, door, connection)
-                raise
-            finally:
-                self.gate.entering.place = None
-        own(unit, connection, raw)
-        self._repeats.count(now)
-        if self._listeners:
-            self.emit(events.Routed, instance.id, decision.reason)
-        return connection
-
-    def _give_up(self, unit: Unit, door: Door[T], connection: T | None) -> None:
-        """Leave nothing of an attempt that failed: what its error holds on to would take a place in the pool meanwhile."""
-        unit.instance = None
-        if connection is not None:
-            with contextlib.suppress(Exception):
-                door.drop(connection)
-
-    def _decide(self, unit: Unit, write: Reason | None) -> Decision:
-        if time.time() > self._monitor.trusted_until:
-            self._monitor.wait_until_trusted()
-        topology = self._monitor.topology
-        if write is not None:
-            return to_writer(topology, write)
-        need = self._declared_need if unit.read_only else self._need
-        requirement = unit.requirement
-        if requirement is not None or unit.avoid:
-            if requirement is not None:
-                requirement = unit.requirement = resolve(requirement, topology)
-            need = replace(need, requirement=requirement, avoid=unit.avoid)
-        load = self._load
-        load.turn += 1
-        decision = choose(topology, need, self._balance, load, random.random(), time.monotonic())
-        if decision.reason is Reason.OWN_WRITES or (decision.reason is Reason.NO_WRITER and requirement is not None):
-            self._monitor.want_positions()
-        return decision
-
-    def _wait_for_place(self, unit: Unit, until: float) -> None:
-        """Wait until that time for a place in the writer's pool that the unit may keep until it ends, for it may write there, or
-        for a topology with readers; then it must be decided again. Raises NoReaderAvailable."""
-        if self._for_reads.take(until - time.monotonic()):
-            unit.borrowed = self._for_reads
-        elif self._closed:
-            raise RouterError("this router was closed while a unit waited for a reader")
-        elif time.monotonic() >= until:
-            raise NoReaderAvailable(self._monitor.topology.said(), self._pool_timeout)
-
-    def _patience(self, unit: Unit, began: float) -> float:
-        """Seconds for which a unit that began to wait then may go on waiting for a writer."""
-        now = time.monotonic()
-        until = began + self.failover_timeout
-        if unit.run is not None and unit.run.deadline is not None:
-            until = min(until, unit.run.deadline)
-        return max(until - now, 0.0)
-
-    def _wait_for_writer(self, unit: Unit, decision: Decision, began: float) -> Instance:
-        if decision.reason is Reason.NO_INSTANCE and not self._need.writer_serves_reads:
-            raise NoReaderAvailable(self._monitor.topology.said())
-        since = time.monotonic()
-        topology = self._monitor.wait_for(lambda t: t.writer is not None or bool(t.ambiguous), self._patience(unit, began))
-        found = topology.writer.id if topology.writer is not None else None
-        self.emit(events.WaitedForWriter, time.monotonic() - since, found)
-        if topology.writer is not None:
-            return topology.writer
-        if topology.ambiguous:
-            raise AmbiguousWriter(topology.ambiguous)
-        if self._closed:
-            raise RouterError("this router was closed while a unit waited for a writer")
-        raise self._no_writer(began, None)
-
-    def _no_writer(self, began: float, again: _Again | None) -> NoWriterAvailable:
-        said = self._monitor.topology.said()
-        if again is not None:
-            said = (*said, f"the last attempt at {again.instance.id} ended with {type(again.cause).__name__}")
-        return NoWriterAvailable(time.monotonic() - began, said)
+        return self._entrance.enter(unit, door, write)
 
     def above_read_committed(self, level: str | None) -> bool:
         """Whether a unit at this isolation level (None: the engine's or the server's default) must be on the writer."""
@@ -579,9 +402,7 @@ class Router:
     def writer_engine(self) -> Engine:
         """The engine of the writer, waiting for one as a unit would."""
         self.start()
-        unit = Unit(False)
-        decision = self._decide(unit, Reason.DECLARED_WRITE)
-        return self.engine(decision.instance or self._wait_for_writer(unit, decision, time.monotonic()))
+        return self.engine(self._entrance.writer())
 
     # -- what the engines and the monitor call --------------------------------------------------------------------
 
@@ -631,26 +452,6 @@ class Router:
     def _discard(self, instance_id: str, *, cut: bool, reason: str) -> None:
         sockets = self._engines.discard(instance_id, cut=cut)
         self.emit(events.ConnectionsDiscarded, instance_id, sockets, reason)
-
-    def emit(self, kind: Callable[..., events.Event], *values: object) -> None:
-        """Tell the listeners, if there are any; what a listener raises is logged and does no harm."""
-        if not self._listeners:
-            return
-        event = kind(*values)
-        for listener in self._listeners:
-            try:
-                listener(event)
-            except Exception:
-                log.exception("a listener failed on %s", type(event).__name__)
-
-
-class _Again(Exception):
-    """The writer could not be reached; nothing was sent."""
-
-    def __init__(self, instance: Instance, cause: BaseException, began: float) -> None:
-        self.instance = instance
-        self.cause = cause
-        self.began = began
 
 
 def _drop(connection: Connection | PoolProxiedConnection) -> None:

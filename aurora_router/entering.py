@@ -1,0 +1,270 @@
+"""Where units enter: from what a unit needs to an instance and a connection there, waiting for a writer where there is none.
+
+The request path; it never blocks on discovery.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from dataclasses import replace
+from typing import TypeVar
+
+import tenacity
+from sqlalchemy.exc import DBAPIError
+
+from aurora_router.core import events
+from aurora_router.core.failures import SUSPICIOUS, Action, Phase, decide
+from aurora_router.core.selection import Balance, Decision, Load, Need, Reason, choose, resolve, to_writer
+from aurora_router.core.topology import Instance, Role
+from aurora_router.engines import Engines
+from aurora_router.errors import AmbiguousWriter, NoReaderAvailable, NoWriterAvailable, RouterError, WrongServer
+from aurora_router.gate import Gate, own
+from aurora_router.limits import Places, Repeats
+from aurora_router.listeners import Listeners
+from aurora_router.monitor import Monitor
+from aurora_router.servers.postgresql import Mode
+from aurora_router.unit import Door, Unit
+
+T = TypeVar("T")
+
+LEAST_PAUSE = 0.05  # seconds before a unit asks again whether it may try once more
+_DEFAULT, _AUTOCOMMIT, _READ_ONLY = Mode  # an enum's members are slow to look up on the request path
+_WRITER = Role.WRITER
+_NO_READER = Reason.NO_READER
+
+
+class _Again(Exception):
+    """The writer could not be reached; nothing was sent."""
+
+    def __init__(self, instance: Instance, cause: BaseException, began: float) -> None:
+        self.instance = instance
+        self.cause = cause
+        self.began = began
+
+
+class Entrance:
+    """Brings the units of one router to its instances.
+
+    need: what each read needs. for_reads: the places of the writer that reads may have. patience: seconds to wait for a writer.
+    pool_timeout: seconds to wait for a place in a pool.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        engines: Engines,
+        monitor: Monitor,
+        emit: Listeners,
+        repeats: Repeats,
+        for_reads: Places,
+        need: Need,
+        balance: Balance,
+        *,
+        patience: float,
+        pool_timeout: float,
+    ) -> None:
+        self._gate = gate
+        self._engines = engines
+        self._monitor = monitor
+        self._emit = emit
+        self._repeats = repeats
+        self._for_reads = for_reads
+        self._need = need
+        self._declared_need = replace(need, declared=True)
+        self._balance = balance
+        self._failover_timeout = patience
+        self._pool_timeout = pool_timeout
+        self._load = Load(engines.in_use)
+        self.closed = False
+
+    def close(self) -> None:
+        """Turn away who waits; those that the monitor wakes hear of it, too."""
+        self.closed = True
+        self._for_reads.turn_away()
+
+    def enter(self, unit: Unit, door: Door[T], write: Reason | None = None) -> T:
+        """Connect a unit to the instance that it needs; `write` says why it must be the writer, where it must.
+
+        A reader that cannot be reached is passed over; for a writer the unit waits up to failover_timeout.
+        """
+        try:
+            return self._enter(unit, door, write)
+        except BaseException:
+            unit.give_back()
+            raise
+
+    def _enter(self, unit: Unit, door: Door[T], write: Reason | None) -> T:
+        if write is None and unit.read_only is False:
+            write = Reason.DECLARED_WRITE
+        try:
+            return self._enter_once(unit, door, write, None)
+        except _Again as again:
+            failed, began = again, again.began
+        self._repeats.allowed(failed.instance.id, first=True)
+        patience = self._patience(unit, began)
+        until = time.monotonic() + patience
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_Again),
+            wait=tenacity.wait_random_exponential(multiplier=0.02, max=1.0),
+            stop=tenacity.stop_after_delay(patience),
+            sleep=lambda seconds: self._pause(seconds, failed, until),
+            reraise=True,
+        )
+
+        def once() -> T:
+            nonlocal failed
+            try:
+                return self._enter_once(unit, door, write, began)
+            except _Again as again:
+                failed = again
+                raise
+
+        try:
+            connection: T = retrying(once)
+            return connection
+        except _Again as again:
+            raise self._no_writer(began, again) from again.cause
+
+    def _pause(self, seconds: float, failed: _Again, until: float) -> None:
+        """Sleep, but not longer than until the monitor sees another writer than the one that failed, or none any more. While too
+        many repeat already, sleep on: to wait costs nobody anything, and an attempt at an instance in trouble does."""
+        servers = failed.instance.servers
+        while True:
+            topology = self._monitor.wait_for(lambda t: t.writer is None or t.writer.servers != servers, seconds)
+            if self.closed:
+                raise RouterError("this router was closed while a unit waited for a writer")
+            if topology.writer is None or time.monotonic() >= until:
+                return
+            if self._repeats.allowed(failed.instance.id, first=topology.writer.servers != servers):
+                return
+            seconds = max(seconds, LEAST_PAUSE)
+
+    def _enter_once(self, unit: Unit, door: Door[T], write: Reason | None, began: float | None) -> T:
+        """One attempt. began: when the first one did; None for the first, which only looks at the clock when it must."""
+        until: float | None = None
+        while True:
+            decision = self.decide(unit, write)
+            instance = decision.instance
+            if instance is None:
+                began = began or time.monotonic()
+                instance = self._wait_for_writer(unit, decision, began)
+                if decision.reason is Reason.NO_INSTANCE:
+                    continue  # a read that no reader will serve
+            if decision.reason is _NO_READER and unit.borrowed is None and len(self._monitor.topology.instances) > 1:
+                # What a cluster of several instances lends to reads is less than its writer's pool: writes must find room.
+                if not self._for_reads.take(0.0):
+                    until = until or time.monotonic() + min(self._pool_timeout, self._patience(unit, time.monotonic()))
+                    self._wait_for_place(unit, until)
+                    continue
+                unit.borrowed = self._for_reads
+            on_writer = instance.role is _WRITER
+            mode = _READ_ONLY if unit.read_only else _DEFAULT if on_writer else _AUTOCOMMIT
+            unit.instance, unit.on_writer, unit.epoch = instance, on_writer, instance.epoch
+            phase = Phase.WRITER_CONNECTING if on_writer else Phase.READER_CONNECTING
+            connection: T | None = None
+            try:
+                self._gate.entering.place = unit, mode
+                connection = door.connect(self._engines.engine(instance))
+                phase = Phase.WRITER_UNSENT if on_writer else Phase.READER_UNSENT
+                raw = door.pooled(connection)
+                now = time.monotonic()
+                if self._engines.sound(raw, instance, now):
+                    self._engines.set_mode(raw, mode, unit.isolation)
+                    break
+                # Dead, or not the server that the decision was about: what spoke for the instance does not speak for it.
+                door.drop(connection)
+            except (DBAPIError, WrongServer, self._engines.driver_error) as error:
+                self._give_up(unit, door, connection)
+                failure = self._engines.failure(error, phase)
+                if failure in SUSPICIOUS:
+                    self._monitor.suspect(instance.id)
+                if decide(failure, phase) is Action.RAISE:
+                    raise
+                if on_writer:
+                    raise _Again(instance, error, began or time.monotonic()) from error
+                unit.avoid |= {instance.id}
+                self._emit(events.Repeated, instance.id, type(error).__name__)
+            except BaseException:
+                self._give_up(unit, door, connection)
+                raise
+            finally:
+                self._gate.entering.place = None
+        own(unit, connection, raw)
+        self._repeats.count(now)
+        if self._emit.listeners:
+            self._emit(events.Routed, instance.id, decision.reason)
+        return connection
+
+    def _give_up(self, unit: Unit, door: Door[T], connection: T | None) -> None:
+        """Leave nothing of an attempt that failed: what its error holds on to would take a place in the pool meanwhile."""
+        unit.instance = None
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                door.drop(connection)
+
+    def decide(self, unit: Unit, write: Reason | None) -> Decision:
+        """Where the unit would go now; `write` says why to the writer, where it must."""
+        if time.time() > self._monitor.trusted_until:
+            self._monitor.wait_until_trusted()
+        topology = self._monitor.topology
+        if write is not None:
+            return to_writer(topology, write)
+        need = self._declared_need if unit.read_only else self._need
+        requirement = unit.requirement
+        if requirement is not None or unit.avoid:
+            if requirement is not None:
+                requirement = unit.requirement = resolve(requirement, topology)
+            need = replace(need, requirement=requirement, avoid=unit.avoid)
+        load = self._load
+        load.turn += 1
+        decision = choose(topology, need, self._balance, load, random.random(), time.monotonic())
+        if decision.reason is Reason.OWN_WRITES or (decision.reason is Reason.NO_WRITER and requirement is not None):
+            self._monitor.want_positions()
+        return decision
+
+    def _wait_for_place(self, unit: Unit, until: float) -> None:
+        """Wait until that time for a place in the writer's pool that the unit may keep until it ends, for it may write there, or
+        for a topology with readers; then it must be decided again. Raises NoReaderAvailable."""
+        if self._for_reads.take(until - time.monotonic()):
+            unit.borrowed = self._for_reads
+        elif self.closed:
+            raise RouterError("this router was closed while a unit waited for a reader")
+        elif time.monotonic() >= until:
+            raise NoReaderAvailable(self._monitor.topology.said(), self._pool_timeout)
+
+    def _patience(self, unit: Unit, began: float) -> float:
+        """Seconds for which a unit that began to wait then may go on waiting for a writer."""
+        now = time.monotonic()
+        until = began + self._failover_timeout
+        if unit.run is not None and unit.run.deadline is not None:
+            until = min(until, unit.run.deadline)
+        return max(until - now, 0.0)
+
+    def writer(self) -> Instance:
+        """The writer, waiting for one as a unit would."""
+        unit = Unit(False)
+        decision = self.decide(unit, Reason.DECLARED_WRITE)
+        return decision.instance or self._wait_for_writer(unit, decision, time.monotonic())
+
+    def _wait_for_writer(self, unit: Unit, decision: Decision, began: float) -> Instance:
+        if decision.reason is Reason.NO_INSTANCE and not self._need.writer_serves_reads:
+            raise NoReaderAvailable(self._monitor.topology.said())
+        since = time.monotonic()
+        topology = self._monitor.wait_for(lambda t: t.writer is not None or bool(t.ambiguous), self._patience(unit, began))
+        found = topology.writer.id if topology.writer is not None else None
+        self._emit(events.WaitedForWriter, time.monotonic() - since, found)
+        if topology.writer is not None:
+            return topology.writer
+        if topology.ambiguous:
+            raise AmbiguousWriter(topology.ambiguous)
+        if self.closed:
+            raise RouterError("this router was closed while a unit waited for a writer")
+        raise self._no_writer(began, None)
+
+    def _no_writer(self, began: float, again: _Again | None) -> NoWriterAvailable:
+        said = self._monitor.topology.said()
+        if again is not None:
+            said = (*said, f"the last attempt at {again.instance.id} ended with {type(again.cause).__name__}")
+        return NoWriterAvailable(time.monotonic() - began, said)
