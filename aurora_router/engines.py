@@ -136,22 +136,22 @@ class Engines:
         if isinstance(engine.pool, QueuePool):
             self._in_use[instance_id] = engine.pool.checkedout
 
-    def discard(self, instance_id: str, *, cut: bool) -> int:
-        """Close the pooled connections of an instance at once; those in use end when they come back, or now with `cut`.
-
-        Returns how many sockets were cut.
+    def discard(self, instance_id: str, *, cut_before: float | None = None) -> int:
+        """Close the pooled connections of an instance at once; those in use end when they come back, or now where they were
+        made before that time (monotonic seconds). Returns how many sockets were cut.
         """
         engine = self._engines.get(instance_id)
         if engine is not None:
             self._dispose(engine)
             self._count(instance_id, engine)
         sockets = 0
-        if cut:  # those outside of the pool, too, which may be all that there are
+        if cut_before is not None:  # those outside of the pool, too, which may be all that there are
             # Last: who wakes comes back to a pool that takes no place from those who wait there.
             with self._lock:
                 for line in self._lines.get(instance_id, ()):
-                    sockets += line.cut()
-        if cut and instance_id in self._connects:
+                    if line.since < cut_before:
+                        sockets += line.cut()
+        if cut_before is not None and instance_id in self._connects:
             self._connects[instance_id].turn_away()
         return sockets
 
@@ -323,6 +323,7 @@ class Engines:
                 dbapi.autocommit = True
                 identity, role = self._server.parse_identity(_first_row(dbapi, self._server.GREETING))
                 dbapi.autocommit = usual
+                line.since = time.monotonic()
                 if identity not in self._known(place):
                     raise WrongServer(place, "it reached a server that is not known there in this role")
                 self._server.prepare(dbapi)
@@ -386,11 +387,13 @@ class _Pool(QueuePool):
 class _Line:
     """The socket of a connection: the driver's number for it, and a twin, which another thread may shut at any time.
 
-    info: of the pooled connection, once it is one.
+    info: of the pooled connection, once it is one. since: monotonic seconds; when the server behind it was last found to be one
+    of the topology's, or just before.
     """
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.since = time.monotonic()
         self.twin = socket.socket(fileno=os.dup(number))
         self.info: dict[Any, Any] | None = None
 

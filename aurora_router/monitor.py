@@ -72,7 +72,8 @@ class Monitor:
     """Watches a set of instances.
 
     connect: opens a probe connection to an instance; raises ProbeError.
-    changed: called with (old, new), in a thread of its own; what changed while it was busy is told as one change.
+    changed: called with the old topology, the new one and when that was published (monotonic seconds), in a thread of its own;
+    what changed while it was busy is told as one change.
     interval, timeout, position_interval: seconds. patience: seconds to hurry on without a writer though nobody waits for one.
     """
 
@@ -80,7 +81,7 @@ class Monitor:
         self,
         instances: tuple[Instance, ...],
         connect: Callable[[Instance], ProbeConnection],
-        changed: Callable[[Topology, Topology], None],
+        changed: Callable[[Topology, Topology, float], None],
         *,
         interval: float,
         timeout: float,
@@ -109,7 +110,7 @@ class Monitor:
         self._suspects: dict[str, float] = {}
         self._wanted_at = 0.0
         self._served_at = 0.0
-        self._writerless_since = time.monotonic()
+        self._writerless_since = self._published_at = time.monotonic()
         self._doubted_at: float | None = None  # what was heard before is not trusted, until all have been heard since
         self._catalog_at = float("-inf")
         self._catalog_wanted = False
@@ -237,6 +238,7 @@ class Monitor:
             new = change(old)
             if new is not old:
                 self.topology = new
+                self._published_at = time.monotonic()
                 if new.writer is None and old.writer is not None:
                     self._writerless_since = time.monotonic()
                 self._moved.notify_all()
@@ -247,11 +249,11 @@ class Monitor:
             with self._moved:
                 while self.topology is told and not self._closed:
                     self._moved.wait()
-                new = self.topology
+                new, published_at = self.topology, self._published_at
             if new is told:
                 return
             try:
-                self._changed(told, new)
+                self._changed(told, new, published_at)
             except Exception:
                 log.exception("a topology was not taken in completely")
             told = new

@@ -423,22 +423,26 @@ class Router:
         self._engines.forked()
         self._monitor.forked()
 
-    def _changed(self, old: Topology, new: Topology) -> None:
-        """A topology replaced another: discard what it makes useless, and say what happened."""
+    def _changed(self, old: Topology, new: Topology, published_at: float) -> None:
+        """A topology replaced another: discard what it makes useless, and say what happened.
+
+        What was connected since then was proven against the new one, or a newer: who hears of it late must leave that alone.
+        """
         if new.readers:
             self._for_reads.turn_away()  # to look whether one of them will do
         for was in old.instances:
             now = new.by_id.get(was.id)
             if now is None:
-                self._discard(was.id, cut=False, reason="removed")
+                self._discard(was.id, "removed")
             elif was.healthy and not now.healthy:
-                self._discard(was.id, cut=True, reason=now.error)
+                self._discard(was.id, now.error, published_at)
                 self.emit(events.InstanceDown, was.id, now.error)
             elif was.servers and now.servers.isdisjoint(was.servers):
                 places = {(server.address, server.port) for server in now.servers}
                 over = all((server.address, server.port) in places for server in was.servers)  # a newer life of the same
                 reason = "it was restarted" if over else "the name leads to another server"
-                self._discard(was.id, cut=over or was.role is not now.role, reason=reason)
+                cut = over or was.role is not now.role
+                self._discard(was.id, reason, published_at if cut else None)
         for now in new.instances:
             before = old.by_id.get(now.id)
             if now.role is not None and (before is None or before.role is not now.role):
@@ -449,8 +453,8 @@ class Router:
             log.info("the writer is %s (was %s), epoch %d", is_writer, was_writer, new.epoch)
             self.emit(events.WriterChanged, was_writer, is_writer, new.epoch)
 
-    def _discard(self, instance_id: str, *, cut: bool, reason: str) -> None:
-        sockets = self._engines.discard(instance_id, cut=cut)
+    def _discard(self, instance_id: str, reason: str, cut_before: float | None = None) -> None:
+        sockets = self._engines.discard(instance_id, cut_before=cut_before)
         self.emit(events.ConnectionsDiscarded, instance_id, sockets, reason)
 
 
