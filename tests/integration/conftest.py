@@ -10,8 +10,9 @@ import pytest
 from sqlalchemy.orm import sessionmaker
 
 from aurora_router import Router, RoutingSession
-from aurora_router.local import PostgresCluster
-from tests.integration.shop import Base
+from aurora_router.core import events
+from aurora_router.local import FaultProxy, PostgresCluster
+from tests.integration.shop import Base, through, until_readers_serve
 
 
 @pytest.fixture
@@ -34,6 +35,19 @@ def cluster(aurora_cluster: PostgresCluster) -> PostgresCluster:
 
 
 @pytest.fixture
+def proxy(cluster: PostgresCluster) -> Iterator[FaultProxy]:
+    """Stands before the writer."""
+    with FaultProxy((cluster.writer.host, cluster.writer.port)) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def heard() -> list[events.Event]:
+    """For what a listener hears."""
+    return []
+
+
+@pytest.fixture
 def make_router(cluster: PostgresCluster) -> Iterator[Callable[..., Router]]:
     """Makes routers of the cluster's instances; all are closed when the test ends."""
     with ExitStack() as stack:
@@ -44,6 +58,24 @@ def make_router(cluster: PostgresCluster) -> Iterator[Callable[..., Router]]:
             return stack.enter_context(Router(url or cluster.url, **options))
 
         yield make
+
+
+@pytest.fixture
+def make(
+    cluster: PostgresCluster, proxy: FaultProxy, make_router: Callable[..., Router], heard: list[events.Event]
+) -> Callable[..., Router]:
+    """Makes routers of the whole cluster, the writer through the proxy."""
+
+    def make(**options: Any) -> Router:
+        readers = [r.address for r in cluster.readers]
+        made = make_router(
+            through(proxy, cluster), instances=readers, listeners=[heard.append], **{"failover_timeout": 20.0, **options}
+        )
+        until_readers_serve(made, 2)
+        made.init_commit_table()
+        return made
+
+    return make
 
 
 @pytest.fixture

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from sqlalchemy import ForeignKey
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+import pytest
+from sqlalchemy import ForeignKey, text, update
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship, sessionmaker
 
-from aurora_router import Router, RoutingSession
+from aurora_router import OutcomeUnknown, Router, RoutingSession
+from aurora_router.local import FaultProxy, LocalInstance, PostgresCluster
 
 
 class Base(DeclarativeBase):
@@ -29,6 +32,26 @@ class Part(Base):
     item_id: Mapped[int | None] = mapped_column(ForeignKey("item.id"))
     name: Mapped[str] = mapped_column(default="")
     item: Mapped[Item | None] = relationship(back_populates="parts")
+
+
+RAISE = update(Item).where(Item.id == 1).values(stock=Item.stock + 1)
+
+
+def sessions(router: Router, **options: object) -> sessionmaker[RoutingSession]:
+    return sessionmaker(class_=RoutingSession, router=router, **options)
+
+
+def raise_stock(session: RoutingSession) -> int:
+    """One more in stock; returns how many."""
+    item = session.get_one(Item, 1)
+    session.execute(RAISE)
+    session.refresh(item)
+    return item.stock
+
+
+def stock(cluster: PostgresCluster) -> int:
+    found: int = cluster.execute("SELECT stock FROM item WHERE id = 1")[0][0]
+    return found
 
 
 def place(session: RoutingSession) -> str:
@@ -58,3 +81,68 @@ def until_readers_serve(router: Router, count: int) -> None:
     """Wait until that many readers are in use, all of the newest epoch."""
     eventually(lambda: len(router.topology.readers) == count and router.topology.writer is not None)
     eventually(lambda: all(r.position is not None and r.position.epoch == router.topology.epoch for r in router.topology.readers))
+
+
+def no_connection_is_left(router: Router) -> bool:
+    return all(router._engines.in_use(i.id) == 0 for i in router.topology)
+
+
+def through(proxy: FaultProxy, cluster: PostgresCluster) -> str:
+    """The cluster's URL, with the proxy in the writer's place."""
+    return cluster.url.replace(cluster.writer.address, proxy.address)
+
+
+def cut_off(cluster: PostgresCluster, reader: LocalInstance) -> None:
+    """The reader goes on, and receives nothing any more."""
+    for statement in ("ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()"):
+        cluster.execute(statement, instance=reader)
+    eventually(lambda: cluster.execute("SELECT count(*) FROM pg_stat_wal_receiver", instance=reader) == [(0,)])
+
+
+@contextmanager
+def shop(factory: Callable[..., PostgresCluster], *, readers: int = 1, **options: object) -> Iterator[PostgresCluster]:
+    """A cluster of the test's own with one item, 10 in stock, that all of its readers have."""
+    cluster = factory(readers=readers, **options)
+    cluster.execute("CREATE TABLE item (id bigint PRIMARY KEY, name text DEFAULT '', stock int DEFAULT 0)")
+    cluster.execute("INSERT INTO item VALUES (1, '', 10); GRANT ALL ON item TO app; GRANT CREATE ON SCHEMA public TO app")
+    cluster.wait_in_sync()
+    yield cluster
+    cluster.stop()
+
+
+@contextmanager
+def routed(cluster: PostgresCluster) -> Iterator[tuple[Router, FaultProxy]]:
+    """A router of that cluster whose readers serve, and the proxy before the writer."""
+    with FaultProxy((cluster.writer.host, cluster.writer.port)) as proxy:
+        readers = [reader.address for reader in cluster.readers]
+        with Router(through(proxy, cluster), instances=readers) as router:
+            until_readers_serve(router, len(readers))
+            yield router, proxy
+
+
+def lose_a_commit_in_a_failover(cluster: PostgresCluster, router: Router, proxy: FaultProxy) -> tuple[int, OutcomeUnknown, str]:
+    """Raise the stock in a transaction that only the writer has, and lose the answer and the writer; its reader is promoted.
+
+    Gives the transaction's id, what its session was told, and a position of the old writer's after it.
+    """
+    old, (reader,) = cluster.writer, cluster.readers
+    cut_off(cluster, reader)
+    with sessions(router, commit_check="xid")() as s:
+        s.execute(RAISE)
+        (xid,) = s.execute(text("SELECT txid_current()")).one()
+        proxy.lose("COMMIT", answer=True)
+        with pytest.raises(OutcomeUnknown, match=str(xid)) as caught:
+            s.commit()
+    ((position,),) = cluster.execute("SELECT pg_current_wal_insert_lsn()")
+    cluster.kill(old)
+    cluster.promote(reader)
+    return xid, caught.value, position
+
+
+def use_up_to(cluster: PostgresCluster, xid: int) -> None:
+    """Have other transactions use the ids up to that one; they write to the table `other`."""
+    cluster.execute("CREATE TABLE other (n int)")
+    used = 0
+    while used <= xid:
+        ((used,),) = cluster.execute("INSERT INTO other VALUES (1) RETURNING txid_current()")
+    assert cluster.execute("SELECT txid_status(%s)", xid) == [("committed",)], "the trap: it is another transaction's"

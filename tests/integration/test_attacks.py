@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,37 +17,22 @@ from sqlalchemy.orm import sessionmaker
 from aurora_router import Failure, Outcome, OutcomeUnknown, Router, RoutingSession, classify_error
 from aurora_router.core import events
 from aurora_router.local import FaultProxy, PostgresCluster
-from tests.integration.shop import Item, eventually, until_readers_serve
-from tests.integration.test_transactions import RAISE, cut_off, no_connection_is_left, raise_stock, sessions, stock
+from tests.integration.shop import (
+    RAISE,
+    Item,
+    cut_off,
+    eventually,
+    lose_a_commit_in_a_failover,
+    no_connection_is_left,
+    raise_stock,
+    routed,
+    sessions,
+    shop,
+    stock,
+    use_up_to,
+)
 
 MakeRouter = Callable[..., Router]
-
-
-@pytest.fixture
-def proxy(cluster: PostgresCluster) -> Iterator[FaultProxy]:
-    """Between the router and the writer."""
-    with FaultProxy((cluster.writer.host, cluster.writer.port)) as between:
-        yield between
-
-
-@pytest.fixture
-def heard() -> list[events.Event]:
-    return []
-
-
-@pytest.fixture
-def make(cluster: PostgresCluster, proxy: FaultProxy, make_router: MakeRouter, heard: list[events.Event]) -> MakeRouter:
-    """Makes routers of the whole cluster, the writer through the proxy."""
-
-    def make(**options: Any) -> Router:
-        url = cluster.url.replace(cluster.writer.address, proxy.address)
-        readers = [r.address for r in cluster.readers]
-        made = make_router(url, instances=readers, listeners=[heard.append], **{"failover_timeout": 20.0, **options})
-        until_readers_serve(made, 2)
-        made.init_commit_table()
-        return made
-
-    return make
 
 
 @pytest.fixture
@@ -251,66 +236,44 @@ def test_a_constraint_that_fails_at_the_commit_is_the_applications_error_and_lea
 def test_a_promoted_reader_that_crashed_since_is_not_believed_about_an_id(
     aurora_cluster_factory: Callable[..., PostgresCluster],
 ) -> None:
-    cluster = aurora_cluster_factory(readers=1)
-    cluster.execute("CREATE TABLE item (id bigint PRIMARY KEY, name text DEFAULT '', stock int DEFAULT 0)")
-    cluster.execute("CREATE TABLE other (n int); INSERT INTO item VALUES (1, '', 10); GRANT ALL ON item, other TO app")
-    cluster.wait_in_sync()
-    old, reader = cluster.writer, cluster.readers[0]
-    with FaultProxy((old.host, old.port)) as proxy:
-        url = cluster.url.replace(old.address, proxy.address)
-        with Router(url, instances=[reader.address]) as router:
-            until_readers_serve(router, 1)
-            cut_off(cluster, reader)
-            with sessions(router, commit_check="xid")() as s:
-                s.execute(RAISE)
-                (xid,) = s.execute(text("SELECT txid_current()")).one()
-                proxy.lose("COMMIT", answer=True)
-                with pytest.raises(OutcomeUnknown) as caught:
-                    s.commit()
-            ((noted,),) = cluster.execute("SELECT pg_current_wal_insert_lsn()")
-            cluster.kill(old)
-            cluster.promote(reader)
-            used = 0
-            while used <= xid:
-                ((used,),) = cluster.execute("INSERT INTO other VALUES (1) RETURNING txid_current()")
-            cluster.execute("INSERT INTO other SELECT generate_series(1, 100000)")
-            with pytest.raises(psycopg.OperationalError):  # one process of the server dies; the postmaster lives, and recovers
-                cluster.execute("COPY other FROM PROGRAM 'kill -9 $PPID'")
+    with shop(aurora_cluster_factory) as cluster, routed(cluster) as (router, proxy):
+        xid, unknown, position = lose_a_commit_in_a_failover(cluster, router, proxy)
+        use_up_to(cluster, xid)
+        cluster.execute("INSERT INTO other SELECT generate_series(1, 100000)")
+        with pytest.raises(psycopg.OperationalError):  # one process of the server dies; the postmaster lives, and recovers
+            cluster.execute("COPY other FROM PROGRAM 'kill -9 $PPID'")
 
-            def recovered() -> bool:
-                try:
-                    found = cluster.execute("SELECT pg_last_wal_replay_lsn() > %s::pg_lsn, txid_status(%s)", noted, xid)
-                except psycopg.OperationalError:
-                    return False
-                assert found == [(True, "committed")], "the trap: it is another transaction's"
-                return True
+        def recovered() -> bool:
+            try:
+                return cluster.execute("SELECT pg_last_wal_replay_lsn() > %s::pg_lsn", position) == [(True,)]
+            except psycopg.OperationalError:
+                return False
 
-            eventually(recovered, timeout=30)
-            assert caught.value.resolve() in (Outcome.NOT_COMMITTED, Outcome.UNKNOWN)
-            assert stock(cluster) == 10
-    cluster.stop()
+        eventually(recovered, timeout=30)
+        assert cluster.execute("SELECT txid_status(%s)", xid) == [("committed",)]
+        assert unknown.resolve() in (Outcome.NOT_COMMITTED, Outcome.UNKNOWN)
+        assert stock(cluster) == 10
 
 
 @pytest.mark.parametrize("check", ["xid", "table"])
 def test_a_commit_that_only_a_crashed_writer_has_is_not_told_as_done_where_commits_wait_for_a_reader(
     aurora_cluster_factory: Callable[..., PostgresCluster], check: str
 ) -> None:
-    cluster = aurora_cluster_factory(readers=1, synchronous=True)
-    cluster.execute("CREATE TABLE item (id bigint PRIMARY KEY, name text DEFAULT '', stock int DEFAULT 0)")
-    cluster.execute("INSERT INTO item VALUES (1, '', 10); GRANT ALL ON item TO app; GRANT CREATE ON SCHEMA public TO app")
-    cluster.wait_in_sync()
-    old, reader = cluster.writer, cluster.readers[0]
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    with (
+        shop(aurora_cluster_factory, synchronous=True) as cluster,
+        routed(cluster) as (router, _),
+        ThreadPoolExecutor(1) as threads,
+    ):
+        old, (reader,) = cluster.writer, cluster.readers
 
-    def it_waits() -> bool:
-        try:
-            return bool(cluster.execute(waiting, instance=old)[0][0])
-        except psycopg.OperationalError:
-            return False
+        def it_waits() -> bool:
+            try:
+                return bool(cluster.execute(waiting, instance=old)[0][0])
+            except psycopg.OperationalError:
+                return False
 
-    with Router(cluster.url, instances=[reader.address]) as router, ThreadPoolExecutor(1) as threads:
         router.init_commit_table()
-        until_readers_serve(router, 1)
         cluster.wait_in_sync()
         cut_off(cluster, reader)
         run = threads.submit(router.run_transaction, sessions(router), raise_stock, commit_check=check)
@@ -327,32 +290,25 @@ def test_a_commit_that_only_a_crashed_writer_has_is_not_told_as_done_where_commi
             cluster.promote(reader)
         assert run.result(timeout=60) == 11
         assert stock(cluster) == 11
-    cluster.stop()
 
 
 def test_a_reader_that_has_seen_no_commit_since_it_started_knows_that_there_was_none(
     aurora_cluster_factory: Callable[..., PostgresCluster],
 ) -> None:
-    cluster = aurora_cluster_factory(readers=1)
-    cluster.execute("CREATE TABLE item (id bigint PRIMARY KEY, name text DEFAULT '', stock int DEFAULT 0)")
-    cluster.execute("INSERT INTO item VALUES (1, '', 10); GRANT ALL ON item TO app")
-    cluster.wait_in_sync()
-    old, reader = cluster.writer, cluster.readers[0]
+    with shop(aurora_cluster_factory) as cluster:
+        old, (reader,) = cluster.writer, cluster.readers
 
-    def it_has_all() -> None:
-        """wait_in_sync() commits."""
-        ((written,),) = cluster.execute("SELECT pg_switch_wal()")
-        replayed = "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn"
-        eventually(lambda: cluster.execute(replayed, written, instance=reader) == [(True,)])
+        def it_has_all() -> None:
+            """wait_in_sync() commits."""
+            ((written,),) = cluster.execute("SELECT pg_switch_wal()")
+            replayed = "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn"
+            eventually(lambda: cluster.execute(replayed, written, instance=reader) == [(True,)])
 
-    cluster.execute("CHECKPOINT")
-    it_has_all()
-    cluster.execute("CHECKPOINT", instance=reader)
-    cluster.restart(reader)
-    with FaultProxy((old.host, old.port)) as proxy:
-        url = cluster.url.replace(old.address, proxy.address)
-        with Router(url, instances=[reader.address]) as router:
-            until_readers_serve(router, 1)
+        cluster.execute("CHECKPOINT")
+        it_has_all()
+        cluster.execute("CHECKPOINT", instance=reader)
+        cluster.restart(reader)
+        with routed(cluster) as (router, proxy):
             with sessions(router, commit_check="xid")() as s:
                 s.execute(RAISE)
                 proxy.lose("COMMIT", answer=False, half_open=True)
@@ -363,7 +319,6 @@ def test_a_reader_that_has_seen_no_commit_since_it_started_knows_that_there_was_
             cluster.kill(old)
             cluster.promote(reader)
             assert caught.value.resolve() is Outcome.NOT_COMMITTED
-    cluster.stop()
 
 
 def test_an_error_after_an_unknown_commit_is_told_as_what_it_is(proxy: FaultProxy, router: Router) -> None:

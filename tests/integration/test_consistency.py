@@ -9,19 +9,14 @@ from typing import Any
 
 import pytest
 from sqlalchemy import insert, select, text, update
-from sqlalchemy.orm import sessionmaker
 
 from aurora_router import Router, RoutingSession
 from aurora_router.core import events
 from aurora_router.core.selection import Reason
 from aurora_router.local import FaultProxy, PostgresCluster
-from tests.integration.shop import Item, eventually, instance_id, place, until_readers_serve
+from tests.integration.shop import Item, eventually, instance_id, place, sessions, until_readers_serve
 
 MakeRouter = Callable[..., Router]
-
-
-def sessions(router: Router) -> sessionmaker[RoutingSession]:
-    return sessionmaker(class_=RoutingSession, router=router)
 
 
 def raise_stock(session: RoutingSession) -> None:

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 
 import pytest
 from sqlalchemy import select, text, update
-from sqlalchemy.orm import sessionmaker
 
 from aurora_router import Router, RoutingSession
 from aurora_router.core import events
 from aurora_router.local import FaultProxy, PostgresCluster
 from aurora_router.local.postgres import LocalInstance
-from tests.integration.shop import Item, eventually, place
+from tests.integration.shop import Item, eventually, place, sessions
 
 MakeRouter = Callable[..., Router]
 
@@ -43,10 +42,6 @@ def names(cluster: PostgresCluster) -> Iterator[Names]:
         writer = stack.enter_context(FaultProxy(at(cluster.writer)))
         reader = stack.enter_context(FaultProxy([at(r) for r in cluster.readers]))
         yield Names(cluster, writer, reader)
-
-
-def sessions(router: Router) -> sessionmaker[RoutingSession]:
-    return sessionmaker(class_=RoutingSession, router=router)
 
 
 def raise_stock(session: RoutingSession) -> None:
@@ -113,7 +108,7 @@ def test_a_server_that_is_not_known_behind_the_name_is_discarded_until_the_topol
     assert reached(router, read_only=True) == first.host
     eventually(lambda: router._monitor._watchers[names.reader.address].asked_at is None)  # it looks several times at first
     names.reader.retarget(at(second))
-    router._engines.discard(names.reader.address, cut=False)
+    router._engines.discard(names.reader.address)
     assert reached(router, read_only=True) == names.cluster.writer.host, "a detour, not an answer from a stranger"
     assert any(isinstance(e, events.ConnectionRefused) for e in heard)
     eventually(lambda: second.host in behind(router, names.reader))

@@ -8,18 +8,13 @@ from collections.abc import Callable
 
 import pytest
 from sqlalchemy import exc, func, insert, select, text
-from sqlalchemy.orm import sessionmaker
 
-from aurora_router import AmbiguousWriter, NoReaderAvailable, NoWriterAvailable, OutcomeUnknown, Role, Router, RoutingSession
+from aurora_router import AmbiguousWriter, NoReaderAvailable, NoWriterAvailable, OutcomeUnknown, Role, Router
 from aurora_router.core import events
 from aurora_router.local import FaultProxy, PostgresCluster
-from tests.integration.shop import Item, Part, eventually, instance_id, place, until_readers_serve
+from tests.integration.shop import Item, Part, eventually, instance_id, place, sessions, until_readers_serve
 
 MakeRouter = Callable[..., Router]
-
-
-def sessions(router: Router) -> sessionmaker[RoutingSession]:
-    return sessionmaker(class_=RoutingSession, router=router)
 
 
 def add_item(router: Router, number: int) -> None:
@@ -412,3 +407,30 @@ def test_two_writers_of_one_epoch_take_no_writes_until_one_is_gone(
         with router.connect() as connection:
             assert connection.scalar(text("SELECT pg_is_in_recovery()")) is False
     cluster.stop()
+
+
+def test_who_hears_late_of_a_restart_does_not_cut_what_was_connected_since(
+    cluster: PostgresCluster, make_router: MakeRouter, heard: list[events.Event]
+) -> None:
+    hears, may_go_on = threading.Event(), threading.Event()
+
+    def slow(event: events.Event) -> None:
+        heard.append(event)
+        if isinstance(event, events.InstanceDown):
+            hears.set()
+            may_go_on.wait(30)
+
+    reader, other = cluster.readers
+    router = make_router(listeners=[slow])
+    until_readers_serve(router, 2)
+    (before,) = router.topology.by_id[other.address].servers
+    cluster.kill(reader)
+    assert hears.wait(15)
+    cluster.restart(other)
+    eventually(lambda: router.topology.by_id[other.address].servers not in (frozenset(), frozenset({before})))
+    with router.connect(read_only=True) as connection:
+        assert connection.scalar(text("SELECT host(inet_server_addr())")) == other.host
+        may_go_on.set()
+        discarded = events.ConnectionsDiscarded(other.address, 0, "it was restarted")
+        eventually(lambda: discarded in heard)
+        assert connection.scalar(text("SELECT 1")) == 1

@@ -10,20 +10,15 @@ from collections.abc import Callable
 
 import pytest
 from sqlalchemy import event, insert, select, text, update
-from sqlalchemy.orm import sessionmaker
 
 from aurora_router import ConfigurationError, ReadOnlyViolation, Router, RoutingSession
 from aurora_router.core import events
 from aurora_router.local import PostgresCluster
-from tests.integration.shop import Item, eventually, instance_id, place
+from tests.integration.shop import Item, eventually, instance_id, place, sessions
 
 MakeRouter = Callable[..., Router]
 RAISE = update(Item).where(Item.id == 1).values(stock=Item.stock + 1)
 STOCK = select(Item.stock).where(Item.id == 1)
-
-
-def sessions(router: Router) -> sessionmaker[RoutingSession]:
-    return sessionmaker(class_=RoutingSession, router=router)
 
 
 def by_the_drivers_cursor(s: RoutingSession) -> None:

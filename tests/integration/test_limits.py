@@ -5,18 +5,19 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 from sqlalchemy import exc, text
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import sessionmaker
 
 from aurora_router import ConfigurationError, NoReaderAvailable, Router, RouterError, RoutingSession
 from aurora_router.core import events
 from aurora_router.local import FaultProxy, PostgresCluster
-from tests.integration.shop import Item, eventually, instance_id, place, until_readers_serve
+from tests.integration.shop import Item, eventually, instance_id, place, through, until_readers_serve
 
 MakeRouter = Callable[..., Router]
 SMALL = {"pool_size": 4, "max_overflow": 0}  # half of it are two
@@ -49,15 +50,10 @@ class Crowd:
             assert not thread.is_alive()
 
 
-@pytest.fixture
-def proxy(cluster: PostgresCluster) -> Iterator[FaultProxy]:
-    """Stands before the writer."""
-    with FaultProxy((cluster.writer.host, cluster.writer.port)) as proxy:
-        yield proxy
-
-
-def through(proxy: FaultProxy, cluster: PostgresCluster) -> str:
-    return cluster.url.replace(cluster.writer.address, proxy.address)
+def engine_behind(proxy: FaultProxy, cluster: PostgresCluster, make_router: MakeRouter, **options: Any) -> tuple[Router, Engine]:
+    """A router that does not look by itself in between, and its engine of the writer, with that proxy before it."""
+    router = make_router(through(proxy, cluster), probe_timeout=30.0, probe_interval=30.0, **options)
+    return router, router.engine(router.topology.by_id[proxy.address])
 
 
 def queue(router: Router, instance: str) -> int:
@@ -104,7 +100,7 @@ def test_who_waits_to_connect_to_an_instance_that_is_lost_goes_elsewhere_at_once
             engine_options={"pool_size": 20, "connect_args": {"connect_timeout": 60}},
         )
         with router.connect(read_only=True):
-            router._engines.discard(proxy.address, cut=False)
+            router._engines.discard(proxy.address)
         proxy.black_hole()
         crowd = Crowd(20, lambda: router.connect(read_only=True))
         eventually(lambda: len(crowd.served) == 20)  # those that were connecting, too: they were cut
@@ -116,14 +112,8 @@ def test_who_waits_to_connect_to_an_instance_that_is_lost_goes_elsewhere_at_once
 def test_one_connect_that_fails_ends_the_waiting_of_those_behind_it(
     cluster: PostgresCluster, proxy: FaultProxy, make_router: MakeRouter
 ) -> None:
-    router = make_router(
-        through(proxy, cluster),
-        engine_options={"pool_size": 10, "connect_args": {"connect_timeout": 2}},
-        connects_at_once=1,
-        probe_timeout=30.0,
-        probe_interval=30.0,
-    )
-    engine = router.engine(router.topology.by_id[proxy.address])
+    options = {"pool_size": 10, "connect_args": {"connect_timeout": 2}}
+    _, engine = engine_behind(proxy, cluster, make_router, engine_options=options, connects_at_once=1)
     proxy.black_hole()
     before = proxy.accepted
     crowd = Crowd(10, engine.connect)
@@ -136,8 +126,7 @@ def test_a_connect_that_took_too_long_keeps_no_socket(
     cluster: PostgresCluster, proxy: FaultProxy, make_router: MakeRouter
 ) -> None:
     options = {"connect_args": {"connect_timeout": 2}}
-    router = make_router(through(proxy, cluster), engine_options=options, probe_timeout=30.0, probe_interval=30.0)
-    engine = router.engine(router.topology.by_id[proxy.address])
+    router, engine = engine_behind(proxy, cluster, make_router, engine_options=options)
     proxy.black_hole()
     gc.disable()  # what only it would close stays open
     try:
@@ -152,14 +141,8 @@ def test_who_waits_to_connect_does_not_wait_longer_than_for_a_pool(
     cluster: PostgresCluster, proxy: FaultProxy, make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aurora_router.engines.CONNECT_TIMEOUT", 1)
-    router = make_router(
-        through(proxy, cluster),
-        engine_options={"pool_timeout": 0.2, "connect_args": {"connect_timeout": 60}},
-        connects_at_once=1,
-        probe_timeout=30.0,
-        probe_interval=30.0,
-    )
-    engine = router.engine(router.topology.by_id[proxy.address])
+    options = {"pool_timeout": 0.2, "connect_args": {"connect_timeout": 60}}
+    _, engine = engine_behind(proxy, cluster, make_router, engine_options=options, connects_at_once=1)
     proxy.black_hole()
     crowd = Crowd(2, engine.connect)
     eventually(lambda: len(crowd.errors) == 1)

@@ -11,18 +11,13 @@ from contextlib import ExitStack
 
 import pytest
 from sqlalchemy import exc, insert, select, text
-from sqlalchemy.orm import sessionmaker
 
-from aurora_router import Router, RoutingSession
+from aurora_router import Router
 from aurora_router.core import events
 from aurora_router.local import FaultProxy, PostgresCluster
-from tests.integration.shop import Item, eventually, until_readers_serve
+from tests.integration.shop import Item, eventually, sessions, until_readers_serve
 
 MakeRouter = Callable[..., Router]
-
-
-def sessions(router: Router) -> sessionmaker[RoutingSession]:
-    return sessionmaker(class_=RoutingSession, router=router)
 
 
 class Background:
@@ -262,7 +257,7 @@ def test_after_a_discard_what_was_in_use_is_closed_when_it_comes_back_and_what_i
     writer = cluster.writer.address
     with router.connect() as connection:
         before = connection.scalar(pid)
-        assert router._engines.discard(writer, cut=False) == 0
+        assert router._engines.discard(writer) == 0
         assert connection.scalar(pid) == before, "what is in use may end"
     eventually(lambda: cluster.execute("SELECT count(*) FROM pg_stat_activity WHERE pid = %s", before) == [(0,)])
     with router.connect() as connection:

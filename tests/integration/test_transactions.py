@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 
 import pytest
 import tenacity
@@ -23,56 +24,31 @@ from aurora_router import (
     classify_error,
 )
 from aurora_router.core import events
-from aurora_router.local import FaultProxy, LocalInstance, PostgresCluster
-from tests.integration.shop import Item, Part, eventually, until_readers_serve
+from aurora_router.local import FaultProxy, PostgresCluster
+from tests.integration.shop import (
+    RAISE,
+    Item,
+    Part,
+    eventually,
+    lose_a_commit_in_a_failover,
+    no_connection_is_left,
+    raise_stock,
+    routed,
+    sessions,
+    shop,
+    stock,
+    use_up_to,
+)
 
 MakeRouter = Callable[..., Router]
-RAISE = update(Item).where(Item.id == 1).values(stock=Item.stock + 1)
 NOTE = "SELECT txid_current()"
 SIGN = "INSERT INTO aurora_router_commits"
 
 
-def sessions(router: Router, **options: object) -> sessionmaker[RoutingSession]:
-    return sessionmaker(class_=RoutingSession, router=router, **options)
-
-
-def raise_stock(s: RoutingSession) -> int:
-    """One more in stock; returns how many."""
-    item = s.get_one(Item, 1)
-    s.execute(RAISE)
-    s.refresh(item)
-    return item.stock
-
-
-def stock(cluster: PostgresCluster) -> int:
-    found: int = cluster.execute("SELECT stock FROM item WHERE id = 1")[0][0]
-    return found
-
-
 @pytest.fixture
-def proxy(cluster: PostgresCluster) -> Iterator[FaultProxy]:
-    """Between the router and the writer."""
-    with FaultProxy((cluster.writer.host, cluster.writer.port)) as between:
-        yield between
-
-
-@pytest.fixture
-def heard() -> list[events.Event]:
-    return []
-
-
-@pytest.fixture
-def router(cluster: PostgresCluster, proxy: FaultProxy, make_router: MakeRouter, heard: list[events.Event]) -> Router:
+def router(make: MakeRouter) -> Router:
     """Of the whole cluster, the writer through the proxy."""
-    url = cluster.url.replace(cluster.writer.address, proxy.address)
-    router = make_router(url, instances=[r.address for r in cluster.readers], listeners=[heard.append], failover_timeout=20.0)
-    until_readers_serve(router, 2)
-    router.init_commit_table()
-    return router
-
-
-def no_connection_is_left(router: Router) -> bool:
-    return all(router._engines.in_use(i.id) == 0 for i in router.topology)
+    return make()
 
 
 # -- what is lost on the way ----------------------------------------------------------------------------------------
@@ -121,7 +97,7 @@ def test_a_transaction_that_waits_for_a_commit_that_never_comes_is_ended_and_run
     proxy.lose("COMMIT", answer=False, half_open=True)
     if check == "table":  # it waits for the other transaction until the server notices, or somebody ends it
         cluster.execute("ALTER ROLE app SET idle_in_transaction_session_timeout = '1s'")
-        router._engines.discard(router.topology.writer.id, cut=True)  # type: ignore[union-attr]
+        router._engines.discard(router.topology.writer.id, cut_before=time.monotonic())  # type: ignore[union-attr]
     try:
         assert router.run_transaction(sessions(router), raise_stock, commit_check=check) == 11
     finally:
@@ -199,75 +175,40 @@ def test_a_lost_commit_of_a_unit_that_only_read_is_nothing(proxy: FaultProxy, ro
 def test_the_same_transaction_id_used_by_another_transaction_after_a_failover_is_not_taken_for_this_one(
     aurora_cluster_factory: Callable[..., PostgresCluster],
 ) -> None:
-    cluster = aurora_cluster_factory(readers=1)
-    cluster.execute("CREATE TABLE item (id bigint PRIMARY KEY, name text DEFAULT '', stock int DEFAULT 0)")
-    cluster.execute("CREATE TABLE other (n int); INSERT INTO item VALUES (1, '', 10); GRANT ALL ON item, other TO app")
-    cluster.wait_in_sync()
-    old, reader = cluster.writer, cluster.readers[0]
-    with FaultProxy((old.host, old.port)) as proxy:
-        url = cluster.url.replace(old.address, proxy.address)
-        with Router(url, instances=[reader.address]) as router:
-            until_readers_serve(router, 1)
-            cut_off(cluster, reader)
-            with sessions(router, commit_check="xid")() as s:
-                s.execute(RAISE)
-                (xid,) = s.execute(text("SELECT txid_current()")).one()
-                proxy.lose("COMMIT", answer=True)
-                with pytest.raises(OutcomeUnknown, match=str(xid)) as caught:
-                    s.commit()
-            cluster.kill(old)
-            cluster.promote(reader)
-            used = 0
-            while used <= xid:
-                ((used,),) = cluster.execute("INSERT INTO other VALUES (1) RETURNING txid_current()")
-            assert cluster.execute("SELECT txid_status(%s)", xid) == [("committed",)], "the trap: it is another transaction's"
-            assert caught.value.resolve() is Outcome.NOT_COMMITTED
-            assert stock(cluster) == 10
-    cluster.stop()
-
-
-def cut_off(cluster: PostgresCluster, reader: LocalInstance) -> None:
-    """The reader goes on, and receives nothing any more."""
-    for statement in ("ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()"):
-        cluster.execute(statement, instance=reader)
-    eventually(lambda: cluster.execute("SELECT count(*) FROM pg_stat_wal_receiver", instance=reader) == [(0,)])
+    with shop(aurora_cluster_factory) as cluster, routed(cluster) as (router, proxy):
+        xid, unknown, _ = lose_a_commit_in_a_failover(cluster, router, proxy)
+        use_up_to(cluster, xid)
+        assert unknown.resolve() is Outcome.NOT_COMMITTED
+        assert stock(cluster) == 10
 
 
 def test_two_promotions_later_nothing_can_be_known_and_nothing_is_guessed(
     aurora_cluster_factory: Callable[..., PostgresCluster],
 ) -> None:
-    cluster = aurora_cluster_factory(readers=2)
-    cluster.execute("CREATE TABLE item (id bigint PRIMARY KEY, name text DEFAULT '', stock int DEFAULT 0)")
-    cluster.execute("INSERT INTO item VALUES (1, '', 10); GRANT ALL ON item TO app")
-    cluster.wait_in_sync()
-    old, (second, third) = cluster.writer, cluster.readers
-    with FaultProxy((old.host, old.port)) as proxy:
-        url = cluster.url.replace(old.address, proxy.address)
-        with Router(url, instances=[second.address, third.address]) as router:
-            until_readers_serve(router, 2)
-            for check, answer in (("xid", Outcome.UNKNOWN), ("table", Outcome.COMMITTED)):
-                router.init_commit_table()
-                with sessions(router, commit_check=check)() as s:
-                    s.execute(RAISE)
-                    proxy.lose("COMMIT", answer=True)
-                    with pytest.raises(OutcomeUnknown) as caught:
-                        s.commit()
+    with shop(aurora_cluster_factory, readers=2) as cluster, routed(cluster) as (router, proxy):
+        old = cluster.writer
+        for check, answer in (("xid", Outcome.UNKNOWN), ("table", Outcome.COMMITTED)):
+            router.init_commit_table()
+            with sessions(router, commit_check=check)() as s:
+                s.execute(RAISE)
+                proxy.lose("COMMIT", answer=True)
+                with pytest.raises(OutcomeUnknown) as caught:
+                    s.commit()
+            cluster.wait_in_sync()
+            for _ in range(2):
+                was = cluster.writer
+                cluster.kill(was)
+                cluster.promote()
+                cluster.rejoin(was)
                 cluster.wait_in_sync()
-                for _ in range(2):
-                    was = cluster.writer
-                    cluster.kill(was)
-                    cluster.promote()
-                    cluster.rejoin(was)
-                    cluster.wait_in_sync()
-                assert caught.value.resolve() is answer
-                while cluster.writer is not old:
-                    was = cluster.writer
-                    cluster.kill(was)
-                    cluster.promote(old)
-                    cluster.rejoin(was)
-                    cluster.wait_in_sync()
-                eventually(lambda: router.topology.writer is not None and router.topology.writer.id == proxy.address)
-    cluster.stop()
+            assert caught.value.resolve() is answer
+            while cluster.writer is not old:
+                was = cluster.writer
+                cluster.kill(was)
+                cluster.promote(old)
+                cluster.rejoin(was)
+                cluster.wait_in_sync()
+            eventually(lambda: router.topology.writer is not None and router.topology.writer.id == proxy.address)
 
 
 # -- what is run again, and what is not -----------------------------------------------------------------------------
