@@ -84,24 +84,28 @@ def test_the_old_writer_is_taken_back_as_a_reader(cluster: PostgresCluster, make
     assert old.address in served
 
 
-def test_a_deposed_writer_that_still_believes_in_itself_gets_no_unit(cluster: PostgresCluster, make_router: MakeRouter) -> None:
-    heard: list[events.Event] = []
+def test_a_deposed_writer_that_still_believes_in_itself_gets_no_unit(
+    cluster: PostgresCluster, make_router: MakeRouter, heard: list[events.Event]
+) -> None:
     router = make_router(listeners=[heard.append], probe_interval=0.1)
     add_item(router, 100)
     old = cluster.writer
+
+    def discarded() -> list[events.ConnectionsDiscarded]:
+        return [e for e in heard if isinstance(e, events.ConnectionsDiscarded) and e.instance == old.address]
+
     with router.connect() as stuck:
         stuck.execute(text("SELECT 1"))
         new = cluster.promote()
         eventually(lambda: router.topology.writer is not None and router.topology.writer.id == new.address)
         assert "deposed" in router.topology.by_id[old.address].error
+        eventually(discarded)
         with pytest.raises(exc.OperationalError):
             stuck.execute(text("SELECT 1"))
     add_item(router, 101)
     assert cluster.execute("SELECT count(*) FROM item WHERE id = 101", instance=new) == [(1,)]
     assert cluster.execute("SELECT count(*) FROM item WHERE id = 101", instance=old) == [(0,)]
-    discarded = [e for e in heard if isinstance(e, events.ConnectionsDiscarded) and e.instance == old.address]
-    assert discarded
-    assert discarded[0].cut >= 1
+    assert discarded()[0].cut >= 1
     for _ in range(4):
         with router.connect(read_only=True) as connection:
             assert connection.scalar(text("SELECT host(inet_server_addr())")) != old.host, "nor does it serve reads"
