@@ -145,8 +145,7 @@ class Gate:
             raw.info.pop(UNIT, None)
         except NotImplementedError:
             return None
-        if SERVER not in raw.info:
-            raise RouterError("this connection is of the process that forked this one; roll back or close, and begin anew")
+        _refuse_inherited(raw)
         entering: tuple[Unit, Mode] | None = getattr(self.entering, "place", None)
         if unit is None and entering is not None:
             unit, mode = entering
@@ -227,6 +226,7 @@ class Gate:
     def commit(self, raw: PoolProxiedConnection, send: Callable[[Any], None]) -> None:
         """Send a COMMIT. Where its answer is lost: find out what became of it, if the unit has a way to, and go on as if the
         answer had come where it has committed."""
+        _refuse_inherited(raw)
         unit: Unit | None = raw.info.get(UNIT)
         if unit is None or not unit.wrote or unit.instance is None:
             send(raw)
@@ -256,6 +256,7 @@ class Gate:
     def commit_in_two_phases(self, connection: Connection, send: Callable[[], None]) -> None:
         """Send PREPARE TRANSACTION or COMMIT PREPARED. Nothing was noted of them: what becomes of a prepared transaction is said
         by somebody else, maybe much later."""
+        _refuse_inherited(connection.connection)
         unit: Unit | None = getattr(connection, UNIT, None)
         if unit is None or unit.instance is None:
             send()
@@ -345,6 +346,12 @@ def own(unit: Unit, connection: object, raw: PoolProxiedConnection) -> None:
     raw.info[UNIT] = unit
     if raw is not connection:
         setattr(connection, UNIT, unit)
+
+
+def _refuse_inherited(raw: PoolProxiedConnection) -> None:
+    """Raises RouterError for a connection that was open at a fork: what was begun there is the parent's to end."""
+    if SERVER not in raw.info:
+        raise RouterError("this connection is of the process that forked this one; roll back or close, and begin anew")
 
 
 def _names_synchronous_commit(text: str, parameters: Any) -> bool:

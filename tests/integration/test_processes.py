@@ -156,6 +156,42 @@ with Session(read_only=False) as s:
     assert out == [told, told, told, told, "[0, 20, 32]"]
 
 
+def test_a_unit_that_was_open_at_the_fork_is_committed_by_the_parent_alone(cluster: PostgresCluster) -> None:
+    out = run(
+        cluster,
+        """
+r = router()
+Session = sessionmaker(class_=RoutingSession, router=r)
+raise_stock = text("UPDATE item SET stock = stock + 1 WHERE id = 1")
+children = []
+def forks(s):
+    s.execute(raise_stock)
+    if not children:
+        children.append(os.fork())
+for check in (None, "xid"):
+    with Session(commit_check=check) as s:
+        s.execute(raise_stock)
+        def child():
+            try:
+                s.commit()
+            except RouterError as error:
+                print(error, flush=True)
+        in_child(child)
+        s.commit()
+try:
+    r.run_transaction(Session, forks)
+except RouterError as error:
+    print(error, flush=True)
+if children == [0]:
+    os._exit(0)
+assert os.waitpid(children[0], 0)[1] == 0
+print(r.run_transaction(Session, lambda s: s.scalar(text("/*@writer*/ SELECT stock FROM item WHERE id = 1"))))
+""",
+    )
+    told = "this connection is of the process that forked this one; roll back or close, and begin anew"
+    assert out == [told, told, told, "13"]
+
+
 def test_locks_that_other_threads_held_at_the_fork_do_not_stall_the_child(cluster: PostgresCluster) -> None:
     run(
         cluster,
