@@ -237,7 +237,8 @@ class Router:
     ) -> Iterator[Attempt[S]]:
         """run_transaction() as a loop: `for attempt in router.attempts(Session): with attempt as session: ...`.
 
-        The block is one unit, which commits at its end. Let it come to its end: no `return`, `break` or `continue` inside it.
+        The block is one unit, which commits when the loop goes on after it. A loop that is left by return or break has committed
+        nothing, and warns of it; what stands in the loop after the block is run before the COMMIT, and each time.
         Arguments and errors are those of run_transaction().
         """
         config.check_choice("commit_check", commit_check, ("xid", "table", None))

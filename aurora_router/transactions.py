@@ -16,7 +16,7 @@ from tenacity.wait import wait_base
 
 from aurora_router.core.failures import Facts, Failure
 from aurora_router.diagnosis import FACTS
-from aurora_router.errors import AmbiguousWriter
+from aurora_router.errors import AmbiguousWriter, RouterError
 from aurora_router.unit import CommitCheck, Run
 
 S = TypeVar("S", bound=Session)
@@ -39,41 +39,53 @@ class Runnable(Protocol):
 
 
 class Attempt(Generic[S]):
-    """One run of a unit: `with attempt as session:`, which commits at the end of the block.
-
-    Let the block come to its end: a `return` or `break` inside it leaves nobody to run it again.
+    """One run of a unit: `with attempt as session:`. It commits when the loop goes on after the block, and not before: a block
+    that was left by return or break cannot be run again, nor can the caller be told that its COMMIT failed.
     """
 
     def __init__(self, number: int, run: Run, make: Callable[[Run], S]) -> None:
         self.number = number
         self.error: Exception | None = None  # the one for which the unit is to be run again
-        self.ended = False  # the block has been left, and raised nothing
+        self.left = False  # the loop has ended: nobody will commit
         self._run = run
         self._make = make
         self._session: S | None = None
 
     def __enter__(self) -> S:
+        if self.left or self._session is not None:
+            raise RouterError("an attempt is for one `with` block, in the loop that made it")
         self._session = self._make(self._run)
         return self._session
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        if error is None:
+            return False
+        self.leave()
+        if isinstance(error, Exception) and self._may_run_again(error):
+            self.error = error
+        return self.error is not None
+
+    def commit(self) -> None:
+        """Commit what the block did, if it came to its end. Raises what went wrong, unless the unit may be run again."""
         session = self._session
-        assert session is not None
-        self._session = None
+        if session is None:
+            return
         try:
-            if error is None:
-                session.commit()
+            session.commit()
         except Exception as failed:
             # Another database may have committed before this one could not.
             if cast(Runnable, session).spans_databases or not self._may_run_again(failed):
                 raise
             self.error = failed
         finally:
+            self.leave()
+
+    def leave(self) -> bool:
+        """Close the session; whether there was one that had not been committed or closed."""
+        session, self._session = self._session, None
+        if session is not None:
             session.close()
-        if isinstance(error, Exception) and self._may_run_again(error):
-            self.error = error
-        self.ended = error is None or self.error is not None
-        return self.error is not None
+        return session is not None
 
     def _may_run_again(self, error: Exception) -> bool:
         if self._run.committed:
@@ -104,10 +116,16 @@ def attempts(
         attempt = Attempt(state.attempt_number, Run(deadline), make)
         try:
             yield attempt
-        except GeneratorExit:
-            if attempt.ended:
-                _left_early(attempt)
+        except GeneratorExit:  # what is raised here would reach nobody
+            attempt.left = True
+            if attempt.leave():
+                warnings.warn(
+                    "a loop over attempts() was left by return or break; nothing of its block was committed",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
             raise
+        attempt.commit()
         error = attempt.error
         if error is None:
             return
@@ -120,13 +138,3 @@ def attempts(
         tenacity.nap.sleep(state.upcoming_sleep)
         state.idle_for += state.upcoming_sleep
         state.prepare_for_next_attempt()
-
-
-def _left_early(attempt: Attempt[Any]) -> None:
-    if attempt.error is not None:
-        raise attempt.error  # too late to run it again, and nobody may take it for done
-    warnings.warn(
-        "a block `with attempt as session:` was left by return or break; had its COMMIT failed, nobody could have run it again",
-        RuntimeWarning,
-        stacklevel=3,
-    )

@@ -20,6 +20,7 @@ from aurora_router import (
     Outcome,
     OutcomeUnknown,
     Router,
+    RouterError,
     RoutingSession,
     classify_error,
 )
@@ -438,15 +439,37 @@ def test_the_loop_runs_its_block_again(cluster: PostgresCluster, proxy: FaultPro
     assert stock(cluster) == 11
 
 
-def test_leaving_the_block_early_is_warned_of(router: Router) -> None:
+@pytest.mark.parametrize("how", ["return in the block", "break after the block"])
+def test_a_loop_that_is_left_early_commits_nothing_and_warns_of_it(
+    cluster: PostgresCluster, proxy: FaultProxy, router: Router, how: str
+) -> None:
     def leaves() -> int:
         for attempt in router.attempts(sessions(router)):
             with attempt as s:
-                return s.get_one(Item, 1).stock
-        raise AssertionError
+                done = raise_stock(s)
+                if how == "return in the block":
+                    return done
+            break
+        return done
 
+    proxy.lose("COMMIT", answer=False)  # of which nobody could be told any more
     with pytest.warns(RuntimeWarning, match="return or break"):
-        assert leaves() == 10
+        assert leaves() == 11
+    assert proxy._losing, "no COMMIT was sent"
+    assert stock(cluster) == 10
+    assert no_connection_is_left(router)
+
+
+def test_an_attempt_is_for_one_block_in_its_loop(cluster: PostgresCluster, router: Router) -> None:
+    for attempt in router.attempts(sessions(router)):
+        with attempt as s:
+            s.execute(RAISE)
+        with pytest.raises(RouterError, match="one `with` block"):
+            attempt.__enter__()
+    left = next(router.attempts(sessions(router)))
+    with pytest.raises(RouterError, match="one `with` block"):
+        left.__enter__()
+    assert stock(cluster) == 11
 
 
 def test_the_decorator_gives_the_session_and_passes_arguments_on(
