@@ -166,6 +166,22 @@ def callables(name: str, value: Iterable[Callable[..., Any]]) -> tuple[Callable[
     return listed
 
 
+def check_run(
+    Session: object, *, deadline: object = None, stop: object = None, wait: object = None, commit_check: object = "xid"
+) -> None:
+    """Raises ConfigurationError for what Router.run_transaction() cannot work with: better now than at the next failover."""
+    if not callable(Session):
+        raise ConfigurationError("Session must be a sessionmaker, like sessionmaker(class_=RoutingSession, router=router)")
+    if deadline is not None:
+        check_seconds("deadline", deadline)
+    for name, policy in (("stop", stop), ("wait", wait)):
+        if policy is not None and not callable(policy):
+            raise ConfigurationError(f"{name}={policy!r}: give one of tenacity's policies, like tenacity.{_POLICIES[name]}")
+    check_choice("commit_check", commit_check, ("xid", "table", None))
+
+
+_POLICIES = {"stop": "stop_after_attempt(3)", "wait": "wait_fixed(0.1)"}
+
 _OURS = {
     "poolclass": "the router relies on SQLAlchemy's QueuePool",
     "pool": "each instance has a pool of its own",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import logging
 import os
 import time
@@ -241,9 +242,7 @@ class Router:
         nothing, and warns of it; what stands in the loop after the block is run before the COMMIT, and each time.
         Arguments and errors are those of run_transaction().
         """
-        config.check_choice("commit_check", commit_check, ("xid", "table", None))
-        if deadline is not None:
-            config.check_seconds("deadline", deadline)
+        config.check_run(Session, deadline=deadline, stop=stop, wait=wait, commit_check=commit_check)
         until = None if deadline is None else time.monotonic() + deadline
 
         def make(run: Run) -> S:
@@ -294,12 +293,19 @@ class Router:
         for attempt in self.attempts(Session, deadline=deadline, stop=stop, wait=wait, commit_check=commit_check):
             with attempt as session:
                 result = fn(session)
+                if inspect.iscoroutine(result) or inspect.isgenerator(result):
+                    result.close()
+                    raise ConfigurationError("the function is a coroutine or a generator: it would run after its unit")
         return result
 
     def transactional(
         self, Session: Callable[[], S], **options: Unpack[RunOptions]
     ) -> Callable[[Callable[Concatenate[S, P], R]], Callable[P, R]]:
-        """run_transaction() as a decorator: the function gets the session as its first argument. Options are those."""
+        """run_transaction() as a decorator: the function gets the session as its first argument. Options are those.
+
+        For functions; a method calls run_transaction(Session, lambda session: ...), for its first argument is its object.
+        """
+        config.check_run(Session, **options)
 
         def decorate(fn: Callable[Concatenate[S, P], R]) -> Callable[P, R]:
             @functools.wraps(fn)

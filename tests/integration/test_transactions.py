@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import tenacity
@@ -507,6 +508,36 @@ def test_only_routing_sessions_of_this_router_are_taken(
         router.run_transaction(sessions(router), lambda s: None, deadline=-1)
     with pytest.raises(ConfigurationError, match="commit_check"):
         router.run_transaction(sessions(router), lambda s: None, commit_check="xod")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"deadline": 0.0}, {"stop": 5}, {"wait": 2.0}, {"commit_check": "xod"}, {"Session": None}],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_a_mistake_in_the_options_is_told_at_once_and_not_at_the_next_failover(router: Router, wrong: dict[str, object]) -> None:
+    options: dict[str, Any] = {"Session": sessions(router), **wrong}
+    with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+        router.run_transaction(fn=lambda s: None, **options)
+    with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+        router.attempts(**options)
+    with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+        router.transactional(**options)
+
+
+def test_a_function_that_would_run_after_its_unit_is_refused(cluster: PostgresCluster, router: Router) -> None:
+    async def coroutine(s: RoutingSession) -> None:
+        s.execute(RAISE)
+
+    def generator(s: RoutingSession) -> Iterator[int]:
+        yield raise_stock(s)
+
+    for fn in (coroutine, generator, lambda s: coroutine(s)):
+        with pytest.raises(ConfigurationError, match="coroutine or a generator"):
+            router.run_transaction(sessions(router), fn)
+    with pytest.raises(ConfigurationError, match="coroutine or a generator"):
+        router.transactional(sessions(router))(coroutine)()
+    assert stock(cluster) == 10
 
 
 def test_tenacitys_policies_say_how_often_and_how_long(cluster: PostgresCluster, proxy: FaultProxy, router: Router) -> None:
