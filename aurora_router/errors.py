@@ -92,19 +92,21 @@ class ReadOnlyViolation(RouterError):
 class OutcomeUnknown(RouterError):
     """The connection was lost during COMMIT: the transaction may have committed or not. Do not repeat it blindly.
 
-    instance: where the COMMIT was sent. noted: what is known of the transaction, in words.
+    instance: where the COMMIT was sent. noted: what is known of the transaction, in words. resolve: asks what became of it, for
+    so many seconds; None where nothing can tell.
     """
 
     sent = True
     outcome_known = False
 
-    def __init__(self, instance: str, noted: str, resolve: Callable[[float], Outcome]) -> None:
+    def __init__(self, instance: str, noted: str, resolve: Callable[[float], Outcome] | None = None) -> None:
         self.instance = instance
         self.noted = noted
         self._resolve = resolve
+        advice = "Look for" if resolve is None else "Ask .resolve(), or look for"
         super().__init__(
             f"the connection to {instance} was lost during COMMIT ({noted}); it is not known whether the transaction has "
-            "committed. Ask .resolve(), or look for what it wrote before you run it again."
+            f"committed. {advice} what it wrote before you run it again."
         )
 
     def resolve(self, timeout: float = 60.0) -> Outcome:
@@ -113,7 +115,7 @@ class OutcomeUnknown(RouterError):
         COMMITTED and NOT_COMMITTED are certain. UNKNOWN: nothing can tell, as where the session has no `commit_check`, or no
         writer could be asked in time. Where a COMMIT waits for a reader, COMMITTED does, too.
         """
-        return self._resolve(timeout)
+        return Outcome.UNKNOWN if self._resolve is None else self._resolve(timeout)
 
 
 class WrongServer(RouterError):

@@ -268,7 +268,7 @@ class Gate:
         except self.engines.driver_error as error:
             if decide(self._commit_failure(error, connection.connection), Phase.COMMIT) is Action.RESOLVE:
                 noted = "in two phases; what is prepared is in pg_prepared_xacts"
-                unit.unknown = OutcomeUnknown(unit.instance.id, noted, lambda _: Outcome.UNKNOWN)
+                unit.unknown = OutcomeUnknown(unit.instance.id, noted)
             raise
         if unit.run is not None:
             unit.run.committed = True
@@ -280,21 +280,22 @@ class Gate:
     def _found_committed(self, unit: Unit, instance_id: str, ask: commits.Ask | None) -> bool:
         """Whether the transaction whose COMMIT was not answered has committed; where not, the unit says what is known."""
         self.monitor.suspect(instance_id)
+        if ask is None:
+            unit.unknown = OutcomeUnknown(instance_id, "no commit_check was asked for, so nothing was noted that could tell")
+            return False
 
         def resolve(timeout: float) -> Outcome:
-            if ask is None:
-                return Outcome.UNKNOWN
             began = time.monotonic()
             found = commits.find_out(self._asking_connection, ask, timeout)
             self._emit(events.CommitResolved, instance_id, found.value, time.monotonic() - began)
             return found
 
-        if ask is not None and unit.run is not None:
+        if unit.run is not None:
             left = self._patience if unit.run.deadline is None else unit.run.deadline - time.monotonic()
             unit.outcome = resolve(max(left, LEAST_PATIENCE))
             if unit.outcome is not Outcome.UNKNOWN:
                 return unit.outcome is Outcome.COMMITTED
-        unit.unknown = OutcomeUnknown(instance_id, "no commit_check was asked for" if ask is None else str(ask), resolve)
+        unit.unknown = OutcomeUnknown(instance_id, str(ask), resolve)
         return False
 
     def _asking_connection(self, timeout: float) -> Connection:

@@ -7,6 +7,8 @@ from aurora_router.errors import (
     ConfigurationError,
     NoReaderAvailable,
     NoWriterAvailable,
+    Outcome,
+    OutcomeUnknown,
     ReadOnlyViolation,
     RouterError,
     WrongServer,
@@ -79,6 +81,18 @@ def test_a_read_only_violation_says_that_nothing_was_sent_and_where_the_unit_was
     assert error.instance == "db-2:5432"
     assert "WRITE" in str(error)
     assert "not sent" in str(error)
+
+
+def test_an_unknown_outcome_says_to_ask_only_where_somebody_can_tell():
+    told = OutcomeUnknown("db-1:5432", "transaction 7", lambda timeout: Outcome.COMMITTED)
+    assert "db-1:5432" in str(told)
+    assert "transaction 7" in str(told)
+    assert "Ask .resolve()" in str(told)
+    assert told.resolve() is Outcome.COMMITTED
+    silent = OutcomeUnknown("db-1:5432", "nothing was noted")
+    assert "resolve" not in str(silent)
+    assert "Look for what it wrote" in str(silent)
+    assert silent.resolve() is Outcome.UNKNOWN
 
 
 def test_a_wrong_server_names_the_instance_and_the_reason():
