@@ -319,6 +319,8 @@ class Router:
     def init_commit_table(self) -> None:
         """Create the table aurora_router_commits, which commit_check="table" needs, unless it is there."""
         with self.begin() as connection:
+            if connection.exec_driver_sql(self._server.HAS_COMMITS).scalar_one():
+                return
             for statement in self._server.CREATE_COMMITS:
                 connection.exec_driver_sql(statement)
 

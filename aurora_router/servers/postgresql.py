@@ -82,6 +82,8 @@ CREATE_COMMITS = (
     "id uuid PRIMARY KEY, committed boolean NOT NULL DEFAULT true, at timestamptz NOT NULL DEFAULT clock_timestamp())",
     f"CREATE INDEX IF NOT EXISTS {COMMITS}_at ON {COMMITS} (at)",
 )
+HAS_COMMITS = f"SELECT pg_catalog.to_regclass('{COMMITS}') IS NOT NULL"
+"""CREATE INDEX IF NOT EXISTS is its owner's alone, also where it exists."""
 SIGN = f"""
 INSERT INTO {COMMITS} (id, at) VALUES (%(id)s, clock_timestamp())
 RETURNING (SELECT relnamespace::regnamespace::text FROM pg_catalog.pg_class WHERE oid = {COMMITS}.tableoid)"""  # noqa: S608

@@ -579,6 +579,23 @@ def test_a_missing_commit_table_is_named_with_what_to_do(cluster: PostgresCluste
     assert router.run_transaction(sessions(router), raise_stock, commit_check="table") == 11
 
 
+def test_a_commit_table_that_somebody_else_has_made_serves_a_user_who_may_only_use_it(
+    cluster: PostgresCluster, proxy: FaultProxy, router: Router
+) -> None:
+    cluster.execute("ALTER TABLE aurora_router_commits OWNER TO CURRENT_USER; REVOKE ALL ON aurora_router_commits FROM app")
+    cluster.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON aurora_router_commits TO app")
+    cluster.execute("INSERT INTO aurora_router_commits (id, at) VALUES (gen_random_uuid(), now() - interval '2 hours')")
+    try:
+        router.init_commit_table()
+        proxy.lose("COMMIT", answer=False)
+        assert router.run_transaction(sessions(router), raise_stock, commit_check="table") == 11
+        old = "SELECT count(*) FROM aurora_router_commits WHERE at < now() - interval '1 hour'"
+        eventually(lambda: cluster.execute(old) == [(0,)], timeout=30)
+    finally:
+        cluster.execute("DROP TABLE aurora_router_commits")
+    assert stock(cluster) == 11
+
+
 def test_old_rows_of_the_commit_table_are_removed_by_nobodys_request(cluster: PostgresCluster, router: Router) -> None:
     cluster.execute("""
         INSERT INTO aurora_router_commits (id, at)
