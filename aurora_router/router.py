@@ -280,7 +280,8 @@ class Router:
 
         It is run again, with a new session, when its writer failed, when it could not be serialized with others (40001) or
         was the victim of a deadlock (40P01); `fn` must therefore have no effects outside of its session that may not happen
-        twice. Errors of fn's own are raised as they are.
+        twice, let the database's errors through, and leave commit() to this. Errors of fn's own are raised as they are. Mapped
+        objects that it returns are detached; with expire_on_commit=False what was loaded can be read.
 
         Session: a sessionmaker of RoutingSession. deadline: seconds from now after which nothing is run again; None: until
         failover_timeout has passed since the first failure. stop, wait: tenacity's policies instead of that and of an

@@ -13,6 +13,7 @@ from sqlalchemy import create_engine, insert, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session as PlainSession
 from sqlalchemy.orm import scoped_session, sessionmaker
+from sqlalchemy.orm.exc import DetachedInstanceError
 
 from aurora_router import (
     ConfigurationError,
@@ -424,6 +425,44 @@ def test_objects_of_an_abandoned_run_are_not_in_the_next(cluster: PostgresCluste
     assert item is kept
     assert abandoned not in second_session
     assert cluster.execute("SELECT id FROM item WHERE name = 'new'") == [(101,)]
+
+
+def test_objects_that_the_function_returns_can_be_read_where_they_do_not_expire(router: Router) -> None:
+    item = router.run_transaction(sessions(router, expire_on_commit=False), lambda s: s.get_one(Item, 1))
+    assert (item.name, item.stock) == ("one", 10)
+    item = router.run_transaction(sessions(router), lambda s: s.get_one(Item, 1))
+    with pytest.raises(DetachedInstanceError):
+        _ = item.name
+
+
+def test_a_run_inside_of_another_is_a_unit_of_its_own_and_done_again_with_it(
+    cluster: PostgresCluster, proxy: FaultProxy, router: Router
+) -> None:
+    def outer(s: RoutingSession) -> None:
+        s.execute(update(Item).where(Item.id == 2).values(stock=Item.stock + 1))
+        router.run_transaction(sessions(router), raise_stock)
+        proxy.lose("UPDATE item SET name", answer=False, times=1 - len(runs))
+        runs.append(1)
+        s.execute(update(Item).where(Item.id == 2).values(name="again"))
+
+    runs: list[int] = []
+    router.run_transaction(sessions(router), outer)
+    assert cluster.execute("SELECT stock FROM item WHERE id < 3 ORDER BY id") == [(12,), (21,)]
+
+
+def test_a_failure_that_the_function_made_its_own_is_not_run_again(
+    cluster: PostgresCluster, proxy: FaultProxy, router: Router
+) -> None:
+    def wraps(s: RoutingSession) -> None:
+        proxy.lose("UPDATE item", answer=False)
+        try:
+            s.execute(RAISE)
+        except DBAPIError as error:
+            raise ValueError("mine") from error
+
+    with pytest.raises(ValueError, match="mine"):
+        router.run_transaction(sessions(router), wraps)
+    assert stock(cluster) == 10
 
 
 # -- the other spellings, and what bounds them ----------------------------------------------------------------------
