@@ -236,11 +236,10 @@ class Entrance:
 
     def _patience(self, unit: Unit, began: float) -> float:
         """Seconds for which a unit that began to wait then may go on waiting for a writer."""
-        now = time.monotonic()
         until = began + self._failover_timeout
         if unit.run is not None and unit.run.deadline is not None:
-            until = min(until, unit.run.deadline)
-        return max(until - now, 0.0)
+            until = unit.run.deadline
+        return max(until - time.monotonic(), 0.0)
 
     def writer(self) -> Instance:
         """The writer, waiting for one as a unit would."""

@@ -283,11 +283,11 @@ class Router:
         twice, let the database's errors through, and leave commit() to this. Errors of fn's own are raised as they are. Mapped
         objects that it returns are detached; with expire_on_commit=False what was loaded can be read.
 
-        Session: a sessionmaker of RoutingSession. deadline: seconds from now after which nothing is run again; None: until
-        failover_timeout has passed since the first failure. stop, wait: tenacity's policies instead of that and of an
-        exponential wait with full jitter from 20 ms to 2 s. commit_check: how it is found out whether a COMMIT whose answer was
-        lost has committed: "xid": by the transaction's id, which costs one round trip; "table": by a row in
-        aurora_router_commits (see init_commit_table()); None: not at all.
+        Session: a sessionmaker of RoutingSession. deadline: seconds from now after which nothing is run again, nor a writer
+        waited for; None: until failover_timeout has passed since the first failure. stop, wait: tenacity's policies instead of
+        that and of an exponential wait with full jitter from 20 ms to 2 s; to wait for a writer is bounded by the others still.
+        commit_check: how it is found out whether a COMMIT whose answer was lost has committed: "xid": by the transaction's id,
+        which costs one round trip; "table": by a row in aurora_router_commits (see init_commit_table()); None: not at all.
 
         Raises OutcomeUnknown when it cannot be found out, the last error when there is no time left, NoWriterAvailable.
         """

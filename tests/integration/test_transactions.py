@@ -605,6 +605,19 @@ def test_a_deadline_ends_the_wait_for_a_writer(cluster: PostgresCluster, make_ro
     assert caught.value.waited < 10, "not the 60 s of failover_timeout; part of the deadline may have passed before"
 
 
+def test_a_deadline_later_than_the_failover_timeout_is_waited_for(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    router = make_router(failover_timeout=0.3)
+    router.start()
+    cluster.kill(cluster.writer)
+    eventually(lambda: router.topology.writer is None)
+    with pytest.raises(NoWriterAvailable) as caught:
+        router.run_transaction(sessions(router), raise_stock)
+    assert 0.3 <= caught.value.waited < 10
+    with pytest.raises(NoWriterAvailable) as caught:
+        router.run_transaction(sessions(router), raise_stock, deadline=1.5)
+    assert caught.value.waited > 1.2
+
+
 # -- the commit table -----------------------------------------------------------------------------------------------
 
 
