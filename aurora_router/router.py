@@ -257,9 +257,13 @@ class Router:
             return session
 
         def repeats(number: int, error: BaseException) -> bool:
-            # What units do to each other is no fault of an instance: the waits between their runs are enough.
-            among_themselves = classify_error(error).failure in (Failure.SERIALIZATION, Failure.DEADLOCK)
-            if not among_themselves and not self._repeats.allowed(None, first=number == 1):
+            # What units do to each other is no fault of an instance, and who met two writers has sent nothing: the waits between
+            # the runs are enough.
+            free = isinstance(error, AmbiguousWriter) or classify_error(error).failure in (
+                Failure.SERIALIZATION,
+                Failure.DEADLOCK,
+            )
+            if not free and not self._repeats.allowed(None, first=number == 1):
                 return False
             self.emit(events.RunAgain, number, type(error).__name__)
             return True

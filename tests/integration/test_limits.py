@@ -354,6 +354,35 @@ def test_a_run_is_not_repeated_without_end_when_the_budget_is_spent(cluster: Pos
     assert runs == 2
 
 
+def test_a_run_that_meets_two_writers_waits_until_one_is_gone_whatever_the_budget(
+    aurora_cluster_factory: Callable[..., PostgresCluster],
+) -> None:
+    cluster = aurora_cluster_factory(readers=2)
+    cluster.execute("CREATE TABLE item (id int); GRANT ALL ON item TO app")
+    cluster.wait_in_sync()
+    first, second = cluster.readers
+    met: list[int] = []
+
+    def watch(event: events.Event) -> None:
+        if isinstance(event, events.RunAgain) and event.error == "AmbiguousWriter":
+            met.append(event.number)
+            if event.number == 3:
+                cluster.kill(second)
+
+    with Router(cluster.url, instances=[first.address, second.address], probe_interval=0.1, listeners=[watch]) as router:
+        router.start()
+        cluster.kill(cluster.writer)
+        for reader in (first, second):
+            cluster.execute("SELECT pg_promote()", instance=reader)
+        eventually(lambda: len(router.topology.ambiguous) == 2)
+        spend(router)
+        Session = sessionmaker(class_=RoutingSession, router=router)
+        router.run_transaction(Session, lambda s: s.execute(text("INSERT INTO item VALUES (1)")))
+    assert met[:3] == [1, 2, 3]
+    assert cluster.execute("SELECT count(*) FROM item", instance=first) == [(1,)]
+    cluster.stop()
+
+
 def test_settings_that_cannot_be_are_refused_when_the_router_is_made(cluster: PostgresCluster) -> None:
     with pytest.raises(ConfigurationError, match="writer_share_for_reads"):
         Router(cluster.url, writer_share_for_reads=0)
