@@ -380,6 +380,8 @@ class _Pool(QueuePool):
     """SQLAlchemy's pool, but that a place whose connection could not be made goes to the next who waits for one. SQLAlchemy's
     own wakes nobody then: with the writer dead, those who wait would wait until pool_timeout."""
 
+    __module__ = QueuePool.__module__  # SQLAlchemy names a pool's logger after it
+
     def _create_connection(self) -> ConnectionPoolEntry:
         return _ConnectionRecord(self, connect=False)  # it connects when it is checked out; failing, it comes back as any other
 

@@ -30,7 +30,7 @@ from aurora_router.core.topology import Instance, ServerId, Silence, Topology
 from aurora_router.diagnosis import classify_error
 from aurora_router.engines import MODE, Engines
 from aurora_router.entering import Entrance
-from aurora_router.errors import ConfigurationError, RouterError
+from aurora_router.errors import AmbiguousWriter, ConfigurationError, RouterError
 from aurora_router.gate import Consistency, Gate
 from aurora_router.limits import Places, Repeats
 from aurora_router.listeners import Listeners

@@ -21,6 +21,7 @@ class Failure(enum.Enum):
     NOT_HERE = "the instance cannot do this, as a reader or at all"
     SERIALIZATION = "the transaction could not be serialized with others"
     DEADLOCK = "the transaction was the victim of a deadlock"
+    OVERTIME = "the server ended the session, for the unit took longer than its time limits allow"
     REFUSED = "the credentials or the database were refused"
     OTHER = "the statement's own fault"
 
@@ -68,7 +69,7 @@ _ROWS: tuple[tuple[tuple[Failure, ...], tuple[Phase, ...], Action], ...] = (
     ((Failure.READ_ONLY,), (Phase.WRITER_STATEMENT,), _A.RUN_AGAIN),  # it is the writer no longer
     # An answer that says no, and an answer that never came.
     ((Failure.SERIALIZATION, Failure.DEADLOCK, Failure.READ_ONLY), (Phase.COMMIT,), _A.RUN_AGAIN),
-    ((Failure.LOST,), (Phase.COMMIT,), _A.RESOLVE),
+    ((Failure.LOST, Failure.OVERTIME), (Phase.COMMIT,), _A.RESOLVE),
 )
 
 TABLE: dict[tuple[Failure, Phase], Action] = {

@@ -234,6 +234,7 @@ _TRANSIENT = {"40001": Failure.SERIALIZATION, "40P01": Failure.DEADLOCK}
 _REFUSED = frozenset({"28000", "28P01", "3D000", "42501", "0P000"})
 _NOT_HERE = frozenset({"0A000", "55000"})
 _DOWN = frozenset({"57P01", "57P02", "57P03", "57P05"})
+_OVERTIME = frozenset({"25P03", "25P04"})  # idle in a transaction, or a transaction, for longer than its settings allow
 _SOCKET_CLOSED = "connection socket closed"
 """psycopg's own words for a reset seen before the kernel lets anybody read it; the connection does not say that it is broken."""
 _BROKEN = ("53100", "53200", "58", "XX")  # disk full, out of memory, system errors, internal errors
@@ -255,6 +256,8 @@ def failure(sqlstate: str | None, message: str, *, disconnected: bool) -> Failur
         return Failure.CONFLICT
     if sqlstate == "53300":
         return Failure.BUSY
+    if sqlstate in _OVERTIME:
+        return Failure.OVERTIME
     if disconnected or (sqlstate is not None and (sqlstate in _DOWN or sqlstate.startswith("08"))):
         return Failure.LOST
     if sqlstate is None and message == _SOCKET_CLOSED:

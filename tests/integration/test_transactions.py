@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -394,6 +394,28 @@ def test_a_transaction_that_makes_itself_read_only_is_not_run_for_ever(router: R
         router.run_transaction(sessions(router), read_only)
     assert classify_error(caught.value).failure is Failure.READ_ONLY
     assert len(runs) == 3
+
+
+def test_a_unit_that_takes_longer_than_the_servers_time_limit_is_not_run_for_ever(
+    cluster: PostgresCluster, router: Router, heard: list[events.Event]
+) -> None:
+    runs: list[int] = []
+
+    def dawdles(s: RoutingSession) -> None:
+        runs.append(1)
+        s.execute(text("SET LOCAL idle_in_transaction_session_timeout = 20"))
+        (process,) = s.execute(text("SELECT pg_backend_pid()")).one()
+        gone = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s"
+        eventually(lambda: cluster.execute(gone, process) == [(0,)])
+        s.execute(RAISE)
+
+    with pytest.raises(DBAPIError) as caught:
+        router.run_transaction(sessions(router), dawdles)
+    known = classify_error(caught.value)
+    assert (known.failure, known.outcome_known, known.safe_to_repeat) == (Failure.OVERTIME, True, False)
+    assert runs == [1]
+    assert not any(isinstance(e, events.InstanceDown) for e in heard)
+    assert no_connection_is_left(router)
 
 
 def test_a_failed_statement_whose_error_was_swallowed_does_not_end_as_done(cluster: PostgresCluster, router: Router) -> None:

@@ -57,10 +57,13 @@ def test_a_transaction_that_was_sacrificed_may_be_run_again(failure, phase):
     assert decide(failure, phase) is Action.RUN_AGAIN
 
 
+ENDED = (Failure.LOST, Failure.OVERTIME)  # the session is over, and with it the answer
+
+
 @pytest.mark.parametrize("failure", Failure)
 def test_a_commit_whose_answer_was_lost_is_found_out_and_no_other(failure):
-    assert (decide(failure, Phase.COMMIT) is Action.RESOLVE) is (failure is Failure.LOST)
-    assert facts(failure, Phase.COMMIT).outcome_known is (failure is not Failure.LOST)
+    assert (decide(failure, Phase.COMMIT) is Action.RESOLVE) is (failure in ENDED)
+    assert facts(failure, Phase.COMMIT).outcome_known is (failure not in ENDED)
 
 
 @pytest.mark.parametrize("failure", [Failure.OTHER, Failure.REFUSED])
