@@ -23,10 +23,11 @@ from aurora_router.core import selection, topology
 from aurora_router.core.positions import Requirement
 from aurora_router.core.selection import STRATEGIES, Load, Need, Reason
 from aurora_router.core.topology import Instance, Observation, Role, ServerId, Silence, Topology
+from tests.simulation import faults
 from tests.simulation.cluster import Cluster, Commit, Machine
+from tests.simulation.faults import Faults
 from tests.simulation.transactions import Transactions
 
-FAULTS_END = 9.0  # virtual seconds
 HEALING = 5.0
 TIMEOUT = 0.4
 INTERVAL = 0.5
@@ -118,6 +119,7 @@ class Simulation:
         self.highest = 0
         self.wanted = False
         self.transactions = Transactions(self, CLIENTS)
+        self.faults = Faults(self)
         self.reads = self.by_readers = 0
 
     # -- time -----------------------------------------------------------------------------------------------------
@@ -135,9 +137,8 @@ class Simulation:
             self.at(0.2 + self.rnd.random(), lambda s=session: self.step(s))
         self.transactions.start()
         self.at(0.1, self.background, outside=True)
-        self.at(0.5 + self.rnd.random(), self.fault, outside=True)
-        self.at(FAULTS_END, self.heal, outside=True)
-        while self.queue and self.queue[0][0] <= FAULTS_END + HEALING:
+        self.faults.start()
+        while self.queue and self.queue[0][0] <= faults.END + HEALING:
             self.now, count, outside, action = heapq.heappop(self.queue)
             if self.now < self.still_until and not outside:
                 heapq.heappush(self.queue, (self.still_until, count, outside, action))
@@ -293,6 +294,14 @@ class Simulation:
         if self.say is not None and new.said() != old.said():
             self.log(f"    epoch {new.epoch}: " + "; ".join(new.said()))
 
+    def background(self) -> None:
+        """The log grows, and readers replay, whether anybody looks or not."""
+        self.at(0.1, self.background, outside=True)
+        for machine in self.cluster.machines:
+            if machine.role is Role.WRITER and machine.alive and not machine.frozen:
+                machine.timeline.append(self.now)
+            machine.replay(self.now)
+
     # -- clients --------------------------------------------------------------------------------------------------
 
     def step(self, session: Session) -> None:
@@ -390,106 +399,7 @@ class Simulation:
                 what = f"{session.name} does not see {commit.timeline.epoch}:{commit.lsn} on {machine.id.started} ({instance})"
                 self.demand(False, "b", f"{what}, which is at {machine.timeline.epoch}:{machine.lsn}")
 
-    # -- what goes wrong ------------------------------------------------------------------------------------------
-
-    def background(self) -> None:
-        """The log grows, and readers replay, whether anybody looks or not."""
-        self.at(0.1, self.background, outside=True)
-        for machine in self.cluster.machines:
-            if machine.role is Role.WRITER and machine.alive and not machine.frozen:
-                machine.timeline.append(self.now)
-            machine.replay(self.now)
-
-    def fault(self) -> None:
-        if self.now < FAULTS_END - 0.1:
-            self.at(0.1 + self.rnd.random() * 1.5, self.fault, outside=True)
-            machine = self.rnd.choice(self.cluster.machines)
-            kind = self.rnd.choice(
-                [self.die, self.freeze, self.partition, self.revive, self.revive, self.promote, self.promote, self.refollow,
-                 self.lag, self.move, self.rejoin, self.stand_still]
-            )  # fmt: skip
-            kind(machine)
-
-    def die(self, machine: Machine) -> None:
-        self.log(f"* {machine.id.started} dies")
-        machine.alive = False
-
-    def freeze(self, machine: Machine) -> None:
-        machine.frozen = not machine.frozen
-        self.log(f"* {machine.id.started} {'freezes' if machine.frozen else 'thaws'}")
-
-    def partition(self, machine: Machine) -> None:
-        machine.partitioned = not machine.partitioned
-        self.log(f"* {machine.id.started} is {'cut off' if machine.partitioned else 'back'}")
-
-    def lag(self, machine: Machine) -> None:
-        machine.delay = self.rnd.choice([0.0, 0.05, 0.3, 1.0, 3.0])
-        self.log(f"* {machine.id.started} replays {machine.delay} s late")
-
-    def revive(self, machine: Machine) -> None:
-        """A dead server comes back as what it was: an old writer believes that it still is; a reader has gone back in its log."""
-        if machine.role is Role.WRITER:
-            machine.restart(Role.WRITER)
-        else:
-            self.cluster.restart_reader(machine, self.rnd.randrange(5))
-        self.log(f"* {machine.id.started} restarts as {machine.role.value} on timeline {machine.timeline.epoch}")
-
-    def promote(self, _: Machine) -> None:
-        able = [m for m in self.cluster.readers() if m.alive and not m.frozen and m.timeline is self.cluster.timeline]
-        if able:
-            machine = self.rnd.choice(able)
-            self.cluster.promote(machine, self.now)
-            self.log(
-                f"* {machine.id.started} is promoted to timeline {machine.timeline.epoch}, forked at {machine.timeline.fork}"
-            )
-            if self.endpoints:
-                self.at(self.rnd.random() * 1.5, self.point, outside=True)
-
-    def point(self) -> None:
-        """The names follow the roles."""
-        self.log("* the names follow the roles")
-        names = self.cluster.names
-        names["writer"] = [self.cluster.writer]
-        names["readers"] = [m for m in self.cluster.machines if m is not self.cluster.writer]
-
-    def move(self, machine: Machine) -> None:
-        """A name leads to another server, or two do to each other's."""
-        names = self.cluster.names
-        if self.endpoints:
-            names["writer"] = [machine]
-        else:
-            one, other = self.rnd.choice(sorted(names)), self.rnd.choice(sorted(names))
-            names[one], names[other] = names[other], names[one]
-        self.log("* names: " + ", ".join(f"{name} -> {[m.address for m in ms]}" for name, ms in names.items()))
-
-    def refollow(self, machine: Machine) -> None:
-        if machine is not self.cluster.writer and machine.alive and machine.role is Role.READER:
-            self.cluster.follow(machine, self.now)
-            self.log(f"* {machine.id.started} follows {self.cluster.writer.id.started}")
-
-    def rejoin(self, machine: Machine) -> None:
-        if machine is not self.cluster.writer and (machine.role is Role.WRITER or not machine.alive):
-            self.cluster.follow(machine, self.now)
-            self.log(f"* {machine.id.started} rejoins as a reader of {self.cluster.writer.id.started}")
-
-    def stand_still(self, _: Machine) -> None:
-        """The router's process gets no processor, as when it is stopped, or its machine sleeps."""
-        self.still_until = min(self.now + self.rnd.choice([0.2, 1.0, 4.0]), FAULTS_END)
-        self.log(f"* the router's process stands still until {self.still_until:.3f}")
-
-    def heal(self) -> None:
-        self.log("* everything heals")
-        self.disorder = 0.0
-        for machine in self.cluster.machines:
-            machine.frozen = machine.partitioned = False
-            machine.delay = 0.01
-        if not self.cluster.writer.alive:
-            self.revive(self.cluster.writer)
-        for machine in self.cluster.machines:
-            if machine is not self.cluster.writer:
-                self.cluster.follow(machine, self.now)
-        if self.endpoints:
-            self.point()
+    # -- in the end --------------------------------------------------------------------------------------------------
 
     def check_healed(self) -> None:
         writer = self.topology.writer
