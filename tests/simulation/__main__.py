@@ -52,4 +52,4 @@ if __name__ == "__main__":
             done = run(asked.seed, print)
         except Violation as violation:
             sys.exit(f"\n{violation}")
-        print(f"all invariants hold; {done.by_readers} of {done.reads} reads were served by readers")
+        print(f"all invariants hold; {done.sessions.by_readers} of {done.sessions.reads} reads were served by readers")

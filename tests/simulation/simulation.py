@@ -2,11 +2,10 @@
 
 All randomness is one random.Random(seed), and time passes only virtually. The invariants:
 (a) a unit that needs the writer goes only to an instance whose newest observation says writer, of the newest known epoch;
-(b) a read sees every commit of its session that still is in the cluster's history, on whatever server then executes it;
 (c) old observations never win: what is known of a server never moves back, and the epoch neither;
 (d) when the faults are over a writer is found within HEALING seconds, and readers serve again;
 (e) samples and all collections stay bounded.
-(f), (g): those of transactions.py.
+(b), (i): those of sessions.py. (f), (g): those of transactions.py.
 
 Besides the cluster, the process that hosts the router has its troubles: it stands still for a while, and everything that was due
 in it is late.
@@ -20,12 +19,12 @@ from dataclasses import dataclass, field
 from random import Random
 
 from aurora_router.core import selection, topology
-from aurora_router.core.positions import Requirement
-from aurora_router.core.selection import STRATEGIES, Load, Need, Reason
+from aurora_router.core.selection import STRATEGIES, Load, Need
 from aurora_router.core.topology import Instance, Observation, Role, ServerId, Silence, Topology
 from tests.simulation import faults
-from tests.simulation.cluster import Cluster, Commit, Machine
+from tests.simulation.cluster import Cluster, Machine
 from tests.simulation.faults import Faults
+from tests.simulation.sessions import Sessions
 from tests.simulation.transactions import Transactions
 
 HEALING = 5.0
@@ -36,7 +35,6 @@ FRESH = 1.0  # between fresh connections of a name
 LOOKS = 4  # fresh connections in a row where other servers may stand behind a name
 SESSIONS = 3
 CLIENTS = 2
-PIN = 2.0
 
 
 class Violation(AssertionError):
@@ -72,16 +70,6 @@ class Watcher:
     suspect: bool = False
 
 
-@dataclass
-class Session:
-    """A client that commits and then reads."""
-
-    name: str
-    writes: float  # share of its steps
-    commits: list[Commit] = field(default_factory=list)
-    requirement: Requirement | None = None
-
-
 class Simulation:
     """One run of one seed."""
 
@@ -110,7 +98,6 @@ class Simulation:
         for name in names:
             self.topology = topology.add(self.topology, Instance(name, name, 5432, reader_only=name == "readers"))
         self.watchers = {instance.id: Watcher(instance) for instance in self.topology}
-        self.sessions = [Session(f"session {n + 1}", rnd.choice([0.05, 0.35])) for n in range(SESSIONS)]
         self.pools: dict[str, list[Link]] = {name: [] for name in names}
         self.balance = STRATEGIES[rnd.choice(sorted(STRATEGIES))]
         self.load = Load(lambda instance: len(self.pools[instance]))
@@ -119,8 +106,8 @@ class Simulation:
         self.highest = 0
         self.wanted = False
         self.transactions = Transactions(self, CLIENTS)
+        self.sessions = Sessions(self, SESSIONS)
         self.faults = Faults(self)
-        self.reads = self.by_readers = 0
 
     # -- time -----------------------------------------------------------------------------------------------------
 
@@ -133,8 +120,7 @@ class Simulation:
         """Until the end of the healing. Raises Violation."""
         for watcher in self.watchers.values():
             self.at(self.rnd.random() * 0.05, lambda w=watcher: self.tick(w))
-        for session in self.sessions:
-            self.at(0.2 + self.rnd.random(), lambda s=session: self.step(s))
+        self.sessions.start()
         self.transactions.start()
         self.at(0.1, self.background, outside=True)
         self.faults.start()
@@ -145,6 +131,7 @@ class Simulation:
             else:
                 action()
         self.check_healed()
+        self.sessions.check()
         self.transactions.check()
         return self
 
@@ -304,13 +291,6 @@ class Simulation:
 
     # -- clients --------------------------------------------------------------------------------------------------
 
-    def step(self, session: Session) -> None:
-        self.at(0.02 + self.rnd.random() * 0.25, lambda: self.step(session))
-        if self.rnd.random() < session.writes:
-            self.write(session)
-        else:
-            self.read(session, frozenset())
-
     def decide(self, need: Need) -> selection.Decision:
         self.load.turn += 1
         return selection.choose(self.topology, need, self.balance, self.load, self.rnd.random(), self.now)
@@ -336,16 +316,6 @@ class Simulation:
         self.pools[instance.id] = [*pool[-3:], link]
         return link
 
-    def write(self, session: Session) -> None:
-        instance = selection.to_writer(self.topology, Reason.NOT_A_READ).instance
-        if instance is None:
-            return
-        self.check_writer(instance)
-        epoch = self.topology.epoch
-        link = self.connect(instance)
-        if link is not None:
-            self.at(self.rnd.random() * 0.03, lambda: self.commit(session, link, epoch))
-
     def check_writer(self, instance: Instance) -> None:
         """Whether what writes may go there."""
         for server in instance.servers:
@@ -353,51 +323,11 @@ class Simulation:
             fits = newest is not None and newest.role is Role.WRITER and newest.epoch == self.highest
             self.demand(fits, "a", f"a write goes to {instance}, of which the newest observation is {newest}")
 
-    def commit(self, session: Session, link: Link, epoch: int) -> None:
+    def stuck(self, instance: str, link: Link) -> bool:
+        """Whether a client waits for a server that says nothing; it does until the server is given up, and the connection cut."""
         machine = link.machine
-        if link.broken or not machine.reachable or machine.role is not Role.WRITER:
-            return
-        commit = Commit(machine.timeline, machine.timeline.append(self.now))
-
-        def acknowledged() -> None:
-            if not link.broken and machine.reachable:
-                self.log(f"{session.name} committed {commit.timeline.epoch}:{commit.lsn} on {machine.id.started}")
-                session.commits.append(commit)
-                session.requirement = Requirement(self.now, epoch)
-
-        self.at(self.rnd.random() * 0.01, acknowledged)
-
-    def read(self, session: Session, avoid: frozenset[str]) -> None:
-        requirement = session.requirement
-        if requirement is not None:
-            requirement = selection.resolve(requirement, self.topology)
-        decision = self.decide(Need(requirement=requirement, avoid=avoid, pin_seconds=PIN))
-        if decision.reason in (Reason.OWN_WRITES, Reason.NO_WRITER):
-            self.wanted = True
-        instance = decision.instance
-        if instance is None:
-            return
-        link = self.connect(instance)
-        if link is None:
-            if len(avoid) <= len(self.watchers):
-                self.read(session, avoid | {instance.id}) if instance.role is Role.READER else None
-            return
-        # A fixed time on the writer is no evidence: nothing is promised where it was all that there was.
-        evident = self.positions or requirement is None or requirement.epoch == self.topology.epoch
-        due = list(session.commits) if evident else []
-        self.at(self.rnd.random() * 0.05, lambda: self.executed(session, link, instance, due))
-
-    def executed(self, session: Session, link: Link, instance: Instance, due: list[Commit]) -> None:
-        if link.broken or not link.machine.reachable:
-            self.watchers[instance.id].suspect = True
-            return
-        self.reads += 1
-        self.by_readers += instance.role is Role.READER
-        for commit in due:
-            if self.cluster.exists(commit) and not self.cluster.sees(link.machine, commit, self.now):
-                machine = link.machine
-                what = f"{session.name} does not see {commit.timeline.epoch}:{commit.lsn} on {machine.id.started} ({instance})"
-                self.demand(False, "b", f"{what}, which is at {machine.timeline.epoch}:{machine.lsn}")
+        given_up = link.server not in self.topology.by_id[instance].servers
+        return not link.broken and not machine.reachable and not given_up
 
     # -- in the end --------------------------------------------------------------------------------------------------
 
@@ -419,12 +349,6 @@ class Simulation:
         enough = some if self.endpoints else readers <= serving | held
         found = serving <= readers and enough
         self.demand(found, "d", f"readers that serve are {serving}, those that live are {readers}")
-        for session in self.sessions:
-            need = session.requirement
-            if serving and need is not None and need.after < self.now - 2 * INTERVAL - PIN:
-                decision = self.decide(Need(requirement=need._replace(position=None), pin_seconds=PIN))
-                found = decision.reason is Reason.READ
-                self.demand(found, "d", f"{session.name}, which wrote at {need.after:.3f}, is still kept on the writer")
 
 
 def run(seed: int, say: Callable[[str], object] | None = None) -> Simulation:

@@ -9,11 +9,12 @@ from dataclasses import replace
 import pytest
 
 from aurora_router.core import commits, failures, selection, topology
-from aurora_router.core.failures import Action
+from aurora_router.core.failures import Action, Failure, Phase
 from aurora_router.core.positions import Position
 from aurora_router.core.topology import Role
 from aurora_router.errors import Outcome
-from tests.simulation.simulation import Violation, run
+from tests.simulation.sessions import Sessions
+from tests.simulation.simulation import Simulation, Violation, run
 
 SEEDS = int(os.environ.get("AURORA_ROUTER_SEEDS", "5000"))
 CHUNK = 100
@@ -41,10 +42,12 @@ def test_the_invariants_hold_whatever_happens_to_the_cluster(seeds):
     if len(seeds) == CHUNK:  # else the invariants might hold because nothing is ever read there
         assert sum(run.transactions.repeated for run in done) > CHUNK
         assert sum(run.transactions.resolved for run in done) > CHUNK
+        assert sum(run.sessions.repeated for run in done) > 5 * CHUNK
+        assert sum(run.sessions.moved for run in done) > CHUNK / 10
         assert sum(len(client.done) for run in done for client in run.transactions.clients) > 10 * CHUNK
-        reads = sum(run.reads for run in done)
+        reads = sum(run.sessions.reads for run in done)
         assert reads > 50 * CHUNK
-        assert sum(run.by_readers for run in done) > reads / 5
+        assert sum(run.sessions.by_readers for run in done) > reads / 5
 
 
 def test_the_invariants_hold_when_the_samples_reach_back_less_than_a_second(monkeypatch):
@@ -233,3 +236,40 @@ def test_a_transaction_id_that_is_believed_to_be_the_same_transactions_for_ever_
 
     monkeypatch.setattr(commits, "outcome", trusting)
     assert "is said to be committed, and is not" in found("g", seeds=3000)
+
+
+def test_a_unit_that_does_not_keep_in_mind_where_its_read_failed_is_found(monkeypatch):
+    monkeypatch.setattr(Sessions, "avoid", lambda self, read, instance: None)
+    assert "again, where it has failed" in found("i")
+
+
+def test_a_choice_that_overlooks_where_the_unit_has_failed_is_found(monkeypatch):
+    rightly = selection.choose
+    monkeypatch.setattr(selection, "choose", lambda found, need, *rest: rightly(found, replace(need, avoid=frozenset()), *rest))
+    assert "again, where it has failed" in found("i")
+
+
+def test_a_repeated_read_that_forgets_what_its_session_wrote_is_found(monkeypatch):
+    rightly = Sessions.need
+
+    def forgetful(self, read):
+        need = rightly(self, read)
+        return replace(need, requirement=None) if read.failed_on else need
+
+    monkeypatch.setattr(Sessions, "need", forgetful)
+    assert "repeated, session" in found("i")
+
+
+def test_a_lost_read_that_the_application_must_deal_with_is_found(monkeypatch):
+    rightly = failures.decide
+
+    def timidly(failure, phase):
+        return Action.RAISE if (failure, phase) == (Failure.LOST, Phase.READ) else rightly(failure, phase)
+
+    monkeypatch.setattr(failures, "decide", timidly)
+    assert "ends with an error: the connection was lost" in found("i")
+
+
+def test_a_read_that_hangs_on_a_connection_whose_server_is_gone_is_found(monkeypatch):
+    monkeypatch.setattr(Simulation, "stuck", lambda self, instance, link: link.broken or not link.machine.reachable)
+    assert "has not ended yet" in found("i")

@@ -83,12 +83,6 @@ class Transactions:
         else:  # an error that reaches the application, which goes on with the next key
             self.s.at(PAUSE, lambda: self.next_key(client))
 
-    def stuck(self, instance: str, link: Link) -> bool:
-        """Whether a client waits for a server that says nothing; it does until the server is given up, and the connection cut."""
-        machine = link.machine
-        given_up = link.server not in self.s.topology.by_id[instance].servers
-        return not link.broken and not machine.reachable and not given_up
-
     def gone(self, instance: str, link: Link) -> bool:
         """Whether the connection is lost by now: with its server, by being cut, or just so."""
         given_up = link.server not in self.s.topology.by_id[instance].servers
@@ -99,7 +93,7 @@ class Transactions:
 
     def append(self, client: Client, instance: str, link: Link) -> None:
         """The statement: the server gives the transaction an id and writes its first record."""
-        if self.stuck(instance, link):
+        if self.s.stuck(instance, link):
             self.s.at(0.05, lambda: self.append(client, instance, link))
             return
         machine = link.machine
@@ -113,7 +107,7 @@ class Transactions:
         self.s.at(self.s.rnd.random() * 0.02, lambda: self.note(client, instance, link, xid))
 
     def note(self, client: Client, instance: str, link: Link, xid: int) -> None:
-        if self.stuck(instance, link):
+        if self.s.stuck(instance, link):
             self.s.at(0.05, lambda: self.note(client, instance, link, xid))
             return
         machine = link.machine
@@ -146,7 +140,7 @@ class Transactions:
         machine.commit(xid, self.s.now)
 
     def answer(self, client: Client, instance: str, link: Link, note: Note, answered: bool) -> None:
-        if self.stuck(instance, link):
+        if self.s.stuck(instance, link):
             self.s.at(0.05, lambda: self.answer(client, instance, link, note, answered))
             return
         machine = link.machine

@@ -1,0 +1,229 @@
+"""Clients that commit, and read what they wrote, in autocommit on readers: the real table of failures decides about lost reads.
+
+A connection can be lost before the read is sent, while it is in flight, or with its answer; replay can cancel it; and a reader
+can be unable to do what is asked. A frozen or cut-off server leaves the read stuck until the topology gives the server up.
+Invariants:
+(b) a read sees every commit of its session that still is in the cluster's history, on whatever server then executes it;
+(i) so does a read that is repeated, and it is never sent again to a reader on which it failed; only an error of its own reaches
+    the application; and it ends within ENDS seconds of the last fault.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from aurora_router.core import failures, selection
+from aurora_router.core.failures import Action, Failure, Phase
+from aurora_router.core.positions import Requirement
+from aurora_router.core.selection import Need, Reason
+from aurora_router.core.topology import Instance, Role
+from tests.simulation import faults
+from tests.simulation.cluster import Commit
+
+if TYPE_CHECKING:
+    from tests.simulation.simulation import Link, Simulation
+
+PIN = 2.0
+PAUSE = 0.03
+LOST = 0.04  # how often a read is lost at a step, in an unruly seed
+ENDS = 3.0  # seconds from the last fault to the end of every read that was under way
+EXCUSES = {
+    Failure.CONFLICT: 0.02,
+    Failure.BROKEN: 0.01,
+    Failure.NOT_HERE: 0.01,
+    Failure.READ_ONLY: 0.01,
+    Failure.OTHER: 0.005,
+}  # what a reader answers instead, and how often
+
+
+@dataclass
+class Session:
+    """A client that commits and then reads."""
+
+    name: str
+    writes: float  # share of its steps
+    commits: list[Commit] = field(default_factory=list)
+    requirement: Requirement | None = None
+    read: Read | None = None  # the one that is under way
+
+
+@dataclass
+class Read:
+    """A unit that reads once. avoid: what the router keeps in mind; failed_on: the readers on which it really failed."""
+
+    session: Session
+    began: float
+    avoid: frozenset[str] = frozenset()
+    on_writer: bool = False
+    failed_on: list[str] = field(default_factory=list)
+
+
+class Sessions:
+    """The sessions of one simulation."""
+
+    def __init__(self, simulation: Simulation, count: int) -> None:
+        self.s = simulation
+        self.rnd = simulation.rnd
+        self.sessions = [Session(f"session {n + 1}", self.rnd.choice([0.05, 0.35])) for n in range(count)]
+        self.reads = self.by_readers = self.repeated = self.moved = 0
+
+    def start(self) -> None:
+        for session in self.sessions:
+            self.s.at(0.2 + self.rnd.random(), lambda s=session: self.step(s))
+
+    def step(self, session: Session) -> None:
+        """What a session does next. A commit is not waited for; a read is."""
+        if self.rnd.random() < session.writes:
+            self.write(session)
+            self.go_on(session)
+        else:
+            session.read = Read(session, self.s.now)
+            self.read(session.read)
+
+    def go_on(self, session: Session) -> None:
+        self.s.at(0.01 + self.rnd.random() * 0.2, lambda: self.step(session))
+
+    # -- commits --------------------------------------------------------------------------------------------------
+
+    def write(self, session: Session) -> None:
+        instance = selection.to_writer(self.s.topology, Reason.NOT_A_READ).instance
+        if instance is None:
+            return
+        self.s.check_writer(instance)
+        epoch = self.s.topology.epoch
+        link = self.s.connect(instance)
+        if link is not None:
+            self.s.at(self.rnd.random() * 0.03, lambda: self.commit(session, link, epoch))
+
+    def commit(self, session: Session, link: Link, epoch: int) -> None:
+        machine = link.machine
+        if link.broken or not machine.reachable or machine.role is not Role.WRITER:
+            return
+        commit = Commit(machine.timeline, machine.timeline.append(self.s.now))
+
+        def acknowledged() -> None:
+            if not link.broken and machine.reachable:
+                self.s.log(f"{session.name} committed {commit.timeline.epoch}:{commit.lsn} on {machine.id.started}")
+                session.commits.append(commit)
+                session.requirement = Requirement(self.s.now, epoch)
+
+        self.s.at(self.rnd.random() * 0.01, acknowledged)
+
+    # -- reads ----------------------------------------------------------------------------------------------------
+
+    def need(self, read: Read) -> Need:
+        requirement = read.session.requirement
+        if requirement is not None:
+            requirement = read.session.requirement = selection.resolve(requirement, self.s.topology)
+        return Need(requirement=requirement, avoid=read.avoid, pin_seconds=PIN)
+
+    def read(self, read: Read) -> None:
+        """Decide where, and connect."""
+        session = read.session
+        moved = selection.to_writer(self.s.topology, Reason.NOT_A_READ) if read.on_writer else None
+        decision = moved or self.s.decide(self.need(read))
+        if decision.reason in (Reason.OWN_WRITES, Reason.NO_WRITER):
+            self.s.wanted = True
+        instance = decision.instance
+        if instance is None:
+            self.s.at(PAUSE, lambda: self.read(read))
+            return
+        on_reader = instance.role is Role.READER
+        again = on_reader and instance.id in read.failed_on
+        self.s.demand(not again, "i", f"a read of {session.name} goes to {instance} again, where it has failed")
+        link = self.s.connect(instance)
+        if link is None:
+            self.failed(read, instance, Failure.CONNECT, Phase.READER_CONNECTING if on_reader else Phase.WRITER_CONNECTING)
+            return
+        if link.broken or self.unlucky():
+            self.failed(read, instance, Failure.LOST, Phase.READER_UNSENT if on_reader else Phase.WRITER_UNSENT)
+            return
+        # A fixed time on the writer is no evidence: nothing is promised where it was all that there was.
+        requirement = session.requirement
+        evident = self.s.positions or requirement is None or requirement.epoch == self.s.topology.epoch
+        due = list(session.commits) if evident else []
+        self.s.at(self.rnd.random() * 0.05, lambda: self.execute(read, instance, link, due))
+
+    def unlucky(self) -> bool:
+        return self.s.disorder > 0 and self.rnd.random() < LOST
+
+    def execute(self, read: Read, instance: Instance, link: Link, due: list[Commit]) -> None:
+        """It is in flight, and reaches its server or does not."""
+        if self.s.stuck(instance.id, link):
+            self.s.at(0.05, lambda: self.execute(read, instance, link, due))
+            return
+        machine = link.machine
+        in_flight = Phase.WRITER_STATEMENT if read.on_writer else Phase.READ  # where it moved to, it is not known to be a read
+        if link.broken or not machine.reachable or self.unlucky():
+            self.failed(read, instance, Failure.LOST, in_flight)
+            return
+        if self.s.disorder and machine.role is Role.READER:
+            luck = self.rnd.random()
+            for excuse, share in EXCUSES.items():
+                luck -= share
+                if luck < 0:
+                    self.failed(read, instance, excuse, Phase.READ)
+                    return
+        for commit in due:
+            if self.s.cluster.exists(commit) and not self.s.cluster.sees(machine, commit, self.s.now):
+                where = f"{machine.id.started} ({instance}), which is at {machine.timeline.epoch}:{machine.lsn}"
+                what = f"{read.session.name} does not see {commit.timeline.epoch}:{commit.lsn} on {where}"
+                self.s.demand(False, "i" if read.failed_on else "b", f"repeated, {what}" if read.failed_on else what)
+        if self.unlucky():
+            self.failed(read, instance, Failure.LOST, in_flight)
+            return
+        self.reads += 1
+        self.by_readers += instance.role is Role.READER
+        self.end(read)
+
+    def failed(self, read: Read, instance: Instance, failure: Failure, phase: Phase) -> None:
+        """What the router does about it: enter() where nothing was sent, failed_read() where the read was in flight."""
+        action = failures.decide(failure, phase)
+        self.s.log(f"a read of {read.session.name} at {instance.id}: {failure.value} ({phase.value}): {action.value}")
+        if failure in failures.SUSPICIOUS:
+            self.s.watchers[instance.id].suspect = True
+        if action is Action.TO_WRITER:
+            read.on_writer = True
+            self.moved += 1
+            self.read(read)
+        elif action is Action.REPEAT_ELSEWHERE:
+            self.repeated += 1
+            if instance.role is Role.READER:
+                read.failed_on.append(instance.id)
+                self.avoid(read, instance)
+            self.s.at(0.001, lambda: self.read(read))
+        elif action is Action.WAIT_FOR_WRITER or (action is Action.RUN_AGAIN and read.on_writer):
+            self.s.at(PAUSE * (1 + self.rnd.random()), lambda: self.read(read))
+        else:
+            own = failure is Failure.OTHER
+            self.s.demand(own, "i", f"a read of {read.session.name} ends with an error: {failure.value} ({phase.value})")
+            self.end(read)
+
+    def avoid(self, read: Read, instance: Instance) -> None:
+        read.avoid |= {instance.id}
+
+    def end(self, read: Read) -> None:
+        self.in_time(read)
+        read.session.read = None
+        self.go_on(read.session)
+
+    def in_time(self, read: Read) -> None:
+        """Whether it has taken no longer than it may, of the time when nothing went wrong any more."""
+        seconds = self.s.now - max(read.began, faults.END)
+        self.s.demand(seconds <= ENDS, "i", f"a read of {read.session.name} that began at {read.began:.3f} has not ended yet")
+
+    def check(self) -> None:
+        """At the end: nobody hangs, or is kept on the writer for ever."""
+        for session in self.sessions:
+            if session.read is not None:
+                self.in_time(session.read)
+            need = session.requirement
+            if self.s.topology.readers and need is not None and need.after < self.s.now - 1.0 - PIN:
+                needs = [need]
+                samples = self.s.topology.samples
+                if not samples or samples[0].asked_at < self.s.now - 1.0:  # else a reader may be later than they reach back
+                    needs.append(need._replace(position=None))
+                for each in needs:
+                    found = self.s.decide(Need(requirement=each, pin_seconds=PIN)).reason is Reason.READ
+                    self.s.demand(found, "d", f"{session.name}, which wrote at {need.after:.3f}, is still kept on the writer")
