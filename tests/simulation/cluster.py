@@ -112,6 +112,10 @@ class Machine:
     def reachable(self) -> bool:
         return self.alive and not self.frozen and not self.partitioned
 
+    def has(self, commit: Commit) -> bool:
+        """Whether it has replayed the commit."""
+        return self.timeline.contains(commit, self.lsn)
+
     def restart(self, role: Role) -> None:
         """Begin a new life in that role."""
         self.life += 1
@@ -165,7 +169,7 @@ class Machine:
             self.timeline = up.timeline
         moment = now - self.delay
         if moment > self.fresh_as_of:
-            self.lsn = max(self.lsn, min(up.timeline.end_at(moment), up.timeline.end))
+            self.lsn = max(self.lsn, up.timeline.end_at(moment))
             self.fresh_as_of = moment
 
     def says(self, now: float, *, positions: bool) -> Server:
@@ -196,10 +200,6 @@ class Cluster:
     def exists(self, commit: Commit) -> bool:
         """Whether the commit is part of the newest timeline's history."""
         return self.timeline.contains(commit, self.timeline.end)
-
-    def sees(self, machine: Machine, commit: Commit, now: float) -> bool:
-        machine.replay(now)
-        return machine.timeline.contains(commit, machine.lsn)
 
     def promote(self, machine: Machine, now: float) -> None:
         """A reader of the newest timeline becomes the writer. Asynchronously, what it had not replayed is lost."""

@@ -130,8 +130,8 @@ class Sessions:
             self.s.at(PAUSE, lambda: self.read(read))
             return
         on_reader = instance.role is Role.READER
-        again = on_reader and instance.id in read.failed_on
-        self.s.demand(not again, "i", f"a read of {session.name} goes to {instance} again, where it has failed")
+        if on_reader and instance.id in read.failed_on:
+            self.s.violated("i", f"a read of {session.name} goes to {instance} again, where it has failed")
         link = self.s.connect(instance)
         if link is None:
             self.failed(read, instance, Failure.CONNECT, Phase.READER_CONNECTING if on_reader else Phase.WRITER_CONNECTING)
@@ -165,11 +165,12 @@ class Sessions:
                 if luck < 0:
                     self.failed(read, instance, excuse, Phase.READ)
                     return
+        machine.replay(self.s.now)
         for commit in due:
-            if self.s.cluster.exists(commit) and not self.s.cluster.sees(machine, commit, self.s.now):
+            if not machine.has(commit) and self.s.cluster.exists(commit):
                 where = f"{machine.id.started} ({instance}), which is at {machine.timeline.epoch}:{machine.lsn}"
                 what = f"{read.session.name} does not see {commit.timeline.epoch}:{commit.lsn} on {where}"
-                self.s.demand(False, "i" if read.failed_on else "b", f"repeated, {what}" if read.failed_on else what)
+                self.s.violated("i" if read.failed_on else "b", f"repeated, {what}" if read.failed_on else what)
         if self.unlucky():
             self.failed(read, instance, Failure.LOST, in_flight)
             return
@@ -196,8 +197,8 @@ class Sessions:
         elif action is Action.WAIT_FOR_WRITER or (action is Action.RUN_AGAIN and read.on_writer):
             self.s.at(PAUSE * (1 + self.rnd.random()), lambda: self.read(read))
         else:
-            own = failure is Failure.OTHER
-            self.s.demand(own, "i", f"a read of {read.session.name} ends with an error: {failure.value} ({phase.value})")
+            if failure is not Failure.OTHER:
+                self.s.violated("i", f"a read of {read.session.name} ends with an error: {failure.value} ({phase.value})")
             self.end(read)
 
     def avoid(self, read: Read, instance: Instance) -> None:
@@ -210,8 +211,8 @@ class Sessions:
 
     def in_time(self, read: Read) -> None:
         """Whether it has taken no longer than it may, of the time when nothing went wrong any more."""
-        seconds = self.s.now - max(read.began, faults.END)
-        self.s.demand(seconds <= ENDS, "i", f"a read of {read.session.name} that began at {read.began:.3f} has not ended yet")
+        if self.s.now - max(read.began, faults.END) > ENDS:
+            self.s.violated("i", f"a read of {read.session.name} that began at {read.began:.3f} has not ended yet")
 
     def check(self) -> None:
         """At the end: nobody hangs, or is kept on the writer for ever."""
@@ -225,5 +226,5 @@ class Sessions:
                 if not samples or samples[0].asked_at < self.s.now - 1.0:  # else a reader may be later than they reach back
                     needs.append(need._replace(position=None))
                 for each in needs:
-                    found = self.s.decide(Need(requirement=each, pin_seconds=PIN)).reason is Reason.READ
-                    self.s.demand(found, "d", f"{session.name}, which wrote at {need.after:.3f}, is still kept on the writer")
+                    if self.s.decide(Need(requirement=each, pin_seconds=PIN)).reason is not Reason.READ:
+                        self.s.violated("d", f"{session.name}, which wrote at {need.after:.3f}, is still kept on the writer")

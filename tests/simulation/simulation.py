@@ -139,10 +139,9 @@ class Simulation:
         if self.say is not None:
             self.say(f"{self.now:7.3f}  {text}")
 
-    def demand(self, holds: bool, invariant: str, what: str) -> None:
-        if not holds:
-            self.log(f"VIOLATION of ({invariant}): {what}")
-            raise Violation(invariant, self.seed, self.now, what)
+    def violated(self, invariant: str, what: str) -> None:
+        self.log(f"VIOLATION of ({invariant}): {what}")
+        raise Violation(invariant, self.seed, self.now, what)
 
     # -- the monitor ----------------------------------------------------------------------------------------------
 
@@ -266,18 +265,21 @@ class Simulation:
         old, self.topology = self.topology, new
         if new is old:
             return
-        self.demand(new.epoch >= old.epoch, "c", f"the epoch went back from {old.epoch} to {new.epoch}")
-        self.demand(new.epoch == self.highest, "c", f"the epoch is {new.epoch}, but {self.highest} was seen")
+        if new.epoch < old.epoch:
+            self.violated("c", f"the epoch went back from {old.epoch} to {new.epoch}")
+        if new.epoch != self.highest:
+            self.violated("c", f"the epoch is {new.epoch}, but {self.highest} was seen")
         for instance in new:
             for seen in instance.seen:
                 key = (instance.id, seen.server.id.address)
                 floor = self.floors.get(key, -1.0)
-                self.demand(
-                    seen.asked_at >= floor, "c", f"{key} was heard of at {floor:.3f}, now counts as of {seen.asked_at:.3f}"
-                )
+                if seen.asked_at < floor:
+                    self.violated("c", f"{key} was heard of at {floor:.3f}, now counts as of {seen.asked_at:.3f}")
                 self.floors[key] = seen.asked_at
-            self.demand(len(instance.seen) <= len(self.cluster.machines), "e", f"{instance.id} has {len(instance.seen)} servers")
-        self.demand(len(new.samples) <= topology.SAMPLES, "e", f"{len(new.samples)} samples")
+            if len(instance.seen) > len(self.cluster.machines):
+                self.violated("e", f"{instance.id} has {len(instance.seen)} servers")
+        if len(new.samples) > topology.SAMPLES:
+            self.violated("e", f"{len(new.samples)} samples")
         if self.say is not None and new.said() != old.said():
             self.log(f"    epoch {new.epoch}: " + "; ".join(new.said()))
 
@@ -320,8 +322,8 @@ class Simulation:
         """Whether what writes may go there."""
         for server in instance.servers:
             newest = self.newest[(instance.id, server.address)].server
-            fits = newest is not None and newest.role is Role.WRITER and newest.epoch == self.highest
-            self.demand(fits, "a", f"a write goes to {instance}, of which the newest observation is {newest}")
+            if newest is None or newest.role is not Role.WRITER or newest.epoch != self.highest:
+                self.violated("a", f"a write goes to {instance}, of which the newest observation is {newest}")
 
     def stuck(self, instance: str, link: Link) -> bool:
         """Whether a client waits for a server that says nothing; it does until the server is given up, and the connection cut."""
@@ -333,8 +335,8 @@ class Simulation:
 
     def check_healed(self) -> None:
         writer = self.topology.writer
-        found = writer is not None and writer.servers == {self.cluster.writer.id}
-        self.demand(found, "d", f"the writer is {self.cluster.writer.id.started}, the topology says {self.topology.said()}")
+        if writer is None or writer.servers != {self.cluster.writer.id}:
+            self.violated("d", f"the writer is {self.cluster.writer.id.started}, the topology says {self.topology.said()}")
         readers = {m.id for m in self.cluster.readers()}
         serving = {server for instance in self.topology.readers for server in instance.servers}
         # One that was lost again and again is only taken back after a while.
@@ -347,8 +349,8 @@ class Simulation:
         # Behind one name fresh connections find the servers one after another, by chance.
         some = bool(serving) == bool(readers) or bool(readers & held)
         enough = some if self.endpoints else readers <= serving | held
-        found = serving <= readers and enough
-        self.demand(found, "d", f"readers that serve are {serving}, those that live are {readers}")
+        if not (serving <= readers and enough):
+            self.violated("d", f"readers that serve are {serving}, those that live are {readers}")
 
 
 def run(seed: int, say: Callable[[str], object] | None = None) -> Simulation:

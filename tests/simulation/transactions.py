@@ -135,8 +135,8 @@ class Transactions:
         if self.s.cluster.synchronous and machine.timeline is not self.s.cluster.timeline:
             machine.waiting.add(xid)  # it never ends: there is no reader to acknowledge it
             return
-        twice = machine.timeline.committed(key)
-        self.s.demand(not twice, "f", f"{key} commits for the second time, on {machine.id.started}")
+        if machine.timeline.committed(key):
+            self.s.violated("f", f"{key} commits for the second time, on {machine.id.started}")
         machine.commit(xid, self.s.now)
 
     def answer(self, client: Client, instance: str, link: Link, note: Note, answered: bool) -> None:
@@ -156,8 +156,8 @@ class Transactions:
             self.failed(client, Failure.LOST, Phase.COMMIT)
 
     def acknowledged(self, client: Client, machine: Machine) -> None:
-        there = machine.timeline.committed(client.key)
-        self.s.demand(there, "g", f"{client.key} is said to be committed, and is not on {machine.id.started}")
+        if not machine.timeline.committed(client.key):
+            self.s.violated("g", f"{client.key} is said to be committed, and is not on {machine.id.started}")
         self.s.log(f"{client.key} is committed on {machine.id.started}")
         client.done.append(client.key)
         self.s.at(self.s.rnd.random() * 0.2, lambda: self.next_key(client))
@@ -192,8 +192,10 @@ class Transactions:
         """At the end: everything that was acknowledged is there, once; who went on is no longer stuck."""
         line = self.s.cluster.timeline
         there = [entry.key for entry in line.history(line.end) if entry.commit]
-        self.s.demand(len(there) == len({*there}), "f", f"keys that stand there twice: {there}")
+        if len(there) > len({*there}):
+            self.s.violated("f", f"keys that stand there twice: {there}")
         if self.s.cluster.synchronous:
             for client in self.clients:
                 for key in client.done:
-                    self.s.demand(key in there, "g", f"{key} was acknowledged, and is lost")
+                    if key not in there:
+                        self.s.violated("g", f"{key} was acknowledged, and is lost")
