@@ -31,13 +31,42 @@ class Faults:
             machine = self.rnd.choice(self.cluster.machines)
             kind = self.rnd.choice(
                 [self.die, self.freeze, self.partition, self.revive, self.revive, self.promote, self.promote, self.refollow,
-                 self.lag, self.move, self.rejoin, self.stand_still]
+                 self.lag, self.move, self.rejoin, self.stand_still, self.flap, self.flap]
             )  # fmt: skip
             kind(machine)
 
     def die(self, machine: Machine) -> None:
         self.s.log(f"* {machine.id.started} dies")
         machine.alive = False
+
+    def flap(self, _: Machine) -> None:
+        """A reader goes and comes back several times in a row."""
+        readers = self.cluster.readers()
+        if readers:
+            self.down(self.rnd.choice(readers), self.rnd.randrange(2, 6), cut_off=self.rnd.random() < 0.3)
+
+    def down(self, machine: Machine, times: int, *, cut_off: bool) -> None:
+        if self.s.now >= END or machine.role is not Role.READER:
+            return
+        if cut_off:
+            machine.partitioned = True  # it takes two silent probes to see that
+            back = 0.3 + self.rnd.random()
+        else:
+            machine.alive = False
+            back = self.rnd.random() * 0.6
+        self.s.log(f"* {machine.id.started} goes, {times} times in all")
+        self.s.at(back, lambda: self.up(machine, times - 1, cut_off=cut_off), outside=True)
+
+    def up(self, machine: Machine, times: int, *, cut_off: bool) -> None:
+        if self.s.now >= END or machine.role is not Role.READER:
+            return
+        if cut_off:
+            machine.partitioned = False
+        elif not machine.alive:
+            self.cluster.restart_reader(machine, self.rnd.randrange(2))
+        self.s.log(f"* {machine.id.started} comes back, and will go {times} times more")
+        if times:
+            self.s.at(self.rnd.random() * 1.2, lambda: self.down(machine, times, cut_off=cut_off), outside=True)
 
     def freeze(self, machine: Machine) -> None:
         machine.frozen = not machine.frozen

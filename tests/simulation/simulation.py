@@ -5,7 +5,7 @@ All randomness is one random.Random(seed), and time passes only virtually. The i
 (c) old observations never win: what is known of a server never moves back, and the epoch neither;
 (d) when the faults are over a writer is found within HEALING seconds, and readers serve again;
 (e) samples and all collections stay bounded.
-(b), (i): those of sessions.py. (f), (g): those of transactions.py.
+(b), (i): those of sessions.py. (f), (g): those of transactions.py. (h): that of flapping.py.
 
 Besides the cluster, the process that hosts the router has its troubles: it stands still for a while, and everything that was due
 in it is late.
@@ -24,6 +24,7 @@ from aurora_router.core.topology import Instance, Observation, Role, ServerId, S
 from tests.simulation import faults
 from tests.simulation.cluster import Cluster, Machine
 from tests.simulation.faults import Faults
+from tests.simulation.flapping import Flapping
 from tests.simulation.sessions import Sessions
 from tests.simulation.transactions import Transactions
 
@@ -107,6 +108,7 @@ class Simulation:
         self.wanted = False
         self.transactions = Transactions(self, CLIENTS)
         self.sessions = Sessions(self, SESSIONS)
+        self.flapping = Flapping(self)
         self.faults = Faults(self)
 
     # -- time -----------------------------------------------------------------------------------------------------
@@ -165,8 +167,10 @@ class Simulation:
         if link.broken and not link.machine.frozen:
             watcher.links.remove(link)
             link.closed = True
-            watcher.missing = link.server
-            self.at(0.001, lambda: self.failed(watcher, asked_at, Silence.REFUSED, link.server))
+            if watcher.links:
+                self.at(0.001, lambda: self.failed(watcher, asked_at, Silence.REFUSED, link.server))
+            else:  # only this connection may be gone: a fresh one shows it
+                watcher.missing = link.server
             return
         self.send(watcher, link, asked_at, link.server, lambda observation: None if link.closed else self.observed(observation))
 
@@ -229,6 +233,7 @@ class Simulation:
         watcher.missing = None
         for other in gone - {link.server}:
             self.log(f"forget {other.started} behind {watcher.instance.id}")
+            self.flapping.accounts[watcher.instance.id].forget(other)
             self.publish(topology.forget(self.topology, watcher.instance.id, other))
         self.observed(observation)
 
@@ -259,6 +264,8 @@ class Simulation:
                 key = (observation.instance, about.address)
                 self.floors[key] = max(self.floors.get(key, -1.0), observation.asked_at)
         self.publish(new)
+        self.flapping.accounts[observation.instance].heard(observation)
+        self.flapping.check_taken_back(new.by_id[observation.instance])
         return new is not old
 
     def publish(self, new: Topology) -> None:
@@ -295,7 +302,10 @@ class Simulation:
 
     def decide(self, need: Need) -> selection.Decision:
         self.load.turn += 1
-        return selection.choose(self.topology, need, self.balance, self.load, self.rnd.random(), self.now)
+        decision = selection.choose(self.topology, need, self.balance, self.load, self.rnd.random(), self.now)
+        if decision.instance is not None and decision.instance.role is Role.READER:
+            self.flapping.check_chosen(decision.instance)
+        return decision
 
     def connect(self, instance: Instance) -> Link | None:
         """A pooled connection or a new one, whose server must be one that the topology knows there now."""
@@ -340,12 +350,8 @@ class Simulation:
         readers = {m.id for m in self.cluster.readers()}
         serving = {server for instance in self.topology.readers for server in instance.servers}
         # One that was lost again and again is only taken back after a while.
-        held = {
-            seen.server.id
-            for instance in self.topology
-            for seen in instance.seen
-            if self.now - instance.back_at < topology.hold(instance.losses) + 2 * INTERVAL
-        }
+        waiting = [each for each in self.flapping.accounts.values() if each.due_at() > self.now - 2 * INTERVAL]
+        held = {heard.server for each in waiting for heard in each.up.values()}
         # Behind one name fresh connections find the servers one after another, by chance.
         some = bool(serving) == bool(readers) or bool(readers & held)
         enough = some if self.endpoints else readers <= serving | held

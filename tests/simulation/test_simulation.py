@@ -11,8 +11,9 @@ import pytest
 from aurora_router.core import commits, failures, selection, topology
 from aurora_router.core.failures import Action, Failure, Phase
 from aurora_router.core.positions import Position
-from aurora_router.core.topology import Role
+from aurora_router.core.topology import Role, hold
 from aurora_router.errors import Outcome
+from tests.simulation import flapping
 from tests.simulation.sessions import Sessions
 from tests.simulation.simulation import Simulation, Violation, run
 
@@ -44,6 +45,8 @@ def test_the_invariants_hold_whatever_happens_to_the_cluster(seeds):
         assert sum(run.transactions.resolved for run in done) > CHUNK
         assert sum(run.sessions.repeated for run in done) > 5 * CHUNK
         assert sum(run.sessions.moved for run in done) > CHUNK / 10
+        assert sum(run.flapping.held for run in done) > CHUNK / 5
+        assert sum(run.flapping.taken_back for run in done) > CHUNK / 5
         assert sum(len(client.done) for run in done for client in run.transactions.clients) > 10 * CHUNK
         reads = sum(run.sessions.reads for run in done)
         assert reads > 50 * CHUNK
@@ -52,6 +55,13 @@ def test_the_invariants_hold_whatever_happens_to_the_cluster(seeds):
 
 def test_the_invariants_hold_when_the_samples_reach_back_less_than_a_second(monkeypatch):
     monkeypatch.setattr(topology, "SAMPLES", 3)
+    for seed in range(CHUNK):
+        traced(seed)
+
+
+def test_the_invariants_hold_when_losses_are_forgotten_within_seconds(monkeypatch):
+    monkeypatch.setattr(topology, "CALM", 1.5)
+    monkeypatch.setattr(flapping, "CALM", 1.5)
     for seed in range(CHUNK):
         traced(seed)
 
@@ -273,3 +283,56 @@ def test_a_lost_read_that_the_application_must_deal_with_is_found(monkeypatch):
 def test_a_read_that_hangs_on_a_connection_whose_server_is_gone_is_found(monkeypatch):
     monkeypatch.setattr(Simulation, "stuck", lambda self, instance, link: link.broken or not link.machine.reachable)
     assert "has not ended yet" in found("i")
+
+
+def test_a_reader_that_is_used_again_at_once_however_often_it_was_lost_is_found(monkeypatch):
+    monkeypatch.setattr(topology, "hold", lambda losses: 0.0)
+    assert "chosen too soon" in found("h")
+
+
+def test_a_wait_that_does_not_grow_is_found(monkeypatch):
+    monkeypatch.setattr(topology, "hold", lambda losses: 1.0 if losses > 1 else 0.0)
+    assert "chosen too soon" in found("h")
+
+
+def test_a_wait_that_the_time_without_an_answer_counts_for_is_found(monkeypatch):
+    answered = topology._answered
+
+    def lenient(old, observation, server):
+        new = answered(old, observation, server)
+        return replace(new, back_at=new.lost_at) if new is not old and new.back_at > old.back_at else new
+
+    monkeypatch.setattr(topology, "_answered", lenient)
+    assert "chosen too soon" in found("h")
+
+
+def test_an_answer_that_makes_all_losses_forgotten_is_found(monkeypatch):
+    answered = topology._answered
+
+    def forgiving(old, observation, server):
+        new = answered(old, observation, server)
+        return new if new is old else replace(new, losses=0)
+
+    monkeypatch.setattr(topology, "_answered", forgiving)
+    assert "chosen too soon" in found("h")
+
+
+def test_a_wait_that_begins_anew_with_each_restart_is_found(monkeypatch):
+    answered = topology._answered
+
+    def strict(old, observation, server):
+        new = answered(old, observation, server)
+        return new if new is old or old.seen else replace(new, back_at=observation.asked_at)
+
+    monkeypatch.setattr(topology, "_answered", strict)
+    assert "not taken back" in found("h")
+
+
+def test_a_reader_that_waits_longer_than_it_should_is_found(monkeypatch):
+    monkeypatch.setattr(topology, "hold", lambda losses: 2.0 * hold(losses))
+    assert "not taken back" in found("h")
+
+
+def test_losses_that_are_never_forgotten_are_found(monkeypatch):
+    monkeypatch.setattr(flapping, "CALM", 1.5)  # the topology goes on to count with minutes
+    assert "not taken back" in found("h")
