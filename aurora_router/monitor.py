@@ -112,6 +112,7 @@ class Monitor:
         self._served_at = 0.0
         self._writerless_since = self._published_at = time.monotonic()
         self._doubted_at: float | None = None  # what was heard before is not trusted, until all have been heard since
+        self._awake_until = float("inf")  # by the wall clock; a time-keeper that runs later than that has stood still
         self._catalog_at = float("-inf")
         self._catalog_wanted = False
         self._thread: threading.Thread | None = None
@@ -159,6 +160,7 @@ class Monitor:
         self._suspects = {}
         self._thread = self._announcer = None
         self._doubted_at = time.monotonic()
+        self._awake_until = float("inf")
         self.trusted_until = float("-inf")
 
     def wait_for(self, satisfied: Callable[[Topology], bool], timeout: float) -> Topology:
@@ -286,15 +288,17 @@ class Monitor:
     def _trust(self, watchers: list[_Watcher], now: float) -> None:
         """Trust the topology for another while, unless this thread has not run for long: then doubt it until each instance
         was heard again or has had its time."""
-        if self._doubted_at is None and not self.trusted:
+        wall = time.time()
+        if wall > self._awake_until:  # perhaps in the midst of a doubt: a machine may wake for a moment only
             self._doubted_at = now
             for watcher in watchers:
                 if watcher.asked_at is not None:
                     watcher.asked_at = now  # it is not the instance that kept silent
+        self._awake_until = wall + max(3 * self._interval, TRUST)
         doubted = self._doubted_at
         if doubted is None or now - doubted > self._timeout + 1.0 or all(i.heard_at >= doubted for i in self.topology):
             self._doubted_at = None
-            self.trusted_until = time.time() + max(3 * self._interval, TRUST)
+            self.trusted_until = self._awake_until
             if doubted is not None:
                 self._moved.notify_all()
 

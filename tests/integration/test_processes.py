@@ -312,6 +312,26 @@ def test_a_machine_that_slept_asks_again_before_it_decides(
     assert router._monitor.trusted
 
 
+def test_a_machine_that_sleeps_again_before_all_were_heard_asks_all_again(
+    cluster: PostgresCluster, make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router = make_router(probe_interval=60, probe_timeout=3)
+    router.connect().close()
+    old = cluster.writer
+    frozen, promoted = cluster.readers
+    cluster.freeze(frozen)
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + 3600)
+    woke = time.monotonic()
+    router._monitor.wait_for(lambda topology: topology.by_id[old.address].heard_at >= woke, 5)
+    assert not router._monitor.trusted  # the frozen one has not had its time
+    cluster.promote(promoted)
+    monkeypatch.setattr(time, "time", lambda: clock() + 7200)
+    with router.connect() as connection:
+        address = "SELECT host(inet_server_addr()) || ':' || inet_server_port()"
+        assert connection.scalar(text(address)) == promoted.address
+
+
 def test_an_instance_that_does_not_answer_delays_a_process_that_slept_only_for_a_while(
     cluster: PostgresCluster, make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
