@@ -164,10 +164,11 @@ class Monitor:
         self.trusted_until = float("-inf")
 
     def wait_for(self, satisfied: Callable[[Topology], bool], timeout: float) -> Topology:
-        """The newest topology, as soon as it satisfies the condition, the time (seconds) is up or the monitor is closed."""
+        """The newest topology, as soon as it is trusted and satisfies the condition, the time (seconds) is up or the monitor is
+        closed. Who waits while the machine sleeps is not to go on with what was heard before."""
         deadline = time.monotonic() + timeout
         with self._moved:
-            if satisfied(self.topology):
+            if self.trusted and satisfied(self.topology):
                 return self.topology
             me = object()
             try:
@@ -175,7 +176,7 @@ class Monitor:
                 self._poke.set()
                 while not self._closed and (left := deadline - time.monotonic()) > 0:
                     self._moved.wait(left)
-                    if satisfied(self.topology):
+                    if self.trusted and satisfied(self.topology):
                         break
             finally:
                 self._waiting.discard(me)
@@ -188,7 +189,7 @@ class Monitor:
 
     def wait_until_trusted(self) -> None:
         """Wait until each instance was heard again or has had its time."""
-        self.wait_for(lambda _: self.trusted, self._timeout + 1.0)
+        self.wait_for(lambda _: True, self._timeout + 1.0)
 
     def suspect(self, instance: str) -> None:
         """Something failed there: probe it at once."""

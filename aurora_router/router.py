@@ -189,7 +189,7 @@ class Router:
         if self._entrance.closed:
             raise RouterError("this router is closed; make a new one")
         self._monitor.start()
-        topology = self._monitor.wait_for(lambda t: t.probed and self._monitor.trusted, self._probe_timeout + 1.0)
+        topology = self._monitor.wait_for(lambda t: t.probed, self._probe_timeout + 1.0)
         strangers = [i for i in topology if "belongs to another cluster" in i.error]
         refused = [i for i in topology if i.silence is Silence.MISCONFIGURED]
         if strangers or (refused and topology.writer is None):

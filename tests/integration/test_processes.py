@@ -323,13 +323,28 @@ def test_a_machine_that_sleeps_again_before_all_were_heard_asks_all_again(
     clock = time.time
     monkeypatch.setattr(time, "time", lambda: clock() + 3600)
     woke = time.monotonic()
-    router._monitor.wait_for(lambda topology: topology.by_id[old.address].heard_at >= woke, 5)
+    router._monitor.suspect(old.address)
+    eventually(lambda: router.topology.by_id[old.address].heard_at >= woke)
     assert not router._monitor.trusted  # the frozen one has not had its time
     cluster.promote(promoted)
     monkeypatch.setattr(time, "time", lambda: clock() + 7200)
     with router.connect() as connection:
         address = "SELECT host(inet_server_addr()) || ':' || inet_server_port()"
         assert connection.scalar(text(address)) == promoted.address
+
+
+def test_who_waits_for_a_writer_when_the_machine_wakes_is_not_given_the_one_of_before(
+    cluster: PostgresCluster, make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As who finds out what became of a COMMIT does."""
+    router = make_router(probe_interval=60)
+    router.connect().close()
+    new = cluster.promote()
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + 3600)
+    found = router._monitor.wait_for(lambda topology: topology.writer is not None, 5)
+    assert found.writer is not None
+    assert found.writer.id == new.address
 
 
 def test_an_instance_that_does_not_answer_delays_a_process_that_slept_only_for_a_while(
