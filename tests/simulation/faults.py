@@ -31,7 +31,7 @@ class Faults:
             machine = self.rnd.choice(self.cluster.machines)
             kind = self.rnd.choice(
                 [self.die, self.freeze, self.partition, self.revive, self.revive, self.promote, self.promote, self.refollow,
-                 self.lag, self.move, self.rejoin, self.stand_still, self.flap, self.flap]
+                 self.lag, self.move, self.rejoin, self.stand_still, self.stand_still, self.flap, self.flap]
             )  # fmt: skip
             kind(machine)
 
@@ -127,9 +127,10 @@ class Faults:
             self.s.log(f"* {machine.id.started} rejoins as a reader of {self.cluster.writer.id.started}")
 
     def stand_still(self, _: Machine) -> None:
-        """The router's process gets no processor, as when it is stopped, or its machine sleeps."""
-        self.s.still_until = min(self.s.now + self.rnd.choice([0.2, 1.0, 4.0]), END)
-        self.s.log(f"* the router's process stands still until {self.s.still_until:.3f}")
+        """The router's process gets no processor, as when it is stopped; or its machine sleeps."""
+        seconds = min(self.rnd.choice([0.2, 1.0, 2.0, 4.0]), END - self.s.now)
+        if self.s.now >= self.s.process.still_until:
+            self.rnd.choice([self.s.process.stand_still, self.s.process.sleep])(seconds)
 
     def heal(self) -> None:
         self.s.log("* everything heals")

@@ -75,7 +75,7 @@ class Sessions:
     def step(self, session: Session) -> None:
         """What a session does next. A commit is not waited for; a read is."""
         if self.rnd.random() < session.writes:
-            self.write(session)
+            self.s.process.when_trusted(lambda: self.write(session))
             self.go_on(session)
         else:
             session.read = Read(session, self.s.now)
@@ -87,7 +87,7 @@ class Sessions:
     # -- commits --------------------------------------------------------------------------------------------------
 
     def write(self, session: Session) -> None:
-        instance = selection.to_writer(self.s.topology, Reason.NOT_A_READ).instance
+        instance = self.s.to_writer().instance
         if instance is None:
             return
         self.s.check_writer(instance)
@@ -106,7 +106,7 @@ class Sessions:
             if not link.broken and machine.reachable:
                 self.s.log(f"{session.name} committed {commit.timeline.epoch}:{commit.lsn} on {machine.id.started}")
                 session.commits.append(commit)
-                session.requirement = Requirement(self.s.now, epoch)
+                session.requirement = Requirement(self.s.process.clock(), epoch)
 
         self.s.at(self.rnd.random() * 0.01, acknowledged)
 
@@ -119,10 +119,12 @@ class Sessions:
         return Need(requirement=requirement, avoid=read.avoid, pin_seconds=PIN)
 
     def read(self, read: Read) -> None:
+        self.s.process.when_trusted(lambda: self.enter(read))
+
+    def enter(self, read: Read) -> None:
         """Decide where, and connect."""
         session = read.session
-        moved = selection.to_writer(self.s.topology, Reason.NOT_A_READ) if read.on_writer else None
-        decision = moved or self.s.decide(self.need(read))
+        decision = self.s.to_writer() if read.on_writer else self.s.decide(self.need(read))
         if decision.reason in (Reason.OWN_WRITES, Reason.NO_WRITER):
             self.s.wanted = True
         instance = decision.instance
@@ -216,14 +218,15 @@ class Sessions:
 
     def check(self) -> None:
         """At the end: nobody hangs, or is kept on the writer for ever."""
+        now = self.s.process.clock()
         for session in self.sessions:
             if session.read is not None:
                 self.in_time(session.read)
             need = session.requirement
-            if self.s.topology.readers and need is not None and need.after < self.s.now - 1.0 - PIN:
+            if self.s.topology.readers and need is not None and need.after < now - 1.0 - PIN:
                 needs = [need]
                 samples = self.s.topology.samples
-                if not samples or samples[0].asked_at < self.s.now - 1.0:  # else a reader may be later than they reach back
+                if not samples or samples[0].asked_at < now - 1.0:  # else a reader may be later than they reach back
                     needs.append(need._replace(position=None))
                 for each in needs:
                     if self.s.decide(Need(requirement=each, pin_seconds=PIN)).reason is not Reason.READ:

@@ -5,10 +5,7 @@ All randomness is one random.Random(seed), and time passes only virtually. The i
 (c) old observations never win: what is known of a server never moves back, and the epoch neither;
 (d) when the faults are over a writer is found within HEALING seconds, and readers serve again;
 (e) samples and all collections stay bounded.
-(b), (i): those of sessions.py. (f), (g): those of transactions.py. (h): that of flapping.py.
-
-Besides the cluster, the process that hosts the router has its troubles: it stands still for a while, and everything that was due
-in it is late.
+(b), (i): those of sessions.py. (f), (g): those of transactions.py. (h): that of flapping.py. (j): that of process.py.
 """
 
 from __future__ import annotations
@@ -19,23 +16,23 @@ from dataclasses import dataclass, field
 from random import Random
 
 from aurora_router.core import selection, topology
-from aurora_router.core.selection import STRATEGIES, Load, Need
+from aurora_router.core.selection import STRATEGIES, Load, Need, Reason
 from aurora_router.core.topology import Instance, Observation, Role, ServerId, Silence, Topology
 from tests.simulation import faults
 from tests.simulation.cluster import Cluster, Machine
 from tests.simulation.faults import Faults
 from tests.simulation.flapping import Flapping
+from tests.simulation.process import TIMEOUT, Process
 from tests.simulation.sessions import Sessions
 from tests.simulation.transactions import Transactions
 
 HEALING = 5.0
-TIMEOUT = 0.4
 INTERVAL = 0.5
 HURRY = 0.05
 FRESH = 1.0  # between fresh connections of a name
 LOOKS = 4  # fresh connections in a row where other servers may stand behind a name
 SESSIONS = 3
-CLIENTS = 2
+CLIENTS = 4
 
 
 class Violation(AssertionError):
@@ -80,7 +77,7 @@ class Simulation:
         self.say = say
         self.now = 0.0
         self.queue: list[tuple[float, int, bool, Callable[[], None]]] = []
-        self.still_until = 0.0  # the router's process stands still
+        self.process = Process(self)
         self.count = 0
         self.positions = rnd.random() < 0.85
         self.disorder = rnd.choice([0.0, 0.1, 0.3])  # how many answers are late or lost
@@ -128,8 +125,8 @@ class Simulation:
         self.faults.start()
         while self.queue and self.queue[0][0] <= faults.END + HEALING:
             self.now, count, outside, action = heapq.heappop(self.queue)
-            if self.now < self.still_until and not outside:
-                heapq.heappush(self.queue, (self.still_until, count, outside, action))
+            if self.now < self.process.still_until and not outside:
+                heapq.heappush(self.queue, (self.process.still_until, count, outside, action))
             else:
                 action()
         self.check_healed()
@@ -148,22 +145,27 @@ class Simulation:
     # -- the monitor ----------------------------------------------------------------------------------------------
 
     def tick(self, watcher: Watcher) -> None:
-        hurry = watcher.suspect or self.wanted or self.topology.writer is None
+        self.process.keep()
+        hurry = self.process.doubted_at is not None or watcher.suspect or self.wanted or self.topology.writer is None
         self.at(HURRY if hurry and self.rnd.random() < 0.7 else INTERVAL, lambda: self.tick(watcher))
         watcher.suspect = False
         if self.topology.writer is not None and self.topology.writer.id == watcher.instance.id:
             self.wanted = False
+        self.probe(watcher)
+
+    def probe(self, watcher: Watcher) -> None:
+        now = self.process.clock()
         for link in list(watcher.links):
             self.ask(watcher, link)
-        if not watcher.links or watcher.look or self.now - watcher.looked_at >= FRESH:
-            watcher.looked_at = self.now
+        if not watcher.links or watcher.look or now - watcher.looked_at >= FRESH:
+            watcher.looked_at = now
             several = watcher.instance.reader_only and (watcher.look or not watcher.links)
             for n in range(LOOKS if several else 1):
                 self.at(n * 0.007, lambda: self.reach(watcher))
             watcher.look = False
 
     def ask(self, watcher: Watcher, link: Link) -> None:
-        asked_at = self.now
+        asked_at = self.process.clock()
         if link.broken and not link.machine.frozen:
             watcher.links.remove(link)
             link.closed = True
@@ -185,15 +187,20 @@ class Simulation:
         if there + back >= TIMEOUT or not link.machine.reachable:
             self.at(TIMEOUT, lambda: self.overdue(watcher, link, asked_at, about))
         if there < 99.0:
-            self.at(there, lambda: self.answer(watcher, link, asked_at, back, heard))
+            self.at(there, lambda: self.answer(watcher, link, asked_at, back, heard), outside=True)
 
     def answer(self, watcher: Watcher, link: Link, asked_at: float, back: float, heard: Callable[[Observation], None]) -> None:
         if link.broken or not link.machine.reachable:
             return
         server = link.machine.says(self.now, positions=self.positions)
-        self.at(back, lambda: heard(Observation(watcher.instance.id, asked_at, self.now, server)))
+        self.at(back, lambda: heard(Observation(watcher.instance.id, asked_at, self.process.clock(), server)))
 
     def overdue(self, watcher: Watcher, link: Link, asked_at: float, about: ServerId | None) -> None:
+        self.process.keep()
+        spared = self.process.spared(asked_at)
+        if spared:
+            self.at(spared, lambda: self.overdue(watcher, link, asked_at, about))
+            return
         changed = self.failed(watcher, asked_at, Silence.TIMEOUT, about)
         if changed and link in watcher.links:
             watcher.links.remove(link)  # it is cut: where it was the only one, a fresh one shows whether the server lives
@@ -205,11 +212,12 @@ class Simulation:
 
     def failed(self, watcher: Watcher, asked_at: float, silence: Silence, about: ServerId | None) -> bool:
         error = silence.value
-        return self.observed(Observation(watcher.instance.id, asked_at, self.now, about=about, silence=silence, error=error))
+        now = self.process.clock()
+        return self.observed(Observation(watcher.instance.id, asked_at, now, about=about, silence=silence, error=error))
 
     def reach(self, watcher: Watcher) -> None:
         """A fresh connection to whoever is behind the name now."""
-        asked_at = self.now
+        asked_at = self.process.clock()
         about = None if watcher.links else watcher.missing
         machines = self.cluster.names[watcher.instance.id]
         machine = self.rnd.choice(machines) if machines else None
@@ -223,7 +231,7 @@ class Simulation:
 
     def reached(self, watcher: Watcher, link: Link, observation: Observation) -> None:
         """A fresh connection told whom it reached; behind a name that is not the readers' nobody else is expected then."""
-        if self.now - observation.asked_at >= TIMEOUT:
+        if observation.answered_at - observation.asked_at >= TIMEOUT:
             return
         replaced = [old for old in watcher.links if old.server == link.server or not watcher.instance.reader_only]
         for old in replaced:
@@ -240,6 +248,8 @@ class Simulation:
     def observed(self, observation: Observation) -> bool:
         """Take one observation in; whether it changed anything."""
         old = self.topology
+        ended = self.process.ended
+        ended[observation.instance] = max(ended.get(observation.instance, 0.0), observation.asked_at)
         server = observation.server
         about = server.id if server is not None else observation.about
         if about is not None:
@@ -301,11 +311,16 @@ class Simulation:
     # -- clients --------------------------------------------------------------------------------------------------
 
     def decide(self, need: Need) -> selection.Decision:
+        self.process.check()
         self.load.turn += 1
-        decision = selection.choose(self.topology, need, self.balance, self.load, self.rnd.random(), self.now)
+        decision = selection.choose(self.topology, need, self.balance, self.load, self.rnd.random(), self.process.clock())
         if decision.instance is not None and decision.instance.role is Role.READER:
             self.flapping.check_chosen(decision.instance)
         return decision
+
+    def to_writer(self) -> selection.Decision:
+        self.process.check()
+        return selection.to_writer(self.topology, Reason.NOT_A_READ)
 
     def connect(self, instance: Instance) -> Link | None:
         """A pooled connection or a new one, whose server must be one that the topology knows there now."""
@@ -350,7 +365,7 @@ class Simulation:
         readers = {m.id for m in self.cluster.readers()}
         serving = {server for instance in self.topology.readers for server in instance.servers}
         # One that was lost again and again is only taken back after a while.
-        waiting = [each for each in self.flapping.accounts.values() if each.due_at() > self.now - 2 * INTERVAL]
+        waiting = [each for each in self.flapping.accounts.values() if each.due_at() > self.process.clock() - 2 * INTERVAL]
         held = {heard.server for each in waiting for heard in each.up.values()}
         # Behind one name fresh connections find the servers one after another, by chance.
         some = bool(serving) == bool(readers) or bool(readers & held)

@@ -13,9 +13,11 @@ from aurora_router.core.failures import Action, Failure, Phase
 from aurora_router.core.positions import Position
 from aurora_router.core.topology import Role, hold
 from aurora_router.errors import Outcome
-from tests.simulation import flapping
+from tests.simulation import flapping, process
+from tests.simulation.process import Process
 from tests.simulation.sessions import Sessions
 from tests.simulation.simulation import Simulation, Violation, run
+from tests.simulation.transactions import Transactions
 
 SEEDS = int(os.environ.get("AURORA_ROUTER_SEEDS", "5000"))
 CHUNK = 100
@@ -47,6 +49,7 @@ def test_the_invariants_hold_whatever_happens_to_the_cluster(seeds):
         assert sum(run.sessions.moved for run in done) > CHUNK / 10
         assert sum(run.flapping.held for run in done) > CHUNK / 5
         assert sum(run.flapping.taken_back for run in done) > CHUNK / 5
+        assert sum(run.process.doubts for run in done) > CHUNK / 10
         assert sum(len(client.done) for run in done for client in run.transactions.clients) > 10 * CHUNK
         reads = sum(run.sessions.reads for run in done)
         assert reads > 50 * CHUNK
@@ -336,3 +339,48 @@ def test_a_reader_that_waits_longer_than_it_should_is_found(monkeypatch):
 def test_losses_that_are_never_forgotten_are_found(monkeypatch):
     monkeypatch.setattr(flapping, "CALM", 1.5)  # the topology goes on to count with minutes
     assert "not taken back" in found("h")
+
+
+def test_a_process_that_trusts_what_it_knew_before_it_stood_still_is_found(monkeypatch):
+    monkeypatch.setattr(Process, "trusted", True)
+    assert "decided on what was heard long ago" in found("j")
+
+
+def test_a_sleep_that_is_looked_for_on_the_clock_that_slept_as_well_is_found(monkeypatch):
+    monkeypatch.setattr(Process, "wall", Process.clock)
+    assert "decided on what was heard long ago" in found("j")
+
+
+def test_a_sleep_that_goes_unnoticed_while_another_is_not_got_over_is_found(monkeypatch):
+    rightly = Process.stood_still
+    monkeypatch.setattr(Process, "stood_still", lambda self: self.doubted_at is None and rightly(self))
+    assert "decided on what was heard long ago" in found("j", 1000)
+
+
+def test_a_question_after_a_commit_that_goes_to_the_writer_from_before_the_sleep_is_found(monkeypatch):
+    monkeypatch.setattr(Transactions, "resolve", Transactions.ask)
+    assert "decided on what was heard long ago" in found("j", 1000)
+
+
+def test_one_instance_that_was_heard_again_and_speaks_for_all_is_found(monkeypatch):
+    monkeypatch.setattr(
+        Process, "heard_again", lambda self, doubted: any(instance.heard_at >= doubted for instance in self.s.topology)
+    )
+    assert "decided on what was heard long ago" in found("j")
+
+
+def test_an_answer_that_counts_from_when_it_was_read_is_found(monkeypatch):
+    answered = topology._answered
+
+    def eager(old, observation, server):
+        new = answered(old, observation, server)
+        return new if new is old else replace(new, heard_at=max(new.heard_at, observation.answered_at))
+
+    monkeypatch.setattr(topology, "_answered", eager)
+    assert "decided on what was heard long ago" in found("j", 1000)
+
+
+def test_a_doubt_that_does_not_end_is_found(monkeypatch):
+    monkeypatch.setattr(Process, "heard_again", lambda self, doubted: False)
+    monkeypatch.setattr(process, "GRACE", 60.0)
+    assert "has not ended yet" in found("i")

@@ -12,11 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from aurora_router.core import commits, failures, selection
+from aurora_router.core import commits, failures
 from aurora_router.core.commits import Evidence, Note
 from aurora_router.core.failures import Action, Failure, Phase
 from aurora_router.core.positions import WalPosition
-from aurora_router.core.selection import Reason
 from aurora_router.core.topology import Role
 from aurora_router.errors import Outcome
 from tests.simulation.cluster import Machine
@@ -61,8 +60,11 @@ class Transactions:
         self.run(client)
 
     def run(self, client: Client) -> None:
+        self.s.process.when_trusted(lambda: self.enter(client))
+
+    def enter(self, client: Client) -> None:
         """Begin a run of the unit: where is the writer?"""
-        instance = selection.to_writer(self.s.topology, Reason.NOT_A_READ).instance
+        instance = self.s.to_writer().instance
         if instance is None:
             self.s.at(PAUSE, lambda: self.run(client))
             return
@@ -121,7 +123,7 @@ class Transactions:
         arrives = self.s.rnd.random() >= 2 * LOST * (self.s.disorder > 0)
         answered = self.s.rnd.random() >= 2 * LOST * (self.s.disorder > 0)
         if arrives:
-            self.s.at(self.s.rnd.random() * 0.03, lambda: self.arrives(link, xid, client.key))
+            self.s.at(self.s.rnd.random() * 0.03, lambda: self.arrives(link, xid, client.key), outside=True)
         self.s.at(0.03 + self.s.rnd.random() * 0.03, lambda: self.answer(client, instance, link, note, answered))
 
     def arrives(self, link: Link, xid: int, key: str) -> None:
@@ -130,7 +132,7 @@ class Transactions:
         if link.broken or xid not in machine.open:
             return
         if not machine.reachable:
-            self.s.at(0.05, lambda: self.arrives(link, xid, key))
+            self.s.at(0.05, lambda: self.arrives(link, xid, key), outside=True)
             return
         if self.s.cluster.synchronous and machine.timeline is not self.s.cluster.timeline:
             machine.waiting.add(xid)  # it never ends: there is no reader to acknowledge it
@@ -163,9 +165,12 @@ class Transactions:
         self.s.at(self.s.rnd.random() * 0.2, lambda: self.next_key(client))
 
     def resolve(self, client: Client, note: Note) -> None:
+        self.s.process.when_trusted(lambda: self.ask(client, note))
+
+    def ask(self, client: Client, note: Note) -> None:
         """Ask the newest writer what became of it, as commits.ByXid does."""
         again = PAUSE * (1 + self.s.rnd.random())
-        writer = self.s.topology.writer
+        writer = self.s.to_writer().instance
         link = self.s.connect(writer) if writer is not None else None
         if link is None or not link.machine.reachable or link.machine.role is not Role.WRITER:
             self.s.at(again, lambda: self.resolve(client, note))
