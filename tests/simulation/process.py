@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TIMEOUT = 0.4  # of a probe, in seconds
 TRUST = 1.5
 GRACE = 1.0  # seconds, besides the time for a probe, after which an instance has had its time
-PAUSE = 0.03
+PAUSE = 0.05
 
 
 class Process:

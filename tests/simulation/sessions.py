@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.simulation.simulation import Link, Simulation
 
 PIN = 2.0
-PAUSE = 0.03
+PAUSE = 0.05
 LOST = 0.04  # how often a read is lost at a step, in an unruly seed
 ENDS = 3.0  # seconds from the last fault to the end of every read that was under way
 EXCUSES = {

@@ -14,6 +14,7 @@ from aurora_router.core.positions import Position
 from aurora_router.core.topology import Role, hold
 from aurora_router.errors import Outcome
 from tests.simulation import flapping, process
+from tests.simulation.faults import Faults
 from tests.simulation.process import Process
 from tests.simulation.sessions import Sessions
 from tests.simulation.simulation import Simulation, Violation, run
@@ -351,12 +352,27 @@ def test_a_sleep_that_is_looked_for_on_the_clock_that_slept_as_well_is_found(mon
     assert "decided on what was heard long ago" in found("j")
 
 
+@pytest.fixture
+def drowsy(monkeypatch):
+    """The process stands still more often than anything else happens."""
+    for kind in ("lag", "move", "rejoin", "refollow", "partition"):
+        monkeypatch.setattr(Faults, kind, Faults.stand_still)
+
+
+@pytest.mark.usefixtures("drowsy")
+def test_the_invariants_hold_for_a_process_that_stands_still_most_of_the_time():
+    for seed in range(CHUNK):
+        traced(seed)
+
+
+@pytest.mark.usefixtures("drowsy")
 def test_a_sleep_that_goes_unnoticed_while_another_is_not_got_over_is_found(monkeypatch):
     rightly = Process.stood_still
     monkeypatch.setattr(Process, "stood_still", lambda self: self.doubted_at is None and rightly(self))
     assert "decided on what was heard long ago" in found("j", 1000)
 
 
+@pytest.mark.usefixtures("drowsy")
 def test_a_question_after_a_commit_that_goes_to_the_writer_from_before_the_sleep_is_found(monkeypatch):
     monkeypatch.setattr(Transactions, "resolve", Transactions.ask)
     assert "decided on what was heard long ago" in found("j", 1000)
@@ -369,6 +385,7 @@ def test_one_instance_that_was_heard_again_and_speaks_for_all_is_found(monkeypat
     assert "decided on what was heard long ago" in found("j")
 
 
+@pytest.mark.usefixtures("drowsy")
 def test_an_answer_that_counts_from_when_it_was_read_is_found(monkeypatch):
     answered = topology._answered
 

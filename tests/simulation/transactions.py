@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tests.simulation.simulation import Link, Simulation
 
 LOST = 0.04  # how often a connection is lost at a step, in an unruly seed
-PAUSE = 0.03
+PAUSE = 0.05
 
 
 @dataclass
@@ -162,7 +162,7 @@ class Transactions:
             self.s.violated("g", f"{client.key} is said to be committed, and is not on {machine.id.started}")
         self.s.log(f"{client.key} is committed on {machine.id.started}")
         client.done.append(client.key)
-        self.s.at(self.s.rnd.random() * 0.2, lambda: self.next_key(client))
+        self.s.at(self.s.rnd.random() * 0.3, lambda: self.next_key(client))
 
     def resolve(self, client: Client, note: Note) -> None:
         self.s.process.when_trusted(lambda: self.ask(client, note))
