@@ -26,7 +26,7 @@ from tests.simulation.process import TIMEOUT, Process
 from tests.simulation.sessions import Sessions
 from tests.simulation.transactions import Transactions
 
-HEALING = 5.0
+HEALING = 4.0
 INTERVAL = 0.5
 HURRY = 0.05
 FRESH = 1.0  # between fresh connections of a name
@@ -123,10 +123,11 @@ class Simulation:
         self.transactions.start()
         self.at(0.1, self.background, outside=True)
         self.faults.start()
-        while self.queue and self.queue[0][0] <= faults.END + HEALING:
-            self.now, count, outside, action = heapq.heappop(self.queue)
-            if self.now < self.process.still_until and not outside:
-                heapq.heappush(self.queue, (self.process.still_until, count, outside, action))
+        queue, process, end = self.queue, self.process, faults.END + HEALING
+        while queue and queue[0][0] <= end:
+            self.now, count, outside, action = heapq.heappop(queue)
+            if self.now < process.still_until and not outside:
+                heapq.heappush(queue, (process.still_until, count, outside, action))
             else:
                 action()
         self.check_healed()
@@ -155,17 +156,21 @@ class Simulation:
 
     def probe(self, watcher: Watcher) -> None:
         now = self.process.clock()
-        for link in list(watcher.links):
+        for n, link in enumerate(watcher.links[1:], 1):  # one after the other: no two are asked at the same moment
+            self.at(n * 0.002, lambda link=link: self.ask(watcher, link))
+        for link in watcher.links[:1]:
             self.ask(watcher, link)
         if not watcher.links or watcher.look or now - watcher.looked_at >= FRESH:
             watcher.looked_at = now
             several = watcher.instance.reader_only and (watcher.look or not watcher.links)
             for n in range(LOOKS if several else 1):
-                self.at(n * 0.007, lambda: self.reach(watcher))
+                self.at(0.001 + n * 0.007, lambda: self.reach(watcher))
             watcher.look = False
 
     def ask(self, watcher: Watcher, link: Link) -> None:
         asked_at = self.process.clock()
+        if link not in watcher.links:
+            return
         if link.broken and not link.machine.frozen:
             watcher.links.remove(link)
             link.closed = True

@@ -193,13 +193,13 @@ def test_a_restarted_server_that_stays_a_stranger_is_found(monkeypatch):
 
     monkeypatch.setattr(topology, "_answered", loyal)
     monkeypatch.setattr(topology, "forget", lambda before, instance, server: before)
-    assert "at 14.000 s" in found("d")
+    assert "at 13.000 s" in found("d")
 
 
 def test_servers_that_are_never_let_go_are_found(monkeypatch):
     monkeypatch.setattr(topology, "_failed", lambda old, observation: old)
     monkeypatch.setattr(topology, "forget", lambda before, instance, server: before)
-    assert "at 14.000 s" in found("d")
+    assert "at 13.000 s" in found("d")
 
 
 def test_a_list_of_servers_that_grows_with_each_answer_is_found(monkeypatch):
