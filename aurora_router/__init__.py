@@ -18,6 +18,7 @@ from aurora_router.errors import (
 )
 from aurora_router.router import Router
 from aurora_router.session import RoutingMixin, RoutingSession
+from aurora_router.tokens import merge_tokens
 
 __all__ = [
     "AmbiguousWriter",
@@ -43,4 +44,5 @@ __all__ = [
     "WrongServer",
     "classify",
     "classify_error",
+    "merge_tokens",
 ]

@@ -158,6 +158,14 @@ def names(name: str, value: Iterable[str]) -> tuple[str, ...]:
     return listed
 
 
+def keys(name: str, value: Iterable[str | bytes]) -> tuple[str | bytes, ...]:
+    """Raises ConfigurationError unless the value is a collection of secrets, which it does not repeat."""
+    listed = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else ("",)
+    if not all(isinstance(item, str | bytes) and item for item in listed):
+        raise ConfigurationError(f"{name}: give a list of secrets, texts or bytes, the newest last")
+    return listed
+
+
 def callables(name: str, value: Iterable[Callable[..., Any]]) -> tuple[Callable[..., Any], ...]:
     """Raises ConfigurationError unless the value is a collection of callables."""
     listed = tuple(value) if isinstance(value, Iterable) else ()

@@ -55,9 +55,6 @@ class Gatekeeper(Protocol):
     """What looks at everything that passes between SQLAlchemy and the driver: see gate.Gate."""
 
     @property
-    def consistency(self) -> str: ...
-
-    @property
     def asynchronous_commits(self) -> bool: ...
 
     def statement(self, cursor: Any, text: str, /, *rest: Any) -> None: ...

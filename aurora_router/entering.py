@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from dataclasses import replace
 from typing import TypeVar
 
 import tenacity
@@ -16,8 +15,9 @@ from sqlalchemy.exc import DBAPIError
 
 from aurora_router.core import events
 from aurora_router.core.failures import SUSPICIOUS, Action, Phase, decide
-from aurora_router.core.selection import Balance, Decision, Load, Need, Reason, choose, resolve, to_writer
-from aurora_router.core.topology import Instance, Role
+from aurora_router.core.positions import Requirement
+from aurora_router.core.selection import Balance, Decision, Load, Need, Reason, choose, resolve, round_robin, to_writer
+from aurora_router.core.topology import Instance, Role, Topology
 from aurora_router.engines import Engines
 from aurora_router.errors import AmbiguousWriter, NoReaderAvailable, NoWriterAvailable, RouterError, WrongServer
 from aurora_router.gate import Gate, own
@@ -32,7 +32,7 @@ T = TypeVar("T")
 LEAST_PAUSE = 0.05  # seconds before a unit asks again whether it may try once more
 _DEFAULT, _AUTOCOMMIT, _READ_ONLY = Mode  # an enum's members are slow to look up on the request path
 _WRITER = Role.WRITER
-_NO_READER = Reason.NO_READER
+_NO_READER, _OWN_WRITES = Reason.NO_READER, Reason.OWN_WRITES
 
 
 class _Again(Exception):
@@ -48,7 +48,8 @@ class Entrance:
     """Brings the units of one router to its instances.
 
     need: what each read needs. for_reads: the places of the writer that reads may have. patience: seconds to wait for a writer.
-    pool_timeout: seconds to wait for a place in a pool.
+    pool_timeout: seconds to wait for a place in a pool. wait_for_reader: seconds that a read waits for a reader that has what it
+    must see. look_timeout: seconds to look for a writer that a token speaks of.
     """
 
     def __init__(
@@ -64,6 +65,8 @@ class Entrance:
         *,
         patience: float,
         pool_timeout: float,
+        wait_for_reader: float,
+        look_timeout: float,
     ) -> None:
         self._gate = gate
         self._engines = engines
@@ -72,10 +75,12 @@ class Entrance:
         self._repeats = repeats
         self._for_reads = for_reads
         self._need = need
-        self._declared_need = replace(need, declared=True)
+        self._declared_need = need._replace(declared=True)
         self._balance = balance
         self._failover_timeout = patience
         self._pool_timeout = pool_timeout
+        self._wait = wait_for_reader
+        self._look_timeout = look_timeout
         self._load = Load(engines.in_use)
         self.closed = False
 
@@ -146,6 +151,9 @@ class Entrance:
         until: float | None = None
         while True:
             decision = self.decide(unit, write)
+            if decision.reason is _OWN_WRITES and self._wait and not unit.waited:
+                self._wait_for_reader(unit)
+                continue
             instance = decision.instance
             if instance is None:
                 began = began or time.monotonic()
@@ -212,17 +220,40 @@ class Entrance:
         if write is not None:
             return to_writer(topology, write)
         need = self._declared_need if unit.read_only else self._need
-        requirement = unit.requirement
-        if requirement is not None or unit.avoid:
-            if requirement is not None:
-                requirement = unit.requirement = resolve(requirement, topology)
-            need = replace(need, requirement=requirement, avoid=unit.avoid)
+        if unit.requirement is not None or unit.last_read is not None or unit.avoid:
+            if unit.requirement is not None:
+                topology = self._resolve(unit, unit.requirement, topology)
+            need = need._replace(requirement=unit.requirement, last_read=unit.last_read, avoid=unit.avoid)
         load = self._load
         load.turn += 1
         decision = choose(topology, need, self._balance, load, random.random(), time.monotonic())
-        if decision.reason is Reason.OWN_WRITES or (decision.reason is Reason.NO_WRITER and requirement is not None):
+        if decision.reason is _OWN_WRITES or (decision.reason is Reason.NO_WRITER and need.requirement is not None):
             self._monitor.want_positions()
         return decision
+
+    def _resolve(self, unit: Unit, requirement: Requirement, topology: Topology) -> Topology:
+        """Find the proof of what the unit must see, as far as that can be had; the topology that has it."""
+        requirement = resolve(requirement, topology)
+        epoch, after = requirement.epoch, requirement.after
+        if requirement.given and epoch is not None and epoch > topology.epoch:
+            # A token speaks of a newer writer than any that is known here. All are asked before it is doubted.
+            self._monitor.want_positions()
+            topology = self._monitor.wait_for(
+                lambda t: t.epoch >= epoch or all(i.heard_at >= after for i in t.instances), self._look_timeout
+            )
+            requirement = resolve(requirement, topology)
+        unit.requirement = requirement
+        return topology
+
+    def _wait_for_reader(self, unit: Unit) -> None:
+        """Wait until a reader has what the unit must see, or it has waited for long enough."""
+        unit.waited = True
+        need = self._need._replace(requirement=unit.requirement, last_read=unit.last_read, avoid=unit.avoid)
+
+        def found(topology: Topology) -> bool:
+            return choose(topology, need, round_robin, self._load, 0.0, time.monotonic()).reason is not _OWN_WRITES
+
+        self._monitor.wait_for(found, self._wait, eager=True)
 
     def _wait_for_place(self, unit: Unit, until: float) -> None:
         """Wait until that time for a place in the writer's pool that the unit may keep until it ends, for it may write there, or

@@ -10,15 +10,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy.engine import Connection, ExceptionContext
 from sqlalchemy.pool import PoolProxiedConnection
 
 from aurora_router import commits
+from aurora_router.causality import Causality
 from aurora_router.core import events
 from aurora_router.core.failures import SUSPICIOUS, Action, Facts, Failure, Phase, decide, facts
-from aurora_router.core.positions import Requirement, merge
 from aurora_router.core.selection import Reason
 from aurora_router.core.statements import Effect, Verdict, verdict
 from aurora_router.diagnosis import FACTS, driver_failure
@@ -28,7 +28,6 @@ from aurora_router.monitor import Monitor
 from aurora_router.servers.postgresql import Mode
 from aurora_router.unit import NotARead, Unit
 
-Consistency = Literal["eventual", "session", "global"]
 LEAST_PATIENCE = 1.0  # seconds to ask for the fate of a COMMIT, also where the deadline has passed
 LEARNED = 1000  # statements remembered because a reader refused them
 
@@ -39,7 +38,8 @@ _READ = Effect.READ  # an enum's members are slow to look up on the request path
 class Gate:
     """What is known of the statements and the commits of one router.
 
-    server: the family's module. isolation: the level that the engines are configured for, None for the server's own.
+    server: the family's module. causality: what its units must see. isolation: the level that the engines are configured for,
+    None for the server's own.
     read_only_functions: names that the user vouches for. patience: seconds to ask for the fate of a COMMIT. emit: called with
     an event's class and its values.
     """
@@ -50,14 +50,14 @@ class Gate:
     def __init__(
         self,
         server: ModuleType,
-        consistency: Consistency,
+        causality: Causality,
         isolation: str | None,
         read_only_functions: frozenset[str],
         patience: float,
         emit: Callable[..., None],
     ) -> None:
         self.server = server
-        self.consistency: Consistency = consistency
+        self.causality = causality
         self.entering = threading.local()  # .place: the unit that this thread is connecting, and the mode that it is to have
         self.asynchronous_commits = False  # some session is known to commit without waiting for the log
         self._isolation = isolation
@@ -68,8 +68,6 @@ class Gate:
         self._catalog: frozenset[str] = frozenset()
         self._harmless = read_only_functions
         self._learned: dict[str, None] = {}
-        self._shared: Requirement | None = None
-        self._committing: set[Unit] = set()
         self._lock = threading.Lock()
 
     # -- statements -----------------------------------------------------------------------------------------------
@@ -82,6 +80,7 @@ class Gate:
         unit = known if known is not None and connection.info.get(UNIT) is known else self._adopt(connection, known)
         if unit is None:
             return
+        unit.shown = unit.text is not None
         unit.text = text
         unit.committing = False
         found = verdict(text, self._dialect)
@@ -110,7 +109,7 @@ class Gate:
                 unit.committing = True
                 if unit.run is not None:
                     unit.run.committed = True
-                self.commit_begins(unit)
+                self.causality.commit_begins(unit)
         else:
             asked = unit.hint == "reader" or (found.hint == "reader" and unit.hint is None)
             if not (asked and found.known is Effect.READ and text not in self._learned):
@@ -173,9 +172,9 @@ class Gate:
         return error
 
     def forked(self) -> None:
-        """In a forked child: no commit is under way here, and nobody holds a lock."""
+        """In a forked child: nobody holds a lock."""
         self._lock = threading.Lock()
-        self._committing.clear()
+        self.causality.forked()
 
     # -- errors ---------------------------------------------------------------------------------------------------
 
@@ -231,7 +230,7 @@ class Gate:
         if unit is None or not unit.wrote or unit.instance is None:
             send(raw)
             return
-        self.commit_begins(unit)
+        self.causality.commit_begins(unit)
         if unit.check == "table":
             self.monitor.prunes = True
         try:
@@ -261,7 +260,7 @@ class Gate:
         if unit is None or unit.instance is None:
             send()
             return
-        self.commit_begins(unit)
+        self.causality.commit_begins(unit)
         unit.committing = True
         try:
             send()
@@ -305,46 +304,18 @@ class Gate:
             raise NoWriterAvailable(timeout, topology.said())
         return self.engines.outside(topology.writer)
 
-    def commit_begins(self, unit: Unit) -> None:
-        """Note that a unit's commit may be acknowledged from now on; until it comes back nobody is told of an older state."""
-        if self.consistency == "global" and unit.wrote:
-            with self._lock:
-                self._committing.add(unit)
-
-    def committed(self, unit: Unit) -> Requirement | None:
-        """Note that a unit's commit was acknowledged just now; the requirement of whoever must see it."""
-        if not unit.wrote or self.consistency == "eventual":
-            return None
-        requirement = Requirement(time.monotonic(), unit.epoch)
-        if self.consistency == "global":
-            with self._lock:
-                self._shared = merge(self._shared, requirement)
-                self._committing.discard(unit)
-        return requirement
-
     def returned(self, unit: Unit) -> None:
         """A unit's connection is back in its pool: whatever was committed on it has been acknowledged by now."""
         unit.give_back()
-        if self.consistency == "global":
-            self.committed(unit)
-
-    def requirement(self, own: Requirement | None) -> Requirement | None:
-        """What a unit must see, given what its session has written itself."""
-        return own if self.consistency == "session" else self.shared_requirement()
-
-    def shared_requirement(self) -> Requirement | None:
-        """What every unit of the router must see."""
-        if self.consistency != "global":
-            return None
-        if self._committing:  # a commit may have been acknowledged already, and its connection not yet come back
-            return Requirement(time.monotonic(), self.monitor.topology.epoch)
-        return self._shared
+        if not unit.of_session or unit.wrote:
+            self.causality.ended(unit)
 
 
 def own(unit: Unit, connection: object, raw: PoolProxiedConnection) -> None:
     """Note a unit on both connections: only one that the router gave out, and that SQLAlchemy has not made anew since, has
     the same unit on both."""
     raw.info[UNIT] = unit
+    unit.server = raw.info.get(SERVER)
     if raw is not connection:
         setattr(connection, UNIT, unit)
 

@@ -107,6 +107,8 @@ class Monitor:
         self._poke = threading.Event()
         self._watchers: dict[str, _Watcher] = {}
         self._waiting: set[object] = set()
+        self._eager: set[object] = set()  # those of them that wait for a position
+        self._eager_since = 0.0
         self._suspects: dict[str, float] = {}
         self._wanted_at = 0.0
         self._served_at = 0.0
@@ -157,15 +159,19 @@ class Monitor:
         self._poke = threading.Event()
         self._watchers = {}
         self._waiting = set()
+        self._eager = set()
         self._suspects = {}
         self._thread = self._announcer = None
         self._doubted_at = time.monotonic()
         self._awake_until = float("inf")
         self.trusted_until = float("-inf")
 
-    def wait_for(self, satisfied: Callable[[Topology], bool], timeout: float) -> Topology:
+    def wait_for(self, satisfied: Callable[[Topology], bool], timeout: float, *, eager: bool = False) -> Topology:
         """The newest topology, as soon as it is trusted and satisfies the condition, the time (seconds) is up or the monitor is
-        closed. Who waits while the machine sleeps is not to go on with what was heard before."""
+        closed. Who waits while the machine sleeps is not to go on with what was heard before.
+
+        eager: probe all that answer at once, and in a hurry until then.
+        """
         deadline = time.monotonic() + timeout
         with self._moved:
             if self.trusted and satisfied(self.topology):
@@ -173,6 +179,9 @@ class Monitor:
             me = object()
             try:
                 self._waiting.add(me)
+                if eager:
+                    self._eager.add(me)
+                    self._eager_since = time.monotonic()
                 self._poke.set()
                 while not self._closed and (left := deadline - time.monotonic()) > 0:
                     self._moved.wait(left)
@@ -180,6 +189,7 @@ class Monitor:
                         break
             finally:
                 self._waiting.discard(me)
+                self._eager.discard(me)
             return self.topology
 
     @property
@@ -336,6 +346,8 @@ class Monitor:
             return HURRY
         if writer is not None and (writer.id in self._suspects or self._is_late(writer, now)):
             return HURRY  # another may have been promoted: that is sooner seen than certain that this one hangs
+        if self._eager and instance is not None and instance.healthy:
+            return 0.0 if watcher.last_at < self._eager_since else HURRY
         if watcher.last_at < self._wanted_at and instance is not None and instance.healthy:
             return min(self._position_interval, self._interval)
         return self._interval
@@ -463,6 +475,8 @@ class _Watcher:
                 if not self._current:
                     return
                 self.asked_at = None
+                if self.monitor._eager:
+                    self.monitor._poke.set()  # who came meanwhile needs another
         finally:
             if self.thread is threading.current_thread():
                 for link in self._links:

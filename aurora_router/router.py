@@ -21,22 +21,24 @@ from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
 from aurora_router import config
+from aurora_router.causality import Causality, Consistency, Scope, entered
 from aurora_router.core import events
 from aurora_router.core.failures import Action, Failure, decide
 from aurora_router.core.pacing import places_for_reads
-from aurora_router.core.selection import STRATEGIES, Balance, Decision, Need, Reason
+from aurora_router.core.selection import STRATEGIES, Balance, Decision, Need, Reason, resolve
 from aurora_router.core.statements import Effect, verdict
 from aurora_router.core.topology import Instance, ServerId, Silence, Topology
 from aurora_router.diagnosis import classify_error
 from aurora_router.engines import MODE, Engines
 from aurora_router.entering import Entrance
 from aurora_router.errors import AmbiguousWriter, ConfigurationError, RouterError
-from aurora_router.gate import Consistency, Gate
+from aurora_router.gate import Gate
 from aurora_router.limits import Places, Repeats
 from aurora_router.listeners import Listeners
-from aurora_router.monitor import Monitor
+from aurora_router.monitor import HURRY, Monitor
+from aurora_router.tokens import Tokens
 from aurora_router.transactions import Attempt, Runnable, attempts
-from aurora_router.unit import CommitCheck, Door, Run, Unit
+from aurora_router.unit import CommitCheck, Door, Past, Run, Unit
 
 log = logging.getLogger("aurora_router")
 
@@ -70,6 +72,9 @@ class Router:
     connections to one instance may be under way. failover_timeout: seconds to wait for a writer.
     probe_interval, probe_timeout, position_interval: seconds.
     pin_seconds: how long a session that has written stays on the writer where readers give no evidence at all.
+    wait_for_reader: seconds that a read waits for a reader that has what it must see, before it goes to the writer.
+    token_keys: secrets by which consistency tokens are signed, the newest last; without any they are not. token_ttl: seconds for
+    which a token is honoured.
     read_only_functions: names of functions that are known not to write. engine_options: for create_engine().
     listeners: called with each event of core.events, in the thread where it happened.
 
@@ -94,6 +99,9 @@ class Router:
         probe_timeout: float = 1.0,
         position_interval: float = 0.05,
         pin_seconds: float = 5.0,
+        wait_for_reader: float = 0.0,
+        token_keys: Iterable[str | bytes] = (),
+        token_ttl: float = 60.0,
         read_only_functions: Iterable[str] = (),
         engine_options: Mapping[str, Any] | None = None,
         listeners: Iterable[Callable[[events.Event], object]] = (),
@@ -109,16 +117,18 @@ class Router:
             ("probe_timeout", probe_timeout),
             ("position_interval", position_interval),
             ("pin_seconds", pin_seconds),
+            ("token_ttl", token_ttl),
         ):
             config.check_seconds(name, seconds)
         if max_lag is not None:
             config.check_seconds("max_lag", max_lag)
+        if wait_for_reader != 0:
+            config.check_seconds("wait_for_reader", wait_for_reader)
         config.check_share("writer_share_for_reads", writer_share_for_reads)
         config.check_count("connects_at_once", connects_at_once)
         self._url = target.url
         self._server = target.server
         self._dialect = target.server.DIALECT
-        self.consistency: Consistency = consistency
         self.failover_timeout = failover_timeout
         self.emit = Listeners(tuple(config.callables("listeners", listeners)))
         options = config.check_engine_options(engine_options or {})
@@ -129,9 +139,11 @@ class Router:
         # What the engines and the monitor call must not keep the router alive: it closes when it is forgotten.
         me = weakref.ref(self)
         self._repeats = Repeats(self.emit)
+        self.causality = Causality(consistency, me, _weakly(me, Router._newest, Topology()))
+        self._tokens = Tokens(config.keys("token_keys", token_keys), token_ttl)
         self.gate = Gate(
             target.server,
-            consistency,
+            self.causality,
             config.isolation(options),
             frozenset(config.names("read_only_functions", read_only_functions)),
             failover_timeout,
@@ -151,7 +163,8 @@ class Router:
             config.instances(target, instances, reader_endpoint),
             self._engines.probe,
             _weakly(me, Router._changed, None),
-            interval=probe_interval,
+            # An answer says how late a reader is only for as long as max_lag lasts.
+            interval=probe_interval if max_lag is None else min(probe_interval, max(max_lag / 4, HURRY)),
             timeout=probe_timeout,
             position_interval=position_interval,
             patience=failover_timeout,
@@ -167,6 +180,8 @@ class Router:
             balance if callable(balance) else STRATEGIES[balance],
             patience=failover_timeout,
             pool_timeout=pool_timeout,
+            wait_for_reader=wait_for_reader,
+            look_timeout=probe_timeout,
         )
         _routers.add(self)
         self._finalizer = weakref.finalize(self, _shut_down, self._monitor, self._engines)
@@ -198,34 +213,82 @@ class Router:
             log.warning("%s is not used: %s", instance.id, instance.error)
         self._ready = True
 
-    def connect(self, read_only: bool = False) -> Connection:
+    def connect(self, read_only: bool = False, *, after: str | None = None) -> Connection:
         """A SQLAlchemy Connection, as engine.connect() gives, to the writer or, read_only, to a reader.
 
-        A read-only one runs a read-only transaction. Raises NoWriterAvailable, NoReaderAvailable, AmbiguousWriter.
+        A read-only one runs a read-only transaction. after: a consistency token: what it speaks of is seen.
+        Raises NoWriterAvailable, NoReaderAvailable, AmbiguousWriter, ConfigurationError.
         """
         config.check_flag("read_only", read_only)
-        unit = Unit(read_only, self.gate.shared_requirement() if read_only else None)
+        unit = self._unit(read_only, after)
         connection = self.enter(unit, _CONNECTION)
         unit.wrote = not read_only  # whatever the driver's own cursors do with it
         return connection
 
     @contextlib.contextmanager
-    def begin(self, read_only: bool = False) -> Iterator[Connection]:
+    def begin(self, read_only: bool = False, *, after: str | None = None) -> Iterator[Connection]:
         """A Connection in a transaction that commits at the end of the block, as engine.begin() gives."""
-        with self.connect(read_only) as connection, connection.begin():
+        with self.connect(read_only, after=after) as connection, connection.begin():
             yield connection
 
-    def raw_connection(self, read_only: bool = False) -> PoolProxiedConnection:
+    def raw_connection(self, read_only: bool = False, *, after: str | None = None) -> PoolProxiedConnection:
         """A pooled DBAPI connection, as engine.raw_connection() gives. Statements on it are not classified: on a read-only
         one the server refuses what writes; with consistency "global", one to the writer counts as having written."""
         config.check_flag("read_only", read_only)
-        unit = Unit(read_only, self.gate.shared_requirement() if read_only else None)
+        unit = self._unit(read_only, after)
         connection = self.enter(unit, _RAW_CONNECTION)
         connection.info[MODE] = None  # the driver's switches are the user's now
         if not read_only:
             unit.wrote = True
-            self.gate.commit_begins(unit)
+            self.causality.commit_begins(unit)
         return connection
+
+    def _unit(self, read_only: bool, after: str | None) -> Unit:
+        unit = Unit(read_only)
+        self.causality.begin(unit, None if after is None else self.past(after))
+        return unit
+
+    # -- consistency ----------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def causal_scope(self, token: str | None = None) -> Iterator[Scope]:
+        """`with router.causal_scope(token) as scope:` makes all sessions and connections of this router that are used inside the
+        block see what they have written, never less than they have read, and what the token speaks of.
+
+        Inside is what runs in this thread or task, and in those that are started with a copy of its context, as asyncio's tasks
+        and asyncio.to_thread() are. `scope.token` is for whoever must see what was written here. Scopes may be nested; what
+        happens in one happens in those around it, too. Raises ConfigurationError for a token that is not of this cluster.
+        """
+        past = self.past(token) if token is not None else Past()
+        with entered(Scope(self.causality.owner, past, self.token)) as scope:
+            yield scope
+
+    def past(self, token: str) -> Past:
+        """What a session that begins with this token must see. Raises ConfigurationError."""
+        self.start()
+        return Past(token, self._tokens.read(token, self._monitor.topology.cluster))
+
+    def token(self, past: Past) -> str | None:
+        """What a later reader must have replayed to show what was written in this past; None where nothing was written, and no
+        token given.
+
+        Where the proof is not known yet the writer is asked, once for all who wait for it. If it cannot be had within
+        probe_timeout, the token speaks of all that was committed by now, which keeps who has it on the writer for longer.
+        """
+        written = past.requirement
+        if not past.wrote or written is None:
+            return past.given
+
+        def proven(topology: Topology) -> bool:
+            writer = topology.writer
+            return resolve(written, topology).position is not None or (writer is not None and writer.position is None)
+
+        topology = self._monitor.topology
+        if not proven(topology):
+            topology = self._monitor.wait_for(proven, self._probe_timeout, eager=True)
+        requirement = resolve(written, topology)
+        past.note(requirement, past.last_read, False)
+        return self._tokens.write(topology.cluster or "", requirement.position)
 
     def attempts(
         self,
@@ -341,7 +404,9 @@ class Router:
             write = Reason.NOT_A_READ
         elif read_only is None and found.hint == "writer":
             write = Reason.HINT
-        return self._entrance.decide(Unit(read_only, self.gate.shared_requirement()), write)._replace(effect=effect)
+        unit = Unit(read_only)
+        self.causality.begin(unit)
+        return self._entrance.decide(unit, write)._replace(effect=effect)
 
     def add_instance(self, address: str) -> None:
         """Use one more instance, "host:port", from the moment it answers."""
@@ -423,6 +488,9 @@ class Router:
     def _known(self, instance_id: str) -> frozenset[ServerId]:
         instance = self._monitor.topology.by_id.get(instance_id)
         return instance.servers if instance is not None else frozenset()
+
+    def _newest(self) -> Topology:
+        return self._monitor.topology
 
     def _surprised(self, instance_id: str, why: str) -> None:
         self.emit(events.ConnectionRefused, instance_id, why)

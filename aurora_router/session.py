@@ -7,6 +7,7 @@ function _leave(), and nowhere else.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Never, TypeVar
 
@@ -17,11 +18,10 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from aurora_router.core import events
 from aurora_router.core.failures import Action
-from aurora_router.core.positions import Requirement
 from aurora_router.core.selection import Reason
 from aurora_router.errors import ConfigurationError
 from aurora_router.router import Router
-from aurora_router.unit import CommitCheck, Door, NotARead, Run, Unit
+from aurora_router.unit import CommitCheck, Door, NotARead, Past, Run, Unit
 
 if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import CoreExecuteOptionsParameter
@@ -36,14 +36,12 @@ R = TypeVar("R")
 
 
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
-    """A unit that may have written leaves a requirement however it ends: a commit whose answer was lost, the other database's
-    failure, COMMIT as text and autocommit look like a rollback from here."""
+    """A unit leaves behind what it has written and read, however it ends."""
     assert isinstance(session, RoutingMixin)
     unit = session._unit
     if unit is None or transaction.parent is not None:
         return
-    requirement = session.router.gate.committed(unit) if unit.wrote else None
-    session._requirement = requirement or unit.requirement  # by now with the position that proves it, perhaps
+    session.router.causality.ended(unit)
     session._unit = session._unit_of = None  # the transaction knows its session: together they would wait for the collector
 
 
@@ -53,7 +51,7 @@ class RoutingMixin(_Base):
     router: the Router. read_only: True: one reader and one read-only transaction a unit; False: the writer; None: the router
     decides, reads before the first other statement run on a reader in autocommit. commit_check: what an OutcomeUnknown of this
     session asks by, "xid" or "table", at the price of one more round trip a commit (see Router.run_transaction()); None: it
-    cannot tell. Other arguments are the Session's;
+    cannot tell. after: a consistency token; what it speaks of is seen by every read. Other arguments are the Session's;
     `binds` may send some mappers to other engines, `bind` is not accepted.
     """
 
@@ -63,13 +61,19 @@ class RoutingMixin(_Base):
     _read_only: bool | None
     _unit: Unit | None
     _unit_of: SessionTransaction | None
-    _requirement: Requirement | None
+    _past: Past
     _hint: Any
     _statement: Any  # the one that is being executed
     _elsewhere: bool
 
     def __init__(
-        self, *args: Never, router: Router, read_only: bool | None = None, commit_check: CommitCheck | None = None, **options: Any
+        self,
+        *args: Never,
+        router: Router,
+        read_only: bool | None = None,
+        commit_check: CommitCheck | None = None,
+        after: str | None = None,
+        **options: Any,
     ) -> None:
         if args or options.get("bind") is not None:
             raise ConfigurationError("a routing session gets its engines from the router; leave out bind")
@@ -82,7 +86,8 @@ class RoutingMixin(_Base):
         self.router = router
         self._read_only = read_only
         self._commit_check = commit_check
-        self._unit = self._unit_of = self._requirement = self._hint = self._statement = None
+        self._past = Past() if after is None else router.past(after)
+        self._unit = self._unit_of = self._hint = self._statement = None
         self._elsewhere = bool(options.get("binds"))
         super().__init__(**options)
 
@@ -104,6 +109,15 @@ class RoutingMixin(_Base):
     def spans_databases(self) -> bool:
         """Whether `binds` may send statements of a unit to other engines than the router's."""
         return self._elsewhere
+
+    @property
+    def consistency_token(self) -> str | None:
+        """What a later reader must have replayed to show what this session has committed, for another session's `after`.
+
+        None where it has committed nothing, and was given nothing. Costs at most one query on the writer, and only when
+        something was written since it was asked last. Not for a unit that has not ended: its commit is still to come.
+        """
+        return self.router.token(self._past)
 
     # -- where a statement goes -----------------------------------------------------------------------------------
 
@@ -162,7 +176,9 @@ class RoutingMixin(_Base):
         unit = self._unit
         if unit is None or transaction is None or self._unit_of is not transaction:
             self._unit_of = transaction
-            unit = self._unit = Unit(self._read_only, self.router.gate.requirement(self._requirement))
+            unit = self._unit = Unit(self._read_only)
+            unit.of_session = True
+            self.router.causality.begin(unit, self._past)
             unit.run, unit.check = self._run, self._commit_check
         unit.hint = self._hint
         return unit
@@ -243,7 +259,11 @@ class RoutingMixin(_Base):
         try:
             while True:
                 try:
-                    return call(statement, params, **options)
+                    result = call(statement, params, **options)
+                    unit = self._unit
+                    if unit is not None and not unit.handed_out:
+                        unit.read_at = time.monotonic()
+                    return result
                 except Exception as error:
                     if not self._recovered(error):
                         raise
@@ -265,6 +285,7 @@ class RoutingMixin(_Base):
             self._move(unit, Reason.NOT_A_READ)
             return True
         if action is Action.REPEAT_ELSEWHERE and not self.in_nested_transaction():
+            self.router.causality.left(unit)
             if not unit.streaming:
                 _leave(self, self.router.engine(unit.instance))
             unit.instance = unit.text = None
@@ -282,6 +303,7 @@ class RoutingMixin(_Base):
             unit = self._current_unit()
             if not (self._elsewhere and bind_arguments) and self._enter_for_keeps(unit, execution_options):
                 execution_options = None
+            unit.read_at, unit.handed_out = None, True
             if unit.on_writer:
                 unit.wrote = True  # whatever is done with the connection
             unit.only_reads = False

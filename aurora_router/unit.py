@@ -1,7 +1,8 @@
-"""One unit of work: where it is, what was done in it, and the door by which it gets to an engine."""
+"""One unit of work: where it is, what was done in it and before it, and the door by which it gets to an engine."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
@@ -10,10 +11,10 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.pool import PoolProxiedConnection
 
 from aurora_router.core.failures import Facts
-from aurora_router.core.positions import Requirement
+from aurora_router.core.positions import LastRead, Requirement, merge
 from aurora_router.core.selection import Reason
 from aurora_router.core.statements import Effect
-from aurora_router.core.topology import Instance
+from aurora_router.core.topology import Instance, ServerId
 from aurora_router.errors import Outcome, OutcomeUnknown, RouterError
 from aurora_router.limits import Places
 
@@ -44,6 +45,32 @@ class Run:
         self.deadline = deadline
 
 
+class Past:
+    """What the units of a session, or of a causal scope, have written and read so far.
+
+    given: the token that it began with. requirement: what a reader must have replayed. last_read: what it may not undercut.
+    wrote: since `given`.
+    """
+
+    def __init__(self, given: str | None = None, requirement: Requirement | None = None) -> None:
+        self.given = given
+        self.requirement = requirement
+        self.last_read: LastRead | None = None
+        self.wrote = False
+        self._lock = threading.Lock()  # the threads of a scope share it
+
+    def note(self, requirement: Requirement | None, last_read: LastRead | None, wrote: bool) -> None:
+        """Add what a unit has left behind."""
+        with self._lock:
+            self.requirement = merge(self.requirement, requirement)
+            before = self.last_read
+            if before is not None and last_read is None and requirement is not None and requirement.after >= before.at:
+                self.last_read = None  # who has replayed that shows all that any reader had shown by then
+            elif last_read is not None and (before is None or last_read.at >= before.at):
+                self.last_read = last_read
+            self.wrote = self.wrote or wrote
+
+
 class Unit:
     """One unit of work: where it is, and what was done in it.
 
@@ -52,7 +79,16 @@ class Unit:
 
     instance: Instance | None = None
     on_writer = False
+    server: ServerId | None = None  # that its connection leads to
     epoch = 0
+    requirement: Requirement | None = None
+    last_read: LastRead | None = None
+    pasts: tuple[Past, ...] = ()  # of its session and of the scopes around it
+    of_session = False  # which says when it has ended; otherwise it ends with its connection
+    read_at: float | None = None  # monotonic seconds: when its session had executed the last statement; None: it cannot tell
+    handed_out = False  # its connection
+    waited = False  # for a reader
+    shown = False  # where it is now it has executed a statement
     avoid: frozenset[str] = frozenset()
     hint: Literal["writer", "reader"] | None = None  # of the statement that is being executed
     text: str | None = None  # of the last statement that passed the gate
@@ -68,9 +104,8 @@ class Unit:
     unknown: OutcomeUnknown | None = None  # the same, where it did not
     borrowed: Places | None = None  # one of the places that the writer lends to reads, given back when the unit ends
 
-    def __init__(self, read_only: bool | None, requirement: Requirement | None = None) -> None:
+    def __init__(self, read_only: bool | None) -> None:
         self.read_only = read_only
-        self.requirement = requirement
 
     def give_back(self) -> None:
         """Leave the place of the writer's that it has borrowed, if it has."""

@@ -34,7 +34,7 @@ from sqlalchemy import create_engine, func, select, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from aurora_router import Effect, Router, RoutingSession
-from aurora_router.gate import Consistency
+from aurora_router.causality import Consistency
 from aurora_router.local import PostgresCluster
 
 THREADS = 8

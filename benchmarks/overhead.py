@@ -190,7 +190,7 @@ def deciding(report: Report, how: Options, cluster: PostgresCluster) -> None:
                 found = verdict(text, "postgresql")
                 effect = router.gate.effect(found) if found.functions else found.effect
                 if effect is Effect.READ:
-                    router._entrance.decide(Unit(None, router.gate.requirement(None)), None)
+                    router._entrance.decide(Unit(None), None)
 
         def explain() -> None:
             for _ in calls:

@@ -22,6 +22,10 @@ class Position(Protocol):
         """True when everything up to `other` is contained here; never true across epochs."""
         ...
 
+    def compact(self) -> str:
+        """Its text in a token: short, and of characters that are safe in URLs and headers."""
+        ...
+
 
 P = TypeVar("P", bound=Position)
 
@@ -35,6 +39,9 @@ class WalPosition:
 
     def covers(self, other: Position) -> bool:
         return isinstance(other, WalPosition) and self.epoch == other.epoch and self.lsn >= other.lsn
+
+    def compact(self) -> str:
+        return f"{self.epoch}-{self.lsn:X}"
 
     def __str__(self) -> str:
         return f"{self.epoch}:{self.lsn >> 32:X}/{self.lsn & 0xFFFFFFFF:X}"
@@ -78,20 +85,40 @@ class Sample:
 class Requirement(NamedTuple):
     """What a reader must have replayed: every commit up to `after`, made in `epoch`.
 
-    after: monotonic seconds, taken when the commit had been acknowledged.
+    after: monotonic seconds, taken when the commit had been acknowledged, or was heard of.
     position: the writer's position that proves it, once one was asked for after that moment.
+    given: position and epoch came with a token: they prove what it speaks of, but not all up to `after`, and may be made up.
     """
 
     after: float
     epoch: int | None
     position: Position | None = None
+    given: bool = False
 
 
 def merge(mine: Requirement | None, other: Requirement | None) -> Requirement | None:
-    """The requirement that implies both: the later commit needs the longer log."""
+    """A requirement that implies both. What was asked for after the later moment proves them."""
     if mine is None or other is None:
         return mine or other
-    return other if other.after >= mine.after else mine
+    later, earlier = (mine, other) if mine.after > other.after else (other, mine)
+    if not later.given:
+        return later
+    position = None
+    if later.position is not None and earlier.position is not None and later.epoch == earlier.epoch:
+        position = later.position if later.position.covers(earlier.position) else earlier.position
+    return Requirement(later.after, max(later.epoch or 0, earlier.epoch or 0), position, given=True)
+
+
+class LastRead(NamedTuple):
+    """A read on a reader: where later ones may not show less.
+
+    server: the ServerId of the one that showed it. at: monotonic seconds, taken when it had been shown. epoch: of that server's
+    instance.
+    """
+
+    server: object
+    at: float
+    epoch: int
 
 
 def evidence(samples: tuple[Sample, ...], after: float) -> Position | None:

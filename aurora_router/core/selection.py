@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from aurora_router.core.positions import Requirement, evidence
+from aurora_router.core.positions import LastRead, Requirement, evidence
 from aurora_router.core.statements import Effect
 from aurora_router.core.topology import Instance, Topology
 
@@ -23,7 +23,7 @@ class Reason(enum.Enum):
     DECLARED_WRITE = "declared read_only=False: the writer"
     HINT = "a hint asks for the writer"
     ISOLATION = "isolation above READ COMMITTED: the writer"
-    OWN_WRITES = "no reader is known to have replayed this session's last commit yet: the writer"
+    OWN_WRITES = "no reader is known to have replayed yet what this session has written or read: the writer"
     NO_READER = "no reader qualifies: the writer"
     NO_WRITER = "no instance is the writer now"
     NO_INSTANCE = "no reader qualifies, and the writer is not to be used or there is none"
@@ -32,17 +32,17 @@ class Reason(enum.Enum):
 _READ, _DECLARED_READ_ONLY = Reason.READ, Reason.DECLARED_READ_ONLY  # looked up for each unit
 
 
-@dataclass(frozen=True, slots=True)
-class Need:
+class Need(NamedTuple):
     """What a unit that reads needs of the instance that serves it.
 
-    declared: as read-only. requirement: what must have been replayed. max_lag: seconds.
+    declared: as read-only. requirement: what must have been replayed. last_read: what may not be undercut. max_lag: seconds.
     avoid: ids of instances that have just failed this unit. pin_seconds: how long a requirement keeps the unit on the writer
     where readers give no evidence at all. writer_serves_reads: where to go when no reader qualifies.
     """
 
     declared: bool = False
     requirement: Requirement | None = None
+    last_read: LastRead | None = None
     max_lag: float | None = None
     avoid: frozenset[str] = frozenset()
     pin_seconds: float = 5.0
@@ -120,15 +120,17 @@ def choose(topology: Topology, need: Need, balance: Balance, load: Load, rnd: fl
     """
     able: Sequence[Instance] = topology.readers
     if need.avoid or need.max_lag is not None:
-        able = [r for r in able if r.id not in need.avoid and not _too_late(r, need.max_lag)]
+        able = [r for r in able if r.id not in need.avoid and not _too_late(r, need.max_lag, now)]
     if not able:
         if not need.writer_serves_reads:
             return Decision(None, Reason.NO_INSTANCE)
         return to_writer(topology, Reason.NO_READER, Reason.NO_INSTANCE)
     if need.requirement is not None:
         able = [r for r in able if satisfies(r, need.requirement, topology, need.pin_seconds, now)]
-        if not able:
-            return to_writer(topology, Reason.OWN_WRITES)
+    if need.last_read is not None:
+        able = [r for r in able if shows_no_less(r, need.last_read, topology, need.pin_seconds, now)]
+    if not able:
+        return to_writer(topology, Reason.OWN_WRITES)
     chosen = able[0] if len(able) == 1 else balance(able, load, rnd)
     return Decision(chosen, _DECLARED_READ_ONLY if need.declared else _READ)
 
@@ -139,6 +141,8 @@ def satisfies(reader: Instance, requirement: Requirement, topology: Topology, pi
     A position of an older epoch is never compared: what proves the commit then is a position of the new writer, asked for
     after the commit, so that the session stays on the writer for as long as the reader takes to follow.
     """
+    if requirement.epoch is not None and requirement.epoch > topology.epoch:
+        return False  # a token of a newer writer than any that is known here
     if reader.position is not None:
         position = requirement.position
         if position is None or position.epoch != topology.epoch:
@@ -156,18 +160,42 @@ def satisfies(reader: Instance, requirement: Requirement, topology: Topology, pi
     return now - requirement.after >= pin_seconds
 
 
+def shows_no_less(reader: Instance, last: LastRead, topology: Topology, pin_seconds: float, now: float) -> bool:
+    """Whether the reader certainly shows what the session has read before: it is the server that showed it, or has replayed
+    what that server, or the writer, had when asked since."""
+    if reader.servers == {last.server}:
+        return True
+    if reader.position is not None:
+        for seen in (seen for instance in topology.instances for seen in instance.seen):
+            shown = seen.server.position if seen.server.id == last.server and seen.asked_at >= last.at else None
+            if shown is not None and reader.position.covers(shown):
+                return True
+    return satisfies(reader, Requirement(last.at, last.epoch), topology, pin_seconds, now)
+
+
 def resolve(requirement: Requirement, topology: Topology) -> Requirement:
     """The requirement with the position that proves it in this epoch, where the topology has one by now.
 
     To be kept: the samples that have it go, and a reader that is later than they reach back would never cover those that follow.
+    A given one is taken down to what the writer says, where it claims more: it was made up, or the cluster restored.
     """
-    if requirement.position is not None and requirement.position.epoch == topology.epoch:
+    after, epoch, position, given = requirement
+    if position is not None and position.epoch == topology.epoch:
+        newest = topology.samples[-1] if given and topology.samples else None
+        if newest is None or newest.asked_at < after or newest.position.covers(position):
+            return requirement
+    elif given and epoch is not None and epoch > topology.epoch and any(i.heard_at < after for i in topology.instances):
+        return requirement  # somebody may be the writer of that epoch
+    found = evidence(topology.samples, after)
+    if found is None:
         return requirement
-    position = evidence(topology.samples, requirement.after)
-    if position is None:
-        return requirement
-    return Requirement(requirement.after, requirement.epoch, position)
+    return Requirement(after, min(epoch, topology.epoch) if epoch is not None else None, found)
 
 
-def _too_late(reader: Instance, max_lag: float | None) -> bool:
-    return max_lag is not None and (reader.lag is None or reader.lag > max_lag)
+def _too_late(reader: Instance, max_lag: float | None, now: float) -> bool:
+    """Whether the reader may be further behind than that: by what it said, or by what may have come since it said so."""
+    if max_lag is None:
+        return False
+    if reader.lag is None:
+        return True
+    return reader.lag + max(now - min(seen.asked_at for seen in reader.seen), 0.0) > max_lag

@@ -23,9 +23,9 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
+from aurora_router.causality import Consistency
 from aurora_router.core import events
 from aurora_router.errors import RouterError
-from aurora_router.gate import Consistency
 from aurora_router.local.demo_view import Picture, Row, Summary, View
 from aurora_router.local.postgres import PostgresCluster
 from aurora_router.router import Router

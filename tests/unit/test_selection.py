@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from aurora_router.core.positions import Requirement, WalPosition
+from aurora_router.core.positions import LastRead, Requirement, WalPosition
 from aurora_router.core.selection import (
     LAG_MARGIN,
     STRATEGIES,
@@ -75,7 +75,7 @@ NOBODY = topology()
     ],
 )
 def test_a_unit_goes_where_its_need_is_met_and_the_decision_says_why(found, need, instance, reason):
-    decision = decide(found, need)
+    decision = decide(found, need, now=2.0)
     assert (decision.instance.id if decision.instance else None, decision.reason) == (instance, reason)
 
 
@@ -228,7 +228,73 @@ def test_random_takes_each_reader_for_its_part_of_the_range():
 
 def test_several_readers_that_qualify_are_balanced_and_one_is_taken_as_it_is():
     assert [decide(WELL, Need(), turn=turn).instance.id for turn in range(4)] == list("bcbc")
-    assert [decide(WELL, Need(max_lag=0.5), turn=turn).instance.id for turn in range(4)] == list("bbbb")
+    assert [decide(WELL, Need(max_lag=0.5), turn=turn, now=2.0).instance.id for turn in range(4)] == list("bbbb")
+
+
+@pytest.mark.parametrize(("now", "found"), [(2.5, "b"), (2.501, "a")])
+def test_a_reader_that_was_not_heard_for_longer_than_the_lag_that_is_allowed_is_not_used(now, found):
+    assert decide(WELL, Need(max_lag=0.5), now=now).instance.id == found
+
+
+# -- what was read before ---------------------------------------------------------------------------------------------
+
+
+def read(server, at, epoch=1):
+    return LastRead(ServerId("7001", server, 5432, "t0"), at, epoch)
+
+
+def test_the_reader_that_has_shown_it_shows_it_again_whatever_is_known_of_it():
+    assert decide(WELL, Need(last_read=read("c", 50.0))).instance.id == "c"
+    assert decide(WELL, Need(last_read=read("b", 50.0), requirement=Requirement(1.5, 1))).instance.id == "b"
+    restarted = topology(said("a", 1, WRITER, 100), said("c", 2, READER, 100, server="c"), instances=("a", "c"))
+    assert decide(restarted, Need(last_read=read("c again", 50.0))).reason is Reason.OWN_WRITES
+
+
+def test_another_reader_does_when_it_has_what_the_first_or_the_writer_had_afterwards():
+    found = topology(said("a", 1, WRITER, 300), said("b", 5, READER, 120), said("c", 6, READER, 100))
+    assert {decide(found, Need(last_read=read("c", 5.5)), turn=turn).instance.id for turn in range(4)} == {"b", "c"}
+    assert {decide(found, Need(last_read=read("b", 4.5)), turn=turn).instance.id for turn in range(4)} == {"b"}
+    gone = topology(said("a", 1, WRITER, 100), said("a", 2, WRITER, 110), said("b", 2, READER, 110), instances=("a", "b"))
+    assert decide(gone, Need(last_read=read("c", 1.5))).instance.id == "b"
+    assert decide(gone, Need(last_read=read("c", 2.5))).reason is Reason.OWN_WRITES
+
+
+def test_a_reader_without_positions_does_when_its_lag_is_known_to_be_over():
+    found = topology(said("a", 10, WRITER), said("b", 10, READER, lag=0.0))
+    assert decide(found, Need(last_read=read("c", 9.0))).instance.id == "b"
+    assert decide(found, Need(last_read=read("c", 9.9), pin_seconds=100.0)).reason is Reason.OWN_WRITES
+
+
+# -- what a token claims ----------------------------------------------------------------------------------------------
+
+
+def given(after, epoch, lsn):
+    return Requirement(after, epoch, WalPosition(epoch, lsn), given=True)
+
+
+def test_a_position_that_was_given_counts_before_any_sample_of_ours_does():
+    assert ok(WELL, "b", given(50.0, 1, 120))
+    assert not ok(WELL, "c", given(50.0, 1, 120))
+    assert resolve(given(50.0, 1, 10**6), WELL) == given(50.0, 1, 10**6), "the writer may have got there since it was asked"
+
+
+def test_a_position_that_the_writer_has_not_got_to_was_made_up():
+    assert resolve(given(1.5, 1, 120), WELL) == given(1.5, 1, 120)
+    assert resolve(given(1.5, 1, 10**6), WELL) == Requirement(1.5, 1, WalPosition(1, 120))
+
+
+def test_an_epoch_that_nobody_has_heard_of_is_believed_until_all_were_asked():
+    claim = given(2.5, 7, 10)
+    assert not ok(WELL, "b", claim)
+    assert resolve(claim, WELL) is claim
+    claim = given(1.5, 7, 10)
+    assert resolve(claim, WELL) == Requirement(1.5, 1, WalPosition(1, 120))
+    assert not ok(WELL, "b", given(2.0, 7, 10)), "all were asked, but the writer's position is still to come"
+
+
+def test_a_given_position_of_an_older_epoch_is_not_compared():
+    assert not ok(PROMOTED, "b", given(10.5, 1, 1))
+    assert resolve(given(9.0, 1, 1), PROMOTED) == Requirement(9.0, 1, WalPosition(2, 200))
 
 
 def test_a_strategy_may_be_any_function():

@@ -1,0 +1,79 @@
+"""Signing tokens, and what a token means here: a requirement that began when it was heard of."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable
+
+from itsdangerous import BadSignature, Signer
+
+from aurora_router.core.positions import Position, Requirement
+from aurora_router.core.tokens import DOTS, LONGEST, Token, later
+from aurora_router.errors import ConfigurationError
+
+SKEW = 1.0  # seconds that the clocks of two hosts may differ; counts only for tokens without a position
+_SALT = b"aurora_router.token"
+
+
+class Tokens:
+    """Writes and reads the tokens of one router.
+
+    keys: secrets to sign with; the last one signs, all are accepted. Without any, nothing is signed. ttl: seconds.
+    """
+
+    def __init__(self, keys: Iterable[str | bytes], ttl: float) -> None:
+        secrets = [key.encode() if isinstance(key, str) else key for key in keys]
+        self._signer = Signer(secrets, salt=_SALT, digest_method=hashlib.sha256) if secrets else None
+        self.ttl = ttl
+
+    def write(self, cluster: str, position: Position | None) -> str:
+        """A token of a commit that this position contains; without one, of all that was committed by now."""
+        text = str(Token(cluster, position, int(time.time())))
+        return self._signer.sign(text).decode() if self._signer is not None else text
+
+    def read(self, text: str, cluster: str | None) -> Requirement | None:
+        """What the token asks for; None when it is older than `ttl`. cluster: that it must be of.
+
+        Raises ConfigurationError for one that is malformed, of another cluster, or not signed with one of the keys.
+        """
+        token = self._parse(text)
+        if cluster is not None and token.cluster != cluster:
+            raise ConfigurationError(f"the consistency token is of another cluster ({token.cluster}, not {cluster})")
+        now, age = time.monotonic(), max(time.time() - token.made_at, 0.0)
+        if age > self.ttl:
+            return None
+        if token.position is None:
+            return Requirement(now - max(age - SKEW, 0.0), None)
+        return Requirement(now, token.position.epoch, token.position, given=True)
+
+    def _parse(self, text: str) -> Token:
+        if not isinstance(text, str) or len(text) > LONGEST or not text.isascii():
+            raise ConfigurationError("a consistency token is a text of at most 120 characters")
+        try:
+            if self._signer is not None:
+                text = self._signer.unsign(text).decode()
+            return Token.parse(text)
+        except BadSignature:
+            raise ConfigurationError("the consistency token is not signed with a key of this router") from None
+        except ValueError:
+            raise ConfigurationError("this is not a consistency token of a version that is known here") from None
+
+
+def merge_tokens(*tokens: str | None) -> str | None:
+    """Of several tokens of one cluster, the one that implies the others; None where all are None.
+
+    Signatures are not looked at: whoever uses the token does that. Raises ConfigurationError for a malformed one, or for
+    tokens of two clusters.
+    """
+    best: tuple[Token, str] | None = None
+    for text in tokens:
+        if text is None:
+            continue
+        try:
+            token = Token.parse(text.rsplit(".", 1)[0] if text.count(".") > DOTS else text)
+            if best is None or later(best[0], token) is token:
+                best = token, text
+        except ValueError as error:
+            raise ConfigurationError(f"these tokens cannot be merged: {error}") from None
+    return best[1] if best is not None else None

@@ -1,0 +1,398 @@
+"""Tokens and scopes on a real cluster: what one session has written, another one sees, wherever it is."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy import select, text
+
+from aurora_router import ConfigurationError, Router, RoutingSession
+from aurora_router.core import events
+from aurora_router.core.positions import WalPosition
+from aurora_router.core.tokens import Token
+from aurora_router.local import PostgresCluster
+from tests.integration.shop import RAISE, Item, eventually, instance_id, place, sessions, until_readers_serve
+
+MakeRouter = Callable[..., Router]
+STOCK = select(Item.stock).where(Item.id == 1)
+
+
+def write(router: Router, **options: object) -> str:
+    """Raise the stock; the token of that."""
+    with sessions(router)(**options) as s:
+        s.execute(RAISE)
+        s.commit()
+        token = s.consistency_token
+    assert token is not None
+    return token
+
+
+@pytest.fixture
+def paused(cluster: PostgresCluster) -> PostgresCluster:
+    """The cluster, whose readers replay nothing any more."""
+    for reader in cluster.readers:
+        cluster.pause_replay(reader)
+    return cluster
+
+
+# -- tokens ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_one_process_has_written_another_ones_reads_show(paused: PostgresCluster, make_router: MakeRouter) -> None:
+    here, there = make_router(), make_router()
+    until_readers_serve(there, 2)
+    token = write(here)
+    with sessions(there)() as s:
+        assert s.scalar(STOCK) == 10, "nobody has told it"
+    for read_only in (None, True):
+        with sessions(there, read_only=read_only)(after=token) as s:
+            assert s.scalar(STOCK) == 11
+    with there.connect(read_only=True, after=token) as connection:
+        assert connection.scalar(STOCK) == 11
+    with there.begin(read_only=True, after=token) as connection:
+        assert connection.scalar(STOCK) == 11
+    with there.raw_connection(read_only=True, after=token) as raw:
+        cursor = raw.cursor()
+        cursor.execute("SELECT stock FROM item WHERE id = 1")
+        assert cursor.fetchone() == (11,)
+
+
+def test_a_token_sends_nobody_to_the_writer_once_a_reader_has_what_it_speaks_of(
+    cluster: PostgresCluster, make_router: MakeRouter
+) -> None:
+    here, there = make_router(), make_router(probe_interval=0.05)
+    token = write(here)
+    position = Token.parse(token).position
+    assert position is not None
+    eventually(lambda: all(r.position is not None and r.position.covers(position) for r in there.topology.readers))
+    with sessions(there)(after=token) as s:
+        assert s.scalar(STOCK) == 11
+        assert place(s) == "reader", "its position is compared: no sample of ours is waited for"
+
+
+def test_there_is_no_token_where_nothing_was_written_but_that_which_was_given(router: Router) -> None:
+    with sessions(router)() as s:
+        assert s.consistency_token is None
+        s.get(Item, 1)
+        s.commit()
+        assert s.consistency_token is None
+        s.execute(RAISE)
+        s.rollback()
+    token = write(router)
+    with sessions(router)(after=token) as s:
+        s.get(Item, 1)
+        assert s.consistency_token == token
+
+
+def test_a_token_is_asked_for_once_and_again_after_the_next_write(cluster: PostgresCluster, router: Router) -> None:
+    with sessions(router)() as s:
+        s.execute(RAISE)
+        s.commit()
+        first = s.consistency_token
+        assert first is not None
+        seen = router.topology.samples
+        assert s.consistency_token == first
+        assert router.topology.samples is seen, "nobody was asked"
+        s.execute(RAISE)
+        s.commit()
+        second = s.consistency_token
+        assert second is not None
+    one, two = Token.parse(first).position, Token.parse(second).position
+    assert one is not None
+    assert two is not None
+    assert two.covers(one)
+    assert two != one
+
+
+def test_a_token_of_another_cluster_or_none_at_all_is_an_error_at_once(router: Router) -> None:
+    for wrong in ("1.42.1-A.1764000000", "nonsense", "", 7):
+        with pytest.raises(ConfigurationError, match="consistency token"):
+            sessions(router)(after=wrong)
+        with pytest.raises(ConfigurationError, match="consistency token"):
+            router.connect(read_only=True, after=wrong)  # type: ignore[arg-type]
+        with pytest.raises(ConfigurationError, match="consistency token"), router.causal_scope(wrong):  # type: ignore[arg-type]
+            pass
+
+
+def test_a_token_that_claims_what_no_writer_has_holds_nobody_up(cluster: PostgresCluster, router: Router) -> None:
+    until_readers_serve(router, 2)
+    real = Token.parse(write(router))
+    epoch = router.topology.epoch
+    for position in (WalPosition(epoch, 2**60), WalPosition(epoch + 500, 10), WalPosition(epoch + 500, 2**60)):
+        claim = str(real._replace(position=position))
+        began = time.monotonic()
+        with sessions(router)(after=claim) as s:
+            assert s.scalar(STOCK) == 11
+            assert time.monotonic() - began < 10, "not for good"
+
+            def on_a_reader(s: RoutingSession = s) -> bool:
+                s.rollback()
+                s.scalar(STOCK)
+                return place(s) == "reader"
+
+            eventually(on_a_reader)
+
+
+def test_a_token_of_an_older_epoch_is_proven_by_the_new_writer(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    router = make_router(probe_interval=0.1)
+    token = write(router)
+    cluster.wait_in_sync()
+    cluster.kill(cluster.writer)
+    cluster.promote()
+    eventually(lambda: router.topology.epoch > 1 and router.topology.writer is not None)
+    eventually(lambda: bool(router.topology.readers))
+
+    def on_a_reader() -> bool:
+        with sessions(router)(after=token) as s:
+            assert s.scalar(STOCK) == 11
+            s.rollback()
+            time.sleep(0.1)
+            assert s.scalar(STOCK) == 11
+            return place(s) == "reader"
+
+    eventually(on_a_reader)
+
+
+def test_a_token_of_a_newer_writer_than_is_known_makes_all_be_asked(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    there = make_router(probe_interval=3600)
+    there.start()
+    cluster.promote()
+    token = write(make_router())
+    with sessions(there)(after=token) as s:
+        assert s.scalar(STOCK) == 11
+
+
+def test_a_signed_router_takes_only_what_it_has_signed(make_router: MakeRouter) -> None:
+    signed, plain = make_router(token_keys=["a secret"]), make_router()
+    token = write(signed)
+    assert len(token) < 120
+    with sessions(signed)(after=token) as s:
+        assert s.scalar(STOCK) == 11
+    with pytest.raises(ConfigurationError, match="signed"):
+        sessions(signed)(after=write(plain))
+    assert "a secret" not in repr(vars(signed))
+
+
+def test_where_the_writer_cannot_be_asked_the_token_speaks_of_all_that_was_committed(
+    cluster: PostgresCluster, make_router: MakeRouter
+) -> None:
+    router = make_router(probe_timeout=0.3)
+    with sessions(router)() as s:
+        s.execute(RAISE)
+        s.commit()
+        cluster.freeze(cluster.writer)
+        token = s.consistency_token
+    cluster.thaw(cluster.writer)
+    assert token is not None
+    assert Token.parse(token).position is None
+    eventually(lambda: router.topology.writer is not None)
+    with sessions(router)(after=token) as s:
+        assert s.scalar(STOCK) == 11
+
+
+# -- scopes ---------------------------------------------------------------------------------------------------------
+
+
+def test_sessions_and_connections_inside_a_scope_see_what_any_of_them_has_written(
+    paused: PostgresCluster, router: Router
+) -> None:
+    until_readers_serve(router, 2)
+    with router.causal_scope() as scope:
+        with sessions(router)() as s:
+            s.execute(RAISE)
+            s.commit()
+        with sessions(router)() as s:
+            assert s.scalar(STOCK) == 11
+        with router.connect(read_only=True) as connection:
+            assert connection.scalar(STOCK) == 11
+        token = scope.token
+    with sessions(router)() as s:
+        assert s.scalar(STOCK) == 10, "the scope is over"
+    with router.causal_scope(token) as scope:
+        with router.connect(read_only=True) as connection:
+            assert connection.scalar(STOCK) == 11
+        assert scope.token == token
+
+
+def test_what_is_written_on_a_connection_is_in_the_scopes_token(paused: PostgresCluster, router: Router) -> None:
+    until_readers_serve(router, 2)
+    with router.causal_scope() as scope:
+        with router.begin() as connection:
+            connection.execute(RAISE)
+        token = scope.token
+    assert token is not None
+    with sessions(router)(after=token) as s:
+        assert s.scalar(STOCK) == 11
+
+
+def test_what_happens_in_a_scope_happens_in_those_around_it(paused: PostgresCluster, router: Router) -> None:
+    until_readers_serve(router, 2)
+    with router.causal_scope() as outer:
+        with router.causal_scope() as inner:
+            token = write(router)
+        assert inner.token == token
+        with sessions(router)() as s:
+            assert s.scalar(STOCK) == 11
+        with router.causal_scope(), sessions(router)() as s:
+            assert s.scalar(STOCK) == 11
+        assert outer.token is not None
+
+
+def test_a_scope_goes_along_with_tasks_and_copied_contexts_and_not_with_strangers(
+    paused: PostgresCluster, router: Router
+) -> None:
+    until_readers_serve(router, 2)
+
+    def look() -> object:
+        with sessions(router)() as s:
+            return s.scalar(STOCK)
+
+    async def in_tasks() -> list[object]:
+        with router.causal_scope():
+            await asyncio.to_thread(write, router)
+            return [await asyncio.create_task(asyncio.to_thread(look)), await asyncio.to_thread(look)]
+
+    assert asyncio.run(in_tasks()) == [11, 11]
+    found: list[object] = []
+    with router.causal_scope():
+        write(router)
+        for run in (contextvars.copy_context().run, lambda call: call()):
+            thread = threading.Thread(target=lambda run=run: found.append(run(look)))
+            thread.start()
+            thread.join()
+    assert found == [12, 10]
+
+
+def test_scopes_of_two_routers_do_not_mix(paused: PostgresCluster, make_router: MakeRouter) -> None:
+    one, other = make_router(), make_router()
+    until_readers_serve(other, 2)
+    with one.causal_scope() as scope, other.causal_scope() as another:
+        write(one)
+        with sessions(other)() as s:
+            assert s.scalar(STOCK) == 10
+        assert another.token is None
+        assert scope.token is not None
+
+
+# -- monotonic reads ------------------------------------------------------------------------------------------------
+
+
+def test_later_reads_show_no_less_though_the_reader_changes(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    late, current = cluster.readers
+    cluster.pause_replay(late)
+    cluster.execute("UPDATE item SET stock = 11 WHERE id = 1")
+    eventually(lambda: cluster.execute("SELECT stock FROM item WHERE id = 1", instance=current) == [(11,)])
+    router = make_router(balance="round_robin")
+    until_readers_serve(router, 2)
+    shown = 0
+    with sessions(router)() as s:
+        for _ in range(30):
+            found = s.scalar(STOCK)
+            assert found is not None
+            assert found >= shown
+            shown = found
+            s.rollback()
+    with router.causal_scope():
+        shown = 0
+        for _ in range(30):
+            with router.connect(read_only=True) as connection:
+                found = connection.scalar(STOCK)
+            assert found is not None
+            assert found >= shown
+            shown = found
+
+
+def test_a_session_stays_with_the_reader_that_it_has_read_from(router: Router) -> None:
+    until_readers_serve(router, 2)
+    with sessions(router)() as s:
+        s.get(Item, 1)
+        mine = instance_id(s)
+        s.rollback()
+        for _ in range(20):
+            s.get(Item, 1)
+            assert instance_id(s) == mine
+            s.rollback()
+
+
+def test_what_the_writer_has_shown_a_late_reader_does_not_take_back(paused: PostgresCluster, router: Router) -> None:
+    until_readers_serve(router, 2)
+    paused.execute("UPDATE item SET stock = 11 WHERE id = 1")
+    with sessions(router)() as s:
+        assert s.scalar(STOCK.execution_options(route="writer")) == 11
+        s.rollback()
+        assert s.scalar(STOCK) == 11
+
+
+def test_a_unit_whose_reader_dies_goes_on_where_it_is_shown_no_less(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    late, current = cluster.readers
+    cluster.pause_replay(late)
+    cluster.execute("UPDATE item SET stock = 11 WHERE id = 1")
+    eventually(lambda: cluster.execute("SELECT stock FROM item WHERE id = 1", instance=current) == [(11,)])
+    router = make_router(balance=lambda readers, load, rnd: next((r for r in readers if r.id == current.address), readers[0]))
+    until_readers_serve(router, 2)
+    with sessions(router)() as s:
+        assert s.scalar(STOCK) == 11
+        assert instance_id(s) == current.address
+        cluster.kill(current)
+        assert s.scalar(STOCK) == 11
+        assert place(s) == "writer"
+
+
+def test_eventual_consistency_promises_none_of_this(paused: PostgresCluster, make_router: MakeRouter) -> None:
+    router = make_router(consistency="eventual")
+    until_readers_serve(router, 2)
+    with router.causal_scope() as scope, sessions(router)() as s:
+        s.execute(RAISE)
+        s.commit()
+        assert s.scalar(STOCK) == 10
+        assert scope.token is None
+
+
+# -- waiting instead of a detour --------------------------------------------------------------------------------------
+
+
+def test_a_read_waits_for_a_reader_where_it_may(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    heard: list[events.Event] = []
+    router = make_router(wait_for_reader=10.0, listeners=[heard.append])
+    until_readers_serve(router, 2)
+    for reader in cluster.readers:
+        cluster.set_lag(reader, 0.2)
+    with sessions(router)() as s:
+        for expected in range(11, 14):
+            s.execute(RAISE)
+            s.commit()
+            assert s.scalar(STOCK) == expected
+            assert place(s) == "reader"
+            s.rollback()
+
+
+def test_a_read_that_has_waited_for_long_enough_goes_to_the_writer(paused: PostgresCluster, make_router: MakeRouter) -> None:
+    router = make_router(wait_for_reader=0.1)
+    until_readers_serve(router, 2)
+    with sessions(router)() as s:
+        s.execute(RAISE)
+        s.commit()
+        began = time.monotonic()
+        assert s.scalar(STOCK) == 11
+        assert place(s) == "writer"
+        assert time.monotonic() - began >= 0.1
+        assert s.scalar(text("SELECT 1")) == 1, "and does not wait again in the same unit"
+
+
+def test_a_reader_that_is_not_heard_is_as_late_as_it_is_silent(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    reader, other = cluster.readers
+    router = make_router(max_lag=0.4, probe_timeout=60.0)
+    until_readers_serve(router, 2)
+    cluster.freeze(reader)
+    eventually(lambda: router.explain("SELECT 1").instance is not None)
+    time.sleep(0.5)  # the time in question: from here on nobody can know how late it is
+    for _ in range(20):
+        found = router.explain("SELECT 1").instance
+        assert found is not None
+        assert found.id == other.address
+    cluster.thaw(reader)
