@@ -259,7 +259,7 @@ def test_a_unit_that_does_not_keep_in_mind_where_its_read_failed_is_found(monkey
 
 def test_a_choice_that_overlooks_where_the_unit_has_failed_is_found(monkeypatch):
     rightly = selection.choose
-    monkeypatch.setattr(selection, "choose", lambda found, need, *rest: rightly(found, replace(need, avoid=frozenset()), *rest))
+    monkeypatch.setattr(selection, "choose", lambda found, need, *rest: rightly(found, need._replace(avoid=frozenset()), *rest))
     assert "again, where it has failed" in found("i")
 
 
@@ -268,7 +268,7 @@ def test_a_repeated_read_that_forgets_what_its_session_wrote_is_found(monkeypatc
 
     def forgetful(self, read):
         need = rightly(self, read)
-        return replace(need, requirement=None) if read.failed_on else need
+        return need._replace(requirement=None) if read.failed_on else need
 
     monkeypatch.setattr(Sessions, "need", forgetful)
     assert "repeated, session" in found("i")
