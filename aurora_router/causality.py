@@ -81,10 +81,9 @@ class Causality:
             pasts = (past, *pasts)
         if pasts:
             unit.pasts = pasts
-            unit.requirement, unit.last_read = pasts[0].requirement, pasts[0].last_read
-            for other in pasts[1:]:
-                unit.requirement = merge(unit.requirement, other.requirement)
-                unit.last_read = _latest(unit.last_read, other.last_read)
+            for each in pasts:  # the last read first: another thread may put a requirement in its place in between
+                unit.last_read = _latest(unit.last_read, each.last_read)
+                unit.requirement = merge(unit.requirement, each.requirement)
         if self.consistency == "global":
             unit.requirement = merge(unit.requirement, self._of_all())
 

@@ -237,9 +237,8 @@ class Entrance:
         epoch, after = requirement.epoch, requirement.after
         if requirement.given and epoch is not None and epoch > topology.epoch:
             # A token speaks of a newer writer than any that is known here. All are asked before it is doubted.
-            self._monitor.want_positions()
             topology = self._monitor.wait_for(
-                lambda t: t.epoch >= epoch or all(i.heard_at >= after for i in t.instances), self._look_timeout
+                lambda t: t.epoch >= epoch or all(i.heard_at >= after for i in t.instances), self._look_timeout, eager=True
             )
             requirement = resolve(requirement, topology)
         unit.requirement = requirement
