@@ -232,6 +232,7 @@ def test_a_statement_on_a_server_that_lost_its_power_and_came_back_is_cut(
             stack.enter_context(FaultProxy((writer.host, writer.port), before.host, before.port))
             assert isinstance(Background(lambda: connection.execute(text("SELECT 2"))).end().error, exc.OperationalError)
             connection.invalidate()
+        eventually(lambda: any(isinstance(e, events.ConnectionsDiscarded) for e in heard))
         assert [e.reason for e in heard if isinstance(e, events.ConnectionsDiscarded)] == ["it was restarted"]
 
 
