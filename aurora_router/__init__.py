@@ -14,6 +14,7 @@ from aurora_router.errors import (
     OutcomeUnknown,
     ReadOnlyViolation,
     RouterError,
+    StaleRead,
     WrongServer,
 )
 from aurora_router.router import Router
@@ -40,6 +41,7 @@ __all__ = [
     "RouterError",
     "RoutingMixin",
     "RoutingSession",
+    "StaleRead",
     "Topology",
     "WrongServer",
     "classify",

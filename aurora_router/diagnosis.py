@@ -14,6 +14,7 @@ from aurora_router.errors import (
     NoWriterAvailable,
     OutcomeUnknown,
     RouterError,
+    StaleRead,
     WrongServer,
 )
 from aurora_router.servers import postgresql
@@ -69,5 +70,7 @@ def driver_failure(error: Any, *, disconnected: bool, phase: Phase = Phase.WRITE
 def _of_router(error: RouterError) -> Facts:
     if isinstance(error, OutcomeUnknown):
         return Facts(Failure.LOST, sent=True, outcome_known=False, safe_to_repeat=False)
+    if isinstance(error, StaleRead):
+        return Facts(Failure.SERIALIZATION, sent=True, outcome_known=True, safe_to_repeat=True)
     passing = isinstance(error, NoWriterAvailable | NoReaderAvailable | AmbiguousWriter | WrongServer)
     return Facts(Failure.CONNECT if passing else Failure.OTHER, error.sent, error.outcome_known, safe_to_repeat=passing)

@@ -89,6 +89,30 @@ class ReadOnlyViolation(RouterError):
         )
 
 
+class StaleRead(RouterError):
+    """An object was read from a reader and changed, and its row is another on the writer by now: to write it would undo what
+    others have written. Nothing of the unit is kept.
+
+    entity: the mapped class. key: the primary key, which is in no message: it may be somebody's name. columns: names of those
+    that differ; none where the row is gone. others: how many more rows of the same flush were read stale.
+    """
+
+    sent = True
+
+    def __init__(self, entity: str, key: tuple[object, ...], columns: Sequence[str], others: int = 0) -> None:
+        self.entity = entity
+        self.key = key
+        self.columns = tuple(columns)
+        self.others = others
+        what = f"{', '.join(self.columns)} is not what the reader had shown" if columns else "it is not there"
+        more = f" (and {others} more)" if others else ""
+        super().__init__(
+            f"an object of {entity}{more} was read from a reader and changed, and on the writer {what}; nothing "
+            "was written. Run the unit in run_transaction(), which runs it again on the writer, or read there what is to be "
+            "changed: read_only=False, or with_for_update."
+        )
+
+
 class OutcomeUnknown(RouterError):
     """The connection was lost during COMMIT: the transaction may have committed or not. Do not repeat it blindly.
 

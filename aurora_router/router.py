@@ -75,8 +75,9 @@ class Router:
     wait_for_reader: seconds that a read waits for a reader that has what it must see, before it goes to the writer.
     token_keys: secrets by which consistency tokens are signed, the newest last; without any they are not. token_ttl: seconds for
     which a token is honoured.
-    read_only_functions: names of functions that are known not to write. engine_options: for create_engine().
-    listeners: called with each event of core.events, in the thread where it happened.
+    read_only_functions: names of functions that are known not to write. stale_write_guard: whether objects that automatic units
+    loaded from a reader are looked up on the writer before a flush writes them (see StaleRead). engine_options: for
+    create_engine(). listeners: called with each event of core.events, in the thread where it happened.
 
     Connects at first use, not when it is made. Raises ConfigurationError for what can be seen to be wrong at once; what
     only the servers can tell (credentials, another cluster's instance) is raised at first use.
@@ -103,6 +104,7 @@ class Router:
         token_keys: Iterable[str | bytes] = (),
         token_ttl: float = 60.0,
         read_only_functions: Iterable[str] = (),
+        stale_write_guard: bool = True,
         engine_options: Mapping[str, Any] | None = None,
         listeners: Iterable[Callable[[events.Event], object]] = (),
     ) -> None:
@@ -126,10 +128,12 @@ class Router:
             config.check_seconds("wait_for_reader", wait_for_reader)
         config.check_share("writer_share_for_reads", writer_share_for_reads)
         config.check_count("connects_at_once", connects_at_once)
+        config.check_flag("stale_write_guard", stale_write_guard)
         self._url = target.url
         self._server = target.server
         self._dialect = target.server.DIALECT
         self.failover_timeout = failover_timeout
+        self.stale_write_guard = stale_write_guard
         self.emit = Listeners(tuple(config.callables("listeners", listeners)))
         options = config.check_engine_options(engine_options or {})
         pool, pool_timeout = config.pool_limits(options)
@@ -346,9 +350,10 @@ class Router:
         """Run `fn(session)` as one unit, commit, and return what `fn` returns.
 
         It is run again, with a new session, when its writer failed, when it could not be serialized with others (40001) or
-        was the victim of a deadlock (40P01); `fn` must therefore have no effects outside of its session that may not happen
-        twice, let the database's errors through, and leave commit() to this. Errors of fn's own are raised as they are. Mapped
-        objects that it returns are detached; with expire_on_commit=False what was loaded can be read.
+        was the victim of a deadlock (40P01), and when it was to change rows that a reader had shown it as they were no longer
+        (StaleRead: then it runs on the writer and locks those rows first); `fn` must therefore have no effects outside of its
+        session that may not happen twice, let the database's errors through, and leave commit() to this. Errors of fn's own are
+        raised as they are. Mapped objects that it returns are detached; with expire_on_commit=False what was loaded can be read.
 
         Session: a sessionmaker of RoutingSession. deadline: seconds from now after which nothing is run again, nor a writer
         waited for; None: until failover_timeout has passed since the first failure. stop, wait: tenacity's policies instead of

@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, UnboundExecutionError
 from sqlalchemy.orm import Session, SessionTransaction
 
+from aurora_router import guard
 from aurora_router.core import events
 from aurora_router.core.failures import Action
 from aurora_router.core.selection import Reason
@@ -65,6 +66,8 @@ class RoutingMixin(_Base):
     _hint: Any
     _statement: Any  # the one that is being executed
     _elsewhere: bool
+    _guarding: bool
+    _unchecked = False  # what the flush that is under way is to write
 
     def __init__(
         self,
@@ -89,6 +92,7 @@ class RoutingMixin(_Base):
         self._past = Past() if after is None else router.past(after)
         self._unit = self._unit_of = self._hint = self._statement = None
         self._elsewhere = bool(options.get("binds"))
+        self._guarding = router.stale_write_guard
         super().__init__(**options)
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -100,6 +104,7 @@ class RoutingMixin(_Base):
         )
         if issubclass(cls, Session) and not listening:
             event.listen(cls, "after_transaction_end", _after_transaction_end)
+            event.listen(cls, "loaded_as_persistent", guard.loaded, raw=True)
 
     def run_under(self, run: Run, commit_check: CommitCheck | None) -> None:
         """Have this session's units belong to a run of Router.run_transaction()."""
@@ -159,6 +164,8 @@ class RoutingMixin(_Base):
             return Reason.HINT
         if clause is None or getattr(clause, "is_dml", False) or self.twophase or self.in_nested_transaction():
             return Reason.NOT_A_READ  # a flush, connection(), or SQL that says so itself
+        if unit.run is not None and unit.run.stale:
+            return Reason.STALE_READ
         if unit.instance is None and self.router.above_read_committed(self._isolation()):
             return Reason.ISOLATION
         if read_only:
@@ -208,6 +215,8 @@ class RoutingMixin(_Base):
             _leave(self, reached[-1])
             connection = self.router.enter(unit, door, Reason.NOT_A_READ)
         self._unit_of = self.get_transaction()
+        if unit.on_writer and not unit.read_only:
+            guard.on_writer(unit, connection)
         return connection.engine
 
     def _move(self, unit: Unit, reason: Reason, options: Mapping[str, Any] | None = None) -> Engine:
@@ -315,6 +324,11 @@ class RoutingMixin(_Base):
         self._enter_for_keeps(unit)
         unit.only_reads = False
         return super().begin_nested()
+
+    def flush(self, *args: Any, **options: Any) -> None:
+        """As Session.flush(); objects that were read from a reader are looked up on the writer before any is written."""
+        self._unchecked = self._guarding
+        super().flush(*args, **options)
 
     def _enter_for_keeps(self, unit: Unit, options: Any = None) -> bool:
         """Have the unit where it can stay whatever comes: a read-only one on its instance, any other on the writer. Whether it

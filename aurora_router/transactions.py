@@ -16,8 +16,8 @@ from tenacity.wait import wait_base
 
 from aurora_router.core.failures import Facts, Failure
 from aurora_router.diagnosis import FACTS
-from aurora_router.errors import AmbiguousWriter, RouterError
-from aurora_router.unit import CommitCheck, Run
+from aurora_router.errors import AmbiguousWriter, RouterError, StaleRead
+from aurora_router.unit import CommitCheck, Row, Run
 
 S = TypeVar("S", bound=Session)
 
@@ -47,14 +47,14 @@ class Attempt(Generic[S]):
         self.number = number
         self.error: Exception | None = None  # the one for which the unit is to be run again
         self.left = False  # the loop has ended: nobody will commit
-        self._run = run
+        self.run = run
         self._make = make
         self._session: S | None = None
 
     def __enter__(self) -> S:
         if self.left or self._session is not None:
             raise RouterError("an attempt is for one `with` block, in the loop that made it")
-        self._session = self._make(self._run)
+        self._session = self._make(self.run)
         return self._session
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
@@ -73,8 +73,9 @@ class Attempt(Generic[S]):
         try:
             session.commit()
         except Exception as failed:
-            # Another database may have committed before this one could not.
-            if cast(Runnable, session).spans_databases or not self._may_run_again(failed):
+            # Another database may have committed before this one could not; what a flush finds, it finds before any has.
+            late = cast(Runnable, session).spans_databases and not isinstance(failed, StaleRead)
+            if late or not self._may_run_again(failed):
                 raise
             self.error = failed
         finally:
@@ -88,11 +89,11 @@ class Attempt(Generic[S]):
         return session is not None
 
     def _may_run_again(self, error: Exception) -> bool:
-        if self._run.committed:
+        if self.run.committed:
             return False
         if isinstance(error, AmbiguousWriter):
             return True
-        last = self._run.failed
+        last = self.run.failed
         known: Facts | None = last if isinstance(error, PendingRollbackError) else getattr(error, FACTS, None)
         if known is None or known is not last:
             return False  # another database's error, or one that was met before and is an application's way of speaking
@@ -112,8 +113,9 @@ def attempts(
     number of a run that failed and its error, whether another may follow.
     """
     state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
+    stale: frozenset[Row] = frozenset()
     while True:
-        attempt = Attempt(state.attempt_number, Run(deadline), make)
+        attempt = Attempt(state.attempt_number, Run(deadline, stale), make)
         try:
             yield attempt
         except GeneratorExit:  # what is raised here would reach nobody
@@ -129,6 +131,7 @@ def attempts(
         error = attempt.error
         if error is None:
             return
+        stale |= attempt.run.found_stale
         if deadline is None and state.attempt_number == 1:
             state.start_time = time.monotonic()
         state.set_exception((type(error), error, error.__traceback__))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from sqlalchemy.engine import Engine
+from sqlalchemy.orm import Mapper
 from sqlalchemy.pool import PoolProxiedConnection
 
 from aurora_router.core.failures import Facts
@@ -22,6 +23,9 @@ T = TypeVar("T")
 
 CommitCheck = Literal["xid", "table"]
 
+Row: TypeAlias = tuple[Mapper[Any], tuple[Any, ...]]
+"""A row as its objects know it: their mapper and the primary key."""
+
 
 class NotARead(RouterError):
     """Raised before a statement is sent to a reader in an automatic unit: the unit must move to the writer."""
@@ -35,14 +39,17 @@ class NotARead(RouterError):
 class Run:
     """One run of a function that may be run again: what the units in it must know, and what they leave behind.
 
-    deadline: monotonic seconds until which they may wait for a writer; None: as long as any unit may.
+    deadline: monotonic seconds until which they may wait for a writer; None: as long as any unit may. stale: rows that earlier
+    runs have read stale; where there are any, the units are on the writer from the start.
     """
 
     committed = False  # something of it may have been committed: it must not be run again
     failed: Facts | None = None  # what the last error of its units means
+    found_stale: frozenset[Row] = frozenset()  # rows that it has read stale itself
 
-    def __init__(self, deadline: float | None) -> None:
+    def __init__(self, deadline: float | None, stale: frozenset[Row] = frozenset()) -> None:
         self.deadline = deadline
+        self.stale = stale
 
 
 class Past:
@@ -80,6 +87,7 @@ class Unit:
     instance: Instance | None = None
     on_writer = False
     server: ServerId | None = None  # that its connection leads to
+    on_writer_since = 0  # as SQLAlchemy counts its loading
     epoch = 0
     requirement: Requirement | None = None
     last_read: LastRead | None = None

@@ -24,6 +24,7 @@ class Reason(enum.Enum):
     HINT = "a hint asks for the writer"
     ISOLATION = "isolation above READ COMMITTED: the writer"
     OWN_WRITES = "no reader is known to have replayed yet what this session has written or read: the writer"
+    STALE_READ = "an earlier run of this unit read stale rows: the writer"
     NO_READER = "no reader qualifies: the writer"
     NO_WRITER = "no instance is the writer now"
     NO_INSTANCE = "no reader qualifies, and the writer is not to be used or there is none"

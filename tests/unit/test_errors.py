@@ -2,6 +2,7 @@
 
 import pytest
 
+from aurora_router import Facts, Failure, classify_error
 from aurora_router.errors import (
     AmbiguousWriter,
     ConfigurationError,
@@ -11,6 +12,7 @@ from aurora_router.errors import (
     OutcomeUnknown,
     ReadOnlyViolation,
     RouterError,
+    StaleRead,
     WrongServer,
 )
 
@@ -93,6 +95,17 @@ def test_an_unknown_outcome_says_to_ask_only_where_somebody_can_tell():
     assert "resolve" not in str(silent)
     assert "Look for what it wrote" in str(silent)
     assert silent.resolve() is Outcome.UNKNOWN
+
+
+def test_a_stale_read_names_the_row_and_the_columns_and_the_way_out():
+    error = StaleRead("Order", (7, "x"), ["state", "total"], others=2)
+    assert (error.entity, error.key, error.columns, error.others) == ("Order", (7, "x"), ("state", "total"), 2)
+    assert "an object of Order (and 2 more)" in str(error)
+    assert "7" not in str(error), "no value is in a message"
+    assert "state, total" in str(error)
+    assert "run_transaction" in str(error)
+    assert classify_error(error) == Facts(Failure.SERIALIZATION, sent=True, outcome_known=True, safe_to_repeat=True)
+    assert "it is not there" in str(StaleRead("Order", (7,), ()))
 
 
 def test_a_wrong_server_names_the_instance_and_the_reason():

@@ -1,0 +1,864 @@
+"""Stale reads lose no updates: what a reader has shown is looked up on the writer before it is written."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from sqlalchemy import ARRAY, JSON, Double, ForeignKey, Numeric, PickleType, create_engine, event, func, select, text, update
+from sqlalchemy.engine import Engine
+from sqlalchemy.ext.mutable import MutableDict
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    column_property,
+    load_only,
+    make_transient_to_detached,
+    mapped_column,
+    relationship,
+)
+from sqlalchemy.orm import Session as PlainSession
+
+from aurora_router import (
+    ConfigurationError,
+    Failure,
+    ReadOnlyViolation,
+    Reason,
+    Router,
+    RoutingSession,
+    StaleRead,
+    classify_error,
+)
+from aurora_router.core import events
+from aurora_router.guard import MARK
+from aurora_router.local import FaultProxy, PostgresCluster
+from tests.integration.shop import Item, Part, place, sessions, stock, through, until_readers_serve
+
+MakeRouter = Callable[..., Router]
+LOOK = "FOR NO KEY UPDATE"
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Kit(Base):
+    """A primary key of two columns."""
+
+    __tablename__ = "kit"
+    a: Mapped[int] = mapped_column(primary_key=True)
+    b: Mapped[str] = mapped_column(primary_key=True)
+    stock: Mapped[int]
+
+
+class Animal(Base):
+    __tablename__ = "animal"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    name: Mapped[str]
+    weight: Mapped[int | None]
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "animal"}
+
+
+class Dog(Animal):
+    """In two tables."""
+
+    __tablename__ = "dog"
+    id: Mapped[int] = mapped_column(ForeignKey("animal.id"), primary_key=True)
+    tricks: Mapped[int]
+    __mapper_args__ = {"polymorphic_identity": "dog"}
+
+
+class Cat(Animal):
+    """In its parent's table."""
+
+    __mapper_args__ = {"polymorphic_identity": "cat"}
+
+
+class Versioned(Base):
+    __tablename__ = "versioned"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    stock: Mapped[int]
+    version: Mapped[int] = mapped_column()
+    __mapper_args__ = {"version_id_col": version}
+
+
+class Odd(Base):
+    """Values that are hard to compare."""
+
+    __tablename__ = "odd"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    stock: Mapped[int]
+    real: Mapped[float | None] = mapped_column(Double)
+    exact: Mapped[Decimal | None] = mapped_column(Numeric)
+    raw: Mapped[bytes | None]
+    moment: Mapped[datetime | None]
+    reals: Mapped[list[float] | None] = mapped_column(ARRAY(Double))
+    thing: Mapped[Any | None] = mapped_column(PickleType, nullable=True)
+    plain: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    tracked: Mapped[dict[str, Any] | None] = mapped_column(MutableDict.as_mutable(JSON))
+    long: Mapped[str | None] = mapped_column(deferred=True)
+
+
+Odd.twice = column_property(Odd.stock * 2)  # type: ignore[attr-defined]
+
+
+class Line(Base):
+    """A many-to-one without the other direction."""
+
+    __tablename__ = "line"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    order_id: Mapped[int | None] = mapped_column(ForeignKey("purchase.id"))
+    note: Mapped[str]
+
+
+class Purchase(Base):
+    """Its total is kept by a trigger."""
+
+    __tablename__ = "purchase"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    total: Mapped[int]
+    state: Mapped[str]
+    lines: Mapped[list[Line]] = relationship()
+
+
+class Thing:
+    """Equal to nothing but itself."""
+
+
+@contextmanager
+def raises_stale(entity: str, key: int) -> Iterator[None]:
+    """That object, and no other."""
+    with pytest.raises(StaleRead, match=f"object of {entity} ") as caught:
+        yield
+    assert caught.value.key == (key,)
+
+
+@pytest.fixture
+def cluster(cluster: PostgresCluster) -> PostgresCluster:
+    """With the tables of this module, and all of its readers as they were when the test began: replay stands still."""
+    engine = create_engine(cluster.url)
+    Base.metadata.drop_all(engine)
+    Base.metadata.create_all(engine)
+    with PlainSession(engine) as s, s.begin():
+        s.add_all(
+            [
+                Kit(a=1, b="x", stock=10),
+                Kit(a=1, b="y", stock=20),
+                Dog(id=1, name="Rex", tricks=1),
+                Cat(id=2, name="Tom", weight=4),
+                Versioned(id=1, stock=10),
+                Odd(id=1, stock=1, thing=None, plain={"n": 1}, tracked={"n": 1}, long="long"),
+                Purchase(id=1, total=0, state="open"),
+                Line(id=1, note="first"),
+            ]
+        )
+    engine.dispose()
+    cluster.execute("""
+        CREATE OR REPLACE FUNCTION extra.add_up() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN UPDATE purchase SET total = total + 1 WHERE id = NEW.order_id; RETURN NEW; END';
+        CREATE TRIGGER add_up AFTER INSERT ON line FOR EACH ROW EXECUTE FUNCTION extra.add_up();""")
+    cluster.wait_in_sync()
+    return cluster
+
+
+@pytest.fixture
+def router(cluster: PostgresCluster, proxy: FaultProxy, make_router: MakeRouter, heard: list[events.Event]) -> Router:
+    """Of the writer, through the proxy, and one reader, on which time has stopped."""
+    return late(cluster, proxy, make_router, heard)
+
+
+def late(
+    cluster: PostgresCluster, proxy: FaultProxy, make_router: MakeRouter, heard: list[events.Event], **options: Any
+) -> Router:
+    router = make_router(through(proxy, cluster), instances=[cluster.readers[0].address], listeners=[heard.append], **options)
+    until_readers_serve(router, 1)
+    with sessions(router)() as s:
+        s.connection()  # so that it is there when statements are counted
+    cluster.pause_replay(cluster.readers[0])
+    return router
+
+
+def on_the_writer(cluster: PostgresCluster, sql: str) -> None:
+    """What somebody else does, and the reader does not know."""
+    cluster.execute(sql)
+
+
+def sent(proxy: FaultProxy, work: Callable[[], object]) -> list[str]:
+    """The first words of what the work has sent to the writer, each once in a row, the monitor's questions left out."""
+    before = len(proxy.statements)
+    work()
+    asked = [text for text in proxy.statements[before:] if "pg_is_in_recovery" not in text and "pg_proc" not in text]
+    words = [LOOK if LOOK in text else text.split()[0] for text in asked]
+    return [word for word, _ in itertools.groupby(words)]
+
+
+@pytest.fixture
+def engine(cluster: PostgresCluster, proxy: FaultProxy) -> Iterator[Engine]:
+    """To the writer, and not the router's."""
+    engine = create_engine(through(proxy, cluster))
+    yield engine
+    engine.dispose()
+
+
+def marked(instance: object) -> bool:
+    return MARK in instance._sa_instance_state.info  # type: ignore[attr-defined]
+
+
+# -- the anomaly ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guarded", [False, True], ids=["guard off", "guard on"])
+def test_increments_of_what_a_late_reader_shows_are_all_there_with_the_guard_and_lost_without(
+    cluster: PostgresCluster, make_router: MakeRouter, guarded: bool
+) -> None:
+    for reader in cluster.readers:
+        cluster.set_lag(reader, 0.3)
+    router = make_router(stale_write_guard=guarded)
+    until_readers_serve(router, 2)
+    Session = sessions(router)
+    errors: list[BaseException] = []
+
+    def increment(s: RoutingSession, number: int) -> None:
+        s.get_one(Item, number).stock += 1
+
+    def work(number: int) -> None:
+        try:
+            for turn in range(10):
+                router.run_transaction(Session, lambda s, n=turn: increment(s, (number + n) % 3 + 1))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    ((total,),) = cluster.execute("SELECT sum(stock) FROM item")
+    if guarded:
+        assert total == 60 + 80
+    else:
+        assert total < 60 + 80
+
+
+def test_a_unit_that_read_stale_rows_is_run_again_on_the_writer(
+    cluster: PostgresCluster, router: Router, heard: list[events.Event]
+) -> None:
+    on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 1")
+    seen: list[tuple[int, str]] = []
+
+    def increment(s: RoutingSession) -> None:
+        item = s.get_one(Item, 1)
+        seen.append((item.stock, place(s)))
+        item.stock += 1
+
+    heard.clear()
+    router.run_transaction(sessions(router), increment)
+    assert seen == [(10, "reader"), (50, "writer")]
+    assert stock(cluster) == 51
+    assert [e.error for e in heard if isinstance(e, events.RunAgain)] == ["StaleRead"]
+    assert [e.reason for e in heard if isinstance(e, events.Routed)][-1] is Reason.STALE_READ
+    assert not [e for e in heard if isinstance(e, events.RetriesRefused)]
+
+
+def test_rows_that_were_read_stale_are_locked_before_the_unit_runs_again(
+    cluster: PostgresCluster, proxy: FaultProxy, router: Router
+) -> None:
+    """So that it succeeds, and has nothing to check."""
+    on_the_writer(cluster, "UPDATE item SET stock = 50")
+    runs: list[int] = []
+
+    def increment(s: RoutingSession) -> None:
+        items = s.scalars(select(Item).where(Item.id < 3).order_by(Item.id)).all()
+        runs.append(items[0].stock)
+        if len(runs) == 2:
+            with cluster.writer.connect(autocommit=True) as other:
+                other.execute("SET lock_timeout = '50ms'")
+                with pytest.raises(Exception, match="lock timeout"):
+                    other.execute("UPDATE item SET stock = 99 WHERE id = 2")
+        for item in items:
+            item.stock += 1
+
+    texts = sent(proxy, lambda: router.run_transaction(sessions(router), increment, commit_check=None))
+    assert runs == [10, 50]
+    assert texts == ["BEGIN", LOOK, "ROLLBACK", "BEGIN", LOOK, "SELECT", "UPDATE", "COMMIT"]
+    assert cluster.execute("SELECT stock FROM item ORDER BY id") == [(51,), (51,), (50,)]
+
+
+def test_a_run_that_takes_another_way_the_second_time_loses_nothing_either(cluster: PostgresCluster, router: Router) -> None:
+    on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 1")
+    runs: list[int] = []
+
+    def increment(s: RoutingSession) -> None:
+        runs.append(len(runs) + 1)
+        item = s.get_one(Item, min(runs[-1], 2))
+        before = item.stock
+        if runs[-1] == 2:
+            on_the_writer(cluster, "UPDATE item SET stock = 60 WHERE id = 2")
+        item.stock = before + 1
+
+    router.run_transaction(sessions(router), increment)
+    assert runs == [1, 2, 3]
+    assert cluster.execute("SELECT stock FROM item WHERE id < 3 ORDER BY id") == [(50,), (61,)]
+
+
+def test_what_the_units_own_statements_and_triggers_change_is_not_taken_for_others_for_ever(
+    cluster: PostgresCluster, router: Router
+) -> None:
+    runs: list[int] = []
+
+    def order(s: RoutingSession) -> None:
+        purchase = s.get_one(Purchase, 1)
+        runs.append(purchase.total)
+        s.add(Line(id=10 + len(runs), order_id=1, note=""))
+        s.flush()  # the trigger changes the total
+        purchase.state = "paid"
+
+    router.run_transaction(sessions(router), order)
+    assert runs == [0, 0]
+    assert cluster.execute("SELECT total, state FROM purchase") == [(1, "paid")]
+
+
+def test_a_trigger_of_the_same_flush_changes_what_has_been_looked_at_already(cluster: PostgresCluster, router: Router) -> None:
+    with sessions(router)() as s:
+        purchase = s.get_one(Purchase, 1)
+        s.add(Line(id=10, order_id=1, note=""))
+        purchase.state = "paid"
+        s.commit()
+    assert cluster.execute("SELECT total, state FROM purchase") == [(1, "paid")]
+
+
+# -- what it costs ----------------------------------------------------------------------------------------------------
+
+
+def test_the_guard_adds_one_round_trip_to_a_flush_that_it_checks(
+    cluster: PostgresCluster, proxy: FaultProxy, make_router: MakeRouter, heard: list[events.Event]
+) -> None:
+    trips: dict[bool, int] = {}
+    for guarded in (False, True):
+        router = late(cluster, proxy, make_router, heard, stale_write_guard=guarded, probe_interval=3600)
+        with sessions(router)() as s:
+            items = s.scalars(select(Item)).all()
+            assert place(s) == "reader"
+            for item in items:
+                item.stock += 1
+            before = proxy.round_trips
+            texts = sent(proxy, s.commit)
+            trips[guarded] = proxy.round_trips - before
+            cluster.resume_replay(cluster.readers[0])
+            cluster.wait_in_sync()
+            assert texts == ["BEGIN", *([LOOK] if guarded else []), "UPDATE", "COMMIT"]
+        router.close()
+    assert trips[True] == trips[False] + 1
+
+
+def test_a_flush_looks_once_for_each_mapper(proxy: FaultProxy, router: Router) -> None:
+    with sessions(router)() as s:
+        for instance in (*s.scalars(select(Item)).all(), *s.scalars(select(Kit)).all()):
+            instance.stock += 1
+        looked = len([text for text in proxy.statements if LOOK in text])
+        assert sent(proxy, s.flush) == ["BEGIN", LOOK, "UPDATE"]
+        assert len([text for text in proxy.statements if LOOK in text]) - looked == 2
+        s.get_one(Item, 1).stock += 1
+        assert sent(proxy, s.flush) == ["UPDATE"], "what was looked at is locked"
+        s.get_one(Kit, (1, "x")).stock += 1
+        assert sent(proxy, s.commit) == ["UPDATE", "COMMIT"]
+
+
+def test_what_was_read_on_the_writer_costs_nothing(proxy: FaultProxy, router: Router) -> None:
+    with sessions(router, read_only=False)() as s:
+        s.get_one(Item, 1).stock += 1
+        assert sent(proxy, s.commit) == ["UPDATE", "COMMIT"]
+    with sessions(router)() as s:
+        s.get_one(Item, 2)
+        s.execute(text("SELECT 1 FOR UPDATE"))
+        s.get_one(Item, 1).stock += 1
+        assert sent(proxy, s.commit) == ["UPDATE", "COMMIT"], "whatever the unit has read on a reader before"
+    with sessions(router)() as s:
+        s.get_one(Item, 1, with_for_update=True).stock += 1
+        assert sent(proxy, s.commit) == ["UPDATE", "COMMIT"]
+
+
+def test_what_is_not_changed_costs_nothing(proxy: FaultProxy, router: Router) -> None:
+    with sessions(router)() as s:
+        item = s.get_one(Item, 1)
+        item.parts.append(Part(id=9))
+        item.stock = item.stock
+        s.add(Item(id=9))
+        assert sent(proxy, s.commit) == ["BEGIN", "INSERT", "COMMIT"]
+
+
+def test_mappers_that_count_versions_cost_nothing_and_look_after_themselves(
+    cluster: PostgresCluster, proxy: FaultProxy, router: Router
+) -> None:
+    with sessions(router)() as s:
+        s.get_one(Versioned, 1).stock += 1
+        assert sent(proxy, s.commit) == ["BEGIN", "UPDATE", "COMMIT"]
+
+
+def test_sessions_of_others_are_left_alone(cluster: PostgresCluster, proxy: FaultProxy, router: Router, engine: Engine) -> None:
+    on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 1")
+    with PlainSession(engine) as s:
+        item = s.get_one(Item, 1)
+        item.stock += 1
+        assert sent(proxy, s.flush) == ["UPDATE"]
+        assert not marked(item)
+    with PlainSession(engine) as s, sessions(router)() as ours:
+        item = ours.get_one(Item, 1)
+        ours.expunge(item)
+        s.add(item)
+        item.stock += 1
+        assert sent(proxy, s.commit) == ["BEGIN", "UPDATE", "COMMIT"]
+    with router.connect() as connection, PlainSession(connection) as s:
+        s.get_one(Item, 1).stock += 1
+        assert sent(proxy, s.flush) == ["UPDATE"], "on a connection of the router's, too"
+
+
+# -- what it finds ----------------------------------------------------------------------------------------------------
+
+
+def change(instance: Any) -> None:
+    instance.stock += 1
+
+
+@pytest.mark.parametrize(
+    ("cls", "key", "happens", "does", "columns"),
+    [
+        (Item, 1, "UPDATE item SET stock = 50 WHERE id = 1", change, ("stock",)),
+        (Item, 1, "UPDATE item SET name = 'x' WHERE id = 1", change, ("name",)),
+        (Item, 3, "DELETE FROM item WHERE id = 3", change, ()),
+        (Item, 3, "UPDATE item SET stock = 50 WHERE id = 3", "delete", ("stock",)),
+        (Item, 3, "DELETE FROM item WHERE id = 3", "delete", ()),
+        (Kit, (1, "y"), "UPDATE kit SET stock = 50 WHERE b = 'y'", change, ("stock",)),
+        (Kit, (1, "y"), "DELETE FROM kit WHERE b = 'y'", change, ()),
+        (Dog, 1, "UPDATE dog SET tricks = 5", lambda dog: setattr(dog, "name", "Max"), ("tricks",)),
+        (Dog, 1, "UPDATE animal SET name = 'Bob' WHERE id = 1", lambda dog: setattr(dog, "tricks", 2), ("name",)),
+        (Animal, 1, "UPDATE animal SET name = 'Bob' WHERE id = 1", lambda dog: setattr(dog, "tricks", 2), ("name",)),
+        (Cat, 2, "UPDATE animal SET weight = 9 WHERE id = 2", lambda cat: setattr(cat, "name", "Kit"), ("weight",)),
+        (Odd, 1, "UPDATE odd SET exact = 0", change, ("exact",)),
+        (Odd, 1, "UPDATE odd SET plain = '{}'", change, ("plain",)),
+    ],
+)
+def test_a_row_that_is_another_on_the_writer_is_not_written(
+    cluster: PostgresCluster, router: Router, cls: type[Any], key: Any, happens: str, does: Any, columns: tuple[str, ...]
+) -> None:
+    with sessions(router)() as s:
+        found = s.get_one(cls, key)
+        assert place(s) == "reader"
+        on_the_writer(cluster, happens)
+        if does == "delete":
+            s.delete(found)
+        else:
+            does(found)
+        with pytest.raises(StaleRead) as caught:
+            s.commit()
+    assert caught.value.entity == type(found).__name__
+    assert caught.value.key == (key if isinstance(key, tuple) else (key,))
+    assert caught.value.columns == columns
+
+
+def test_the_error_names_what_was_stale_and_no_value(cluster: PostgresCluster, router: Router) -> None:
+    on_the_writer(cluster, "UPDATE item SET stock = 4711, name = 'secret'")
+    with sessions(router)() as s:
+        for item in s.scalars(select(Item).order_by(Item.id)):
+            item.stock = 815
+        with pytest.raises(StaleRead, match=r"object of Item \(and 2 more\) .*name, stock .*run_transaction") as caught:
+            s.flush()
+        assert not any(value in str(caught.value) for value in ("4711", "815", "secret"))
+        known = classify_error(caught.value)
+        assert known == (Failure.SERIALIZATION, True, True, True)
+        with pytest.raises(Exception, match="rolled back"):
+            s.scalar(select(Item.stock))
+        s.rollback()
+        assert s.get_one(Item, 1).stock == 4711, "the session goes on, and reads nothing any more that is as old as that"
+
+
+def test_a_unit_that_swallows_it_is_run_again_all_the_same(cluster: PostgresCluster, router: Router) -> None:
+    on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 1")
+
+    def swallows(s: RoutingSession) -> None:
+        s.get_one(Item, 1).stock += 1
+        try:
+            s.flush()
+        except StaleRead:
+            return
+
+    router.run_transaction(sessions(router), swallows)
+    assert stock(cluster) == 51
+
+
+def test_a_difference_in_what_was_not_loaded_is_none(cluster: PostgresCluster, router: Router) -> None:
+    on_the_writer(cluster, "UPDATE item SET name = 'x'; UPDATE odd SET long = 'longer'")
+    with sessions(router)() as s:
+        s.scalars(select(Item).where(Item.id == 1).options(load_only(Item.stock))).one().stock += 1
+        s.get_one(Odd, 1).stock += 1
+        item = s.get_one(Item, 2, options=[load_only(Item.stock)])
+        item.name = "set, and never seen"
+        s.commit()
+    assert cluster.execute("SELECT name, stock FROM item WHERE id < 3 ORDER BY id") == [("x", 11), ("set, and never seen", 20)]
+    cluster.resume_replay(cluster.readers[0])
+    cluster.wait_in_sync()
+    cluster.pause_replay(cluster.readers[0])
+    on_the_writer(cluster, "UPDATE odd SET long = 'longest'")
+    with sessions(router)() as s:
+        odd = s.get_one(Odd, 1)
+        assert odd.long == "longer"
+        odd.stock += 1
+        with pytest.raises(StaleRead, match="long"):
+            s.flush()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("real", float("nan")),
+        ("real", 0.1 + 0.2),
+        ("exact", Decimal("NaN")),
+        ("exact", Decimal("1.10")),
+        ("raw", b"\x00\xff"),
+        ("moment", datetime(2024, 2, 29, 12)),
+        ("reals", [1.0, float("nan"), 3.0]),
+        ("reals", []),
+        ("thing", Thing()),
+        ("plain", {"b": [1, {"c": None}], "a": 1.5}),
+        ("plain", None),
+        ("tracked", {"n": [1, 2]}),
+    ],
+)
+def test_values_that_are_hard_to_compare_are_the_same_when_they_are(
+    cluster: PostgresCluster, router: Router, column: str, value: Any
+) -> None:
+    cluster.resume_replay(cluster.readers[0])
+    with sessions(router)() as s:
+        s.execute(update(Odd).values({column: value}))
+        s.commit()
+    cluster.wait_in_sync()
+    cluster.pause_replay(cluster.readers[0])
+    with sessions(router)() as s:
+        odd = s.get_one(Odd, 1)
+        assert place(s) == "reader"
+        assert marked(odd)
+        odd.stock += 1
+        s.commit()
+
+
+def test_what_was_changed_in_place_is_not_compared_and_what_stands_beside_it_is(cluster: PostgresCluster, router: Router) -> None:
+    with sessions(router)() as s:
+        odd = s.get_one(Odd, 1)
+        odd.tracked["n"] = 2
+        s.commit()
+    assert cluster.execute("SELECT tracked FROM odd") == [({"n": 2},)]
+    with sessions(router)() as s:
+        odd = s.get_one(Odd, 1)
+        odd.tracked["n"] = 3
+        on_the_writer(cluster, "UPDATE odd SET stock = 7")
+        with pytest.raises(StaleRead):
+            s.commit()
+
+
+# -- where objects come from ------------------------------------------------------------------------------------------
+
+
+def test_the_mark_goes_along_with_an_object_that_another_session_writes(cluster: PostgresCluster, router: Router) -> None:
+    on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 1")
+    for read_only in (None, False):
+        with sessions(router)() as s:
+            item = s.get_one(Item, 1)
+        with sessions(router, read_only=read_only)() as s:
+            s.add(item)
+            item.stock += 1
+            with pytest.raises(StaleRead):
+                s.flush()
+        with sessions(router)() as s:
+            item = pickle.loads(pickle.dumps(s.get_one(Item, 1)))
+        with sessions(router, read_only=read_only)() as s:
+            s.add(item)
+            item.stock += 1
+            with pytest.raises(StaleRead):
+                s.flush()
+    assert stock(cluster) == 50
+
+
+def test_what_outlives_its_unit_is_checked_in_the_unit_that_writes_it(
+    cluster: PostgresCluster, proxy: FaultProxy, router: Router
+) -> None:
+    with sessions(router, expire_on_commit=False)() as s:
+        item = s.get_one(Item, 1)
+        s.commit()
+        on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 1")
+        item.stock += 1
+        with pytest.raises(StaleRead):
+            s.commit()
+        s.rollback()
+        s.refresh(item, with_for_update=True)
+        assert not marked(item), "all of it was read on the writer"
+        item.stock += 1
+        assert sent(proxy, s.commit) == ["UPDATE", "COMMIT"]
+    assert stock(cluster) == 51
+
+
+def test_an_object_that_expired_is_as_fresh_as_what_is_read_next(
+    cluster: PostgresCluster, proxy: FaultProxy, router: Router, make_router: MakeRouter, heard: list[events.Event]
+) -> None:
+    with sessions(router)() as s:
+        item = s.get_one(Item, 1)
+        s.commit()
+        s.connection()
+        assert item.stock == 10
+        assert not marked(item)
+        item.stock += 1
+        assert sent(proxy, s.commit) == ["UPDATE", "COMMIT"]
+    # Otherwise nobody who has read on the writer goes back to a reader that is behind.
+    eventual = late(cluster, proxy, make_router, heard, consistency="eventual")
+    with sessions(eventual)() as s:
+        item = s.get_one(Item, 2, execution_options={"route": "writer"})
+        s.commit()
+        assert not marked(item)
+        assert item.stock == 20
+        assert place(s) == "reader"
+        assert marked(item)
+        on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 2")
+        item.stock += 1
+        with pytest.raises(StaleRead):
+            s.commit()
+    with sessions(router)() as s:
+        item = s.get_one(Item, 1)
+        s.connection()
+        s.refresh(item, ["name"])
+        assert marked(item), "there is still what the reader has shown"
+        s.refresh(item, ["stock"])
+        s.refresh(item, ["id", "stock", "name"])
+        assert not marked(item)
+
+
+def test_rows_of_a_reader_that_are_read_on_after_the_unit_has_moved_are_a_readers(
+    cluster: PostgresCluster, router: Router
+) -> None:
+    on_the_writer(cluster, "UPDATE item SET stock = 50")
+    with sessions(router)() as s:
+        rows = s.scalars(select(Item).order_by(Item.id))
+        first = next(rows)
+        s.connection()
+        second = next(rows)
+        assert (first.stock, second.stock) == (10, 20)
+        assert marked(first)
+        assert marked(second)
+        kit = s.get_one(Kit, (1, "x"))
+        assert not marked(kit)
+        second.stock += 1
+        with raises_stale("Item", 2):
+            s.flush()
+
+
+def test_a_merged_object_is_checked_by_what_it_was_merged_into(
+    cluster: PostgresCluster, proxy: FaultProxy, router: Router
+) -> None:
+    with sessions(router)() as s:
+        s.merge(Item(id=1, stock=11))
+        assert sent(proxy, s.commit) == ["BEGIN", LOOK, "UPDATE", "COMMIT"]
+        on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 2")
+    with sessions(router)() as s:
+        s.merge(Item(id=2, stock=21))
+        with pytest.raises(StaleRead):
+            s.commit()
+
+
+def test_an_update_that_sqlalchemy_carries_over_to_the_object_is_no_reading_of_it(
+    cluster: PostgresCluster, router: Router
+) -> None:
+    with sessions(router)() as s:
+        first, second = s.get_one(Item, 1), s.get_one(Item, 2)
+        on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 2")
+        s.execute(update(Item).values(stock=Item.stock + 1))
+        assert (first.stock, second.stock) == (11, 21)
+        first.name = "changed"
+        s.flush()
+        second.name = "changed"
+        with raises_stale("Item", 2):
+            s.flush()
+
+
+def test_an_object_of_which_nothing_is_left_that_was_read_is_not_checked(
+    cluster: PostgresCluster, proxy: FaultProxy, router: Router
+) -> None:
+    with sessions(router)() as s:
+        item = s.get_one(Item, 1)
+        on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 1")
+        s.commit()
+        item.stock = 5
+        assert LOOK not in sent(proxy, s.commit)
+    assert stock(cluster) == 5
+
+
+def test_an_object_that_was_never_read_is_not_checked(cluster: PostgresCluster, proxy: FaultProxy, router: Router) -> None:
+    on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 1")
+    with sessions(router)() as s:
+        item = Item(id=1)
+        make_transient_to_detached(item)
+        s.add(item)
+        item.stock = 5
+        assert sent(proxy, s.commit) == ["BEGIN", "UPDATE", "COMMIT"]
+    assert stock(cluster) == 5
+
+
+def test_a_child_that_only_the_flush_finds_to_be_changed_is_checked_as_well(cluster: PostgresCluster, router: Router) -> None:
+    on_the_writer(cluster, "UPDATE line SET note = 'another'")
+    with sessions(router)() as s:
+        purchase = s.get_one(Purchase, 1)
+        purchase.lines.append(s.get_one(Line, 1))
+        with raises_stale("Line", 1):
+            s.commit()
+
+
+def test_what_a_listener_changes_before_the_flush_is_checked_as_well(cluster: PostgresCluster, router: Router) -> None:
+    on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 2")
+    with sessions(router)() as s:
+        first, second = s.get_one(Item, 1), s.get_one(Item, 2)
+
+        @event.listens_for(s, "before_flush")
+        def also(*_: Any) -> None:
+            second.name = "changed"
+
+        first.name = "changed"
+        with raises_stale("Item", 2):
+            s.flush()
+
+
+def test_a_mapper_with_an_engine_of_its_own_is_left_alone(
+    cluster: PostgresCluster, proxy: FaultProxy, router: Router, engine: Engine
+) -> None:
+    with sessions(router, binds={Kit: engine})() as s:
+        item, kit = s.get_one(Item, 1), s.get_one(Kit, (1, "x"))
+        on_the_writer(cluster, "UPDATE kit SET stock = 50 WHERE b = 'x'")
+        kit.stock += 1
+        s.flush()
+        assert place(s) == "reader"
+        kit.stock += 1
+        item.stock += 1
+        assert sent(proxy, s.commit).count(LOOK) == 1
+    on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 1")
+
+    def both(s: RoutingSession) -> None:
+        s.get_one(Kit, (1, "y")).stock += 1
+        s.get_one(Item, 1).stock += 1
+
+    router.run_transaction(sessions(router, binds={Kit: engine}), both)
+    assert stock(cluster) == 51
+    assert cluster.execute("SELECT stock FROM kit WHERE b = 'y'") == [(21,)], "the other database was rolled back, too"
+
+
+# -- savepoints, and units that are declared ----------------------------------------------------------------------------
+
+
+def test_a_stale_read_in_a_savepoint_undoes_the_savepoint(cluster: PostgresCluster, router: Router) -> None:
+    with sessions(router)() as s, s.begin():
+        item = s.get_one(Item, 1)
+        on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 1")
+        s.add(Item(id=9))
+        with pytest.raises(StaleRead), s.begin_nested():
+            item.stock += 1
+        assert item.stock == 50, "expired, and read on the writer"
+        assert not marked(item)
+        item.stock += 1
+    assert cluster.execute("SELECT id, stock FROM item WHERE id IN (1, 9) ORDER BY id") == [(1, 51), (9, 0)]
+
+
+def test_what_changes_before_a_savepoint_is_checked_as_it_begins(cluster: PostgresCluster, router: Router) -> None:
+    with sessions(router)() as s:
+        item = s.get_one(Item, 1)
+        on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 1")
+        item.stock += 1
+        with pytest.raises(StaleRead):
+            s.begin_nested()
+
+
+def test_a_unit_that_began_with_a_savepoint_is_run_again_with_its_rows_locked(cluster: PostgresCluster, router: Router) -> None:
+    on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 1")
+    runs: list[int] = []
+
+    def nested(s: RoutingSession) -> None:
+        item = None if runs else s.get_one(Item, 1)
+        runs.append(1)
+        with s.begin_nested():
+            (item or s.get_one(Item, 1)).stock += 1
+
+    router.run_transaction(sessions(router), nested)
+    assert len(runs) == 2
+    assert stock(cluster) == 51
+
+
+def test_an_autoflush_is_checked(cluster: PostgresCluster, router: Router) -> None:
+    with sessions(router)() as s:
+        s.get_one(Item, 1).stock += 1
+        on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 1")
+        with pytest.raises(StaleRead):
+            s.scalar(select(func.count()).select_from(Item))
+
+
+def test_a_unit_that_is_declared_read_only_may_not_write_and_marks_nothing(cluster: PostgresCluster, router: Router) -> None:
+    with sessions(router, read_only=True)() as s:
+        item = s.get_one(Item, 1)
+        assert place(s) == "reader"
+        assert not marked(item)
+        item.stock += 1
+        with pytest.raises(ReadOnlyViolation):
+            s.flush()
+    with sessions(router)() as s:
+        item = s.get_one(Item, 1)
+    with sessions(router, read_only=True)() as s:
+        s.add(item)
+        s.refresh(item)
+        assert marked(item), "still a reader's"
+        item.stock += 1
+        with pytest.raises(ReadOnlyViolation):
+            s.flush()
+
+
+def test_the_lock_stands_in_nobodys_way_who_refers_to_the_row(cluster: PostgresCluster, router: Router) -> None:
+    with sessions(router)() as s, cluster.writer.connect(autocommit=True) as other:
+        other.execute("SET lock_timeout = '1s'")
+        s.get_one(Item, 1).stock += 1
+        s.flush()
+        other.execute("INSERT INTO part VALUES (9, 1, 'while it is locked')")
+        with pytest.raises(Exception, match="lock timeout"):
+            other.execute("UPDATE item SET stock = 0 WHERE id = 1")
+        s.commit()
+
+
+def test_what_is_mapped_to_rows_that_cannot_be_locked_is_left_alone(proxy: FaultProxy, router: Router) -> None:
+    class Loose(Base):
+        __table__ = Kit.__table__.outerjoin(Line.__table__, Kit.a == Line.id)
+        a = Kit.__table__.c.a
+        line_id = Line.__table__.c.id
+        __mapper_args__ = {"primary_key": [Kit.__table__.c.a, Kit.__table__.c.b]}
+
+    with sessions(router)() as s:
+        s.scalars(select(Loose).where(Kit.b == "x")).one().stock += 1
+        assert sent(proxy, s.commit) == ["BEGIN", "UPDATE", "COMMIT"]
+
+
+def test_thousands_of_objects_are_looked_up_in_portions(cluster: PostgresCluster, proxy: FaultProxy, router: Router) -> None:
+    cluster.resume_replay(cluster.readers[0])
+    cluster.execute("INSERT INTO item SELECT n, '', 0 FROM generate_series(1000, 3499) n")
+    cluster.wait_in_sync()
+    cluster.pause_replay(cluster.readers[0])
+    on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 3499")
+    with sessions(router)() as s:
+        for item in s.scalars(select(Item).where(Item.id >= 1000)):
+            item.stock += 1
+        with raises_stale("Item", 3499):
+            s.flush()
+        assert sum(LOOK in text for text in proxy.statements) == 3
+
+
+def test_the_guard_is_on_or_off(make_router: MakeRouter) -> None:
+    with pytest.raises(ConfigurationError, match="stale_write_guard"):
+        make_router(stale_write_guard=1)
