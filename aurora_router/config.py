@@ -166,6 +166,12 @@ def keys(name: str, value: Iterable[str | bytes]) -> tuple[str | bytes, ...]:
     return listed
 
 
+def check_http_name(name: str, value: object) -> None:
+    """Raises ConfigurationError unless the value can be the name of a cookie and of a header."""
+    if not isinstance(value, str) or re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", value) is None:
+        raise ConfigurationError(f"{name}={value!r}: give a name of letters, digits, - and _")
+
+
 def callables(name: str, value: Iterable[Callable[..., Any]]) -> tuple[Callable[..., Any], ...]:
     """Raises ConfigurationError unless the value is a collection of callables."""
     listed = tuple(value) if isinstance(value, Iterable) else ()

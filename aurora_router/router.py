@@ -21,7 +21,7 @@ from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
 from aurora_router import config
-from aurora_router.causality import Causality, Consistency, Scope, entered
+from aurora_router.causality import Causality, Consistency, Scope, current, entered
 from aurora_router.core import events
 from aurora_router.core.failures import Action, Failure, decide
 from aurora_router.core.pacing import places_for_reads
@@ -36,7 +36,7 @@ from aurora_router.gate import Gate
 from aurora_router.limits import Places, Repeats
 from aurora_router.listeners import Listeners
 from aurora_router.monitor import HURRY, Monitor
-from aurora_router.tokens import Tokens
+from aurora_router.tokens import TokenRefused, Tokens, merge_tokens
 from aurora_router.transactions import Attempt, Runnable, attempts
 from aurora_router.unit import CommitCheck, Door, Past, Run, Unit
 
@@ -144,6 +144,7 @@ class Router:
         me = weakref.ref(self)
         self._repeats = Repeats(self.emit)
         self.causality = Causality(consistency, me, _weakly(me, Router._newest, Topology()))
+        self.token_ttl = token_ttl
         self._tokens = Tokens(config.keys("token_keys", token_keys), token_ttl)
         self.gate = Gate(
             target.server,
@@ -197,6 +198,11 @@ class Router:
         """The newest picture of the instances."""
         self.start()
         return self._monitor.topology
+
+    @property
+    def started(self) -> bool:
+        """Whether start() has nothing to wait for."""
+        return self._ready
 
     def start(self) -> None:
         """Begin to watch the instances, and wait until each has answered once or has had its time. Done by first use.
@@ -263,14 +269,36 @@ class Router:
         and asyncio.to_thread() are. `scope.token` is for whoever must see what was written here. Scopes may be nested; what
         happens in one happens in those around it, too. Raises ConfigurationError for a token that is not of this cluster.
         """
-        past = self.past(token) if token is not None else Past()
-        with entered(Scope(self.causality.owner, past, self.token)) as scope:
+        with entered(self.scope(self.past(token) if token is not None else Past())) as scope:
             yield scope
 
+    def scope(self, past: Past) -> Scope:
+        """A causal scope that begins with this past, for who enters it step by step."""
+        return Scope(self.causality.owner, past, self.token)
+
+    def current_token(self) -> str | None:
+        """What a later reader must have replayed to show what was written in the causal scopes that are open here, and what
+        they began with; None where that is nothing. Costs what `scope.token` costs."""
+        return merge_tokens(*(scope.token for scope in current(self.causality.owner)))
+
     def past(self, token: str) -> Past:
-        """What a session that begins with this token must see. Raises ConfigurationError."""
+        """What a session that begins with this token must see; no requirement where it has expired. Raises ConfigurationError."""
         self.start()
         return Past(token, self._tokens.read(token, self._monitor.topology.cluster))
+
+    def told(self, token: object) -> Past:
+        """past() of what came with a request or a message: where that does not count there is an event, and never an error."""
+        try:
+            past = self.past(token)  # type: ignore[arg-type]  # which it refuses
+        except TokenRefused as refused:
+            self.emit(events.TokenIgnored, refused.reason)
+        except RouterError as error:  # for whoever asks the router for something
+            self.emit(events.TokenIgnored, f"the router cannot start: {type(error).__name__}")
+        else:
+            if past.requirement is not None:
+                return past
+            self.emit(events.TokenIgnored, "expired")
+        return Past()
 
     def token(self, past: Past) -> str | None:
         """What a later reader must have replayed to show what was written in this past; None where nothing was written, and no

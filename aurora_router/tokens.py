@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from collections.abc import Iterable
@@ -18,6 +19,14 @@ SKEW = 1.0  # seconds that the clocks of two hosts may differ; counts only for t
 _SALT = b"aurora_router.token"
 
 
+class TokenRefused(ConfigurationError):
+    """A text is no consistency token that counts here. reason: why, in words that hold nothing of the text."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        self.reason = reason
+        super().__init__(message)
+
+
 class Tokens:
     """Writes and reads the tokens of one router.
 
@@ -28,6 +37,7 @@ class Tokens:
         secrets = [key.encode() if isinstance(key, str) else key for key in keys]
         self._signer = _signer(secrets) if secrets else None
         self.ttl = ttl
+        self._parse_once = functools.lru_cache(1024)(self._parse)  # a client comes with the same one until it writes again
 
     def write(self, cluster: str, position: Position | None) -> str:
         """A token of a commit that this position contains; without one, of all that was committed by now."""
@@ -37,11 +47,14 @@ class Tokens:
     def read(self, text: str, cluster: str | None) -> Requirement | None:
         """What the token asks for; None when it is older than `ttl`. cluster: that it must be of.
 
-        Raises ConfigurationError for one that is malformed, of another cluster, or not signed with one of the keys.
+        Raises TokenRefused for one that is malformed, of another cluster, or not signed with one of the keys.
         """
-        token = self._parse(text)
+        if not isinstance(text, str) or len(text) > LONGEST or not text.isascii():
+            raise TokenRefused("malformed", "a consistency token is a text of at most 120 characters")
+        token = self._parse_once(text)
         if cluster is not None and token.cluster != cluster:
-            raise ConfigurationError(f"the consistency token is of another cluster ({token.cluster}, not {cluster})")
+            message = f"the consistency token is of another cluster ({token.cluster}, not {cluster})"
+            raise TokenRefused("of another cluster", message)
         now, age = time.monotonic(), max(time.time() - token.made_at, 0.0)
         if age > self.ttl:
             return None
@@ -50,16 +63,15 @@ class Tokens:
         return Requirement(now, token.position.epoch, token.position, given=True)
 
     def _parse(self, text: str) -> Token:
-        if not isinstance(text, str) or len(text) > LONGEST or not text.isascii():
-            raise ConfigurationError("a consistency token is a text of at most 120 characters")
         if self._signer is not None:
             if not self._signer.validate(text):
-                raise ConfigurationError("the consistency token is not signed with a key of this router")
+                message = "the consistency token is not signed with a key of this router"
+                raise TokenRefused("not signed with a key of this router", message)
             text = text.rsplit(".", 1)[0]
         try:
             return Token.parse(text)
         except ValueError:
-            raise ConfigurationError("this is not a consistency token of a version that is known here") from None
+            raise TokenRefused("malformed", "this is not a consistency token of a version that is known here") from None
 
 
 def _signer(secrets: list[bytes]) -> Signer:

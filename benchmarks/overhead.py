@@ -11,6 +11,8 @@ read saves (it needs one, a plain unit three, counted on the wire) counts for mo
   insert, commit    with Session() as s: s.add(Row()); commit   RoutingSession against Session on an engine of the writer
   run_transaction   the same insert in router.run_transaction, against the plain Session's insert and commit
   connect           with router.connect(read_only=True) and one statement, against engine.connect()
+  request           an ASGI application that makes one ORM read, behind AsgiMiddleware against bare: without a cookie, and with a
+                    signed token in one. The difference of each round, not a ratio: what a server adds around it is the same
   decision          for a text seen before, three instances: the unit, the verdict on its text, and where it goes
   classify          texts of 366 bytes, each of them new
   import            CPU time of `import aurora_router` in new processes that have imported sqlalchemy.orm and psycopg (files are
@@ -23,6 +25,7 @@ Run: python benchmarks/overhead.py [--quick] [--markdown]
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import os
@@ -30,7 +33,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
+from typing import Any
 
 from common import Options, Report, interleave, median, options, progress, ratio, take_core
 from sqlalchemy import create_engine, make_url, select
@@ -39,6 +43,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 from aurora_router import Effect, Router, RoutingSession, classify
 from aurora_router.core.statements import verdict
 from aurora_router.local import FaultProxy, PostgresCluster
+from aurora_router.middleware import AsgiApp, AsgiMiddleware, Message, Receive, Send
 from aurora_router.unit import Unit
 
 US = 1e6
@@ -86,6 +91,7 @@ def main(how: Options) -> int:
         reading(report, how, cluster)
         writing(report, how, cluster)
         connecting(report, how, cluster)
+        requesting(report, how, cluster)
         deciding(report, how, cluster)
         on_the_wire(report, cluster)
         monitoring(report, how, cluster)
@@ -175,6 +181,54 @@ def connecting(report: Report, how: Options, cluster: PostgresCluster) -> None:
     report.add("router.connect(read_only=True) / engine.connect(), one statement", ratio(ours, theirs), "x", 1.10)
     report.add("  router.connect(read_only=True)", median(ours) * US, "us")
     report.add("  engine.connect()", median(theirs) * US, "us")
+
+
+def requesting(report: Report, how: Options, cluster: PostgresCluster) -> None:
+    """A request that only reads. Nothing in it waits for an event loop, so none is needed to run it."""
+    progress("a request through the middleware")
+    readers = [cluster.readers[0].address]
+    with Router(cluster.url, instances=readers, token_keys=["a secret"], token_ttl=3600.0) as router:
+        routed_session = sessionmaker(class_=RoutingSession, router=router)
+        with routed_session() as session:
+            session.add(Row(name="new", amount=1))
+            session.commit()
+            token = session.consistency_token
+        assert token is not None
+        with router.causal_scope(token):
+            while router.explain("SELECT 1").instance not in router.topology.readers:
+                time.sleep(0.01)
+
+        async def app(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+            with routed_session() as session:
+                session.get_one(Row, -1)
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+            await send({"type": "http.response.body", "body": b"row"})
+
+        async def receive() -> Message:
+            raise AssertionError("nobody asks for the body")
+
+        async def send(message: Message) -> None:
+            assert len(message.get("headers", ())) <= 1, "no token is told"
+
+        def asks(asked: AsgiApp, cookies: str) -> Callable[[], None]:
+            headers = [(f"x-header-{number}".encode(), b"of a browser") for number in range(10)]
+            headers.append((b"cookie", cookies.encode()))
+            scope = {"type": "http", "scheme": "https", "method": "GET", "path": "/", "headers": headers}
+
+            def ask() -> None:
+                with contextlib.suppress(StopIteration):
+                    asked(scope, receive, send).__await__().send(None)
+
+            return ask
+
+        behind = AsgiMiddleware(app, router)
+        theirs = f"theme=dark; session={'x' * 100}"
+        contestants = (asks(app, theirs), asks(behind, theirs), asks(behind, f"{theirs}; aurora_router={token}"))
+        bare, without, signed = interleave(contestants, rounds=20 if how.quick else 100, units=100)
+    for name, ours in (("without a cookie", without), ("with a signed token in its cookie", signed)):
+        more = median(mine - other for mine, other in zip(ours, bare, strict=True))
+        report.add(f"a request with one ORM read, behind AsgiMiddleware - bare, {name}", more * US, "us", 30.0)
+    report.add("  bare", median(bare) * US, "us")
 
 
 def deciding(report: Report, how: Options, cluster: PostgresCluster) -> None:

@@ -82,6 +82,13 @@ class CommitResolved:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenIgnored:
+    """A consistency token that came with a request or a message does not count. reason: why; nothing of its text is in it."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceUp:
     """An instance answers (again)."""
 
@@ -132,6 +139,7 @@ Event = (
     | RunAgain
     | RetriesRefused
     | CommitResolved
+    | TokenIgnored
     | InstanceUp
     | InstanceDown
     | WriterChanged

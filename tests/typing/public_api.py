@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from typing import Any, assert_type, overload
+from wsgiref.types import WSGIApplication
 
 from sqlalchemy import Select, insert, select, text
 from sqlalchemy.engine import URL, Connection, Engine, ScalarResult
@@ -31,6 +32,8 @@ from aurora_router import (
 )
 from aurora_router.core import events
 from aurora_router.core.selection import Load
+from aurora_router.jobs import put_token, scope_of
+from aurora_router.middleware import AsgiApp, AsgiMiddleware, WsgiMiddleware
 
 
 class Base(DeclarativeBase):
@@ -230,3 +233,16 @@ def runs(router: Router, Session: sessionmaker[RoutingSession]) -> None:
         assert_type(known.safe_to_repeat, bool)
     sessionmaker(class_=RoutingSession, router=router, commit_check="xid")
     router.init_commit_table()
+
+
+def web(router: Router, asgi: AsgiApp, wsgi: WSGIApplication) -> tuple[AsgiApp, WSGIApplication]:
+    inner = AsgiMiddleware(asgi, router, cookie="of_shop", header="x-shop", secure=True)
+    return AsgiMiddleware(inner, router), WsgiMiddleware(wsgi, router)
+
+
+def jobs(router: Router) -> None:
+    headers: dict[str, str] = {}
+    put_token(router, headers)
+    with scope_of(router, headers) as scope:
+        assert_type(scope.token, str | None)
+    assert_type(router.current_token(), str | None)

@@ -4,6 +4,8 @@ from sqlalchemy import create_engine, select
 from sqlalchemy.orm import sessionmaker
 
 from aurora_router import Decision, Router, RoutingSession, classify
+from aurora_router.jobs import put_token
+from aurora_router.middleware import AsgiMiddleware
 
 URL = "postgresql+psycopg://db-1/shop"
 
@@ -34,3 +36,5 @@ session = sessionmaker(class_=RoutingSession, router=router)()
 session.execute("SELECT 1")  # type: ignore[call-overload]
 session.scalars(select(1), bind_arguments=["read_only"])  # type: ignore[call-overload]
 session.connection(execution_options="SERIALIZABLE")  # type: ignore[arg-type]
+AsgiMiddleware(print, router)  # type: ignore[arg-type]
+put_token(router, None)  # type: ignore[arg-type]

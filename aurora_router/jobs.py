@@ -1,0 +1,42 @@
+"""What was written before a job was sent, its worker sees: a token in the message's headers, and a causal scope in the worker.
+
+    put_token(router, headers)            # where a message is sent
+    with scope_of(router, headers): ...   # where it is worked on
+
+How Celery's signals call them: docs/web.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from aurora_router.causality import Scope, entered
+from aurora_router.router import Router
+from aurora_router.unit import Past
+
+HEADER = "aurora-router-token"
+
+
+class Headers(Protocol):
+    """A mapping, or anything else that has a mapping's get(), as Celery's `task.request`."""
+
+    def get(self, key: str, /) -> Any: ...
+
+
+def put_token(router: Router, headers: MutableMapping[str, Any]) -> None:
+    """Put the token of the causal scopes that are open here into a message's headers. Puts nothing where nothing was written in
+    them and none was given. May ask the writer, as `scope.token` does; what has not been committed yet is not in it."""
+    token = router.current_token()
+    if token is not None:
+        headers[HEADER] = token
+
+
+@contextmanager
+def scope_of(router: Router, headers: Headers) -> Iterator[Scope]:
+    """A causal scope that begins with the token in a message's headers, if there is one. One that does not count here (expired,
+    malformed, of another cluster, not signed) is an event, TokenIgnored, and else as good as none."""
+    token = headers.get(HEADER)
+    with entered(router.scope(Past() if token is None else router.told(token))) as scope:
+        yield scope

@@ -1,0 +1,94 @@
+"""What the middleware reads out of headers and writes into them."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from aurora_router import ConfigurationError, Router
+from aurora_router.middleware import AsgiMiddleware, WsgiMiddleware, _Carrier, private
+
+TOKEN = "1.7.1-A.1764000000"
+
+
+@pytest.fixture
+def carrier() -> _Carrier:
+    """With the default names."""
+    return _Carrier(Router("postgresql+psycopg://db/shop"), "aurora_router", "aurora-router-token", None)
+
+
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [
+        ("", "private"),
+        ("max-age=60", "private, max-age=60"),
+        ("public, max-age=60, s-maxage=600", "private, max-age=60"),
+        ("PUBLIC ,S-MaxAge = 9", "private"),
+        ("no-cache", "private, no-cache"),
+        ('private="set-cookie, x"', "private"),
+        ('no-cache="a, public", must-revalidate', 'private, no-cache="a, public", must-revalidate'),
+        ("private", "private"),
+        ("Private, max-age=60", "Private, max-age=60"),
+        ("no-store", "no-store"),
+        ('x="unbalanced, public', "private, x=, unbalanced"),
+    ],
+)
+def test_a_response_with_a_token_is_nobodys_but_its_clients(given: str, made: str) -> None:
+    assert private(given) == made
+
+
+def test_of_several_cache_control_headers_one_is_made_and_those_for_a_cdn_alone_are_left_out(carrier: _Carrier) -> None:
+    headers = [
+        ("Cache-Control", "public"),
+        ("content-type", "text/plain"),
+        ("cache-control", "max-age=5"),
+        ("CDN-Cache-Control", "max-age=600"),
+        ("Cloudflare-CDN-Cache-Control", "max-age=600"),
+        ("Surrogate-Control", "max-age=600"),
+        ("Set-Cookie", "theme=dark"),
+    ]
+    assert carrier.answered(headers, TOKEN, by_header=True, https=False) == [
+        ("content-type", "text/plain"),
+        ("Set-Cookie", "theme=dark"),
+        ("Cache-Control", "private, max-age=5"),
+        ("aurora-router-token", TOKEN),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cookies", "token"),
+    [
+        (f"aurora_router={TOKEN}", TOKEN),
+        (f'a=1; aurora_router="{TOKEN}"; b=2', TOKEN),
+        (f"a=1;aurora_router = {TOKEN} ;b", TOKEN),
+        (f"aurora_router={TOKEN}; aurora_router=other", TOKEN),
+        (f"my_aurora_router={TOKEN}", None),
+        (f"a=aurora_router={TOKEN}", None),
+        (f"aurora_router_2={TOKEN}", None),
+        ("aurora_router", None),
+        ("aurora_router=", ""),
+        ('aurora_router="', ""),
+        (";;;=;==;aurora_router;=", None),
+        ("", None),
+    ],
+)
+def test_a_cookie_is_found_by_its_whole_name(carrier: _Carrier, cookies: str, token: str | None) -> None:
+    assert carrier.of_cookies(cookies) == token
+
+
+def test_no_cookie_header_takes_long_to_read(carrier: _Carrier) -> None:
+    for part in ("; ", ";", " ", '"', "aurora_router", "aurora_router=", ";aurora_router ", "=", "\t;"):
+        for cookies in (part * (200_000 // len(part)), "aurora_router=" + part * (200_000 // len(part))):
+            began = time.perf_counter()
+            carrier.of_cookies(cookies)
+            assert time.perf_counter() - began < 0.2
+
+
+@pytest.mark.parametrize("middleware", [AsgiMiddleware, WsgiMiddleware])
+@pytest.mark.parametrize("wrong", [{"cookie": "a b"}, {"cookie": ""}, {"header": "a:b"}, {"header": 7}, {"secure": "yes"}])
+def test_what_cannot_be_a_name_is_refused_at_once(middleware: type, wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+        middleware(print, Router("postgresql+psycopg://db/shop"), **wrong)
+    with pytest.raises(ConfigurationError, match="router="):
+        middleware(print, "postgresql://db/shop")
