@@ -42,11 +42,14 @@ _scopes: ContextVar[tuple[Scope, ...]] = ContextVar("aurora_router_scopes", defa
 @contextmanager
 def entered(scope: Scope) -> Iterator[Scope]:
     """Everything in this thread or task, and in what it starts with its context, is inside the scope until the block ends."""
-    before = _scopes.set((*_scopes.get(), scope))
+    _scopes.set((*_scopes.get(), scope))
     try:
         yield scope
-    finally:
-        _scopes.reset(before)
+    finally:  # not reset(): blocks of generators may end in another order, or in another context, than they began
+        open_here = [*_scopes.get()]
+        if scope in open_here:
+            open_here.remove(scope)
+            _scopes.set(tuple(open_here))
 
 
 def current(owner: object) -> tuple[Scope, ...]:

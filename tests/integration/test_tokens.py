@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import select, text
 
 from aurora_router import ConfigurationError, Router, RoutingSession
+from aurora_router.causality import current
 from aurora_router.core import events
 from aurora_router.core.positions import WalPosition
 from aurora_router.core.tokens import Token
@@ -266,6 +267,23 @@ def test_a_scope_goes_along_with_tasks_and_copied_contexts_and_not_with_stranger
             thread.start()
             thread.join()
     assert found == [12, 10]
+
+
+def test_scopes_that_end_in_another_order_than_they_began_leave_none_open(router: Router) -> None:
+    one, other = router.causal_scope(), router.causal_scope()
+    first, second = one.__enter__(), other.__enter__()
+    one.__exit__(None, None, None)
+    assert current(first.owner) == (second,)
+    other.__exit__(None, None, None)
+    assert current(first.owner) == ()
+
+
+def test_a_scope_that_ends_in_another_context_than_it_began_is_no_error(router: Router) -> None:
+    block = router.causal_scope()
+    scope = contextvars.copy_context().run(block.__enter__)
+    with router.causal_scope() as here:
+        block.__exit__(None, None, None)
+        assert current(scope.owner) == (here,)
 
 
 def test_scopes_of_two_routers_do_not_mix(paused: PostgresCluster, make_router: MakeRouter) -> None:
