@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import event, select, text
 
 from aurora_router import ConfigurationError, Router, RoutingSession
 from aurora_router.causality import current
@@ -108,6 +108,22 @@ def test_a_token_is_asked_for_once_and_again_after_the_next_write(cluster: Postg
     assert two is not None
     assert two.covers(one)
     assert two != one
+
+
+def test_who_listens_to_a_commit_is_given_the_token_of_that_commit(paused: PostgresCluster, make_router: MakeRouter) -> None:
+    here, there = make_router(), make_router()
+    until_readers_serve(there, 2)
+    told: list[str | None] = []
+    with here.causal_scope() as scope, sessions(here)() as s:
+        event.listen(s, "after_commit", lambda session: told.extend((session.consistency_token, scope.token)))
+        with s.begin_nested():
+            s.execute(RAISE)
+        assert told == [None, None], "a savepoint is no commit"
+        s.commit()
+    for token in told[2:]:
+        assert token is not None
+        with sessions(there)(after=token) as s:
+            assert s.scalar(STOCK) == 11
 
 
 def test_a_token_of_another_cluster_or_none_at_all_is_an_error_at_once(router: Router) -> None:
