@@ -90,7 +90,7 @@ class RoutingMixin(_Base):
             raise ConfigurationError("a routing session gets its engines from the router; leave out bind")
         if not isinstance(router, Router):
             raise ConfigurationError("router= must be a Router")
-        if read_only not in (True, False, None):
+        if read_only is not True and read_only is not False and read_only is not None:  # 0 is neither
             raise ConfigurationError(f"read_only={read_only!r}: use True, False or None")
         if commit_check not in ("xid", "table", None):
             raise ConfigurationError(f'commit_check={commit_check!r}: use "xid", "table" or None')

@@ -358,8 +358,9 @@ def test_a_session_without_a_router_or_with_a_bind_is_refused(router: Router) ->
         RoutingSession(router="postgresql+psycopg://")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="bind"):
         RoutingSession(router=router, bind=create_engine("sqlite://"))
-    with pytest.raises(ConfigurationError, match="read_only"):
-        RoutingSession(router=router, read_only="yes")  # type: ignore[arg-type]
+    for wrong in ("yes", 0, 1):
+        with pytest.raises(ConfigurationError, match="read_only"):
+            RoutingSession(router=router, read_only=wrong)  # type: ignore[arg-type]
 
 
 def test_asking_for_the_bind_connects_nowhere(router: Router, Session: Sessions) -> None:
