@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -160,7 +160,8 @@ def names(name: str, value: Iterable[str]) -> tuple[str, ...]:
 
 def keys(name: str, value: Iterable[str | bytes]) -> tuple[str | bytes, ...]:
     """Raises ConfigurationError unless the value is a collection of secrets, which it does not repeat."""
-    listed = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else ("",)
+    ordered = isinstance(value, Iterable) and not isinstance(value, str | bytes | Set | Mapping)
+    listed = tuple(value) if ordered else ("",)
     if not all(isinstance(item, str | bytes) and item for item in listed):
         raise ConfigurationError(f"{name}: give a list of secrets, texts or bytes, the newest last")
     return listed

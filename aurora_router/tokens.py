@@ -50,13 +50,13 @@ class Tokens:
         Raises TokenRefused for one that is malformed, of another cluster, or not signed with one of the keys.
         """
         if not isinstance(text, str) or len(text) > LONGEST or not text.isascii():
-            raise TokenRefused("malformed", "a consistency token is a text of at most 120 characters")
+            raise TokenRefused("malformed", "a consistency token is a text of at most 120 ASCII characters")
         token = self._parse_once(text)
         if cluster is not None and token.cluster != cluster:
             message = f"the consistency token is of another cluster ({token.cluster}, not {cluster})"
             raise TokenRefused("of another cluster", message)
         now, age = time.monotonic(), max(time.time() - token.made_at, 0.0)
-        if age > self.ttl:
+        if age > self.ttl + 1.0:  # for it was made up to a second after `made_at`
             return None
         if token.position is None:
             return Requirement(now - max(age - SKEW, 0.0), None)
@@ -90,6 +90,8 @@ def merge_tokens(*tokens: str | None) -> str | None:
     for text in tokens:
         if text is None:
             continue
+        if not isinstance(text, str):
+            raise ConfigurationError("these tokens cannot be merged: give each as an argument of its own, a text or None")
         try:
             token = Token.parse(text.rsplit(".", 1)[0] if text.count(".") > DOTS else text)
             if best is None or later(best[0], token) is token:

@@ -192,6 +192,14 @@ def test_names_are_a_collection_of_texts():
             config.names("read_only_functions", bad)
 
 
+@pytest.mark.parametrize("value", ["secret", b"secret", None, 5, [5], [""], {"old", "new"}, {"old": "new"}])
+def test_keys_are_secrets_in_an_order_and_no_error_repeats_them(value):
+    assert config.keys("token_keys", ["old", b"new"]) == ("old", b"new")
+    with pytest.raises(ConfigurationError, match="token_keys") as raised:
+        config.keys("token_keys", value)
+    assert "new" not in str(raised.value).replace("newest", "")
+
+
 def test_listeners_are_a_collection_of_functions():
     assert config.callables("listeners", [print]) == (print,)
     for bad in (print, ["print"]):
