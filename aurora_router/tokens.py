@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -41,7 +42,7 @@ class Tokens:
 
     def write(self, cluster: str, position: Position | None) -> str:
         """A token of a commit that this position contains; without one, of all that was committed by now."""
-        text = str(Token(cluster, position, int(time.time())))
+        text = str(Token(cluster, position, math.ceil(time.time())))  # rounded down it would be older than the commit
         return self._signer.sign(text).decode() if self._signer is not None else text
 
     def read(self, text: str, cluster: str | None) -> Requirement | None:
@@ -56,7 +57,7 @@ class Tokens:
             message = f"the consistency token is of another cluster ({token.cluster}, not {cluster})"
             raise TokenRefused("of another cluster", message)
         now, age = time.monotonic(), max(time.time() - token.made_at, 0.0)
-        if age > self.ttl + 1.0:  # for it was made up to a second after `made_at`
+        if age > self.ttl:
             return None
         if token.position is None:
             return Requirement(now - max(age - SKEW, 0.0), None)

@@ -20,7 +20,7 @@ _FORM = re.compile(r"1\.([0-9A-Za-z_-]{1,36})\.(?:0|([0-9]{1,10})-([0-9A-F]{1,16
 class Token(NamedTuple):
     """A commit of a cluster that a reader must have replayed.
 
-    cluster: as ServerId.cluster. position: the writer's, asked for after the commit. made_at: unix seconds.
+    cluster: as ServerId.cluster. position: the writer's, asked for after the commit. made_at: unix seconds, rounded up.
     """
 
     cluster: str
