@@ -313,7 +313,7 @@ class Router:
 
         def proven(topology: Topology) -> bool:
             writer = topology.writer
-            return resolve(written, topology).position is not None or (writer is not None and writer.position is None)
+            return resolve(written, topology).position is not None or writer is None or writer.position is None
 
         topology = self._monitor.topology
         if not proven(topology):

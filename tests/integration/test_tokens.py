@@ -212,6 +212,20 @@ def test_where_the_writer_cannot_be_asked_the_token_speaks_of_all_that_was_commi
         assert s.scalar(STOCK) == 11
 
 
+def test_while_there_is_no_writer_nobody_waits_for_a_token(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    router = make_router(probe_timeout=5.0)
+    with sessions(router)() as s:
+        s.execute(RAISE)
+        s.commit()
+        cluster.kill(cluster.writer)
+        eventually(lambda: router.topology.writer is None)
+        began = time.monotonic()
+        token = s.consistency_token
+        assert time.monotonic() - began < 2.0, "and not for probe_timeout, message for message"
+    assert token is not None
+    assert Token.parse(token).position is None
+
+
 # -- scopes ---------------------------------------------------------------------------------------------------------
 
 
