@@ -25,6 +25,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from aurora_router import Router, RoutingSession
+from aurora_router.causality import Scope, current
 from aurora_router.core import events
 from aurora_router.local import FaultProxy, PostgresCluster
 from aurora_router.middleware import AsgiMiddleware, WsgiMiddleware
@@ -313,6 +314,33 @@ def test_a_dependency_that_commits_when_it_is_left_is_told_where_it_ends_with_th
     ask = asking(AsgiMiddleware(app, router))
     assert ask("POST", "/function").tells
     assert not ask("POST", "/request").tells, "FastAPI commits after the response: the documentation warns of it"
+
+
+def test_a_scope_of_an_async_dependency_is_around_the_endpoint_and_one_of_a_plain_dependency_is_not(
+    cluster: PostgresCluster, make_router: MakeRouter
+) -> None:
+    router = make_router()
+
+    def plain() -> Iterator[Scope]:
+        with router.causal_scope() as scope:
+            yield scope
+
+    async def coroutine() -> AsyncIterator[Scope]:
+        with router.causal_scope() as scope:
+            yield scope
+
+    app, of_plain, of_coroutine = FastAPI(), Depends(plain), Depends(coroutine)
+
+    @app.get("/plain")
+    def in_plain(scope: Any = of_plain) -> bool:
+        return scope in current(scope.owner)
+
+    @app.get("/coroutine")
+    def in_coroutine(scope: Any = of_coroutine) -> bool:
+        return scope in current(scope.owner)
+
+    ask = asking(app)
+    assert [ask("GET", path).text for path in ("/plain", "/coroutine")] == ["false", "true"]
 
 
 def test_a_websocket_has_a_scope_that_begins_with_the_clients_token(paused: PostgresCluster, make_router: MakeRouter) -> None:

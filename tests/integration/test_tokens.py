@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 from sqlalchemy import event, select, text
+from sqlalchemy.orm import scoped_session
 
 from aurora_router import ConfigurationError, Router, RoutingSession
 from aurora_router.causality import current
@@ -398,7 +399,18 @@ def test_eventual_consistency_promises_none_of_this(paused: PostgresCluster, mak
         s.execute(RAISE)
         s.commit()
         assert s.scalar(STOCK) == 10
+        assert s.consistency_token is None
         assert scope.token is None
+    with sessions(router)(after=write(make_router())) as s:
+        assert s.scalar(STOCK) == 12, "what is given counts"
+
+
+def test_a_scoped_session_gives_the_token_of_the_session_inside(router: Router) -> None:
+    session = scoped_session(sessions(router))
+    session.execute(RAISE)
+    session.commit()
+    assert session().consistency_token is not None
+    session.remove()
 
 
 # -- waiting instead of a detour --------------------------------------------------------------------------------------
