@@ -102,8 +102,8 @@ class Causality:
             unit.last_read = LastRead(unit.server, time.monotonic(), unit.epoch)
 
     def ended(self, unit: Unit) -> None:
-        """Note what a unit has written and read, for those that come after it. It may have written whatever it looks like: a
-        commit whose answer was lost, COMMIT as text and autocommit look like a rollback."""
+        """Note what a unit has written and read, for those that come after it: when it has ended, and with each commit. It may
+        have written whatever it looks like: a commit without an answer, COMMIT as text and autocommit look like a rollback."""
         if self.consistency == "eventual":
             return
         wrote = unit.wrote

@@ -249,8 +249,7 @@ class Gate:
                 raise
             raw.invalidate(error)
         unit.committing = False
-        if unit.run is not None:
-            unit.run.committed = True
+        self._committed(unit)
 
     def commit_in_two_phases(self, connection: Connection, send: Callable[[], None]) -> None:
         """Send PREPARE TRANSACTION or COMMIT PREPARED. Nothing was noted of them: what becomes of a prepared transaction is said
@@ -269,6 +268,11 @@ class Gate:
                 noted = "in two phases; what is prepared is in pg_prepared_xacts"
                 unit.unknown = OutcomeUnknown(unit.instance.id, noted)
             raise
+        self._committed(unit)
+
+    def _committed(self, unit: Unit) -> None:
+        """Whoever comes next must see it: a listener of after_commit, or whatever happens while the connection is still open."""
+        self.causality.ended(unit)
         if unit.run is not None:
             unit.run.committed = True
 

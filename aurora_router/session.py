@@ -36,14 +36,6 @@ else:
 R = TypeVar("R")
 
 
-def _after_commit(session: Session) -> None:
-    """What other listeners of after_commit read, or tell others, is after the commit, though the unit has not ended yet."""
-    assert isinstance(session, RoutingMixin)
-    unit = session._unit
-    if unit is not None and not session.in_nested_transaction():
-        session.router.causality.ended(unit)
-
-
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
     """A unit leaves behind what it has written and read, however it ends."""
     assert isinstance(session, RoutingMixin)
@@ -111,7 +103,6 @@ class RoutingMixin(_Base):
             if issubclass(base, Session)
         )
         if issubclass(cls, Session) and not listening:
-            event.listen(cls, "after_commit", _after_commit, insert=True)
             event.listen(cls, "after_transaction_end", _after_transaction_end)
             event.listen(cls, "loaded_as_persistent", guard.loaded, raw=True)
 

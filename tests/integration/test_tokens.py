@@ -262,6 +262,19 @@ def test_what_is_written_on_a_connection_is_in_the_scopes_token(paused: Postgres
         assert s.scalar(STOCK) == 11
 
 
+def test_what_a_connection_has_committed_is_seen_while_it_is_still_open(paused: PostgresCluster, router: Router) -> None:
+    until_readers_serve(router, 2)
+    with router.causal_scope() as scope, router.connect() as connection, sessions(router)() as s:
+        connection.execute(RAISE)
+        assert s.scalar(STOCK) == 10
+        s.rollback()
+        connection.commit()
+        assert s.scalar(STOCK) == 11
+        token = scope.token
+    with sessions(router)(after=token) as s:
+        assert s.scalar(STOCK) == 11
+
+
 def test_what_happens_in_a_scope_happens_in_those_around_it(paused: PostgresCluster, router: Router) -> None:
     until_readers_serve(router, 2)
     with router.causal_scope() as outer:
