@@ -132,10 +132,16 @@ def check_flag(name: str, value: object) -> None:
         raise ConfigurationError(f"{name}={value!r}: use True or False")
 
 
-def check_seconds(name: str, value: object) -> None:
-    """Raises ConfigurationError unless the value is a positive, finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-        raise ConfigurationError(f"{name}={value!r}: give a number of seconds above 0")
+def check_seconds(name: str, value: object, *, none: bool = False) -> None:
+    """Raises ConfigurationError unless the value is a positive, finite number, or 0 where that is allowed."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not math.isfinite(value)
+        or value < 0
+        or not (value or none)
+    ):
+        raise ConfigurationError(f"{name}={value!r}: give a number of seconds{', 0 or' if none else ''} above 0")
 
 
 def check_share(name: str, value: object) -> None:

@@ -49,7 +49,7 @@ class Entrance:
 
     need: what each read needs. for_reads: the places of the writer that reads may have. patience: seconds to wait for a writer.
     pool_timeout: seconds to wait for a place in a pool. wait_for_reader: seconds that a read waits for a reader that has what it
-    must see. look_timeout: seconds to look for a writer that a token speaks of.
+    must see. token_ttl: seconds that a token may keep it waiting for a writer. look_timeout: seconds to look for a writer that a token speaks of.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class Entrance:
         patience: float,
         pool_timeout: float,
         wait_for_reader: float,
+        token_ttl: float,
         look_timeout: float,
     ) -> None:
         self._gate = gate
@@ -80,6 +81,7 @@ class Entrance:
         self._failover_timeout = patience
         self._pool_timeout = pool_timeout
         self._wait = wait_for_reader
+        self._token_ttl = token_ttl
         self._look_timeout = look_timeout
         self._load = Load(engines.in_use)
         self.closed = False
@@ -157,9 +159,10 @@ class Entrance:
             instance = decision.instance
             if instance is None:
                 began = began or time.monotonic()
-                instance = self._wait_for_writer(unit, decision, began)
-                if decision.reason is Reason.NO_INSTANCE:
-                    continue  # a read that no reader will serve
+                found = self._wait_for_writer(unit, decision, began)
+                if found is None or decision.reason is Reason.NO_INSTANCE:
+                    continue  # a read that no reader would serve
+                instance = found
             if decision.reason is _NO_READER and unit.borrowed is None and len(self._monitor.topology.instances) > 1:
                 # What a cluster of several instances lends to reads is less than its writer's pool: writes must find room.
                 if not self._for_reads.take(0.0):
@@ -275,17 +278,27 @@ class Entrance:
         """The writer, waiting for one as a unit would."""
         unit = Unit(False)
         decision = self.decide(unit, Reason.DECLARED_WRITE)
-        return decision.instance or self._wait_for_writer(unit, decision, time.monotonic())
+        instance = decision.instance or self._wait_for_writer(unit, decision, time.monotonic())
+        assert instance is not None  # it has no token
+        return instance
 
-    def _wait_for_writer(self, unit: Unit, decision: Decision, began: float) -> Instance:
+    def _wait_for_writer(self, unit: Unit, decision: Decision, began: float) -> Instance | None:
+        """The writer, once there is one; None where a token would keep the unit waiting for longer than it is honoured."""
         if decision.reason is Reason.NO_INSTANCE and not self._need.writer_serves_reads:
             raise NoReaderAvailable(self._monitor.topology.said())
         since = time.monotonic()
-        topology = self._monitor.wait_for(lambda t: t.writer is not None or bool(t.ambiguous), self._patience(unit, began))
+        patience, lapses = self._patience(unit, began), False
+        if unit.requirement is not None and unit.requirement.given and decision.reason is Reason.NO_WRITER:
+            left = unit.requirement.after + self._token_ttl - since
+            patience, lapses = min(patience, max(left, 0.0)), left < patience
+        topology = self._monitor.wait_for(lambda t: t.writer is not None or bool(t.ambiguous), patience)
         found = topology.writer.id if topology.writer is not None else None
         self._emit(events.WaitedForWriter, time.monotonic() - since, found)
         if topology.writer is not None:
             return topology.writer
+        if lapses:
+            unit.requirement = None
+            return None
         if topology.ambiguous:
             raise AmbiguousWriter(topology.ambiguous)
         if self.closed:

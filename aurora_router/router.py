@@ -124,8 +124,7 @@ class Router:
             config.check_seconds(name, seconds)
         if max_lag is not None:
             config.check_seconds("max_lag", max_lag)
-        if wait_for_reader != 0:
-            config.check_seconds("wait_for_reader", wait_for_reader)
+        config.check_seconds("wait_for_reader", wait_for_reader, none=True)
         config.check_share("writer_share_for_reads", writer_share_for_reads)
         config.check_count("connects_at_once", connects_at_once)
         config.check_flag("stale_write_guard", stale_write_guard)
@@ -186,6 +185,7 @@ class Router:
             patience=failover_timeout,
             pool_timeout=pool_timeout,
             wait_for_reader=wait_for_reader,
+            token_ttl=token_ttl,
             look_timeout=probe_timeout,
         )
         _routers.add(self)
@@ -262,8 +262,8 @@ class Router:
 
     @contextlib.contextmanager
     def causal_scope(self, token: str | None = None) -> Iterator[Scope]:
-        """`with router.causal_scope(token) as scope:` makes all sessions and connections of this router that are used inside the
-        block see what they have written, never less than they have read, and what the token speaks of.
+        """`with router.causal_scope(token) as scope:` makes all units of this router that begin inside the block, whatever session
+        or connection they are of, see what they have written, never less than they have read, and what the token speaks of.
 
         Inside is what runs in this thread or task, and in those that are started with a copy of its context, as asyncio's tasks
         and asyncio.to_thread() are. `scope.token` is for whoever must see what was written here. Scopes may be nested; what
@@ -282,22 +282,22 @@ class Router:
         return merge_tokens(*(scope.token for scope in current(self.causality.owner)))
 
     def past(self, token: str) -> Past:
-        """What a session that begins with this token must see; no requirement where it has expired. Raises ConfigurationError."""
+        """What a session that begins with this token must see; nothing where it has expired. Raises ConfigurationError."""
         self.start()
-        return Past(token, self._tokens.read(token, self._monitor.topology.cluster))
+        requirement = self._tokens.read(token, self._monitor.topology.cluster)
+        if requirement is None:
+            self.emit(events.TokenIgnored, "expired")
+            return Past()
+        return Past(token, requirement)
 
     def told(self, token: object) -> Past:
         """past() of what came with a request or a message: where that does not count there is an event, and never an error."""
         try:
-            past = self.past(token)  # type: ignore[arg-type]  # which it refuses
+            return self.past(token)  # type: ignore[arg-type]  # which it refuses
         except TokenRefused as refused:
             self.emit(events.TokenIgnored, refused.reason)
         except RouterError as error:  # for whoever asks the router for something
             self.emit(events.TokenIgnored, f"the router cannot start: {type(error).__name__}")
-        else:
-            if past.requirement is not None:
-                return past
-            self.emit(events.TokenIgnored, "expired")
         return Past()
 
     def token(self, past: Past) -> str | None:

@@ -156,6 +156,31 @@ def test_a_token_that_claims_what_no_writer_has_holds_nobody_up(cluster: Postgre
             eventually(on_a_reader)
 
 
+def test_a_token_keeps_a_read_waiting_for_a_writer_no_longer_than_it_is_honoured(
+    cluster: PostgresCluster, make_router: MakeRouter
+) -> None:
+    router = make_router(token_ttl=2.0, failover_timeout=60.0)
+    until_readers_serve(router, 2)
+    real = Token.parse(write(router))
+    claim = str(real._replace(position=WalPosition(router.topology.epoch, 2**60)))
+    cluster.kill(cluster.writer)
+    eventually(lambda: router.topology.writer is None)
+    began = time.monotonic()
+    with sessions(router)(after=claim) as s:
+        assert s.scalar(STOCK) in (10, 11)
+        assert place(s) == "reader"
+    assert time.monotonic() - began < 30
+
+
+def test_an_expired_token_asks_for_nothing_and_is_not_handed_on(make_router: MakeRouter, heard: list[events.Event]) -> None:
+    router = make_router(listeners=[heard.append])
+    expired = str(Token.parse(write(router))._replace(made_at=1))
+    with sessions(router)(after=expired) as s:
+        s.get(Item, 1)
+        assert s.consistency_token is None
+    assert events.TokenIgnored("expired") in heard
+
+
 def test_a_token_of_an_older_epoch_is_proven_by_the_new_writer(cluster: PostgresCluster, make_router: MakeRouter) -> None:
     router = make_router(probe_interval=0.1)
     token = write(router)
