@@ -1,8 +1,8 @@
-"""What the built-in functions of the servers do: the word tables that `statements` looks calls up in.
+"""What the built-in functions of PostgreSQL do, and its words: the tables that calls are looked up in.
 
 Pure data. A function that is in no table is unknown, and unknown counts as a write.
 
-The PostgreSQL tables were printed from `pg_proc` of PostgreSQL 16 and 18 (schema pg_catalog): IMMUTABLE and
+The tables were printed from `pg_proc` of PostgreSQL 16 and 18 (schema pg_catalog): IMMUTABLE and
 STABLE functions, without the support functions of types, operators and aggregates. Each STABLE and VOLATILE
 one was then looked at: volatility says nothing about *where* an answer is true. Left out on purpose, hence
 unknown: those that run SQL from a string (`query_to_xml`, `cursor_to_xml`, `ts_stat`, `ts_rewrite`).
@@ -18,7 +18,7 @@ def _words(table: str) -> frozenset[str]:
 
 
 # Harmless: the same answer wherever the data is. Volatile ones are here where repeating them hurts nobody.
-POSTGRESQL_READ: Final = _words("""
+READ: Final = _words("""
     abbrev abs aclcontains acldefault aclexplode aclinsert aclremove acos acosd acosh age any_value area
     array_agg array_append array_dims array_fill array_length array_lower array_ndims array_position
     array_positions array_prepend array_remove array_replace array_reverse array_sample array_shuffle
@@ -115,7 +115,7 @@ POSTGRESQL_READ: Final = _words("""
 
 # The answer, or the change, belongs to the server that is asked (so do all `pg_stat_get_*`, by prefix).
 # `current_setting` is here because SHOW is, `pg_xact_status` because a reader's answer may be late.
-POSTGRESQL_SERVER: Final = _words("""
+SERVER: Final = _words("""
     current_setting inet_server_addr inet_server_port pg_available_extension_versions
     pg_available_extensions pg_available_wal_summaries pg_backup_start_time pg_collation_actual_version
     pg_conf_load_time pg_config pg_control_checkpoint pg_control_init pg_control_recovery pg_control_system
@@ -135,13 +135,13 @@ POSTGRESQL_SERVER: Final = _words("""
     pg_xact_commit_timestamp_origin pg_xact_status txid_status version
 """)
 
-# The answer is about the transaction that is open. `set_config` changes it, or the session: `statements` looks
-# at its last argument.
-POSTGRESQL_TRANSACTION: Final = frozenset({"pg_current_xact_id_if_assigned", "set_config", "txid_current_if_assigned"})
-POSTGRESQL_SESSION: Final = frozenset({"setseed"})
+# The answer is about the transaction that is open. `set_config` changes it, or the session: its last argument
+# tells.
+TRANSACTION: Final = frozenset({"pg_current_xact_id_if_assigned", "set_config", "txid_current_if_assigned"})
+SESSION: Final = frozenset({"setseed"})
 
 # The answer is about one connection, or names a process of one server.
-POSTGRESQL_CONNECTION: Final = _words("""
+CONNECTION: Final = _words("""
     currval inet_client_addr inet_client_port lastval pg_backend_pid pg_blocking_pids pg_cancel_backend
     pg_cursor pg_export_snapshot pg_is_other_temp_schema pg_isolation_test_session_is_blocked
     pg_listening_channels pg_log_backend_memory_contexts pg_my_temp_schema pg_prepared_statement
@@ -149,7 +149,7 @@ POSTGRESQL_CONNECTION: Final = _words("""
 """)
 
 # Writes, locks and whatever a reader would accept silently and wrongly.
-POSTGRESQL_WRITE: Final = _words("""
+WRITE: Final = _words("""
     brin_desummarize_range brin_summarize_new_values brin_summarize_range gin_clean_pending_list lo_close
     lo_creat lo_create lo_export lo_from_bytea lo_import lo_lseek lo_lseek64 lo_open lo_put lo_tell
     lo_tell64 lo_truncate lo_truncate64 lo_unlink loread lowrite nextval pg_advisory_lock
@@ -174,7 +174,7 @@ POSTGRESQL_WRITE: Final = _words("""
 
 # Reserved words, and those that can be no function's name: PostgreSQL's pg_get_keywords(), categories R and C of
 # 16 to 18, and those of T that stand before a parenthesis. CUBE, ROLLUP and OPERATOR are constructs too.
-POSTGRESQL_KEYWORDS: Final = _words("""
+KEYWORDS: Final = _words("""
     all analyse analyze and any array as asc asymmetric both case cast check collate column constraint
     create current_catalog current_date current_role current_time current_timestamp current_user default
     deferrable desc distinct do else end except false fetch for foreign from grant group having in initially
@@ -191,7 +191,7 @@ POSTGRESQL_KEYWORDS: Final = _words("""
 """)
 
 # Views over the functions above: reading them is asking one server, or one connection.
-POSTGRESQL_SERVER_RELATIONS: Final = _words("""
+SERVER_RELATIONS: Final = _words("""
     pg_aios pg_available_extension_versions pg_available_extensions pg_backend_memory_contexts pg_config
     pg_file_settings pg_hba_file_rules pg_ident_file_mappings pg_locks pg_prepared_xacts
     pg_replication_origin_status pg_replication_slots pg_sequences pg_settings pg_shmem_allocations
@@ -207,21 +207,4 @@ POSTGRESQL_SERVER_RELATIONS: Final = _words("""
     pg_statio_sys_indexes pg_statio_sys_sequences pg_statio_sys_tables pg_statio_user_indexes
     pg_statio_user_sequences pg_statio_user_tables pg_wait_events
 """)
-POSTGRESQL_CONNECTION_RELATIONS: Final = frozenset({"pg_cursors", "pg_prepared_statements", "pg_temp"})
-
-# MySQL and MariaDB: a first handful; what is not here is unknown.
-MYSQL_READ: Final = _words("""
-    abs ascii avg benchmark bin bit_and bit_count bit_length bit_or bit_xor ceil ceiling char char_length
-    concat concat_ws conv cos cot count crc32 curdate curtime date date_add date_format date_sub datediff
-    day dayname dayofmonth dayofweek dayofyear degrees elt exp field find_in_set floor format from_unixtime
-    group_concat hex hour if ifnull inet_aton inet_ntoa instr isnull json_array json_arrayagg json_contains
-    json_extract json_keys json_length json_object json_objectagg json_unquote json_valid lcase length ln
-    locate log log10 log2 lower lpad ltrim max md5 microsecond min minute mod month monthname now oct ord
-    period_add pi pow power quarter quote radians rand replace reverse round rpad rtrim sec_to_time second
-    sha1 sha2 sign sin sleep soundex space sqrt std stddev strcmp str_to_date substr substring_index sum
-    sysdate tan time time_format time_to_sec timediff timestampdiff to_days truncate ucase unhex
-    unix_timestamp upper utc_date utc_time utc_timestamp uuid var_pop var_samp variance week weekday year
-""")
-MYSQL_CONNECTION: Final = frozenset({"connection_id", "found_rows", "get_lock", "last_insert_id", "row_count"})
-MYSQL_SERVER: Final = frozenset({"master_gtid_wait", "master_pos_wait"})
-MYSQL_WRITE: Final = _words("is_free_lock is_used_lock nextval release_all_locks release_lock setval")
+CONNECTION_RELATIONS: Final = frozenset({"pg_cursors", "pg_prepared_statements", "pg_temp"})

@@ -1,0 +1,51 @@
+"""What a statement does, and what is known about one text: the words that the classifier answers with."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Container
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Hint: TypeAlias = Literal["writer", "reader"]
+
+
+class Effect(enum.IntEnum):
+    """What a statement does; of several, the strongest counts (the order here)."""
+
+    READ = 0  #: reads data that every instance has
+    SERVER = 1  #: asks, or changes, the one server that it runs on
+    TRANSACTION = 2  #: begins, ends or changes a transaction
+    SESSION = 3  #: changes settings that outlive the transaction
+    CONNECTION = 4  #: needs this very connection, now or later (cursors, temporary tables, LISTEN)
+    WRITE = 5  #: writes, locks, or might
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is known about one text.
+
+    effect: the safe answer, in which unknown functions count as writes.
+    known: the answer if every unknown function were harmless; equal to `effect` where nothing is undecidable.
+    functions: the unknown functions, lower case unless quoted, `schema.name` where the text says so; empty
+        where `known` equals `effect`. A quoted name that contains a dot or a quote keeps its quotes.
+    ends: it may end a transaction by itself: COMMIT, ROLLBACK, what commits implicitly, and what cannot be read.
+    hint: what a comment `/*@writer*/` or `/*@reader*/` asks for; it changes nothing else here. If the text
+        has both, the writer.
+    """
+
+    effect: Effect
+    known: Effect
+    functions: frozenset[str] = frozenset()
+    hint: Hint | None = None
+    ends: bool = False
+
+    def effect_given(self, read_only_functions: Container[str]) -> Effect:
+        """The effect when the functions named are known to be harmless.
+
+        Names match as the text calls them: `f` allows `f()` and not `app.f()`, `app.f` allows `app.f()` and
+        not `f()`, since the same name in another schema may be another function. To allow both, name both.
+        """
+        if all(name in read_only_functions for name in self.functions):
+            return self.known
+        return self.effect

@@ -1,0 +1,100 @@
+r"""Cutting a text up into tokens: one pattern per dialect, made of the pieces here.
+
+What belongs to no token is garbage, and who meets garbage knows nothing. Only ASCII letters fold and only ASCII is white
+space, as in the servers: U+00A0 is part of a name, U+212A no K.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from aurora_router.core.effects import Hint
+
+START: Final = r"A-Za-z_\x80-\U0010ffff"
+WORD: Final = rf"[{START}][{START}0-9$]*+"
+SPACE: Final = r"[ \t\n\r\f\v]++"
+# Letters that follow a number are a word of their own: old servers read `LIMIT 1for update` that way.
+NUMBER: Final = r"(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][-+]?[0-9]++)?"
+# No group here is possessive: before Python 3.11.5 those match what they should not. Each can match in one way only, which
+# makes a plain one as fast.
+COMMENT: Final = r"/\*[^*/]*+(?:(?:\*(?!/)|/(?!\*))[^*/]*+)*\*/"  # one that holds no other
+NAMED_PARAMETER: Final = rf"%\({WORD}\)s(?![{START}0-9$])"
+SIGN: Final = r"::|[-+*<>=~!@%^&|?:.,;()\[\]{}]|/(?!\*)"
+SIGNS: Final = frozenset("-+*/<>=~!@%^&|?:.,;()[]{}#`") | {"::", ""}
+
+_ASCII_LOWER: Final = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
+_HINT: Final = re.compile(r"/\*\s*@\s*(writer|reader)\s*\*/")
+_COMMENT_EDGE: Final = re.compile(r"/\*|\*/")
+
+
+def quoted(quote: str) -> str:
+    """What stands between two of these quotes, which is doubled to stand inside."""
+    return f"{quote}[^{quote}]*+(?:{quote}{quote}[^{quote}]*+)*{quote}(?!{quote})"
+
+
+def escaped(quote: str) -> str:
+    """The same where a backslash takes the next character's meaning away as well."""
+    return rf"{quote}[^{quote}\\]*+(?:(?:\\.|{quote}{quote})[^{quote}\\]*+)*{quote}(?!{quote})"
+
+
+def pattern(skipped: str, *alternatives: str) -> re.Pattern[str]:
+    """What finds the tokens: skipped text, then one token as group 1.
+
+    The end of the text is a token, "", so that trailing space is not tried again from each position. Where nothing matches,
+    the rest of the text is the group "garbage", and group 1 is None.
+    """
+    return re.compile(rf"(?:{skipped})*(?:({'|'.join(alternatives)}|\Z)|(?P<garbage>.+))", re.DOTALL)
+
+
+def tokens(sql: str, found_by: re.Pattern[str]) -> list[str | Any]:
+    """The tokens of the text, comments too; the last or the one before is None where there is garbage."""
+    return [token[1] for token in found_by.finditer(sql)]
+
+
+def folded(sql: str, raw: list[str]) -> list[str]:
+    """The tokens of the text in lower case, up to the end, once."""
+    low = list(map(str.lower if sql.isascii() else _ascii_lower, raw))
+    while len(low) > 1 and low[-2] == "":  # the end may have been matched twice
+        low.pop()
+    return low
+
+
+def _ascii_lower(token: str) -> str:
+    return token.translate(_ASCII_LOWER)
+
+
+def without_comments(raw: list[str]) -> tuple[list[str], Hint | None]:
+    """The tokens that are no comments, and what the comments ask for."""
+    asked = {match[1] for token in raw if token[:2] == "/*" and (match := _HINT.fullmatch(token))}
+    kept = [token for token in raw if token[:2] != "/*"]
+    return kept, "writer" if "writer" in asked else "reader" if asked else None
+
+
+def across_nested_comments(sql: str, found_by: re.Pattern[str]) -> list[str | Any]:
+    """The tokens of a text with comments in comments, which are left out.
+
+    No pattern can match those, it finds garbage: the lexer starts again behind each.
+    """
+    raw: list[str | Any] = []
+    at = 0
+    while at >= 0:
+        for token in found_by.finditer(sql, at):
+            begin = token.start("garbage")
+            if begin >= 0 and sql.startswith("/*", begin):
+                at = _comment_end(sql, begin + 2)
+                break
+            raw.append(token[1])
+        else:
+            return raw
+    return [*raw, None]  # never closed: garbage
+
+
+def _comment_end(sql: str, at: int) -> int:
+    """The position behind the comment whose "/*" ends at `at`; -1 if it is never closed."""
+    depth = 1
+    for edge in _COMMENT_EDGE.finditer(sql, at):
+        depth += 1 if edge[0] == "/*" else -1
+        if not depth:
+            return edge.end()
+    return -1

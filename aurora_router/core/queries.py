@@ -1,0 +1,255 @@
+"""What a query does: SELECT, VALUES, TABLE and WITH, and everything that stands in them, at any depth.
+
+The first word, and the words, calls and parentheses behind decide. Nothing is ever searched in raw text, so a keyword in a
+literal does not count. What is particular to one dialect is in its `Dialect`; the statements that are no queries are functions
+of its module.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from aurora_router.core.effects import Effect
+
+
+class Mark(enum.Enum):
+    """Words and signs inside a query that need a look."""
+
+    OPEN = enum.auto()
+    CLOSE = enum.auto()
+    WRITES = enum.auto()
+    FOR = enum.auto()
+    INTO = enum.auto()
+    WITH = enum.auto()
+    MAIN = enum.auto()  # ends the list of a WITH
+    VARIABLE = enum.auto()
+
+
+#: What a statement with this first word does: always the same, or what a function says of its tokens (`Reading`, the first behind
+#: that word, the one behind the last).
+Head: TypeAlias = "Effect | Callable[[Reading, int, int], Effect]"
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Dialect:
+    """All that there is to know about one SQL dialect.
+
+    cut: every way in which a server may cut a text up into tokens, none where that is beyond us.
+    heads: by a statement's first word; `other` for all that are not there.
+    marks: what to look at in a query, or what a word alone says.
+    quiet: what may stand before "(" without being a call that matters. grammar: the same, after certain words only.
+    functions: what the built-in ones do; prefixes: how the names of more begin that ask one server.
+    looks: for a function whose arguments matter, what its closing parenthesis (the tokens, where it is) says.
+    variables: those that one server has, and none of its connections. targets: INTO these stays with the connection.
+    system_schema: where the built-in functions live. folds_quoted: the case of a quoted function name does not count.
+    """
+
+    cut: Callable[[str], Sequence[list[str]]]
+    heads: Mapping[str, Head]
+    marks: Mapping[str, Mark | Effect]
+    quiet: frozenset[str]
+    grammar: Mapping[str, frozenset[str]]
+    functions: Mapping[str, Effect]
+    prefixes: tuple[str, ...] = ()
+    looks: Mapping[str, Callable[[list[str], int], Effect]]
+    variables: frozenset[str] = frozenset()
+    targets: frozenset[str]
+    other: Head = Effect.WRITE
+    system_schema: str = ""
+    folds_quoted: bool = False
+
+
+QUERY_HEADS: Final = frozenset({"select", "table", "values", "with"})
+CHANGES: Final = frozenset({"delete", "insert", "merge", "update"})
+TEMPORARY: Final = frozenset({"temp", "temporary"})
+MARKS: Final[Mapping[str, Mark | Effect]] = {
+    "(": Mark.OPEN,
+    ")": Mark.CLOSE,
+    "for": Mark.FOR,
+    "into": Mark.INTO,
+    "with": Mark.WITH,
+    **dict.fromkeys(CHANGES, Mark.WRITES),
+    **dict.fromkeys(("select", "values", "table", "union", "intersect", "except"), Mark.MAIN),
+    **dict.fromkeys(("order", "limit", "offset", "fetch"), Mark.MAIN),
+}
+
+_LOCK_STRENGTHS: Final = frozenset({"key", "no", "share", "update"})
+
+
+class Reading:
+    """One text cut into tokens; `functions` collects the calls that nobody vouches for."""
+
+    __slots__ = ("dialect", "ends", "functions", "low", "raw")
+
+    def __init__(self, raw: list[str], low: list[str], dialect: Dialect) -> None:
+        self.raw = raw
+        self.low = low  # folded to lower case, literals and quoted names too: those keep their quotes
+        self.dialect = dialect
+        self.functions: set[str] = set()
+        self.ends = False
+
+    def statements(self) -> Iterator[Effect]:
+        """The effect of each statement between semicolons."""
+        low, start = self.low, 0
+        if ";" in low:
+            for at, sign in enumerate(low):
+                if sign == ";":
+                    yield self.statement(start, at)
+                    start = at + 1
+        yield self.statement(start, len(low) - 1)  # the last token is the end
+
+    def statement(self, start: int, stop: int) -> Effect:
+        if start == stop:
+            return Effect.READ  # truly nothing: the server does nothing
+        head = self.low[start]
+        if head == "(" or head in QUERY_HEADS:
+            return self.preparable(start, stop)
+        handler = self.dialect.heads.get(head, self.dialect.other)
+        return handler if isinstance(handler, Effect) else handler(self, start + 1, stop)
+
+    def preparable(self, start: int, stop: int) -> Effect:
+        """A statement inside another one: a query, or else a write."""
+        return self.query(start, stop) if self.head(start, stop) in QUERY_HEADS else Effect.WRITE
+
+    def head(self, start: int, stop: int) -> str:
+        """The first word behind any parentheses."""
+        return next((word for word in self.low[start:stop] if word != "("), "")
+
+    def query(self, start: int, stop: int, *, to_the_end: bool = False) -> Effect:
+        """SELECT, VALUES, TABLE, WITH: everything that stands in it, at any depth.
+
+        to_the_end: go on behind a write, for the sake of the functions.
+        """
+        low, marks, quiet, looks = self.low, self.dialect.marks, self.dialect.quiet, self.dialect.looks
+        effect = Effect.READ
+        # What stood before each open parenthesis, and whether the list of a WITH goes on after it.
+        opened: list[tuple[str, bool]] = []
+        listing, closed = False, ""
+        for at, token in enumerate(low[start:stop], start):
+            mark = marks.get(token)
+            if mark is None:
+                continue
+            found = Effect.READ
+            if mark is Mark.OPEN:
+                before = low[at - 1]
+                if (before not in quiet or low[at - 2] == ".") and at > start:
+                    found = self.call(at - 1, listing, closed)
+                opened.append((before, listing))
+                listing = False
+            elif mark is Mark.CLOSE:
+                if not opened:
+                    return Effect.WRITE
+                closed, listing = opened.pop()
+                if closed in looks:
+                    found = looks[closed](low, at)
+            elif isinstance(mark, Effect):
+                found = mark
+            elif mark is Mark.WITH:
+                listing = listing or at == start or low[at - 1] == "("
+            elif mark is Mark.MAIN:
+                listing = False
+            elif low[at - 1] == ".":
+                continue  # a column may have any name
+            elif mark is Mark.WRITES:
+                found = Effect.WRITE
+            elif mark is Mark.INTO:
+                found = Effect.WRITE if self.dialect.targets.isdisjoint(low[at + 1 : at + 3]) else Effect.CONNECTION
+            elif mark is Mark.VARIABLE:
+                found = self.variable(at + 1)
+            elif low[at + 1] in _LOCK_STRENGTHS:  # FOR UPDATE
+                found = Effect.WRITE
+            elif low[at - 1] == "value":  # of a sequence
+                found = Effect.CONNECTION if low[at - 2] == "previous" else Effect.WRITE
+            if found > effect:
+                effect = found
+                if effect is Effect.WRITE and not to_the_end:
+                    return effect
+        return effect if not opened else Effect.WRITE
+
+    def call(self, at: int, listing: bool, closed: str) -> Effect:
+        """What `name (` does, the name's last part being at `at`.
+
+        listing: is this in the list of a WITH?  closed: what stood before the parenthesis that closed last.
+        """
+        low = self.low
+        name = self.name(at)
+        if name is None:
+            return Effect.READ  # a parenthesis after a literal or a parameter calls nothing
+        if name == "":
+            return Effect.WRITE
+        first = at
+        while low[first - 1] == "." and first > 1:
+            first -= 2
+        before = low[first - 1]
+        if before in ("as", "::", "into"):
+            return Effect.READ  # an alias, a type or a table, with its list
+        if first == at and self.no_call(at, before, listing, closed):
+            return Effect.READ
+        schema = [self.name(part) or self.raw[part] for part in range(first, at, 2)]
+        if not schema or schema == [self.dialect.system_schema]:
+            effect = self.dialect.functions.get(name)
+            if effect is not None:
+                return effect
+            if name.startswith(self.dialect.prefixes):
+                return Effect.SERVER
+        self.functions.add(".".join([*schema, name]))
+        return Effect.READ
+
+    def no_call(self, at: int, before: str, listing: bool, closed: str) -> bool:
+        """Is the unqualified name at `at`, with a parenthesis behind it, part of the grammar?"""
+        low = self.low
+        word = low[at]
+        if before in self.dialect.grammar.get(word, ()) or (word == "columns" and before.endswith("'")):
+            return True
+        if before in ("with", "recursive") or (listing and before == ","):
+            return True  # WITH name (columns)
+        if before == ")":
+            # FROM (...) alias (columns), and neither SELECT DISTINCT ON (...) f() nor a OPERATOR(schema.+) f()
+            return closed not in ("on", "operator")
+        if before == "ordinality":
+            return True
+        # FROM table alias (columns)
+        return low[at - 2] in ("from", "join") and before not in self.dialect.quiet
+
+    def variable(self, at: int) -> Effect:
+        """What reading the system variable at `at` asks: one server, or this connection."""
+        name, behind = self.low[at].strip("`"), self.low[at + 1 : at + 2]
+        if behind == ["."]:
+            return Effect.SERVER if name == "global" else Effect.CONNECTION
+        return Effect.SERVER if name in self.dialect.variables else Effect.CONNECTION
+
+    def name(self, at: int) -> str | None:
+        """The name at `at` as the server sees it; "" where that is beyond us, None where it is no name."""
+        raw = self.raw[at]
+        first = raw[:1]
+        if first in ('"', "`") and len(raw) > 1:
+            raw = self.low[at] if self.dialect.folds_quoted else raw
+            inner = raw[1:-1].replace(first * 2, first)
+            return raw if set('."`') & set(inner) else inner
+        if raw[-1:] == '"':
+            return ""  # U&"..." hides its letters
+        if raw[-1:] == "'" or raw.replace(".", "").isdecimal():
+            return None
+        return self.low[at] if first == "_" or first.isalnum() or first >= "\x80" else None
+
+    def closing(self, start: int, stop: int) -> int:
+        """Where the parenthesis that opens at `start` is closed; `stop` if nowhere."""
+        depth = 0
+        for at in range(start, stop):
+            depth += (self.low[at] == "(") - (self.low[at] == ")")
+            if not depth:
+                return at
+        return stop
+
+    def find(self, word: str, start: int, stop: int) -> int:
+        """Where `word` first stands outside parentheses; `stop` if nowhere."""
+        depth = 0
+        for at in range(start, stop):
+            here = self.low[at]
+            if here == word and not depth:
+                return at
+            depth += (here == "(") - (here == ")")
+        return stop
