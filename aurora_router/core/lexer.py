@@ -52,6 +52,11 @@ def tokens(sql: str, found_by: re.Pattern[str]) -> list[str | Any]:
     return [token[1] for token in found_by.finditer(sql)]
 
 
+def garbage(sql: str, found_by: re.Pattern[str]) -> str:
+    """The part of the text that belongs to no token."""
+    return next(token["garbage"] for token in found_by.finditer(sql) if token["garbage"])
+
+
 def folded(sql: str, raw: list[str]) -> list[str]:
     """The tokens of the text in lower case, up to the end, once."""
     low = list(map(str.lower if sql.isascii() else _ascii_lower, raw))

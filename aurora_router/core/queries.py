@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from aurora_router.core.effects import Effect
@@ -26,6 +26,7 @@ class Mark(enum.Enum):
     WITH = enum.auto()
     MAIN = enum.auto()  # ends the list of a WITH
     VARIABLE = enum.auto()
+    SCHEMA = enum.auto()
 
 
 #: What a statement with this first word does: always the same, or what a function says of its tokens (`Reading`, the first behind
@@ -43,6 +44,7 @@ class Dialect:
     quiet: what may stand before "(" without being a call that matters. grammar: the same, after certain words only.
     functions: what the built-in ones do; prefixes: how the names of more begin that ask one server.
     looks: for a function whose arguments matter, what its closing parenthesis (the tokens, where it is) says.
+    schemas: of the server itself, with what their relations say; one that is not named asks one server.
     variables: those that one server has, and none of its connections. targets: INTO these stays with the connection.
     system_schema: where the built-in functions live. folds_quoted: the case of a quoted function name does not count.
     """
@@ -55,6 +57,7 @@ class Dialect:
     functions: Mapping[str, Effect]
     prefixes: tuple[str, ...] = ()
     looks: Mapping[str, Callable[[list[str], int], Effect]]
+    schemas: Mapping[str, Mapping[str, Effect]] = field(default_factory=dict)
     variables: frozenset[str] = frozenset()
     targets: frozenset[str]
     other: Head = Effect.WRITE
@@ -159,6 +162,8 @@ class Reading:
                 found = Effect.WRITE if self.dialect.targets.isdisjoint(low[at + 1 : at + 3]) else Effect.CONNECTION
             elif mark is Mark.VARIABLE:
                 found = self.variable(at + 1)
+            elif mark is Mark.SCHEMA:
+                found = self.relation(at)
             elif low[at + 1] in _LOCK_STRENGTHS:  # FOR UPDATE
                 found = Effect.WRITE
             elif low[at - 1] == "value":  # of a sequence
@@ -214,10 +219,17 @@ class Reading:
         # FROM table alias (columns)
         return low[at - 2] in ("from", "join") and before not in self.dialect.quiet
 
+    def relation(self, at: int) -> Effect:
+        """What reading a relation of the system schema at `at` asks; nothing where no relation of it follows."""
+        if self.low[at + 1] != ".":
+            return Effect.READ
+        schema, relation = (self.low[part].strip('`"') for part in (at, at + 2))
+        return self.dialect.schemas[schema].get(relation, Effect.SERVER)
+
     def variable(self, at: int) -> Effect:
         """What reading the system variable at `at` asks: one server, or this connection."""
-        name, behind = self.low[at].strip("`"), self.low[at + 1 : at + 2]
-        if behind == ["."]:
+        name = self.low[at].strip("`")
+        if self.low[at + 1 : at + 2] == ["."]:
             return Effect.SERVER if name == "global" else Effect.CONNECTION
         return Effect.SERVER if name in self.dialect.variables else Effect.CONNECTION
 

@@ -8,7 +8,7 @@ way, for it depends on a setting or on its version, does the strongest of what i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final
 
 from aurora_router.core import lexer
@@ -16,14 +16,14 @@ from aurora_router.core.dialects import mysql, postgresql
 from aurora_router.core.effects import Effect, Hint, Verdict
 from aurora_router.core.queries import Dialect, Reading
 
-__all__ = ["Effect", "Hint", "Verdict", "classify", "verdict"]
+__all__ = ["Effect", "Hint", "Verdict", "classify", "in_mode", "verdict"]
 
 _CACHE_SIZE: Final = 4096
 _CACHED_LENGTH: Final = 16_384  # characters: longer texts are generated once, and would make the cache a leak
 _UNREADABLE: Final = Verdict(Effect.WRITE, Effect.WRITE, ends=True)
 _DIALECTS: Final[Mapping[str, Callable[[], Dialect]]] = {
-    "mariadb": mysql.dialect,
-    "mysql": mysql.dialect,
+    **{"mariadb" + known: partial(mysql.mariadb, known) for known in mysql.MODES},
+    **{"mysql" + known: partial(mysql.mysql, known) for known in mysql.MODES},
     "postgresql": postgresql.dialect,
 }
 
@@ -41,7 +41,7 @@ def verdict(sql: str, dialect: str = "postgresql") -> Verdict:
 def classify(sql: str, dialect: str = "postgresql", *, read_only_functions: Iterable[str] = ()) -> Effect:
     """The effect of a statement; of several in one text, the strongest.
 
-    dialect: "postgresql", "mysql" or "mariadb".
+    dialect: "postgresql", "mysql" or "mariadb"; the latter two with what is known of `sql_mode`, as `in_mode` says it.
     read_only_functions: functions that only read, spelled as the statement calls them; see
         `Verdict.effect_given`.
     Raises ValueError for an unknown dialect, and nothing else whatever the text.
@@ -49,10 +49,20 @@ def classify(sql: str, dialect: str = "postgresql", *, read_only_functions: Iter
     return verdict(sql, dialect).effect_given(frozenset(read_only_functions))
 
 
+def in_mode(dialect: str, sql_mode: str) -> str:
+    """The dialect of connections of which `@@sql_mode` is known: texts with backslashes before quotes have one meaning there.
+
+    Without that, such a text does the strongest of what it may do in any mode. dialect: "mysql" or "mariadb".
+    """
+    return dialect + mysql.mode(sql_mode)
+
+
 def _judge(sql: str, dialect_name: str) -> Verdict:
     make = _DIALECTS.get(dialect_name)
     if make is None:
-        raise ValueError(f"unknown SQL dialect {dialect_name!r}: known are {', '.join(_DIALECTS)}")
+        raise ValueError(
+            f"unknown SQL dialect {dialect_name!r}: known are {', '.join(name for name in _DIALECTS if ':' not in name)}"
+        )
     dialect = make()
     cuts = dialect.cut(sql)
     if len(cuts) == 1:

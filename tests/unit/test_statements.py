@@ -10,7 +10,6 @@ from aurora_router.core.statements import Effect, Verdict, classify, verdict
 READ, SERVER, TRANSACTION, SESSION, CONNECTION, WRITE = Effect
 ROWS = json.loads((Path(__file__).parents[1] / "data" / "statements.json").read_text())
 POSTGRESQL = [row for row in ROWS if row["dialect"] == "postgresql"]
-MYSQL = [row for row in ROWS if row["dialect"] == "mysql"]
 
 
 def names(rows):
@@ -30,16 +29,6 @@ def test_postgresql_statements_that_were_tried_get_the_effect_that_was_seen(row)
         assert classify(row["sql"], read_only_functions=found.functions) is expected
     else:
         assert found.effect is expected
-
-
-# The row's text has a backslash and an "n" where a line break was meant: as it stands it is one comment.
-MYSQL_TRUE = [row for row in MYSQL if row["id"] != "M141"]
-
-
-@pytest.mark.parametrize("row", MYSQL_TRUE, ids=names(MYSQL_TRUE))
-def test_mysql_statements_are_never_taken_for_a_read_that_they_are_not(row):
-    found = verdict(row["sql"], "mysql").effect
-    assert found is not READ or row["effect"] == "READ"
 
 
 def test_functions_of_extensions_are_unknown_from_the_text_alone():
@@ -326,7 +315,8 @@ def test_hints_are_read_from_comments_and_change_no_effect(sql, hint):
         ("SELECT /* /* */ 1", READ),
         ("/*" * 300_000, WRITE),
         ("SELECT a FROM t LOCK IN SHARE MODE", WRITE),
-        ("SELECT @@version", CONNECTION),
+        ("SELECT @@version", SERVER),
+        ("SELECT @@sql_mode", CONNECTION),
         ("DELETE FROM t", WRITE),
     ],
 )

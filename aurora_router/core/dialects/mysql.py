@@ -1,4 +1,16 @@
-"""MySQL and MariaDB: their tokens, their statements that are no queries, and what is particular in their queries."""
+r"""MySQL and MariaDB: their tokens, their statements that are no queries, and what is particular in their queries.
+
+What the text cannot show is not assumed where another reading is possible:
+
+- `sql_mode`. Under NO_BACKSLASH_ESCAPES a backslash in a literal is a character like others; under ANSI_QUOTES "..." is a
+  name, and names have no escapes. That matters only where a backslash stands before a quote. Such a text is cut up in each of the
+  ways, and does the strongest of what it may do, less those that the server can only refuse. Who knows the mode says so
+  (`MODES`): then there is one way. A call of "f"(...) counts as a call in any mode.
+- Comments like `/*!80000 ... */` and `/*M! ... */` are part of the statement on some servers and comments on others. A text with
+  such is read both ways. Where comments are for more than one version, or hold other comments, it is a write.
+
+It is assumed that nobody shadows a built-in function of a newer version, and that no `USE` hides the name of a system schema.
+"""
 
 from __future__ import annotations
 
@@ -10,33 +22,126 @@ from typing import Final
 
 from aurora_router.core import lexer
 from aurora_router.core.dialects import mysql_functions as words
-from aurora_router.core.dialects import postgresql_functions
 from aurora_router.core.effects import Effect
-from aurora_router.core.queries import MARKS, TEMPORARY, Dialect, Head, Mark, Reading
+from aurora_router.core.queries import CHANGES, MARKS, QUERY_HEADS, Dialect, Head, Mark, Reading
 
-_TOKENS: Final = (
-    # A plain /*! comment counts as its content; one that holds quotes or comments is left to be garbage.
-    rf"{lexer.SPACE}|\#[^\n]*+|--(?=[\x00-\x20]|\Z)[^\n]*+|/\*M?!(?=[^'\"`#*/\-]*+\*/)[0-9]*+|\*/(?!\*)",
-    lexer.WORD,
-    lexer.escaped("'"),
-    lexer.escaped('"'),
-    lexer.quoted("`"),
-    r"/\*(?!M?!).*?\*/",
-    lexer.NAMED_PARAMETER,
-    lexer.NUMBER,
-    "@@|" + lexer.SIGN,
-)
+# ---------------------------------------------------------------- cutting a text up
+
+_NAME: Final = lexer.START + "0-9$"
+_EXPONENT: Final = "[eE][-+]?[0-9]++"
+_VERSIONED: Final = r"/\*[mM]?!"  # begins a comment that some servers execute
+# Garbage that a server can only refuse: a quote that never ends, or an escaped one where nothing is quoted.
+_REFUSED: Final = re.compile(r"""['"`]|\\['"]""")
+_VERSION: Final = re.compile(_VERSIONED + "[0-9]{0,6}")
+
+
+@cache
+def _tokens(single: bool, double: bool, executed: bool) -> re.Pattern[str]:
+    """What finds the tokens. single, double: backslashes escape between these quotes. executed: `/*! ... */` is no comment."""
+    return lexer.pattern(
+        rf"{lexer.SPACE}|\#[^\n\x00]*+|--(?=[\x01-\x20]|\Z)[^\n\x00]*+",
+        lexer.WORD,
+        lexer.escaped("'") if single else lexer.quoted("'"),
+        lexer.escaped('"') if double else lexer.quoted('"'),
+        lexer.quoted("`"),
+        r"/\*(?![!+]|[mM]!).*?\*/",
+        # The server may read an optimizer's hint by other rules: one that hides its end in quotes is left to be garbage.
+        r"""/\*\+(?:[^'"`*]|\*(?!/)|'[^'*\\]*+'|"[^"*\\]*+"|`[^`*]*+`)*\*/""",
+        rf"{_VERSIONED}[0-9]*+|\*/" if executed else rf"{_VERSIONED}.*?\*/",
+        lexer.NAMED_PARAMETER,
+        # A name may begin with a digit, and directly behind a dot be nothing but digits.
+        rf"(?<=[{_NAME}`\"]\.)[{_NAME}]++",
+        rf"[0-9]++{_EXPONENT}",
+        rf"[0-9]++[{lexer.START}$][{_NAME}]*+",
+        rf"[0-9]++(?:\.[0-9]*+(?:{_EXPONENT})?)?",
+        rf"(?<![{_NAME}`\"])\.[0-9]++(?:{_EXPONENT})?",
+        "@@|" + lexer.SIGN,
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """How the server cuts a text up; garbage in no way."""
+    """How a server cuts a text up.
 
-    found_by: re.Pattern[str]
+    escapes: for each setting that it may have, whether backslashes escape in '...' and in "...".
+    """
+
+    escapes: tuple[tuple[bool, bool], ...]
 
     def __call__(self, sql: str) -> tuple[list[str], ...]:
-        raw = lexer.tokens(sql, self.found_by)
-        return () if None in raw[-2:] else (raw,)
+        escapes, executed = self.escapes[:1], [False]
+        if "\\" in sql and ("\\'" in sql or '\\"' in sql):
+            escapes = self.escapes
+        if "/*!" in sql or "/*M!" in sql or "/*m!" in sql:
+            if len(set(_VERSION.findall(sql))) > 1 or "*/*" in sql:
+                return ()
+            executed = [True, False]
+        cuts: list[list[str]] = []
+        for single, double in escapes:
+            for execute in executed:
+                found_by = _tokens(single, double, execute)
+                raw = lexer.tokens(sql, found_by)
+                if None in raw[-2:]:
+                    if ";" not in raw and _REFUSED.match(lexer.garbage(sql, found_by)):
+                        continue
+                    return ()
+                content = _content(raw) if len(executed) > 1 else raw
+                if content is None:
+                    return ()
+                if content not in cuts:
+                    cuts.append(content)
+        return tuple(cuts)
+
+
+def _content(raw: list[str]) -> list[str] | None:
+    """The tokens without the signs around what is executed; None where comments are in comments, or never end."""
+    kept, inside = list[str](), False
+    for piece in raw:
+        if piece == "*/":
+            if not inside:
+                return None
+            inside = False
+        elif piece[:2] == "/*":
+            versioned = _VERSION.match(piece) is not None
+            if inside or (versioned and "/*" in piece[2:]):
+                return None
+            inside = versioned and piece[-2:] != "*/"
+            if not inside:
+                kept.append(piece)
+        else:
+            kept.append(piece)
+    return None if inside else kept
+
+
+# ---------------------------------------------------------------- statements that are no queries
+
+# `start` is the token after the first word. Whatever commits implicitly `ends` a transaction.
+
+_TABLES: Final = frozenset({"table", "tables"})
+_EXPLAIN_OPTIONS: Final = frozenset({"analyze", "extended", "partitions"})
+_GLOBAL: Final = frozenset({"global", "persist", "persist_only"})
+_SHOW: Final[Mapping[str, Effect]] = {
+    **dict.fromkeys(("character", "charset", "collation", "columns", "create", "databases", "events", "fields"), Effect.READ),
+    **dict.fromkeys(("function", "index", "indexes", "keys", "procedure", "schemas"), Effect.READ),
+    **dict.fromkeys(("table", "tables", "triggers"), Effect.READ),
+    **dict.fromkeys(("count", "errors", "local", "profile", "profiles", "session"), Effect.CONNECTION),
+    **dict.fromkeys(("status", "variables", "warnings"), Effect.CONNECTION),
+}
+
+
+def _ending(reading: Reading, _start: int, _stop: int) -> Effect:
+    reading.ends = True
+    return Effect.WRITE
+
+
+def _begin(reading: Reading, start: int, stop: int) -> Effect:
+    reading.ends = True
+    return Effect.TRANSACTION if reading.low[start:stop] in ([], ["work"]) else Effect.WRITE  # BEGIN NOT ATOMIC
+
+
+def _start(reading: Reading, start: int, _stop: int) -> Effect:
+    reading.ends = True
+    return Effect.TRANSACTION if reading.low[start] == "transaction" else Effect.WRITE  # START SLAVE
 
 
 def _finish(reading: Reading, start: int, stop: int) -> Effect:
@@ -45,33 +150,256 @@ def _finish(reading: Reading, start: int, stop: int) -> Effect:
     return Effect.TRANSACTION
 
 
+def _xa(reading: Reading, start: int, _stop: int) -> Effect:
+    reading.ends = True
+    return Effect.CONNECTION if reading.low[start] in ("begin", "end", "start") else Effect.WRITE
+
+
+def _explain(reading: Reading, start: int, stop: int) -> Effect:
+    # Subqueries may be executed already here, and of a change the server demands what it demands of the change.
+    start = _behind_options(reading, start, stop)
+    low = reading.low
+    if reading.head(start, stop) in QUERY_HEADS:
+        return reading.query(start, stop)
+    if low[start : start + 2] == ["for", "connection"]:
+        return Effect.CONNECTION
+    table = start < stop <= start + 4 and low[start] not in CHANGES and low[start] != "replace"
+    return Effect.READ if table and all(_names(reading, at) for at in range(start, stop)) else Effect.WRITE
+
+
+def _behind_options(reading: Reading, start: int, stop: int) -> int:
+    low = reading.low
+    while start < stop:
+        if low[start : start + 2] == ["format", "="]:
+            start = min(start + 3, stop)
+        elif low[start] in _EXPLAIN_OPTIONS:
+            start += 1
+        else:
+            break
+    return start
+
+
+def _names(reading: Reading, at: int) -> bool:
+    """Is the token at `at` a name, a dot, or a pattern of names?"""
+    return bool(reading.name(at)) or reading.low[at] == "." or reading.low[at][:1] == "'"
+
+
+def _analyze(reading: Reading, start: int, stop: int) -> Effect:
+    if reading.low[start] in _TABLES:
+        return _ending(reading, start, stop)
+    return reading.preparable(_behind_options(reading, start, stop), stop)  # it is executed
+
+
+def _show(reading: Reading, start: int, stop: int) -> Effect:
+    while reading.low[start] in ("extended", "full"):
+        start += 1
+    effect = _SHOW.get(reading.low[start], Effect.SERVER)
+    condition = reading.find("where", start, stop)
+    return max(effect, reading.query(min(condition + 1, stop), stop))
+
+
+def _set(reading: Reading, start: int, stop: int) -> Effect:
+    low = reading.low
+    scope, word = Effect.SESSION, low[start]
+    if word in ("default", "password", "resource") or start == stop:
+        return _ending(reading, start, stop)
+    if word == "statement":
+        inner = reading.find("for", start, stop)
+        if inner == stop or low[inner + 1] == "set":
+            return Effect.WRITE
+        return max(reading.query(start + 1, inner), reading.statement(inner + 1, stop))
+    if low[start + 1 : start + 2] == ["transaction"]:
+        return Effect.SERVER if word == "global" else scope
+    if word == "transaction":
+        return Effect.TRANSACTION
+    effect = Effect.SERVER
+    while start < stop:
+        end = reading.find(",", start, stop)
+        value = reading.find("=", start, end)
+        target = {name.strip('`"') for name in low[start:value]}
+        if "autocommit" in target:
+            reading.ends = True
+        scope = Effect.SERVER if not _GLOBAL.isdisjoint(low[start : start + 2]) and value < end else Effect.SESSION
+        effect = max(effect, scope, reading.query(min(value + 1, end), end))
+        start = end + 1
+    return effect
+
+
+def _create(reading: Reading, start: int, stop: int) -> Effect:
+    low = reading.low
+    while low[start] in ("or", "replace"):
+        start += 1
+    if low[start] != "temporary":
+        return _ending(reading, start, stop)
+    query = next((at for at in range(start, stop) if low[at] in ("select", "values", "with")), stop)
+    while low[query - 1] == "(":
+        query -= 1
+    return max(Effect.CONNECTION, reading.query(query, stop))
+
+
+def _drop(reading: Reading, start: int, stop: int) -> Effect:
+    if reading.low[start] in ("prepare", "temporary"):
+        return Effect.CONNECTION
+    return _ending(reading, start, stop)
+
+
+def _flush(reading: Reading, start: int, stop: int) -> Effect:
+    reading.ends = True
+    tail = reading.low[start:stop][-3:]
+    return Effect.CONNECTION if tail == ["with", "read", "lock"] or tail[-2:] == ["for", "export"] else Effect.WRITE
+
+
+def _lock(reading: Reading, start: int, stop: int) -> Effect:
+    reading.ends = True
+    return Effect.WRITE if "write" in reading.low[start:stop] else Effect.CONNECTION
+
+
+def _unlock(reading: Reading, _start: int, _stop: int) -> Effect:
+    reading.ends = True
+    return Effect.CONNECTION
+
+
+def _reset(reading: Reading, start: int, _stop: int) -> Effect:
+    reading.ends = True
+    return Effect.SERVER if reading.low[start] == "query" else Effect.WRITE
+
+
+def _backup(reading: Reading, start: int, _stop: int) -> Effect:
+    reading.ends = True
+    return Effect.SERVER if reading.low[start] == "stage" else Effect.WRITE
+
+
+def _checksum(reading: Reading, start: int, stop: int) -> Effect:
+    return Effect.READ if reading.low[start] in _TABLES else Effect.WRITE
+
+
+def _do(reading: Reading, start: int, stop: int) -> Effect:
+    return reading.query(start, stop)
+
+
+def _with_connection(reading: Reading, start: int, stop: int) -> Effect:
+    return max(Effect.CONNECTION, reading.query(start, stop))
+
+
 _HEADS: Final[Mapping[str, Head]] = {
-    "begin": Effect.TRANSACTION,
+    "analyze": _analyze,
+    "backup": _backup,
+    "begin": _begin,
+    "checksum": _checksum,
     "commit": _finish,
-    "desc": Effect.READ,
-    "describe": Effect.READ,
+    "create": _create,
+    "deallocate": Effect.CONNECTION,
+    "delete": Effect.WRITE,
+    "desc": _explain,
+    "describe": _explain,
+    "do": _do,
+    "drop": _drop,
+    "explain": _explain,
+    "flush": _flush,
+    "get": Effect.CONNECTION,
+    "handler": _with_connection,
+    "help": Effect.READ,
+    "insert": Effect.WRITE,
+    "kill": _with_connection,
+    "lock": _lock,
+    "prepare": _with_connection,
+    "release": Effect.TRANSACTION,
+    "replace": Effect.WRITE,
+    "reset": _reset,
     "rollback": _finish,
     "savepoint": Effect.TRANSACTION,
-    "start": Effect.TRANSACTION,
+    "set": _set,
+    "show": _show,
+    "start": _start,
+    "unlock": _unlock,
+    "update": Effect.WRITE,
+    "use": Effect.SESSION,
+    "xa": _xa,
+    # Everything else is a write that may commit: CALL and EXECUTE too, for who knows what they run.
 }
-_EFFECTS: Final = {
-    Effect.READ: words.READ,
-    Effect.SERVER: words.SERVER,
-    Effect.CONNECTION: words.CONNECTION,
-    Effect.WRITE: words.WRITE,
+
+
+# ---------------------------------------------------------------- queries
+
+_COMPARISONS: Final = frozenset("=<>")
+_GRAMMAR: Final[Mapping[str, frozenset[str]]] = {
+    "against": frozenset({")"}),
+    "any": _COMPARISONS,
+    "over": frozenset({")"}),
+    "some": _COMPARISONS,
 }
+_SCHEMAS: Final[Mapping[str, Mapping[str, Effect]]] = {
+    "information_schema": {
+        **dict.fromkeys(words.SHARED_RELATIONS, Effect.READ),
+        **dict.fromkeys(words.CONNECTION_RELATIONS, Effect.CONNECTION),
+    },
+    "mysql": {},
+    "performance_schema": dict.fromkeys(words.CONNECTION_RELATIONS, Effect.CONNECTION),
+    "sys": {},
+}
+_MARKS: Final[Mapping[str, Mark | Effect]] = {
+    **MARKS,
+    **dict.fromkeys(("lock", "procedure"), Mark.WRITES),
+    **{quote + schema + quote: Mark.SCHEMA for schema in _SCHEMAS for quote in ("", "`", '"')},
+    "@": Effect.CONNECTION,
+    "@@": Mark.VARIABLE,
+    "sql_calc_found_rows": Effect.CONNECTION,  # for FOUND_ROWS()
+}
+_FUNCTIONS: Final[Mapping[str, Effect]] = {
+    **dict.fromkeys(words.READ, Effect.READ),
+    **dict.fromkeys(words.SERVER, Effect.SERVER),
+    **dict.fromkeys(words.SESSION, Effect.SESSION),
+    **dict.fromkeys(words.CONNECTION, Effect.CONNECTION),
+    **dict.fromkeys(words.WRITE, Effect.WRITE),
+}
+
+
+def _last_insert_id(low: list[str], closing: int) -> Effect:
+    return Effect.CONNECTION if low[closing - 1] == "(" else Effect.SESSION
+
+
+#: By what is known of `sql_mode`: whether backslashes escape in '...' and in "...", for each possibility.
+MODES: Final[Mapping[str, tuple[tuple[bool, bool], ...]]] = {
+    "": ((True, True), (True, False), (False, False)),
+    ":plain": ((True, True),),
+    ":ansi_quotes": ((True, False),),
+    ":no_backslash_escapes": ((False, False),),
+}
+
+
+def mode(sql_mode: str) -> str:
+    """The mode of `MODES` that the server's `@@sql_mode` means."""
+    modes = sql_mode.upper().split(",")
+    if "NO_BACKSLASH_ESCAPES" in modes:
+        return ":no_backslash_escapes"
+    return ":ansi_quotes" if "ANSI_QUOTES" in modes else ":plain"
 
 
 @cache
-def dialect() -> Dialect:
-    """MySQL and MariaDB."""
+def mysql(known: str) -> Dialect:
+    """MySQL, where this (of `MODES`) is known of `sql_mode`."""
+    return _dialect(known, words.MYSQL_READ, words.MYSQL_KEYWORDS, {})
+
+
+@cache
+def mariadb(known: str) -> Dialect:
+    """MariaDB, where this (of `MODES`) is known of `sql_mode`."""
+    # Under sql_mode=ORACLE a sequence's next value is spelled s.nextval.
+    return _dialect(known, words.MARIADB_READ, frozenset(), {"nextval": Effect.WRITE, "currval": Effect.CONNECTION})
+
+
+def _dialect(known: str, read: frozenset[str], keywords: frozenset[str], marks: Mapping[str, Effect]) -> Dialect:
     return Dialect(
-        cut=_Cut(lexer.pattern(*_TOKENS)),
+        cut=_Cut(MODES[known]),
         heads=_HEADS,
-        marks={**MARKS, **dict.fromkeys(("lock", "procedure"), Mark.WRITES), "@": Effect.CONNECTION, "@@": Effect.CONNECTION},
-        quiet=postgresql_functions.KEYWORDS | lexer.SIGNS | words.READ,
-        grammar={},
-        functions={name: effect for effect, names in _EFFECTS.items() for name in names},
-        looks={},
-        targets=TEMPORARY,
+        other=_ending,
+        marks={**_MARKS, **marks},
+        quiet=lexer.SIGNS | words.KEYWORDS | keywords | words.READ | read,
+        grammar=_GRAMMAR,
+        functions={**_FUNCTIONS, **dict.fromkeys(read, Effect.READ)},
+        looks={quote + "last_insert_id" + quote: _last_insert_id for quote in ("", "`", '"')},
+        schemas=_SCHEMAS,
+        variables=words.SERVER_VARIABLES,
+        targets=frozenset("@"),
+        folds_quoted=True,
     )
