@@ -5,10 +5,12 @@ Positions compare only within one epoch: after a promotion the same number can m
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
 _HEADER = 24  # SizeOfXLogShortPHD: page header of a WAL page
+_COMPACT = re.compile(r"([0-9]{1,10})-([0-9A-F]{1,16})", re.ASCII)
 _SEGMENT_HEADER = 40  # SizeOfXLogLongPHD: header of a segment's first page
 
 
@@ -22,8 +24,12 @@ class Position(Protocol):
         """True when everything up to `other` is contained here; never true across epochs."""
         ...
 
+    def union(self, other: Position) -> Position | None:
+        """The smallest position that covers both; None where there is none, as across epochs."""
+        ...
+
     def compact(self) -> str:
-        """Its text in a token: short, and of characters that are safe in URLs and headers."""
+        """Its text in a token: short, and of characters that are safe in URLs and headers; "" where it has none so short."""
         ...
 
 
@@ -40,8 +46,19 @@ class WalPosition:
     def covers(self, other: Position) -> bool:
         return isinstance(other, WalPosition) and self.epoch == other.epoch and self.lsn >= other.lsn
 
+    def union(self, other: Position) -> Position | None:
+        return self if self.covers(other) else other if other.covers(self) else None
+
     def compact(self) -> str:
         return f"{self.epoch}-{self.lsn:X}"
+
+    @classmethod
+    def expand(cls, text: str) -> WalPosition:
+        """The inverse of `compact()`. Raises ValueError."""
+        found = _COMPACT.fullmatch(text)
+        if found is None:
+            raise ValueError(f"not a compact position: {text[:40]!r}")
+        return cls(int(found[1]), int(found[2], 16))
 
     def __str__(self) -> str:
         return f"{self.epoch}:{self.lsn >> 32:X}/{self.lsn & 0xFFFFFFFF:X}"
@@ -105,7 +122,7 @@ def merge(mine: Requirement | None, other: Requirement | None) -> Requirement | 
         return later
     position = None
     if later.position is not None and earlier.position is not None and later.epoch == earlier.epoch:
-        position = later.position if later.position.covers(earlier.position) else earlier.position
+        position = later.position.union(earlier.position)
     return Requirement(later.after, max(later.epoch or 0, earlier.epoch or 0), position, given=True)
 
 

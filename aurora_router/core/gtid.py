@@ -1,0 +1,265 @@
+"""Positions of MySQL and MariaDB: which transactions a server has, by their global ids (GTIDs).
+
+MySQL names a transaction by the server or group that made it, its source, and a number: a position is a set of names, and what
+is contained is exact. MariaDB numbers the transactions of a domain one after the other, whoever makes them: a position is the
+last number of each domain, and means the same as another only in one epoch.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+from aurora_router.core.positions import Position
+
+LONGEST: Final = 1_000_000  # characters of a text that is read; a server's whole set has some thousands
+SHORT: Final = 40  # characters of a compact form
+LAST: Final = 2**63 - 2  # the last number that MySQL gives out
+
+#: Numbers without gaps, the first and the last of each run, in order and apart from one another.
+Runs: TypeAlias = tuple[tuple[int, int], ...]
+
+_UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_SOURCE = re.compile(_UUID, re.ASCII)
+_TAG = re.compile(r"[a-z_][a-z0-9_]{0,31}", re.ASCII)
+_RUN = re.compile(r"([0-9]{1,19})(?:-([0-9]{1,19}))?", re.ASCII)
+_COMPACT_SET = re.compile(r"m([0-9]{1,20})-([0-9A-Za-z_-]{22})([a-z_][a-z0-9_]{0,31})?-([0-9_-]{1,40})", re.ASCII)
+_GTID = re.compile(r"([0-9]{1,10})-([0-9]{1,10})-([0-9]{1,20})", re.ASCII)
+_COMPACT_GTID = re.compile(r"a([0-9]{1,20})-([0-9_-]{5,40})", re.ASCII)
+_EPOCH = re.compile(r"[0-9]{1,20}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class GtidSet:
+    """A set of MySQL's GTIDs.
+
+    sources: the numbers of each source, sorted by source: a UUID in lower case, with ":" and a tag where it has one.
+    own: the source that the server which said this writes as; "" where it is not known. It only matters for `compact()`.
+    """
+
+    epoch: int
+    sources: tuple[tuple[str, Runs], ...] = ()
+    own: str = field(default="", compare=False)
+
+    def covers(self, other: Position) -> bool:
+        """True when every GTID of `other` is here; never true across epochs."""
+        if not isinstance(other, GtidSet) or self.epoch != other.epoch:
+            return False
+        mine = dict(self.sources)
+        return all(source in mine and _contains(mine[source], runs) for source, runs in other.sources)
+
+    def union(self, other: Position) -> GtidSet | None:
+        """The GTIDs of both; None for a position of another kind or epoch."""
+        if not isinstance(other, GtidSet) or self.epoch != other.epoch:
+            return None
+        together = {source: [*runs] for source, runs in self.sources}
+        for source, runs in other.sources:
+            together.setdefault(source, []).extend(runs)
+        return GtidSet(self.epoch, _normal(together), self.own)
+
+    def compact(self) -> str:
+        """The text for a token; "" where there is none of at most `SHORT` characters.
+
+        Only one source fits in: where there are more, the one that the server writes as. What it makes follows what it has
+        from others, and is replayed behind that.
+        """
+        one = next((each for each in self.sources if len(self.sources) == 1 or each[0] == self.own), None)
+        if one is None:
+            return ""
+        name, _, tag = one[0].partition(":")
+        short = base64.urlsafe_b64encode(uuid.UUID(name).bytes).decode()[:22]
+        text = f"m{self.epoch}-{short}{tag}-{_write(one[1], '_')}"
+        return text if len(text) <= SHORT else ""
+
+    @classmethod
+    def expand(cls, text: str) -> GtidSet:
+        """The inverse of `compact()`, as far as that goes. Raises ValueError."""
+        found = _COMPACT_SET.fullmatch(text)
+        if found is None:
+            raise ValueError(f"not a compact GTID set: {text[:SHORT]!r}")
+        epoch, short, tag, runs = found.groups()
+        source = str(uuid.UUID(bytes=base64.urlsafe_b64decode(short + "==")))
+        return cls(int(epoch), _normal({f"{source}:{tag}" if tag else source: _runs(runs.split("_"))}))
+
+    def __str__(self) -> str:
+        text: list[str] = []
+        before = ""
+        for source, runs in self.sources:
+            name, _, tag = source.partition(":")
+            text += [":", tag] if name == before else [",", source]
+            text += [":", _write(runs, ":")]
+            before = name
+        return f"{self.epoch}:{''.join(text[1:])}"
+
+    @classmethod
+    def parse(cls, text: str) -> GtidSet:
+        """The inverse of str(). Raises ValueError."""
+        epoch, said = _epoch(text)
+        return cls.said(epoch, said)
+
+    @classmethod
+    def said(cls, epoch: int, text: str, own: str = "") -> GtidSet:
+        """The set as a server writes it: `uuid:1-5:7:tag:3,uuid:1`, with white space between. own: as the field.
+
+        Raises ValueError.
+        """
+        together: dict[str, list[tuple[int, int]]] = {}
+        for part in _parts(text):
+            name, *rest = part.strip().lower().split(":")
+            if _SOURCE.fullmatch(name) is None or not rest:
+                raise ValueError(f"not a GTID set: {text[:100]!r}")
+            source, empty = name, True
+            for piece in rest:
+                if _TAG.fullmatch(piece) and not (empty and source != name):
+                    source, empty = f"{name}:{piece}", True
+                else:
+                    together.setdefault(source, []).extend(_runs([piece]))
+                    empty = False
+            if empty:
+                raise ValueError(f"a tag without a number: {text[:100]!r}")
+        return cls(epoch, _normal(together), own.lower())
+
+
+@dataclass(frozen=True, slots=True)
+class MariadbGtid:
+    """The last transaction of each of MariaDB's domains: (domain, server that made it, sequence number), sorted.
+
+    Servers compare by domain and number, so this does; who made it tells nothing here.
+    """
+
+    epoch: int
+    last: tuple[tuple[int, int, int], ...] = ()
+
+    def covers(self, other: Position) -> bool:
+        """True when in no domain `other` is further; never true across epochs."""
+        if not isinstance(other, MariadbGtid) or self.epoch != other.epoch:
+            return False
+        mine = {domain: number for domain, _, number in self.last}
+        return all(mine.get(domain, -1) >= number for domain, _, number in other.last)
+
+    def union(self, other: Position) -> MariadbGtid | None:
+        """The further of the two in each domain; None for a position of another kind or epoch."""
+        if not isinstance(other, MariadbGtid) or self.epoch != other.epoch:
+            return None
+        last: dict[int, tuple[int, int]] = {}
+        for domain, server, number in (*self.last, *other.last):
+            last[domain] = max(last.get(domain, (-1, 0)), (number, server))
+        return MariadbGtid(self.epoch, tuple((domain, server, number) for domain, (number, server) in sorted(last.items())))
+
+    def compact(self) -> str:
+        """The text for a token; "" where it would be longer than `SHORT`, or there is nothing to say."""
+        text = f"a{self.epoch}-{self._write('_')}"
+        return text if self.last and len(text) <= SHORT else ""
+
+    @classmethod
+    def expand(cls, text: str) -> MariadbGtid:
+        """The inverse of `compact()`. Raises ValueError."""
+        found = _COMPACT_GTID.fullmatch(text)
+        if found is None:
+            raise ValueError(f"not a compact GTID: {text[:SHORT]!r}")
+        return cls.said(int(found[1]), found[2].replace("_", ","))
+
+    def __str__(self) -> str:
+        return f"{self.epoch}:{self._write(',')}"
+
+    def _write(self, separator: str) -> str:
+        return separator.join(f"{domain}-{server}-{number}" for domain, server, number in self.last)
+
+    @classmethod
+    def parse(cls, text: str) -> MariadbGtid:
+        """The inverse of str(). Raises ValueError."""
+        epoch, said = _epoch(text)
+        return cls.said(epoch, said)
+
+    @classmethod
+    def said(cls, epoch: int, text: str) -> MariadbGtid:
+        """The position as a server writes it: `0-1-100,1-2-55`. Raises ValueError."""
+        last = tuple(sorted(_gtids(text)))
+        if len({domain for domain, _, _ in last}) < len(last):
+            raise ValueError(f"a domain occurs twice: {text[:100]!r}")
+        return cls(epoch, last)
+
+
+def began(binlog_state: str, reader: int | None = None) -> int:
+    """The number of the transaction with which the newest writer began, as a server's `@@gtid_binlog_state` tells; 0 before any.
+
+    The state holds the last number of each server in each domain: what the newest one made began behind all that others had made.
+    That is the same on every server that has logged it, and higher after each promotion; of several domains it is the sum.
+    reader: the `@@server_id` of the server that said so, where it is a reader: what it made itself last is no writer's.
+    Raises ValueError.
+    """
+    domains: dict[int, list[tuple[int, int]]] = {}
+    for domain, server, number in _gtids(binlog_state):
+        domains.setdefault(domain, []).append((number, server))
+    total = 0
+    for last in domains.values():
+        last.sort()
+        if last[-1][1] == reader:
+            last.pop()
+        total += (last[-2][0] if len(last) > 1 else 0) + bool(last)
+    return total
+
+
+def _parts(text: str) -> Iterable[str]:
+    if len(text) > LONGEST or not text.isascii():
+        raise ValueError(f"not a position, for it has {len(text)} characters or other ones than ASCII")
+    return text.split(",") if text.strip() else ()
+
+
+def _epoch(text: str) -> tuple[int, str]:
+    epoch, colon, rest = text.partition(":")
+    if not colon or _EPOCH.fullmatch(epoch) is None:
+        raise ValueError(f"not a position: {text[:100]!r}")
+    return int(epoch), rest
+
+
+def _gtids(text: str) -> Iterator[tuple[int, int, int]]:
+    for part in _parts(text):
+        found = _GTID.fullmatch(part.strip())
+        domain, server, number = map(int, found.groups()) if found is not None else (-1, -1, -1)
+        if not (0 <= domain < 2**32 and server < 2**32 and number < 2**64):
+            raise ValueError(f"not a GTID of MariaDB: {part[:100]!r}")
+        yield domain, server, number
+
+
+def _runs(pieces: Iterable[str]) -> list[tuple[int, int]]:
+    runs = []
+    for piece in pieces:
+        found = _RUN.fullmatch(piece.strip())
+        first, last = (int(found[1]), int(found[2] or found[1])) if found is not None else (0, 0)
+        if not 1 <= first <= last <= LAST:
+            raise ValueError(f"not numbers of GTIDs: {piece[:100]!r}")
+        runs.append((first, last))
+    return runs
+
+
+def _normal(together: Mapping[str, list[tuple[int, int]]]) -> tuple[tuple[str, Runs], ...]:
+    return tuple((source, _joined(runs)) for source, runs in sorted(together.items()))
+
+
+def _joined(runs: list[tuple[int, int]]) -> Runs:
+    joined: list[tuple[int, int]] = []
+    for first, last in sorted(runs):
+        if joined and first <= joined[-1][1] + 1:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], last))
+        else:
+            joined.append((first, last))
+    return tuple(joined)
+
+
+def _contains(mine: Runs, theirs: Runs) -> bool:
+    at = 0
+    for first, last in theirs:
+        while at < len(mine) and mine[at][1] < first:
+            at += 1
+        if at == len(mine) or mine[at][0] > first or mine[at][1] < last:
+            return False
+    return True
+
+
+def _write(runs: Runs, separator: str) -> str:
+    return separator.join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

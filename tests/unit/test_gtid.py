@@ -1,0 +1,381 @@
+"""GTIDs of MySQL and MariaDB: their texts, what is contained in what, and what fits into a token."""
+
+import contextlib
+import itertools
+import time
+import uuid
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aurora_router.core.gtid import LAST, LONGEST, SHORT, GtidSet, MariadbGtid, began
+from aurora_router.core.positions import Requirement, WalPosition, merge, minimum
+from aurora_router.core.tokens import LONGEST as LONGEST_TOKEN
+from aurora_router.core.tokens import SIGNATURE, Token, later
+
+A, B, C = (str(uuid.UUID(int=n << 100 | n)) for n in (1, 2, 3))
+settings.register_profile("gtid", deadline=None, max_examples=60)
+SETTINGS = settings.get_profile("gtid")
+URL_SAFE = set("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_")
+
+numbers = st.integers(1, 40) | st.integers(1, LAST)
+runs = st.tuples(numbers, st.integers(0, 8)).map(lambda run: (run[0], min(run[0] + run[1], LAST)))
+sources = st.sampled_from([A, B, C, f"{A}:t", f"{A}:u_1", f"{C}:{'z' * 32}"]) | st.uuids().map(str)
+contents = st.dictionaries(sources, st.lists(runs, min_size=1, max_size=6), max_size=4)
+epochs = st.integers(1, 3)
+
+
+def written(content):
+    return ",".join(f"{source}:" + ":".join(f"{first}-{last}" for first, last in runs) for source, runs in content.items())
+
+
+gtid_sets = st.builds(lambda epoch, content: GtidSet.said(epoch, written(content)), st.just(1), contents)
+mariadb_numbers = st.integers(0, 40) | st.integers(0, 2**64 - 1)
+mariadb = st.dictionaries(
+    st.integers(0, 3) | st.integers(0, 2**32 - 1), st.tuples(st.integers(0, 2**32 - 1), mariadb_numbers)
+).map(lambda last: MariadbGtid(1, tuple((domain, server, number) for domain, (server, number) in sorted(last.items()))))
+positions = pytest.mark.parametrize("kind", [gtid_sets, mariadb], ids=["mysql", "mariadb"])
+
+
+def mysql(text, epoch=1, own=""):
+    return GtidSet.said(epoch, text, own)
+
+
+def members(gtids):
+    return {(source, number) for source, runs in gtids.sources for first, last in runs for number in range(first, last + 1)}
+
+
+small = st.dictionaries(
+    st.sampled_from([A, B, f"{A}:t"]),
+    st.lists(st.tuples(st.integers(1, 30), st.integers(0, 6)).map(lambda run: (run[0], sum(run))), min_size=1, max_size=5),
+    max_size=3,
+).map(lambda content: GtidSet.said(1, written(content)))
+
+
+# ---------------------------------------------------------------- what both kinds hold to
+
+
+@positions
+@SETTINGS
+@given(st.data())
+def test_a_position_reads_back_what_it_writes_and_equal_ones_are_one_in_a_set(kind, data):
+    one = data.draw(kind)
+    again = type(one).parse(str(one))
+    assert again == one
+    assert len({one, again}) == 1
+    assert str(again) == str(one)
+
+
+@positions
+@SETTINGS
+@given(st.data())
+def test_covering_is_an_order(kind, data):
+    one, two, three = data.draw(kind), data.draw(kind), data.draw(kind)
+    assert one.covers(one)
+    if one.covers(two) and two.covers(three):
+        assert one.covers(three)
+
+
+@positions
+@SETTINGS
+@given(st.data())
+def test_a_union_is_the_smallest_position_that_covers_both(kind, data):
+    one, two, three = data.draw(kind), data.draw(kind), data.draw(kind)
+    both = one.union(two)
+    assert both.covers(one)
+    assert both.covers(two)
+    assert both == two.union(one)
+    assert both.union(three) == one.union(two.union(three))
+    assert one.union(one) == one
+    assert three.covers(both) is (three.covers(one) and three.covers(two))
+    if one.covers(two):
+        assert one.covers(both)
+
+
+@positions
+@SETTINGS
+@given(st.data(), epochs, epochs)
+def test_nothing_compares_across_epochs_or_kinds(kind, data, mine, other):
+    one, two = data.draw(kind), data.draw(kind)
+    one, two = type(one).parse(f"{mine}:" + str(one)[2:]), type(two).parse(f"{other}:" + str(two)[2:])
+    if mine != other:
+        assert not one.covers(two)
+        assert one.union(two) is None
+    for stranger in (WalPosition(mine, 0), GtidSet(mine), MariadbGtid(mine)):
+        if type(stranger) is not type(one):
+            assert not one.covers(stranger)
+            assert not stranger.covers(one)
+            assert one.union(stranger) is stranger.union(one) is None
+
+
+@positions
+@SETTINGS
+@given(st.data())
+def test_a_compact_form_is_short_fit_for_urls_and_never_claims_more(kind, data):
+    one = data.draw(kind)
+    short = one.compact()
+    assert len(short) <= SHORT
+    assert set(short) <= URL_SAFE
+    if short:
+        assert one.covers(type(one).expand(short))
+
+
+@positions
+@SETTINGS
+@given(st.data(), st.sampled_from(["7571234567890123456", "c" * 36]), st.integers(0, 10**11))
+def test_a_token_is_short_whatever_the_position_and_reads_as_far_as_it_goes(kind, data, cluster, made_at):
+    one = data.draw(kind)
+    text = str(Token(cluster, one, made_at))
+    assert len(text) <= LONGEST_TOKEN - SIGNATURE
+    token = Token.parse(text)
+    assert (token.cluster, token.made_at) == (cluster, made_at)
+    assert token.position is None or one.covers(token.position)
+    assert str(token) == text
+
+
+@positions
+@SETTINGS
+@given(st.data())
+def test_requirements_of_two_tokens_merge_to_what_covers_both(kind, data):
+    one, two = data.draw(kind), data.draw(kind)
+    together = merge(Requirement(1.0, 1, one, given=True), Requirement(2.0, 1, two, given=True))
+    assert together == Requirement(2.0, 1, one.union(two), given=True)
+
+
+# ---------------------------------------------------------------- MySQL
+
+
+@SETTINGS
+@given(small, small)
+def test_what_is_covered_and_united_is_what_sets_of_names_contain(one, two):
+    assert one.covers(two) is (members(one) >= members(two))
+    assert members(one.union(two)) == members(one) | members(two)
+    assert (one == two) is (members(one) == members(two))
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("", ""),
+        (" \n", ""),
+        (f"{A}:1", f"{A}:1"),
+        (f"{A.upper()}:1-5:7-9", f"{A}:1-5:7-9"),
+        (f"{B}:1,\n{A}:3:1-2", f"{A}:1-3,{B}:1"),
+        (f"{A}:1-5:4-9:2:11:10", f"{A}:1-11"),
+        (f"{A}:1,{A}:3", f"{A}:1:3"),
+        (f"{A}:tag:3,{A}:1", f"{A}:1:tag:3"),
+        (f"{A}:1-2:Tag_1:3-4:tag_2:5,{B}:t:1", f"{A}:1-2:tag_1:3-4:tag_2:5,{B}:t:1"),
+        (f"{A}:a:1:b:2:a:3", f"{A}:a:1:3:b:2"),
+        (f"{A}: 1 - 5".replace(" - ", "-"), f"{A}:1-5"),
+        (f"{A}:{LAST}", f"{A}:{LAST}"),
+    ],
+)
+def test_a_set_is_read_as_servers_write_it(text, canonical):
+    assert str(mysql(text, epoch=7)) == f"7:{canonical}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        A,
+        f"{A}:",
+        f"{A}:0",
+        f"{A}:-1",
+        f"{A}:5-3",
+        f"{A}:1-",
+        f"{A}:1-2-3",
+        f"{A}:1;2",
+        f"{A}:{LAST + 1}",
+        f"{A}:" + "9" * 5000,
+        f"{A}:tag",
+        f"{A}:1:tag",
+        f"{A}:a:b:1",
+        f"{A}:{'t' * 33}:1",
+        f"{A}:9t:1",
+        f"{A}:t-g:1",
+        f"{A}:1,",
+        f",{A}:1",
+        f"{A[:-1]}:1",
+        A.replace("-", "") + ":1",
+        f"{{{A}}}:1",
+        f"{A}:\u0661",
+        f"{A}:\u212a:1",
+        f"{A}:1\x00",
+        "0-1-100",
+        "' OR 1=1",
+        f"{A}:1:" + "2:" * (LONGEST // 2),
+    ],
+)
+def test_what_is_no_set_raises_value_error(text):
+    with pytest.raises(ValueError):
+        mysql(text)
+    with pytest.raises(ValueError):
+        GtidSet.parse("1:" + text)
+
+
+@pytest.mark.parametrize("kind", [GtidSet, MariadbGtid])
+@pytest.mark.parametrize("text", ["", "1", "x:", ":", "-1:", "9" * 5000 + ":", "\u0661:", "1 :"])
+def test_a_position_without_an_epoch_raises_value_error(kind, text):
+    with pytest.raises(ValueError):
+        kind.parse(text)
+
+
+@SETTINGS
+@given(st.text() | st.text(alphabet="0123456789abcdef-:,_ \n" + A, max_size=120))
+def test_no_text_raises_anything_else(text):
+    for read in (GtidSet.parse, MariadbGtid.parse, GtidSet.expand, MariadbGtid.expand, mysql, began, WalPosition.expand):
+        with contextlib.suppress(ValueError):
+            read(text)
+
+
+def test_a_set_of_many_gaps_is_read_compared_and_united_in_no_time():
+    odd = mysql(f"{A}:" + ":".join(str(number) for number in range(1, 280_000, 2)))
+    even = mysql(f"{A}:" + ":".join(str(number) for number in range(2, 280_000, 2)))
+    started = time.process_time()
+    assert odd.union(even) == mysql(f"{A}:1-279999")
+    assert not odd.covers(even)
+    assert odd.covers(odd)
+    assert odd.compact() == ""
+    assert time.process_time() - started < 5
+
+
+def test_a_compact_set_is_of_the_one_source_or_of_the_writers_own():
+    assert GtidSet.expand(mysql(f"{A}:1-99999999").compact()) == mysql(f"{A}:1-99999999")
+    assert GtidSet.expand(mysql(f"{A}:1-5:7").compact()) == mysql(f"{A}:1-5:7")
+    assert GtidSet.expand(mysql(f"{A}:tag:1-5").compact()) == mysql(f"{A}:tag:1-5")
+    assert mysql(f"{A}:1-5,{B}:1-7").compact() == ""
+    assert GtidSet.expand(mysql(f"{A}:1-5,{B}:1-7", own=B.upper()).compact()) == mysql(f"{B}:1-7")
+    assert mysql(f"{A}:1-5,{B}:1-7", own=C).compact() == ""
+    assert mysql("").compact() == ""
+    assert mysql(f"{A}:1-5", own=A) == mysql(f"{A}:1-5")
+    assert mysql(f"{A}:1-5", own=B).union(mysql(f"{A}:6", own=A)).own == B
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "m",
+        "m1-",
+        "m1-short-1",
+        "m-AAAAAAAAAAAAAAAAAAAAAA-1",
+        "m1-AAAAAAAAAAAAAAAAAAAAAA-",
+        "m1-AAAAAAAAAAAAAAAAAAAAAA-0",
+        "m1-AAAAAAAAAAAAAAAAAAAAAAT-1",
+        "a1-",
+        "a1-0-1",
+        "a1-0-1-2_",
+        "a1-0-1-2_0-1-3",
+        "a-0-1-2",
+        "a1-0-1-99999999999999999999",
+        "1-",
+        "-A",
+        "1-G",
+    ],
+)
+def test_what_is_not_compact_is_refused_and_is_no_token(text):
+    text = text.strip()
+    for kind in (GtidSet, MariadbGtid, WalPosition):
+        with pytest.raises(ValueError):
+            kind.expand(text)
+    with pytest.raises(ValueError, match="not a consistency token"):
+        Token.parse(f"1.7.{text}.1")
+
+
+def test_a_token_carries_its_kind_of_position():
+    for position in (WalPosition(3, 0xA0), mysql(f"{A}:1-5", epoch=1), MariadbGtid(12, ((0, 1, 100), (1, 2, 55)))):
+        assert Token.parse(str(Token("7", position, 5))) == Token("7", position, 5)
+    assert str(Token("7", MariadbGtid(12, ((0, 1, 100), (1, 2, 55))), 5)) == "1.7.a12-0-1-100_1-2-55.5"
+    assert str(Token("7", mysql(f"{A}:1-5,{B}:1"), 5)) == "1.7.0.5"
+    assert str(Token("c" * 36, mysql(f"{A}:1-500000"), 1700000000)) == f"1.{'c' * 36}.0.1700000000"  # no place left
+
+
+def test_of_two_tokens_the_one_that_covers_the_other_counts_or_else_the_one_made_later():
+    one, more, other = (Token("7", mysql(text), at) for text, at in ((f"{A}:1-5", 9), (f"{A}:1-6", 8), (f"{B}:1", 10)))
+    assert later(one, more) is later(more, one) is more
+    assert later(one, other) is later(other, one) is other
+
+
+# ---------------------------------------------------------------- MariaDB
+
+
+@pytest.mark.parametrize(
+    ("mine", "other", "covered"),
+    [
+        ("0-1-100", "0-1-100", True),
+        ("0-1-100", "0-1-101", False),
+        ("0-2-101", "0-1-100", True),
+        ("0-1-100,1-2-55", "1-2-55", True),
+        ("0-1-100", "0-1-100,1-2-55", False),
+        ("0-1-100", "", True),
+        ("", "0-1-0", False),
+    ],
+)
+def test_mariadbs_positions_compare_by_number_in_each_domain(mine, other, covered):
+    assert MariadbGtid.said(1, mine).covers(MariadbGtid.said(1, other)) is covered
+
+
+def test_mariadbs_position_is_read_as_servers_write_it():
+    assert str(MariadbGtid.said(3, "1-2-55,0-1-100")) == "3:0-1-100,1-2-55"
+    assert str(MariadbGtid.said(3, "")) == "3:"
+    largest = f"{2**32 - 1}-{2**32 - 1}-{2**64 - 1}"
+    assert str(MariadbGtid.said(3, largest)) == f"3:{largest}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("0", "0-1", "0-1-", "0-1-2-3", "0-1-2,", "0-1-2,0-3-4", "a-1-2", "0--1-2", "\u0661-1-1", "0-1-2;", f"{A}:1"),
+        *(f"{2**32}-1-1", f"0-{2**32}-1", f"0-1-{2**64}", "0-1-" + "9" * 5000),
+        ",".join(f"{domain}-1-1" for domain in range(200_000)),
+    ],
+)
+def test_what_is_no_position_of_mariadb_raises_value_error(text):
+    with pytest.raises(ValueError):
+        MariadbGtid.said(1, text)
+
+
+def test_too_many_domains_for_a_token_are_none():
+    assert MariadbGtid.expand(MariadbGtid.said(12, "0-1-100,1-2-55").compact()) == MariadbGtid.said(12, "0-1-100,1-2-55")
+    assert MariadbGtid.said(1, ",".join(f"{domain}-1-1000" for domain in range(9))).compact() == ""
+    assert MariadbGtid.said(1, "").compact() == ""
+
+
+def test_mariadbs_epoch_is_where_the_newest_writer_began():
+    assert began("") == 0
+    assert began("0-1-99") == 1
+    assert began("0-1-99,0-2-150") == 100
+    assert began("0-2-150,0-1-400") == 151  # the first one is back
+    assert began("0-1-99,0-2-150,7-3-5") == 101
+    assert began("0-1-0") == 1
+
+
+def test_what_a_reader_made_itself_begins_no_epoch():
+    assert began("0-1-99,0-3-100", reader=3) == began("0-1-99") == 1
+    assert began("0-1-99,9-3-1", reader=3) == 1
+    assert began("0-3-99,0-1-150", reader=3) == 100  # it was the writer before
+
+
+@SETTINGS
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 9)), min_size=1, max_size=12))
+def test_mariadbs_epoch_grows_with_each_promotion_and_is_the_same_until_the_next(history):
+    state, number, epochs = {}, 0, []
+    for server, transactions in history:
+        for _ in range(transactions):
+            number += 1
+            state[server] = number
+            text = ",".join(f"0-{each}-{last}" for each, last in sorted(state.items()))
+            epochs.append((began(text), server))
+            assert all(began(text, reader=each) == began(text) for each in range(1, 5) if each != server)
+    for (before, wrote), (after, writes) in itertools.pairwise(epochs):
+        assert after == before if wrote == writes else after > before
+
+
+# ---------------------------------------------------------------- among others
+
+
+def test_the_minimum_of_sets_is_one_that_all_cover_or_nothing():
+    least, more, other = mysql(f"{A}:1-5"), mysql(f"{A}:1-5,{B}:1"), mysql(f"{A}:1-4,{B}:1-2")
+    assert minimum((more, least)) == least
+    assert minimum((least, other)) is None
