@@ -1,0 +1,103 @@
+"""GTID positions against what real servers say of the same texts. Only where there are such servers:
+
+AURORA_ROUTER_MYSQL_SOCKET, AURORA_ROUTER_MARIADB_SOCKET: sockets of servers that root may do anything to, and that nobody needs.
+MariaDB's needs its binary log.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from aurora_router.core.gtid import GtidSet, MariadbGtid, began
+
+Ask = Callable[..., Any]
+SETTINGS = settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SOURCES = [f"{n:08x}-71ca-11e1-9e33-c80aa942956{n}" for n in range(3)]
+
+
+def asking(variable: str) -> Iterator[Ask]:
+    path = os.environ.get(variable)
+    if not path:
+        pytest.skip(f"{variable} names no server")
+    pymysql = pytest.importorskip("pymysql")
+    with pymysql.connect(unix_socket=path, user="root", autocommit=True) as connection, connection.cursor() as cursor:
+
+        def ask(sql: str, *values: Any) -> Any:
+            cursor.execute(sql, values)
+            row = cursor.fetchone()
+            return row[0] if row else None
+
+        yield ask
+
+
+@pytest.fixture(scope="module")
+def mysql() -> Iterator[Ask]:
+    yield from asking("AURORA_ROUTER_MYSQL_SOCKET")
+
+
+@pytest.fixture(scope="module")
+def mariadb() -> Iterator[Ask]:
+    yield from asking("AURORA_ROUTER_MARIADB_SOCKET")
+
+
+runs = st.tuples(st.integers(1, 12), st.integers(0, 4)).map(lambda run: f"{run[0]}-{sum(run)}" if run[1] else str(run[0]))
+part = st.builds(lambda source, numbers: f"{source}:{':'.join(numbers)}", st.sampled_from(SOURCES), st.lists(runs, min_size=1))
+texts = st.lists(part, max_size=4).map(",\n".join)
+
+
+@SETTINGS
+@given(one=texts, two=texts)
+def test_mysql_contains_and_unites_sets_as_we_do(mysql: Ask, one: str, two: str) -> None:
+    mine, other = GtidSet.said(1, one), GtidSet.said(1, two)
+    assert mine.covers(other) is bool(mysql("SELECT GTID_SUBSET(%s, %s)", two, one))
+    assert GtidSet.said(1, mysql("SELECT GTID_SUBTRACT(%s, '')", one)) == mine
+    assert str(mine) == "1:" + mysql("SELECT GTID_SUBTRACT(%s, '')", one).replace("\n", "")
+    both = mine.union(other)
+    assert both is not None
+    assert GtidSet.said(1, mysql("SELECT GTID_SUBTRACT(%s, '')", f"{one},{two}".strip(","))) == both
+
+
+@SETTINGS
+@given(text=st.lists(st.sampled_from([*SOURCES, ":", "-", ",", "0", "1", "5", "9", "\n", " ", "x"]), max_size=8).map("".join))
+def test_what_mysql_refuses_is_refused(mysql: Ask, text: str) -> None:
+    try:
+        GtidSet.said(1, text)
+    except ValueError:
+        return  # the server takes more than it ever writes
+    mysql("SELECT GTID_SUBSET(%s, '')", text)
+
+
+positions = st.dictionaries(st.integers(0, 3), st.tuples(st.integers(1, 3), st.integers(1, 9)), max_size=3).map(
+    lambda last: ",".join(f"{domain}-{server}-{number}" for domain, (server, number) in sorted(last.items()))
+)
+
+
+@settings(SETTINGS, max_examples=100)
+@given(one=positions, two=positions)
+def test_mariadb_waits_for_a_position_that_is_not_covered(mariadb: Ask, one: str, two: str) -> None:
+    mariadb("RESET MASTER")
+    mariadb("SET GLOBAL gtid_slave_pos = %s", one)
+    assert MariadbGtid.said(1, mariadb("SELECT @@gtid_slave_pos")) == MariadbGtid.said(1, one)
+    reached = mariadb("SELECT MASTER_GTID_WAIT(%s, 0)", two) == 0
+    assert MariadbGtid.said(1, one).covers(MariadbGtid.said(1, two)) is reached
+
+
+def test_mariadbs_binlog_state_tells_where_the_newest_writer_began(mariadb: Ask) -> None:
+    mariadb("RESET MASTER")
+    mariadb("SET GLOBAL gtid_slave_pos = ''")
+    before = 0
+    for server in (1, 2, 3, 1, 2):
+        mariadb("SET SESSION server_id = %s", server)
+        for turn in range(3):
+            mariadb("CREATE OR REPLACE TABLE mysql.aurora_router_gtid (a INT)")
+            now = began(mariadb("SELECT @@gtid_binlog_state"))
+            assert now > before if turn == 0 else now == before
+            before = now
+    assert before == 13
+    mariadb("DROP TABLE mysql.aurora_router_gtid")
