@@ -98,6 +98,8 @@ TRICKY = [
     ("SELECT txid_current_snapshot()", READ, "a snapshot is a read"),
     ("SELECT * FROM pg_stat_activity", SERVER, "a view over one server"),
     ("SELECT * FROM pg_catalog.pg_locks", SERVER, "a view over one server"),
+    ('SELECT * FROM "pg_catalog"."pg_locks"', SERVER, "quoted"),
+    ('SELECT * FROM "pg_temp".x', CONNECTION, "quoted"),
     ("SELECT * FROM pg_temp.x", CONNECTION, "temporary tables have one connection"),
     ("SELECT * FROM pg_cursors", CONNECTION, "a view over one connection"),
     # hidden writes

@@ -240,8 +240,8 @@ def dialect() -> Dialect:
         heads=_HEADS,
         marks={
             **MARKS,
-            **dict.fromkeys(words.SERVER_RELATIONS, Effect.SERVER),
-            **dict.fromkeys(words.CONNECTION_RELATIONS, Effect.CONNECTION),
+            **{quote + name + quote: Effect.SERVER for name in words.SERVER_RELATIONS for quote in ("", '"')},
+            **{quote + name + quote: Effect.CONNECTION for name in words.CONNECTION_RELATIONS for quote in ("", '"')},
         },
         quiet=words.KEYWORDS | lexer.SIGNS | words.READ,
         grammar=_GRAMMAR,
