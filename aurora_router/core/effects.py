@@ -27,7 +27,7 @@ class Verdict:
 
     effect: the safe answer, in which unknown functions count as writes.
     known: the answer if every unknown function were harmless; equal to `effect` where nothing is undecidable.
-    functions: the unknown functions, lower case unless quoted, `schema.name` where the text says so; empty
+    functions: the unknown functions, lower case unless quoted (MySQL: always), `schema.name` where the text says so; empty
         where `known` equals `effect`. A quoted name that contains a dot or a quote keeps its quotes.
     ends: it may end a transaction by itself: COMMIT, ROLLBACK, what commits implicitly, and what cannot be read.
     hint: what a comment `/*@writer*/` or `/*@reader*/` asks for; it changes nothing else here. If the text

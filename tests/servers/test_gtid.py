@@ -1,16 +1,10 @@
-"""GTID positions against what real servers say of the same texts. Only where there are such servers:
-
-AURORA_ROUTER_MYSQL_SOCKET, AURORA_ROUTER_MARIADB_SOCKET: sockets of servers that root may do anything to, and that nobody needs.
-MariaDB's needs its binary log.
-"""
+"""GTID positions against what real servers say of the same texts."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -19,31 +13,6 @@ from aurora_router.core.gtid import GtidSet, MariadbGtid, began
 Ask = Callable[..., Any]
 SETTINGS = settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SOURCES = [f"{n:08x}-71ca-11e1-9e33-c80aa942956{n}" for n in range(3)]
-
-
-def asking(variable: str) -> Iterator[Ask]:
-    path = os.environ.get(variable)
-    if not path:
-        pytest.skip(f"{variable} names no server")
-    pymysql = pytest.importorskip("pymysql")
-    with pymysql.connect(unix_socket=path, user="root", autocommit=True) as connection, connection.cursor() as cursor:
-
-        def ask(sql: str, *values: Any) -> Any:
-            cursor.execute(sql, values)
-            row = cursor.fetchone()
-            return row[0] if row else None
-
-        yield ask
-
-
-@pytest.fixture(scope="module")
-def mysql() -> Iterator[Ask]:
-    yield from asking("AURORA_ROUTER_MYSQL_SOCKET")
-
-
-@pytest.fixture(scope="module")
-def mariadb() -> Iterator[Ask]:
-    yield from asking("AURORA_ROUTER_MARIADB_SOCKET")
 
 
 runs = st.tuples(st.integers(1, 12), st.integers(0, 4)).map(lambda run: f"{run[0]}-{sum(run)}" if run[1] else str(run[0]))
