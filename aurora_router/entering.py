@@ -49,7 +49,8 @@ class Entrance:
 
     need: what each read needs. for_reads: the places of the writer that reads may have. patience: seconds to wait for a writer.
     pool_timeout: seconds to wait for a place in a pool. wait_for_reader: seconds that a read waits for a reader that has what it
-    must see. token_ttl: seconds that a token may keep it waiting for a writer. look_timeout: seconds to look for a writer that a token speaks of.
+    must see. token_ttl: seconds that a token may keep a read waiting for a writer. look_timeout: seconds to look for a writer
+    that a token speaks of.
     """
 
     def __init__(

@@ -262,8 +262,8 @@ class Router:
 
     @contextlib.contextmanager
     def causal_scope(self, token: str | None = None) -> Iterator[Scope]:
-        """`with router.causal_scope(token) as scope:` makes all units of this router that begin inside the block, whatever session
-        or connection they are of, see what they have written, never less than they have read, and what the token speaks of.
+        """`with router.causal_scope(token) as scope:` makes all units of this router that begin inside the block, of whatever
+        session or connection, see what they have written, never less than they have read, and what the token speaks of.
 
         Inside is what runs in this thread or task, and in those that are started with a copy of its context, as asyncio's tasks
         and asyncio.to_thread() are. `scope.token` is for whoever must see what was written here. Scopes may be nested; what
