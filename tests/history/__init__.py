@@ -1,0 +1,1 @@
+"""Causal consistency, checked: history.py judges what clients were shown."""
