@@ -9,6 +9,9 @@ a version names its write. What a scope must be shown (`due`) follows from what 
   (writes follow reads): the log has them in that order.
 
 A token speaks of what its giver had written, and what that follows; not of what it was only shown.
+
+One thing is PostgreSQL's own way: its writer shows a commit when it acknowledges it, and a reader may have replayed it before
+that. So of the writer nothing is demanded that it had not acknowledged yet when the read began.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ class Read:
     began: float
     ended: float
     shown: Mapping[int, int]
+    on_writer: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +205,10 @@ class _Check:
         least = due.get(key)
         if least is None or version >= least.version:
             return
+        if isinstance(operation, Read) and operation.on_writer:
+            later = self.versions[key][bisect_right(self.versions[key], version) :]
+            if not any(self.acknowledged[key, v].ended <= operation.began for v in later):
+                return
         guarantee = least.guarantee
         if isinstance(operation, Write):  # that comes too early in the order of writes: after its own, or what it was shown
             guarantee = _followed(least).guarantee

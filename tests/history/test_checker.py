@@ -90,7 +90,7 @@ def test_what_is_shown_before_it_is_written_is_found() -> None:
 def test_a_violation_says_what_was_shown_and_what_demanded_more() -> None:
     (violation,) = check(history((Write, 1, X, 5), (Read, 1, {X: 4})))
     assert str(violation) == (
-        "read your writes: Read(scope=1, began=1, ended=1.5, shown={1: 4}) should know version 5 of 1 "
+        "read your writes: Read(scope=1, began=1, ended=1.5, shown={1: 4}, on_writer=False) should know version 5 of 1 "
         "from Write(scope=1, began=0, ended=0.5, key=1, version=5)"
     )
 
@@ -124,6 +124,17 @@ def test_what_was_never_acknowledged_may_be_shown_and_implies_nothing() -> None:
 
 def test_a_read_may_show_what_is_acknowledged_only_afterwards() -> None:
     assert broken((Read, 2, {X: 1}), (Write, 1, X, 1), (Read, 2, {X: 1})) == []
+
+
+def test_the_writer_may_not_show_yet_what_it_has_not_acknowledged_though_a_reader_does() -> None:
+    early = Read(2, 0.0, 0.1, {X: 1})
+    for on_writer, began, found in (
+        (True, 0.4, []),
+        (True, 0.6, [Guarantee.MONOTONIC_READS]),
+        (False, 0.4, [Guarantee.MONOTONIC_READS]),
+    ):
+        late = Read(2, began, 0.7, {X: 0}, on_writer)
+        assert [v.guarantee for v in check([early, Write(1, -0.5, 0.5, X, 1), late])] == found
 
 
 def test_only_who_is_shown_too_little_is_blamed() -> None:

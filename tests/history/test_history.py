@@ -1,0 +1,67 @@
+"""50,000 operations with faults on a real cluster violate nothing; and what is planted there is found.
+
+More of them: `python -m tests.history --operations N`, or AURORA_ROUTER_OPERATIONS=N pytest tests/history.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from aurora_router.core import selection
+from aurora_router.local import PostgresCluster
+from aurora_router.tokens import Tokens
+from tests.history.clients import run
+from tests.history.history import Guarantee, check
+
+OPERATIONS = int(os.environ.get("AURORA_ROUTER_OPERATIONS", "50000"))
+WITHIN = 4_000  # operations within which what was planted must be found
+
+pytestmark = pytest.mark.timeout(120 + OPERATIONS // 100)
+
+
+@pytest.fixture(scope="module")
+def cluster(aurora_cluster_factory: Callable[..., PostgresCluster]) -> PostgresCluster:
+    """One that loses nothing that was acknowledged."""
+    return aurora_cluster_factory(readers=2, synchronous=True)
+
+
+def found(cluster: PostgresCluster, **options: Any) -> set[Guarantee]:
+    """What is violated while nobody is promoted, and readers are late."""
+    cluster.heal()
+    return {violation.guarantee for violation in check(run(cluster, WITHIN, promotions=False, **options).history)}
+
+
+def test_nobody_is_shown_less_than_is_due_whatever_happens_to_the_cluster(cluster: PostgresCluster) -> None:
+    cluster.heal()
+    done = run(cluster, OPERATIONS)
+    violations = check(done.history)
+    assert violations == [], "\n".join([f"{len(violations)} violations", *map(str, violations[:20]), str(done.counts)])
+    # Else all of it might hold because nothing is read on readers, nothing happens, or nothing succeeds.
+    assert done.operations >= OPERATIONS
+    assert done.counts["reads on readers"] > OPERATIONS / 5
+    assert done.counts["writes"] > OPERATIONS / 20
+    assert done.counts["killed"] + done.counts["replaced"] > min(OPERATIONS / 20_000, 10)
+    assert sum(count for what, count in done.counts.items() if what.startswith("failed")) < OPERATIONS / 100
+
+
+def test_without_consistency_every_guarantee_is_violated(cluster: PostgresCluster) -> None:
+    assert found(cluster, consistency="eventual") == set(Guarantee) - {Guarantee.ONE_ORDER}
+
+
+def test_a_reader_that_is_believed_to_have_everything_is_found(cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "satisfies", lambda *_: True)
+    assert Guarantee.READ_YOUR_WRITES in found(cluster)
+
+
+def test_a_reader_that_shows_less_than_another_did_is_found(cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "shows_no_less", lambda *_: True)
+    assert found(cluster) >= {Guarantee.MONOTONIC_READS, Guarantee.WRITES_FOLLOW_READS}
+
+
+def test_tokens_that_nobody_heeds_are_found(cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tokens, "read", lambda *_: None)
+    assert Guarantee.READ_YOUR_WRITES in found(cluster)
