@@ -183,12 +183,12 @@ class Client:
 
 
 def fall_behind(cluster: PostgresCluster, rnd: random.Random) -> None:
-    """Readers replay late, or nothing at all, for a while."""
+    """Readers replay late, or nothing at all, for a while; then one has caught up."""
     for _ in range(rnd.randint(3, 6)):
         reader = rnd.choice(cluster.readers)
         match rnd.choice(("late", "late", "paused", "current")):
             case "late":
-                cluster.set_lag(reader, rnd.uniform(0.02, 0.4))
+                cluster.set_lag(reader, rnd.uniform(0.01, 0.2))
             case "current":
                 cluster.set_lag(reader, 0)
             case "paused":
@@ -196,6 +196,7 @@ def fall_behind(cluster: PostgresCluster, rnd: random.Random) -> None:
                 time.sleep(rnd.uniform(0.05, 0.4))
                 cluster.resume_replay(reader)
         time.sleep(rnd.uniform(0.1, 0.5))
+    cluster.set_lag(rnd.choice(cluster.readers), 0)
 
 
 def replace_writer(cluster: PostgresCluster, rnd: random.Random) -> str:
