@@ -17,7 +17,9 @@ from this run's own times, a read that began 2 s or more after its session's las
 
 The control is the same with consistency="eventual": it must show stale reads, or this benchmark could not see any.
 
-Run: python benchmarks/consistency.py [--quick] [--markdown]       20,000 pairs (--quick: 2,000), some minutes
+Then the case that crosses processes, which processes.py describes: what one of them has written, the other one shows.
+
+Run: python benchmarks/consistency.py [--quick] [--markdown]       20,000 pairs (--quick: 1,000), some minutes
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+import processes
 from common import Options, Report, options, progress
 from sqlalchemy import create_engine, func, select, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
@@ -165,27 +168,16 @@ def share(part: int, whole: int) -> float:
     return 100 * part / whole if whole else 0.0
 
 
-def main(how: Options) -> int:
-    count = 2_000 if how.quick else 20_000
-    report = Report(f"consistency: {THREADS} threads, {THREADS * USERS_PER_THREAD} sessions, one reader {LAG * 1000:.0f} ms late")
-    progress("starting a cluster")
-    with PostgresCluster(readers=2) as cluster:
-        engine = create_engine(cluster.url)
-        Base.metadata.create_all(engine)
-        with Session(engine) as session:
-            session.add_all(Profile(id=key, version=0) for key in range(THREADS * USERS_PER_THREAD))
-            session.commit()
-        engine.dispose()
-        cluster.execute(ANSWERED_BY)
-        cluster.wait_in_sync()
-        late = cluster.readers[0]
-        cluster.set_lag(late, LAG)
-        progress(f"{count:,} pairs, consistency=session")
-        reads = run(cluster, "session", count)
-        control = count // 10
-        progress(f"the control: {control:,} pairs, consistency=eventual")
-        eventual = run(cluster, "eventual", control)
-        writer = cluster.writer.host
+def measure(cluster: PostgresCluster, report: Report, count: int) -> None:
+    """Add the figures of so many pairs."""
+    late = cluster.readers[0]
+    cluster.set_lag(late, LAG)
+    progress(f"{count:,} pairs, consistency=session")
+    reads = run(cluster, "session", count)
+    control = count // 10
+    progress(f"the control: {control:,} pairs, consistency=eventual")
+    eventual = run(cluster, "eventual", control)
+    writer = cluster.writer.host
 
     paired = [read for read in reads if read.paired]
     after = [read for read in reads if not read.paired]
@@ -203,6 +195,22 @@ def main(how: Options) -> int:
         report.add("soonest read on a reader after a write", waits[0] * 1000, "ms")
     stale = sum(read.stale for read in eventual)
     report.add(f"control, eventual: stale among {control:,} pairs and their looks", stale, bound=1, at_least=True)
+
+
+def main(how: Options) -> int:
+    report = Report(f"consistency: {THREADS} threads, {THREADS * USERS_PER_THREAD} sessions, one reader {LAG * 1000:.0f} ms late")
+    progress("starting a cluster")
+    with PostgresCluster(readers=2) as cluster:
+        engine = create_engine(cluster.url)
+        Base.metadata.create_all(engine)
+        with Session(engine) as session:
+            session.add_all(Profile(id=key, version=0) for key in range(THREADS * USERS_PER_THREAD))
+            session.commit()
+        engine.dispose()
+        cluster.execute(ANSWERED_BY)
+        cluster.wait_in_sync()
+        measure(cluster, report, 1_000 if how.quick else 20_000)
+        processes.measure(cluster, report, quick=how.quick)
     return report.finish(how)
 
 
