@@ -90,6 +90,11 @@ class Causality:
         if self.consistency == "global":
             unit.requirement = merge(unit.requirement, self._of_all())
 
+    def overtaken(self, unit: Unit) -> bool:
+        """Whether another unit of its scope has written since this one began, or read on the writer."""
+        known = unit.requirement.after if unit.requirement is not None else 0.0
+        return any(past.requirement is not None and past.requirement.after > known for past in unit.pasts)
+
     def commit_begins(self, unit: Unit) -> None:
         """Note that a unit's commit may be acknowledged from now on; until it comes back nobody is told of an older state."""
         if self.consistency == "global" and unit.wrote:

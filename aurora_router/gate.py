@@ -91,6 +91,8 @@ class Gate:
                     raise NotARead(effect, Reason.HINT)
                 if text in self._learned:
                     raise NotARead(effect, Reason.NOT_A_READ)
+                if len(unit.pasts) > 1 and self.causality.overtaken(unit):  # more than its session's own
+                    raise NotARead(effect, Reason.OWN_WRITES)
                 if context.execution_options.get("stream_results"):
                     unit.streaming = True
             return

@@ -106,7 +106,11 @@ class Client:
                 kept.rollback()
 
             def write() -> None:
+                if self.rnd.random() < 0.3:
+                    self.read(number, kept.execute)  # a unit that is open meanwhile, and must not miss the write
                 self.write(number, lambda update: router.run_transaction(Session, update))
+                self.read(number, kept.execute)
+                kept.rollback()
 
             for _ in range(self.rnd.randint(1, LONGEST)):
                 self.one(write if self.rnd.random() < WRITES else self.rnd.choice((connection, session, same_session)), kept)

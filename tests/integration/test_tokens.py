@@ -276,6 +276,16 @@ def test_sessions_and_connections_inside_a_scope_see_what_any_of_them_has_writte
         assert scope.token == token
 
 
+def test_a_unit_that_is_open_moves_to_what_others_of_its_scope_have_written(paused: PostgresCluster, router: Router) -> None:
+    until_readers_serve(router, 2)
+    with router.causal_scope(), sessions(router)() as s:
+        assert s.scalar(STOCK) == 10
+        assert place(s) == "reader"
+        write(router)
+        assert s.scalar(STOCK) == 11
+        assert place(s) == "writer"
+
+
 def test_what_is_written_on_a_connection_is_in_the_scopes_token(paused: PostgresCluster, router: Router) -> None:
     until_readers_serve(router, 2)
     with router.causal_scope() as scope:
