@@ -198,7 +198,10 @@ def measure(cluster: PostgresCluster, report: Report, count: int) -> None:
 
 
 def main(how: Options) -> int:
-    report = Report(f"consistency: {THREADS} threads, {THREADS * USERS_PER_THREAD} sessions, one reader {LAG * 1000:.0f} ms late")
+    report = Report(
+        f"consistency: {THREADS} threads, {THREADS * USERS_PER_THREAD} sessions, one reader {LAG * 1000:.0f} ms late; "
+        f"then {processes.PROCESSES} processes, {processes.USERS} users, one reader {processes.LAG * 1000:.0f} ms late"
+    )
     progress("starting a cluster")
     with PostgresCluster(readers=2) as cluster:
         engine = create_engine(cluster.url)
