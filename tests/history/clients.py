@@ -216,10 +216,11 @@ def replace_writer(cluster: PostgresCluster, rnd: random.Random) -> str:
     return how
 
 
-def run(cluster: PostgresCluster, operations: int, *, seed: int = 0, promotions: bool = True, **options: Any) -> Done:
+def run(cluster: PostgresCluster, operations: int, *, seed: int = 0, promotions: int = 8, **options: Any) -> Done:
     """Have clients do that many operations on the cluster, which replicates synchronously; its faults go on meanwhile.
 
-    options: of the routers. Raises what a client met that is no error of the database or the router.
+    promotions: at most so many, evenly among the operations: who has seen a reader die often takes it back late. options: of the
+    routers. Raises what a client met that is no error of the database or the router.
     """
     cluster.execute(TABLE)
     cluster.wait_in_sync()
@@ -233,12 +234,19 @@ def run(cluster: PostgresCluster, operations: int, *, seed: int = 0, promotions:
         threads = [threading.Thread(target=client.run, daemon=True) for client in clients]
         for thread in threads:
             thread.start()
-        while not done.over:
-            fall_behind(cluster, rnd)
-            if promotions and not done.over:
-                done.counts[replace_writer(cluster, rnd)] += 1
-        for thread in threads:
-            thread.join(60)
+        made = 0
+        try:
+            while not done.over:
+                fall_behind(cluster, rnd)
+                if made < promotions and not done.over and made * operations <= done.operations * promotions:
+                    done.counts[replace_writer(cluster, rnd)] += 1
+                    made += 1
+        finally:
+            done.wanted = 0
+            for thread in threads:
+                thread.join(60)
+        if any(thread.is_alive() for thread in threads):
+            raise TimeoutError("a client hangs")
     if done.broken:
         raise done.broken[0]
     return done

@@ -32,7 +32,7 @@ def cluster(aurora_cluster_factory: Callable[..., PostgresCluster]) -> PostgresC
 def found(cluster: PostgresCluster, **options: Any) -> set[Guarantee]:
     """What is violated while nobody is promoted, and readers are late."""
     cluster.heal()
-    return {violation.guarantee for violation in check(run(cluster, WITHIN, promotions=False, **options).history)}
+    return {violation.guarantee for violation in check(run(cluster, WITHIN, promotions=0, **options).history)}
 
 
 def test_nobody_is_shown_less_than_is_due_whatever_happens_to_the_cluster(cluster: PostgresCluster) -> None:
@@ -44,7 +44,7 @@ def test_nobody_is_shown_less_than_is_due_whatever_happens_to_the_cluster(cluste
     assert done.operations >= OPERATIONS
     assert done.counts["reads on readers"] > OPERATIONS / 8
     assert done.counts["writes"] > OPERATIONS / 20
-    assert done.counts["killed"] + done.counts["replaced"] > min(OPERATIONS / 20_000, 10)
+    assert done.counts["killed"] + done.counts["replaced"] >= min(OPERATIONS // 20_000, 2)
     assert sum(count for what, count in done.counts.items() if what.startswith("failed")) < OPERATIONS / 100
 
 
