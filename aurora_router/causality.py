@@ -5,6 +5,7 @@ A read may not miss what was written before it in the same session or scope, nor
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from contextvars import ContextVar
 from typing import Literal
 
 from aurora_router.core.positions import LastRead, Requirement, merge
+from aurora_router.core.selection import shows_no_less
 from aurora_router.core.topology import Topology
 from aurora_router.unit import Past, Unit
 
@@ -91,9 +93,18 @@ class Causality:
             unit.requirement = merge(unit.requirement, self._of_all())
 
     def overtaken(self, unit: Unit) -> bool:
-        """Whether another unit of its scope has written since this one began, or read on the writer."""
+        """Whether others of its scope have written since this unit began, or were shown what its reader may not show."""
         known = unit.requirement.after if unit.requirement is not None else 0.0
-        return any(past.requirement is not None and past.requirement.after > known for past in unit.pasts)
+        for past in unit.pasts:
+            if past.requirement is not None and past.requirement.after > known:
+                return True
+            last = past.last_read
+            if last is not None and last is not unit.last_read and last.server != unit.server and unit.instance is not None:
+                topology = self._topology()
+                reader = topology.by_id.get(unit.instance.id)
+                if reader is None or not shows_no_less(reader, last, topology, math.inf, time.monotonic()):
+                    return True
+        return False
 
     def commit_begins(self, unit: Unit) -> None:
         """Note that a unit's commit may be acknowledged from now on; until it comes back nobody is told of an older state."""
@@ -126,7 +137,7 @@ class Causality:
         elif unit.server is not None:
             last_read = LastRead(unit.server, now, unit.epoch)
             for past in unit.pasts:
-                past.note(unit.requirement, last_read, wrote)
+                past.note(unit.requirement, last_read, wrote, unit.last_read)
 
     def _of_all(self) -> Requirement | None:
         if self._committing:  # a commit may have been acknowledged already, and its connection not yet come back

@@ -66,15 +66,25 @@ class Past:
         self.wrote = False
         self._lock = threading.Lock()  # the threads of a scope share it
 
-    def note(self, requirement: Requirement | None, last_read: LastRead | None, wrote: bool) -> None:
-        """Add what a unit has left behind."""
+    def note(
+        self, requirement: Requirement | None, last_read: LastRead | None, wrote: bool, known: LastRead | None = None
+    ) -> None:
+        """Add what a unit has left behind. known: the last read that it knew of, which its own implies."""
         with self._lock:
             self.requirement = merge(self.requirement, requirement)
             before = self.last_read
-            if before is not None and last_read is None and requirement is not None and requirement.after >= before.at:
-                self.last_read = None  # who has replayed that shows all that any reader had shown by then
-            elif last_read is not None and (before is None or last_read.at >= before.at):
+            if before is None:
                 self.last_read = last_read
+            elif last_read is None:
+                if requirement is not None and requirement.after >= before.at:
+                    self.last_read = None  # who has replayed that shows all that any reader had shown by then
+            elif before.server == last_read.server:
+                self.last_read = last_read if last_read.at >= before.at else before
+            elif known is not None and known.at >= before.at:
+                self.last_read = last_read
+            else:  # neither knew of the other: what the writer has since then implies both
+                both = Requirement(max(before.at, last_read.at), max(before.epoch, last_read.epoch))
+                self.requirement, self.last_read = merge(self.requirement, both), None
             self.wrote = self.wrote or wrote
 
 

@@ -461,6 +461,31 @@ def test_a_scoped_session_gives_the_token_of_the_session_inside(router: Router) 
     session.remove()
 
 
+def test_units_of_a_scope_that_are_open_together_take_nothing_back_from_each_other(
+    cluster: PostgresCluster, make_router: MakeRouter
+) -> None:
+    late, current = cluster.readers
+    cluster.pause_replay(late)
+    cluster.execute("UPDATE item SET stock = 11 WHERE id = 1")
+    eventually(lambda: cluster.execute("SELECT stock FROM item WHERE id = 1", instance=current) == [(11,)])
+    wanted = late
+    router = make_router(balance=lambda readers, load, rnd: next((r for r in readers if r.id == wanted.address), readers[0]))
+    until_readers_serve(router, 2)
+    with router.causal_scope(), sessions(router)() as one, sessions(router)() as other:
+        assert one.scalar(STOCK) == 10
+        wanted = current
+        assert other.scalar(STOCK) == 11
+        other.rollback()
+        assert one.scalar(STOCK) == 11, "the other one was shown it meanwhile"
+    with router.causal_scope(), sessions(router)() as one, sessions(router)() as other:
+        assert one.scalar(STOCK) == 11
+        wanted = late
+        assert other.scalar(STOCK) == 10, "the first has not ended"
+        other.rollback()
+        one.rollback()
+        assert other.scalar(STOCK) == 11, "though its own reader was read from later"
+
+
 # -- waiting instead of a detour --------------------------------------------------------------------------------------
 
 
