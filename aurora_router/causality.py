@@ -87,8 +87,10 @@ class Causality:
         if pasts:
             unit.pasts = pasts
             for each in pasts:  # the last read first: another thread may put a requirement in its place in between
-                unit.last_read = _latest(unit.last_read, each.last_read)
+                unit.last_read, earlier = _later_of(unit.last_read, each.last_read)
                 unit.requirement = merge(unit.requirement, each.requirement)
+                if earlier is not None:  # a unit has room for one: what is asked for after the other stands in for it
+                    unit.requirement = merge(unit.requirement, Requirement(earlier.at, earlier.epoch))
         if self.consistency == "global":
             unit.requirement = merge(unit.requirement, self._of_all())
 
@@ -145,7 +147,9 @@ class Causality:
         return self._shared
 
 
-def _latest(one: LastRead | None, other: LastRead | None) -> LastRead | None:
+def _later_of(one: LastRead | None, other: LastRead | None) -> tuple[LastRead | None, LastRead | None]:
+    """The later of two reads, and the earlier where it was on another server."""
     if one is None or other is None:
-        return one or other
-    return one if one.at > other.at else other
+        return one or other, None
+    later, earlier = (one, other) if one.at > other.at else (other, one)
+    return later, earlier if earlier.server != later.server else None

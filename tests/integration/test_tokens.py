@@ -404,6 +404,26 @@ def test_later_reads_show_no_less_though_the_reader_changes(cluster: PostgresClu
             shown = found
 
 
+def test_a_session_that_comes_into_a_scope_is_shown_no_less_than_either_was(
+    cluster: PostgresCluster, make_router: MakeRouter
+) -> None:
+    late, current = cluster.readers
+    cluster.pause_replay(late)
+    cluster.execute("UPDATE item SET stock = 11 WHERE id = 1")
+    eventually(lambda: cluster.execute("SELECT stock FROM item WHERE id = 1", instance=current) == [(11,)])
+    chosen = [current.address]
+    router = make_router(balance=lambda readers, load, rnd: next((r for r in readers if r.id == chosen[0]), readers[0]))
+    until_readers_serve(router, 2)
+    with sessions(router)() as s:
+        assert s.scalar(STOCK) == 11
+        s.rollback()
+        chosen[0] = late.address
+        with router.causal_scope():
+            with sessions(router)() as other:
+                assert other.scalar(STOCK) == 10
+            assert s.scalar(STOCK) == 11
+
+
 def test_a_session_stays_with_the_reader_that_it_has_read_from(router: Router) -> None:
     until_readers_serve(router, 2)
     with sessions(router)() as s:
