@@ -23,7 +23,7 @@ from aurora_router.core.selection import Reason
 from aurora_router.core.statements import Effect, Verdict, verdict
 from aurora_router.diagnosis import FACTS, driver_failure
 from aurora_router.engines import SERVER, UNIT, Engines
-from aurora_router.errors import NoWriterAvailable, Outcome, OutcomeUnknown, ReadOnlyViolation, RouterError
+from aurora_router.errors import NoWriterAvailable, Outcome, OutcomeUnknown, ReadOnlyViolation, RouterError, WrongServer
 from aurora_router.monitor import Monitor
 from aurora_router.servers.postgresql import Mode
 from aurora_router.unit import NotARead, Unit
@@ -159,6 +159,10 @@ class Gate:
             is_writer = writer is not None and unit.instance is not None and writer.id == unit.instance.id
             if unit.on_writer and not is_writer:
                 raise self._gone(unit)
+            if not unit.on_writer and raw.info[SERVER] != unit.server and (unit.pasts or unit.requirement is not None):
+                where = unit.instance.id if unit.instance is not None else "?"
+                why = "it is another server than before, which may not have all that this connection must see; make a new one"
+                raise WrongServer(where, why)
             mode = Mode.READ_ONLY if unit.read_only else Mode.DEFAULT
             unit.outcome = unit.unknown = None  # what is known of the COMMIT that went with the connection is of that COMMIT
         self.engines.set_mode(raw, mode, unit.isolation)

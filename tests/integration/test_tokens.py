@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 from sqlalchemy import event, select, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import scoped_session
 
 from aurora_router import ConfigurationError, Router, RoutingSession
@@ -17,7 +18,8 @@ from aurora_router.causality import current
 from aurora_router.core import events
 from aurora_router.core.positions import WalPosition
 from aurora_router.core.tokens import Token
-from aurora_router.local import PostgresCluster
+from aurora_router.errors import WrongServer
+from aurora_router.local import FaultProxy, PostgresCluster
 from tests.integration.shop import RAISE, Item, eventually, instance_id, place, sessions, until_readers_serve
 
 MakeRouter = Callable[..., Router]
@@ -75,6 +77,38 @@ def test_a_token_sends_nobody_to_the_writer_once_a_reader_has_what_it_speaks_of(
     with sessions(there)(after=token) as s:
         assert s.scalar(STOCK) == 11
         assert place(s) == "reader", "its position is compared: no sample of ours is waited for"
+
+
+def test_a_connection_that_comes_back_at_another_server_does_not_show_less_than_its_token_asks_for(
+    cluster: PostgresCluster, make_router: MakeRouter
+) -> None:
+    current, late = cluster.readers
+    cluster.pause_replay(late)
+    with FaultProxy((current.host, current.port)) as proxy:
+        router = make_router(reader_endpoint=proxy.address, probe_interval=0.05)
+        until_readers_serve(router, 1)
+        token = write(router)
+        eventually(lambda: explained(router, token) == proxy.address)
+        with router.connect(read_only=True, after=token) as connection:
+            assert connection.scalar(STOCK) == 11
+            connection.rollback()
+            proxy.retarget((late.host, late.port))
+            proxy.reset_all()
+            eventually(lambda: {server.address for r in router.topology.readers for server in r.servers} == {late.host})
+            with pytest.raises(OperationalError):
+                connection.scalar(STOCK)
+            connection.rollback()
+            with pytest.raises(WrongServer, match="another server than before"):
+                connection.scalar(STOCK)
+        with router.connect(read_only=True, after=token) as connection:
+            assert connection.scalar(STOCK) == 11
+
+
+def explained(router: Router, token: str) -> str | None:
+    """Where a read after this token would go."""
+    with router.causal_scope(token):
+        instance = router.explain("SELECT 1", read_only=True).instance
+    return instance.id if instance is not None else None
 
 
 def test_there_is_no_token_where_nothing_was_written_but_that_which_was_given(router: Router) -> None:
