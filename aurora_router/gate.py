@@ -297,6 +297,8 @@ class Gate:
             began = time.monotonic()
             found = commits.find_out(self._asking_connection, ask, timeout)
             self._emit(events.CommitResolved, instance_id, found.value, time.monotonic() - began)
+            if found is Outcome.COMMITTED:
+                self.causality.ended(unit)  # maybe long after its session took it for ended
             return found
 
         if unit.run is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import tenacity
-from sqlalchemy import create_engine, insert, text, update
+from sqlalchemy import create_engine, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session as PlainSession
 from sqlalchemy.orm import scoped_session, sessionmaker
@@ -35,6 +35,7 @@ from tests.integration.shop import (
     eventually,
     lose_a_commit_in_a_failover,
     no_connection_is_left,
+    place,
     raise_stock,
     routed,
     sessions,
@@ -45,6 +46,7 @@ from tests.integration.shop import (
 
 MakeRouter = Callable[..., Router]
 NOTE = "SELECT txid_current()"
+STOCK = select(Item.stock).where(Item.id == 1)
 SIGN = "INSERT INTO aurora_router_commits"
 
 
@@ -173,6 +175,48 @@ def test_a_lost_commit_of_a_unit_that_only_read_is_nothing(proxy: FaultProxy, ro
 
     assert router.run_transaction(sessions(router), read) == 10
     assert proxy._losing == []
+
+
+def test_what_a_lost_commit_is_found_to_have_written_its_session_sees_however_late_it_came(
+    cluster: PostgresCluster, proxy: FaultProxy, router: Router
+) -> None:
+    cluster.execute("""
+        CREATE OR REPLACE FUNCTION tarry() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN PERFORM pg_advisory_xact_lock(77); RETURN NULL; END';
+        CREATE CONSTRAINT TRIGGER tarry AFTER UPDATE ON item DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION tarry()""")
+    caught: list[OutcomeUnknown] = []
+
+    def commit() -> None:
+        with pytest.raises(OutcomeUnknown) as unknown:
+            s.commit()
+        caught.append(unknown.value)
+
+    def reads_on_a_reader() -> bool:
+        assert s.scalar(STOCK) == 10
+        found = place(s) == "reader"
+        s.rollback()
+        return found
+
+    waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    try:
+        with cluster.writer.connect(autocommit=True) as holder, sessions(router)(commit_check="xid") as s:
+            holder.execute("SELECT pg_advisory_lock(77)")
+            s.execute(RAISE)
+            thread = threading.Thread(target=commit)
+            thread.start()
+            eventually(lambda: cluster.execute(waiting))
+            proxy.reset_all()
+            thread.join()
+            s.rollback()
+            eventually(reads_on_a_reader)
+            for reader in cluster.readers:
+                cluster.pause_replay(reader)
+            holder.execute("SELECT pg_advisory_unlock(77)")
+            assert caught[0].resolve() is Outcome.COMMITTED
+            assert s.scalar(STOCK) == 11
+    finally:
+        cluster.execute("DROP TRIGGER tarry ON item")
 
 
 def test_the_same_transaction_id_used_by_another_transaction_after_a_failover_is_not_taken_for_this_one(
