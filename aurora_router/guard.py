@@ -19,6 +19,7 @@ from sqlalchemy import Table, event, inspect, select, tuple_
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import InstanceState, Mapper, Session
 from sqlalchemy.orm.loading import _new_runid  # type: ignore[attr-defined,unused-ignore]
+from sqlalchemy.schema import sort_tables_and_constraints
 from sqlalchemy.sql.expression import ColumnElement, FromClause, Join
 
 from aurora_router.diagnosis import FACTS, classify_error
@@ -200,11 +201,17 @@ def _row(state: InstanceState[Any]) -> Row:
 
 
 def _by_mapper(rows: Iterable[Row]) -> list[tuple[Mapper[Any], list[tuple[Any, ...]]]]:
-    """In the same order for everybody, as far as that can be had: who locks in another order may wait for ever."""
+    """In the same order for everybody, as far as that can be had: as a flush writes, first what others refer to. Who locks in
+    another order may wait for ever."""
     keys: dict[Mapper[Any], list[tuple[Any, ...]]] = {}
     for mapper, key in rows:
         keys.setdefault(mapper, []).append(key)
-    return sorted(keys.items(), key=lambda item: str(item[0]))
+    if len(keys) < 2:
+        return [*keys.items()]
+    tables: set[Any] = {table for mapper in keys for table in mapper.tables}
+    in_order: Iterable[Any] = sort_tables_and_constraints(sorted(tables, key=str))  # type: ignore[no-untyped-call,unused-ignore]
+    place = {table: number for number, (table, _) in enumerate(in_order)}
+    return sorted(keys.items(), key=lambda item: (min(place[table] for table in item[0].tables), str(item[0])))
 
 
 def _lock(

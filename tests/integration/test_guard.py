@@ -39,7 +39,7 @@ from aurora_router import (
 from aurora_router.core import events
 from aurora_router.guard import MARK
 from aurora_router.local import FaultProxy, PostgresCluster
-from tests.integration.shop import Item, Part, place, sessions, stock, through, until_readers_serve
+from tests.integration.shop import Item, Part, eventually, place, sessions, stock, through, until_readers_serve
 
 MakeRouter = Callable[..., Router]
 LOOK = "FOR NO KEY UPDATE"
@@ -862,3 +862,42 @@ def test_thousands_of_objects_are_looked_up_in_portions(cluster: PostgresCluster
 def test_the_guard_is_on_or_off(make_router: MakeRouter) -> None:
     with pytest.raises(ConfigurationError, match="stale_write_guard"):
         make_router(stale_write_guard=1)
+
+
+def test_rows_are_locked_in_the_order_in_which_a_flush_writes_them(cluster: PostgresCluster, router: Router) -> None:
+    class Named(DeclarativeBase):
+        """Classes whose names come in another order than their tables."""
+
+    class Whole(Named):
+        __tablename__ = "item"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str]
+        stock: Mapped[int]
+
+    class Bit(Named):
+        __tablename__ = "part"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        item_id: Mapped[int] = mapped_column(ForeignKey(Whole.id))
+        name: Mapped[str]
+
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    with sessions(router)() as s, sessions(router)(read_only=False) as other:
+        mine = s.get_one(Whole, 1), s.get_one(Bit, 1)
+        mine[0].name = mine[1].name = "mine"
+        theirs = other.get_one(Whole, 1), other.get_one(Bit, 1)
+        theirs[0].name = "theirs"
+        other.flush()
+        raised: list[BaseException | None] = []
+
+        def commit() -> None:
+            with pytest.raises(StaleRead) as caught:
+                s.commit()
+            raised.append(caught.value)
+
+        thread = threading.Thread(target=commit)
+        thread.start()
+        eventually(lambda: cluster.execute(waiting))
+        theirs[1].name = "theirs"
+        other.commit()
+        thread.join()
+    assert raised, "and neither was the victim of a deadlock"
