@@ -76,8 +76,10 @@ class Causality:
 
     def forked(self) -> None:
         """In a forked child, and at first: no commit is under way, and nobody holds the lock."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the collector may end a unit while it is held
         self._committing.clear()
+        for scope in current(self.owner):
+            scope.forked()
 
     def begin(self, unit: Unit, past: Past | None = None) -> None:
         """Say what a new unit must see. past: of its session, or what the user gave for it."""

@@ -64,7 +64,11 @@ class Past:
         self.requirement = requirement
         self.last_read: LastRead | None = None
         self.wrote = False
-        self._lock = threading.Lock()  # the threads of a scope share it
+        self._lock = threading.RLock()  # the threads of a scope share it; the collector may end a unit while it is held
+
+    def forked(self) -> None:
+        """In a forked child: nobody holds the lock."""
+        self._lock = threading.RLock()
 
     def note(
         self, requirement: Requirement | None, last_read: LastRead | None, wrote: bool, known: LastRead | None = None
