@@ -279,6 +279,7 @@ class Gate:
     def _committed(self, unit: Unit) -> None:
         """Whoever comes next must see it: a listener of after_commit, or whatever happens while the connection is still open."""
         self.causality.ended(unit)
+        unit.noted = unit.of_session and not unit.handed_out
         if unit.run is not None:
             unit.run.committed = True
 
@@ -319,7 +320,7 @@ class Gate:
     def returned(self, unit: Unit) -> None:
         """A unit's connection is back in its pool: whatever was committed on it has been acknowledged by now."""
         unit.give_back()
-        if not unit.of_session or unit.wrote:
+        if not unit.of_session or (unit.wrote and not unit.noted):
             self.causality.ended(unit)
 
 

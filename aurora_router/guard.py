@@ -98,7 +98,8 @@ def _before_write(connection: Connection, state: InstanceState[Any], *, deleted:
         return
     if session._unchecked:
         session._unchecked = False
-        _check(session, connection, unit, _to_be_written(session))
+        if len(session.identity_map):  # else all is new
+            _check(session, connection, unit, _to_be_written(session))
     if state.key is not None and MARK in state.info and (deleted or _changed(session, state)):
         _check(session, connection, unit, [state])
 

@@ -108,6 +108,7 @@ class Unit:
     pasts: tuple[Past, ...] = ()  # of its session and of the scopes around it
     of_session = False  # which says when it has ended; otherwise it ends with its connection
     read_at: float | None = None  # monotonic seconds: when its session had executed the last statement; None: it cannot tell
+    noted = False  # all that it leaves behind, with its commit
     handed_out = False  # its connection
     waited = False  # for a reader
     shown = False  # where it is now it has executed a statement
