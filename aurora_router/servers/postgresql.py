@@ -211,7 +211,8 @@ def parse_note(row: Sequence[Any], writer: Instance, topology: Topology) -> Note
         WalPosition(writer.epoch, parse_lsn(inserted)),
         None if recovered is None else parse_lsn(recovered),
         next(iter(writer.servers)),
-        frozenset().union(*(reader.servers for reader in topology.readers)),
+        # Those, too, that are held back after they were lost again and again: one of them may be promoted all the same.
+        frozenset(s.server.id for instance in topology.instances for s in instance.seen if s.server.role is Role.READER),
     )
 
 

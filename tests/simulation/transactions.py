@@ -117,7 +117,8 @@ class Transactions:
             machine.open.pop(xid, None)
             self.failed(client, Failure.LOST, Phase.WRITER_STATEMENT)
             return
-        readers = frozenset().union(*(reader.servers for reader in self.s.topology.readers))
+        seen = (seen.server for instance in self.s.topology for seen in instance.seen)
+        readers = frozenset(server.id for server in seen if server.role is Role.READER)
         position = WalPosition(machine.timeline.epoch, machine.timeline.end)
         note = Note(xid, position, machine.recovered, machine.id, readers)
         arrives = self.s.rnd.random() >= 2 * LOST * (self.s.disorder > 0)

@@ -8,7 +8,7 @@ from psycopg.pq import TransactionStatus
 
 from aurora_router.core.commits import Evidence, Note, outcome
 from aurora_router.core.positions import WalPosition
-from aurora_router.core.topology import Instance, Role, ServerId, Topology
+from aurora_router.core.topology import Instance, Role, Seen, Server, ServerId, Topology
 from aurora_router.errors import Outcome
 from aurora_router.servers.postgresql import is_aborted, is_future_xid, is_missing_table, parse_evidence, parse_note
 
@@ -90,11 +90,20 @@ def test_a_server_reached_at_another_address_is_still_the_same_one():
 
 
 def test_a_note_is_read_with_the_epoch_of_its_writer_and_the_readers_of_that_moment():
-    writer = Instance("a:1", "a", 1, role=Role.WRITER, servers=frozenset({OLD}), epoch=3)
-    reader = Instance("b:1", "b", 1, role=Role.READER, servers=frozenset({READER}), epoch=3)
+    seen = {i: Seen(Server(i, role, 3), 1.0, 0.0) for i, role in ((OLD, Role.WRITER), (READER, Role.READER))}
+    writer = Instance("a:1", "a", 1, seen=(seen[OLD],), role=Role.WRITER, servers=frozenset({OLD}), epoch=3)
+    reader = Instance("b:1", "b", 1, seen=(seen[READER],), role=Role.READER, servers=frozenset({READER}), epoch=3)
     topology = Topology(instances=(writer, reader), writer=writer, readers=(reader,), epoch=3)
     assert parse_note((777, "0/3E8", None), writer, topology) == note()
     assert parse_note((777, "0/3E8", "0/32"), writer, topology) == note(recovered=50)
+
+
+def test_a_reader_that_is_held_back_may_be_promoted_all_the_same_and_is_noted():
+    seen = {i: Seen(Server(i, role, 3), 1.0, 0.0) for i, role in ((OLD, Role.WRITER), (READER, Role.READER))}
+    writer = Instance("a:1", "a", 1, seen=(seen[OLD],), role=Role.WRITER, servers=frozenset({OLD}), epoch=3)
+    held = Instance("b:1", "b", 1, seen=(seen[READER],), losses=5)
+    topology = Topology(instances=(writer, held), writer=writer, epoch=3)
+    assert parse_note((777, "0/3E8", None), writer, topology) == note()
 
 
 def test_evidence_is_read_from_a_writer_and_from_no_reader():
