@@ -55,12 +55,17 @@ def prepare(driver: Any, unit: Unit, server: ModuleType, topology: Topology) -> 
         return ByXid(server.parse_note(cursor.fetchone(), unit.instance, topology), server)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ByXid:
-    """Asks for the transaction by its id."""
+    """Asks for the transaction by its id.
+
+    had_it: the epoch and the server that was found to have the COMMIT. A crash makes that server forget by what it was known, but
+    not the COMMIT: what a promoted reader has replayed, it had on its disk.
+    """
 
     note: Note
     server: ModuleType
+    had_it: tuple[int, str | None, int | None] | None = None
 
     def __call__(self, connection: Connection) -> Outcome:
         xid = {"xid": self.note.xid}
@@ -75,6 +80,11 @@ class ByXid:
         if evidence is None:
             return Outcome.PENDING  # it was about to be the writer, or has just ceased to be
         found = outcome(self.note, evidence)
+        here = evidence.epoch, evidence.server.address, evidence.server.port
+        if found is Outcome.COMMITTED:
+            self.had_it = here
+        elif found is Outcome.UNKNOWN and self.had_it == here:
+            return Outcome.COMMITTED
         if found is Outcome.PENDING:
             connection.exec_driver_sql(self.server.END_IDLE, xid)
         return found

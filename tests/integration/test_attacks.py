@@ -292,6 +292,39 @@ def test_a_commit_that_only_a_crashed_writer_has_is_not_told_as_done_where_commi
         assert stock(cluster) == 11
 
 
+def test_a_commit_that_the_new_writer_was_found_to_have_is_there_after_its_crash_as_well(
+    aurora_cluster_factory: Callable[..., PostgresCluster],
+) -> None:
+    """By then nothing tells any more where its promotion found the end of the log, and so whose the id is."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    with (
+        shop(aurora_cluster_factory, synchronous=True) as cluster,
+        routed(cluster) as (router, proxy),
+        ThreadPoolExecutor(1) as threads,
+    ):
+        old, (reader,) = cluster.writer, cluster.readers
+
+        def it_waits() -> bool:
+            try:
+                return bool(cluster.execute(waiting, instance=reader)[0][0])
+            except psycopg.OperationalError:
+                return False
+
+        proxy.lose("COMMIT", answer=True, half_open=True)
+        run = threads.submit(router.run_transaction, sessions(router), raise_stock)
+        eventually(lambda: cluster.execute("SELECT stock FROM item WHERE id = 1", instance=reader) == [(11,)])
+        cluster.kill(old)
+        cluster.promote(reader)  # its COMMITs wait for a reader, and there is none
+        eventually(it_waits, timeout=30)
+        cluster.kill(reader)
+        cluster.restart(reader)
+        eventually(lambda: run.done() or it_waits(), timeout=30)
+        for statement in ("ALTER SYSTEM SET synchronous_standby_names = ''", "SELECT pg_reload_conf()"):
+            cluster.execute(statement, instance=reader)
+        assert run.result(timeout=60) == 11
+        assert stock(cluster) == 11
+
+
 def test_a_reader_that_has_seen_no_commit_since_it_started_knows_that_there_was_none(
     aurora_cluster_factory: Callable[..., PostgresCluster],
 ) -> None:
