@@ -39,6 +39,7 @@ MODE = "aurora_router_mode"
 GUARDED = "aurora_router_guarded"
 AUTOCOMMIT = "aurora_router_autocommit"
 POLL = "aurora_router_poll"
+POOL = "aurora_router_pool"
 ENTERED = "aurora_router_entered"
 UNIT = "aurora_router_unit"
 """Keys of a pooled connection's `info`."""
@@ -158,8 +159,9 @@ class Engines:
         Who waits there for a connection gets the place of one that came back, and connects afresh.
         """
         old = engine.pool
+        if isinstance(old, _Pool):
+            old.over = True  # not a listener: to add one while another thread calls them is an error there
         engine.dispose(close=False)
-        event.listen(old, "checkin", _close_at_checkin)
         if isinstance(old, QueuePool) and old.checkedin():
             old.dispose()
 
@@ -367,7 +369,8 @@ class Engines:
             unit = record.info.pop(UNIT, None)
             if unit is not None:
                 self._gate.returned(unit)
-            if self._closed:
+            pool = getattr(record, POOL, None)
+            if self._closed or (pool is not None and pool.over):
                 record.invalidate()  # nobody will ask its pool for it
 
         return engine
@@ -379,8 +382,12 @@ class _Pool(QueuePool):
 
     __module__ = QueuePool.__module__  # SQLAlchemy names a pool's logger after it
 
+    over = False  # its engine has another one: what comes back is closed
+
     def _create_connection(self) -> ConnectionPoolEntry:
-        return _ConnectionRecord(self, connect=False)  # it connects when it is checked out; failing, it comes back as any other
+        record = _ConnectionRecord(self, connect=False)  # it connects when it is checked out; failing, it comes back as any other
+        setattr(record, POOL, self)
+        return record
 
 
 class _Line:
@@ -544,10 +551,6 @@ def _limit_connects(engine: Engine, places: Places, patience: float) -> None:
             places.give_back()
 
     dialect.connect = in_turn
-
-
-def _close_at_checkin(_: Any, record: Any) -> None:
-    record.invalidate()
 
 
 def _poll(twin: socket.socket) -> Callable[[int], list[Any]]:

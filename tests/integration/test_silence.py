@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
@@ -249,6 +250,29 @@ def test_the_kernel_looks_after_connections_whose_peer_may_have_vanished(
     assert keepalive(make_router()) == 10
     assert keepalive(make_router(cluster.url + "?keepalives_idle=77")) == 77
     assert keepalive(make_router(engine_options={"connect_args": {"keepalives_idle": 78}})) == 78
+
+
+def test_connections_come_back_while_their_pools_are_discarded(router: Router) -> None:
+    over = threading.Event()
+    writer = router.topology.writer
+    assert writer is not None
+
+    def work() -> int:
+        count = 0
+        while not over.is_set():
+            with router.connect() as connection:
+                connection.execute(text("SELECT 1"))
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(8) as threads:
+        runs = [threads.submit(work) for _ in range(8)]
+        for _ in range(100):
+            router._engines.discard(writer.id)
+            time.sleep(0.01)
+        over.set()
+        assert all(run.result(timeout=30) for run in runs)
+    assert router._engines.in_use(writer.id) == 0
 
 
 def test_after_a_discard_what_was_in_use_is_closed_when_it_comes_back_and_what_is_new_is_kept(
