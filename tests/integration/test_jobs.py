@@ -95,11 +95,14 @@ def celery(paused: PostgresCluster, make_router: MakeRouter) -> Iterator[Celery]
     until_readers_serve(web, 2)
     until_readers_serve(worker, 2)
     app = Celery("shop", broker="memory://", backend="cache+memory://")
-    app.conf.update(worker_hijack_root_logger=False, broker_transport_options={"polling_interval": 0.01})
+    app.conf.update(broker_transport_options={"polling_interval": 0.01})
     app.web, app.worker = web, worker
 
     def tell(headers: dict[str, Any], **_: Any) -> None:
         put_token(web, headers)
+
+    def leave_logging_alone(**_: Any) -> None:
+        """Else the worker sets the level of the root logger, for all tests that follow."""
 
     names: dict[str, Any] = {"router": worker, "put_token": put_token, "scope_of": scope_of}
     (wired,) = re.findall(r"^```python\n(from celery.signals .*?)^```$", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
@@ -120,10 +123,12 @@ def celery(paused: PostgresCluster, make_router: MakeRouter) -> Iterator[Celery]
             raise self.retry()
         return str(in_session(worker, stock))
 
+    signals.setup_logging.connect(leave_logging_alone)
     signals.before_task_publish.connect(tell)
     try:
         yield app
     finally:
+        signals.setup_logging.disconnect(leave_logging_alone)
         signals.before_task_publish.disconnect(tell)
         signals.before_task_publish.disconnect(names["tell"])
         signals.task_prerun.disconnect(names["enter"])
