@@ -363,15 +363,23 @@ class Engines:
         event.listen(engine, "handle_error", self._gate.failed)
         _put_around_commits(engine, self._gate)
 
-        @event.listens_for(engine, "checkin")
         @event.listens_for(engine, "detach")
-        def checked_in(_: Any, record: Any) -> None:
+        def given_back(_: Any, record: Any) -> None:
             unit = record.info.pop(UNIT, None)
             if unit is not None:
                 self._gate.returned(unit)
             pool = getattr(record, POOL, None)
             if self._closed or (pool is not None and pool.over):
                 record.invalidate()  # nobody will ask its pool for it
+
+        @event.listens_for(engine, "checkin")
+        def checked_in(dbapi: Any, record: Any) -> None:
+            try:
+                given_back(dbapi, record)
+            except BaseException:  # of a signal handler, say: the pool will take it for returned already, and it would not be
+                if (pool := getattr(record, POOL, None)) is not None:
+                    pool.take_back(record)
+                raise
 
         return engine
 
@@ -388,6 +396,10 @@ class _Pool(QueuePool):
         record = _ConnectionRecord(self, connect=False)  # it connects when it is checked out; failing, it comes back as any other
         setattr(record, POOL, self)
         return record
+
+    def take_back(self, record: ConnectionPoolEntry) -> None:
+        """What follows a checkin, unless a listener of that raises."""
+        self._return_conn(record)
 
 
 class _Line:
