@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from sqlalchemy.orm import sessionmaker
 
 from aurora_router import Failure, Outcome, OutcomeUnknown, Router, RoutingSession, classify_error
 from aurora_router.core import events
-from aurora_router.local import FaultProxy, PostgresCluster
+from aurora_router.local import FaultProxy, LocalInstance, PostgresCluster
 from tests.integration.shop import (
     RAISE,
     Item,
@@ -29,6 +30,8 @@ from tests.integration.shop import (
     sessions,
     shop,
     stock,
+    through,
+    until_readers_serve,
     use_up_to,
 )
 
@@ -255,38 +258,42 @@ def test_a_promoted_reader_that_crashed_since_is_not_believed_about_an_id(
         assert stock(cluster) == 10
 
 
+def waiting_commits(cluster: PostgresCluster, instance: LocalInstance) -> int:
+    """How many COMMITs wait there for a reader."""
+    try:
+        return int(cluster.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'", instance=instance)[0][0])
+    except psycopg.OperationalError:
+        return 0
+
+
+def wait_for_readers_no_more(cluster: PostgresCluster, instance: LocalInstance) -> None:
+    for statement in ("ALTER SYSTEM SET synchronous_standby_names = ''", "SELECT pg_reload_conf()"):
+        cluster.execute(statement, instance=instance)
+
+
 @pytest.mark.parametrize("check", ["xid", "table"])
 def test_a_commit_that_only_a_crashed_writer_has_is_not_told_as_done_where_commits_wait_for_a_reader(
     aurora_cluster_factory: Callable[..., PostgresCluster], check: str
 ) -> None:
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
     with (
         shop(aurora_cluster_factory, synchronous=True) as cluster,
         routed(cluster) as (router, _),
         ThreadPoolExecutor(1) as threads,
     ):
         old, (reader,) = cluster.writer, cluster.readers
-
-        def it_waits() -> bool:
-            try:
-                return bool(cluster.execute(waiting, instance=old)[0][0])
-            except psycopg.OperationalError:
-                return False
-
         router.init_commit_table()
         cluster.wait_in_sync()
         cut_off(cluster, reader)
         run = threads.submit(router.run_transaction, sessions(router), raise_stock, commit_check=check)
         try:
-            eventually(it_waits)
+            eventually(lambda: waiting_commits(cluster, old))
             cluster.kill(old)
             cluster.restart(old)  # the COMMIT is in its log, and nowhere else
-            eventually(lambda: run.done() or it_waits(), timeout=30)
+            eventually(lambda: run.done() or waiting_commits(cluster, old), timeout=30)
             assert not run.done()
         finally:
             cluster.kill(old)
-            for statement in ("ALTER SYSTEM SET synchronous_standby_names = ''", "SELECT pg_reload_conf()"):
-                cluster.execute(statement, instance=reader)
+            wait_for_readers_no_more(cluster, reader)
             cluster.promote(reader)
         assert run.result(timeout=60) == 11
         assert stock(cluster) == 11
@@ -296,33 +303,39 @@ def test_a_commit_that_the_new_writer_was_found_to_have_is_there_after_its_crash
     aurora_cluster_factory: Callable[..., PostgresCluster],
 ) -> None:
     """By then nothing tells any more where its promotion found the end of the log, and so whose the id is."""
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-    with (
-        shop(aurora_cluster_factory, synchronous=True) as cluster,
-        routed(cluster) as (router, proxy),
-        ThreadPoolExecutor(1) as threads,
-    ):
+    with ThreadPoolExecutor(2) as threads, shop(aurora_cluster_factory, synchronous=True) as cluster:
         old, (reader,) = cluster.writer, cluster.readers
+        with (
+            FaultProxy((old.host, old.port)) as before_old,
+            FaultProxy((reader.host, reader.port)) as before_reader,
+            Router(through(before_old, cluster), instances=[before_reader.address]) as router,
+        ):
+            until_readers_serve(router, 1)
+            before_old.lose("COMMIT", answer=True, half_open=True)
+            run = threads.submit(router.run_transaction, sessions(router), raise_stock)
+            eventually(lambda: cluster.execute("SELECT stock FROM item WHERE id = 1", instance=reader) == [(11,)])
+            before_reader.black_hole()
+            cluster.kill(old)
+            cluster.promote(reader)
 
-        def it_waits() -> bool:
-            try:
-                return bool(cluster.execute(waiting, instance=reader)[0][0])
-            except psycopg.OperationalError:
-                return False
+            def commit_until_one_waits() -> None:
+                """A server that was just promoted does not make COMMITs wait at once."""
+                with contextlib.suppress(psycopg.OperationalError):
+                    while True:
+                        cluster.execute("SELECT pg_logical_emit_message(true, 'test', '')", instance=reader)
 
-        proxy.lose("COMMIT", answer=True, half_open=True)
-        run = threads.submit(router.run_transaction, sessions(router), raise_stock)
-        eventually(lambda: cluster.execute("SELECT stock FROM item WHERE id = 1", instance=reader) == [(11,)])
-        cluster.kill(old)
-        cluster.promote(reader)  # its COMMITs wait for a reader, and there is none
-        eventually(lambda: run.done() or it_waits(), timeout=30)  # done: the promoted server did not make COMMITs wait yet
-        cluster.kill(reader)
-        cluster.restart(reader)
-        eventually(lambda: run.done() or it_waits(), timeout=30)
-        for statement in ("ALTER SYSTEM SET synchronous_standby_names = ''", "SELECT pg_reload_conf()"):
-            cluster.execute(statement, instance=reader)
-        assert run.result(timeout=60) == 11
-        assert stock(cluster) == 11
+            one_waits = threads.submit(commit_until_one_waits)
+            eventually(lambda: waiting_commits(cluster, reader) == 1)
+            before_reader.heal()
+            eventually(lambda: run.done() or waiting_commits(cluster, reader) == 2, timeout=30)  # what the router asks, too
+            assert not run.done(), run.exception()
+            cluster.kill(reader)
+            one_waits.result(timeout=60)
+            cluster.restart(reader)
+            eventually(lambda: run.done() or waiting_commits(cluster, reader), timeout=30)
+            wait_for_readers_no_more(cluster, reader)
+            assert run.result(timeout=60) == 11
+            assert stock(cluster) == 11
 
 
 def test_a_reader_that_has_seen_no_commit_since_it_started_knows_that_there_was_none(
