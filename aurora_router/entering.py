@@ -222,12 +222,14 @@ class Entrance:
             self._monitor.wait_until_trusted()
         topology = self._monitor.topology
         if write is not None:
+            if unit.requirement is not None and unit.requirement.given:  # maybe of a newer writer than any that is known here
+                topology = self._resolve(unit, unit.requirement, topology)
             return to_writer(topology, write)
         need = self._declared_need if unit.read_only else self._need
-        if unit.requirement is not None or unit.last_read is not None or unit.avoid:
+        if unit.requirement is not None or unit.last_reads or unit.avoid:
             if unit.requirement is not None:
                 topology = self._resolve(unit, unit.requirement, topology)
-            need = need._replace(requirement=unit.requirement, last_read=unit.last_read, avoid=unit.avoid)
+            need = need._replace(requirement=unit.requirement, last_reads=unit.last_reads, avoid=unit.avoid)
         load = self._load
         load.turn += 1
         decision = choose(topology, need, self._balance, load, random.random(), time.monotonic())
@@ -251,7 +253,7 @@ class Entrance:
     def _wait_for_reader(self, unit: Unit) -> None:
         """Wait until a reader has what the unit must see, or it has waited for long enough."""
         unit.waited = True
-        need = self._need._replace(requirement=unit.requirement, last_read=unit.last_read, avoid=unit.avoid)
+        need = self._need._replace(requirement=unit.requirement, last_reads=unit.last_reads, avoid=unit.avoid)
 
         def found(topology: Topology) -> bool:
             return choose(topology, need, round_robin, self._load, 0.0, time.monotonic()).reason is not _OWN_WRITES

@@ -64,6 +64,7 @@ class Gate:
         self._patience = patience
         self._emit = emit
         self._dialect: str = server.DIALECT
+        self._is_global = causality.is_global
         self._allowed = read_only_functions
         self._catalog: frozenset[str] = frozenset()
         self._harmless = read_only_functions
@@ -91,7 +92,7 @@ class Gate:
                     raise NotARead(effect, Reason.HINT)
                 if text in self._learned:
                     raise NotARead(effect, Reason.NOT_A_READ)
-                if len(unit.pasts) > 1 and self.causality.overtaken(unit):  # more than its session's own
+                if (unit.scopes or self._is_global) and self.causality.overtaken(unit):
                     raise NotARead(effect, Reason.OWN_WRITES)
                 if context.execution_options.get("stream_results"):
                     unit.streaming = True
@@ -278,7 +279,7 @@ class Gate:
 
     def _committed(self, unit: Unit) -> None:
         """Whoever comes next must see it: a listener of after_commit, or whatever happens while the connection is still open."""
-        self.causality.ended(unit)
+        self.causality.committed(unit)
         unit.noted = unit.of_session and not unit.handed_out
         if unit.run is not None:
             unit.run.committed = True
@@ -299,7 +300,7 @@ class Gate:
             found = commits.find_out(self._asking_connection, ask, timeout)
             self._emit(events.CommitResolved, instance_id, found.value, time.monotonic() - began)
             if found is Outcome.COMMITTED:
-                self.causality.ended(unit)  # maybe long after its session took it for ended
+                self.causality.committed(unit)  # maybe long after its session took it for ended
             return found
 
         if unit.run is not None:
@@ -320,8 +321,10 @@ class Gate:
     def returned(self, unit: Unit) -> None:
         """A unit's connection is back in its pool: whatever was committed on it has been acknowledged by now."""
         unit.give_back()
-        if not unit.of_session or (unit.wrote and not unit.noted):
+        if not unit.of_session:
             self.causality.ended(unit)
+        elif unit.wrote and not unit.noted:
+            self.causality.committed(unit)
 
 
 def own(unit: Unit, connection: object, raw: PoolProxiedConnection) -> None:
@@ -329,6 +332,8 @@ def own(unit: Unit, connection: object, raw: PoolProxiedConnection) -> None:
     the same unit on both."""
     raw.info[UNIT] = unit
     unit.server = raw.info.get(SERVER)
+    for scope in unit.scopes:
+        scope.units.add(unit)  # what it does is seen by those that begin from now on, though it has not ended
     if raw is not connection:
         setattr(connection, UNIT, unit)
 

@@ -8,13 +8,11 @@ How Celery's signals call them: docs/web.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import MutableMapping
 from typing import Any, Protocol
 
-from aurora_router.causality import Scope, entered
 from aurora_router.router import Router
-from aurora_router.unit import Past
+from aurora_router.unit import Past, Scope
 
 HEADER = "aurora-router-token"
 
@@ -33,10 +31,8 @@ def put_token(router: Router, headers: MutableMapping[str, Any]) -> None:
         headers[HEADER] = token
 
 
-@contextmanager
-def scope_of(router: Router, headers: Headers) -> Iterator[Scope]:
+def scope_of(router: Router, headers: Headers) -> Scope:
     """A causal scope that begins with the token in a message's headers, if there is one. One that does not count here (expired,
     malformed, of another cluster, not signed) is an event, TokenIgnored, and else as good as none."""
     token = headers.get(HEADER)
-    with entered(router.scope(Past() if token is None else router.told(token))) as scope:
-        yield scope
+    return router.scope(Past() if token is None else router.told(token))

@@ -11,74 +11,64 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from aurora_router import config
-from aurora_router.causality import Scope, entered
+from aurora_router.core.http import Headers, cookie, cookie_reader, with_private_field
 from aurora_router.errors import ConfigurationError
 from aurora_router.router import Router
-from aurora_router.unit import Past
+from aurora_router.unit import Past, Scope
 
 if TYPE_CHECKING:
-    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+    from wsgiref.types import StartResponse, WSGIEnvironment
 
-Headers = Iterable[tuple[str, str]]
+App = TypeVar("App")
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 
-class _Carrier:
-    """How tokens come and go. Its arguments are those of AsgiMiddleware."""
+class _Middleware(ABC, Generic[App]):
+    """An application with a router around it, and how tokens come and go there."""
 
-    def __init__(self, router: Router, cookie: str, header: str, secure: bool | None) -> None:
+    def __init__(
+        self,
+        app: App,
+        router: Router,
+        *,
+        cookie: str = "aurora_router",
+        header: str = "aurora-router-token",
+        secure: bool | None = None,
+    ) -> None:
         if not isinstance(router, Router):
             raise ConfigurationError("router= must be a Router")
         config.check_http_name("cookie", cookie)
         config.check_http_name("header", header)
         if secure is not None:
             config.check_flag("secure", secure)
-        self.router, self.header, self._cookie, self._secure = router, header, cookie, secure
-        self._mine = re.compile(rf'(?:^|;)[ \t]*{re.escape(cookie)}[ \t]*=[ \t]*"?([^;"]*)')
+        self.app, self.router = app, router
+        self._cookie, self._header, self._secure = cookie, header, secure
+        self._of_cookies = cookie_reader(cookie)
+        self._names = self._as_named_here()
         self._max_age = math.ceil(router.token_ttl)
 
-    def of_cookies(self, cookies: str) -> str | None:
-        """The token in a Cookie header, the first where there are several."""
-        found = self._mine.search(cookies)
-        return found[1].rstrip(" \t") if found is not None else None
+    @abstractmethod
+    def _as_named_here(self) -> tuple[Any, Any]:
+        """The names of the cookie and of the header as they come in a request of this kind."""
 
-    def by_cookie(self, token: str, https: bool) -> tuple[str, str]:
-        """The header that gives a token to a browser."""
-        secure = "; Secure" if (https if self._secure is None else self._secure) else ""
-        return "Set-Cookie", f"{self._cookie}={token}; Max-Age={self._max_age}; Path=/; HttpOnly; SameSite=Lax{secure}"
-
-    def answered(self, headers: Headers, token: str, by_header: bool, https: bool) -> list[tuple[str, str]]:
-        """The headers of a response with the token, as no shared cache may keep them."""
-        field = (self.header, token) if by_header else self.by_cookie(token, https)
-        said: list[str] = []
-        others: list[tuple[str, str]] = []
-        for name, value in headers:
-            known = name.lower()
-            if known == "cache-control":
-                said.append(value)
-            elif known != "surrogate-control" and not known.endswith("cdn-cache-control"):  # which would outrank Cache-Control
-                others.append((name, value))
-        return [*others, ("Cache-Control", private(", ".join(said))), field]
+    def _answered(self, headers: Headers, token: str, by_header: bool, https: bool) -> list[tuple[str, str]]:
+        """The headers of a response with the token."""
+        if by_header:
+            return with_private_field(headers, (self._header, token))
+        secure = https if self._secure is None else self._secure
+        return with_private_field(headers, ("Set-Cookie", cookie(self._cookie, token, self._max_age, secure=secure)))
 
 
-def private(cache_control: str) -> str:
-    """The value of a Cache-Control header, changed only where a shared cache might keep the response."""
-    directives = [found.strip() for found in re.findall(r'(?:"(?:\\.|[^"\\])*"|[^,"])+', cache_control)]
-    if any(directive.lower() in ("private", "no-store") for directive in directives):
-        return cache_control
-    shared = ("", "public", "s-maxage", "private", "no-store")  # private="name" is about that header only
-    return ", ".join(["private", *(d for d in directives if d.partition("=")[0].strip().lower() not in shared)])
-
-
-class AsgiMiddleware:
+class AsgiMiddleware(_Middleware[AsgiApp]):
     """An ASGI application (asyncio) that opens a causal scope of `router` for each request and websocket of `app`.
 
     cookie, header: their names. A request with that header, be it empty, gets its token in the same header of the response;
@@ -89,19 +79,8 @@ class AsgiMiddleware:
     seconds. Raises ConfigurationError.
     """
 
-    def __init__(
-        self,
-        app: AsgiApp,
-        router: Router,
-        *,
-        cookie: str = "aurora_router",
-        header: str = "aurora-router-token",
-        secure: bool | None = None,
-    ) -> None:
-        self.app, self.router = app, router
-        self._carrier = _Carrier(router, cookie, header, secure)
-        self._header = header.lower().encode()
-        self._cookie = cookie.encode()
+    def _as_named_here(self) -> tuple[bytes, bytes]:
+        return self._cookie.encode(), self._header.lower().encode()
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -109,69 +88,61 @@ class AsgiMiddleware:
             return await self.app(scope, receive, send)
         token: str | None = None
         by_header = False
+        cookie, header = self._names
         for name, value in scope["headers"]:
-            if name == self._header:
+            if name == header:
                 token, by_header = value.decode("latin-1"), True
                 break
-            if name == b"cookie" and token is None and self._cookie in value:
-                token = self._carrier.of_cookies(value.decode("latin-1"))
+            if name == b"cookie" and token is None and cookie in value:
+                token = self._of_cookies(value.decode("latin-1"))
         past = Past()
         if token:
             past = self.router.told(token) if self.router.started else await asyncio.to_thread(self.router.told, token)
         causal = self.router.scope(past)
         if kind == "http":
             send = self._telling(send, causal, by_header, scope.get("scheme") == "https")
-        with entered(causal):
+        with causal:
             return await self.app(scope, receive, send)
 
     def _telling(self, send: Send, causal: Scope, by_header: bool, https: bool) -> Send:
         async def telling(message: Message) -> None:
             if causal.wrote and message["type"] == "http.response.start":
-                token = await asyncio.to_thread(self.router.token, causal)
+                token = await asyncio.to_thread(lambda: causal.token)
                 if token is not None:
                     headers = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in message.get("headers", ())]
-                    answered = self._carrier.answered(headers, token, by_header, https)
+                    answered = self._answered(headers, token, by_header, https)
                     message = {**message, "headers": [(n.lower().encode("latin-1"), v.encode("latin-1")) for n, v in answered]}
             await send(message)
 
         return telling
 
 
-class WsgiMiddleware:
+class WsgiMiddleware(_Middleware[WSGIApplication]):
     """A WSGI application that opens a causal scope of `router` for each request of `app`, until its response is closed.
 
     Arguments, what becomes of tokens, and errors are those of AsgiMiddleware. The thread that serves the request waits for the
     token of what it has written.
     """
 
-    def __init__(
-        self,
-        app: WSGIApplication,
-        router: Router,
-        *,
-        cookie: str = "aurora_router",
-        header: str = "aurora-router-token",
-        secure: bool | None = None,
-    ) -> None:
-        self.app, self.router = app, router
-        self._carrier = _Carrier(router, cookie, header, secure)
-        self._header = "HTTP_" + header.upper().replace("-", "_")
+    def _as_named_here(self) -> tuple[str, str]:
+        return "HTTP_COOKIE", "HTTP_" + self._header.upper().replace("-", "_")
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        token = environ.get(self._header)
+        cookie, header = self._names
+        token = environ.get(header)
         by_header = token is not None
-        if token is None and (cookies := environ.get("HTTP_COOKIE")):
-            token = self._carrier.of_cookies(cookies)
+        if token is None and (cookies := environ.get(cookie)):
+            token = self._of_cookies(cookies)
         scope = self.router.scope(self.router.told(token) if token else Past())
 
         def answered(headers: Headers) -> Headers:
-            given = self.router.token(scope) if scope.wrote else None
+            given = scope.token if scope.wrote else None
             if given is None:
                 return headers
-            return self._carrier.answered(headers, given, by_header, environ["wsgi.url_scheme"] == "https")
+            return self._answered(headers, given, by_header, environ["wsgi.url_scheme"] == "https")
 
         response = _Response(scope, start_response, answered)
-        with entered(scope):
+        with scope:
             body = self.app(environ, response.start)
         wrapper = environ.get("wsgi.file_wrapper")
         if isinstance(body, list | tuple) or (isinstance(wrapper, type) and isinstance(body, wrapper)):
@@ -218,7 +189,7 @@ class _Response:
     def of(self, body: Iterable[bytes]) -> _Response:
         """The response with its body."""
         self._body = body
-        with entered(self._scope):
+        with self._scope:
             self._parts = iter(body)
         return self
 
@@ -226,7 +197,7 @@ class _Response:
         return self
 
     def __next__(self) -> bytes:
-        with entered(self._scope):
+        with self._scope:
             try:
                 part = next(self._parts)
             except StopIteration:
@@ -239,5 +210,5 @@ class _Response:
     def close(self) -> None:
         close = getattr(self._body, "close", None)
         if close is not None:
-            with entered(self._scope):
+            with self._scope:
                 close()

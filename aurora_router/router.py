@@ -1,4 +1,4 @@
-"""Router: what a service makes one of, its settings, and what happens when the topology changes."""
+"""Router: what a service makes one of, and its settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Concatenate, Literal, ParamSpec, TypedDict, TypeVar, Unpack, cast
+from typing import Any, Concatenate, Literal, ParamSpec, TypedDict, TypeVar, Unpack
 
 import tenacity
 from sqlalchemy.engine import URL, Connection, Engine
@@ -21,24 +21,25 @@ from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
 from aurora_router import config
-from aurora_router.causality import Causality, Consistency, Scope, current, entered
+from aurora_router.causality import Causality, Consistency
+from aurora_router.changes import announce
 from aurora_router.core import events
-from aurora_router.core.failures import Action, Failure, decide
+from aurora_router.core.failures import Action, decide
 from aurora_router.core.pacing import places_for_reads
 from aurora_router.core.selection import STRATEGIES, Balance, Decision, Need, Reason, resolve
 from aurora_router.core.statements import Effect, verdict
+from aurora_router.core.tokens import renewed
 from aurora_router.core.topology import Instance, ServerId, Silence, Topology
-from aurora_router.diagnosis import classify_error
 from aurora_router.engines import MODE, Engines
 from aurora_router.entering import Entrance
-from aurora_router.errors import AmbiguousWriter, ConfigurationError, RouterError
+from aurora_router.errors import ConfigurationError, RouterError
 from aurora_router.gate import Gate
 from aurora_router.limits import Places, Repeats
 from aurora_router.listeners import Listeners
 from aurora_router.monitor import HURRY, Monitor
 from aurora_router.tokens import TokenRefused, Tokens, merge_tokens
-from aurora_router.transactions import Attempt, Runnable, attempts
-from aurora_router.unit import CommitCheck, Door, Past, Run, Unit
+from aurora_router.transactions import Attempt, attempts, fault_of_nobody
+from aurora_router.unit import CommitCheck, Door, Past, Scope, Unit, current
 
 log = logging.getLogger("aurora_router")
 
@@ -251,6 +252,7 @@ class Router:
         if not read_only:
             unit.wrote = True
             self.causality.commit_begins(unit)
+        unit.handed_out = True
         return connection
 
     def _unit(self, read_only: bool, after: str | None) -> Unit:
@@ -260,8 +262,7 @@ class Router:
 
     # -- consistency ----------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def causal_scope(self, token: str | None = None) -> Iterator[Scope]:
+    def causal_scope(self, token: str | None = None) -> Scope:
         """`with router.causal_scope(token) as scope:` makes all units of this router that begin inside the block, of whatever
         session or connection, see what they have written, never less than they have read, and what the token speaks of.
 
@@ -269,8 +270,7 @@ class Router:
         and asyncio.to_thread() are. `scope.token` is for whoever must see what was written here. Scopes may be nested; what
         happens in one happens in those around it, too. Raises ConfigurationError for a token that is not of this cluster.
         """
-        with entered(self.scope(self.past(token) if token is not None else Past())) as scope:
-            yield scope
+        return self.scope(self.past(token, "token") if token is not None else Past())
 
     def scope(self, past: Past) -> Scope:
         """A causal scope that begins with this past, for who enters it step by step."""
@@ -281,10 +281,11 @@ class Router:
         they began with; None where that is nothing. Costs what `scope.token` costs."""
         return merge_tokens(*(scope.token for scope in current(self.causality.owner)))
 
-    def past(self, token: str) -> Past:
-        """What a session that begins with this token must see; nothing where it has expired. Raises ConfigurationError."""
+    def past(self, token: str, argument: str = "after") -> Past:
+        """What a session that begins with this token must see; nothing where it has expired. argument: how its caller calls it.
+        Raises ConfigurationError."""
         self.start()
-        requirement = self._tokens.read(token, self._monitor.topology.cluster)
+        requirement = self._tokens.read(token, self._monitor.topology.cluster, argument)
         if requirement is None:
             self.emit(events.TokenIgnored, "expired")
             return Past()
@@ -305,7 +306,7 @@ class Router:
         token given.
 
         Where the proof is not known yet the writer is asked, once for all who wait for it. If it cannot be had within
-        probe_timeout, the token speaks of all that was committed by now, which keeps who has it on the writer for longer.
+        probe_timeout, the token has no position, which keeps who has it on the writer for longer.
         """
         written = past.requirement
         if not past.wrote or written is None:
@@ -319,8 +320,9 @@ class Router:
         if not proven(topology):
             topology = self._monitor.wait_for(proven, self._probe_timeout, eager=True)
         requirement = resolve(written, topology)
-        past.note(requirement, past.last_read, False)
-        return self._tokens.write(topology.cluster or "", requirement.position)
+        past.note(requirement)
+        now = time.monotonic()
+        return self._tokens.write(topology.cluster or "", renewed(requirement, topology.samples, now - self.token_ttl / 10, now))
 
     def attempts(
         self,
@@ -338,32 +340,16 @@ class Router:
         Arguments and errors are those of run_transaction().
         """
         config.check_run(Session, deadline=deadline, stop=stop, wait=wait, commit_check=commit_check)
-        until = None if deadline is None else time.monotonic() + deadline
-
-        def make(run: Run) -> S:
-            factory: Any = getattr(Session, "session_factory", Session)  # a scoped_session's own session may be in use
-            session: S = factory()
-            runnable: Runnable = cast(Any, session)
-            if getattr(session, "router", None) is not self:
-                raise ConfigurationError(
-                    "Session must make routing sessions of this router: sessionmaker(class_=RoutingSession, ...)"
-                )
-            runnable.run_under(run, commit_check)
-            return session
 
         def repeats(number: int, error: BaseException) -> bool:
-            # What units do to each other is no fault of an instance, and who met two writers has sent nothing: the waits between
-            # the runs are enough.
-            free = isinstance(error, AmbiguousWriter) or classify_error(error).failure in (
-                Failure.SERIALIZATION,
-                Failure.DEADLOCK,
-            )
-            if not free and not self._repeats.allowed(None, first=number == 1):
+            if not fault_of_nobody(error) and not self._repeats.allowed(None, first=number == 1):
                 return False
             self.emit(events.RunAgain, number, type(error).__name__)
             return True
 
-        return attempts(make, until, stop or tenacity.stop_after_delay(deadline or self.failover_timeout), wait, repeats)
+        until = None if deadline is None else time.monotonic() + deadline
+        stop = stop or tenacity.stop_after_delay(deadline or self.failover_timeout)
+        return attempts(self, Session, commit_check, until, stop, wait, repeats)
 
     def run_transaction(
         self,
@@ -539,38 +525,9 @@ class Router:
         self._monitor.forked()
 
     def _changed(self, old: Topology, new: Topology, published_at: float) -> None:
-        """A topology replaced another: discard what it makes useless, and say what happened.
-
-        What was connected since then was proven against the new one, or a newer: who hears of it late must leave that alone.
-        """
         if new.readers:
             self._for_reads.turn_away()  # to look whether one of them will do
-        for was in old.instances:
-            now = new.by_id.get(was.id)
-            if now is None:
-                self._discard(was.id, "removed")
-            elif was.healthy and not now.healthy:
-                self._discard(was.id, now.error, published_at)
-                self.emit(events.InstanceDown, was.id, now.error)
-            elif was.servers and now.servers.isdisjoint(was.servers):
-                places = {(server.address, server.port) for server in now.servers}
-                over = all((server.address, server.port) in places for server in was.servers)  # a newer life of the same
-                reason = "it was restarted" if over else "the name leads to another server"
-                cut = over or was.role is not now.role
-                self._discard(was.id, reason, published_at if cut else None)
-        for now in new.instances:
-            before = old.by_id.get(now.id)
-            if now.role is not None and (before is None or before.role is not now.role):
-                self.emit(events.InstanceUp, now.id, now.role.value)
-        was_writer = old.writer.id if old.writer is not None else None
-        is_writer = new.writer.id if new.writer is not None else None
-        if was_writer != is_writer:
-            log.info("the writer is %s (was %s), epoch %d", is_writer, was_writer, new.epoch)
-            self.emit(events.WriterChanged, was_writer, is_writer, new.epoch)
-
-    def _discard(self, instance_id: str, reason: str, cut_before: float | None = None) -> None:
-        sockets = self._engines.discard(instance_id, cut_before=cut_before)
-        self.emit(events.ConnectionsDiscarded, instance_id, sockets, reason)
+        announce(self._engines, self.emit, old, new, published_at)
 
 
 def _drop(connection: Connection | PoolProxiedConnection) -> None:

@@ -42,8 +42,7 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
     unit = session._unit
     if unit is None or transaction.parent is not None:
         return
-    if not unit.noted:
-        session.router.causality.ended(unit)
+    session.router.causality.ended(unit)
     session._unit = session._unit_of = None  # the transaction knows its session: together they would wait for the collector
 
 

@@ -1,4 +1,4 @@
-"""Signing tokens, and what a token means here: a requirement that began when it was heard of."""
+"""Signing tokens, and what a token means here: a requirement from the moment that it speaks of, by the clock of this host."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from aurora_router.core.positions import Position, Requirement
-from aurora_router.core.tokens import DOTS, LONGEST, Token, later
+from aurora_router.core.positions import Requirement
+from aurora_router.core.tokens import DOTS, LONGEST, SKEW, Token, latest
 from aurora_router.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from itsdangerous import Signer
 
-SKEW = 1.0  # seconds that the clocks of two hosts may differ; counts only for tokens without a position
 _SALT = b"aurora_router.token"
+MARGIN = 2 * SKEW  # of the host that made a token, and of one whose token it stands for (see core.tokens.latest())
 
 
 class TokenRefused(ConfigurationError):
@@ -40,28 +40,37 @@ class Tokens:
         self.ttl = ttl
         self._parse_once = functools.lru_cache(1024)(self._parse)  # a client comes with the same one until it writes again
 
-    def write(self, cluster: str, position: Position | None) -> str:
-        """A token of a commit that this position contains; without one, of all that was committed by now."""
-        text = str(Token(cluster, position, math.ceil(time.time())))  # rounded down it would be older than the commit
+    def write(self, cluster: str, requirement: Requirement) -> str:
+        """A token of what the requirement speaks of."""
+        ago = time.monotonic() - requirement.after
+        if requirement.given and requirement.position is not None:
+            ago += MARGIN  # which was taken off when it was read: its position does not prove what was committed since
+        made_at = math.ceil((time.time() - ago) * 1000)
+        text = str(Token(cluster, requirement.position, max(made_at, 0)))
         return self._signer.sign(text).decode() if self._signer is not None else text
 
-    def read(self, text: str, cluster: str | None) -> Requirement | None:
-        """What the token asks for; None when it is older than `ttl`. cluster: that it must be of.
+    def read(self, text: str, cluster: str | None, argument: str = "token") -> Requirement | None:
+        """What the token asks for; None when it is older than `ttl`. cluster: that it must be of. argument: how the caller calls
+        it.
 
         Raises TokenRefused for one that is malformed, of another cluster, or not signed with one of the keys.
         """
         if not isinstance(text, str) or len(text) > LONGEST or not text.isascii():
-            raise TokenRefused("malformed", "a consistency token is a text of at most 120 ASCII characters")
-        token = self._parse_once(text)
+            raise TokenRefused("malformed", f"{argument}: a consistency token is a text of at most {LONGEST} ASCII characters")
+        try:
+            token = self._parse_once(text)
+        except TokenRefused as refused:
+            raise TokenRefused(refused.reason, f"{argument}: {refused}") from None
         if cluster is not None and token.cluster != cluster:
-            message = f"the consistency token is of another cluster ({token.cluster}, not {cluster})"
+            message = f"{argument}: the consistency token is of another cluster ({token.cluster}, not {cluster})"
             raise TokenRefused("of another cluster", message)
-        now, age = time.monotonic(), max(time.time() - token.made_at, 0.0)
+        now, age = time.monotonic(), max(time.time() - token.made_at / 1000, 0.0)
         if age > self.ttl:
             return None
+        after = now - max(age - MARGIN, 0.0)
         if token.position is None:
-            return Requirement(now - max(age - SKEW, 0.0), None)
-        return Requirement(now, token.position.epoch, token.position, given=True)
+            return Requirement(after, None)
+        return Requirement(after, token.position.epoch, token.position, given=True)
 
     def _parse(self, text: str) -> Token:
         if self._signer is not None:
@@ -87,16 +96,19 @@ def merge_tokens(*tokens: str | None) -> str | None:
     Signatures are not looked at: whoever uses the token does that. Raises ConfigurationError for a malformed one, or for
     tokens of two clusters.
     """
-    best: tuple[Token, str] | None = None
+    texts: dict[Token, str] = {}
     for text in tokens:
         if text is None:
             continue
         if not isinstance(text, str):
             raise ConfigurationError("these tokens cannot be merged: give each as an argument of its own, a text or None")
         try:
-            token = Token.parse(text.rsplit(".", 1)[0] if text.count(".") > DOTS else text)
-            if best is None or later(best[0], token) is token:
-                best = token, text
+            texts[Token.parse(text.rsplit(".", 1)[0] if text.count(".") > DOTS else text)] = text
         except ValueError as error:
             raise ConfigurationError(f"these tokens cannot be merged: {error}") from None
-    return best[1] if best is not None else None
+    if not texts:
+        return None
+    try:
+        return texts[latest([*texts])]
+    except ValueError as error:
+        raise ConfigurationError(f"these tokens cannot be merged: {error}") from None

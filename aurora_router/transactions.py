@@ -15,8 +15,8 @@ from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
 from aurora_router.core.failures import Facts, Failure
-from aurora_router.diagnosis import FACTS
-from aurora_router.errors import AmbiguousWriter, RouterError, StaleRead
+from aurora_router.diagnosis import FACTS, classify_error
+from aurora_router.errors import AmbiguousWriter, ConfigurationError, RouterError, StaleRead
 from aurora_router.unit import CommitCheck, Row, Run
 
 S = TypeVar("S", bound=Session)
@@ -100,8 +100,16 @@ class Attempt(Generic[S]):
         return known.safe_to_repeat and (known.failure is not Failure.READ_ONLY or self.number < READ_ONLY_RUNS)
 
 
+def fault_of_nobody(error: BaseException) -> bool:
+    """Whether a run failed by what units do to each other, or met two writers and has sent nothing: that is no instance's
+    trouble, and the waits between the runs are enough to spare it."""
+    return isinstance(error, AmbiguousWriter) or classify_error(error).failure in (Failure.SERIALIZATION, Failure.DEADLOCK)
+
+
 def attempts(
-    make: Callable[[Run], S],
+    router: object,
+    Session: Callable[[], S],
+    commit_check: CommitCheck | None,
     deadline: float | None,
     stop: stop_base,
     wait: wait_base | None,
@@ -109,9 +117,20 @@ def attempts(
 ) -> Iterator[Attempt[S]]:
     """Attempts until one comes to a good end, or `stop` says no more; then the last error is raised.
 
-    make: gives a new session for a run. deadline: monotonic seconds; None: time counts from the first failure. repeats: given the
-    number of a run that failed and its error, whether another may follow.
+    router: of the sessions that Session makes. deadline: monotonic seconds; None: time counts from the first failure. repeats:
+    given the number of a run that failed and its error, whether another may follow.
     """
+
+    def make(run: Run) -> S:
+        factory: Any = getattr(Session, "session_factory", Session)  # a scoped_session's own session may be in use
+        session: S = factory()
+        if getattr(session, "router", None) is not router:
+            raise ConfigurationError(
+                "Session must make routing sessions of this router: sessionmaker(class_=RoutingSession, ...)"
+            )
+        cast(Runnable, session).run_under(run, commit_check)
+        return session
+
     state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
     stale: frozenset[Row] = frozenset()
     while True:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, Self, TypeAlias, TypeVar
 
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Mapper
@@ -55,14 +57,14 @@ class Run:
 class Past:
     """What the units of a session, or of a causal scope, have written and read so far.
 
-    given: the token that it began with. requirement: what a reader must have replayed. last_read: what it may not undercut.
-    wrote: since `given`.
+    given: the token that it began with. requirement: what a reader must have replayed. last_reads: what it may not undercut, one
+    of each server. wrote: since `given`.
     """
 
     def __init__(self, given: str | None = None, requirement: Requirement | None = None) -> None:
         self.given = given
         self.requirement = requirement
-        self.last_read: LastRead | None = None
+        self.last_reads: frozenset[LastRead] = frozenset()
         self.wrote = False
         self._lock = threading.RLock()  # the threads of a scope share it; the collector may end a unit while it is held
 
@@ -71,25 +73,79 @@ class Past:
         self._lock = threading.RLock()
 
     def note(
-        self, requirement: Requirement | None, last_read: LastRead | None, wrote: bool, known: LastRead | None = None
+        self,
+        requirement: Requirement | None,
+        last_read: LastRead | None = None,
+        *,
+        known: frozenset[LastRead] = frozenset(),
+        wrote: bool = False,
     ) -> None:
-        """Add what a unit has left behind. known: the last read that it knew of, which its own implies."""
+        """Add what a unit leaves behind. known: reads than which `last_read` showed no less."""
         with self._lock:
             self.requirement = merge(self.requirement, requirement)
-            before = self.last_read
-            if before is None:
-                self.last_read = last_read
-            elif last_read is None:
-                if requirement is not None and requirement.after >= before.at:
-                    self.last_read = None  # who has replayed that shows all that any reader had shown by then
-            elif before.server == last_read.server:
-                self.last_read = last_read if last_read.at >= before.at else before
-            elif known is not None and known.at >= before.at:
-                self.last_read = last_read
-            else:  # neither knew of the other: what the writer has since then implies both
-                both = Requirement(max(before.at, last_read.at), max(before.epoch, last_read.epoch))
-                self.requirement, self.last_read = merge(self.requirement, both), None
+            if last_read is not None:
+                others = self.last_reads - known
+                same = [other for other in others if other.server == last_read.server]
+                self.last_reads = others.difference(same) | {max(last_read, *same, key=_at) if same else last_read}
+            elif self.last_reads and requirement is not None and not requirement.given:
+                # Who has replayed that shows all that any reader had shown by then.
+                self.last_reads = frozenset(read for read in self.last_reads if read.at > requirement.after)
             self.wrote = self.wrote or wrote
+
+
+def _at(read: LastRead) -> float:
+    return read.at
+
+
+class Scope(Past):
+    """What everything that happens inside a causal scope has written and read: `with scope:`, as often as one likes.
+
+    Inside is what runs in this thread or task until the block ends, and what is started there with a copy of its context.
+    """
+
+    def __init__(self, owner: object, past: Past, ask: Callable[[Past], str | None]) -> None:
+        super().__init__(past.given, past.requirement)
+        self.owner = owner
+        self._ask = ask
+        self.units: set[Unit] = set()  # that have a connection
+
+    @property
+    def token(self) -> str | None:
+        """What a later reader must have replayed to show all that was written here; None where nothing was, and nothing was
+        given. To ask costs at most one query on the writer, and only where something was written since it was asked last."""
+        self.catch_up()
+        return self._ask(self)
+
+    def __enter__(self) -> Self:
+        _scopes.set((*_scopes.get(), self))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Not reset(): blocks of generators may end in another order, or in another context, than they began.
+        open_here = [*_scopes.get()]
+        if self in open_here:
+            open_here.remove(self)
+            _scopes.set(tuple(open_here))
+
+    def forked(self) -> None:
+        """In a forked child: what is under way is the parent's."""
+        super().forked()
+        self.units.clear()
+
+    def catch_up(self, but: Unit | None = None) -> None:
+        """Note what the units that are under way here, `but` this one, have committed and read until now."""
+        for unit in [*self.units]:
+            if unit is not but and (unit.text is not None or unit.handed_out):
+                self.note(*unit.left_behind(unit.read_at), known=unit.last_reads, wrote=unit.may_have_committed)
+
+
+_scopes: ContextVar[tuple[Scope, ...]] = ContextVar("aurora_router_scopes", default=())
+
+
+def current(owner: object) -> tuple[Scope, ...]:
+    """The scopes of a router that are open here."""
+    scopes = _scopes.get()
+    return tuple(scope for scope in scopes if scope.owner is owner) if scopes else ()
 
 
 class Unit:
@@ -104,8 +160,9 @@ class Unit:
     on_writer_since = 0  # as SQLAlchemy counts its loading
     epoch = 0
     requirement: Requirement | None = None
-    last_read: LastRead | None = None
+    last_reads: frozenset[LastRead] = frozenset()
     pasts: tuple[Past, ...] = ()  # of its session and of the scopes around it
+    scopes: tuple[Scope, ...] = ()  # those, where they count what it does
     of_session = False  # which says when it has ended; otherwise it ends with its connection
     read_at: float | None = None  # monotonic seconds: when its session had executed the last statement; None: it cannot tell
     noted = False  # all that it leaves behind, with its commit
@@ -116,6 +173,7 @@ class Unit:
     hint: Literal["writer", "reader"] | None = None  # of the statement that is being executed
     text: str | None = None  # of the last statement that passed the gate
     wrote = False
+    may_have_committed = False  # something of that
     only_reads = True  # nothing but READ statements so far
     repeats = 0
     streaming = False  # a server-side cursor may be open
@@ -129,6 +187,16 @@ class Unit:
 
     def __init__(self, read_only: bool | None) -> None:
         self.read_only = read_only
+
+    def left_behind(self, at: float | None) -> tuple[Requirement | None, LastRead | None]:
+        """What those must see who are to see what it was shown by this moment (monotonic seconds; None: now)."""
+        if at is None:
+            at = time.monotonic()
+        if self.on_writer:
+            return Requirement(at, self.epoch), None
+        if self.server is None:
+            return None, None
+        return self.requirement, LastRead(self.server, at, self.epoch)
 
     def give_back(self) -> None:
         """Leave the place of the writer's that it has borrowed, if it has."""

@@ -102,7 +102,7 @@ class Sample:
 class Requirement(NamedTuple):
     """What a reader must have replayed: every commit up to `after`, made in `epoch`.
 
-    after: monotonic seconds, taken when the commit had been acknowledged, or was heard of.
+    after: monotonic seconds, taken when the commit had been acknowledged; of a token: no earlier than that.
     position: the writer's position that proves it, once one was asked for after that moment.
     given: position and epoch came with a token: they prove what it speaks of, but not all up to `after`, and may be made up.
     """

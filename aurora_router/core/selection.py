@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,14 +36,14 @@ _READ, _DECLARED_READ_ONLY = Reason.READ, Reason.DECLARED_READ_ONLY  # looked up
 class Need(NamedTuple):
     """What a unit that reads needs of the instance that serves it.
 
-    declared: as read-only. requirement: what must have been replayed. last_read: what may not be undercut. max_lag: seconds.
+    declared: as read-only. requirement: what must have been replayed. last_reads: what may not be undercut. max_lag: seconds.
     avoid: ids of instances that have just failed this unit. pin_seconds: how long a requirement keeps the unit on the writer
     where readers give no evidence at all. writer_serves_reads: where to go when no reader qualifies.
     """
 
     declared: bool = False
     requirement: Requirement | None = None
-    last_read: LastRead | None = None
+    last_reads: Collection[LastRead] = ()
     max_lag: float | None = None
     avoid: frozenset[str] = frozenset()
     pin_seconds: float = 5.0
@@ -128,8 +128,8 @@ def choose(topology: Topology, need: Need, balance: Balance, load: Load, rnd: fl
         return to_writer(topology, Reason.NO_READER, Reason.NO_INSTANCE)
     if need.requirement is not None:
         able = [r for r in able if satisfies(r, need.requirement, topology, need.pin_seconds, now)]
-    if need.last_read is not None:
-        able = [r for r in able if shows_no_less(r, need.last_read, topology, need.pin_seconds, now)]
+    for last in need.last_reads:
+        able = [r for r in able if shows_no_less(r, last, topology, need.pin_seconds, now)]
     if not able:
         return to_writer(topology, Reason.OWN_WRITES)
     chosen = able[0] if len(able) == 1 else balance(able, load, rnd)

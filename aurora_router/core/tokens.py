@@ -1,7 +1,7 @@
 """Tokens: what a later reader must have replayed, in a text that goes through cookies, headers and messages.
 
 The text is `1.<cluster>.<position>.<made at>`, in URL-safe characters: a version, the cluster's identity, a position, and
-unix seconds. A position of PostgreSQL is `<epoch>-<lsn>`; those of other kinds begin with a letter. Without one (`0` in its
+unix milliseconds. A position of PostgreSQL is `<epoch>-<lsn>`; those of other kinds begin with a letter. Without one (`0` in its
 place), for none was known or none is short enough, it speaks of all that was committed when it was made. A signature may
 follow; it is not of this module.
 """
@@ -9,23 +9,25 @@ follow; it is not of this module.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from aurora_router.core.gtid import GtidSet, MariadbGtid
-from aurora_router.core.positions import Position, WalPosition
+from aurora_router.core.positions import Position, Requirement, Sample, WalPosition
 
 LONGEST = 120  # characters, signature and all
 SIGNATURE = 44  # characters that are left for one, the dot before it and all
 DOTS = 3  # in a text without a signature
-_FORM = re.compile(r"1\.([0-9A-Za-z_-]{1,36})\.([0-9A-Za-z_-]{1,60})\.([0-9]{1,12})", re.ASCII)
+SKEW = 1.0  # seconds that the clocks of two hosts may differ
+_FORM = re.compile(r"1\.([0-9A-Za-z_-]{1,36})\.([0-9A-Za-z_-]{1,60})\.([0-9]{1,15})", re.ASCII)
 _KINDS: Final[Mapping[str, Callable[[str], Position]]] = {"a": MariadbGtid.expand, "m": GtidSet.expand}
 
 
 class Token(NamedTuple):
-    """A commit of a cluster that a reader must have replayed.
+    """What a reader must have replayed: all that a cluster had committed at a moment.
 
-    cluster: as ServerId.cluster. position: the writer's, asked for after the commit. made_at: unix seconds, rounded up.
+    cluster: as ServerId.cluster. made_at: that moment, in unix milliseconds, rounded up. position: the writer's, asked for after
+    it.
     """
 
     cluster: str
@@ -53,18 +55,46 @@ class Token(NamedTuple):
         return cls(cluster, position, int(made_at))
 
 
-def later(one: Token, other: Token) -> Token:
-    """The one that implies the other. Raises ValueError for tokens of two clusters.
+def latest(tokens: Sequence[Token]) -> Token:
+    """The one that implies the others. Raises ValueError for tokens of several clusters.
 
-    One without a position implies those that were made before it. Otherwise the newer epoch, then the position decides. Where
-    neither position covers the other, the writer has changed between them: that of the newer one was made behind the older.
+    Of two with positions the newer epoch, then the position decides. Where neither position covers the other, the writer has
+    changed between them: that of the newer one was made behind the older. One without a position counts unless one that has a
+    position is later for certain: by more than clocks may differ.
     """
-    if one.cluster != other.cluster:
+    if any(token.cluster != tokens[0].cluster for token in tokens):
         raise ValueError("they are of two clusters")
-    if one.position is None or other.position is None:
-        return one if (one.made_at, one.position is None) > (other.made_at, other.position is None) else other
-    if one.position.epoch != other.position.epoch:
-        return one if one.position.epoch > other.position.epoch else other
-    if one.position.covers(other.position) or other.position.covers(one.position):
-        return one if one.position.covers(other.position) else other
-    return one if one.made_at > other.made_at else other
+    blank: Token | None = None
+    placed: tuple[Token, Position] | None = None
+    for token in tokens:
+        if token.position is None:
+            if blank is None or token.made_at > blank.made_at:
+                blank = token
+        elif placed is None or _is_later(token.position, placed[1], token.made_at > placed[0].made_at):
+            placed = token, token.position
+    if placed is not None and (blank is None or placed[0].made_at > blank.made_at + SKEW * 1000):
+        return placed[0]
+    assert blank is not None  # there is at least one
+    return blank
+
+
+def _is_later(one: Position, other: Position, made_later: bool) -> bool:
+    if one.epoch != other.epoch:
+        return one.epoch > other.epoch
+    if one.covers(other) or other.covers(one):
+        return one.covers(other)
+    return made_later
+
+
+def renewed(requirement: Requirement, samples: Sequence[Sample], since: float, now: float) -> Requirement:
+    """The requirement, or one that implies it where it is older than `since`, so that a token of it is honoured for long enough.
+
+    samples: of the writer, oldest first. since, now: monotonic seconds.
+    """
+    if requirement.after >= since:
+        return requirement
+    newest = samples[-1] if samples else None
+    covered = newest is not None and (requirement.position is None or newest.position.covers(requirement.position))
+    if newest is not None and newest.asked_at >= since and covered:
+        return Requirement(newest.asked_at, newest.position.epoch, newest.position)
+    return requirement if requirement.given else Requirement(now, requirement.epoch)

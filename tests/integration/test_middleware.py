@@ -25,10 +25,10 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from aurora_router import Router, RoutingSession
-from aurora_router.causality import Scope, current
 from aurora_router.core import events
 from aurora_router.local import FaultProxy, PostgresCluster
 from aurora_router.middleware import AsgiMiddleware, WsgiMiddleware
+from aurora_router.unit import Scope, current
 from tests.integration.shop import RAISE, sessions, through, until_readers_serve
 from tests.integration.sites import (
     COOKIE,
@@ -151,7 +151,7 @@ def test_a_token_that_does_not_count_is_an_event_and_no_error(
     wrong = {
         "malformed": "nonsense",
         "of another cluster": f"{version}.77.{position}.{made_at}",
-        "expired": f"{version}.{cluster}.{position}.{int(made_at) - 100}",
+        "expired": f"{version}.{cluster}.{position}.{int(made_at) - 100_000}",
     }
     for reason, text in wrong.items():
         for headers in ({HEADER: text}, with_cookie(text)):

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import FrameType
+from typing import Any
 
 import pytest
 from sqlalchemy import text
 
+import aurora_router
 from aurora_router import Router
 from aurora_router.local import FaultProxy, PostgresCluster
 from aurora_router.monitor import TRUST
-from tests.integration.shop import eventually
+from tests.integration.shop import eventually, no_connection_is_left
 
 MakeRouter = Callable[..., Router]
 
@@ -71,6 +75,21 @@ def run(cluster: PostgresCluster, script: str, *instances: str) -> list[str]:
         assert process.returncode == 0, err
         assert "Traceback" not in err, err
         return out.splitlines()
+
+
+def test_what_is_under_way_in_a_scope_at_a_fork_is_the_parents(cluster: PostgresCluster) -> None:
+    script = """
+r = router()
+with r.causal_scope() as scope, r.connect() as connection:
+    connection.execute(text("SELECT 1"))
+    def work():
+        assert not scope.units
+    in_child(work)
+    assert scope.units
+assert not scope.units
+print("done")
+"""
+    assert run(cluster, script) == ["done"]
 
 
 def test_a_forked_child_has_connections_and_threads_of_its_own(cluster: PostgresCluster) -> None:
@@ -393,11 +412,32 @@ print(any(t.name.startswith("aurora-router-probe") for t in threading.enumerate(
         assert "Traceback" not in err, err
 
 
+@pytest.mark.parametrize("function", ["given_back", "returned"])
+def test_a_connection_whose_return_is_interrupted_goes_back_all_the_same(router: Router, function: str) -> None:
+    def trace(frame: FrameType, what: str, _: object) -> Any:
+        if frame.f_code.co_name == function and frame.f_code.co_filename.startswith(os.path.dirname(aurora_router.__file__)):
+            if what == "line":
+                raise KeyboardInterrupt
+            return trace
+        return None
+
+    connection = router.connect()
+    connection.execute(text("SELECT 1"))
+    sys.settrace(trace)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            connection.close()
+    finally:
+        sys.settrace(None)
+    assert no_connection_is_left(router)
+
+
 @pytest.mark.parametrize("kind", ["KeyboardInterrupt", "Exception"])
 def test_an_exception_out_of_a_signal_handler_leaks_no_connection(cluster: PostgresCluster, kind: str) -> None:
     """Ctrl-C, or the time limit of a worker, anywhere in this library, or in the driver, where a unit mostly waits for a server.
 
-    Not anywhere in SQLAlchemy: between two lines of its pool an exception leaks even so, once in a thousand.
+    Not anywhere in SQLAlchemy: between two lines of its pool an exception leaks even so, once in a thousand. There is also where
+    a listener of its pool begins.
     """
     script = f"""
 import random, psycopg, aurora_router
@@ -409,10 +449,14 @@ class Limit({kind}):
     pass
 
 def handler(_, frame):
-    if frame.f_code.co_filename.startswith(places):
+    code = frame.f_code
+    between_two_lines = code.co_name == "checked_in" and frame.f_lineno == code.co_firstlineno
+    if code.co_filename.startswith(places) and not between_two_lines:
+        where[:] = code.co_filename, frame.f_lineno
         raise Limit
     signal.setitimer(signal.ITIMER_REAL, 0.0001)
 
+where = []
 signal.signal(signal.SIGALRM, handler)
 chance = random.Random(4)
 r = router()
@@ -443,7 +487,7 @@ for n in range(100):
         c.close()  # once more: the first may have been what was interrupted
     gc.collect()
     out = [engine.pool.checkedout() for engine in engines]
-    assert not any(out), (n, out)
+    assert not any(out), (n, out, where)
     assert not r._monitor._waiting
 assert interrupted > 30, interrupted
 print(sum(engine.pool.checkedin() for engine in engines), flush=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from sqlalchemy import event, select, text
@@ -14,12 +15,14 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import scoped_session
 
 from aurora_router import ConfigurationError, Router, RoutingSession
-from aurora_router.causality import current
 from aurora_router.core import events
 from aurora_router.core.positions import WalPosition
+from aurora_router.core.selection import Load
 from aurora_router.core.tokens import Token
+from aurora_router.core.topology import Instance
 from aurora_router.errors import WrongServer
-from aurora_router.local import FaultProxy, PostgresCluster
+from aurora_router.local import FaultProxy, LocalInstance, PostgresCluster
+from aurora_router.unit import current
 from tests.integration.shop import RAISE, Item, eventually, instance_id, place, sessions, until_readers_serve
 
 MakeRouter = Callable[..., Router]
@@ -244,6 +247,19 @@ def test_a_token_of_a_newer_writer_than_is_known_makes_all_be_asked(cluster: Pos
         assert s.scalar(STOCK) == 11
 
 
+def test_a_unit_that_writes_looks_for_the_newer_writer_of_its_token(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    there = make_router(probe_interval=3600)
+    there.start()
+    old = cluster.writer
+    cluster.promote()
+    assert old.running, "and takes writes still, which nobody will see"
+    token = write(make_router())
+    with sessions(there)(after=token) as s:
+        s.execute(RAISE)
+        s.commit()
+    assert cluster.execute("SELECT stock FROM item WHERE id = 1") == [(12,)]
+
+
 def test_a_signed_router_takes_only_what_it_has_signed(make_router: MakeRouter) -> None:
     signed, plain = make_router(token_keys=["a secret"]), make_router()
     token = write(signed)
@@ -413,11 +429,41 @@ def test_scopes_of_two_routers_do_not_mix(paused: PostgresCluster, make_router: 
 # -- monotonic reads ------------------------------------------------------------------------------------------------
 
 
-def test_later_reads_show_no_less_though_the_reader_changes(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+class Readers:
+    """Two readers: `late` shows the stock of 10, `current` that of 11; and a strategy that takes the `wanted` one."""
+
+    def __init__(self, late: LocalInstance, current: LocalInstance) -> None:
+        self.late, self.current = late, current
+        self.wanted = late
+
+    def balance(self, readers: Sequence[Instance], load: Load, rnd: float) -> Instance:
+        return next((reader for reader in readers if reader.id == self.wanted.address), readers[0])
+
+
+@pytest.fixture
+def readers(cluster: PostgresCluster) -> Readers:
     late, current = cluster.readers
     cluster.pause_replay(late)
     cluster.execute("UPDATE item SET stock = 11 WHERE id = 1")
     eventually(lambda: cluster.execute("SELECT stock FROM item WHERE id = 1", instance=current) == [(11,)])
+    return Readers(late, current)
+
+
+@pytest.fixture
+def split(readers: Readers, make_router: MakeRouter) -> Router:
+    """A router that takes the reader that is wanted."""
+    router = make_router(balance=readers.balance)
+    until_readers_serve(router, 2)
+    return router
+
+
+def goes_to(router: Router, reader: LocalInstance) -> bool:
+    """Whether a read would go to that reader now."""
+    instance = router.explain("SELECT 1").instance
+    return instance is not None and instance.id == reader.address
+
+
+def test_later_reads_show_no_less_though_the_reader_changes(readers: Readers, make_router: MakeRouter) -> None:
     router = make_router(balance="round_robin")
     until_readers_serve(router, 2)
     shown = 0
@@ -438,22 +484,14 @@ def test_later_reads_show_no_less_though_the_reader_changes(cluster: PostgresClu
             shown = found
 
 
-def test_a_session_that_comes_into_a_scope_is_shown_no_less_than_either_was(
-    cluster: PostgresCluster, make_router: MakeRouter
-) -> None:
-    late, current = cluster.readers
-    cluster.pause_replay(late)
-    cluster.execute("UPDATE item SET stock = 11 WHERE id = 1")
-    eventually(lambda: cluster.execute("SELECT stock FROM item WHERE id = 1", instance=current) == [(11,)])
-    chosen = [current.address]
-    router = make_router(balance=lambda readers, load, rnd: next((r for r in readers if r.id == chosen[0]), readers[0]))
-    until_readers_serve(router, 2)
-    with sessions(router)() as s:
+def test_a_session_that_comes_into_a_scope_is_shown_no_less_than_either_was(readers: Readers, split: Router) -> None:
+    with sessions(split)() as s:
+        readers.wanted = readers.current
         assert s.scalar(STOCK) == 11
         s.rollback()
-        chosen[0] = late.address
-        with router.causal_scope():
-            with sessions(router)() as other:
+        readers.wanted = readers.late
+        with split.causal_scope():
+            with sessions(split)() as other:
                 assert other.scalar(STOCK) == 10
             assert s.scalar(STOCK) == 11
 
@@ -479,19 +517,28 @@ def test_what_the_writer_has_shown_a_late_reader_does_not_take_back(paused: Post
         assert s.scalar(STOCK) == 11
 
 
-def test_a_unit_whose_reader_dies_goes_on_where_it_is_shown_no_less(cluster: PostgresCluster, make_router: MakeRouter) -> None:
-    late, current = cluster.readers
-    cluster.pause_replay(late)
-    cluster.execute("UPDATE item SET stock = 11 WHERE id = 1")
-    eventually(lambda: cluster.execute("SELECT stock FROM item WHERE id = 1", instance=current) == [(11,)])
-    router = make_router(balance=lambda readers, load, rnd: next((r for r in readers if r.id == current.address), readers[0]))
-    until_readers_serve(router, 2)
-    with sessions(router)() as s:
+def test_a_unit_whose_reader_dies_goes_on_where_it_is_shown_no_less(
+    cluster: PostgresCluster, readers: Readers, split: Router
+) -> None:
+    readers.wanted = readers.current
+    with sessions(split)() as s:
         assert s.scalar(STOCK) == 11
-        assert instance_id(s) == current.address
-        cluster.kill(current)
+        assert instance_id(s) == readers.current.address
+        cluster.kill(readers.current)
         assert s.scalar(STOCK) == 11
         assert place(s) == "writer"
+
+
+def test_where_a_unit_was_shown_something_before_it_left_its_reader_counts_for_others(
+    cluster: PostgresCluster, readers: Readers, split: Router
+) -> None:
+    readers.wanted = readers.current
+    with split.causal_scope(), sessions(split)() as s, sessions(split)() as other:
+        assert s.scalar(STOCK) == 11
+        cluster.kill(readers.current)
+        assert s.scalar(STOCK) == 11
+        readers.wanted = readers.late
+        assert other.scalar(STOCK) == 11
 
 
 def test_eventual_consistency_promises_none_of_this(paused: PostgresCluster, make_router: MakeRouter) -> None:
@@ -515,29 +562,106 @@ def test_a_scoped_session_gives_the_token_of_the_session_inside(router: Router) 
     session.remove()
 
 
-def test_units_of_a_scope_that_are_open_together_take_nothing_back_from_each_other(
-    cluster: PostgresCluster, make_router: MakeRouter
-) -> None:
-    late, current = cluster.readers
-    cluster.pause_replay(late)
-    cluster.execute("UPDATE item SET stock = 11 WHERE id = 1")
-    eventually(lambda: cluster.execute("SELECT stock FROM item WHERE id = 1", instance=current) == [(11,)])
-    wanted = late
-    router = make_router(balance=lambda readers, load, rnd: next((r for r in readers if r.id == wanted.address), readers[0]))
-    until_readers_serve(router, 2)
-    with router.causal_scope(), sessions(router)() as one, sessions(router)() as other:
+def test_units_of_a_scope_that_are_open_together_take_nothing_back_from_each_other(readers: Readers, split: Router) -> None:
+    with split.causal_scope(), sessions(split)() as one, sessions(split)() as other:
         assert one.scalar(STOCK) == 10
-        wanted = current
+        readers.wanted = readers.current
+        eventually(lambda: goes_to(split, readers.current))
         assert other.scalar(STOCK) == 11
-        other.rollback()
-        assert one.scalar(STOCK) == 11, "the other one was shown it meanwhile"
-    with router.causal_scope(), sessions(router)() as one, sessions(router)() as other:
+        assert one.scalar(STOCK) == 11, "the other one was shown it meanwhile, and has not ended"
+    with split.causal_scope(), sessions(split)() as one, sessions(split)() as other:
         assert one.scalar(STOCK) == 11
-        wanted = late
-        assert other.scalar(STOCK) == 10, "the first has not ended"
-        other.rollback()
-        one.rollback()
-        assert other.scalar(STOCK) == 11, "though its own reader was read from later"
+        readers.wanted = readers.late
+        assert other.scalar(STOCK) == 11
+
+
+def test_of_reads_side_by_side_in_a_scope_the_one_that_ends_last_does_not_hide_the_other(readers: Readers, split: Router) -> None:
+    with split.causal_scope():
+        with split.connect(read_only=True) as slow:
+            readers.wanted = readers.current
+            with split.connect(read_only=True) as quick:
+                assert quick.scalar(STOCK) == 11
+            assert slow.scalar(STOCK) == 10, "its transaction is where it is"
+        readers.wanted = readers.late
+        with split.connect(read_only=True) as connection:
+            assert connection.scalar(STOCK) == 11
+
+
+def test_a_unit_under_way_moves_to_what_another_one_of_its_scope_has_read_on_the_writer(readers: Readers, split: Router) -> None:
+    with split.causal_scope(), sessions(split)() as s, sessions(split)() as other:
+        assert s.scalar(STOCK) == 10
+        assert other.scalar(STOCK.execution_options(route="writer")) == 11
+        assert s.scalar(STOCK) == 11
+
+
+def test_a_connection_that_has_sent_nothing_keeps_nobody_from_a_reader(router: Router) -> None:
+    until_readers_serve(router, 2)
+    with router.causal_scope(), router.connect(), sessions(router)() as s:
+        assert s.scalar(STOCK) == 10
+        assert place(s) == "reader"
+
+
+@pytest.mark.parametrize("consistency", ["session", "global"])
+def test_an_automatic_unit_under_way_sees_what_others_commit_meanwhile(
+    paused: PostgresCluster, make_router: MakeRouter, consistency: str
+) -> None:
+    router = make_router(consistency=consistency)
+    until_readers_serve(router, 2)
+    with router.causal_scope() if consistency == "session" else contextlib.nullcontext(), sessions(router)() as s:
+        assert s.scalar(STOCK) == 10
+        write(router)
+        assert s.scalar(STOCK) == 11
+
+
+@contextlib.contextmanager
+def committed(router: Router, way: str) -> Iterator[None]:
+    """The stock is raised on a connection that has not been given back yet."""
+    if way == "raw":
+        raw = router.raw_connection()
+        raw.cursor().execute("UPDATE item SET stock = stock + 1 WHERE id = 1")
+        raw.commit()
+        yield
+        raw.close()
+    elif way == "session in autocommit":
+        with sessions(router)() as s:
+            s.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+            s.execute(RAISE)
+            yield
+    else:
+        with router.connect() as connection:
+            if way == "autocommit":
+                connection.execution_options(isolation_level="AUTOCOMMIT")
+            connection.execute(RAISE)
+            if way == "text":
+                connection.execute(text("COMMIT"))
+            elif way == "commit":
+                connection.commit()
+            yield
+
+
+@pytest.mark.parametrize("way", ["commit", "text", "autocommit", "raw", "session in autocommit"])
+def test_a_scope_sees_what_was_committed_on_a_connection_that_is_still_open(
+    paused: PostgresCluster, router: Router, way: str
+) -> None:
+    until_readers_serve(router, 2)
+    with router.causal_scope() as scope, committed(router, way):
+        assert scope.wrote, "middleware looks at this"
+        with sessions(router)() as s:
+            assert s.scalar(STOCK) == 11
+        token = scope.token
+        with router.connect(read_only=True, after=token) as connection:
+            assert connection.scalar(STOCK) == 11
+
+
+def test_a_scope_may_be_entered_again_and_goes_on(paused: PostgresCluster, router: Router) -> None:
+    until_readers_serve(router, 2)
+    scope = router.causal_scope()
+    with scope:
+        write(router)
+    for _ in range(2):
+        with scope, sessions(router)() as s:
+            assert s.scalar(STOCK) == 11
+    assert current(scope.owner) == ()
 
 
 # -- waiting instead of a detour --------------------------------------------------------------------------------------

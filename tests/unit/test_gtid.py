@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from aurora_router.core.gtid import LAST, LONGEST, SHORT, GtidSet, MariadbGtid, began
 from aurora_router.core.positions import Requirement, WalPosition, merge, minimum
 from aurora_router.core.tokens import LONGEST as LONGEST_TOKEN
-from aurora_router.core.tokens import SIGNATURE, Token, later
+from aurora_router.core.tokens import SIGNATURE, Token, latest
 
 A, B, C = (str(uuid.UUID(int=n << 100 | n)) for n in (1, 2, 3))
 settings.register_profile("gtid", deadline=None, max_examples=60)
@@ -293,8 +293,8 @@ def test_a_token_carries_its_kind_of_position():
 
 def test_of_two_tokens_the_one_that_covers_the_other_counts_or_else_the_one_made_later():
     one, more, other = (Token("7", mysql(text), at) for text, at in ((f"{A}:1-5", 9), (f"{A}:1-6", 8), (f"{B}:1", 10)))
-    assert later(one, more) is later(more, one) is more
-    assert later(one, other) is later(other, one) is other
+    assert latest([one, more]) is latest([more, one]) is more
+    assert latest([one, other]) is latest([other, one]) is other
 
 
 # ---------------------------------------------------------------- MariaDB

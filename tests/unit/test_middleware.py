@@ -7,15 +7,10 @@ import time
 import pytest
 
 from aurora_router import ConfigurationError, Router
-from aurora_router.middleware import AsgiMiddleware, WsgiMiddleware, _Carrier, private
+from aurora_router.core.http import cookie, cookie_reader, private, with_private_field
+from aurora_router.middleware import AsgiMiddleware, WsgiMiddleware
 
 TOKEN = "1.7.1-A.1764000000"
-
-
-@pytest.fixture
-def carrier() -> _Carrier:
-    """With the default names."""
-    return _Carrier(Router("postgresql+psycopg://db/shop"), "aurora_router", "aurora-router-token", None)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +33,7 @@ def test_a_response_with_a_token_is_nobodys_but_its_clients(given: str, made: st
     assert private(given) == made
 
 
-def test_of_several_cache_control_headers_one_is_made_and_those_for_a_cdn_alone_are_left_out(carrier: _Carrier) -> None:
+def test_of_several_cache_control_headers_one_is_made_and_those_for_a_cdn_alone_are_left_out() -> None:
     headers = [
         ("Cache-Control", "public"),
         ("content-type", "text/plain"),
@@ -48,7 +43,7 @@ def test_of_several_cache_control_headers_one_is_made_and_those_for_a_cdn_alone_
         ("Surrogate-Control", "max-age=600"),
         ("Set-Cookie", "theme=dark"),
     ]
-    assert carrier.answered(headers, TOKEN, by_header=True, https=False) == [
+    assert with_private_field(headers, ("aurora-router-token", TOKEN)) == [
         ("content-type", "text/plain"),
         ("Set-Cookie", "theme=dark"),
         ("Cache-Control", "private, max-age=5"),
@@ -73,16 +68,21 @@ def test_of_several_cache_control_headers_one_is_made_and_those_for_a_cdn_alone_
         ("", None),
     ],
 )
-def test_a_cookie_is_found_by_its_whole_name(carrier: _Carrier, cookies: str, token: str | None) -> None:
-    assert carrier.of_cookies(cookies) == token
+def test_a_cookie_is_found_by_its_whole_name(cookies: str, token: str | None) -> None:
+    assert cookie_reader("aurora_router")(cookies) == token
 
 
-def test_no_cookie_header_takes_long_to_read(carrier: _Carrier) -> None:
+def test_no_cookie_header_takes_long_to_read() -> None:
     for part in ("; ", ";", " ", '"', "aurora_router", "aurora_router=", ";aurora_router ", "=", "\t;"):
         for cookies in (part * (200_000 // len(part)), "aurora_router=" + part * (200_000 // len(part))):
             began = time.perf_counter()
-            carrier.of_cookies(cookies)
+            cookie_reader("aurora_router")(cookies)
             assert time.perf_counter() - began < 0.2
+
+
+def test_a_cookie_is_for_no_script_and_no_other_site() -> None:
+    assert cookie("c", TOKEN, 60, secure=False) == f"c={TOKEN}; Max-Age=60; Path=/; HttpOnly; SameSite=Lax"
+    assert cookie("c", TOKEN, 60, secure=True) == f"c={TOKEN}; Max-Age=60; Path=/; HttpOnly; SameSite=Lax; Secure"
 
 
 @pytest.mark.parametrize("middleware", [AsgiMiddleware, WsgiMiddleware])

@@ -244,25 +244,25 @@ def read(server, at, epoch=1):
 
 
 def test_the_reader_that_has_shown_it_shows_it_again_whatever_is_known_of_it():
-    assert decide(WELL, Need(last_read=read("c", 50.0))).instance.id == "c"
-    assert decide(WELL, Need(last_read=read("b", 50.0), requirement=Requirement(1.5, 1))).instance.id == "b"
+    assert decide(WELL, Need(last_reads=[read("c", 50.0)])).instance.id == "c"
+    assert decide(WELL, Need(last_reads=[read("b", 50.0)], requirement=Requirement(1.5, 1))).instance.id == "b"
     restarted = topology(said("a", 1, WRITER, 100), said("c", 2, READER, 100, server="c"), instances=("a", "c"))
-    assert decide(restarted, Need(last_read=read("c again", 50.0))).reason is Reason.OWN_WRITES
+    assert decide(restarted, Need(last_reads=[read("c again", 50.0)])).reason is Reason.OWN_WRITES
 
 
 def test_another_reader_does_when_it_has_what_the_first_or_the_writer_had_afterwards():
     found = topology(said("a", 1, WRITER, 300), said("b", 5, READER, 120), said("c", 6, READER, 100))
-    assert {decide(found, Need(last_read=read("c", 5.5)), turn=turn).instance.id for turn in range(4)} == {"b", "c"}
-    assert {decide(found, Need(last_read=read("b", 4.5)), turn=turn).instance.id for turn in range(4)} == {"b"}
+    assert {decide(found, Need(last_reads=[read("c", 5.5)]), turn=turn).instance.id for turn in range(4)} == {"b", "c"}
+    assert {decide(found, Need(last_reads=[read("b", 4.5)]), turn=turn).instance.id for turn in range(4)} == {"b"}
     gone = topology(said("a", 1, WRITER, 100), said("a", 2, WRITER, 110), said("b", 2, READER, 110), instances=("a", "b"))
-    assert decide(gone, Need(last_read=read("c", 1.5))).instance.id == "b"
-    assert decide(gone, Need(last_read=read("c", 2.5))).reason is Reason.OWN_WRITES
+    assert decide(gone, Need(last_reads=[read("c", 1.5)])).instance.id == "b"
+    assert decide(gone, Need(last_reads=[read("c", 2.5)])).reason is Reason.OWN_WRITES
 
 
 def test_a_reader_without_positions_does_when_its_lag_is_known_to_be_over():
     found = topology(said("a", 10, WRITER), said("b", 10, READER, lag=0.0))
-    assert decide(found, Need(last_read=read("c", 9.0))).instance.id == "b"
-    assert decide(found, Need(last_read=read("c", 9.9), pin_seconds=100.0)).reason is Reason.OWN_WRITES
+    assert decide(found, Need(last_reads=[read("c", 9.0)])).instance.id == "b"
+    assert decide(found, Need(last_reads=[read("c", 9.9)], pin_seconds=100.0)).reason is Reason.OWN_WRITES
 
 
 # -- what a token claims ----------------------------------------------------------------------------------------------

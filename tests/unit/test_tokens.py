@@ -1,5 +1,6 @@
 """Tokens: their text, what is refused, which of two implies the other, signatures, and what they mean where they arrive."""
 
+import math
 import time
 
 import pytest
@@ -7,13 +8,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_router import ConfigurationError, merge_tokens
-from aurora_router.core.positions import Requirement, WalPosition, merge
-from aurora_router.core.tokens import LONGEST, Token, later
-from aurora_router.tokens import Tokens
+from aurora_router.core.positions import Requirement, Sample, WalPosition, merge
+from aurora_router.core.tokens import LONGEST, SKEW, Token, latest, renewed
+from aurora_router.tokens import MARGIN, Tokens
 
 CLUSTER = "7571234567890123456"
 positions = st.builds(WalPosition, st.integers(1, 2**32 - 1), st.integers(0, 2**64 - 1))
-tokens = st.builds(Token, st.just(CLUSTER), st.none() | positions, st.integers(0, 10**11))
+tokens = st.builds(Token, st.just(CLUSTER), st.none() | positions, st.integers(0, 10**14))
+
+
+def written(position, *keys, ttl=60.0, after=0.0, given=False):
+    """A token of what had been committed `after` seconds from now."""
+    epoch = position.epoch if position is not None else 1
+    return Tokens(keys, ttl).write("7", Requirement(time.monotonic() + after, epoch, position, given))
+
+
+def read(text, ttl=60.0):
+    return Tokens((), ttl).read(text, "7")
 
 
 @given(tokens)
@@ -21,7 +32,8 @@ def test_a_token_reads_as_it_was_written_and_is_short_and_fit_for_urls_and_heade
     text = str(token)
     assert Token.parse(text) == token
     assert set(text) <= set("0123456789ABCDEFabcdefghijklmnopqrstuvwxyz.-_")
-    signed = Tokens(["k" * 40], 60.0).write(CLUSTER, WalPosition(2**32 - 1, 2**64 - 1))
+    largest = Requirement(time.monotonic(), 2**32 - 1, WalPosition(2**32 - 1, 2**64 - 1))
+    signed = Tokens(["k" * 40], 60.0).write(CLUSTER, largest)
     assert len(text) + len(signed) - len(str(Token.parse(signed.rsplit(".", 1)[0]))) < LONGEST
 
 
@@ -55,13 +67,19 @@ def test_what_is_not_a_token_is_refused(text):
 
 
 def test_a_token_of_another_cluster_is_refused_with_both_names():
-    with pytest.raises(ConfigurationError, match="of another cluster \\(8, not 7\\)"):
-        Tokens((), 60.0).read("1.8.1-A.1", "7")
+    with pytest.raises(ConfigurationError, match=r"^after: .* of another cluster \(8, not 7\)"):
+        Tokens((), 60.0).read("1.8.1-A.1", "7", "after")
+
+
+def test_an_error_names_the_argument_that_the_token_was_given_for():
+    for wrong in ("", "x" * 200, 5, "1.8.1-A.1"):
+        with pytest.raises(ConfigurationError, match=r"^after: "):
+            Tokens((), 60.0).read(wrong, "7", "after")
 
 
 def test_a_signature_keeps_a_client_from_making_one_up_and_old_keys_go_on_being_accepted():
     old, new = Tokens([b"old"], 60.0), Tokens(["old", "new"], 60.0)
-    before, after = old.write("7", WalPosition(1, 10)), new.write("7", WalPosition(1, 10))
+    before, after = written(WalPosition(1, 10), b"old"), written(WalPosition(1, 10), "old", "new")
     assert new.read(before, "7") is not None
     assert new.read(after, "7") is not None
     for forged in (
@@ -84,45 +102,69 @@ def test_a_secret_is_in_no_repr():
     assert "hush" not in repr(vars(Tokens(["hush"], 60.0)))
 
 
-def test_a_token_is_a_requirement_from_the_moment_it_is_heard_of():
+def test_a_new_token_is_a_requirement_from_the_moment_it_is_heard_of():
     before = time.monotonic()
-    found = Tokens((), 60.0).read(Tokens((), 60.0).write("7", WalPosition(3, 77)), "7")
+    found = read(written(WalPosition(3, 77)))
     assert found[1:] == (3, WalPosition(3, 77), True)
     assert before <= found.after <= time.monotonic()
 
 
+def test_a_token_speaks_of_the_moment_that_its_position_was_asked_for_less_what_clocks_may_differ():
+    for position in (WalPosition(3, 77), None):
+        now = time.monotonic()
+        assert read(written(position, after=-10)).after == pytest.approx(now - 10 + MARGIN, abs=0.2)
+        assert read(written(position)).after >= now
+
+
+def test_a_token_that_is_handed_on_does_not_get_younger():
+    given = read(written(WalPosition(3, 77), after=-10))
+    again = read(Tokens((), 60.0).write("7", given))
+    assert again.after == pytest.approx(given.after, abs=0.05)
+
+
 def test_a_token_that_is_older_than_its_time_asks_for_nothing():
     made = int(time.time())
-    assert Tokens((), 60.0).read(f"1.7.1-A.{made - 61}", "7") is None
-    assert Tokens((), 60.0).read(f"1.7.1-A.{made - 50}", "7") is not None
-    assert Tokens((), 60.0).read(f"1.7.1-A.{made + 10**6}", "7") is not None, "from a clock that is ahead"
+    assert read(f"1.7.1-A.{made - 61}000") is None
+    assert read(f"1.7.1-A.{made - 50}000") is not None
+    assert read(f"1.7.1-A.{made + 10**6}000") is not None, "from a clock that is ahead"
+    assert Token.parse(written(None, after=-(2.0**40))).made_at == 0
 
 
 def test_a_token_is_never_older_than_what_it_speaks_of():
     for _ in range(20):
-        before = time.time()
-        assert Token.parse(Tokens((), 60.0).write("7", None)).made_at >= before
-        time.sleep(0.03)
+        before = time.time() * 1000
+        assert Token.parse(written(None)).made_at >= before - 0.1
+        time.sleep(0.0003)
 
 
 def test_a_token_with_little_time_counts_when_it_is_made():
-    brief = Tokens((), 0.05)
     for _ in range(20):
-        assert brief.read(brief.write("7", WalPosition(1, 10)), "7") is not None
-        time.sleep(0.03)
+        assert read(written(WalPosition(1, 10), ttl=0.05), ttl=0.05) is not None
+        time.sleep(0.003)
 
 
-def test_a_token_without_a_position_speaks_of_all_that_was_committed_when_it_was_made():
-    made, now = int(time.time()), time.monotonic()
-    found = Tokens((), 60.0).read(f"1.7.0.{made - 10}", "7")
-    assert found[1:] == (None, None, False)
-    assert now - 10.5 < found.after < now - 8.0, "less a second that clocks may differ"
-    assert Tokens((), 60.0).read(f"1.7.0.{made}", "7").after >= now
+OLD = Requirement(10.0, 1, WalPosition(1, 50))
+
+
+@pytest.mark.parametrize(
+    ("requirement", "samples", "expected"),
+    [
+        (OLD._replace(after=95.0), (), OLD._replace(after=95.0)),
+        (OLD, (Sample(98.0, WalPosition(1, 60)),), Requirement(98.0, 1, WalPosition(1, 60))),
+        (OLD._replace(position=None), (Sample(98.0, WalPosition(1, 60)),), Requirement(98.0, 1, WalPosition(1, 60))),
+        (OLD, (Sample(40.0, WalPosition(1, 60)),), Requirement(100.0, 1)),
+        (OLD, (Sample(98.0, WalPosition(2, 60)),), Requirement(100.0, 1)),
+        (OLD, (), Requirement(100.0, 1)),
+        (OLD._replace(given=True), (Sample(98.0, WalPosition(1, 40)),), OLD._replace(given=True)),
+    ],
+)
+def test_what_was_proven_long_ago_is_proven_anew_for_a_token(requirement, samples, expected):
+    assert renewed(requirement, samples, since=90.0, now=100.0) == expected
 
 
 @given(tokens, tokens)
 def test_the_later_of_two_is_the_same_whichever_comes_first(one, other):
-    first, second = later(one, other), later(other, one)
+    first, second = latest([one, other]), latest([other, one])
     assert first == second or {first.position, second.position} <= {one.position, other.position}
     if one.position is not None and other.position is not None:
         assert (first.position.epoch, first.position.lsn) == max(
@@ -136,13 +178,39 @@ def test_merging_gives_the_token_that_implies_the_others():
     assert merge_tokens(None, early, None) == early
     assert merge_tokens(early, late) == merge_tokens(late, early) == late
     assert merge_tokens(early, newer, late) == newer
-    assert merge_tokens("1.7.0.5", late) == "1.7.0.5", "made after it, of all that there was"
-    assert merge_tokens("1.7.0.3", late) == late
-    signed = Tokens(["k"], 60.0).write("7", WalPosition(1, 99))
+    assert merge_tokens("1.7.0.5", late, "1.7.0.3") == "1.7.0.5", "made after it, of all that there was"
+    signed = written(WalPosition(1, 99), "k")
     assert merge_tokens(early, signed) == signed
     for wrong in ("1.8.1-A.5", "nonsense", 5, early.encode(), [early]):
         with pytest.raises(ConfigurationError, match="cannot be merged"):
             merge_tokens(early, wrong)
+
+
+def test_a_token_without_a_position_counts_unless_another_one_is_later_by_all_clocks():
+    skew = int(SKEW * 1000)
+    blank = Token("7", None, 50_000)
+    for made_at, expected in ((50_000 - skew, True), (50_000, True), (50_000 + skew, True), (50_001 + skew, False)):
+        placed = Token("7", WalPosition(1, 10), made_at)
+        assert (latest([placed, blank]) is latest([blank, placed]) is blank) is expected, made_at
+    older = Token("7", WalPosition(1, 5), 90_000)
+    assert latest([older, blank, Token("7", WalPosition(1, 10), 10_000)]) is blank, "what was asked for early tells nothing of it"
+
+
+@given(st.floats(-30, 0), st.floats(-30, 0), *[st.floats(-SKEW / 2, SKEW / 2)] * 3)
+def test_what_two_hosts_have_committed_a_third_one_sees_by_their_tokens_whatever_their_clocks(placed, blank, one, two, three):
+    """By true time: two commits, a token of each, with a position and without, merged and heard of now by a clock of its own."""
+    now, wall = time.monotonic(), time.time()
+    tokens = [
+        Token("7", WalPosition(1, 10), math.ceil((wall + placed + one) * 1000)),
+        Token("7", None, math.ceil((wall + blank + two) * 1000)),
+    ]
+    chosen = latest(tokens)
+    shifted = chosen._replace(made_at=chosen.made_at - math.floor(three * 1000))  # as the third one's clock has it
+    requirement = Tokens((), 600.0).read(str(shifted), "7")
+    if chosen is tokens[0]:
+        assert blank <= placed, "its position was asked for behind the other one's commit"
+    else:
+        assert requirement.after >= now + max(placed, blank) - 0.002
 
 
 GIVEN = Requirement(5.0, 1, WalPosition(1, 50), given=True)
