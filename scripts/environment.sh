@@ -1,4 +1,4 @@
-# Sourced by scripts/demo, scripts/test and .ci/run: virtual environments, made when they are missing.
+# Sourced by scripts/demo, scripts/test and .ci/run: virtual environments and MariaDB's servers, made or installed when missing.
 
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
@@ -42,4 +42,32 @@ find_python() {
     done
     echo "Python 3.11 or newer is needed; install it, or name it: PYTHON=/path/to/python3 bash $0" >&2
     return 1
+}
+
+# MariaDB's servers: those that are there, or else Debian's. The packages are the programs alone: mariadb-server would also make
+# a database of the system's, and start its server.
+mariadb() {
+    local packages=(mariadb-server-core mariadb-client-core) log
+    if mariadb_is_there; then
+        return
+    fi
+    if ((EUID == 0)) && command -v apt-get >/dev/null; then
+        log=$(mktemp)
+        echo "installing ${packages[*]} ..." >&2
+        { install_packages "${packages[@]}" || { apt-get update && install_packages "${packages[@]}"; }; } &>"$log" || tail -n 5 "$log" >&2
+        rm -f "$log"
+    fi
+    if ! mariadb_is_there; then
+        echo "MariaDB's server is missing (mariadbd, mariadb-install-db); on Debian and Ubuntu: apt-get install mariadb-server" >&2
+        return 1
+    fi
+}
+
+mariadb_is_there() {
+    local PATH="$PATH:/usr/sbin:/usr/bin:/usr/libexec:/usr/local/sbin:/usr/local/bin"
+    command -v mariadbd >/dev/null && { command -v mariadb-install-db || command -v mysql_install_db; } >/dev/null
+}
+
+install_packages() {
+    DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "$@" </dev/null
 }

@@ -13,46 +13,47 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
 from aurora_router.local.system import (
-    PROGRAMS,
     LocalClusterError,
     descendants,
     environment,
-    quoted,
     reachable_by_others,
     tail,
     unprivileged_user,
     until,
 )
 
-# $1 is the cluster's directory, $2 that of the programs. Servers work in their data directories, which is how they are
-# found; that they run our programs is asked too, lest a shell that someone opened there be killed. QUIT lets a server give
-# its shared memory back; what a killed one left is named in the seventh line of its lock file.
+# $1 is the cluster's directory, $2 the signal that ends a server; the programs come by the pipe, a line each. Servers work in
+# their data directories, which is how they are found; that they run our programs is asked too, lest a shell that someone
+# opened there be killed. QUIT lets PostgreSQL give its shared memory back; what a killed one left is named in the seventh line
+# of its lock file.
 _KEEPER = r"""
 trap '' HUP INT TERM
 cd /
-while read -r _; do :; done
+directory=$1 ending=$2 tries=0
+set --
+while read -r program; do set -- "$@" "$program"; done
 each() {
-    none=1
+    none=1 number=$1
+    shift
     for process in /proc/[0-9]*; do
         for home in "$directory" "$directory"/*/; do
             [ "$process/cwd" -ef "$home" ] || continue
-            for program in postgres initdb pg_basebackup pg_rewind; do
-                [ "$process/exe" -ef "$programs/$program" ] || continue
-                kill -"$1" "${process#/proc/}" && none=0
+            for program; do
+                [ "$process/exe" -ef "$program" ] || continue
+                kill -"$number" "${process#/proc/}" && none=0
             done
         done
     done
     return $none
 }
-directory=$1 programs=$2 tries=0
-each QUIT && each CONT
-while [ $tries -lt 40 ] && each 0; do tries=$((tries + 1)); sleep 0.025; done
-while each KILL; do sleep 0.01; done
+each "$ending" "$@" && each CONT "$@"
+while [ $tries -lt 40 ] && each 0 "$@"; do tries=$((tries + 1)); sleep 0.025; done
+while each KILL "$@"; do sleep 0.01; done
 for lock in "$directory"/*/postmaster.pid; do
     [ -f "$lock" ] && set -- $(sed -n 7p "$lock") && [ -n "$2" ] && ipcrm -m "$2"
 done
@@ -65,23 +66,19 @@ done
 
 
 class Host:
-    """A temporary directory, the programs, and the user who runs them there; `close()` ends all that runs and removes it.
+    """A temporary directory, and the user who runs programs there; `close()` ends all that runs and removes it.
 
-    bin_dir: where the programs are. parent: where the directory is made, None for the system's usual place.
+    parent: where the directory is made, None for the system's usual place. ending: the signal with which servers end at the
+    close; those that have not done so within a second are killed.
     Raises LocalClusterError when the servers' user cannot reach the directory.
     """
 
-    def __init__(self, bin_dir: Path, parent: Path | str | None) -> None:
+    def __init__(self, parent: Path | str | None, ending: str) -> None:
         self._as_user = unprivileged_user() if os.geteuid() == 0 else {}
         self.directory = self._make_directory(parent)
         try:
-            copied = bool(self._as_user) and not reachable_by_others(bin_dir / "postgres")
-            home = bin_dir.parent
-            # The wheel's programs find their libraries beside its package (rpath $ORIGIN/../../../<package>.libs).
-            copy = self.directory / "programs" / home.parent.name / home.name
-            self.programs = copy / bin_dir.name if copied else bin_dir
             self._keeper = subprocess.Popen(
-                ["/bin/sh", "-c", _KEEPER, "keeper", str(self.directory), str(self.programs)],
+                ["/bin/sh", "-c", _KEEPER, "keeper", str(self.directory), ending],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -91,12 +88,23 @@ class Host:
         except BaseException:
             shutil.rmtree(self.directory, ignore_errors=True)
             raise
-        if copied:
-            try:
-                self._copy_programs(home, copy)
-            except BaseException:
-                self.close()
-                raise
+
+    def keep(self, *programs: Path) -> None:
+        """These are the programs that run here; to be told before they do."""
+        assert self._keeper.stdin is not None
+        for program in programs:
+            self._keeper.stdin.write(f"{program}\n".encode())
+        self._keeper.stdin.flush()
+
+    def can_run(self, program: Path) -> bool:
+        """Whether the servers' user can read and execute it."""
+        return not self._as_user or reachable_by_others(program)
+
+    def give(self, top: Path) -> None:
+        """Give a directory, and all in it, to the servers' user."""
+        if self._as_user:
+            for path in (top, *top.rglob("*")):
+                os.chown(path, self._as_user["user"], self._as_user["group"], follow_symlinks=False)
 
     def close(self) -> None:
         """End everything; returns when nothing runs and nothing is left on disk."""
@@ -111,10 +119,10 @@ class Host:
         self._keeper.stdin.close()
         self._keeper.returncode = 0  # not the child's to wait for
 
-    def run(self, program: str, *args: str, password: str = "") -> None:
+    def run(self, program: Path | str, *args: str, password: str = "") -> None:
         """Run a program to its end; LocalClusterError, with what it said, when it fails."""
         done = subprocess.run(
-            [self.programs / program if program in PROGRAMS else program, *args],
+            [program, *args],
             env={**environment(), "PGPASSWORD": password},
             capture_output=True,
             text=True,
@@ -123,13 +131,13 @@ class Host:
             **self._process(),
         )
         if done.returncode:
-            raise LocalClusterError(f"{program} failed:\n{(done.stderr or done.stdout).strip()}")
+            raise LocalClusterError(f"{Path(program).name} failed:\n{(done.stderr or done.stdout).strip()}")
 
-    def spawn(self, log: Path, *args: str | Path) -> subprocess.Popen[bytes]:
+    def spawn(self, log: Path, program: Path, *args: str | Path) -> subprocess.Popen[bytes]:
         """Start a server."""
         with log.open("ab") as out:
             return subprocess.Popen(
-                [self.programs / "postgres", *args],
+                [program, *args],
                 env=environment(),
                 stdout=out,
                 stderr=out,
@@ -166,21 +174,11 @@ class Host:
             "give a directory that everyone may enter, and all above it too (o+x)"
         )
 
-    def _copy_programs(self, home: Path, copy: Path) -> None:
-        """Bring the programs to where the servers' user can read them."""
-        for part in (self.programs.name, "lib", "share"):
-            if (home / part).is_dir():
-                shutil.copytree(home / part, copy / part, symlinks=True)
-        libraries = home.parent.parent / f"{home.parent.name}.libs"
-        if libraries.is_dir():
-            shutil.copytree(libraries, self.directory / "programs" / libraries.name)
-        top = self.directory / "programs"
-        for path in (top, *top.rglob("*")):
-            os.chown(path, self._as_user["user"], self._as_user["group"], follow_symlinks=False)
 
-
-class Server:
+class Server(ABC):
     """One server process with its data, on its host."""
+
+    ending: signal.Signals  # asks it to end its sessions and itself
 
     def __init__(self, host: Host, name: str) -> None:
         self.name = name
@@ -188,7 +186,7 @@ class Server:
         self.log = host.directory / f"{name}.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.frozen = False
-        self.follows: str | None = None  # the name of the server that its primary_conninfo points to
+        self.follows: str | None = None  # the name of the server that it replicates from
         self._host = host
 
     @property
@@ -196,31 +194,14 @@ class Server:
         return self.process is not None and self.process.poll() is None
 
     @property
+    @abstractmethod
     def stands_by(self) -> bool:
-        """Whether it is a reader, or will be when it is started; the server removes the file when it is promoted."""
-        return (self.data / "standby.signal").exists()
-
-    def stand_by(self, settings: Mapping[str, str]) -> None:
-        """Have it start as a reader from now on; it must be down. The last of several equal settings holds."""
-        self._host.write(self.data / "standby.signal", "")
-        with (self.data / "postgresql.auto.conf").open("a") as conf:
-            conf.writelines(f"{name} = {quoted(value)}\n" for name, value in settings.items())
-
-    def launch(self, settings: Mapping[str, str]) -> None:
-        """Start it; `wait_ready` says when it takes connections."""
-        # The lock file of a killed server names a pid that may be another process's by now.
-        (self.data / "postmaster.pid").unlink(missing_ok=True)
-        options = (f"--{name}={value}" for name, value in settings.items())
-        self.process = self._host.spawn(self.log, "-D", self.data, *options)
-        self.frozen = False
+        """Whether it is a reader, or will be when it is started."""
 
     @property
+    @abstractmethod
     def ready(self) -> bool:
-        """Whether it accepts connections; what pg_ctl goes by."""
-        with contextlib.suppress(FileNotFoundError):
-            lines = (self.data / "postmaster.pid").read_text().splitlines()
-            return self.running and len(lines) > 7 and lines[7].strip() == "ready"
-        return False
+        """Whether it accepts connections."""
 
     def wait_ready(self, timeout: float = 60) -> bool:
         """Wait until it accepts connections; whether it came to that. Raises LocalClusterError when it ends instead."""
@@ -236,7 +217,7 @@ class Server:
         """A fast shutdown (sessions end, readers get what they lack), or a crash when that takes more than 10 s."""
         if self.process is not None and self.running:
             self.thaw()
-            self.process.send_signal(signal.SIGINT)
+            self.process.send_signal(self.ending)
             try:
                 self.process.wait(10)
             except subprocess.TimeoutExpired:  # it waits for a reader that does not answer

@@ -2,30 +2,25 @@
 
 Each instance listens on an address of its own and all on one port, so that an instance looks to a client as it would on a
 network. The data is worth nothing: `fsync` is off. The servers survive being killed; they would not survive a power cut.
-
-Nothing outlives the cluster: neither `stop()`, nor Ctrl-C, nor a kill of this process leaves a server or a file (`host.py`).
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import os
-import secrets
 import shutil
+import signal
 import time
-import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
+from aurora_router.local.cluster import APP, Cluster, LocalInstance
 from aurora_router.local.host import Host, Server
 from aurora_router.local.system import (
+    PROGRAMS,
     LocalClusterError,
     find_postgres,
-    free_addresses,
     quoted,
     tail,
     until,
@@ -36,9 +31,6 @@ if TYPE_CHECKING:
     import psycopg
 
 __all__ = ["LocalClusterError", "LocalInstance", "PostgresCluster"]
-
-_DATABASE = _APP = "app"
-_SUPERUSER = "postgres"
 
 # Positions must move only because a test moved them (autovacuum off); a deposed writer must be able to come back by pg_rewind
 # (wal_log_hints, WAL kept); a kill must leave nothing in /dev/shm (dynamic shared memory as files among the data).
@@ -65,42 +57,40 @@ _SETTINGS: Mapping[str, str] = {
 }
 
 
-@dataclass(frozen=True)
-class LocalInstance:
-    """One server of a `PostgresCluster`. Which role it has is the cluster's to say (`cluster.writer`, `cluster.readers`)."""
+class PostgresServer(Server):
+    """One postmaster and its children."""
 
-    name: str
-    host: str
-    port: int
-    _cluster: PostgresCluster = field(repr=False, compare=False)
+    ending = signal.SIGINT  # a fast shutdown: sessions end, readers get what they lack
 
     @property
-    def address(self) -> str:
-        """`host:port`, as `Router(instances=[...])` takes it."""
-        return f"{self.host}:{self.port}"
+    def stands_by(self) -> bool:
+        """Whether it is a reader, or will be when it is started; the server removes the file when it is promoted."""
+        return (self.data / "standby.signal").exists()
+
+    def stand_by(self, settings: Mapping[str, str]) -> None:
+        """Have it start as a reader from now on; it must be down. The last of several equal settings holds."""
+        self._host.write(self.data / "standby.signal", "")
+        with (self.data / "postgresql.auto.conf").open("a") as conf:
+            conf.writelines(f"{name} = {quoted(value)}\n" for name, value in settings.items())
+
+    def launch(self, program: Path, settings: Mapping[str, str]) -> None:
+        """Start it; `wait_ready` says when it takes connections."""
+        # The lock file of a killed server names a pid that may be another process's by now.
+        (self.data / "postmaster.pid").unlink(missing_ok=True)
+        options = (f"--{name}={value}" for name, value in settings.items())
+        self.process = self._host.spawn(self.log, program, "-D", self.data, *options)
+        self.frozen = False
 
     @property
-    def url(self) -> str:
-        """SQLAlchemy URL of this instance for the application's user. It contains the password."""
-        return self._cluster._url(self, _APP, self._cluster.app_password)
-
-    @property
-    def running(self) -> bool:
-        """Whether its server process exists; a frozen one does."""
-        return self._cluster._server(self).running
-
-    @property
-    def pid(self) -> int | None:
-        """Process id of the server (the postmaster), None when it is not running."""
-        process = self._cluster._server(self).process
-        return process.pid if process is not None and process.poll() is None else None
-
-    def connect(self, **options: Any) -> psycopg.Connection[tuple[Any, ...]]:
-        """Open a psycopg connection as superuser, in autocommit unless `options` (psycopg's) say otherwise."""
-        return self._cluster._connect(self, **{"dbname": _DATABASE, **options})
+    def ready(self) -> bool:
+        """Whether it accepts connections; what pg_ctl goes by."""
+        with contextlib.suppress(FileNotFoundError):
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+            return self.running and len(lines) > 7 and lines[7].strip() == "ready"
+        return False
 
 
-class PostgresCluster:
+class PostgresCluster(Cluster[PostgresServer]):
     """One writer and `readers` streaming readers, real servers on loopback addresses of their own.
 
         with PostgresCluster(readers=2) as cluster:
@@ -122,127 +112,27 @@ class PostgresCluster:
     method may raise `LocalClusterError`, and those that wait `TimeoutError`.
     """
 
-    def __init__(
-        self,
-        readers: int = 2,
-        *,
-        synchronous: bool = False,
-        settings: Mapping[str, str] | None = None,
-        bin_dir: Path | str | None = None,
-        directory: Path | str | None = None,
-        monitor_privileges: bool = True,
-        on_progress: Callable[[str], None] | None = None,
-    ) -> None:
-        if readers < 0:
-            raise ValueError(f"readers must be 0 or more, not {readers}")
-        self.synchronous = synchronous
-        self.app_password = secrets.token_urlsafe(18)
-        self.superuser_password = secrets.token_urlsafe(18)
-        self.last_promotion: float | None = None  # time.monotonic() when the last promoted instance took writes
-        self._count = readers + 1
-        self._settings = {
-            **_SETTINGS,
-            **({"synchronous_standby_names": "ANY 1 (*)"} if synchronous else {}),
-            **(settings or {}),
-        }
-        self._bin_dir = bin_dir
-        self._directory = directory
-        self._monitor_privileges = monitor_privileges
-        self._progress = on_progress or (lambda _: None)
-        self._instances: tuple[LocalInstance, ...] = ()
-        self._servers: dict[str, Server] = {}
-        self._writer: LocalInstance | None = None
-        self._host: Host | None = None
-
-    def __repr__(self) -> str:
-        if self._host is None:
-            return "<PostgresCluster stopped>"
-        states = (
-            f"{instance.name} {instance.address} "
-            + ("frozen" if server.frozen else "down" if not server.running else "reader" if server.stands_by else "writer")
-            for instance, server in ((i, self._server(i)) for i in self._instances)
-        )
-        return f"<PostgresCluster {', '.join(states)}>"
-
-    # -- what there is
-
-    @property
-    def instances(self) -> Sequence[LocalInstance]:
-        """All instances, in the order of their names; the first is the first writer."""
-        return self._instances
-
-    @property
-    def writer(self) -> LocalInstance:
-        """The instance that was promoted last (at first the first), running or not."""
-        if self._writer is None:
-            raise LocalClusterError("the cluster is not started")
-        return self._writer
-
-    @property
-    def readers(self) -> Sequence[LocalInstance]:
-        """The running instances that stand by; those that are down, and a deposed writer, are none."""
-        return tuple(i for i in self._instances if self._server(i).running and self._server(i).stands_by)
-
-    @property
-    def url(self) -> str:
-        """SQLAlchemy URL of the writer for the application's user, who is no superuser and owns the database `app`."""
-        return self.writer.url
-
-    @property
-    def admin_url(self) -> str:
-        """SQLAlchemy URL of the writer for the superuser."""
-        return self._url(self.writer, _SUPERUSER, self.superuser_password)
+    superuser = "postgres"
+    driver = "postgresql+psycopg"
+    _programs: Path
 
     def execute(self, query: str, *args: Any, instance: LocalInstance | None = None) -> list[tuple[Any, ...]]:
         """Run one statement as superuser in the database `app`, on the writer or on `instance`; returns its rows.
 
         Placeholders are psycopg's `%s`. The application's user may use the tables that are made here.
         """
-        with self._connect(instance or self.writer, dbname=_DATABASE) as connection:
+        with self._connect(instance or self.writer, dbname=APP) as connection:
             cursor = connection.execute(query, args or None)
             return cursor.fetchall() if cursor.description else []
-
-    # -- life
-
-    def start(self) -> Self:
-        """Make and start all servers; returns when every reader has what the writer has."""
-        if self._host is not None:
-            raise LocalClusterError("the cluster is started already")
-        try:
-            self._start()
-        except BaseException:  # Ctrl-C as well: nothing may be left behind
-            self.stop()
-            raise
-        return self
-
-    def stop(self) -> None:
-        """End all servers and remove their files. Does nothing when that has been done, or in a forked child."""
-        host, self._host = self._host, None
-        _running.discard(self)
-        if host is not None:
-            host.close()
-            for server in self._servers.values():
-                if server.process is not None:
-                    server.process.wait(10)
-            self._writer = None
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def _start(self) -> None:
         bin_dir = find_postgres(self._bin_dir)
         release = version(bin_dir)
         if release < 13:
             raise LocalClusterError(f"local clusters need PostgreSQL 13 or newer; {bin_dir} has {release}")
-        host = self._host = Host(bin_dir, self._directory)
-        _running.add(self)
-        addresses, port = free_addresses(self._count)
-        self._instances = tuple(LocalInstance(f"db-{n}", host, port, self) for n, host in enumerate(addresses, 1))
-        self._servers = {i.name: Server(host, i.name) for i in self._instances}
-        self._writer = self._instances[0]
+        host = Host(self._directory, ending="QUIT")
+        self._settle(host, PostgresServer)
+        self._programs = _within_reach(host, bin_dir)
         readers = self._instances[1:]
 
         self._progress(f"making a PostgreSQL {release} cluster in {host.directory}")
@@ -264,15 +154,17 @@ class PostgresCluster:
         secret = host.directory / "superuser"
         host.write(secret, self.superuser_password + "\n")
         host.run(
-            "initdb",
+            self._programs / "initdb",
             f"--pgdata={server.data}",
-            f"--username={_SUPERUSER}",
+            f"--username={self.superuser}",
             f"--pwfile={secret}",
             *("--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync"),
             "--wal-segsize=1",  # MB: a promotion copies a segment, and who follows it receives that once more
         )
         secret.unlink()
-        lines = (f"{name} = {quoted(value)}\n" for name, value in self._settings.items())
+        acknowledged = {"synchronous_standby_names": "ANY 1 (*)"} if self.synchronous else {}
+        settings = {**_SETTINGS, **acknowledged, **self._settings}
+        lines = (f"{name} = {quoted(value)}\n" for name, value in settings.items())
         with (server.data / "postgresql.conf").open("a") as conf:
             conf.writelines(lines)
         (server.data / "pg_hba.conf").write_text(
@@ -293,14 +185,14 @@ class PostgresCluster:
         with self._connect(self.writer) as connection:
             # PostgreSQL takes no parameters in these; the password is of our making and has no quote in it.
             for statement in (
-                f"CREATE ROLE {_APP} LOGIN PASSWORD '{self.app_password}'",
-                *([f"GRANT pg_monitor TO {_APP}"] if self._monitor_privileges else []),
-                f"CREATE DATABASE {_DATABASE} OWNER {_APP}",
+                f"CREATE ROLE {APP} LOGIN PASSWORD '{self.app_password}'",
+                *([f"GRANT pg_monitor TO {APP}"] if self._monitor_privileges else []),
+                f"CREATE DATABASE {APP} OWNER {APP}",
             ):
                 connection.execute(statement)
-        with self._connect(self.writer, dbname=_DATABASE) as connection:
+        with self._connect(self.writer, dbname=APP) as connection:
             for kind in ("TABLES", "SEQUENCES"):
-                connection.execute(f"{grants} {kind} TO {_APP}")
+                connection.execute(f"{grants} {kind} TO {APP}")
 
     # -- what can happen to it
 
@@ -331,24 +223,6 @@ class PostgresCluster:
             if received[reader] > fork:
                 self._rebuild(reader)
         return instance
-
-    def kill(self, instance: LocalInstance) -> None:
-        """End the instance as a crash does: its processes are gone at once and the kernel closes their sockets."""
-        self._server(instance).kill()
-
-    def freeze(self, instance: LocalInstance) -> None:
-        """Stop the instance's processes: its sockets stay open, the kernel accepts connections, nothing answers."""
-        if not instance.running:
-            raise LocalClusterError(f"{instance.name} is down and cannot be frozen")
-        self._server(instance).freeze()
-
-    def thaw(self, instance: LocalInstance) -> None:
-        """Let a frozen instance go on. A reader that missed a promotion then follows the new writer."""
-        server = self._server(instance)
-        if server.frozen:
-            server.thaw()
-            if server.stands_by and server.follows != self.writer.name:
-                self._follow(instance, self.writer)
 
     def restart(self, instance: LocalInstance) -> None:
         """Start the instance again as what it was, after a fast shutdown if it runs. A deposed writer comes back as a writer."""
@@ -410,21 +284,6 @@ class PostgresCluster:
                     if _value(connection, "SELECT pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')") >= position:
                         break
 
-    def heal(self) -> None:
-        """Make the cluster whole: all instances run, thawed, the readers stream from the writer without lag, in sync."""
-        for instance in self._instances:
-            self.thaw(instance)
-        if not self.writer.running:
-            self.restart(self.writer)
-        for instance in self._instances:
-            if instance == self.writer:
-                continue
-            if instance in self.readers and self._server(instance).ready:
-                self.set_lag(instance, 0)
-                self.resume_replay(instance)
-            self.rejoin(instance)
-        self.wait_in_sync()
-
     # -- readers and their writer
 
     def _stand_by(self, instance: LocalInstance, **settings: str) -> None:
@@ -446,7 +305,7 @@ class PostgresCluster:
 
     def _conninfo(self, instance: LocalInstance, writer: LocalInstance) -> str:
         return (
-            f"host={writer.host} port={writer.port} user={_SUPERUSER} password={self.superuser_password} "
+            f"host={writer.host} port={writer.port} user={self.superuser} password={self.superuser_password} "
             f"sslmode=disable application_name={instance.name}"
         )
 
@@ -509,7 +368,7 @@ class PostgresCluster:
             raise LocalClusterError(f"{instance.name} does not stream from {self.writer.name}\n{tail(server.log)}")
 
     def _rewind(self, server: Server) -> bool:
-        source = f"host={self.writer.host} port={self.writer.port} user={_SUPERUSER} dbname=postgres sslmode=disable"
+        source = f"host={self.writer.host} port={self.writer.port} user={self.superuser} dbname=postgres sslmode=disable"
         self.execute("CHECKPOINT")  # only then do the writer's files say on which timeline it is
         try:
             self._tool("pg_rewind", f"--target-pgdata={server.data}", f"--source-server={source}", "--no-sync")
@@ -523,25 +382,23 @@ class PostgresCluster:
         self._tool(
             "pg_basebackup",
             f"--pgdata={server.data}",
-            *(f"--host={self.writer.host}", f"--port={self.writer.port}", f"--username={_SUPERUSER}"),
+            *(f"--host={self.writer.host}", f"--port={self.writer.port}", f"--username={self.superuser}"),
             *("--wal-method=stream", "--checkpoint=fast", "--no-sync"),
         )
 
     # -- servers and connections
 
-    def _server(self, instance: LocalInstance) -> Server:
-        if instance._cluster is not self:
-            raise ValueError(f"{instance!r} belongs to another cluster")
-        return self._servers[instance.name]
-
     def _launch(self, instance: LocalInstance) -> None:
         settings = {"listen_addresses": instance.host, "port": str(instance.port)}
-        self._server(instance).launch({**settings, "cluster_name": instance.name})
+        self._server(instance).launch(self._programs / "postgres", {**settings, "cluster_name": instance.name})
 
     def _tool(self, program: str, *args: str) -> None:
         if self._host is None:
             raise LocalClusterError("the cluster is not started")
-        self._host.run(program, *args, password=self.superuser_password)
+        self._host.run(self._programs / program, *args, password=self.superuser_password)
+
+    def _connect_app(self, instance: LocalInstance, **options: Any) -> psycopg.Connection[tuple[Any, ...]]:
+        return self._connect(instance, **{"dbname": APP, **options})
 
     def _connect(self, instance: LocalInstance, **options: Any) -> psycopg.Connection[tuple[Any, ...]]:
         try:
@@ -552,7 +409,7 @@ class PostgresCluster:
             **{
                 "host": instance.host,
                 "port": instance.port,
-                "user": _SUPERUSER,
+                "user": self.superuser,
                 "password": self.superuser_password,
                 "dbname": "postgres",
                 "sslmode": "disable",
@@ -562,39 +419,27 @@ class PostgresCluster:
             }
         )
 
-    def _url(self, instance: LocalInstance, user: str, password: str) -> str:
-        return f"postgresql+psycopg://{user}:{password}@{instance.address}/{_DATABASE}"
-
-    def _disown(self) -> None:
-        """In a forked child: the cluster is the parent's, whose pipe must close when the parent's end of it does."""
-        if self._host is not None:
-            self._host.disown()
-            self._host = None
-            for server in self._servers.values():
-                if server.process is not None:
-                    server.process.returncode = 0  # not the child's to wait for
-
 
 def _value(connection: psycopg.Connection[tuple[Any, ...]], query: str) -> Any:
     row = connection.execute(query).fetchone()
     return row[0] if row else None
 
 
-# -- the clusters of this process
-
-_running: weakref.WeakSet[PostgresCluster] = weakref.WeakSet()
-
-
-@atexit.register
-def _stop_all() -> None:
-    for cluster in list(_running):
-        cluster.stop()
-
-
-def _disown_all() -> None:
-    for cluster in list(_running):
-        cluster._disown()
-    _running.clear()
-
-
-os.register_at_fork(after_in_child=_disown_all)
+def _within_reach(host: Host, bin_dir: Path) -> Path:
+    """Where the servers' user can run the programs: where they are, or a copy on the host."""
+    if host.can_run(bin_dir / "postgres"):
+        host.keep(*(bin_dir / program for program in PROGRAMS))
+        return bin_dir
+    home = bin_dir.parent
+    top = host.directory / "programs"
+    # The wheel's programs find their libraries beside its package (rpath $ORIGIN/../../../<package>.libs).
+    copy = top / home.parent.name / home.name
+    host.keep(*(copy / bin_dir.name / program for program in PROGRAMS))
+    for part in (bin_dir.name, "lib", "share"):
+        if (home / part).is_dir():
+            shutil.copytree(home / part, copy / part, symlinks=True)
+    libraries = home.parent.parent / f"{home.parent.name}.libs"
+    if libraries.is_dir():
+        shutil.copytree(libraries, top / libraries.name)
+    host.give(top)
+    return copy / bin_dir.name

@@ -1,4 +1,4 @@
-"""Fixtures for the tests of a service that must survive a failover: a real PostgreSQL cluster, whole before each test.
+"""Fixtures for the tests of a service that must survive a failover: a real cluster, whole before each test.
 
 Opt in from the `conftest.py` at the root of your tests, with `pytest_plugins = ["aurora_router.local.pytest_plugin"]`.
 Until a test asks for a fixture, nothing but pytest is imported and no server is started.
@@ -8,31 +8,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from aurora_router.local.postgres import PostgresCluster
+    from aurora_router.local.cluster import Cluster
 
 
 @pytest.fixture(scope="session")
-def aurora_cluster_factory() -> Iterator[Callable[..., PostgresCluster]]:
+def aurora_engine() -> str:
+    """Which servers: "postgresql". Give your tests a fixture of this name, and session scope, that says "mariadb"."""
+    return "postgresql"
+
+
+@pytest.fixture(scope="session")
+def aurora_cluster_factory(aurora_engine: str) -> Iterator[Callable[..., Cluster[Any]]]:
     """Start clusters with parameters of your own (those of `PostgresCluster`); they are stopped when the session ends."""
-    from aurora_router.local.postgres import PostgresCluster
+    from aurora_router.local import MariadbCluster, PostgresCluster
 
+    engines: dict[str, Callable[..., Cluster[Any]]] = {"postgresql": PostgresCluster, "mariadb": MariadbCluster}
     with ExitStack() as stack:
-        yield lambda *args, **options: stack.enter_context(PostgresCluster(*args, **options))
+        yield lambda *args, **options: stack.enter_context(engines[aurora_engine](*args, **options))
 
 
 @pytest.fixture(scope="session")
-def aurora_cluster_of_session(aurora_cluster_factory: Callable[..., PostgresCluster]) -> PostgresCluster:
+def aurora_cluster_of_session(aurora_cluster_factory: Callable[..., Cluster[Any]]) -> Cluster[Any]:
     """The cluster behind `aurora_cluster`, as the last test left it; for fixtures of session scope that load data."""
     return aurora_cluster_factory(readers=2)
 
 
 @pytest.fixture
-def aurora_cluster(aurora_cluster_of_session: PostgresCluster) -> PostgresCluster:
+def aurora_cluster(aurora_cluster_of_session: Cluster[Any]) -> Cluster[Any]:
     """A writer and two readers, shared by the session and healed before each test: all run, stream, and are in sync.
 
     Which instance is the writer, and what is in the tables, is as the tests before left it.

@@ -1,4 +1,4 @@
-"""What a local cluster needs of the machine: PostgreSQL's programs, a user who is not root, addresses, processes."""
+"""What a local cluster needs of the machine: the servers' programs, a user who is not root, addresses, processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,7 @@ def find_postgres(bin_dir: Path | str | None = None) -> Path:
 
     Raises LocalClusterError when there is none, or when the one asked for lacks a program.
     """
-    if not sys.platform.startswith("linux"):
-        raise LocalClusterError("local clusters need Linux: an address for each instance in 127.0.0.0/8, and /proc")
+    _refuse_other_systems()
     asked = bin_dir or os.environ.get("PGBIN")
     if asked:
         missing = [program for program in PROGRAMS if not (Path(asked) / program).is_file()]
@@ -70,8 +69,50 @@ def version(bin_dir: Path) -> int:
     return int(match[1]) if match else 0
 
 
+def find_mariadb(bin_dir: Path | str | None = None) -> tuple[Path, Path]:
+    """MariaDB's server and the program that makes a data directory; see `MariadbCluster` for where they are looked for.
+
+    Raises LocalClusterError when one is missing.
+    """
+    _refuse_other_systems()
+    if bin_dir is not None:
+        home = Path(bin_dir).resolve()
+        places = [home, *(home.parent / name for name in ("bin", "sbin", "libexec", "scripts"))]
+    else:
+        places = [Path(place) for place in (*os.environ.get("PATH", "").split(os.pathsep), *_SYSTEM_PLACES) if place]
+    server = _first_in(places, "mariadbd")
+    install = _first_in(places, "mariadb-install-db", "mysql_install_db")
+    if server is None or install is None:
+        missing = "mariadbd" if server is None else "mariadb-install-db"
+        raise LocalClusterError(
+            f"no {missing} found{f' in {bin_dir}' if bin_dir is not None else ''}: "
+            "install your system's MariaDB server (Debian: apt-get install mariadb-server)"
+        )
+    return server.resolve(), install
+
+
+_SYSTEM_PLACES = ("/usr/sbin", "/usr/bin", "/usr/libexec", "/usr/local/sbin", "/usr/local/bin")
+
+
+def _first_in(places: Iterable[Path], *names: str) -> Path | None:
+    found = (place / name for name in names for place in places if os.access(place / name, os.X_OK))
+    return next(found, None)
+
+
+def mariadb_version(server: Path) -> tuple[int, int]:
+    """Its release, as (10, 11); (0, 0) for what is no MariaDB."""
+    said = subprocess.run([server, "--version"], capture_output=True, text=True, check=False).stdout
+    match = re.search(r"Ver (\d+)\.(\d+)\S*-MariaDB", said)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def _refuse_other_systems() -> None:
+    if not sys.platform.startswith("linux"):
+        raise LocalClusterError("local clusters need Linux: an address for each instance in 127.0.0.0/8, and /proc")
+
+
 def unprivileged_user() -> dict[str, Any]:
-    """PostgreSQL refuses to run as root: arguments for `subprocess` to become somebody who may do nothing else."""
+    """The servers refuse to run as root: arguments for `subprocess` to become somebody who may do nothing else."""
     try:
         entry = pwd.getpwnam("nobody")
         uid, gid = entry.pw_uid, entry.pw_gid

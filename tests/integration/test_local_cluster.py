@@ -8,33 +8,88 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psycopg
+import pymysql
 import pytest
+from sqlalchemy import NullPool, create_engine
+from sqlalchemy.exc import OperationalError
 
 import aurora_router
-from aurora_router.local import LocalClusterError, LocalInstance, PostgresCluster
-from aurora_router.local.system import find_postgres
+from aurora_router.local import LocalClusterError, LocalInstance, MariadbCluster, PostgresCluster
+from aurora_router.local.system import find_mariadb, find_postgres
+
+Cluster = PostgresCluster | MariadbCluster
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[PostgresCluster]:
-    with PostgresCluster(readers=2) as cluster:
+@dataclass(frozen=True)
+class Engine:
+    """What differs between the engines, in what a client sees of a cluster."""
+
+    make: Callable[..., Any]
+    error: type[Exception]  # of the driver, for all that befalls a connection
+    refused: str  # what it says for a wrong password
+    own_database: str
+    data_directory: str
+    wrong_setting: str
+    impatient: Mapping[str, object] = field(default_factory=lambda: {"connect_timeout": 1})
+
+    def __repr__(self) -> str:
+        return str(self.make.__name__)
+
+
+POSTGRES = Engine(
+    make=PostgresCluster,
+    error=psycopg.OperationalError,
+    refused="password authentication failed",
+    own_database="SELECT current_user::text, current_database()::text",
+    data_directory="SHOW data_directory",
+    wrong_setting="shared_buffers",
+)
+MARIADB = Engine(
+    make=MariadbCluster,
+    error=pymysql.err.OperationalError,
+    refused="Access denied",
+    own_database="SELECT substring_index(current_user(), '@', 1), database()",
+    data_directory="SELECT @@datadir",
+    wrong_setting="innodb_buffer_pool_size",
+    impatient={"connect_timeout": 1, "read_timeout": 1},
+)
+ENGINES = {PostgresCluster: POSTGRES, MariadbCluster: MARIADB}
+
+each_engine = pytest.mark.parametrize("engine", ENGINES.values(), ids=repr)
+
+
+@pytest.fixture(scope="module", params=ENGINES.values(), ids=repr)
+def shared(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    with request.param.make(readers=2) as cluster:
         cluster.execute("CREATE TABLE note (id int PRIMARY KEY)")
         yield cluster
 
 
 @pytest.fixture
-def cluster(shared: PostgresCluster) -> PostgresCluster:
+def cluster(shared: Cluster) -> Cluster:
     shared.heal()
-    shared.execute("TRUNCATE note")
+    shared.execute("TRUNCATE TABLE note")
     shared.wait_in_sync()
     return shared
 
 
-def notes(cluster: PostgresCluster, instance: LocalInstance | None = None) -> list[int]:
+def engine_of(cluster: Cluster) -> Engine:
+    return ENGINES[type(cluster)]
+
+
+def ask(connection: Any, query: str) -> Any:
+    with connection.cursor() as cursor:
+        cursor.execute(query)
+        return cursor.fetchone()
+
+
+def notes(cluster: Cluster, instance: LocalInstance | None = None) -> list[int]:
     return [row[0] for row in cluster.execute("SELECT id FROM note ORDER BY id", instance=instance)]
 
 
@@ -61,40 +116,42 @@ def processes_in(directory: str) -> list[int]:
 # -- what a cluster is
 
 
-def test_each_instance_has_an_address_of_its_own_and_all_have_one_port(cluster: PostgresCluster) -> None:
+def test_each_instance_has_an_address_of_its_own_and_all_have_one_port(cluster: Cluster) -> None:
     assert [i.name for i in cluster.instances] == ["db-1", "db-2", "db-3"]
     assert len({i.host for i in cluster.instances}) == 3
     assert len({i.port for i in cluster.instances}) == 1
     assert {i.address for i in cluster.instances} == {f"{i.host}:{i.port}" for i in cluster.instances}
 
 
-def test_one_instance_writes_and_the_others_stand_by(cluster: PostgresCluster) -> None:
+def test_one_instance_writes_and_the_others_stand_by(cluster: Cluster) -> None:
     cluster.execute("INSERT INTO note VALUES (1)")
     cluster.wait_in_sync()
     assert set(cluster.instances) == {cluster.writer, *cluster.readers}
     for reader in cluster.readers:
         assert notes(cluster, reader) == [1]
-        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+        with pytest.raises((psycopg.errors.ReadOnlySqlTransaction, pymysql.err.OperationalError), match="read-only"):
             cluster.execute("INSERT INTO note VALUES (2)", instance=reader)
 
 
-def test_the_application_connects_by_url_as_a_plain_user_with_a_password(cluster: PostgresCluster) -> None:
-    url = cluster.url.replace("+psycopg", "")
-    with psycopg.connect(url) as connection:
-        assert connection.execute("SELECT current_user::text, current_database()::text").fetchone() == (
-            "app",
-            "app",
-        )
-        assert connection.execute("SELECT rolsuper FROM pg_roles WHERE rolname = 'app'").fetchone() == (False,)
-        assert connection.execute("SELECT pg_has_role('pg_monitor', 'member')").fetchone() == (True,)
-        connection.execute("CREATE TABLE own (id int)")
-        connection.execute("INSERT INTO note VALUES (7)")
+def test_the_application_connects_by_url_as_a_plain_user_with_a_password(cluster: Cluster) -> None:
+    engine = engine_of(cluster)
+    with create_engine(cluster.url, poolclass=NullPool).connect() as connection:
+        assert connection.exec_driver_sql(engine.own_database).one() == ("app", "app")
+        connection.exec_driver_sql("CREATE TABLE own (id int)")
+        connection.exec_driver_sql("INSERT INTO note VALUES (7)")
+        connection.exec_driver_sql("DROP TABLE own")
         connection.rollback()
-    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
-        psycopg.connect(url.replace(cluster.app_password, "wrong"))
+    with pytest.raises(OperationalError, match=engine.refused):
+        create_engine(cluster.url.replace(cluster.app_password, "wrong"), poolclass=NullPool).connect()
 
 
-def test_neither_repr_shows_a_password(cluster: PostgresCluster) -> None:
+@pytest.mark.parametrize("shared", [POSTGRES], indirect=True, ids=repr)
+def test_the_application_of_postgresql_may_monitor_and_is_no_superuser(cluster: Cluster) -> None:
+    assert cluster.execute("SELECT rolsuper FROM pg_roles WHERE rolname = 'app'") == [(False,)]
+    assert cluster.execute("SELECT pg_has_role('app', 'pg_monitor', 'member')") == [(True,)]
+
+
+def test_neither_repr_shows_a_password(cluster: Cluster) -> None:
     shown = repr(cluster) + repr(cluster.writer)
     assert "writer" in shown
     assert cluster.writer.address in shown
@@ -102,16 +159,15 @@ def test_neither_repr_shows_a_password(cluster: PostgresCluster) -> None:
     assert cluster.superuser_password not in shown
 
 
-def test_servers_do_not_run_as_root(cluster: PostgresCluster) -> None:
+def test_servers_do_not_run_as_root(cluster: Cluster) -> None:
     for instance in cluster.instances:
         assert os.stat(f"/proc/{instance.pid}").st_uid != 0
 
 
-def test_two_clusters_run_side_by_side(cluster: PostgresCluster) -> None:
-    with PostgresCluster(readers=0) as other:
+def test_two_clusters_run_side_by_side(cluster: Cluster) -> None:
+    with engine_of(cluster).make(readers=0) as other:
         assert other.readers == ()
-        identifier = "SELECT system_identifier FROM pg_control_system()"
-        assert other.execute(identifier) != cluster.execute(identifier)
+        assert data_directory(other) != data_directory(cluster)
         with pytest.raises(ValueError, match="another cluster"):
             cluster.kill(other.writer)
 
@@ -120,14 +176,14 @@ def test_two_clusters_run_side_by_side(cluster: PostgresCluster) -> None:
 
 
 def test_after_the_writer_is_killed_the_survivor_follows_the_promoted_reader(
-    cluster: PostgresCluster,
+    cluster: Cluster,
 ) -> None:
     old = cluster.writer
     cluster.execute("INSERT INTO note VALUES (1)")
     with old.connect() as session:
         cluster.kill(old)
-        with pytest.raises(psycopg.OperationalError):
-            session.execute("SELECT 1")
+        with pytest.raises(engine_of(cluster).error):
+            ask(session, "SELECT 1")
     assert not old.running
     assert old.pid is None
     new = cluster.promote()
@@ -138,7 +194,7 @@ def test_after_the_writer_is_killed_the_survivor_follows_the_promoted_reader(
     assert notes(cluster, survivor) == [1, 2]
 
 
-def test_a_killed_writer_comes_back_as_a_reader_and_loses_what_only_it_had(cluster: PostgresCluster) -> None:
+def test_a_killed_writer_comes_back_as_a_reader_and_loses_what_only_it_had(cluster: Cluster) -> None:
     old = cluster.writer
     for reader in cluster.readers:
         cluster.freeze(reader)
@@ -157,7 +213,7 @@ def test_a_killed_writer_comes_back_as_a_reader_and_loses_what_only_it_had(clust
 
 
 def test_a_promotion_beside_a_living_writer_is_a_split_brain_until_it_rejoins(
-    cluster: PostgresCluster,
+    cluster: Cluster,
 ) -> None:
     old, new = cluster.writer, cluster.readers[0]
     assert cluster.promote(new) == new
@@ -170,21 +226,21 @@ def test_a_promotion_beside_a_living_writer_is_a_split_brain_until_it_rejoins(
 
 
 def test_a_frozen_instance_accepts_connections_and_does_not_answer_until_it_thaws(
-    cluster: PostgresCluster,
+    cluster: Cluster,
 ) -> None:
     reader = cluster.readers[0]
     with reader.connect() as session:
         cluster.freeze(reader)
         assert reader.running
-        with pytest.raises(psycopg.errors.ConnectionTimeout):
-            reader.connect(connect_timeout=1)
+        with pytest.raises(engine_of(cluster).error):
+            reader.connect(**engine_of(cluster).impatient)
         assert "frozen" in repr(cluster)
         cluster.thaw(reader)
-        assert session.execute("SELECT 1").fetchone() == (1,)
+        assert ask(session, "SELECT 1") == (1,)
 
 
 def test_a_reader_that_was_frozen_during_a_promotion_follows_the_new_writer_when_thawed(
-    cluster: PostgresCluster,
+    cluster: Cluster,
 ) -> None:
     new, frozen = cluster.readers
     cluster.freeze(frozen)
@@ -196,7 +252,7 @@ def test_a_reader_that_was_frozen_during_a_promotion_follows_the_new_writer_when
     assert notes(cluster, frozen) == [1]
 
 
-def test_a_frozen_writer_that_wakes_after_a_promotion_can_rejoin(cluster: PostgresCluster) -> None:
+def test_a_frozen_writer_that_wakes_after_a_promotion_can_rejoin(cluster: Cluster) -> None:
     old = cluster.writer
     cluster.freeze(old)
     cluster.promote()
@@ -206,7 +262,7 @@ def test_a_frozen_writer_that_wakes_after_a_promotion_can_rejoin(cluster: Postgr
     assert notes(cluster, old) == [1]
 
 
-def test_a_survivor_that_is_ahead_of_the_promoted_reader_is_rewound(cluster: PostgresCluster) -> None:
+def test_a_survivor_that_is_ahead_of_the_promoted_reader_is_rewound(cluster: Cluster) -> None:
     behind, ahead = cluster.readers
     cluster.freeze(behind)
     cluster.execute("INSERT INTO note VALUES (1)")
@@ -220,7 +276,7 @@ def test_a_survivor_that_is_ahead_of_the_promoted_reader_is_rewound(cluster: Pos
     assert notes(cluster, ahead) == [2]
 
 
-def test_without_an_instance_named_the_most_advanced_reader_is_promoted(cluster: PostgresCluster) -> None:
+def test_without_an_instance_named_the_most_advanced_reader_is_promoted(cluster: Cluster) -> None:
     ahead, behind = cluster.readers
     cluster.freeze(behind)
     cluster.execute("INSERT INTO note VALUES (1)")
@@ -232,7 +288,7 @@ def test_without_an_instance_named_the_most_advanced_reader_is_promoted(cluster:
     assert notes(cluster) == [1]
 
 
-def test_restart_brings_an_instance_back_as_what_it_was(cluster: PostgresCluster) -> None:
+def test_restart_brings_an_instance_back_as_what_it_was(cluster: Cluster) -> None:
     writer, reader = cluster.writer, cluster.readers[0]
     before = writer.pid
     cluster.restart(writer)
@@ -244,10 +300,11 @@ def test_restart_brings_an_instance_back_as_what_it_was(cluster: PostgresCluster
     assert notes(cluster, reader) == [1]
 
 
-def test_a_lagging_reader_replays_late_and_a_lag_of_zero_ends_it_at_once(cluster: PostgresCluster) -> None:
+def test_a_lagging_reader_replays_late_and_a_lag_of_zero_ends_it_at_once(cluster: Cluster) -> None:
     late, current = cluster.readers
     cluster.set_lag(late, 60)
-    wait(lambda: cluster.execute("SHOW recovery_min_apply_delay", instance=late) == [("1min",)])
+    if isinstance(cluster, PostgresCluster):  # it is told to read its configuration again, and does so some time
+        wait(lambda: cluster.execute("SHOW recovery_min_apply_delay", instance=late) == [("1min",)])
     cluster.execute("INSERT INTO note VALUES (1)")
     wait(lambda: notes(cluster, current) == [1])
     with pytest.raises(TimeoutError, match=late.name):
@@ -258,7 +315,7 @@ def test_a_lagging_reader_replays_late_and_a_lag_of_zero_ends_it_at_once(cluster
     assert notes(cluster, late) == [1]
 
 
-def test_paused_replay_shows_nothing_new_until_it_is_resumed(cluster: PostgresCluster) -> None:
+def test_paused_replay_shows_nothing_new_until_it_is_resumed(cluster: Cluster) -> None:
     reader = cluster.readers[0]
     cluster.pause_replay(reader)
     cluster.execute("INSERT INTO note VALUES (1)")
@@ -269,7 +326,7 @@ def test_paused_replay_shows_nothing_new_until_it_is_resumed(cluster: PostgresCl
     assert notes(cluster, reader) == [1]
 
 
-def test_heal_makes_a_battered_cluster_whole(cluster: PostgresCluster) -> None:
+def test_heal_makes_a_battered_cluster_whole(cluster: Cluster) -> None:
     old, (new, late) = cluster.writer, cluster.readers
     cluster.set_lag(late, 60)
     cluster.freeze(late)
@@ -283,7 +340,7 @@ def test_heal_makes_a_battered_cluster_whole(cluster: PostgresCluster) -> None:
     cluster.wait_in_sync(5)
 
 
-def test_what_makes_no_sense_is_refused(cluster: PostgresCluster) -> None:
+def test_what_makes_no_sense_is_refused(cluster: Cluster) -> None:
     with pytest.raises(LocalClusterError, match="no reader"):
         cluster.promote(cluster.writer)
     with pytest.raises(ValueError, match="is the writer"):
@@ -294,11 +351,12 @@ def test_what_makes_no_sense_is_refused(cluster: PostgresCluster) -> None:
     with pytest.raises(LocalClusterError, match="started already"):
         cluster.start()
     with pytest.raises(LocalClusterError, match="not started"):
-        _ = PostgresCluster().writer
+        _ = engine_of(cluster).make().writer
 
 
-def test_with_synchronous_replication_nothing_acknowledged_is_lost() -> None:
-    with PostgresCluster(readers=2, synchronous=True) as cluster:
+@each_engine
+def test_with_synchronous_replication_nothing_acknowledged_is_lost(engine: Engine) -> None:
+    with engine.make(readers=2, synchronous=True) as cluster:
         cluster.execute("CREATE TABLE note (id int PRIMARY KEY)")
         for n in range(3):
             acknowledged = n * 20
@@ -315,13 +373,12 @@ def test_with_synchronous_replication_nothing_acknowledged_is_lost() -> None:
 # -- nothing stays behind
 
 
-def test_a_server_that_cannot_start_says_why_and_leaves_nothing(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    cluster = PostgresCluster(readers=0, settings={"shared_buffers": "many"})
-    with pytest.raises(LocalClusterError, match="shared_buffers"):
+@each_engine
+def test_a_server_that_cannot_start_says_why_and_leaves_nothing(engine: Engine) -> None:
+    cluster = engine.make(readers=0, settings={engine.wrong_setting: "many"})
+    with pytest.raises(LocalClusterError, match=engine.wrong_setting):
         cluster.start()
-    assert repr(cluster) == "<PostgresCluster stopped>"
+    assert repr(cluster) == f"<{engine} stopped>"
     cluster.stop()
 
 
@@ -338,8 +395,18 @@ def test_programs_that_are_missing_are_named(tmp_path: Path, monkeypatch: pytest
         find_postgres()
 
 
-def test_a_stopped_cluster_is_gone_and_can_be_started_anew() -> None:
-    cluster = PostgresCluster(readers=1)
+def test_programs_of_mariadb_that_are_missing_are_named(tmp_path: Path) -> None:
+    with pytest.raises(LocalClusterError, match="no mariadbd found"):
+        MariadbCluster(bin_dir=tmp_path).start()
+    server, _ = find_mariadb()
+    (tmp_path / "mariadbd").symlink_to(server)
+    with pytest.raises(LocalClusterError, match=f"no mariadb-install-db found in {tmp_path}: install"):
+        find_mariadb(tmp_path)
+
+
+@each_engine
+def test_a_stopped_cluster_is_gone_and_can_be_started_anew(engine: Engine) -> None:
+    cluster = engine.make(readers=1)
     for _ in range(2):
         with cluster:
             directory = data_directory(cluster)
@@ -350,26 +417,26 @@ def test_a_stopped_cluster_is_gone_and_can_be_started_anew() -> None:
         assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
 
 
-def data_directory(cluster: PostgresCluster) -> str:
-    return str(Path(cluster.execute("SHOW data_directory")[0][0]).parent)
+def data_directory(cluster: Cluster) -> str:
+    return str(Path(cluster.execute(engine_of(cluster).data_directory)[0][0]).parent)
 
 
 CHILD = """
-import os, sys, time
-from aurora_router.local import PostgresCluster
-cluster = PostgresCluster(readers=1).start()
+import os, pathlib, sys, time
+from aurora_router.local import {engine}
+cluster = {engine}(readers=1).start()
 cluster.freeze(cluster.readers[0])
 cluster.execute("SELECT 1")
-print(os.path.dirname(cluster.execute("SHOW data_directory")[0][0]), flush=True)
+print(pathlib.Path(cluster.execute("{engine.data_directory}")[0][0]).parent, flush=True)
 {then}
 """
 
 
-def child(then: str) -> tuple[subprocess.Popen[str], str]:
+def child(engine: Engine, then: str) -> tuple[subprocess.Popen[str], str]:
     """A process that has started a cluster, and the cluster's directory."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", CHILD.format(then=then)], env=with_package(), stdout=subprocess.PIPE, text=True
-    )
+    code = CHILD.format(engine=engine, then=then)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", code], env=with_package(), text=True, **pipes)
     assert process.stdout is not None
     directory = process.stdout.readline().strip()
     if not directory:
@@ -381,15 +448,17 @@ def child(then: str) -> tuple[subprocess.Popen[str], str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
-def test_no_server_outlives_a_killed_process(number: signal.Signals) -> None:
+@each_engine
+def test_no_server_outlives_a_killed_process(engine: Engine, number: signal.Signals) -> None:
     process, directory = child(
+        engine,
         "time.sleep(600)"
         if number != signal.SIGINT
         else """
 try:
     time.sleep(600)
 except KeyboardInterrupt:
-    pass"""
+    pass""",
     )
     with process:
         process.send_signal(number)
@@ -397,17 +466,20 @@ except KeyboardInterrupt:
     assert processes_in(directory) == []
 
 
-def test_no_server_outlives_a_process_that_forgot_to_stop_the_cluster() -> None:
-    process, directory = child("")
+@each_engine
+def test_no_server_outlives_a_process_that_forgot_to_stop_the_cluster(engine: Engine) -> None:
+    process, directory = child(engine, "sys.stdin.read()")
     with process:
-        process.wait(20)
+        process.communicate(timeout=20)  # it has been looked at, and may end
     assert process.returncode == 0
     assert not os.path.exists(directory)  # the interpreter waited for it on its way out
     assert processes_in(directory) == []
 
 
-def test_a_forked_child_neither_stops_the_cluster_nor_keeps_it_alive() -> None:
+@each_engine
+def test_a_forked_child_neither_stops_the_cluster_nor_keeps_it_alive(engine: Engine) -> None:
     process, directory = child(
+        engine,
         """
 pid = os.fork()
 if pid == 0:
@@ -420,7 +492,7 @@ cluster.thaw(cluster.readers[0])
 cluster.execute("SELECT 1", instance=cluster.readers[0])
 print("alive", flush=True)
 time.sleep(600)
-"""
+""",
     )
     with process:
         assert process.stdout is not None
@@ -444,9 +516,9 @@ def orphans_of(text: str) -> list[int]:
 
 
 def test_importing_the_local_clusters_imports_no_driver() -> None:
-    code = "import sys, aurora_router.local, aurora_router.local.pytest_plugin; print('psycopg' in sys.modules)"
+    code = "import sys, aurora_router.local, aurora_router.local.pytest_plugin; print({'psycopg', 'pymysql'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], env=with_package(), capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+    assert done.stdout == "set()\n"
 
 
 def test_the_pytest_plugin_gives_each_test_a_whole_cluster(tmp_path: Path) -> None:

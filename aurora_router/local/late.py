@@ -1,0 +1,152 @@
+"""A line between a reader and its writer on which the writer's log comes late.
+
+MariaDB's own delay (MASTER_DELAY) knows whole seconds only, and counts from timestamps that are cut off to seconds; a reader
+whose SQL thread is stopped and started in turn says in between that it is broken. So the log is held back on its way: whatever
+the writer sent after it was asked for its log arrives so much later, in order. All else passes at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections import deque
+
+_CHUNK = 256 * 1024
+_HELD_AT_MOST = 64 * 2**20  # bytes, then the writer must wait
+_BINLOG_DUMP = b"\x12"  # the first byte of the packet in which a reader asks for the log, behind 4 bytes of header
+
+
+class LateLine:
+    """Forwards connections to `target`; what the log brings comes `seconds` late. Raises OSError when it cannot listen."""
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        self.target = target  # of the next connection
+        self._changed = threading.Condition()
+        self._seconds = 0.0
+        self._hastened = 0.0  # what came before that time is not held back any more
+        self._held = 0  # bytes
+        self._sockets: set[socket.socket] = set()
+        self._closed = False
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.host, self.port = self._listener.getsockname()[:2]
+        self._start(self._accept)
+
+    @property
+    def seconds(self) -> float:
+        """How late the log is; a change counts for what is on its way, too."""
+        return self._seconds
+
+    @seconds.setter
+    def seconds(self, seconds: float) -> None:
+        with self._changed:
+            self._seconds = seconds
+            self._changed.notify_all()
+
+    def hasten(self, timeout: float = 10.0) -> None:
+        """Deliver at once what is held back now; TimeoutError when the reader does not take it in `timeout` seconds."""
+        with self._changed:
+            self._hastened = time.monotonic()
+            self._changed.notify_all()
+            if not self._changed.wait_for(lambda: not self._held, timeout):
+                raise TimeoutError(f"waited {timeout:.1f} s for a reader to take in its log")
+
+    def close(self) -> None:
+        """End all connections and listen no more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            sockets = [self._listener, *self._sockets]
+        for each in sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits on it
+        self._listener.close()
+
+    # -- threads
+
+    def _start(self, run: object, *args: object) -> None:
+        threading.Thread(target=run, args=args, name=f"late-line-{self.port}", daemon=True).start()  # type: ignore[arg-type]
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                reader, _ = self._listener.accept()
+            except OSError:
+                return
+            self._start(self._serve, reader)
+
+    def _serve(self, reader: socket.socket) -> None:
+        """From the reader to the writer; the way back is another thread's."""
+        with reader, contextlib.suppress(OSError), socket.create_connection(self.target, 10) as writer:
+            writer.settimeout(None)
+            for side in (reader, writer):
+                side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with self._changed:
+                if self._closed:
+                    return
+                self._sockets |= {reader, writer}
+            link = _Link(reader, writer)
+            threads = [threading.Thread(target=run, args=[link], daemon=True) for run in (self._take, self._pass_on)]
+            try:
+                for thread in threads:
+                    thread.start()
+                while data := reader.recv(_CHUNK):
+                    link.dumping |= data[4:5] == _BINLOG_DUMP
+                    writer.sendall(data)
+            finally:
+                with self._changed:
+                    link.over = True
+                    self._changed.notify_all()
+                with contextlib.suppress(OSError):
+                    writer.shutdown(socket.SHUT_RDWR)
+                for thread in threads:
+                    thread.join()
+                with self._changed:
+                    self._sockets -= {reader, writer}
+
+    def _take(self, link: _Link) -> None:
+        """Take in what the writer sends; an empty piece is its end."""
+        data = b"?"
+        while data:
+            try:
+                data = link.writer.recv(_CHUNK)
+            except OSError:
+                data = b""
+            with self._changed:
+                link.queue.append((time.monotonic() if link.dumping else 0.0, data))
+                self._held += len(data)
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._held < _HELD_AT_MOST or link.over or self._closed)
+
+    def _pass_on(self, link: _Link) -> None:
+        """Send it on when it is due."""
+        data = b"?"
+        while data:
+            with self._changed:
+                while not link.queue or (left := self._left(link.queue[0][0])) > 0:
+                    if link.over or self._closed:
+                        self._held -= sum(len(piece) for _, piece in link.queue)
+                        self._changed.notify_all()
+                        return
+                    self._changed.wait(left if link.queue else None)
+                data = link.queue.popleft()[1]
+            with contextlib.suppress(OSError):
+                link.reader.sendall(data) if data else link.reader.shutdown(socket.SHUT_RDWR)
+            with self._changed:
+                self._held -= len(data)
+                self._changed.notify_all()
+
+    def _left(self, came: float) -> float:
+        """Seconds until what came then is due."""
+        return came + self._seconds - time.monotonic() if came > self._hastened else 0.0
+
+
+class _Link:
+    """One connection, with what waits for its time."""
+
+    def __init__(self, reader: socket.socket, writer: socket.socket) -> None:
+        self.reader, self.writer = reader, writer
+        self.queue: deque[tuple[float, bytes]] = deque()
+        self.dumping = False
+        self.over = False
