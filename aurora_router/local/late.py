@@ -44,6 +44,11 @@ class LateLine:
             self._seconds = seconds
             self._changed.notify_all()
 
+    @property
+    def held(self) -> int:
+        """How many bytes are on their way."""
+        return self._held
+
     def hasten(self, timeout: float = 10.0) -> None:
         """Deliver at once what is held back now; TimeoutError when the reader does not take it in `timeout` seconds."""
         with self._changed:

@@ -57,11 +57,15 @@ _SETTINGS: Mapping[str, str] = {
     "innodb_buffer_pool_load_at_startup": "OFF",
 }
 
-# The writer waits for a reader before others see the commit (AFTER_SYNC), and for as long as it takes.
+# The writer waits for a reader before others see the commit (AFTER_SYNC), and for as long as it takes. A reader that stops
+# receiving says farewell to its writer, on a new connection: if that is frozen, in vain.
 _ACKNOWLEDGED: Mapping[str, str] = {
     "rpl_semi_sync_master_wait_point": "AFTER_SYNC",
     "rpl_semi_sync_master_timeout": str(2**63),
+    "rpl_semi_sync_slave_kill_conn_timeout": "1",  # s, there is no less
 }
+
+_ON = {True: "ON", False: "OFF"}
 
 
 class MariadbServer(Server):
@@ -216,13 +220,18 @@ GRANT ALL ON *.* TO {_REPLICATION}@'%';
 
         It replays all that it has received, however late or paused it was. The other readers follow it, from before it takes
         writes; one that had replayed more than it is copied anew. The old writer is left as it is: alive, it goes on taking
-        writes (a split brain), until `rejoin` makes it a reader.
+        writes (a split brain), until `rejoin` makes it a reader. With synchronous replication this takes a second longer when
+        the old writer is frozen, for that is how long its readers try to say farewell.
         """
         instance = instance or self._most_advanced()
         server = self._server(instance)
         if not server.running or not server.stands_by or server.frozen:
             raise LocalClusterError(f"{instance.name} cannot be promoted: it is no reader, or down, or frozen")
         followers = [r for r in self.readers if r != instance and not self._server(r).frozen]
+        if line := self._lines.get(instance.name):
+            line.hasten()
+        with ThreadPoolExecutor(len(followers) + 1) as pool:
+            list(pool.map(lambda reader: self._order(reader, "STOP SLAVE IO_THREAD"), (instance, *followers)))
         self._replay_all(instance)
         self._order(instance, "STOP SLAVE", "RESET SLAVE ALL")
         self._forget_lag(instance)
@@ -230,7 +239,7 @@ GRANT ALL ON *.* TO {_REPLICATION}@'%';
             self._order(instance, "SET GLOBAL rpl_semi_sync_slave_enabled = OFF", "SET GLOBAL rpl_semi_sync_master_enabled = ON")
         parted = []
         for reader in followers:
-            self._order(reader, "STOP SLAVE")
+            self._halt(reader)
             if self._has_parted(reader, instance):
                 parted.append(reader)
             else:
@@ -249,6 +258,10 @@ GRANT ALL ON *.* TO {_REPLICATION}@'%';
         self._server(instance).wait_ready()
         if self._server(instance).stands_by:
             self._follow(instance, self.writer)
+        for reader in self.readers:
+            if self._server(reader).follows == instance.name and not self._server(reader).frozen:
+                # By itself it tries again once a second.
+                self._order(reader, "STOP SLAVE IO_THREAD", "START SLAVE IO_THREAD")
 
     def rejoin(self, instance: LocalInstance) -> None:
         """Make the instance, dead or alive, a reader of the current writer, without lag; returns when it streams.
@@ -330,7 +343,7 @@ GRANT ALL ON *.* TO {_REPLICATION}@'%';
         server.stands_by, server.follows = True, None
         self._launch(instance)
         server.wait_ready()
-        self._order(instance, "STOP SLAVE", "SET GLOBAL gtid_slave_pos = @@gtid_binlog_pos")
+        self._order(instance, "SET GLOBAL gtid_slave_pos = @@gtid_binlog_pos")
 
     def _follow(self, instance: LocalInstance, writer: LocalInstance) -> None:
         """Point a running reader to the writer, or to the reader that is about to be one."""
@@ -338,15 +351,22 @@ GRANT ALL ON *.* TO {_REPLICATION}@'%';
         if line := self._lines.get(instance.name):
             line.target = host, port
             host, port = line.host, line.port
+        self._halt(instance)
         self._order(
             instance,
-            "STOP SLAVE",
             f"CHANGE MASTER TO MASTER_HOST = '{host}', MASTER_PORT = {port}, MASTER_USER = '{_REPLICATION}', "
             f"MASTER_PASSWORD = '{self._replication_password}', MASTER_SSL = 0, "
             "MASTER_USE_GTID = slave_pos, MASTER_CONNECT_RETRY = 1",
             "START SLAVE",
         )
         self._server(instance).follows = writer.name
+
+    def _halt(self, instance: LocalInstance) -> None:
+        """Stop a reader's replication."""
+        if instance.name in self._pauses:  # its SQL thread waits for the end of the pause, deaf to all but this
+            threads = "SELECT id FROM information_schema.processlist WHERE command IN ('Slave_SQL', 'Connect')"
+            self._order(instance, *(f"KILL {number}" for (number,) in self.execute(threads, instance=instance)))
+        self._order(instance, "STOP SLAVE")
 
     def _most_advanced(self) -> LocalInstance:
         candidates = [reader for reader in self.readers if not self._server(reader).frozen]
@@ -367,12 +387,8 @@ GRANT ALL ON *.* TO {_REPLICATION}@'%';
         return max(self._status(instance).get("Gtid_IO_Pos") or "", self._ask(instance, "@@gtid_slave_pos"), key=_number)
 
     def _replay_all(self, instance: LocalInstance) -> None:
-        """Have a reader receive no more, and replay what it has received: its relay log does not survive a change of writers."""
-        if line := self._lines.get(instance.name):
-            line.hasten()
-        if instance.name in self._pauses:
-            self.resume_replay(instance)
-        self._order(instance, "STOP SLAVE IO_THREAD")
+        """Have a reader replay what it has received: its relay log does not survive a change of writers."""
+        self.resume_replay(instance)
         position = _number(self._received(instance))
         for _ in until(60, f"{instance.name} to replay what it has received", every=0.003):
             if _number(self._ask(instance, "@@gtid_slave_pos")) >= position:
@@ -429,7 +445,6 @@ GRANT ALL ON *.* TO {_REPLICATION}@'%';
     def _launch(self, instance: LocalInstance, *options: str) -> None:
         self._forget_pause(instance)
         server = self._server(instance)
-        on = {True: "ON", False: "OFF"}
         settings = {
             **_SETTINGS,
             **(_ACKNOWLEDGED if self.synchronous else {}),
@@ -437,11 +452,11 @@ GRANT ALL ON *.* TO {_REPLICATION}@'%';
             "bind_address": instance.host,
             "port": str(instance.port),
             "server_id": str(self._instances.index(instance) + 1),
-            "read_only": on[server.stands_by],
+            "read_only": _ON[server.stands_by],
             # A server that starts as one that acknowledges drops from its log what nobody has acknowledged: right for a
             # reader that was a writer, wrong for a writer.
-            "rpl_semi_sync_slave_enabled": on[self.synchronous and server.stands_by],
-            "rpl_semi_sync_master_enabled": on[self.synchronous and not server.stands_by],
+            "rpl_semi_sync_slave_enabled": _ON[self.synchronous and server.stands_by],
+            "rpl_semi_sync_master_enabled": _ON[self.synchronous and not server.stands_by],
         }
         server.launch(self._program, settings, "--skip-slave-start", *options)
 
@@ -480,6 +495,7 @@ GRANT ALL ON *.* TO {_REPLICATION}@'%';
                 "connect_timeout": 10,
                 "read_timeout": 60,  # of the greeting, too: a frozen server never says it
                 "autocommit": True,
+                "ssl_disabled": True,  # to load the certificates of this machine takes longer than all else
                 **options,
             }
         )

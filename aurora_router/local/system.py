@@ -160,8 +160,9 @@ def descendants(pid: int) -> list[int]:
 
 
 def environment() -> dict[str, str]:
-    """This process's environment without what libpq, the servers or their messages would take from it."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "LC_")) and k not in ("LANG", "LANGUAGE")}
+    """This process's environment without what the drivers, the servers or their messages would take from it."""
+    taken = ("PG", "MYSQL", "MARIADB", "LC_")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(taken) and k not in ("LANG", "LANGUAGE")}
     return {**kept, "LC_ALL": "C"}
 
 

@@ -398,7 +398,8 @@ def test_programs_that_are_missing_are_named(tmp_path: Path, monkeypatch: pytest
 def test_programs_of_mariadb_that_are_missing_are_named(tmp_path: Path) -> None:
     with pytest.raises(LocalClusterError, match="no mariadbd found"):
         MariadbCluster(bin_dir=tmp_path).start()
-    server, _ = find_mariadb()
+    server, install = find_mariadb()
+    assert find_mariadb(server.parent) == (server, install)
     (tmp_path / "mariadbd").symlink_to(server)
     with pytest.raises(LocalClusterError, match=f"no mariadb-install-db found in {tmp_path}: install"):
         find_mariadb(tmp_path)

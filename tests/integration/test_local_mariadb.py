@@ -1,0 +1,233 @@
+"""What is MariaDB's own in a local cluster: how readers are late, what is kept and what is lost, what the instances say."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pymysql
+import pytest
+
+from aurora_router.core.gtid import began
+from aurora_router.local import LocalInstance, MariadbCluster
+from tests.integration.shop import eventually
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[MariadbCluster]:
+    with MariadbCluster(readers=2) as cluster:
+        cluster.execute("CREATE TABLE note (id int AUTO_INCREMENT PRIMARY KEY)")
+        yield cluster
+
+
+@pytest.fixture
+def cluster(shared: MariadbCluster) -> MariadbCluster:
+    shared.heal()
+    shared.execute("TRUNCATE TABLE note")
+    shared.wait_in_sync()
+    return shared
+
+
+def notes(cluster: MariadbCluster, instance: LocalInstance | None = None) -> list[int]:
+    return [row[0] for row in cluster.execute("SELECT id FROM note ORDER BY id", instance=instance)]
+
+
+def replication(cluster: MariadbCluster, reader: LocalInstance) -> dict[str, object]:
+    with reader.connect(cursorclass=pymysql.cursors.DictCursor) as connection, connection.cursor() as cursor:
+        cursor.execute("SHOW REPLICA STATUS")
+        found: dict[str, object] = cursor.fetchone()
+        return found
+
+
+class Writes:
+    """Writes into `note` as the application, as fast as it goes, from the first to the last line of a `with`."""
+
+    def __init__(self, cluster: MariadbCluster) -> None:
+        self.acknowledged: list[int] = []
+        self._connection = pymysql.connect(
+            host=cluster.writer.host,
+            port=cluster.writer.port,
+            user="app",
+            password=cluster.app_password,
+            database="app",
+            autocommit=True,
+            ssl_disabled=True,
+        )
+        self._over = False
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        with self._connection.cursor() as cursor:
+            while not self._over:
+                try:
+                    cursor.execute("INSERT INTO note VALUES ()")
+                except pymysql.err.OperationalError:  # it was killed
+                    return
+                self.acknowledged.append(cursor.lastrowid)
+
+    def __enter__(self) -> Writes:
+        self._thread.start()
+        eventually(lambda: len(self.acknowledged) > 20)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over = True
+        self._thread.join()
+        self._connection.close()
+
+
+# -- late readers
+
+
+def test_a_late_reader_shows_each_commit_that_much_later(cluster: MariadbCluster) -> None:
+    late = cluster.readers[0]
+    cluster.set_lag(late, 0.3)
+    for n in range(1, 6):
+        before = time.monotonic()
+        cluster.execute("INSERT INTO note VALUES (%s)", n)
+        eventually(lambda n=n: n in notes(cluster, late))
+        assert time.monotonic() - before >= 0.3
+
+
+def test_a_late_reader_does_not_wait_for_the_commit_before_to_show_the_next(cluster: MariadbCluster) -> None:
+    late = cluster.readers[0]
+    cluster.set_lag(late, 0.3)
+    before = time.monotonic()
+    for _ in range(50):
+        cluster.execute("INSERT INTO note VALUES ()")
+    cluster.wait_in_sync()
+    assert len(notes(cluster, late)) == 50
+    assert time.monotonic() - before < 5  # one after the other would take 15 s
+
+
+def test_neither_a_late_reader_nor_a_paused_one_says_that_it_is_broken(cluster: MariadbCluster) -> None:
+    late, paused = cluster.readers
+    cluster.set_lag(late, 60)
+    cluster.pause_replay(paused)
+    cluster.execute("INSERT INTO note VALUES (1)")
+    eventually(lambda: replication(cluster, paused)["Gtid_IO_Pos"] == cluster.execute("SELECT @@gtid_binlog_pos")[0][0])
+    for reader in (late, paused):
+        said = replication(cluster, reader)
+        assert (said["Slave_IO_Running"], said["Slave_SQL_Running"]) == ("Yes", "Yes")
+        assert notes(cluster, reader) == []
+
+
+def test_a_late_reader_that_is_promoted_has_all_that_the_dead_writer_sent(cluster: MariadbCluster) -> None:
+    late, current = cluster.readers
+    cluster.set_lag(late, 60)
+    cluster.execute("INSERT INTO note VALUES (1)")
+    eventually(lambda: notes(cluster, current) == [1])
+    eventually(lambda: cluster._lines[late.name].held)
+    cluster.kill(cluster.writer)
+    cluster.kill(current)
+    assert cluster.promote() == late
+    assert notes(cluster) == [1]
+
+
+def test_a_reader_stays_late_or_paused_when_it_follows_a_new_writer(cluster: MariadbCluster) -> None:
+    for late in (True, False):
+        new, other = cluster.readers
+        cluster.set_lag(other, 60) if late else cluster.pause_replay(other)
+        cluster.execute("INSERT INTO note VALUES ()")
+        before = notes(cluster, other)
+        cluster.kill(cluster.writer)
+        cluster.promote(new)
+        cluster.execute("INSERT INTO note VALUES ()")
+        with pytest.raises(TimeoutError, match=other.name):
+            cluster.wait_in_sync(0.3)
+        assert notes(cluster, other) == before
+        cluster.heal()
+        assert notes(cluster, other) == notes(cluster)
+
+
+# -- what is kept, and what is lost
+
+
+def test_what_was_acknowledged_survives_the_kill_of_the_writer(cluster: MariadbCluster) -> None:
+    with Writes(cluster) as writes:
+        cluster.kill(cluster.writer)
+    cluster.restart(cluster.writer)
+    assert set(writes.acknowledged) <= set(notes(cluster))
+    cluster.wait_in_sync()
+    for reader in cluster.readers:
+        assert notes(cluster, reader) == notes(cluster)
+
+
+def test_a_copy_of_a_writer_that_is_writing_is_exact(cluster: MariadbCluster) -> None:
+    old, new = cluster.writer, cluster.readers[0]
+    cluster.promote(new)
+    cluster.execute("INSERT INTO note VALUES (1000000)", instance=old)  # a split brain
+    with Writes(cluster) as writes:
+        cluster.rejoin(old)
+        written = len(writes.acknowledged)
+        eventually(lambda: len(writes.acknowledged) > written)
+    cluster.wait_in_sync()
+    assert [*writes.acknowledged] == notes(cluster) == notes(cluster, old)
+
+
+def test_without_a_reader_a_synchronous_commit_waits() -> None:
+    with MariadbCluster(readers=1, synchronous=True) as cluster:
+        cluster.execute("CREATE TABLE note (id int PRIMARY KEY)")
+        (reader,) = cluster.readers
+        cluster.kill(reader)
+        with pytest.raises(pymysql.err.OperationalError, match="timed out"), cluster.writer.connect(read_timeout=1) as session:
+            session.cursor().execute("INSERT INTO note VALUES (1)")
+        assert notes(cluster) == []
+        cluster.restart(reader)
+        eventually(lambda: notes(cluster) == [1])
+
+
+def test_a_frozen_writer_of_a_synchronous_cluster_is_replaced_soon() -> None:
+    with MariadbCluster(readers=2, synchronous=True) as cluster:
+        cluster.execute("CREATE TABLE note (id int PRIMARY KEY)")
+        old = cluster.writer
+        cluster.freeze(old)
+        before = time.monotonic()
+        cluster.promote()
+        cluster.execute("INSERT INTO note VALUES (1)")
+        assert time.monotonic() - before < 3
+        cluster.rejoin(old)
+        cluster.wait_in_sync()
+        assert notes(cluster, old) == [1]
+
+
+def test_a_reader_that_has_made_a_transaction_of_its_own_is_healed(cluster: MariadbCluster) -> None:
+    reader = cluster.readers[0]
+    cluster.execute("FLUSH TABLES", instance=reader)  # takes a GTID, read-only or not
+    cluster.execute("INSERT INTO note VALUES (1)")
+    eventually(lambda: replication(cluster, reader)["Slave_SQL_Running"] == "No")
+    cluster.heal()
+    assert notes(cluster, reader) == [1]
+
+
+# -- what the instances say
+
+
+def test_all_instances_tell_when_the_newest_writer_began(cluster: MariadbCluster) -> None:
+    epochs = []
+    for _ in range(2):
+        cluster.promote()
+        cluster.execute("INSERT INTO note VALUES ()")
+        cluster.heal()
+        said = {began(cluster.execute("SELECT @@gtid_binlog_state", instance=i)[0][0]) for i in cluster.instances}
+        assert len(said) == 1
+        epochs.extend(said)
+    assert epochs[0] < epochs[1]
+
+
+def test_the_application_may_use_its_database_and_look_at_replication(cluster: MariadbCluster) -> None:
+    grants = sorted(row[0].partition(" IDENTIFIED")[0] for row in cluster.execute("SHOW GRANTS FOR app"))
+    assert grants == ["GRANT ALL PRIVILEGES ON `app`.* TO `app`@`%`", "GRANT SLAVE MONITOR ON *.* TO `app`@`%`"]
+    with MariadbCluster(readers=0, monitor_privileges=False) as other:
+        grants = sorted(row[0].partition(" IDENTIFIED")[0] for row in other.execute("SHOW GRANTS FOR app"))
+        assert grants == ["GRANT ALL PRIVILEGES ON `app`.* TO `app`@`%`", "GRANT USAGE ON *.* TO `app`@`%`"]
+
+
+def test_the_roles_are_there_after_a_promotion(cluster: MariadbCluster) -> None:
+    old = cluster.writer
+    cluster.promote()
+    read_only = {i: cluster.execute("SELECT @@read_only", instance=i)[0][0] for i in cluster.instances}
+    assert [i for i, on in read_only.items() if not on] == [i for i in cluster.instances if i in (old, cluster.writer)]
+    cluster.heal()
+    assert cluster.execute("SELECT @@read_only", instance=old) == [(1,)]
