@@ -65,8 +65,8 @@ class LocalInstance:
 class Cluster(ABC, Generic[S]):
     """One writer and `readers` readers; `PostgresCluster` and `MariadbCluster` say what the parameters mean to their engine."""
 
-    superuser: ClassVar[str]
-    driver: ClassVar[str]  # as a SQLAlchemy URL names it
+    _superuser: ClassVar[str]
+    _driver: ClassVar[str]  # as a SQLAlchemy URL names it
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class Cluster(ABC, Generic[S]):
     @property
     def admin_url(self) -> str:
         """SQLAlchemy URL of the writer for the superuser."""
-        return self._url(self.writer, self.superuser, self.superuser_password)
+        return self._url(self.writer, self._superuser, self.superuser_password)
 
     @abstractmethod
     def execute(self, query: str, *args: Any, instance: LocalInstance | None = None) -> list[tuple[Any, ...]]:
@@ -274,7 +274,7 @@ class Cluster(ABC, Generic[S]):
         return self._servers[instance.name]
 
     def _url(self, instance: LocalInstance, user: str, password: str) -> str:
-        return f"{self.driver}://{user}:{password}@{instance.address}/{APP}"
+        return f"{self._driver}://{user}:{password}@{instance.address}/{APP}"
 
     def _disown(self) -> None:
         """In a forked child: the cluster is the parent's, whose pipe must close when the parent's end of it does."""

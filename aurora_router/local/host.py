@@ -22,6 +22,7 @@ from aurora_router.local.system import (
     descendants,
     environment,
     reachable_by_others,
+    stands_still,
     tail,
     unprivileged_user,
     until,
@@ -225,18 +226,28 @@ class Server(ABC):
 
     def kill(self) -> None:
         if self.process is not None and self.running:
-            self.freeze()  # so that none of its processes notices the end of another and ends in an orderly way
+            self._halt()  # so that none of its processes notices the end of another and ends in an orderly way
             for pid in (*descendants(self.process.pid), self.process.pid):
                 _send(pid, signal.SIGKILL)
             self.process.wait(10)
         self.frozen = False
 
     def freeze(self) -> None:
+        """Stop its processes; returns when none of their threads runs any more. One that is writing ends that first."""
         if self.process is not None and self.running:
-            _send(self.process.pid, signal.SIGSTOP)  # first, so that it starts no more of the others
-            for pid in descendants(self.process.pid):
-                _send(pid, signal.SIGSTOP)
+            pids = self._halt()
             self.frozen = True
+            for _ in until(10, f"{self.name} to stand still", every=0.001):
+                if all(stands_still(pid) for pid in pids):
+                    break
+
+    def _halt(self) -> list[int]:
+        assert self.process is not None
+        _send(self.process.pid, signal.SIGSTOP)  # first, so that it starts no more of the others
+        children = descendants(self.process.pid)
+        for pid in children:
+            _send(pid, signal.SIGSTOP)
+        return [self.process.pid, *children]
 
     def thaw(self) -> None:
         if self.process is not None and self.frozen:

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 
 _CHUNK = 256 * 1024
 _HELD_AT_MOST = 64 * 2**20  # bytes, then the writer must wait
@@ -70,8 +71,8 @@ class LateLine:
 
     # -- threads
 
-    def _start(self, run: object, *args: object) -> None:
-        threading.Thread(target=run, args=args, name=f"late-line-{self.port}", daemon=True).start()  # type: ignore[arg-type]
+    def _start(self, run: Callable[..., None], *args: object) -> None:
+        threading.Thread(target=run, args=args, name=f"late-line-{self.port}", daemon=True).start()
 
     def _accept(self) -> None:
         while True:

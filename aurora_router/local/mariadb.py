@@ -13,7 +13,7 @@ import secrets
 import shutil
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ _SETTINGS: Mapping[str, str] = {
     "relay_log": "relay",
     "binlog_format": "ROW",
     "log_slave_updates": "ON",
+    "slave_net_timeout": "3600",  # s: else a reader whose log is late misses the heartbeats, and connects anew again and again
     "gtid_domain_id": "0",
     "gtid_strict_mode": "ON",
     "sync_binlog": "0",
@@ -91,15 +92,6 @@ class MariadbServer(Server):
             log.seek(self._log_began)
             return b": ready for connections" in log.read()
 
-    def wait_frozen(self) -> None:
-        """Wait until none of its threads runs any more, after `freeze()`; one in the middle of a write ends that first."""
-        if self.process is not None and self.running:
-            threads = Path(f"/proc/{self.process.pid}/task")
-            for _ in until(10, f"{self.name} to stand still", every=0.001):
-                states = [(thread / "stat").read_text(errors="replace") for thread in threads.iterdir()]
-                if all(state.rpartition(")")[2].split()[0] == "T" for state in states):
-                    break
-
 
 class MariadbCluster(Cluster[MariadbServer]):
     """One writer and `readers` asynchronous readers, real servers on loopback addresses of their own.
@@ -123,8 +115,8 @@ class MariadbCluster(Cluster[MariadbServer]):
     thread at a time may drive a cluster. Every method may raise `LocalClusterError`, and those that wait `TimeoutError`.
     """
 
-    superuser = "root"
-    driver = "mariadb+pymysql"
+    _superuser = "root"
+    _driver = "mariadb+pymysql"
     _program: Path
 
     def execute(self, query: str, *args: Any, instance: LocalInstance | None = None) -> list[tuple[Any, ...]]:
@@ -196,9 +188,9 @@ class MariadbCluster(Cluster[MariadbServer]):
         # Since 10.11, SUPER is not enough to write on a reader.
         withheld = "READ_ONLY ADMIN" if release >= (10, 11) else "READ_ONLY ADMIN, SUPER"
         return f"""SET sql_log_bin = 0;
-CREATE USER {self.superuser}@'%' IDENTIFIED BY '{self.superuser_password}';
-GRANT ALL ON *.* TO {self.superuser}@'%' WITH GRANT OPTION;
-REVOKE {withheld} ON *.* FROM {self.superuser}@'%';
+CREATE USER {self._superuser}@'%' IDENTIFIED BY '{self.superuser_password}';
+GRANT ALL ON *.* TO {self._superuser}@'%' WITH GRANT OPTION;
+REVOKE {withheld} ON *.* FROM {self._superuser}@'%';
 CREATE USER {_REPLICATION}@'%' IDENTIFIED BY '{self._replication_password}';
 GRANT ALL ON *.* TO {_REPLICATION}@'%';
 """
@@ -228,10 +220,7 @@ GRANT ALL ON *.* TO {_REPLICATION}@'%';
         if not server.running or not server.stands_by or server.frozen:
             raise LocalClusterError(f"{instance.name} cannot be promoted: it is no reader, or down, or frozen")
         followers = [r for r in self.readers if r != instance and not self._server(r).frozen]
-        if line := self._lines.get(instance.name):
-            line.hasten()
-        with ThreadPoolExecutor(len(followers) + 1) as pool:
-            list(pool.map(lambda reader: self._order(reader, "STOP SLAVE IO_THREAD"), (instance, *followers)))
+        self._leave(instance, followers)
         self._replay_all(instance)
         self._order(instance, "STOP SLAVE", "RESET SLAVE ALL")
         self._forget_lag(instance)
@@ -274,7 +263,7 @@ GRANT ALL ON *.* TO {_REPLICATION}@'%';
         server = self._server(instance)
         self.thaw(instance)
         if not server.running or not server.stands_by:
-            server.shut_down()
+            server.kill()  # in a shutdown it would acknowledge commits that no reader has
             self._stand_by(instance)
         if not self._has_parted(instance, self.writer):
             if server.follows == self.writer.name and instance.name not in self._lines and self._streams(instance, 0):
@@ -295,11 +284,12 @@ GRANT ALL ON *.* TO {_REPLICATION}@'%';
         if line is None and seconds:
             if instance not in self.readers:
                 raise LocalClusterError(f"{instance.name} is no reader that runs, and cannot be late")
-            self._lines[instance.name] = LateLine((self.writer.host, self.writer.port))
+            line = self._lines[instance.name] = LateLine((self.writer.host, self.writer.port))
+            line.seconds = seconds
             self._follow(instance, self.writer)
-            self._streams(instance, 10)
-            line = self._lines[instance.name]
-        if line is not None:
+            if self._sends():
+                self._streams(instance, 10)
+        elif line is not None:
             line.seconds = seconds
 
     def pause_replay(self, instance: LocalInstance) -> None:
@@ -372,19 +362,43 @@ GRANT ALL ON *.* TO {_REPLICATION}@'%';
         candidates = [reader for reader in self.readers if not self._server(reader).frozen]
         if not candidates:
             raise LocalClusterError("there is no reader left to promote")
-        if not self.writer.running:
-            # What the dead writer sent may still be on its way into a reader's log: compare when the last byte is in.
-            for reader in candidates:
-                if line := self._lines.get(reader.name):
-                    line.hasten()
-                for _ in until(10, f"{reader.name} to notice that {self.writer.name} is gone"):
-                    if self._status(reader).get("Slave_IO_Running") != "Yes":
-                        break
+        for reader in candidates:
+            self._take_in(reader)
         return max(candidates, key=lambda reader: _number(self._received(reader)))
+
+    def _take_in(self, instance: LocalInstance) -> None:
+        """Have a reader take in what a dead writer sent, and is on its way; of a living one's there is no end."""
+        if not self.writer.running:
+            if line := self._lines.get(instance.name):
+                line.hasten()
+            for _ in until(10, f"{instance.name} to notice that {self.writer.name} is gone", every=0.003):
+                if self._status(instance).get("Slave_IO_Running") != "Yes":
+                    break
+
+    def _sends(self) -> bool:
+        """Whether the writer can send anything."""
+        return self.writer.running and not self._server(self.writer).frozen
 
     def _received(self, instance: LocalInstance) -> str:
         """How far what a reader has received reaches."""
         return max(self._status(instance).get("Gtid_IO_Pos") or "", self._ask(instance, "@@gtid_slave_pos"), key=_number)
+
+    def _leave(self, instance: LocalInstance, followers: Sequence[LocalInstance]) -> None:
+        """Have readers receive no more, `instance` as the last: what another one has acknowledged it has received then."""
+        self._take_in(instance)
+        if self._sends():
+            if line := self._lines.get(instance.name):
+                line.seconds = 0
+            for reader in followers:
+                self._order(reader, "STOP SLAVE IO_THREAD")
+            acknowledged = max((_number(self._received(reader)) for reader in followers), default=0)
+            with contextlib.suppress(TimeoutError):
+                for _ in until(5, f"{instance.name} to receive what others have", every=0.003):
+                    if _number(self._received(instance)) >= acknowledged:
+                        break
+            followers = ()
+        with ThreadPoolExecutor(len(followers) + 1) as pool:  # a frozen writer holds each of them up
+            list(pool.map(lambda reader: self._order(reader, "STOP SLAVE IO_THREAD"), (instance, *followers)))
 
     def _replay_all(self, instance: LocalInstance) -> None:
         """Have a reader replay what it has received: its relay log does not survive a change of writers."""
@@ -422,7 +436,6 @@ GRANT ALL ON *.* TO {_REPLICATION}@'%';
         thawed = not source.frozen
         source.freeze()
         try:
-            source.wait_frozen()
             self._host.run("cp", "-R", "-p", str(source.data), str(server.data))
         finally:
             if thawed:
@@ -490,7 +503,7 @@ GRANT ALL ON *.* TO {_REPLICATION}@'%';
             **{
                 "host": instance.host,
                 "port": instance.port,
-                "user": self.superuser,
+                "user": self._superuser,
                 "password": self.superuser_password,
                 "connect_timeout": 10,
                 "read_timeout": 60,  # of the greeting, too: a frozen server never says it

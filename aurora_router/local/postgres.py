@@ -112,8 +112,8 @@ class PostgresCluster(Cluster[PostgresServer]):
     method may raise `LocalClusterError`, and those that wait `TimeoutError`.
     """
 
-    superuser = "postgres"
-    driver = "postgresql+psycopg"
+    _superuser = "postgres"
+    _driver = "postgresql+psycopg"
     _programs: Path
 
     def execute(self, query: str, *args: Any, instance: LocalInstance | None = None) -> list[tuple[Any, ...]]:
@@ -156,7 +156,7 @@ class PostgresCluster(Cluster[PostgresServer]):
         host.run(
             self._programs / "initdb",
             f"--pgdata={server.data}",
-            f"--username={self.superuser}",
+            f"--username={self._superuser}",
             f"--pwfile={secret}",
             *("--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync"),
             "--wal-segsize=1",  # MB: a promotion copies a segment, and who follows it receives that once more
@@ -305,7 +305,7 @@ class PostgresCluster(Cluster[PostgresServer]):
 
     def _conninfo(self, instance: LocalInstance, writer: LocalInstance) -> str:
         return (
-            f"host={writer.host} port={writer.port} user={self.superuser} password={self.superuser_password} "
+            f"host={writer.host} port={writer.port} user={self._superuser} password={self.superuser_password} "
             f"sslmode=disable application_name={instance.name}"
         )
 
@@ -368,7 +368,7 @@ class PostgresCluster(Cluster[PostgresServer]):
             raise LocalClusterError(f"{instance.name} does not stream from {self.writer.name}\n{tail(server.log)}")
 
     def _rewind(self, server: Server) -> bool:
-        source = f"host={self.writer.host} port={self.writer.port} user={self.superuser} dbname=postgres sslmode=disable"
+        source = f"host={self.writer.host} port={self.writer.port} user={self._superuser} dbname=postgres sslmode=disable"
         self.execute("CHECKPOINT")  # only then do the writer's files say on which timeline it is
         try:
             self._tool("pg_rewind", f"--target-pgdata={server.data}", f"--source-server={source}", "--no-sync")
@@ -382,7 +382,7 @@ class PostgresCluster(Cluster[PostgresServer]):
         self._tool(
             "pg_basebackup",
             f"--pgdata={server.data}",
-            *(f"--host={self.writer.host}", f"--port={self.writer.port}", f"--username={self.superuser}"),
+            *(f"--host={self.writer.host}", f"--port={self.writer.port}", f"--username={self._superuser}"),
             *("--wal-method=stream", "--checkpoint=fast", "--no-sync"),
         )
 
@@ -409,7 +409,7 @@ class PostgresCluster(Cluster[PostgresServer]):
             **{
                 "host": instance.host,
                 "port": instance.port,
-                "user": self.superuser,
+                "user": self._superuser,
                 "password": self.superuser_password,
                 "dbname": "postgres",
                 "sslmode": "disable",

@@ -147,13 +147,23 @@ def descendants(pid: int) -> list[int]:
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with contextlib.suppress(OSError):
-                # "pid (name) state ppid ...", and the name may contain anything
-                parent = int(Path("/proc", entry, "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
-                children.setdefault(parent, []).append(int(entry))
+                children.setdefault(int(_stat(Path("/proc", entry))[1]), []).append(int(entry))
     found = [pid]
     for parent in found:
         found.extend(children.get(parent, ()))
     return found[1:]
+
+
+def stands_still(pid: int) -> bool:
+    """Whether all threads of a process are stopped, or it is gone."""
+    with contextlib.suppress(OSError):
+        return all(_stat(thread)[0] in "TtZX" for thread in Path(f"/proc/{pid}/task").iterdir())
+    return True
+
+
+def _stat(process: Path) -> list[str]:
+    """What /proc says of a process or thread behind "pid (name)", and the name may contain anything: state, ppid, ..."""
+    return (process / "stat").read_text(errors="replace").rpartition(")")[2].split()
 
 
 # -- small things

@@ -115,14 +115,17 @@ def test_neither_a_late_reader_nor_a_paused_one_says_that_it_is_broken(cluster: 
 
 def test_a_late_reader_that_is_promoted_has_all_that_the_dead_writer_sent(cluster: MariadbCluster) -> None:
     late, current = cluster.readers
-    cluster.set_lag(late, 60)
+    cluster.set_lag(late, 0.01)
     cluster.execute("INSERT INTO note VALUES (1)")
-    eventually(lambda: notes(cluster, current) == [1])
+    cluster.wait_in_sync()
+    cluster.set_lag(late, 60)
+    cluster.execute("INSERT INTO note VALUES (2)")
+    eventually(lambda: notes(cluster, current) == [1, 2])
     eventually(lambda: cluster._lines[late.name].held)
     cluster.kill(cluster.writer)
     cluster.kill(current)
     assert cluster.promote() == late
-    assert notes(cluster) == [1]
+    assert notes(cluster) == [1, 2]
 
 
 def test_a_reader_stays_late_or_paused_when_it_follows_a_new_writer(cluster: MariadbCluster) -> None:
@@ -176,6 +179,19 @@ def test_without_a_reader_a_synchronous_commit_waits() -> None:
         assert notes(cluster) == []
         cluster.restart(reader)
         eventually(lambda: notes(cluster) == [1])
+
+
+def test_a_deposed_writer_acknowledges_nothing_any_more_in_a_synchronous_cluster() -> None:
+    with MariadbCluster(readers=2, synchronous=True) as cluster:
+        cluster.execute("CREATE TABLE note (id int AUTO_INCREMENT PRIMARY KEY)")
+        old = cluster.writer
+        with Writes(cluster) as writes:
+            cluster.promote()
+            cluster.execute("INSERT INTO note VALUES (1000000)")
+            cluster.rejoin(old)
+        cluster.wait_in_sync()
+        assert {*writes.acknowledged, 1000000} <= set(notes(cluster))
+        assert notes(cluster, old) == notes(cluster)
 
 
 def test_a_frozen_writer_of_a_synchronous_cluster_is_replaced_soon() -> None:
