@@ -407,6 +407,9 @@ GRANT ALL ON *.* TO {_REPLICATION}@'%';
         for _ in until(60, f"{instance.name} to replay what it has received", every=0.003):
             if _number(self._ask(instance, "@@gtid_slave_pos")) >= position:
                 break
+            status = self._status(instance)
+            if status.get("Slave_SQL_Running") == "No":
+                raise LocalClusterError(f"{instance.name} cannot replay what it has received: {status['Last_SQL_Error']}")
 
     def _has_parted(self, instance: LocalInstance, writer: LocalInstance) -> bool:
         """Whether it has a transaction that the writer has not; what it has from each server is asked first."""
@@ -466,8 +469,8 @@ GRANT ALL ON *.* TO {_REPLICATION}@'%';
             "port": str(instance.port),
             "server_id": str(self._instances.index(instance) + 1),
             "read_only": _ON[server.stands_by],
-            # A server that starts as one that acknowledges drops from its log what nobody has acknowledged: right for a
-            # reader that was a writer, wrong for a writer.
+            # After a crash, one that starts as a reader that acknowledges may drop from its log what no other has acknowledged:
+            # right for a writer that was deposed, wrong for one that still is the writer.
             "rpl_semi_sync_slave_enabled": _ON[self.synchronous and server.stands_by],
             "rpl_semi_sync_master_enabled": _ON[self.synchronous and not server.stands_by],
         }

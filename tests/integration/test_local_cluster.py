@@ -522,8 +522,17 @@ def test_importing_the_local_clusters_imports_no_driver() -> None:
     assert done.stdout == "set()\n"
 
 
-def test_the_pytest_plugin_gives_each_test_a_whole_cluster(tmp_path: Path) -> None:
-    (tmp_path / "conftest.py").write_text('pytest_plugins = ["aurora_router.local.pytest_plugin"]')
+@pytest.mark.parametrize("chosen", ["", "mariadb"], ids=["the default", "mariadb"])
+def test_the_pytest_plugin_gives_each_test_a_whole_cluster(tmp_path: Path, chosen: str) -> None:
+    conftest = 'pytest_plugins = ["aurora_router.local.pytest_plugin"]'
+    if chosen:
+        conftest += f"""
+import pytest
+@pytest.fixture(scope="session")
+def aurora_engine():
+    return "{chosen}"
+"""
+    (tmp_path / "conftest.py").write_text(conftest)
     (tmp_path / "test_service.py").write_text(
         """
 def test_kill(aurora_cluster):
@@ -534,8 +543,10 @@ def test_whole(aurora_cluster):
     assert all(instance.running for instance in aurora_cluster.instances)
     assert len(aurora_cluster.readers) == 2
 
-def test_factory(aurora_cluster_factory):
-    assert aurora_cluster_factory(readers=0).execute("SELECT 1") == [(1,)]
+def test_factory(aurora_cluster_factory, aurora_engine):
+    other = aurora_cluster_factory(readers=0)
+    assert other.execute("SELECT 1") == [(1,)]
+    assert other.url.startswith(aurora_engine)
 """
     )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]

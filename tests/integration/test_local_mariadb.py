@@ -10,7 +10,7 @@ import pymysql
 import pytest
 
 from aurora_router.core.gtid import began
-from aurora_router.local import LocalInstance, MariadbCluster
+from aurora_router.local import LocalClusterError, LocalInstance, MariadbCluster
 from tests.integration.shop import eventually
 
 
@@ -213,6 +213,8 @@ def test_a_reader_that_has_made_a_transaction_of_its_own_is_healed(cluster: Mari
     cluster.execute("FLUSH TABLES", instance=reader)  # takes a GTID, read-only or not
     cluster.execute("INSERT INTO note VALUES (1)")
     eventually(lambda: replication(cluster, reader)["Slave_SQL_Running"] == "No")
+    with pytest.raises(LocalClusterError, match="cannot replay"):
+        cluster.promote(reader)
     cluster.heal()
     assert notes(cluster, reader) == [1]
 
