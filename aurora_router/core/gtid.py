@@ -52,6 +52,10 @@ class GtidSet:
         mine = dict(self.sources)
         return all(source in mine and _contains(mine[source], runs) for source, runs in other.sources)
 
+    def outdoes(self, other: Position) -> bool:
+        """True when it has all that `other` has, and more."""
+        return self.covers(other) and not other.covers(self)
+
     def union(self, other: Position) -> GtidSet | None:
         """The GTIDs of both; None for a position of another kind or epoch."""
         if not isinstance(other, GtidSet) or self.epoch != other.epoch:
@@ -140,6 +144,10 @@ class MariadbGtid:
             return False
         mine = {domain: number for domain, _, number in self.last}
         return all(mine.get(domain, -1) >= number for domain, _, number in other.last)
+
+    def outdoes(self, other: Position) -> bool:
+        """True when it has all that `other` has, and more: a server that writes behind another begins an epoch by that."""
+        return self.covers(other) and not other.covers(self)
 
     def union(self, other: Position) -> MariadbGtid | None:
         """The further of the two in each domain; None for a position of another kind or epoch."""

@@ -28,6 +28,11 @@ class Position(Protocol):
         """The smallest position that covers both; None where there is none, as across epochs."""
         ...
 
+    def outdoes(self, other: Position) -> bool:
+        """Of two servers that both accept writes in one epoch: True when this is of one that has all that the other has, and
+        more. False where that cannot be told."""
+        ...
+
     def compact(self) -> str:
         """Its text in a token: short, and of characters that are safe in URLs and headers; "" where it has none so short."""
         ...
@@ -48,6 +53,9 @@ class WalPosition:
 
     def union(self, other: Position) -> Position | None:
         return self if self.covers(other) else other if other.covers(self) else None
+
+    def outdoes(self, other: Position) -> bool:  # noqa: ARG002
+        return False  # two that write on one timeline write different things under the same numbers
 
     def compact(self) -> str:
         return f"{self.epoch}-{self.lsn:X}"

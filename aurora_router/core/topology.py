@@ -5,7 +5,9 @@ Rules:
   several, so each observation is of one *server*, and an instance is only as far as the least of its servers.
 - An observation that was asked for before the newest one of the same server is dropped.
 - The writer is the server of the newest epoch that accepts writes. A writer of an older epoch is deposed: it serves nothing.
-  Two servers of the newest epoch that both accept writes: there is no writer until that resolves.
+  Of two servers of the newest epoch that both accept writes, the one whose position shows that it has all that the other has,
+  and more. Where none does, there is no writer until that resolves.
+- A reader that has ceased to replay is not used.
 - The epoch never goes back.
 - A silent probe makes an instance suspect; the second in a row, or a refused connection, takes it out of use.
 - A reader that was lost once is taken back at its first answer. One that is lost again and again must have answered for a while
@@ -37,8 +39,9 @@ class Role(enum.Enum):
 class ServerId(NamedTuple):
     """What tells one server from another, and one life of it from the next.
 
-    cluster: the system identifier that all servers of a cluster share.
-    address, port: where the server itself says the connection arrived.
+    cluster: what all servers of a cluster share: PostgreSQL's system identifier, say.
+    address, port: where the server itself says the connection arrived; where it does not know, a name that no other server of
+    the cluster has stands for the address.
     started: when it was started; a restarted reader may have gone back in its log.
     """
 
@@ -49,7 +52,7 @@ class ServerId(NamedTuple):
 
     @property
     def life(self) -> tuple[str, int | None, str]:
-        """The same for one server reached at several addresses: no two servers of a cluster start in one microsecond."""
+        """The same for one server reached at several addresses: no two of a cluster say the same of their start."""
         return (self.cluster, self.port, self.started)
 
 
@@ -58,7 +61,8 @@ class Server:
     """What one server said of itself.
 
     epoch: the newest it is known to be on. position: written (writer) or replayed (reader); None where it gives none.
-    lag: seconds behind the writer; None for a writer or where it cannot be told. isolation: its default level.
+    lag: seconds behind the writer; None for a writer or where it cannot be told. isolation: its default level. stopped: why it
+    replays no more, where it is a reader that has ceased to.
     """
 
     id: ServerId
@@ -67,6 +71,7 @@ class Server:
     position: Position | None = None
     lag: float | None = None
     isolation: str = "read committed"
+    stopped: str = ""
 
 
 class Silence(enum.Enum):
@@ -168,7 +173,7 @@ class Topology:
 
     writer: the instance that takes writes, if one does. readers: those that are healthy.
     ambiguous: the instances that both accept writes, where nothing tells which is newer.
-    epoch: the newest that was ever seen; 0 before the first answer. cluster: the system identifier.
+    epoch: the newest that was ever seen; 0 before the first answer. cluster: as ServerId.cluster.
     samples: positions of the writer in this epoch, oldest first.
     """
 
@@ -217,7 +222,7 @@ def observe(topology: Topology, observation: Observation) -> Topology:
             observation,
             server=None,
             silence=Silence.MISCONFIGURED,
-            error=f"belongs to another cluster (system identifier {server.id.cluster}, not {topology.cluster})",
+            error=f"belongs to another cluster ({server.id.cluster}, not {topology.cluster})",
         )
         server = None
     new = _failed(old, observation) if server is None else _answered(old, observation, server)
@@ -295,29 +300,41 @@ def forget(topology: Topology, instance_id: str, server: ServerId) -> Topology:
 def _settle(topology: Topology, instances: tuple[Instance, ...]) -> Topology:
     """Elect the writer and derive what each instance may be used for."""
     epoch = topology.epoch
-    claims: dict[object, tuple[str, ServerId]] = {}  # one entry a server, under the first of the names given for it
+    claims: dict[object, tuple[str, Server]] = {}  # one entry a server, under the first of the names given for it
     for instance in instances:
         for seen in instance.seen:
             if seen.server.role is Role.WRITER and seen.server.epoch == epoch and not instance.reader_only:
-                claims.setdefault(seen.server.id.life, (instance.id, seen.server.id))
-    elected = next(iter(claims.values())) if len(claims) == 1 else None
+                claims.setdefault(seen.server.id.life, (instance.id, seen.server))
+    elected = _elect([*claims.values()])
     settled = tuple(_derive(instance, epoch, elected) for instance in instances)
     writer = next((i for i in settled if i.role is Role.WRITER), None)
     samples = topology.samples if topology.samples and topology.samples[-1].position.epoch == epoch else ()
     if writer is not None and writer.position is not None:
         asked_at = max(seen.asked_at for seen in writer.seen if seen.server.id in writer.servers)
+        if samples and not writer.position.covers(samples[-1].position):
+            samples = ()  # what others had written in this epoch was lost with them: no reader will ever have it
         if not samples or asked_at > samples[-1].asked_at:
             samples = (*samples[-SAMPLES + 1 :], Sample(asked_at, writer.position))
     return Topology(
         instances=settled,
         writer=writer,
         readers=tuple(i for i in settled if i.role is Role.READER),
-        ambiguous=tuple(sorted(at for at, _ in claims.values())) if len(claims) > 1 else (),
+        ambiguous=tuple(sorted(at for at, _ in claims.values())) if claims and elected is None else (),
         epoch=epoch,
         cluster=topology.cluster,
         samples=samples,
         by_id={i.id: i for i in settled},
     )
+
+
+def _elect(claims: list[tuple[str, Server]]) -> tuple[str, ServerId] | None:
+    """The one server that is the writer, and its instance, of those that accept writes in the newest epoch."""
+    for at, server in claims:
+        position = server.position
+        others = [other.position for _, other in claims if other is not server]
+        if not others or (position is not None and all(other is not None and position.outdoes(other) for other in others)):
+            return at, server.id
+    return None
 
 
 def _derive(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None) -> Instance:
@@ -327,7 +344,8 @@ def _derive(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None
         role = Role.WRITER
         use = tuple(s for s in instance.seen if s.server.id == elected[1])
     else:
-        use = () if _held(instance) else tuple(s for s in instance.seen if s.server.role is Role.READER)
+        replaying = (s for s in instance.seen if s.server.role is Role.READER and not s.server.stopped)
+        use = () if _held(instance) else tuple(replaying)
         role = Role.READER if use else None
     lags = [s.server.lag for s in use if s.server.lag is not None]
     return replace(
@@ -356,7 +374,10 @@ def _unused(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None
     """Why an instance without a role has none."""
     if not instance.seen:
         return instance.error
-    if any(s.server.role is Role.READER for s in instance.seen):
+    readers = [s.server for s in instance.seen if s.server.role is Role.READER]
+    if readers and all(server.stopped for server in readers):
+        return f"a reader that is not used, for it falls behind: {readers[0].stopped}"
+    if readers:
         times = f"{instance.losses} times within {CALM:g} s of each other"
         return f"answers, but was lost {times}; used again when it has answered for {hold(instance.losses):g} s"
     if all(s.server.epoch < epoch for s in instance.seen):
@@ -365,4 +386,6 @@ def _unused(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None
         return "accepts writes, but is a reader endpoint"
     if elected is None:
         return "accepts writes, and so does another instance of the same epoch"
-    return f"the writer under another name, used as {elected[0]}"
+    if any(s.server.id.life == elected[1].life for s in instance.seen):
+        return f"the writer under another name, used as {elected[0]}"
+    return f"deposed: it still accepts writes, but {elected[0]} does so, too, and has all that this one has, and more"

@@ -2,18 +2,21 @@
 
 A story is a JSON file: `story`, `instances`, perhaps a `reader_endpoint`, and `phases`. A phase has `what` happens, the
 `observations` in the order in which they are heard, and the `outcome`. An observation names its `instance`, when it was
-`asked` (seconds), and what was heard: a `role`, `epoch`, `lsn` and `lag` of the `server` (by default the instance's name
-in capitals) in one of its lives (`started`) in a `cluster`, perhaps `pooled`; or `silence` about a `server`; or that a
-server is to be `forgotten`. An outcome has `writer`, `readers`, `epoch`, `ambiguous`, and, where they matter, a role or a
+`asked` (seconds), and what was heard: a `role`, `epoch`, position and `lag` of the `server` (by default the instance's name
+in capitals) in one of its lives (`started`) in a `cluster`, perhaps `pooled`, perhaps `stopped`; or `silence` about a `server`;
+or that a server is to be `forgotten`. A position is an `lsn`, a `gtid` of MariaDB, or a `gtids` of MySQL, where the sources have
+names of one letter. An outcome has `writer`, `readers`, `epoch`, `ambiguous`, and, where they matter, a role or a
 part of the error per instance in `instances`, and `decisions` at a time `now`. A key that is not known here is an error.
 """
 
 import json
+import re
 from functools import reduce
 from pathlib import Path
 
 import pytest
 
+from aurora_router.core.gtid import GtidSet, MariadbGtid
 from aurora_router.core.positions import Requirement, WalPosition
 from aurora_router.core.selection import Load, Need, Reason, choose, resolve, round_robin, to_writer
 from aurora_router.core.topology import Instance, Observation, Role, Server, ServerId, Silence, Topology, add, forget, observe
@@ -24,6 +27,17 @@ STORIES = sorted(Path(__file__).parent.glob("*.json"))
 def check_keys(given, *known, needed=()):
     assert set(given) <= {*known, *needed}, f"unknown keys: {set(given) - {*known, *needed}}"
     assert set(needed) <= set(given), f"missing keys: {set(needed) - set(given)}"
+
+
+def position(given):
+    epoch = given["epoch"]
+    if "gtid" in given:
+        return MariadbGtid.said(epoch, given["gtid"])
+    if "gtids" in given:
+        return GtidSet.said(
+            epoch, re.sub(r"\b[a-f](?=:)", lambda name: f"{name[0] * 8}-71ca-11e1-9e33-c80aa9429562", given["gtids"])
+        )
+    return WalPosition(epoch, given["lsn"]) if "lsn" in given else None
 
 
 def identity(given):
@@ -45,10 +59,15 @@ def heard(topology, given):
         error = given.get("error", f"connection {given['silence']}")
         silence = Silence(given["silence"])
         return observe(topology, Observation(given["instance"], asked, asked + 1, about=about, silence=silence, error=error))
-    check_keys(given, "lsn", "lag", "pooled", *who, needed=("instance", "asked", "role", "epoch"))
-    epoch, lsn = given["epoch"], given.get("lsn")
-    position = None if lsn is None else WalPosition(epoch, lsn)
-    server = Server(identity(given), Role(given["role"]), epoch, position, given.get("lag"))
+    check_keys(given, "lsn", "gtid", "gtids", "lag", "pooled", "stopped", *who, needed=("instance", "asked", "role", "epoch"))
+    server = Server(
+        identity(given),
+        Role(given["role"]),
+        given["epoch"],
+        position(given),
+        given.get("lag"),
+        stopped=given.get("stopped", ""),
+    )
     return observe(topology, Observation(given["instance"], asked, asked, server, pooled=given.get("pooled", False)))
 
 

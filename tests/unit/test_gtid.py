@@ -342,6 +342,15 @@ def test_too_many_domains_for_a_token_are_none():
     assert MariadbGtid.said(1, "").compact() == ""
 
 
+@pytest.mark.parametrize("kind", [GtidSet, MariadbGtid])
+@pytest.mark.parametrize(
+    ("mine", "other", "more"), [("1:", "1:", False), ("1:{a}", "1:", True), ("1:", "1:{a}", False), ("2:{a}", "1:", False)]
+)
+def test_a_writer_outdoes_another_of_its_epoch_that_has_less(kind, mine, other, more):
+    some = "00000001-71ca-11e1-9e33-c80aa9429562:1-5" if kind is GtidSet else "0-1-5"
+    assert kind.parse(mine.format(a=some)).outdoes(kind.parse(other.format(a=some))) is more
+
+
 def test_mariadbs_epoch_is_where_the_newest_writer_began():
     assert began("") == 0
     assert began("0-1-99") == 1

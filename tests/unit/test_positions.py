@@ -36,6 +36,10 @@ def test_a_position_covers_what_is_not_beyond_it_in_the_same_epoch(mine, other, 
     assert mine.covers(other) is covered
 
 
+def test_of_two_writers_on_one_timeline_none_is_known_to_have_more():
+    assert not at(10).outdoes(at(9))
+
+
 @pytest.mark.parametrize("text", ["1:0/0", "3:16/B374D848", "255:FFFFFFFF/FFFFFFFF"])
 def test_a_position_reads_back_what_it_writes(text):
     assert str(WalPosition.parse(text)) == text

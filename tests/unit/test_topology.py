@@ -265,7 +265,7 @@ def test_a_promoted_server_behind_the_reader_endpoint_is_not_read_from_there():
 def test_an_instance_of_another_cluster_is_refused_and_the_error_names_both():
     found = after(WELL, silent("c", 2, identity("C"), REFUSED), said("c", 3, reader("C", cluster="9")))
     assert not found.by_id["c"].healthy
-    assert found.by_id["c"].error == "belongs to another cluster (system identifier 9, not 7001)"
+    assert found.by_id["c"].error == "belongs to another cluster (9, not 7001)"
     assert found.by_id["c"].silence is MISCONFIGURED
     assert found.epoch == 1
     assert after(WELL, said("c", 3, writer("C", cluster="9", epoch=7))).epoch == 1
