@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, Protocol
 from uuid import UUID, uuid4
 
@@ -16,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from aurora_router.core.commits import Note, outcome
 from aurora_router.core.topology import Topology
 from aurora_router.errors import ConfigurationError, NoWriterAvailable, Outcome, WrongServer
+from aurora_router.servers import Family
 from aurora_router.unit import Unit
 
 
@@ -23,36 +23,37 @@ class Ask(Protocol):
     """A question about one transaction, for the newest writer."""
 
     @property
-    def server(self) -> ModuleType: ...
+    def server(self) -> Family: ...
 
     def __call__(self, connection: Connection) -> Outcome: ...
 
 
-def prepare(driver: Any, unit: Unit, server: ModuleType, topology: Topology) -> Ask | None:
+def prepare(driver: Any, unit: Unit, server: Family, topology: Topology) -> Ask | None:
     """Note, in the transaction that is about to commit, what will tell its fate; None where the unit does not want to know.
 
     driver: its connection. One round trip. Raises the driver's errors; nothing has been committed then.
     """
     if unit.check is None or unit.instance is None:
         if unit.run is not None and server.is_aborted(driver):
-            # The server would answer COMMIT with ROLLBACK, and the run would pass for done; to this it says why not.
-            driver.execute("SELECT 1")
+            server.refuse_aborted(driver)  # a COMMIT would be none, and the run would pass for done
         return None
-    with driver.cursor() as cursor:
-        if unit.check == "table":
-            signature, signed_at = uuid4(), time.monotonic()
-            try:
-                cursor.execute(server.SIGN, {"id": signature})
-            except Exception as error:
-                if server.is_missing_table(error):
-                    raise ConfigurationError(
-                        f'commit_check="table" needs the table {server.COMMITS}, and {unit.instance.id} has none that this user '
-                        "sees; create it with `aurora-router init-commit-table URL` or router.init_commit_table()"
-                    ) from None
-                raise
-            return BySignature(signature, cursor.fetchone()[0], signed_at, server)
-        cursor.execute(server.NOTE)
-        return ByXid(server.parse_note(cursor.fetchone(), unit.instance, topology), server)
+    if unit.check == "xid" and server.XIDS:
+        xids: Any = server
+        with driver.cursor() as cursor:
+            cursor.execute(xids.NOTE)
+            return ByXid(xids.parse_note(cursor.fetchone(), unit.instance, topology), xids)
+    signature, signed_at = uuid4(), time.monotonic()
+    try:
+        schema = server.sign(driver, str(signature))
+    except Exception as error:
+        if server.is_missing_table(error):
+            raise ConfigurationError(
+                f'commit_check="table"{"" if server.XIDS else ", which is the only one here,"} needs the table {server.COMMITS}, '
+                f"and {unit.instance.id} has none that this user sees; create it with `aurora-router init-commit-table URL` or "
+                "router.init_commit_table()"
+            ) from None
+        raise
+    return BySignature(signature, schema, signed_at, server)
 
 
 @dataclass(slots=True)
@@ -64,7 +65,7 @@ class ByXid:
     """
 
     note: Note
-    server: ModuleType
+    server: Any  # a family that has XIDS
     had_it: tuple[int, str | None, int | None] | None = None
 
     def __call__(self, connection: Connection) -> Outcome:
@@ -104,17 +105,17 @@ class BySignature:
     id: UUID
     schema: str
     written_at: float
-    server: ModuleType
+    server: Family
 
     def __call__(self, connection: Connection) -> Outcome:
         if time.monotonic() - self.written_at > self.server.KEPT / 2:
             return Outcome.UNKNOWN
         with connection.begin():
             connection.exec_driver_sql(self.server.THERE, {"schema": self.schema})
-            connection.exec_driver_sql(self.server.FENCE, {"id": self.id})
+            connection.exec_driver_sql(self.server.FENCE, {"id": str(self.id)})
         with connection.begin():
             connection.exec_driver_sql(self.server.THERE, {"schema": self.schema})
-            committed = connection.exec_driver_sql(self.server.SIGNED, {"id": self.id}).scalar_one()
+            committed = connection.exec_driver_sql(self.server.SIGNED, {"id": str(self.id)}).scalar_one()
         return Outcome.COMMITTED if committed else Outcome.NOT_COMMITTED
 
     def __str__(self) -> str:

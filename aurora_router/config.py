@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 from sqlalchemy.engine import URL, make_url
@@ -14,7 +13,7 @@ from sqlalchemy.exc import ArgumentError
 
 from aurora_router.core.topology import Instance
 from aurora_router.errors import ConfigurationError
-from aurora_router.servers import postgresql
+from aurora_router.servers import FAMILIES, Family
 
 _HOSTS = re.compile(r"^[^/?#]*//(?:[^@]*@)?(?P<hosts>[^/?#@]*,[^/?#@]*)(?=[/?#]|$)")
 _MANAGED = (".rds.amazonaws.com", ".rds.amazonaws.com.cn")
@@ -22,17 +21,18 @@ _MANAGED = (".rds.amazonaws.com", ".rds.amazonaws.com.cn")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A URL taken apart: how to connect, and the hosts that it names, in order."""
+    """A URL taken apart: how to connect, the family and the SQL dialect of its servers, the hosts that it names, in order."""
 
     url: URL
-    server: ModuleType
+    server: Family
+    dialect: str
     hosts: tuple[tuple[str, int], ...]
 
 
 def read_url(given: str | URL) -> Target:
     """The URL of a cluster. Several hosts may be given as libpq has them ("h1:5432,h2:5432") or as SQLAlchemy has them
     ("?host=h1:5432&host=h2:5432"). Raises ConfigurationError, which never repeats the URL: it may hold a password."""
-    example = "postgresql+psycopg://user:password@host:5432/database"
+    example = FAMILIES["postgresql"].EXAMPLE
     listed: list[str] = []
     if isinstance(given, str):
         several = _HOSTS.match(given)
@@ -45,12 +45,15 @@ def read_url(given: str | URL) -> Target:
         url = make_url(given)
     except (ArgumentError, ValueError):
         raise ConfigurationError(f"the URL cannot be read; it should look like {example}") from None
-    family, _, driver = url.drivername.partition("+")
-    if family not in ("postgresql", "postgres"):
-        raise ConfigurationError(f"{family!r} is not supported; use {example}")
+    dialect, _, driver = url.drivername.partition("+")
+    server = FAMILIES.get("postgresql" if dialect == "postgres" else dialect)
+    if server is None:
+        examples = dict.fromkeys(family.EXAMPLE for family in FAMILIES.values())
+        raise ConfigurationError(f"{dialect!r} is not supported; use {' or '.join(examples)}")
+    example = server.EXAMPLE
     if not driver:
         raise ConfigurationError(f"the URL names no driver; write {example}")
-    if family != "postgresql" or driver != postgresql.DRIVER:
+    if dialect not in FAMILIES or driver != server.DRIVER:
         raise ConfigurationError(f"the driver {url.drivername!r} is not supported; write {example}")
     query = dict(url.query)
     hosts = query.pop("host", ())
@@ -68,9 +71,9 @@ def read_url(given: str | URL) -> Target:
     query.pop("target_session_attrs", None)  # the router decides which instance it wants
     query.pop("load_balance_hosts", None)
     if listed:
-        pairs = tuple(_address(address, postgresql) for address in listed)
+        pairs = tuple(_address(address, server) for address in listed)
     elif url.host:
-        number = postgresql.DEFAULT_PORT if url.port is None else url.port
+        number = server.DEFAULT_PORT if url.port is None else url.port
         strange = re.search(r"[\s@,/?#]", url.host) or "@" in (url.database or "") or not 0 < number < 65536
         if strange:  # not repeated: it may be the end of a password
             raise ConfigurationError(
@@ -80,8 +83,8 @@ def read_url(given: str | URL) -> Target:
     else:
         raise ConfigurationError(f"the URL names no host; write {example}")
     if any(host.endswith(_MANAGED) for host, _ in pairs):
-        query.setdefault("sslmode", "require")  # remote and managed: never in the clear unless the user says so
-    return Target(url.set(query=query, host=pairs[0][0], port=pairs[0][1]), postgresql, pairs)
+        query = server.encrypted(query)  # remote and managed: never in the clear unless the user says so
+    return Target(url.set(query=query, host=pairs[0][0], port=pairs[0][1]), server, dialect, pairs)
 
 
 def instances(target: Target, others: Iterable[str], reader_endpoint: str | None) -> tuple[Instance, ...]:
@@ -97,7 +100,7 @@ def instances(target: Target, others: Iterable[str], reader_endpoint: str | None
     return (*(_instance(pair, reader_only=False) for pair in pairs), _instance(reader, reader_only=True))
 
 
-def instance(address: str, server: ModuleType) -> Instance:
+def instance(address: str, server: Family) -> Instance:
     """One instance from "host:port" or "host". Raises ConfigurationError."""
     return _instance(_address(address, server), reader_only=False)
 
@@ -111,7 +114,7 @@ def _id(pair: tuple[str, int]) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _address(address: str, server: ModuleType) -> tuple[str, int]:
+def _address(address: str, server: Family) -> tuple[str, int]:
     if not isinstance(address, str) or "//" in address or "@" in address:
         raise ConfigurationError('an instance is given as "host:port"; user, password and database come from the URL')
     match = re.fullmatch(r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\s]+))(?::(?P<port>\d{1,5}))?", address.strip())

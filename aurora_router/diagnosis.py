@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from sqlalchemy import exc
 
 from aurora_router.core.failures import Facts, Failure, Phase, facts
@@ -17,7 +15,7 @@ from aurora_router.errors import (
     StaleRead,
     WrongServer,
 )
-from aurora_router.servers import postgresql
+from aurora_router.servers import family_of
 
 FACTS = "aurora_router_facts"
 """The attribute of an error that a router has looked at when it happened, and knows more of than the error tells."""
@@ -40,18 +38,23 @@ def classify_error(error: BaseException) -> Facts:
         return Facts(Failure.OTHER, sent=False, outcome_known=True, safe_to_repeat=False)
     if isinstance(error, exc.DBAPIError):
         original = error.orig
+        family = family_of(original)
+        if family is None:
+            return Facts(Failure.OTHER, sent=True, outcome_known=not error.connection_invalidated, safe_to_repeat=False)
         if error.statement is not None:
-            ends = verdict(error.statement, postgresql.DIALECT).ends
+            ends = verdict(error.statement, family.DIALECT).ends
             phase = Phase.COMMIT if ends else Phase.WRITER_STATEMENT
-        else:  # while connecting libpq gives no SQLSTATE
-            answered = getattr(original, "sqlstate", None) is not None
-            phase = Phase.COMMIT if answered or error.connection_invalidated else Phase.WRITER_CONNECTING
+        else:
+            unanswered = family.code(original) is None and not error.connection_invalidated
+            connecting = unanswered or (original is not None and family.is_from_connecting(original))
+            phase = Phase.WRITER_CONNECTING if connecting else Phase.COMMIT
         return facts(driver_failure(original, disconnected=error.connection_invalidated, phase=phase), phase)
     if isinstance(error, exc.TimeoutError):  # the pool's
         return Facts(Failure.BUSY, sent=False, outcome_known=True, safe_to_repeat=True)
-    if hasattr(error, "sqlstate"):  # the driver's own
-        phase = Phase.WRITER_CONNECTING if getattr(error, "pgconn", None) is not None else Phase.WRITER_STATEMENT
-        lost = error.sqlstate is None and type(error).__name__ == "OperationalError"
+    family = family_of(error)
+    if family is not None:  # the driver's own
+        phase = Phase.WRITER_CONNECTING if family.is_from_connecting(error) else Phase.WRITER_STATEMENT
+        lost = family.code(error) is None and type(error).__name__ == "OperationalError"
         kind = driver_failure(error, disconnected=lost, phase=phase)
         if kind is Failure.LOST and phase is Phase.WRITER_STATEMENT:
             phase = Phase.COMMIT
@@ -59,12 +62,15 @@ def classify_error(error: BaseException) -> Facts:
     return Facts(Failure.OTHER, sent=True, outcome_known=True, safe_to_repeat=False)
 
 
-def driver_failure(error: Any, *, disconnected: bool, phase: Phase = Phase.WRITER_STATEMENT) -> Failure:
-    """The failure that an error of the driver stands for. Without an SQLSTATE while connecting: there was nothing to be had."""
-    sqlstate = getattr(error, "sqlstate", None)
-    kind = postgresql.failure(sqlstate, str(error), disconnected=disconnected)
+def driver_failure(error: BaseException | None, *, disconnected: bool, phase: Phase = Phase.WRITER_STATEMENT) -> Failure:
+    """The failure that an error of the driver stands for. Without a code while connecting: there was nothing to be had."""
+    family = family_of(error)
+    if family is None:
+        return Failure.OTHER
+    code = family.code(error)
+    kind = family.failure(code, str(error), disconnected=disconnected)
     connecting = phase in (Phase.READER_CONNECTING, Phase.WRITER_CONNECTING)
-    return Failure.CONNECT if kind is Failure.OTHER and sqlstate is None and connecting else kind
+    return Failure.CONNECT if kind is Failure.OTHER and code is None and connecting else kind
 
 
 def _of_router(error: RouterError) -> Facts:

@@ -14,8 +14,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from types import ModuleType
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from sqlalchemy import create_engine, event, exc
@@ -30,7 +29,7 @@ from aurora_router.diagnosis import driver_failure
 from aurora_router.errors import WrongServer
 from aurora_router.limits import Places
 from aurora_router.monitor import ProbeError
-from aurora_router.servers.postgresql import Mode, Unsuitable
+from aurora_router.servers import Ask, Family, Mode, Unsuitable
 
 log = logging.getLogger("aurora_router")
 
@@ -45,9 +44,6 @@ UNIT = "aurora_router_unit"
 """Keys of a pooled connection's `info`."""
 
 CONNECT_TIMEOUT = 3  # seconds; a server that is frozen answers no handshake
-CONNECT = {"connect_timeout": CONNECT_TIMEOUT, "keepalives_idle": 10, "keepalives_interval": 5, "tcp_user_timeout": 25000}
-"""Where the user says nothing: s, s, s, ms. Of a peer that vanished without a word (a host without power, a forgetful firewall)
-only the kernel can tell; of a server that is busy with a slow statement it hears."""
 FRESH = 0.01  # seconds for which a connection that was found alive is not looked at again
 _PROBE_OPTIONS = ("connect_args", "creator", "module", "paramstyle", "client_encoding")
 
@@ -80,7 +76,7 @@ class Engines:
     def __init__(
         self,
         url: URL,
-        server: ModuleType,
+        server: Family,
         options: Mapping[str, Any],
         *,
         known: Callable[[str], frozenset[ServerId]],
@@ -92,7 +88,8 @@ class Engines:
         self._url = url
         self._server = server
         self._options = dict(options)
-        usual = {name: value for name, value in CONNECT.items() if name not in url.query}
+        ours = {"connect_timeout": CONNECT_TIMEOUT, **server.CONNECT}
+        usual = {name: value for name, value in ours.items() if name not in url.query}
         self._options["connect_args"] = {**usual, **self._options.get("connect_args", {})}
         self._connects_at_once = connects_at_once
         self._patience = max(patience, CONNECT_TIMEOUT)
@@ -230,8 +227,7 @@ class Engines:
         info[MODE] = None  # unknown, should the switch fail half-way
         guard = mode is Mode.AUTOCOMMIT
         if mode is not Mode.READ_ONLY and info[GUARDED] is not guard:
-            driver.autocommit = True
-            _first_row(driver, self._server.GUARD if guard else self._server.UNGUARD)
+            self._server.guard(driver, _asking(driver), guard)
             info[GUARDED] = guard
         self._server.set_mode(driver, mode, info[AUTOCOMMIT])
         if isolation is not None and mode is Mode.DEFAULT:
@@ -268,6 +264,7 @@ class Engines:
                 # libpq's shortest; the monitor's own deadline is what counts, this frees the thread
                 options["connect_args"] = {**options.get("connect_args", {}), "connect_timeout": 2}
                 engine = create_engine(self._at(instance), poolclass=NullPool, isolation_level="AUTOCOMMIT", **options)
+                self._server.watch_connecting(engine.dialect, lambda _: contextlib.nullcontext())
                 self._probes[instance.id] = engine
         try:
             connection = engine.connect()
@@ -317,11 +314,9 @@ class Engines:
         def connected(dbapi: Any, record: Any) -> None:
             """Which server is this? It must be one that the topology knows here."""
             try:
-                line = dbapi.aurora_router_line = watch(dbapi.fileno())
-                usual = dbapi.autocommit
-                dbapi.autocommit = True
-                identity, role = self._server.parse_identity(_first_row(dbapi, self._server.GREETING))
-                dbapi.autocommit = usual
+                line = dbapi.aurora_router_line = watch(self._server.fileno(dbapi))
+                usual = self._server.autocommit(dbapi)
+                identity, role = self._server.greet(dbapi, _asking(dbapi))
                 line.since = time.monotonic()
                 if identity not in self._known(place):
                     raise WrongServer(place, "it reached a server that is not known there in this role")
@@ -340,7 +335,8 @@ class Engines:
                 self._proven.add(place)
             except BaseException as error:
                 closing(dbapi, None)
-                dbapi.close()
+                with contextlib.suppress(self.driver_error):  # closed already
+                    dbapi.close()
                 if isinstance(error, Unsuitable):
                     error = WrongServer(place, str(error))
                 if isinstance(error, WrongServer):
@@ -441,29 +437,31 @@ class _Line:
 class Probe:
     """A connection of the monitor's own to one server."""
 
-    def __init__(self, connection: Connection, server: ModuleType, gate: Gatekeeper) -> None:
+    def __init__(self, connection: Connection, server: Family, gate: Gatekeeper) -> None:
         self._connection = connection
         self._server = server
         self._gate = gate
         driver: Any = connection.connection.driver_connection
-        self.line = _Line(driver.fileno())
+        self.line = _Line(server.fileno(driver))
 
     def ask(self) -> Server:
         """What the server says of itself. Raises ProbeError."""
         try:
-            row = self._connection.exec_driver_sql(self._server.PROBE).one()
-            server: Server = self._server.parse_probe(row, asynchronous_commits=self._gate.asynchronous_commits)
-            return server
+            return self._server.probe(self._asked, asynchronous_commits=self._gate.asynchronous_commits)
         except Unsuitable as error:
             raise ProbeError(str(error), Silence.MISCONFIGURED) from None
         except exc.SQLAlchemyError as error:
             raise probe_error(error, self._server) from None
 
+    def _asked(self, sql: str) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
+        result = self._connection.exec_driver_sql(sql)
+        return (list(result.keys()), result.all()) if result.returns_rows else ((), ())
+
     def functions(self) -> frozenset[str]:
         """The user functions that the catalog says do not write. Raises ProbeError."""
         try:
             rows = self._connection.exec_driver_sql(self._server.FUNCTIONS).all()
-            return frozenset(self._server.parse_functions(rows))
+            return self._server.parse_functions(rows)
         except exc.SQLAlchemyError as error:
             raise probe_error(error, self._server) from None
 
@@ -486,22 +484,24 @@ class Probe:
         self.line.twin.close()
 
 
-def probe_error(error: exc.SQLAlchemyError, server: ModuleType) -> ProbeError:
+def probe_error(error: exc.SQLAlchemyError, server: Family) -> ProbeError:
     """The driver's error as one line for the user."""
     original: Any = getattr(error, "orig", None) or error
-    sqlstate = getattr(original, "sqlstate", None)
+    code = server.code(original)
     text = " ".join(str(original).split())
-    kind, words = server.explain_refusal(sqlstate, text)
-    return ProbeError(words, kind, busy=server.is_busy(sqlstate, text))
+    kind, words = server.explain_refusal(code, text)
+    return ProbeError(words, kind, busy=server.is_busy(code, text))
 
 
-def _first_row(dbapi: Any, sql: str) -> Any:
-    cursor = dbapi.cursor()
-    try:
-        cursor.execute(sql)
-        return cursor.fetchone() if cursor.description else None
-    finally:
-        cursor.close()
+def _asking(dbapi: Any) -> Ask:
+    """Asks on a connection of the driver's."""
+
+    def ask(sql: str) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
+        with contextlib.closing(dbapi.cursor()) as cursor:
+            cursor.execute(sql)
+            return ([column[0] for column in cursor.description], cursor.fetchall()) if cursor.description else ((), ())
+
+    return ask
 
 
 def _tolerate_lost_rollbacks(engine: Engine) -> None:
@@ -516,7 +516,8 @@ def _tolerate_lost_rollbacks(engine: Engine) -> None:
             rollback(connection)
         except dialect.loaded_dbapi.Error:
             connection.info[SERVER] = None
-            connection.driver_connection.close()
+            with contextlib.suppress(dialect.loaded_dbapi.Error):  # closed already
+                connection.driver_connection.close()
 
     dialect.do_rollback = tolerant
 

@@ -24,7 +24,7 @@ from aurora_router.gate import Gate, own
 from aurora_router.limits import Places, Repeats
 from aurora_router.listeners import Listeners
 from aurora_router.monitor import Monitor
-from aurora_router.servers.postgresql import Mode
+from aurora_router.servers import Mode
 from aurora_router.unit import Door, Unit
 
 T = TypeVar("T")

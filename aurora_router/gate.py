@@ -9,7 +9,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import Any
 
 from sqlalchemy.engine import Connection, ExceptionContext
@@ -25,7 +24,7 @@ from aurora_router.diagnosis import FACTS, driver_failure
 from aurora_router.engines import SERVER, UNIT, Engines
 from aurora_router.errors import NoWriterAvailable, Outcome, OutcomeUnknown, ReadOnlyViolation, RouterError, WrongServer
 from aurora_router.monitor import Monitor
-from aurora_router.servers.postgresql import Mode
+from aurora_router.servers import Family, Mode
 from aurora_router.unit import NotARead, Unit
 
 LEAST_PATIENCE = 1.0  # seconds to ask for the fate of a COMMIT, also where the deadline has passed
@@ -38,8 +37,8 @@ _READ = Effect.READ  # an enum's members are slow to look up on the request path
 class Gate:
     """What is known of the statements and the commits of one router.
 
-    server: the family's module. causality: what its units must see. isolation: the level that the engines are configured for,
-    None for the server's own.
+    server: the family's module. dialect: of its SQL. causality: what its units must see. isolation: the level that the engines
+    are configured for, None for the server's own.
     read_only_functions: names that the user vouches for. patience: seconds to ask for the fate of a COMMIT. emit: called with
     an event's class and its values.
     """
@@ -49,7 +48,8 @@ class Gate:
 
     def __init__(
         self,
-        server: ModuleType,
+        server: Family,
+        dialect: str,
         causality: Causality,
         isolation: str | None,
         read_only_functions: frozenset[str],
@@ -63,7 +63,8 @@ class Gate:
         self._isolation = isolation
         self._patience = patience
         self._emit = emit
-        self._dialect: str = server.DIALECT
+        self._dialect = dialect
+        self._usual = frozenset({*_LEVELS_ON_READERS, server.DEFAULT_ISOLATION})
         self._is_global = causality.is_global
         self._allowed = read_only_functions
         self._catalog: frozenset[str] = frozenset()
@@ -210,21 +211,28 @@ class Gate:
         if unit.committing:
             return Phase.COMMIT
         autocommit = unit.read_only is None and not unit.on_writer
-        if autocommit or (unit.only_reads and not self.above_read_committed(unit.isolation)):
+        if autocommit or (unit.only_reads and not self._above_read_committed(unit.isolation)):
             return Phase.READ
         return Phase.WRITER_STATEMENT if unit.on_writer else Phase.READER_TRANSACTION
 
     def above_read_committed(self, level: str | None) -> bool:
-        """Whether a unit at this isolation level (None: the engine's or the server's default) must be on the writer."""
+        """Whether a unit at this isolation level (None: the engine's or the server's default) must be on the writer. What is the
+        family's own default nobody has asked for."""
         if level is None:
             level = self._isolation
         if level is None:
             for instance in self.monitor.topology.instances:
                 if instance.seen:
-                    level = instance.seen[0].server.isolation
-                    break
-            else:
-                return False
+                    return instance.seen[0].server.isolation not in self._usual
+            return False
+        return level.replace("_", " ").lower() not in _LEVELS_ON_READERS
+
+    def _above_read_committed(self, level: str | None) -> bool:
+        """Whether the statements of a transaction at this level see one snapshot, also where that is the family's default."""
+        level = level or self._isolation
+        if level is None:
+            seen = [seen for instance in self.monitor.topology.instances for seen in instance.seen]
+            level = seen[0].server.isolation if seen else "read committed"
         return level.replace("_", " ").lower() not in _LEVELS_ON_READERS
 
     # -- commits --------------------------------------------------------------------------------------------------
@@ -272,7 +280,7 @@ class Gate:
             send()
         except self.engines.driver_error as error:
             if decide(self._commit_failure(error, connection.connection), Phase.COMMIT) is Action.RESOLVE:
-                noted = "in two phases; what is prepared is in pg_prepared_xacts"
+                noted = f"in two phases; what is prepared is in {self.server.PREPARED}"
                 unit.unknown = OutcomeUnknown(unit.instance.id, noted)
             raise
         self._committed(unit)
@@ -286,7 +294,7 @@ class Gate:
 
     def _commit_failure(self, error: Any, raw: PoolProxiedConnection) -> Failure:
         driver: Any = raw.driver_connection
-        return driver_failure(error, disconnected=driver.closed or driver.broken)
+        return driver_failure(error, disconnected=self.server.is_closed(driver))
 
     def _found_committed(self, unit: Unit, instance_id: str, ask: commits.Ask | None) -> bool:
         """Whether the transaction whose COMMIT was not answered has committed; where not, the unit says what is known."""

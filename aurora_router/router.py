@@ -131,7 +131,7 @@ class Router:
         config.check_flag("stale_write_guard", stale_write_guard)
         self._url = target.url
         self._server = target.server
-        self._dialect = target.server.DIALECT
+        self._dialect = target.dialect
         self.failover_timeout = failover_timeout
         self.stale_write_guard = stale_write_guard
         self.emit = Listeners(tuple(config.callables("listeners", listeners)))
@@ -148,6 +148,7 @@ class Router:
         self._tokens = Tokens(config.keys("token_keys", token_keys), token_ttl)
         self.gate = Gate(
             target.server,
+            target.dialect,
             self.causality,
             config.isolation(options),
             frozenset(config.names("read_only_functions", read_only_functions)),

@@ -1,1 +1,25 @@
-"""One module per server family: the SQL that asks, and how rows and error codes read. Text and parsing, no I/O."""
+"""One module per server family: the SQL that asks, how rows and error codes read, the driver's switches. What is asked is sent by
+others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from aurora_router.servers import mysql, postgresql
+from aurora_router.servers.family import Ask, Family, Mode, Unsuitable
+
+__all__ = ["FAMILIES", "Ask", "Family", "Mode", "Unsuitable", "family_of"]
+
+FAMILIES: Final[Mapping[str, Family]] = {"postgresql": postgresql, "mysql": mysql, "mariadb": mysql}
+"""By what a URL begins with, which is also the name of the SQL dialect."""
+
+
+def family_of(error: BaseException | None) -> Family | None:
+    """The family whose driver has made this error."""
+    for made_by in type(error).__mro__:
+        driver = made_by.__module__.partition(".")[0]
+        for family in FAMILIES.values():
+            if driver == family.DRIVER:
+                return family
+    return None

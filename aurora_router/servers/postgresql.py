@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import enum
 import re
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Final
 
 from aurora_router.core.commits import Evidence, Note
 from aurora_router.core.failures import Failure
 from aurora_router.core.positions import WalPosition, end_of_record, parse_lsn
 from aurora_router.core.topology import Instance, Role, Server, ServerId, Silence, Topology
+from aurora_router.servers.family import Ask, Mode, Unsuitable
 
 DIALECT = "postgresql"
 DRIVER = "psycopg"
+EXAMPLE = "postgresql+psycopg://user:password@host:5432/database"
 DEFAULT_PORT = 5432
+DEFAULT_ISOLATION = "read committed"
+CONNECT: Final[Mapping[str, Any]] = {"keepalives_idle": 10, "keepalives_interval": 5, "tcp_user_timeout": 25000}
+"""Seconds, seconds, milliseconds. Of a peer that vanished without a word (a host without power, a forgetful firewall) only the
+kernel can tell; of a server that is busy with a slow statement it hears."""
+XIDS = True
+PREPARED = "pg_prepared_xacts"
 OLDEST = 120000  # pg_control_checkpoint() and the rest are older, but nothing below 12 is maintained or tested
 
 _IDENTITY = """
@@ -133,16 +140,24 @@ def parse_functions(rows: Iterable[Sequence[Any]]) -> frozenset[str]:
     return frozenset(harmless - harmful)
 
 
-class Mode(enum.Enum):
-    """How a pooled connection is to behave for the unit that has it."""
-
-    DEFAULT = "a transaction as the engine is configured"
-    AUTOCOMMIT = "each statement on its own"
-    READ_ONLY = "a read-only transaction"
+def encrypted(query: dict[str, Any]) -> dict[str, Any]:
+    """The query of a URL, with encryption unless the user says otherwise."""
+    return {"sslmode": "require", **query}
 
 
-class Unsuitable(Exception):
-    """A server that answers, but not one that can be used; the message says why and what to do."""
+def greet(connection: Any, ask: Ask) -> tuple[ServerId, Role]:
+    """Which server a fresh connection has reached, in one round trip; a reader's is guarded. Raises Unsuitable."""
+    usual = connection.autocommit
+    connection.autocommit = True
+    _, (row,) = ask(GREETING)
+    connection.autocommit = usual
+    return parse_identity(row)
+
+
+def probe(ask: Ask, *, asynchronous_commits: bool) -> Server:
+    """What a server says of itself, in one round trip. Raises Unsuitable."""
+    _, (row,) = ask(PROBE)
+    return parse_probe(row, asynchronous_commits=asynchronous_commits)
 
 
 def parse_identity(row: Sequence[Any]) -> tuple[ServerId, Role]:
@@ -188,9 +203,22 @@ def parse_probe(row: Sequence[Any], *, asynchronous_commits: bool) -> Server:
     return Server(identity, role, epoch, position, lag, isolation)
 
 
+def sign(connection: Any, signature: str) -> str:
+    """Write the row by which the transaction is to be found again; gives the schema of its table, as one writes it."""
+    with connection.cursor() as cursor:
+        cursor.execute(SIGN, {"id": signature})
+        schema: str = cursor.fetchone()[0]
+        return schema
+
+
 def is_aborted(connection: Any) -> bool:
     """Whether the psycopg connection's transaction has failed, so that the server answers COMMIT with ROLLBACK, and no error."""
     return bool(connection.info.transaction_status.name == "INERROR")
+
+
+def refuse_aborted(connection: Any) -> None:
+    """Raise the driver's error for a transaction that has failed."""
+    connection.execute("SELECT 1")
 
 
 def is_missing_table(error: BaseException | None) -> bool:
@@ -231,6 +259,12 @@ def _bytes(setting: str) -> int:
     return int(setting[:-2]) * units[setting[-2:]] if setting[-2:] in units else int(setting)
 
 
+def code(error: BaseException | None) -> str | None:
+    """The SQLSTATE of a driver's error; None where the driver made the error itself, or was connecting."""
+    sqlstate: str | None = getattr(error, "sqlstate", None)
+    return sqlstate
+
+
 _TRANSIENT = {"40001": Failure.SERIALIZATION, "40P01": Failure.DEADLOCK}
 _REFUSED = frozenset({"28000", "28P01", "3D000", "42501", "0P000"})
 _NOT_HERE = frozenset({"0A000", "55000"})
@@ -268,6 +302,11 @@ def failure(sqlstate: str | None, message: str, *, disconnected: bool) -> Failur
     return _TRANSIENT.get(sqlstate or "", Failure.OTHER)
 
 
+def is_from_connecting(error: BaseException) -> bool:
+    """Whether the driver's error is one that is only met while connecting."""
+    return getattr(error, "pgconn", None) is not None
+
+
 _REFUSALS = (
     (r"password authentication failed|no password supplied", "check the user and the password"),
     (r'role "[^"]*" does not exist', "check the user"),
@@ -302,6 +341,28 @@ def explain_refusal(sqlstate: str | None, message: str) -> tuple[Silence, str]:
 def is_busy(sqlstate: str | None, message: str) -> bool:
     """Whether the server lives, but has no room for one more connection."""
     return sqlstate == "53300" or "too many clients" in message or "connection slots are reserved" in message
+
+
+def fileno(connection: Any) -> int:
+    """The number of the connection's socket."""
+    number: int = connection.fileno()
+    return number
+
+
+def is_closed(connection: Any) -> bool:
+    """Whether the connection has ended."""
+    return bool(connection.closed or connection.broken)
+
+
+def autocommit(connection: Any) -> bool:
+    """Whether each statement is on its own."""
+    return bool(connection.autocommit)
+
+
+def guard(connection: Any, ask: Ask, on: bool) -> None:
+    """Have an idle connection refuse writes outside of transactions, or accept them again."""
+    connection.autocommit = True
+    ask(GUARD if on else UNGUARD)
 
 
 def set_mode(connection: Any, mode: Mode, default_autocommit: bool) -> None:

@@ -7,7 +7,7 @@ from sqlalchemy.engine import make_url
 
 from aurora_router import config
 from aurora_router.errors import ConfigurationError
-from aurora_router.servers import postgresql
+from aurora_router.servers import mysql, postgresql
 
 HEAD = "postgresql+psycopg://app:hunter2@"
 
@@ -65,6 +65,29 @@ def test_a_password_may_hold_any_character_that_is_written_as_in_urls(password):
     assert [host for host, _ in target.hosts] == ["db-1", "db-2"]
 
 
+@pytest.mark.parametrize("dialect", ["mysql", "mariadb"])
+def test_a_url_of_mysql_or_mariadb_is_read_in_the_same_way(dialect):
+    target = config.read_url(f"{dialect}+pymysql://app:p%40ss@db-1,db-2:3307/shop?charset=utf8mb4")
+    assert (target.server, target.dialect, target.hosts) == (mysql, dialect, (("db-1", 3306), ("db-2", 3307)))
+    assert dict(target.url.query) == {"charset": "utf8mb4"}
+    managed = config.read_url(f"{dialect}+pymysql://app@shop.cluster-x.eu-west-1.rds.amazonaws.com/shop")
+    assert dict(managed.url.query) == {"ssl_check_hostname": "false"}
+
+
+@pytest.mark.parametrize(
+    ("url", "instead"),
+    [
+        ("mysql://db-1/shop", "write mysql+pymysql://"),
+        ("mariadb+mysqldb://db-1/shop", "write mysql+pymysql://"),
+        ("postgres://db-1/shop", "write postgresql+psycopg://"),
+        ("oracle://db-1/shop", "use postgresql+psycopg://.* or mysql+pymysql://"),
+    ],
+)
+def test_a_url_of_another_driver_or_database_is_told_what_to_write(url, instead):
+    with pytest.raises(ConfigurationError, match=instead.replace("+", r"\+")):
+        config.read_url(url)
+
+
 @pytest.mark.parametrize("password", ["p,ss", "p,s,s", "p/s,s", "p?s,s", "p#s,s"])
 def test_a_comma_in_a_password_makes_no_list_of_hosts(password):
     target = config.read_url(f"postgresql+psycopg://app:{password}@db-1/shop")
@@ -84,7 +107,9 @@ BAD_URLS = [
     "postgres+psycopg://app:hunter2@db-1/shop",
     "postgresql+psycopg2://app:hunter2@db-1/shop",
     "postgresql+asyncpg://app:hunter2@db-1/shop",
-    "mysql+pymysql://app:hunter2@db-1/shop",
+    "mysql+mysqldb://app:hunter2@db-1/shop",
+    "mysql://app:hunter2@db-1/shop",
+    "mariadb+mariadbconnector://app:hunter2@db-1/shop",
     "sqlite:///app:hunter2@shop",
     "oracle://app:hunter2@db-1/shop",
     HEAD + "/shop",

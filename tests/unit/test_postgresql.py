@@ -202,6 +202,78 @@ class Switches:
     server_cursor_factory = ServerCursor
 
 
+class Talk(Switches):
+    """A psycopg connection that answers, and notes what it was told and in which mode."""
+
+    def __init__(self, *answers):
+        self.answers = [*answers]
+        self.heard = []
+
+    def ask(self, sql):
+        self.heard.append((sql, self.autocommit))
+        return ["?"], [self.answers.pop(0)]
+
+    def cursor(self):
+        return contextlib.nullcontext(self)
+
+    def execute(self, sql, values=None):
+        self.heard.append((sql, values))
+
+    def fetchone(self):
+        return self.answers.pop(0)
+
+
+def test_a_fresh_connection_is_greeted_in_one_round_trip_that_begins_no_transaction():
+    connection = Talk((*IDENTITY, True))
+    assert postgresql.greet(connection, connection.ask) == (ID, Role.READER)
+    assert connection.heard == [(postgresql.GREETING, True)]
+    assert connection.autocommit is False
+
+
+def test_a_probe_is_one_round_trip():
+    connection = Talk(writer_row())
+    assert postgresql.probe(connection.ask, asynchronous_commits=True) == parse_probe(writer_row(), asynchronous_commits=True)
+    assert [sql for sql, _ in connection.heard] == [postgresql.PROBE]
+
+
+def test_a_guard_is_set_and_taken_off_outside_of_transactions():
+    connection = Talk((), ())
+    postgresql.guard(connection, connection.ask, True)
+    postgresql.guard(connection, connection.ask, False)
+    assert connection.heard == [(postgresql.GUARD, True), (postgresql.UNGUARD, True)]
+
+
+def test_a_transaction_is_signed_by_a_row_whose_schema_is_told():
+    connection = Talk(("public",))
+    assert postgresql.sign(connection, "an id") == "public"
+    assert connection.heard == [(postgresql.SIGN, {"id": "an id"})]
+
+
+def test_a_failed_transaction_is_asked_for_its_error():
+    connection = Talk()
+    postgresql.refuse_aborted(connection)
+    assert connection.heard == [("SELECT 1", None)]
+
+
+def test_what_a_connection_is_is_asked_of_psycopg():
+    connection = types.SimpleNamespace(fileno=lambda: 7, closed=False, broken=True, autocommit=True)
+    assert postgresql.fileno(connection) == 7
+    assert postgresql.is_closed(connection)
+    assert postgresql.autocommit(connection)
+
+
+def test_an_error_of_psycopg_has_the_servers_code_or_the_connection_that_could_not_be_made():
+    refused = OperationalError()
+    assert postgresql.code(refused) is None
+    assert not postgresql.is_from_connecting(refused)
+    assert postgresql.is_from_connecting(types.SimpleNamespace(pgconn=object()))
+
+
+@pytest.mark.parametrize(("given", "mode"), [({}, "require"), ({"sslmode": "disable"}, "disable")])
+def test_a_connection_is_encrypted_unless_the_user_says_how(given, mode):
+    assert postgresql.encrypted(given) == {"sslmode": mode}
+
+
 @pytest.mark.parametrize(
     ("mode", "usual", "autocommit", "read_only"),
     [

@@ -1,0 +1,525 @@
+"""MySQL and MariaDB: the SQL that asks a server who and where it is, how its rows and error codes read, and PyMySQL's switches.
+
+Which of the two answers is seen from what the server says of itself, for the URLs of both lead to either.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Final, NamedTuple
+
+from aurora_router.core.failures import Failure
+from aurora_router.core.gtid import GtidSet, MariadbGtid, began
+from aurora_router.core.positions import Position
+from aurora_router.core.topology import Role, Server, ServerId, Silence
+from aurora_router.servers.family import Ask, Mode, Unsuitable
+
+DIALECT = "mysql"
+DRIVER = "pymysql"
+EXAMPLE = "mysql+pymysql://user:password@host:3306/database"
+DEFAULT_PORT = 3306
+DEFAULT_ISOLATION = "repeatable read"
+CONNECT: Final[Mapping[str, Any]] = {}
+XIDS = False
+PREPARED = "XA RECOVER"
+OLDEST_MYSQL = (8, 0)
+OLDEST_MARIADB = (10, 6)  # nothing older is maintained or tested
+
+KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_USER_TIMEOUT": 25000}
+"""Seconds, seconds, milliseconds. Of a peer that vanished without a word only the kernel can tell."""
+
+VERSION = "SELECT @@version, @@version_comment"
+
+# The difference is when the server was started, to the second, and the same whenever it is asked: both are of one statement.
+_STARTED = "CAST(UNIX_TIMESTAMP() - (SELECT variable_value FROM {}.global_status WHERE variable_name = 'Uptime') AS SIGNED)"
+_GROUP = "SELECT variable_value FROM performance_schema.global_variables WHERE variable_name = 'group_replication_group_name'"
+_ROLE = "@@global.read_only, @@global.innodb_read_only"
+IDENTITY_MARIADB = (
+    f"SELECT @@global.gtid_domain_id, @@global.server_id, @@global.port, {_STARTED.format('information_schema')}, {_ROLE}"
+)
+IDENTITY_MYSQL = f"SELECT ({_GROUP}), @@global.server_uuid, @@global.port, {_STARTED.format('performance_schema')}, {_ROLE}"
+
+POSITION_MARIADB = "SELECT @@global.gtid_current_pos, @@global.gtid_slave_pos, @@global.gtid_binlog_state, @@global.log_bin"
+"""In this order: a position that is of an older epoch than the state says is true, and the other way round it would not be."""
+POSITION_MYSQL = "SELECT @@global.gtid_executed, @@global.gtid_mode"
+ISOLATION = "@@global.transaction_isolation"
+ISOLATION_OLD = "@@global.tx_isolation"  # of MariaDB before 11.1
+
+REPLICAS_MARIADB = "SHOW ALL SLAVES STATUS"
+REPLICAS_MYSQL = "SHOW REPLICA STATUS"
+"""Wants SLAVE MONITOR on MariaDB, REPLICATION CLIENT on MySQL. The writer is asked, too: it may be a reader tomorrow, and what is
+not granted is to be found out today."""
+MEMBERS = "SELECT member_id, member_state FROM performance_schema.replication_group_members"
+"""Asked where there is a group; wants SELECT on that table."""
+
+GUARD = "SET SESSION TRANSACTION READ ONLY"
+UNGUARD = "SET SESSION TRANSACTION READ WRITE"
+SNAPSHOT = "START TRANSACTION READ ONLY"
+
+COMMITS = "aurora_router_commits"
+CREATE_COMMITS = (
+    f"CREATE TABLE IF NOT EXISTS {COMMITS} ("
+    "id CHAR(36) CHARACTER SET ascii COLLATE ascii_bin NOT NULL PRIMARY KEY, committed BOOLEAN NOT NULL DEFAULT TRUE, "
+    f"at TIMESTAMP(6) NOT NULL DEFAULT CURRENT_TIMESTAMP(6), KEY {COMMITS}_at (at)) ENGINE=InnoDB",
+)
+HAS_COMMITS = f"SELECT count(*) > 0 FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = '{COMMITS}'"  # noqa: S608
+THERE = "SET SESSION innodb_lock_wait_timeout = 1"
+"""Before FENCE and SIGNED. The table is in the database of the URL, whatever USE the transaction has said."""
+FENCE = f"INSERT IGNORE INTO {COMMITS} (id, committed) VALUES (%(id)s, FALSE)"  # noqa: S608 - a constant
+"""Waits for a transaction that is still under way with this id, and keeps one that is yet to come from committing."""
+SIGNED = f"SELECT committed FROM {COMMITS} WHERE id = %(id)s"  # noqa: S608 - a constant
+SEAL = f"REPLACE INTO {COMMITS} (id, committed) VALUES ('seal', FALSE)"  # noqa: S608 - a constant
+"""A row that says nothing, whose COMMIT waits for readers where COMMITs do."""
+KEPT = 3600  # seconds
+PRUNED = 2000  # rows at once: it must not take longer than a probe may
+PRUNE = f"DELETE FROM {COMMITS} WHERE at < NOW() - INTERVAL {KEPT} SECOND ORDER BY at LIMIT {PRUNED}"  # noqa: S608
+
+FUNCTIONS = """
+SELECT routine_schema, routine_name, sql_data_access FROM information_schema.routines
+ WHERE routine_type = 'FUNCTION' AND routine_schema NOT IN ('mysql', 'sys', 'information_schema', 'performance_schema')"""
+"""User functions, and what they declare. CONTAINS SQL is what stands there where nothing was declared."""
+
+
+class Version(NamedTuple):
+    """What answers: which of the two, and its version."""
+
+    mariadb: bool
+    number: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{'MariaDB' if self.mariadb else 'MySQL'} {'.'.join(map(str, self.number))}"
+
+
+def encrypted(query: dict[str, Any]) -> dict[str, Any]:
+    """The query of a URL, with encryption unless the user says otherwise."""
+    return query if any(name.startswith("ssl") for name in query) else {**query, "ssl_check_hostname": "false"}
+
+
+# -- who and where a server is ------------------------------------------------------------------------------------
+
+
+def parse_version(row: Sequence[Any]) -> Version:
+    """The answer to VERSION. Raises Unsuitable for a server that is too old."""
+    version, comment = map(str, row)
+    found = re.match(r"(?:5\.5\.5-)?(\d+)\.(\d+)(?:\.(\d+))?", version)
+    number = tuple(int(part or 0) for part in found.groups()) if found is not None else (0,)
+    server = Version("mariadb" in f"{version} {comment}".lower(), number)
+    oldest = OLDEST_MARIADB if server.mariadb else OLDEST_MYSQL
+    if server.number < oldest:
+        raise Unsuitable(f"runs {server}; version {'.'.join(map(str, oldest))} or newer is needed")
+    return server
+
+
+def parse_identity(server: Version, row: Sequence[Any]) -> tuple[ServerId, Role]:
+    """The answer to the identity's question.
+
+    Neither has an identity of the cluster. What stands for it: the name of the group, on MySQL with group replication; the GTID
+    domain, on MariaDB. A server does not know where a connection arrived: its id in the replication stands for that.
+    """
+    of_cluster, name, port, started, *read_only = row
+    cluster = f"mariadb-{of_cluster}" if server.mariadb else str(of_cluster or "mysql")
+    # Several servers may have been started in one second; no two of a cluster have one name.
+    identity = ServerId(cluster, str(name), int(port), f"{started}/{name}")
+    return identity, Role.READER if any(map(_is_on, read_only)) else Role.WRITER
+
+
+def greet(connection: Any, ask: Ask) -> tuple[ServerId, Role]:
+    """Which server a fresh connection has reached; a reader's is guarded, for a reader that is promoted in place would let the
+    statements of a unit in autocommit write. Raises Unsuitable."""
+    _, (identity, role) = _identified(ask)
+    if role is Role.READER:
+        guard(connection, ask, True)
+    return identity, role
+
+
+def probe(ask: Ask, *, asynchronous_commits: bool) -> Server:
+    """What a server says of itself. Raises Unsuitable.
+
+    asynchronous_commits means nothing here: a commit is in the positions before it is acknowledged.
+    """
+    server, (identity, role) = _identified(ask)
+    old = server.number < ((11, 1) if server.mariadb else (5, 7, 20))
+    question = POSITION_MARIADB if server.mariadb else POSITION_MYSQL
+    _, ((*said, level),) = ask(f"{question}, {ISOLATION_OLD if old else ISOLATION}")
+    isolation = str(level).replace("-", " ").lower()
+    epoch, position = (_mariadb if server.mariadb else _mysql)(role, identity, said)
+    members = parse_members(ask(MEMBERS)[1], str(identity.address)) if _is_group(identity) else None
+    if members is not None:
+        if members and role is Role.WRITER:
+            raise Unsuitable(f"accepts writes, but {members}")
+        return Server(identity, role, epoch, position, None, isolation, members if role is Role.READER else "")
+    replicas = REPLICAS_MARIADB if server.mariadb else REPLICAS_MYSQL
+    if not server.mariadb and server.number < (8, 0, 22):
+        replicas = "SHOW SLAVE STATUS"
+    names, rows = ask(replicas)
+    if role is Role.WRITER:
+        return Server(identity, role, epoch, position, None, isolation)
+    lag, stopped = parse_replicas([dict(zip(names, row, strict=True)) for row in rows])
+    return Server(identity, role, epoch, position, lag, isolation, stopped)
+
+
+def _identified(ask: Ask) -> tuple[Version, tuple[ServerId, Role]]:
+    _, (row,) = ask(VERSION)
+    server = parse_version(row)
+    _, (row,) = ask(IDENTITY_MARIADB if server.mariadb else IDENTITY_MYSQL)
+    return server, parse_identity(server, row)
+
+
+def _is_on(setting: object) -> bool:
+    return str(setting).upper() not in ("0", "OFF", "NONE")  # newer MariaDB has words where older has numbers
+
+
+def _is_group(identity: ServerId) -> bool:
+    return not identity.cluster.startswith(("mariadb-", "mysql"))
+
+
+def _mariadb(role: Role, identity: ServerId, said: Sequence[Any]) -> tuple[int, Position | None]:
+    """The epoch and the position of MariaDB.
+
+    What a reader takes for the epoch counts for its position only: a transaction that it has made itself (a stray FLUSH is
+    enough) may look like a writer's, and would depose the writer.
+    """
+    written, replayed, state, logs = said
+    if role is Role.READER:
+        return 0, MariadbGtid.said(began(state or "", int(identity.address or 0)), replayed or "")
+    epoch = began(state or "")
+    return epoch, MariadbGtid.said(epoch, written or "") if _is_on(logs) else None
+
+
+def _mysql(role: Role, identity: ServerId, said: Sequence[Any]) -> tuple[int, Position | None]:
+    """The epoch and the position of MySQL. There is none where not all transactions have a GTID."""
+    executed, mode = said
+    own = identity.cluster if _is_group(identity) else identity.address
+    return 1, GtidSet.said(1, executed or "", own or "") if mode == "ON" else None
+
+
+def parse_members(rows: Iterable[Sequence[Any]], me: str) -> str | None:
+    """The answer to MEMBERS: why a member of a group is not to be used, "" where nothing is wrong; None where it is in no group
+    now. me: its server_uuid."""
+    states = {str(member): str(state) for member, state in rows}
+    state = states.get(me, "OFFLINE")
+    if state == "OFFLINE":
+        return None
+    if state != "ONLINE":
+        return f"it is {state} in its group"
+    reachable = sum(state in ("ONLINE", "RECOVERING") for state in states.values())
+    return "" if 2 * reachable > len(states) else "most of its group cannot be reached"
+
+
+def parse_replicas(channels: Sequence[Mapping[str, Any]]) -> tuple[float | None, str]:
+    """What a reader says of its replication, a row for each of its sources: how many seconds it is behind, None where that cannot
+    be told; and why it replays nothing, "" where it does."""
+    if not channels:
+        return None, "it replicates from nobody"
+    lags = []
+    for channel in channels:
+        said = {name.replace("Slave", "Replica").replace("Master", "Source"): value for name, value in channel.items()}
+        if said["Replica_SQL_Running"] != "Yes":
+            # What Last_SQL_Error says may hold data.
+            return None, f"its SQL thread has stopped (error {said['Last_SQL_Errno']}; SHOW REPLICA STATUS there says more)"
+        received = said["Source_Log_File"], said["Read_Source_Log_Pos"]
+        replayed = said["Relay_Source_Log_File"], said["Exec_Source_Log_Pos"]
+        behind = said["Seconds_Behind_Source"]
+        if said["Replica_IO_Running"] == "Yes" and received == replayed:
+            lags.append(0.0)
+        elif behind is not None:
+            lags.append(float(behind) + 1.0)  # it counts in seconds of the clock, begun ones as none
+    return (max(lags) if len(lags) == len(channels) else None), ""
+
+
+def parse_functions(rows: Iterable[Sequence[Any]]) -> frozenset[str]:
+    """The answer to FUNCTIONS as names that are reads: "schema.name", and "name" where that is so in every schema. The case of
+    names does not count."""
+    harmless: set[str] = set()
+    harmful: set[str] = set()
+    for schema, name, access in rows:
+        names = {str(name).lower(), f"{schema}.{name}".lower()}
+        (harmless if access in ("NO SQL", "READS SQL DATA") else harmful).update(names)
+    return frozenset(harmless - harmful)
+
+
+# -- how errors read ----------------------------------------------------------------------------------------------
+
+
+def code(error: BaseException | None) -> int | None:
+    """The number of the server's or PyMySQL's error; 0 is what PyMySQL says on a connection that it has closed."""
+    number = error.args[0] if error is not None and error.args else None
+    return number if isinstance(number, int) else None
+
+
+_REFUSED = frozenset({1044, 1045, 1049, 1130, 1142, 1143, 1227, 1370, 1698, 1820, 1862, 3118, 4151})
+_READ_ONLY = frozenset({1792, 1836, 1874})
+_BUSY = frozenset({1040, 1203, 1226})
+_LOST = frozenset({0, 1053, 1927, 2006, 2013, 2055, 4031})
+_UNREACHED = frozenset({2002, 2003, 2005, 2026})
+_BROKEN = frozenset({1021, 1030, 1037, 1041, 1194, 1195})  # no disk, no memory, a storage engine's fault
+_TRANSIENT = {
+    1020: Failure.SERIALIZATION,  # a row has changed since the snapshot
+    1205: Failure.SERIALIZATION,  # "try restarting transaction"
+    1206: Failure.SERIALIZATION,
+    1213: Failure.DEADLOCK,
+    1412: Failure.CONFLICT,  # the definition of a table has changed since the snapshot
+    1614: Failure.DEADLOCK,
+    3101: Failure.SERIALIZATION,  # another member of the group was first
+}
+_ROLLED_BACK = frozenset({1020, 1206, 1213, 1614})
+"""Errors with which the server has rolled back the whole transaction, and goes on in another one as if nothing had been."""
+
+
+def failure(code: int | None, message: str, *, disconnected: bool) -> Failure:
+    """What kind of failure a driver error stands for.
+
+    code: None where the driver has none. message: the server's or driver's words (never shown to anyone here). disconnected: the
+    connection is unusable.
+    """
+    if code in _REFUSED:
+        return Failure.REFUSED
+    if code in _READ_ONLY or (code == 1290 and re.search("read.only", message)):
+        return Failure.READ_ONLY
+    if code in _BUSY:
+        return Failure.BUSY
+    if code in _UNREACHED:
+        return Failure.CONNECT
+    if disconnected or code in _LOST or (code is None and "Already closed" in message):
+        return Failure.LOST
+    if code in _BROKEN:
+        return Failure.BROKEN
+    return _TRANSIENT.get(code or 0, Failure.OTHER)
+
+
+def is_from_connecting(error: BaseException) -> bool:
+    """Whether the driver's error is one that is only met while connecting."""
+    return code(error) in {*_UNREACHED, *_BUSY, 1045, 1049, 1130, 1698}
+
+
+_REFUSALS = (
+    ((1045, 1698), "check the user and the password"),
+    ((1049,), "check the database name"),
+    ((1044,), "check the database name, or let this user use it"),
+    ((1130,), "allow this host to connect"),
+    (
+        (1142, 1227),
+        "the monitor needs SLAVE MONITOR on MariaDB, REPLICATION CLIENT on MySQL, and in a group SELECT on "
+        "performance_schema.replication_group_members; let this user have it",
+    ),
+    ((2026,), "check the ssl options and the certificates"),
+)
+_NO_SERVER = re.compile("Packet sequence number wrong|unpack|index out of range")
+
+
+def explain_refusal(code: int | None, message: str) -> tuple[Silence, str]:
+    """A failed probe in words for the user, and whether trying again can help."""
+    for codes, advice in _REFUSALS:
+        if code in codes:
+            return Silence.MISCONFIGURED, f"{message}; {advice}"
+    if code is None and _NO_SERVER.search(message):
+        return Silence.MISCONFIGURED, f"{message}; no MySQL or MariaDB server answers there"
+    return Silence.MISCONFIGURED if code in _REFUSED else Silence.REFUSED, message
+
+
+def is_busy(code: int | None, message: str) -> bool:
+    """Whether the server lives, but has no room for one more connection."""
+    return code in _BUSY
+
+
+# -- what became of a COMMIT --------------------------------------------------------------------------------------
+
+
+def sign(connection: Any, signature: str) -> str:
+    """Write the row by which the transaction is to be found again, into the table of the URL's database."""
+    if is_aborted(connection):
+        refuse_aborted(connection)  # what comes now would be in another transaction
+    name = connection.db.decode() if isinstance(connection.db, bytes) else connection.db
+    table = f"`{name.replace('`', '``')}`.{COMMITS}" if name else COMMITS
+    with connection.cursor() as cursor:
+        cursor.execute(f"INSERT INTO {table} (id) VALUES ('{signature}')")  # noqa: S608 - a UUID, and a quoted name
+    return ""
+
+
+def is_missing_table(error: BaseException | None) -> bool:
+    """Whether the driver's error says that a table does not exist, or that there is no database to look in."""
+    return code(error) in (1046, 1146)
+
+
+def is_aborted(connection: Any) -> bool:
+    """Whether the server has rolled back the connection's transaction on its own, and would take COMMIT for that of another."""
+    return getattr(connection, "aborted_by", None) is not None
+
+
+def refuse_aborted(connection: Any) -> None:
+    """Raise the error with which the server has rolled back the transaction."""
+    raise connection.aborted_by
+
+
+# -- PyMySQL's connection -----------------------------------------------------------------------------------------
+
+
+def fileno(connection: Any) -> int:
+    """The number of the connection's socket. PyMySQL has no public way."""
+    number: int = connection._sock.fileno()
+    return number
+
+
+def is_closed(connection: Any) -> bool:
+    """Whether the connection has ended."""
+    return not connection.open
+
+
+def autocommit(connection: Any) -> bool:
+    """Whether each statement is on its own, as the server has said last."""
+    return bool(connection.get_autocommit())
+
+
+def guard(connection: Any, ask: Ask, on: bool) -> None:
+    """Have a connection refuse writes outside of transactions that say READ WRITE, or accept them again."""
+    ask(GUARD if on else UNGUARD)
+
+
+def set_mode(connection: Any, mode: Mode, default_autocommit: bool) -> None:
+    """Switch an idle connection: one round trip for a read-only transaction, none where autocommit is as it must be."""
+    if mode is Mode.READ_ONLY:
+        connection.query(SNAPSHOT)
+        return
+    wanted = default_autocommit or mode is Mode.AUTOCOMMIT
+    if autocommit(connection) is not wanted:
+        connection.autocommit(wanted)
+
+
+def prepare(connection: Any) -> None:
+    """Nothing: streamed reads need no transaction."""
+
+
+def watch_connecting(dialect: Any, connecting: Callable[[int], AbstractContextManager[None]]) -> None:
+    """Have a dialect's new connections wait for the server within `connecting(number of the socket)`, which may end the wait by
+    shutting the socket. Where something has taken the place of PyMySQL's own connect(), to trace it, say, it is left alone."""
+    import pymysql
+
+    if dialect.loaded_dbapi.connect is pymysql.connections.Connection:
+        dialect.connect = type("Connection", (_connection(),), {"connecting": staticmethod(connecting)})
+
+
+class _Autocommit:
+    """PyMySQL's method of that name, which can be asked as well: psycopg has an attribute there."""
+
+    __slots__ = ("_connection", "_set")
+
+    def __init__(self, connection: Any, set_: Callable[[Any], None]) -> None:
+        self._connection = connection
+        self._set = set_
+
+    def __call__(self, value: Any) -> None:
+        self._set(value)
+
+    def __bool__(self) -> bool:
+        return autocommit(self._connection)
+
+
+_made: Any = None
+
+
+def _connection() -> Any:
+    global _made
+    if _made is not None:
+        return _made
+
+    from pymysql.connections import Connection as Base
+    from pymysql.constants.SERVER_STATUS import SERVER_STATUS_IN_TRANS
+    from pymysql.err import MySQLError, OperationalError
+
+    class Connection(Base):  # type: ignore[misc,unused-ignore]
+        """PyMySQL's, but that it sends COMMIT and ROLLBACK only where they do something, never waits for an answer while
+        connecting for longer than connect_timeout, and knows when the server has rolled back on its own.
+
+        quiet: nothing was sent since the last transaction ended. aborted_by: the error with which the server has rolled back.
+        """
+
+        connecting: Callable[[int], AbstractContextManager[None]]
+        _read_timeout: float | None
+        _write_timeout: float | None
+        quiet = True
+        aborted_by: Exception | None = None
+
+        @property
+        def autocommit(self) -> _Autocommit:
+            return _Autocommit(self, super().autocommit)
+
+        def connect(self, sock: Any = None) -> None:
+            patience = self._read_timeout, self._write_timeout
+            self._read_timeout = self._write_timeout = self.connect_timeout
+            try:
+                if sock is not None or self.unix_socket:
+                    super().connect(sock)
+                    return
+                sock = self._reach()
+                try:
+                    with self.connecting(sock.fileno()):
+                        super().connect(sock)
+                except BaseException:
+                    sock.close()
+                    raise
+            finally:
+                self._read_timeout, self._write_timeout = patience
+
+        def _reach(self) -> socket.socket:
+            failed: OSError | None = None
+            try:
+                for family, kind, protocol, _, address in socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM):
+                    sock = socket.socket(family, kind, protocol)
+                    try:
+                        sock.settimeout(self.connect_timeout)
+                        if self.bind_address is not None:
+                            sock.bind((self.bind_address, 0))
+                        with self.connecting(sock.fileno()):
+                            sock.connect(address)
+                        _keep_alive(sock)
+                        self.host_info = f"socket {self.host}:{self.port}"
+                        return sock
+                    except OSError as error:
+                        sock.close()
+                        failed = error
+                    except BaseException:
+                        sock.close()
+                        raise
+            except OSError as error:  # the name does not resolve
+                failed = error
+            raise OperationalError(2003, f"Can't connect to MySQL server on {self.host!r} ({failed})") from failed
+
+        def query(self, sql: Any, unbuffered: bool = False) -> Any:
+            self.quiet = False
+            try:
+                return super().query(sql, unbuffered)
+            except MySQLError as error:
+                if code(error) in _ROLLED_BACK:
+                    self.aborted_by = error
+                raise
+
+        def commit(self) -> None:
+            if self._in_transaction():
+                super().commit()
+            self.quiet, self.aborted_by = True, None
+
+        def rollback(self) -> None:
+            if self._in_transaction():
+                super().rollback()
+            self.quiet, self.aborted_by = True, None
+
+        def _in_transaction(self) -> bool:
+            """Whether COMMIT and ROLLBACK may do something. The answer to a SELECT does not tell PyMySQL: without autocommit any
+            may have begun a transaction."""
+            result = self._result
+            unread = result is not None and (result.has_next or result.unbuffered_active)
+            return unread or bool(self.server_status & SERVER_STATUS_IN_TRANS) or not (self.quiet or autocommit(self))
+
+    _made = Connection
+    return _made
+
+
+def _keep_alive(sock: socket.socket) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+        if hasattr(socket, name):  # not everywhere
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

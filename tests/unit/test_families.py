@@ -1,0 +1,71 @@
+"""Errors of the drivers, each in its family, and what they mean for whoever made the call."""
+
+import psycopg
+import pymysql
+import pytest
+from sqlalchemy import exc
+
+from aurora_router import Failure, classify_error
+from aurora_router.core.failures import Phase
+from aurora_router.diagnosis import driver_failure
+from aurora_router.servers import FAMILIES, family_of, mysql, postgresql
+
+
+class Own(pymysql.OperationalError):
+    """An error that an application has derived from the driver's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "family"),
+    [
+        (psycopg.OperationalError(), postgresql),
+        (psycopg.errors.UniqueViolation(), postgresql),
+        (pymysql.OperationalError(2013, "Lost connection"), mysql),
+        (Own(1213, "Deadlock"), mysql),
+        (ValueError(), None),
+        (None, None),
+    ],
+)
+def test_an_error_is_of_the_family_whose_driver_made_it(error, family):
+    assert family_of(error) is family
+
+
+def test_a_family_has_the_name_of_its_urls():
+    assert {"postgresql": postgresql, "mysql": mysql, "mariadb": mysql} == FAMILIES
+
+
+def met(original, statement=None, *, disconnected=False):
+    """As SQLAlchemy passes an error of the driver on."""
+    return exc.DBAPIError(statement, None, original, connection_invalidated=disconnected)
+
+
+LOST = pymysql.OperationalError(2013, "Lost connection to MySQL server during query")
+
+
+@pytest.mark.parametrize(
+    ("error", "failure", "sent", "outcome_known", "safe_to_repeat"),
+    [
+        (met(pymysql.OperationalError(1213, "Deadlock"), "UPDATE t SET a = 1"), Failure.DEADLOCK, True, True, True),
+        (met(pymysql.OperationalError(1290, "--read-only"), "UPDATE t SET a = 1"), Failure.READ_ONLY, True, True, True),
+        (met(LOST, "UPDATE t SET a = 1", disconnected=True), Failure.LOST, True, True, True),
+        (met(LOST, "COMMIT", disconnected=True), Failure.LOST, True, False, False),
+        (met(LOST, disconnected=True), Failure.LOST, True, False, False),
+        (met(pymysql.OperationalError(2003, "Can't connect")), Failure.CONNECT, False, True, True),
+        (met(pymysql.OperationalError(1040, "Too many connections")), Failure.BUSY, False, True, True),
+        (met(pymysql.OperationalError(1045, "Access denied")), Failure.REFUSED, False, True, False),
+        (met(pymysql.OperationalError("waited in vain for a turn to connect")), Failure.CONNECT, False, True, True),
+        (met(pymysql.InterfaceError(0, ""), "SELECT 1", disconnected=True), Failure.LOST, True, True, True),
+        (met(psycopg.errors.DeadlockDetected(), "UPDATE t SET a = 1"), Failure.DEADLOCK, True, True, True),
+        (met(ValueError("another driver's"), "UPDATE t SET a = 1"), Failure.OTHER, True, True, False),
+        (LOST, Failure.LOST, True, False, False),
+        (pymysql.OperationalError(2003, "Can't connect"), Failure.CONNECT, False, True, True),
+        (pymysql.OperationalError(1213, "Deadlock"), Failure.DEADLOCK, True, True, True),
+        (pymysql.IntegrityError(1062, "Duplicate entry"), Failure.OTHER, True, True, False),
+    ],
+)
+def test_errors_of_either_driver_are_classified(error, failure, sent, outcome_known, safe_to_repeat):
+    assert classify_error(error) == (failure, sent, outcome_known, safe_to_repeat)
+
+
+def test_an_error_of_no_known_driver_says_nothing():
+    assert driver_failure(ValueError(), disconnected=True, phase=Phase.COMMIT) is Failure.OTHER

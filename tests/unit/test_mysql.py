@@ -1,0 +1,675 @@
+"""MySQL's and MariaDB's rows, error codes and words as the router reads them, and PyMySQL's connection as it is used."""
+
+import contextlib
+import os
+import socket
+import threading
+import types
+from collections.abc import Callable, Iterator
+
+import pymysql
+import pytest
+from pymysql.constants import SERVER_STATUS
+from sqlalchemy import create_engine, make_url
+
+from aurora_router.core.failures import Failure
+from aurora_router.core.gtid import GtidSet, MariadbGtid
+from aurora_router.core.topology import Role, Server, ServerId, Silence
+from aurora_router.errors import WrongServer
+from aurora_router.servers import Mode, Unsuitable, mysql
+from aurora_router.servers.mysql import Version, explain_refusal, failure, is_busy, parse_functions, parse_identity, parse_version
+
+MARIADB = Version(True, (10, 11, 6))
+MYSQL = Version(False, (8, 4, 0))
+UUID, OTHER, GROUP = (f"{n:08x}-71ca-11e1-9e33-c80aa9429562" for n in (1, 2, 9))
+STARTED = 1772600767
+RUNS = {
+    "Slave_IO_Running": "Yes", "Slave_SQL_Running": "Yes", "Last_SQL_Errno": 0, "Seconds_Behind_Master": 0,
+    "Master_Log_File": "b.1", "Read_Master_Log_Pos": 9, "Relay_Master_Log_File": "b.1", "Exec_Master_Log_Pos": 9,
+}  # fmt: skip
+NEWER = {name.replace("Slave", "Replica").replace("Master", "Source"): value for name, value in RUNS.items()}
+
+
+def asking(*answers: object) -> Callable[[str], tuple[list[str], list[tuple[object, ...]]]]:
+    """Answers the questions in this order: (part of the question, answer), a row or a list of dicts."""
+    left = list(answers)
+
+    def ask(sql):
+        part, answer = left.pop(0)
+        assert part in sql, sql
+        if isinstance(answer, list):
+            return (list(answer[0]) if answer else []), [tuple(row.values()) for row in answer]
+        return [f"c{n}" for n in range(len(answer))], [answer]
+
+    return ask
+
+
+def mariadb(*, read_only=0, current="0-1-7", replayed="", state="0-1-7", logs=1, version="10.11.6-MariaDB",
+            level="REPEATABLE-READ", channels=()):  # fmt: skip
+    return asking(
+        ("@@version", (version, "Debian 12")),
+        ("gtid_domain_id", (0, 3, 3306, STARTED, read_only, 0)),
+        ("gtid_slave_pos", (current, replayed, state, logs, level)),
+        ("SHOW ALL SLAVES STATUS", list(channels)),
+    )
+
+
+def oracle(
+    *, read_only=0, executed=f"{UUID}:1-5", mode="ON", version="8.4.0", group=None, members=None, channels=(), show="REPLICA"
+):
+    return asking(
+        ("@@version", (version, "MySQL Community Server - GPL")),
+        ("server_uuid", (group, UUID, 3306, STARTED, read_only, 0)),
+        ("gtid_executed", (executed, mode, "REPEATABLE-READ")),
+        *([("replication_group_members", [{"id": i, "state": s} for i, s in members])] if members is not None else []),
+        (f"SHOW {show} STATUS", list(channels)),
+    )
+
+
+# -- who and where a server is ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("version", "comment", "found"),
+    [
+        ("10.11.6-MariaDB-0+deb12u1", "Debian 12", "MariaDB 10.11.6"),
+        ("5.5.5-10.6.16-MariaDB", "mariadb.org binary distribution", "MariaDB 10.6.16"),
+        ("11.8.2", "MariaDB Server", "MariaDB 11.8.2"),
+        ("8.0.36", "MySQL Community Server - GPL", "MySQL 8.0.36"),
+        ("9.1.0-commercial", "MySQL Enterprise Server", "MySQL 9.1.0"),
+        ("8.4", "", "MySQL 8.4.0"),
+    ],
+)
+def test_a_server_says_which_of_the_two_it_is(version, comment, found):
+    assert str(parse_version((version, comment))) == found
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        ("10.5.28-MariaDB", r"runs MariaDB 10.5.28; version 10.6 or newer is needed"),
+        ("5.7.44-log", r"runs MySQL 5.7.44; version 8.0 or newer is needed"),
+        ("unknown", r"runs MySQL 0; version 8.0 or newer is needed"),
+    ],
+)
+def test_a_server_that_is_too_old_is_unsuitable_and_the_error_says_what_is_needed(version, said):
+    with pytest.raises(Unsuitable, match=said):
+        parse_version((version, ""))
+
+
+@pytest.mark.parametrize(
+    ("server", "row", "identity"),
+    [
+        (MARIADB, (0, 3, 3306, STARTED, 0, 0), ServerId("mariadb-0", "3", 3306, f"{STARTED}/3")),
+        (MYSQL, (None, UUID, 3306, STARTED, 0, 0), ServerId("mysql", UUID, 3306, f"{STARTED}/{UUID}")),
+        (MYSQL, ("", UUID, 3306, STARTED, 0, 0), ServerId("mysql", UUID, 3306, f"{STARTED}/{UUID}")),
+        (MYSQL, (GROUP, UUID, 3306, STARTED, 0, 0), ServerId(GROUP, UUID, 3306, f"{STARTED}/{UUID}")),
+    ],
+)
+def test_an_identity_is_the_domain_or_the_group_and_the_servers_own_name_and_start(server, row, identity):
+    assert parse_identity(server, row) == (identity, Role.WRITER)
+
+
+@pytest.mark.parametrize(
+    ("read_only", "of_innodb", "role"),
+    [
+        (0, 0, Role.WRITER),
+        ("OFF", "OFF", Role.WRITER),
+        (1, 0, Role.READER),
+        ("NO_LOCK", 0, Role.READER),
+        (0, 1, Role.READER),
+    ],
+)
+def test_a_server_that_is_read_only_is_a_reader(read_only, of_innodb, role):
+    assert parse_identity(MARIADB, (0, 3, 3306, STARTED, read_only, of_innodb))[1] is role
+
+
+def test_a_fresh_connection_to_a_reader_is_guarded_and_one_to_the_writer_is_not():
+    identity = ServerId("mariadb-0", "3", 3306, f"{STARTED}/3")
+    version = ("@@version", ("10.11.6-MariaDB", ""))
+    ask = asking(version, ("gtid_domain_id", (0, 3, 3306, STARTED, 0, 0)))
+    assert mysql.greet(None, ask) == (identity, Role.WRITER)
+    ask = asking(version, ("gtid_domain_id", (0, 3, 3306, STARTED, 1, 0)), ("SET SESSION TRANSACTION READ ONLY", []))
+    assert mysql.greet(None, ask) == (identity, Role.READER)
+
+
+def test_a_connection_that_is_to_write_is_guarded_no_longer():
+    mysql.guard(None, asking(("SET SESSION TRANSACTION READ WRITE", [])), on=False)
+
+
+# -- MariaDB ------------------------------------------------------------------------------------------------------
+
+
+def test_a_writer_of_mariadb_is_as_far_as_its_log_in_the_epoch_that_its_first_transaction_began():
+    found = mysql.probe(mariadb(current="0-3-12", state="0-1-10,0-3-12"), asynchronous_commits=False)
+    identity = ServerId("mariadb-0", "3", 3306, f"{STARTED}/3")
+    assert found == Server(identity, Role.WRITER, 11, MariadbGtid(11, ((0, 3, 12),)), None, "repeatable read")
+
+
+def test_a_reader_of_mariadb_is_as_far_as_it_has_replayed_and_its_word_for_the_epoch_counts_for_its_position_only():
+    ask = mariadb(read_only=1, current="0-3-13", replayed="0-2-12", state="0-1-10,0-2-12", channels=[RUNS])
+    found = mysql.probe(ask, asynchronous_commits=False)
+    assert (found.role, found.epoch, found.position) == (Role.READER, 0, MariadbGtid(11, ((0, 2, 12),)))
+    assert (found.lag, found.stopped) == (0.0, "")
+
+
+def test_a_transaction_that_a_reader_has_made_itself_deposes_no_writer():
+    ask = mariadb(read_only=1, current="", replayed="0-1-52", state="0-1-52,0-3-51", channels=[RUNS])
+    assert mysql.probe(ask, asynchronous_commits=False).epoch == 0
+
+
+def test_a_writer_without_a_binary_log_has_no_position():
+    assert mysql.probe(mariadb(logs=0, state=None), asynchronous_commits=False).position is None
+
+
+@pytest.mark.parametrize(
+    ("version", "setting"), [("11.0.6-MariaDB", "tx_isolation"), ("11.1.2-MariaDB", "transaction_isolation")]
+)
+def test_the_isolation_level_is_asked_for_by_the_name_that_the_version_knows(version, setting):
+    asked = []
+    ask = mariadb(version=version, level="READ-COMMITTED")
+    found = mysql.probe(lambda sql: (asked.append(sql), ask(sql))[1], asynchronous_commits=False)
+    assert found.isolation == "read committed"
+    assert f"@@global.{setting}" in asked[2]
+
+
+# -- MySQL --------------------------------------------------------------------------------------------------------
+
+
+def test_a_server_of_mysql_is_as_far_as_what_it_has_executed():
+    found = mysql.probe(oracle(), asynchronous_commits=False)
+    assert found.position == GtidSet.said(1, f"{UUID}:1-5")
+    assert (found.role, found.epoch, found.position.own, found.isolation) == (Role.WRITER, 1, UUID, "repeatable read")
+
+
+@pytest.mark.parametrize("mode", ["OFF", "OFF_PERMISSIVE", "ON_PERMISSIVE"])
+def test_where_not_all_transactions_have_a_gtid_there_is_no_position(mode):
+    assert mysql.probe(oracle(mode=mode), asynchronous_commits=False).position is None
+
+
+@pytest.mark.parametrize(
+    ("version", "show", "channel"), [("8.0.21", "SLAVE", RUNS), ("8.0.22", "REPLICA", NEWER), ("8.4.0", "REPLICA", NEWER)]
+)
+def test_a_reader_is_asked_for_its_replication_in_the_words_of_its_version(version, show, channel):
+    found = mysql.probe(oracle(read_only=1, version=version, show=show, channels=[channel]), asynchronous_commits=False)
+    assert (found.role, found.lag, found.stopped) == (Role.READER, 0.0, "")
+
+
+@pytest.mark.parametrize(
+    ("read_only", "members", "role", "stopped"),
+    [
+        (0, [(UUID, "ONLINE"), (OTHER, "ONLINE")], Role.WRITER, ""),
+        (0, [(UUID, "ONLINE"), (OTHER, "RECOVERING")], Role.WRITER, ""),
+        (1, [(UUID, "ONLINE"), (OTHER, "ONLINE")], Role.READER, ""),
+        (1, [(UUID, "RECOVERING"), (OTHER, "ONLINE")], Role.READER, "it is RECOVERING in its group"),
+        (1, [(UUID, "ERROR")], Role.READER, "it is ERROR in its group"),
+        (1, [(UUID, "ONLINE"), (OTHER, "UNREACHABLE")], Role.READER, "most of its group cannot be reached"),
+    ],
+)
+def test_a_member_of_a_group_is_used_while_it_is_online_and_most_others_can_be_reached(read_only, members, role, stopped):
+    found = mysql.probe(oracle(read_only=read_only, group=GROUP, members=members), asynchronous_commits=False)
+    assert (found.role, found.stopped) == (role, stopped)
+    assert found.position.own == GROUP
+
+
+def test_a_writer_whose_group_cannot_be_reached_can_commit_nothing_and_is_unsuitable():
+    with pytest.raises(Unsuitable, match="accepts writes, but most of its group cannot be reached"):
+        mysql.probe(oracle(group=GROUP, members=[(UUID, "ONLINE"), (OTHER, "UNREACHABLE")]), asynchronous_commits=False)
+
+
+@pytest.mark.parametrize("members", [[("", "OFFLINE")], []])
+def test_a_server_that_has_left_its_group_is_asked_for_its_replication(members):
+    ask = oracle(read_only=1, group=GROUP, members=members, channels=[{**NEWER, "Replica_SQL_Running": "No"}])
+    assert "SQL thread" in mysql.probe(ask, asynchronous_commits=False).stopped
+
+
+# -- replication --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("said", [RUNS, NEWER], ids=["Slave", "Replica"])
+@pytest.mark.parametrize(
+    ("changes", "lag"),
+    [
+        ({}, 0.0),
+        ({"Exec_Master_Log_Pos": 8, "Seconds_Behind_Master": 0}, 1.0),
+        ({"Relay_Master_Log_File": "b.0", "Seconds_Behind_Master": 4}, 5.0),
+        ({"Slave_IO_Running": "Connecting", "Seconds_Behind_Master": None}, None),
+        ({"Slave_IO_Running": "Connecting", "Seconds_Behind_Master": 2}, 3.0),
+    ],
+)
+def test_a_reader_that_has_replayed_what_it_received_is_not_behind_and_others_may_be_a_second_more_than_they_say(
+    said, changes, lag
+):
+    if said is NEWER:
+        changes = {name.replace("Slave", "Replica").replace("Master", "Source"): value for name, value in changes.items()}
+    assert mysql.parse_replicas([{**said, **changes}]) == (lag, "")
+
+
+def test_a_reader_of_several_sources_is_as_late_as_the_latest():
+    late = {**RUNS, "Exec_Master_Log_Pos": 8, "Seconds_Behind_Master": 4}
+    unknown = {**RUNS, "Slave_IO_Running": "No", "Seconds_Behind_Master": None}
+    assert mysql.parse_replicas([RUNS, late]) == (5.0, "")
+    assert mysql.parse_replicas([RUNS, unknown]) == (None, "")
+
+
+def test_a_reader_that_does_not_replay_says_why_and_shows_nothing_of_the_data():
+    lag, stopped = mysql.parse_replicas(
+        [RUNS, {**RUNS, "Slave_SQL_Running": "No", "Last_SQL_Errno": 1062, "Last_SQL_Error": "s3cr3t"}]
+    )
+    assert lag is None
+    assert stopped == "its SQL thread has stopped (error 1062; SHOW REPLICA STATUS there says more)"
+    assert mysql.parse_replicas([]) == (None, "it replicates from nobody")
+
+
+def test_a_function_is_a_read_by_its_name_where_it_declares_to_be_one_in_every_schema():
+    rows = [("Shop", "F", "READS SQL DATA"), ("crm", "f", "NO SQL"), ("shop", "g", "NO SQL"), ("crm", "g", "CONTAINS SQL"),
+            ("shop", "h", "MODIFIES SQL DATA")]  # fmt: skip
+    assert parse_functions(rows) == {"f", "shop.f", "crm.f", "shop.g"}
+
+
+# -- how errors read ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "disconnected", "kind"),
+    [
+        (1045, "Access denied for user", False, Failure.REFUSED),
+        (1049, "Unknown database", False, Failure.REFUSED),
+        (1044, "Access denied for user to database", False, Failure.REFUSED),
+        (1142, "SELECT command denied to user", False, Failure.REFUSED),
+        (1227, "Access denied; you need the SLAVE MONITOR privilege", False, Failure.REFUSED),
+        (1290, "The MariaDB server is running with the --read-only option", False, Failure.READ_ONLY),
+        (1290, "The MySQL server is running with the --super-read-only option", False, Failure.READ_ONLY),
+        (1290, "The MySQL server is running with the --secure-file-priv option", False, Failure.OTHER),
+        (1836, "Running in read-only mode", False, Failure.READ_ONLY),
+        (1792, "Cannot execute statement in a READ ONLY transaction", False, Failure.READ_ONLY),
+        (1205, "Lock wait timeout exceeded; try restarting transaction", False, Failure.SERIALIZATION),
+        (1020, "Record has changed since last read in table", False, Failure.SERIALIZATION),
+        (3101, "Plugin instructed the server to rollback the current transaction", False, Failure.SERIALIZATION),
+        (1213, "Deadlock found when trying to get lock", False, Failure.DEADLOCK),
+        (1412, "Table definition has changed, please retry transaction", False, Failure.CONFLICT),
+        (1040, "Too many connections", False, Failure.BUSY),
+        (1203, "User app already has more than 'max_user_connections' active connections", False, Failure.BUSY),
+        (2003, "Can't connect to MySQL server", False, Failure.CONNECT),
+        (2006, "MySQL server has gone away", False, Failure.LOST),
+        (2013, "Lost connection to MySQL server during query", True, Failure.LOST),
+        (2055, "Lost connection to MySQL server", False, Failure.LOST),
+        (1927, "Connection was killed", False, Failure.LOST),
+        (1053, "Server shutdown in progress", False, Failure.LOST),
+        (0, "", False, Failure.LOST),
+        (None, "Already closed", False, Failure.LOST),
+        (None, "Packet sequence number wrong", True, Failure.LOST),
+        (1021, "Disk full", False, Failure.BROKEN),
+        (1317, "Query execution was interrupted", False, Failure.OTHER),
+        (3024, "Query execution was interrupted, maximum statement execution time exceeded", False, Failure.OTHER),
+        (1062, "Duplicate entry", False, Failure.OTHER),
+        (None, "something else", False, Failure.OTHER),
+    ],
+)
+def test_driver_errors_stand_for_the_failure_that_they_are(code, message, disconnected, kind):
+    assert failure(code, message, disconnected=disconnected) is kind
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (pymysql.OperationalError(2013, "Lost connection"), 2013),
+        (pymysql.InterfaceError(0, ""), 0),
+        (pymysql.Error("Already closed"), None),
+        (pymysql.Error(), None),
+        (None, None),
+    ],
+)
+def test_the_code_of_an_error_is_its_first_argument(error, code):
+    assert mysql.code(error) == code
+
+
+def test_some_errors_are_only_met_while_connecting():
+    assert mysql.is_from_connecting(pymysql.OperationalError(2003, "Can't connect"))
+    assert mysql.is_from_connecting(pymysql.OperationalError(1045, "Access denied"))
+    assert not mysql.is_from_connecting(pymysql.OperationalError(2013, "Lost connection"))
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "silence", "advice"),
+    [
+        (1045, "Access denied for user 'app'", "misconfigured", "check the user and the password"),
+        (1698, "Access denied for user 'root'", "misconfigured", "check the user and the password"),
+        (1049, "Unknown database 'shop'", "misconfigured", "check the database name"),
+        (1044, "Access denied for user to database 'shop'", "misconfigured", "check the database name"),
+        (1130, "Host '10.0.0.9' is not allowed to connect", "misconfigured", "allow this host"),
+        (1227, "Access denied; you need (at least one of) the SLAVE MONITOR", "misconfigured", "REPLICATION CLIENT on MySQL"),
+        (1142, "SELECT command denied", "misconfigured", "performance_schema.replication_group_members"),
+        (2026, "SSL connection error", "misconfigured", "check the ssl options"),
+        (None, "Packet sequence number wrong - got 80 expected 0", "misconfigured", "no MySQL or MariaDB server answers there"),
+        (1820, "You must reset your password", "misconfigured", "reset your password"),
+        (2003, "Can't connect to MySQL server on '10.0.0.9'", "refused", "Can't connect"),
+        (None, "waited in vain for a turn to connect", "refused", "in vain"),
+    ],
+)
+def test_a_refused_probe_says_in_words_what_to_do_and_whether_trying_again_can_help(code, message, silence, advice):
+    kind, words = explain_refusal(code, message)
+    assert kind is Silence(silence)
+    assert advice in words
+
+
+@pytest.mark.parametrize(("code", "busy"), [(1040, True), (1203, True), (2003, False), (None, False)])
+def test_a_server_without_room_is_busy_and_not_down(code, busy):
+    assert is_busy(code, "") is busy
+
+
+# -- what became of a COMMIT --------------------------------------------------------------------------------------
+
+
+class Database:
+    """Where statements go, in place of a connection."""
+
+    def __init__(self, db=None):
+        self.db = db
+        self.sent = []
+
+    def cursor(self):
+        return contextlib.nullcontext(types.SimpleNamespace(execute=self.sent.append))
+
+
+@pytest.mark.parametrize(
+    ("db", "table"),
+    [
+        ("app", "`app`.aurora_router_commits"),
+        (b"app", "`app`.aurora_router_commits"),
+        ("a`b", "`a``b`.aurora_router_commits"),
+        (None, "aurora_router_commits"),
+    ],
+)
+def test_a_transaction_is_signed_in_the_database_of_the_url_whatever_it_has_used_since(db, table):
+    database = Database(db)
+    assert mysql.sign(database, UUID) == ""
+    assert database.sent == [f"INSERT INTO {table} (id) VALUES ('{UUID}')"]
+
+
+def test_a_transaction_that_the_server_has_rolled_back_is_not_signed():
+    database = Database("app")
+    database.aborted_by = pymysql.OperationalError(1213, "Deadlock found")
+    with pytest.raises(pymysql.OperationalError, match="Deadlock"):
+        mysql.sign(database, UUID)
+    assert database.sent == []
+
+
+def test_a_table_may_be_missing_and_so_may_the_database():
+    assert mysql.is_missing_table(pymysql.ProgrammingError(1146, "Table doesn't exist"))
+    assert mysql.is_missing_table(pymysql.OperationalError(1046, "No database selected"))
+    assert not mysql.is_missing_table(pymysql.OperationalError(1142, "denied"))
+    assert not mysql.is_missing_table(None)
+
+
+# -- PyMySQL's connection -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("query", "encrypted"),
+    [
+        ({}, {"ssl_check_hostname": "false"}),
+        ({"charset": "utf8mb4"}, {"charset": "utf8mb4", "ssl_check_hostname": "false"}),
+        ({"ssl_ca": "/ca.pem"}, {"ssl_ca": "/ca.pem"}),
+        ({"ssl_disabled": "true"}, {"ssl_disabled": "true"}),
+    ],
+)
+def test_a_connection_is_encrypted_unless_the_user_says_how(query, encrypted):
+    assert mysql.encrypted(query) == encrypted
+    options = create_engine("mysql+pymysql://h").dialect.create_connect_args(make_url("mysql+pymysql://h").set(query=encrypted))[
+        1
+    ]
+    assert options.get("ssl") or options.get("ssl_disabled")
+
+
+OK = b"\0\0\0"
+
+
+def packet(number: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3, "little") + bytes([number]) + payload
+
+
+class Peer(threading.Thread):
+    """As much of a server as PyMySQL needs: greets, and answers each command with OK, or what is in `answers`.
+
+    heard: the commands. status: what OK says of the session. silent: it does not even greet.
+    """
+
+    def __init__(self, *, silent: bool = False) -> None:
+        super().__init__(daemon=True)
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.heard: list[str] = []
+        self.answers: dict[str, bytes] = {}
+        self.status = SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT
+        self.silent = silent
+        self.start()
+
+    def run(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.listener.accept()
+                with client, contextlib.suppress(OSError, EOFError):
+                    self.serve(client)
+
+    def serve(self, client: socket.socket) -> None:
+        if not self.silent:
+            greeting = b"\x0a8.4.0\0" + b"\1\0\0\0" + b"a" * 8 + b"\0" + b"\xff\xf7" + b"\xff" + b"\2\0" + b"\xff\x81" + b"\x15"
+            client.sendall(packet(0, greeting + b"\0" * 10 + b"a" * 12 + b"\0mysql_native_password\0"))
+        while True:
+            head = self.read(client, 4)
+            body = self.read(client, int.from_bytes(head[:3], "little"))
+            if self.silent:
+                continue
+            text = body[1:].decode("latin1") if body[:1] == b"\3" else ""
+            if text:
+                self.heard.append(text)
+                if text == "SET AUTOCOMMIT = 0":
+                    self.status = 0
+                elif text == "SET AUTOCOMMIT = 1":
+                    self.status = SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT
+                elif text.startswith("START"):
+                    self.status |= SERVER_STATUS.SERVER_STATUS_IN_TRANS
+                elif text in ("COMMIT", "ROLLBACK"):
+                    self.status &= ~SERVER_STATUS.SERVER_STATUS_IN_TRANS
+            client.sendall(self.answers.get(text) or packet(head[3] + 1, OK + self.status.to_bytes(2, "little") + b"\0\0"))
+
+    def close(self) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)  # which wakes the thread
+        self.listener.close()
+
+    def read(self, client: socket.socket, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            more = client.recv(size - len(data))
+            if not more:
+                raise EOFError
+            data += more
+        return data
+
+
+@pytest.fixture
+def peer() -> Iterator[Peer]:
+    peer = Peer()
+    yield peer
+    peer.close()
+
+
+def connected(peer: Peer, connecting=lambda _: contextlib.nullcontext(), **options):
+    dialect = create_engine("mysql+pymysql://").dialect
+    mysql.watch_connecting(dialect, connecting)
+    arguments, given = dialect.create_connect_args(make_url(f"mysql+pymysql://u@127.0.0.1:{peer.port}/d"))
+    return dialect.connect(*arguments, **{**given, "ssl_disabled": True, **options})
+
+
+def test_neither_commit_nor_rollback_is_sent_where_nothing_has_happened(peer: Peer) -> None:
+    connection = connected(peer)
+    peer.heard.clear()
+    for end in (connection.rollback, connection.commit):
+        end()
+        assert peer.heard == []
+        connection.query("SELECT 1")
+        end()
+        end()
+        assert peer.heard == ["SELECT 1", end.__name__.upper()]
+        peer.heard.clear()
+
+
+def test_in_autocommit_only_a_transaction_that_somebody_has_begun_is_ended(peer: Peer) -> None:
+    connection = connected(peer, autocommit=True)
+    peer.heard.clear()
+    connection.query("SELECT 1")
+    connection.rollback()
+    connection.query("START TRANSACTION")
+    connection.rollback()
+    connection.rollback()
+    assert peer.heard == ["SELECT 1", "START TRANSACTION", "ROLLBACK"]
+
+
+def test_results_that_were_not_read_may_have_begun_a_transaction(peer: Peer) -> None:
+    more = SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS | SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT
+    first = packet(1, OK + more.to_bytes(2, "little") + b"\0\0")
+    peer.answers["CALL p()"] = first + packet(2, OK + b"\3\0" + b"\0\0")
+    connection = connected(peer, autocommit=True)
+    connection.query("CALL p()")
+    connection.commit()
+    assert peer.heard[-1] == "COMMIT"
+
+
+def test_a_transaction_that_the_server_has_rolled_back_on_its_own_is_known_until_it_is_ended(peer: Peer) -> None:
+    peer.answers["UPDATE"] = packet(1, b"\xff" + (1213).to_bytes(2, "little") + b"#40001Deadlock found")
+    peer.answers["INSERT"] = packet(1, b"\xff" + (1062).to_bytes(2, "little") + b"#23000Duplicate entry")
+    connection = connected(peer)
+    with pytest.raises(pymysql.IntegrityError):
+        connection.query("INSERT")
+    assert not mysql.is_aborted(connection)
+    for end in (connection.rollback, connection.commit):
+        with pytest.raises(pymysql.OperationalError):
+            connection.query("UPDATE")
+        assert mysql.is_aborted(connection)
+        with pytest.raises(pymysql.OperationalError, match="Deadlock"):
+            mysql.refuse_aborted(connection)
+        end()
+        assert not mysql.is_aborted(connection)
+
+
+def test_autocommit_can_be_set_and_asked_for(peer: Peer) -> None:
+    connection = connected(peer)
+    assert not connection.autocommit
+    assert not mysql.autocommit(connection)
+    connection.autocommit(True)
+    assert connection.autocommit
+    assert mysql.autocommit(connection)
+
+
+@pytest.mark.parametrize(
+    ("mode", "usual", "sent"),
+    [
+        (Mode.DEFAULT, False, []),
+        (Mode.DEFAULT, True, ["SET AUTOCOMMIT = 1"]),
+        (Mode.AUTOCOMMIT, False, ["SET AUTOCOMMIT = 1"]),
+        (Mode.READ_ONLY, False, ["START TRANSACTION READ ONLY"]),
+    ],
+)
+def test_a_mode_costs_a_round_trip_where_something_changes(peer: Peer, mode: Mode, usual: bool, sent: list[str]) -> None:
+    connection = connected(peer)
+    peer.heard.clear()
+    mysql.set_mode(connection, mode, usual)
+    assert peer.heard == sent
+    if mode is not Mode.READ_ONLY:
+        mysql.set_mode(connection, mode, usual)
+        assert peer.heard == sent
+
+
+def test_a_connection_has_a_socket_until_it_is_closed(peer: Peer) -> None:
+    connection = connected(peer)
+    mysql.prepare(connection)
+    assert os.fstat(mysql.fileno(connection))
+    assert not mysql.is_closed(connection)
+    connection.close()
+    assert mysql.is_closed(connection)
+
+
+def test_while_it_connects_a_connections_socket_is_shown(peer: Peer) -> None:
+    numbers: list[int] = []
+
+    @contextlib.contextmanager
+    def connecting(number: int) -> Iterator[None]:
+        numbers.append(number)
+        yield
+
+    connection = connected(peer, connecting)
+    assert set(numbers) == {mysql.fileno(connection)}
+    assert connection.host_info == f"socket 127.0.0.1:{peer.port}"
+
+
+def test_a_wait_for_a_connection_ends_when_its_socket_is_shut_and_when_it_takes_too_long() -> None:
+    peer = Peer(silent=True)
+    twins: list[socket.socket] = []
+
+    @contextlib.contextmanager
+    def connecting(number: int) -> Iterator[None]:
+        with socket.socket(fileno=os.dup(number)) as twin:
+            with contextlib.suppress(OSError):  # not connected yet
+                twin.getpeername()
+                twin.shutdown(socket.SHUT_RDWR)
+                twins.append(twin)
+            yield
+
+    with pytest.raises(pymysql.OperationalError, match="2013"):
+        connected(peer, connecting)
+    assert twins
+    with pytest.raises(pymysql.OperationalError, match="timed out"):
+        connected(peer, connect_timeout=0.2)
+    peer.close()
+
+
+def test_once_connected_a_connection_waits_for_as_long_as_its_user_says(peer: Peer) -> None:
+    assert connected(peer, connect_timeout=1)._read_timeout is None
+    assert connected(peer, connect_timeout=1, read_timeout=7)._read_timeout == 7
+
+
+@pytest.mark.parametrize("options", [{"host": "nowhere.invalid"}, {}, {"bind_address": "127.0.0.1"}], ids=str)
+def test_a_name_that_leads_nowhere_and_a_port_where_nobody_is_are_told_as_pymysql_tells_them(options: dict[str, str]) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        place = types.SimpleNamespace(port=nobody.getsockname()[1])
+        with pytest.raises(pymysql.OperationalError, match="2003, \"Can't connect to MySQL server on"):
+            connected(place, **options)
+
+
+@pytest.mark.parametrize("when", [1, 2], ids=["before it is connected", "when it is connected"])
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_connection_that_is_not_wanted_any_more_leaves_no_socket_behind(peer: Peer, when: int) -> None:
+    shown: list[int] = []
+
+    def connecting(number: int):
+        shown.append(number)
+        if len(shown) == when:
+            raise WrongServer("h:1", "not known there")
+        return contextlib.nullcontext()
+
+    with pytest.raises(WrongServer):
+        connected(peer, connecting)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(shown[0])
+
+
+def test_a_socket_that_somebody_else_has_connected_is_used(peer: Peer) -> None:
+    connection = connected(peer, defer_connect=True)
+    sock = socket.create_connection(("127.0.0.1", peer.port))
+    connection.connect(sock)
+    assert mysql.fileno(connection) == sock.fileno()
+    connection.close()
+
+
+def test_a_socket_option_that_the_system_does_not_have_is_not_set(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(mysql.KEEPALIVE, "TCP_OF_ANOTHER_SYSTEM", 1)
+    connected(peer).close()
+
+
+def test_a_connect_function_that_somebody_has_put_in_place_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    dialect = create_engine("mysql+pymysql://").dialect
+    monkeypatch.setattr(dialect, "dbapi", types.SimpleNamespace(connect=lambda: "traced"))
+    mysql.watch_connecting(dialect, contextlib.nullcontext)
+    assert dialect.connect() == "traced"
