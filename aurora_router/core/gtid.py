@@ -38,7 +38,8 @@ class GtidSet:
     """A set of MySQL's GTIDs.
 
     sources: the numbers of each source, sorted by source: a UUID in lower case, with ":" and a tag where it has one.
-    own: the source that the server which said this writes as; "" where it is not known. It only matters for `compact()`.
+    own: the source that the server which said this writes as; "" where it is not known. It only matters for `compact()` and
+    `outdoes()`.
     """
 
     epoch: int
@@ -53,8 +54,14 @@ class GtidSet:
         return all(source in mine and _contains(mine[source], runs) for source, runs in other.sources)
 
     def outdoes(self, other: Position) -> bool:
-        """True when it has all that `other` has, and more."""
-        return self.covers(other) and not other.covers(self)
+        """True when it has all that `other` has, and more, or when it is of a server that has replayed all and written nothing
+        yet, and `other` of one that has written: that was the writer before."""
+        if not isinstance(other, GtidSet) or not self.covers(other):
+            return False
+        return not other.covers(self) or (other._has_written() and not self._has_written())
+
+    def _has_written(self) -> bool:
+        return any(source == self.own for source, _ in self.sources)
 
     def union(self, other: Position) -> GtidSet | None:
         """The GTIDs of both; None for a position of another kind or epoch."""
@@ -132,11 +139,13 @@ class GtidSet:
 class MariadbGtid:
     """The last transaction of each of MariaDB's domains: (domain, server that made it, sequence number), sorted.
 
-    Servers compare by domain and number, so this does; who made it tells nothing here.
+    Servers compare by domain and number, so this does; who made it only matters for `outdoes()`. own: the id of the server that
+    said this; -1 where it is not known.
     """
 
     epoch: int
     last: tuple[tuple[int, int, int], ...] = ()
+    own: int = field(default=-1, compare=False)
 
     def covers(self, other: Position) -> bool:
         """True when in no domain `other` is further; never true across epochs."""
@@ -146,8 +155,15 @@ class MariadbGtid:
         return all(mine.get(domain, -1) >= number for domain, _, number in other.last)
 
     def outdoes(self, other: Position) -> bool:
-        """True when it has all that `other` has, and more: a server that writes behind another begins an epoch by that."""
-        return self.covers(other) and not other.covers(self)
+        """True when it has all that `other` has, and more, or when `other` is of the server that made the last transaction, and
+        this of one that has replayed it: that was the writer before. A server that writes behind another begins an epoch by
+        that."""
+        if not isinstance(other, MariadbGtid) or not self.covers(other):
+            return False
+        return not other.covers(self) or (other._wrote_last() and not self._wrote_last())
+
+    def _wrote_last(self) -> bool:
+        return any(server == self.own for _, server, _ in self.last)
 
     def union(self, other: Position) -> MariadbGtid | None:
         """The further of the two in each domain; None for a position of another kind or epoch."""
@@ -156,7 +172,8 @@ class MariadbGtid:
         last: dict[int, tuple[int, int]] = {}
         for domain, server, number in (*self.last, *other.last):
             last[domain] = max(last.get(domain, (-1, 0)), (number, server))
-        return MariadbGtid(self.epoch, tuple((domain, server, number) for domain, (number, server) in sorted(last.items())))
+        together = tuple((domain, server, number) for domain, (number, server) in sorted(last.items()))
+        return MariadbGtid(self.epoch, together, self.own)
 
     def compact(self) -> str:
         """The text for a token; "" where it would be longer than `SHORT`, or there is nothing to say."""
@@ -184,12 +201,12 @@ class MariadbGtid:
         return cls.said(epoch, said)
 
     @classmethod
-    def said(cls, epoch: int, text: str) -> MariadbGtid:
-        """The position as a server writes it: `0-1-100,1-2-55`. Raises ValueError."""
+    def said(cls, epoch: int, text: str, own: int = -1) -> MariadbGtid:
+        """The position as a server writes it: `0-1-100,1-2-55`. own: as the field. Raises ValueError."""
         last = tuple(sorted(_gtids(text)))
         if len({domain for domain, _, _ in last}) < len(last):
             raise ValueError(f"a domain occurs twice: {text[:100]!r}")
-        return cls(epoch, last)
+        return cls(epoch, last, own)
 
 
 def began(binlog_state: str, reader: int | None = None) -> int:

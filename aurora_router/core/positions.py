@@ -29,8 +29,8 @@ class Position(Protocol):
         ...
 
     def outdoes(self, other: Position) -> bool:
-        """Of two servers that both accept writes in one epoch: True when this is of one that has all that the other has, and
-        more. False where that cannot be told."""
+        """Of two servers that both accept writes in one epoch: True when this is of the newer one, which has all that the other
+        has. False where that cannot be told."""
         ...
 
     def compact(self) -> str:

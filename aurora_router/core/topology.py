@@ -5,8 +5,8 @@ Rules:
   several, so each observation is of one *server*, and an instance is only as far as the least of its servers.
 - An observation that was asked for before the newest one of the same server is dropped.
 - The writer is the server of the newest epoch that accepts writes. A writer of an older epoch is deposed: it serves nothing.
-  Of two servers of the newest epoch that both accept writes, the one whose position shows that it has all that the other has,
-  and more. Where none does, there is no writer until that resolves.
+  Of two servers of the newest epoch that both accept writes, the one whose position shows that it is newer. Where neither does,
+  there is no writer until that resolves.
 - A reader that has ceased to replay is not used.
 - The epoch never goes back.
 - A silent probe makes an instance suspect; the second in a row, or a refused connection, takes it out of use.
@@ -388,4 +388,4 @@ def _unused(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None
         return "accepts writes, and so does another instance of the same epoch"
     if any(s.server.id.life == elected[1].life for s in instance.seen):
         return f"the writer under another name, used as {elected[0]}"
-    return f"deposed: it still accepts writes, but {elected[0]} does so, too, and has all that this one has, and more"
+    return f"deposed: it still accepts writes, but {elected[0]} does so, too, and is newer: it has all that this one has"

@@ -183,10 +183,11 @@ def _mariadb(role: Role, identity: ServerId, said: Sequence[Any]) -> tuple[int, 
     enough) may look like a writer's, and would depose the writer.
     """
     written, replayed, state, logs = said
+    own = int(identity.address or 0)
     if role is Role.READER:
-        return 0, MariadbGtid.said(began(state or "", int(identity.address or 0)), replayed or "")
+        return 0, MariadbGtid.said(began(state or "", own), replayed or "", own)
     epoch = began(state or "")
-    return epoch, MariadbGtid.said(epoch, written or "") if _is_on(logs) else None
+    return epoch, MariadbGtid.said(epoch, written or "", own) if _is_on(logs) else None
 
 
 def _mysql(role: Role, identity: ServerId, said: Sequence[Any]) -> tuple[int, Position | None]:

@@ -5,7 +5,7 @@ A story is a JSON file: `story`, `instances`, perhaps a `reader_endpoint`, and `
 `asked` (seconds), and what was heard: a `role`, `epoch`, position and `lag` of the `server` (by default the instance's name
 in capitals) in one of its lives (`started`) in a `cluster`, perhaps `pooled`, perhaps `stopped`; or `silence` about a `server`;
 or that a server is to be `forgotten`. A position is an `lsn`, a `gtid` of MariaDB, or a `gtids` of MySQL, where the sources have
-names of one letter. An outcome has `writer`, `readers`, `epoch`, `ambiguous`, and, where they matter, a role or a
+names of one letter; `own` is what the server writes as there. An outcome has `writer`, `readers`, `epoch`, `ambiguous`, and, where they matter, a role or a
 part of the error per instance in `instances`, and `decisions` at a time `now`. A key that is not known here is an error.
 """
 
@@ -21,6 +21,7 @@ from aurora_router.core.positions import Requirement, WalPosition
 from aurora_router.core.selection import Load, Need, Reason, choose, resolve, round_robin, to_writer
 from aurora_router.core.topology import Instance, Observation, Role, Server, ServerId, Silence, Topology, add, forget, observe
 
+SOURCE = "-71ca-11e1-9e33-c80aa9429562"
 STORIES = sorted(Path(__file__).parent.glob("*.json"))
 
 
@@ -32,11 +33,10 @@ def check_keys(given, *known, needed=()):
 def position(given):
     epoch = given["epoch"]
     if "gtid" in given:
-        return MariadbGtid.said(epoch, given["gtid"])
+        return MariadbGtid.said(epoch, given["gtid"], given.get("own", -1))
     if "gtids" in given:
-        return GtidSet.said(
-            epoch, re.sub(r"\b[a-f](?=:)", lambda name: f"{name[0] * 8}-71ca-11e1-9e33-c80aa9429562", given["gtids"])
-        )
+        whole = re.sub(r"\b[a-f](?=:)", lambda name: name[0] * 8 + SOURCE, given["gtids"])
+        return GtidSet.said(epoch, whole, given["own"] * 8 + SOURCE if "own" in given else "")
     return WalPosition(epoch, given["lsn"]) if "lsn" in given else None
 
 
@@ -59,7 +59,9 @@ def heard(topology, given):
         error = given.get("error", f"connection {given['silence']}")
         silence = Silence(given["silence"])
         return observe(topology, Observation(given["instance"], asked, asked + 1, about=about, silence=silence, error=error))
-    check_keys(given, "lsn", "gtid", "gtids", "lag", "pooled", "stopped", *who, needed=("instance", "asked", "role", "epoch"))
+    check_keys(
+        given, "lsn", "gtid", "gtids", "lag", "pooled", "stopped", "own", *who, needed=("instance", "asked", "role", "epoch")
+    )
     server = Server(
         identity(given),
         Role(given["role"]),

@@ -16,6 +16,7 @@ from aurora_router.core.tokens import SIGNATURE, Token, latest
 
 A, B, C = (str(uuid.UUID(int=n << 100 | n)) for n in (1, 2, 3))
 settings.register_profile("gtid", deadline=None, max_examples=60)
+ONE, TWO = (f"{n:08x}-71ca-11e1-9e33-c80aa9429562" for n in (1, 2))
 SETTINGS = settings.get_profile("gtid")
 URL_SAFE = set("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_")
 
@@ -347,8 +348,26 @@ def test_too_many_domains_for_a_token_are_none():
     ("mine", "other", "more"), [("1:", "1:", False), ("1:{a}", "1:", True), ("1:", "1:{a}", False), ("2:{a}", "1:", False)]
 )
 def test_a_writer_outdoes_another_of_its_epoch_that_has_less(kind, mine, other, more):
-    some = "00000001-71ca-11e1-9e33-c80aa9429562:1-5" if kind is GtidSet else "0-1-5"
+    some = f"{ONE}:1-5" if kind is GtidSet else "0-1-5"
     assert kind.parse(mine.format(a=some)).outdoes(kind.parse(other.format(a=some))) is more
+
+
+@pytest.mark.parametrize(
+    ("mine", "other", "newer"),
+    [
+        (MariadbGtid.said(1, "0-1-5", own=2), MariadbGtid.said(1, "0-1-5", own=1), True),
+        (MariadbGtid.said(1, "0-1-5", own=1), MariadbGtid.said(1, "0-1-5", own=2), False),
+        (MariadbGtid.said(1, "0-1-5", own=3), MariadbGtid.said(1, "0-1-5", own=2), False),
+        (MariadbGtid.said(1, "0-1-5", own=2), MariadbGtid.said(1, "0-1-6", own=1), False),
+        (GtidSet.said(1, f"{ONE}:1-5", own=TWO), GtidSet.said(1, f"{ONE}:1-5", own=ONE), True),
+        (GtidSet.said(1, f"{ONE}:1-5", own=ONE), GtidSet.said(1, f"{ONE}:1-5", own=TWO), False),
+        (GtidSet.said(1, f"{ONE}:1-5,{TWO}:1", own=TWO), GtidSet.said(1, f"{ONE}:1-5,{TWO}:1", own=ONE), False),
+        (GtidSet.said(1, f"{ONE}:1-5", own=TWO), MariadbGtid.said(1, "0-1-5", own=1), False),
+        (MariadbGtid.said(1, "0-1-5", own=2), GtidSet.said(1, f"{ONE}:1-5", own=ONE), False),
+    ],
+)
+def test_of_two_writers_that_have_the_same_the_one_that_has_replayed_what_the_other_wrote_is_newer(mine, other, newer):
+    assert mine.outdoes(other) is newer
 
 
 def test_mariadbs_epoch_is_where_the_newest_writer_began():
