@@ -1,7 +1,8 @@
 """A TCP proxy that misbehaves on request: latency, black holes, resets, refusals, moved targets; it counts round trips.
 
 One thread, one selector; everything that changes its state is run by that thread, so that a method returns when it is done.
-It reads along with PostgreSQL's protocol, to say which statements a client really sent; what it cannot read, it passes on.
+It reads along with the protocols of PostgreSQL, and of MySQL and MariaDB, to say which statements a client really sent; what it
+cannot read, it passes on.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ Address = tuple[str, int]
 _CHUNK = 256 * 1024
 _HELD_AT_MOST = 16 * 2**20  # bytes in one direction, then its source must wait
 _SSL_REQUEST, _GSS_REQUEST = 80877103, 80877104
+_COM_QUIT, _COM_QUERY = b"\x01", b"\x03"
+_TLS_REQUEST = 32  # bytes of the packet by which a client of MySQL asks for encryption
 
 
 class FaultProxy:
@@ -48,9 +51,10 @@ class FaultProxy:
         self.round_trips = 0
         """How often a server answered: a flight of the client's, then one of the server's, counts one."""
         self.syncs = 0
-        """How many simple queries and Sync messages PostgreSQL clients sent: exact round trips, without those of logins."""
+        """How many simple queries and Sync messages PostgreSQL clients sent, and commands those of MySQL and MariaDB: exact round
+        trips, without those of logins; but PyMySQL sends commands while it connects."""
         self.statements: list[str] = []
-        """Texts of the statements that PostgreSQL clients executed, in order; of a prepared one at each execution."""
+        """Texts of the statements that clients executed, in order; of one that was prepared on PostgreSQL at each execution."""
         self.accepted = 0
         """How many connections were accepted."""
         self._targets = _addresses(target)
@@ -123,7 +127,7 @@ class FaultProxy:
         return len(links)
 
     def lose(self, statement: str, *, answer: bool, half_open: bool = False, times: int = 1) -> None:
-        """Reset the connection on which the next PostgreSQL statement comes whose text contains `statement`.
+        """Reset the connection on which the next statement comes whose text contains `statement`.
 
         answer: True: once the server has answered, so that only the answer is lost; False: before the server hears of it.
         half_open: reset the client only; the server goes on to wait on its side, until `heal()`. times: how often.
@@ -361,6 +365,9 @@ class FaultProxy:
 
     def _count(self, link: _Link, data: bytes, *, from_client: bool) -> bool:
         """Take note of data; whether it is to be lost, and its connection with it."""
+        if not from_client and not link.begun:
+            link.protocol = _MysqlReader()  # a server that speaks first is not PostgreSQL
+        link.begun = True
         if from_client:
             link.asked = True
             for message in link.protocol.client_sent(data):
@@ -427,7 +434,8 @@ class _Link:
     broken: bool = False  # one side has reset it while nothing got through
     loss: _Loss | None = None  # what is to be lost on it
     asked: bool = False  # the client has sent something since the server last did
-    protocol: _PostgresReader = field(default_factory=lambda: _PostgresReader())
+    begun: bool = False  # one of them has said something
+    protocol: _PostgresReader | _MysqlReader = field(default_factory=lambda: _PostgresReader())
 
 
 @dataclass(frozen=True)
@@ -500,6 +508,34 @@ class _PostgresReader:
             case b"S" | b"F":
                 return _Message(None, sync=True)
         return None
+
+
+class _MysqlReader:
+    """Reads along with the client's side of MySQL's protocol: of each packet the header, and of a query the text."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._readable = True
+
+    def server_sent(self, data: bytes) -> None:
+        pass
+
+    def client_sent(self, data: bytes) -> list[_Message]:
+        found: list[_Message] = []
+        if self._readable:
+            self._buffer += data
+        while len(self._buffer) >= 5:
+            length, number = int.from_bytes(self._buffer[:3], "little"), self._buffer[3]
+            if len(self._buffer) < 4 + length:
+                break
+            body = bytes(self._buffer[4 : 4 + length])
+            del self._buffer[: 4 + length]
+            if number == 0 and body[:1] != _COM_QUIT:  # else it goes on with another, or belongs to the login
+                found.append(_Message(body[1:].decode(errors="replace") if body[:1] == _COM_QUERY else None, sync=True))
+            elif number == 1 and length == _TLS_REQUEST:
+                self._readable = False
+                self._buffer.clear()
+        return found
 
 
 def _addresses(target: Address | Sequence[Address]) -> list[Address]:
