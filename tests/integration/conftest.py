@@ -11,31 +11,37 @@ from sqlalchemy.orm import sessionmaker
 
 from aurora_router import Router, RoutingSession
 from aurora_router.core import events
-from aurora_router.local import FaultProxy, PostgresCluster
-from tests.integration.shop import Base, through, until_readers_serve
+from aurora_router.local import FaultProxy
+from aurora_router.local.cluster import Cluster
+from tests.integration.shop import set_up, through, until_readers_serve
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test on each of the engines that its marker `engines` names; without one on PostgreSQL."""
+    if "aurora_engine" in metafunc.fixturenames:
+        marker = metafunc.definition.get_closest_marker("engines")
+        engines = marker.args if marker is not None else ("postgresql",)
+        named = [pytest.param(e, id=pytest.HIDDEN_PARAM if e == "postgresql" else e) for e in engines]
+        metafunc.parametrize("aurora_engine", named, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def aurora_engine(request: pytest.FixtureRequest) -> str:
+    """Which servers."""
+    engine: str = request.param
+    return engine
 
 
 @pytest.fixture
-def cluster(aurora_cluster: PostgresCluster) -> PostgresCluster:
+def cluster(aurora_cluster: Cluster[Any]) -> Cluster[Any]:
     """The shared cluster, whole, with empty tables that every reader has."""
-    names = ", ".join(table.name for table in Base.metadata.sorted_tables)
-    aurora_cluster.execute(f"""
-        CREATE SCHEMA IF NOT EXISTS extra;
-        CREATE TABLE IF NOT EXISTS item (id bigint PRIMARY KEY, name text NOT NULL DEFAULT '', stock int NOT NULL DEFAULT 0);
-        CREATE TABLE IF NOT EXISTS part (id bigint PRIMARY KEY, item_id bigint REFERENCES item (id), name text DEFAULT '');
-        CREATE SEQUENCE IF NOT EXISTS ticket;
-        TRUNCATE {names};
-        INSERT INTO item VALUES (1, 'one', 10), (2, 'two', 20), (3, 'three', 30);
-        INSERT INTO part VALUES (1, 1, 'first'), (2, 1, 'second');
-        GRANT ALL ON ALL TABLES IN SCHEMA public TO app;
-        GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO app;
-        GRANT ALL ON SCHEMA public, extra TO app""")
+    set_up(aurora_cluster)
     aurora_cluster.wait_in_sync()
     return aurora_cluster
 
 
 @pytest.fixture
-def proxy(cluster: PostgresCluster) -> Iterator[FaultProxy]:
+def proxy(cluster: Cluster[Any]) -> Iterator[FaultProxy]:
     """Stands before the writer."""
     with FaultProxy((cluster.writer.host, cluster.writer.port)) as proxy:
         yield proxy
@@ -48,7 +54,7 @@ def heard() -> list[events.Event]:
 
 
 @pytest.fixture
-def make_router(cluster: PostgresCluster) -> Iterator[Callable[..., Router]]:
+def make_router(cluster: Cluster[Any]) -> Iterator[Callable[..., Router]]:
     """Makes routers of the cluster's instances; all are closed when the test ends."""
     with ExitStack() as stack:
 
@@ -62,7 +68,7 @@ def make_router(cluster: PostgresCluster) -> Iterator[Callable[..., Router]]:
 
 @pytest.fixture
 def make(
-    cluster: PostgresCluster, proxy: FaultProxy, make_router: Callable[..., Router], heard: list[events.Event]
+    cluster: Cluster[Any], proxy: FaultProxy, make_router: Callable[..., Router], heard: list[events.Event]
 ) -> Callable[..., Router]:
     """Makes routers of the whole cluster, the writer through the proxy."""
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
-from sqlalchemy import ForeignKey, text, update
+from sqlalchemy import ForeignKey, make_url, text, update
+from sqlalchemy.engine import Connection
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship, sessionmaker
 
 from aurora_router import OutcomeUnknown, Router, RoutingSession
 from aurora_router.local import FaultProxy, LocalInstance, PostgresCluster
+from aurora_router.local.cluster import Cluster
 
 
 class Base(DeclarativeBase):
@@ -35,6 +38,106 @@ class Part(Base):
 
 
 RAISE = update(Item).where(Item.id == 1).values(stock=Item.stock + 1)
+
+
+_TABLES = {
+    "postgresql": [
+        "CREATE SCHEMA IF NOT EXISTS extra",
+        "CREATE TABLE IF NOT EXISTS item (id bigint PRIMARY KEY, name text NOT NULL DEFAULT '', stock int NOT NULL DEFAULT 0)",
+        "CREATE TABLE IF NOT EXISTS part (id bigint PRIMARY KEY, item_id bigint REFERENCES item (id), name text DEFAULT '')",
+        "CREATE SEQUENCE IF NOT EXISTS ticket",
+        "TRUNCATE item, part",
+        "GRANT ALL ON ALL TABLES IN SCHEMA public TO app",
+        "GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO app",
+        "GRANT ALL ON SCHEMA public, extra TO app",
+    ],
+    "mariadb": [
+        "CREATE DATABASE IF NOT EXISTS extra",
+        "CREATE TABLE IF NOT EXISTS item "
+        "(id bigint PRIMARY KEY, name varchar(200) NOT NULL DEFAULT '', stock int NOT NULL DEFAULT 0)",
+        "CREATE TABLE IF NOT EXISTS part (id bigint PRIMARY KEY, item_id bigint, name varchar(200) DEFAULT '', "
+        "FOREIGN KEY (item_id) REFERENCES item (id))",
+        "CREATE SEQUENCE IF NOT EXISTS ticket",
+        "DELETE FROM part",
+        "DELETE FROM item",
+        "GRANT ALL ON extra.* TO app@'%'",
+    ],
+}
+
+
+_ROWS = (
+    "INSERT INTO item VALUES (1, 'one', 10), (2, 'two', 20), (3, 'three', 30)",
+    "INSERT INTO part VALUES (1, 1, 'first'), (2, 1, 'second')",
+)
+
+BOTH = pytest.mark.engines("postgresql", "mariadb")
+
+
+def engine(cluster: Cluster[Any]) -> str:
+    """Of which engine its servers are: "postgresql" or "mariadb"."""
+    return make_url(cluster.url).get_backend_name()
+
+
+def set_up(cluster: Cluster[Any]) -> None:
+    """Have the shop's tables, with three items and two parts."""
+    with cluster.writer.connect() as connection, connection.cursor() as cursor:
+        for statement in (*_TABLES[engine(cluster)], *_ROWS):
+            cursor.execute(statement)
+
+
+_ADDRESS = {
+    "postgresql": "SELECT host(inet_server_addr()), inet_server_port()",
+    "mariadb": "SELECT @@bind_address, @@port",
+}
+
+
+def server_address(connection: Connection) -> str:
+    """Where the server itself says that it is."""
+    host, port = connection.execute(text(_ADDRESS[connection.dialect.name])).one()
+    return f"{host}:{port}"
+
+
+def in_a_read_only_transaction(connection: Connection) -> bool:
+    """Whether a read-only transaction is open there."""
+    driver: Any = connection.connection.driver_connection
+    if connection.dialect.name == "postgresql":
+        open_there = driver.info.transaction_status.name == "INTRANS" and driver.read_only is True
+        return open_there and connection.scalar(text("SHOW transaction_read_only")) == "on"
+    with pytest.raises(driver.Error, match=r"1290|1792"):  # past the gate
+        driver.cursor().execute("INSERT INTO part (id) VALUES (99)")
+    return connection.scalar(text("SELECT @@in_transaction")) == 1
+
+
+_CONNECTIONS = {
+    "postgresql": "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'",
+    "mariadb": "SELECT count(*) FROM information_schema.processlist WHERE user = 'app'",
+}
+
+
+def connections(cluster: Cluster[Any], instance: LocalInstance) -> int:
+    """How many the application's user has there."""
+    found: int = cluster.execute(_CONNECTIONS[engine(cluster)], instance=instance)[0][0]
+    return found
+
+
+_OPEN = {
+    "postgresql": "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND xact_start IS NOT NULL",
+    "mariadb": "SELECT count(*) FROM information_schema.innodb_trx t JOIN information_schema.processlist p "
+    "ON p.id = t.trx_mysql_thread_id WHERE p.user = 'app'",
+}
+
+
+def open_transactions(cluster: Cluster[Any], *instances: LocalInstance) -> int:
+    """How many the application's user has there."""
+    return sum(cluster.execute(_OPEN[engine(cluster)], instance=instance)[0][0] for instance in instances)
+
+
+_PASSWORD = {"postgresql": "ALTER ROLE app PASSWORD '{}'", "mariadb": "ALTER USER app IDENTIFIED BY '{}'"}
+
+
+def set_password(cluster: Cluster[Any], password: str) -> None:
+    """Let the application's user log in with that one."""
+    cluster.execute(_PASSWORD[engine(cluster)].format(password))
 
 
 def sessions(router: Router, **options: object) -> sessionmaker[RoutingSession]:

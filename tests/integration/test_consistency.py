@@ -16,6 +16,8 @@ from aurora_router.core.selection import Reason
 from aurora_router.local import FaultProxy, PostgresCluster
 from tests.integration.shop import Item, eventually, instance_id, place, sessions, until_readers_serve
 
+pytestmark = pytest.mark.engines("postgresql", "mariadb")
+
 MakeRouter = Callable[..., Router]
 
 

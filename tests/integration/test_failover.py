@@ -14,6 +14,8 @@ from aurora_router.core import events
 from aurora_router.local import FaultProxy, PostgresCluster
 from tests.integration.shop import Item, Part, eventually, instance_id, place, sessions, until_readers_serve
 
+pytestmark = pytest.mark.engines("postgresql", "mariadb")
+
 MakeRouter = Callable[..., Router]
 
 

@@ -5,8 +5,9 @@ A story is a JSON file: `story`, `instances`, perhaps a `reader_endpoint`, and `
 `asked` (seconds), and what was heard: a `role`, `epoch`, position and `lag` of the `server` (by default the instance's name
 in capitals) in one of its lives (`started`) in a `cluster`, perhaps `pooled`, perhaps `stopped`; or `silence` about a `server`;
 or that a server is to be `forgotten`. A position is an `lsn`, a `gtid` of MariaDB, or a `gtids` of MySQL, where the sources have
-names of one letter; `own` is what the server writes as there. An outcome has `writer`, `readers`, `epoch`, `ambiguous`, and, where they matter, a role or a
-part of the error per instance in `instances`, and `decisions` at a time `now`. A key that is not known here is an error.
+names of one letter; `own` is what the server writes as there. An outcome has `writer`, `readers`, `epoch`, `ambiguous`, and,
+where they matter, a role or a part of the error per instance in `instances`, and `decisions` at a time `now`. A key that is
+not known here is an error.
 """
 
 import json
