@@ -211,7 +211,7 @@ class Gate:
         if unit.committing:
             return Phase.COMMIT
         autocommit = unit.read_only is None and not unit.on_writer
-        if autocommit or (unit.only_reads and not self._above_read_committed(unit.isolation)):
+        if autocommit or (unit.only_reads and not (unit.shown and self._has_snapshot(unit))):
             return Phase.READ
         return Phase.WRITER_STATEMENT if unit.on_writer else Phase.READER_TRANSACTION
 
@@ -227,13 +227,14 @@ class Gate:
             return False
         return level.replace("_", " ").lower() not in _LEVELS_ON_READERS
 
-    def _above_read_committed(self, level: str | None) -> bool:
-        """Whether the statements of a transaction at this level see one snapshot, also where that is the family's default."""
-        level = level or self._isolation
-        if level is None:
+    def _has_snapshot(self, unit: Unit) -> bool:
+        """Whether the statements of a unit's transaction must see one snapshot. An automatic one has asked for none where that is
+        only the family's own default."""
+        level = unit.isolation or self._isolation
+        if level is None and unit.read_only is not None:
             seen = [seen for instance in self.monitor.topology.instances for seen in instance.seen]
-            level = seen[0].server.isolation if seen else "read committed"
-        return level.replace("_", " ").lower() not in _LEVELS_ON_READERS
+            level = seen[0].server.isolation if seen else None
+        return self.above_read_committed(level)
 
     # -- commits --------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ Which of the two answers is seen from what the server says of itself, for the UR
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -431,8 +432,8 @@ def _connection() -> Any:
     from pymysql.err import MySQLError, OperationalError
 
     class Connection(Base):  # type: ignore[misc,unused-ignore]
-        """PyMySQL's, but that it sends COMMIT and ROLLBACK only where they do something, never waits for an answer while
-        connecting for longer than connect_timeout, and knows when the server has rolled back on its own.
+        """PyMySQL's, but that it sends COMMIT and ROLLBACK only where they do something, may be closed twice, never waits for an
+        answer while connecting for longer than connect_timeout, and knows when the server has rolled back on its own.
 
         quiet: nothing was sent since the last transaction ended. aborted_by: the error with which the server has rolled back.
         """
@@ -487,6 +488,10 @@ def _connection() -> Any:
             except OSError as error:  # the name does not resolve
                 failed = error
             raise OperationalError(2003, f"Can't connect to MySQL server on {self.host!r} ({failed})") from failed
+
+        def close(self) -> None:
+            with contextlib.suppress(MySQLError):  # closed already
+                super().close()
 
         def query(self, sql: Any, unbuffered: bool = False) -> Any:
             self.quiet = False
