@@ -13,6 +13,8 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship, sessionmaker
 
 from aurora_router import OutcomeUnknown, Router, RoutingSession
+from aurora_router.core.gtid import MariadbGtid
+from aurora_router.core.positions import Position, WalPosition
 from aurora_router.local import FaultProxy, LocalInstance, PostgresCluster
 from aurora_router.local.cluster import Cluster
 
@@ -118,6 +120,44 @@ def connections(cluster: Cluster[Any], instance: LocalInstance) -> int:
     """How many the application's user has there."""
     found: int = cluster.execute(_CONNECTIONS[engine(cluster)], instance=instance)[0][0]
     return found
+
+
+_END = {
+    "postgresql": "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'",
+    "mariadb": "KILL USER app",
+}
+
+
+def end_connections(cluster: Cluster[Any]) -> None:
+    """Have the writer end those of the application's user."""
+    cluster.execute(_END[engine(cluster)])
+
+
+_IDS = {
+    "postgresql": "SELECT pid FROM pg_stat_activity WHERE usename = 'app' AND query LIKE '%item%'",
+    "mariadb": "SELECT id FROM information_schema.processlist WHERE user = 'app'",
+}
+
+
+def connection_ids(cluster: Cluster[Any], instance: LocalInstance) -> set[int]:
+    """Of the application's user there."""
+    return {number for (number,) in cluster.execute(_IDS[engine(cluster)], instance=instance)}
+
+
+def connection_id(connection: Connection) -> int | None:
+    """As the server counts."""
+    function = {"postgresql": "pg_backend_pid()", "mariadb": "connection_id()"}
+    return connection.scalar(text(f"SELECT {function[connection.dialect.name]}"))
+
+
+def a_position(cluster: Cluster[Any], epoch: int, number: int) -> Position:
+    """One in the log of its engine."""
+    return WalPosition(epoch, number) if engine(cluster) == "postgresql" else MariadbGtid(epoch, ((0, 1, number),))
+
+
+def probes(statement: str) -> bool:
+    """Whether it is one that the monitor sends, or a new connection."""
+    return any(words in statement for words in ("pg_is_in_recovery", "@@", "SLAVES STATUS", "information_schema.routines"))
 
 
 _OPEN = {

@@ -12,9 +12,22 @@ from sqlalchemy import exc, func, insert, select, text
 from aurora_router import AmbiguousWriter, NoReaderAvailable, NoWriterAvailable, OutcomeUnknown, Role, Router
 from aurora_router.core import events
 from aurora_router.local import FaultProxy, PostgresCluster
-from tests.integration.shop import Item, Part, eventually, instance_id, place, sessions, until_readers_serve
-
-pytestmark = pytest.mark.engines("postgresql", "mariadb")
+from tests.integration.shop import (
+    BOTH,
+    Item,
+    Part,
+    connection_id,
+    connection_ids,
+    connections,
+    end_connections,
+    eventually,
+    instance_id,
+    place,
+    server_address,
+    sessions,
+    set_up,
+    until_readers_serve,
+)
 
 MakeRouter = Callable[..., Router]
 
@@ -24,6 +37,7 @@ def add_item(router: Router, number: int) -> None:
         s.add(Item(id=number))
 
 
+@BOTH
 def test_units_that_need_a_writer_wait_for_the_promotion_and_succeed(cluster: PostgresCluster, make_router: MakeRouter) -> None:
     heard: list[events.Event] = []
     router = make_router(listeners=[heard.append])
@@ -68,6 +82,7 @@ def test_waiting_for_a_writer_costs_hardly_any_processor_time(cluster: PostgresC
     assert "reader at" in str(caught.value)
 
 
+@BOTH
 def test_the_old_writer_is_taken_back_as_a_reader(cluster: PostgresCluster, make_router: MakeRouter) -> None:
     router = make_router()
     add_item(router, 100)
@@ -86,6 +101,7 @@ def test_the_old_writer_is_taken_back_as_a_reader(cluster: PostgresCluster, make
     assert old.address in served
 
 
+@BOTH
 def test_a_deposed_writer_that_still_believes_in_itself_gets_no_unit(
     cluster: PostgresCluster, make_router: MakeRouter, heard: list[events.Event]
 ) -> None:
@@ -110,16 +126,17 @@ def test_a_deposed_writer_that_still_believes_in_itself_gets_no_unit(
     assert discarded()[0].cut >= 1
     for _ in range(4):
         with router.connect(read_only=True) as connection:
-            assert connection.scalar(text("SELECT host(inet_server_addr())")) != old.host, "nor does it serve reads"
+            assert server_address(connection) != old.address, "nor does it serve reads"
 
 
+@BOTH
 def test_a_restarted_deposed_writer_gets_no_unit_either(cluster: PostgresCluster, make_router: MakeRouter) -> None:
     router = make_router(probe_interval=0.1)
     router.start()
     old = cluster.writer
     cluster.kill(old)
     new = cluster.promote()
-    eventually(lambda: router.topology.writer is not None and router.topology.writer.id == new.address)
+    add_item(router, 100)
     cluster.restart(old)
     eventually(lambda: "deposed" in router.topology.by_id[old.address].error)
     cluster.kill(new)
@@ -162,6 +179,7 @@ def test_a_read_that_is_under_way_when_its_reader_dies_is_repeated(cluster: Post
         assert instance_id(s) != first
 
 
+@BOTH
 def test_reads_go_to_the_writer_when_every_reader_is_gone(cluster: PostgresCluster, make_router: MakeRouter) -> None:
     router = make_router()
     strict = make_router(no_reader="error")
@@ -227,6 +245,7 @@ def test_a_read_cancelled_by_replay_is_repeated_elsewhere(cluster: PostgresClust
         cluster.execute("SELECT pg_reload_conf()", instance=reader)
 
 
+@BOTH
 def test_idle_connections_of_a_dead_instance_are_discarded_at_once(cluster: PostgresCluster, make_router: MakeRouter) -> None:
     heard: list[events.Event] = []
     router = make_router(listeners=[heard.append], probe_interval=0.1)
@@ -243,16 +262,18 @@ def test_idle_connections_of_a_dead_instance_are_discarded_at_once(cluster: Post
     assert engine.pool.checkedin() == 0  # type: ignore[attr-defined]
 
 
+@BOTH
 def test_a_connection_that_the_server_closed_while_it_was_idle_is_noticed_without_an_error(
     cluster: PostgresCluster, router: Router
 ) -> None:
     add_item(router, 100)
-    cluster.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'")
-    eventually(lambda: cluster.execute("SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'") == [(0,)])
+    end_connections(cluster)
+    eventually(lambda: connections(cluster, cluster.writer) == 0)
     add_item(router, 101)
     assert cluster.execute("SELECT count(*) FROM item WHERE id >= 100") == [(2,)]
 
 
+@BOTH
 def test_promoted_in_place_a_readers_open_connections_are_used_for_writes(
     cluster: PostgresCluster, make_router: MakeRouter
 ) -> None:
@@ -265,14 +286,14 @@ def test_promoted_in_place_a_readers_open_connections_are_used_for_writes(
     cluster.wait_in_sync()
     cluster.kill(cluster.writer)
     new = cluster.promote()
-    pid = "SELECT array_agg(pid) FROM pg_stat_activity WHERE usename = 'app' AND query LIKE '%item%'"
-    open_before = cluster.execute(pid, instance=new)[0][0]
+    open_before = connection_ids(cluster, new)
     with router.connect() as connection:
-        assert connection.scalar(text("SELECT pg_backend_pid()")) in open_before
+        assert connection_id(connection) in open_before
     add_item(router, 100)
     assert cluster.execute("SELECT count(*) FROM item WHERE id = 100", instance=new) == [(1,)]
 
 
+@BOTH
 def test_a_promotion_is_seen_while_a_frozen_writer_still_has_time_to_answer(
     cluster: PostgresCluster, make_router: MakeRouter
 ) -> None:
@@ -287,6 +308,7 @@ def test_a_promotion_is_seen_while_a_frozen_writer_still_has_time_to_answer(
     assert "deposed" in router.topology.by_id[old.address].error, "it has not been silent for long enough to be given up"
 
 
+@BOTH
 def test_a_frozen_reader_is_left_and_used_again_when_it_thaws(cluster: PostgresCluster, make_router: MakeRouter) -> None:
     router = make_router(probe_timeout=0.3, probe_interval=0.2)
     frozen, other = cluster.readers
@@ -296,11 +318,12 @@ def test_a_frozen_reader_is_left_and_used_again_when_it_thaws(cluster: PostgresC
     assert "no answer within 0.3 s" in router.topology.by_id[frozen.address].error
     for _ in range(4):
         with router.connect(read_only=True) as connection:
-            assert connection.scalar(text("SELECT host(inet_server_addr())")) == other.host
+            assert server_address(connection) == other.address
     cluster.thaw(frozen)
     eventually(lambda: router.topology.by_id[frozen.address].healthy)
 
 
+@BOTH
 def test_a_read_stuck_on_a_frozen_reader_is_freed_and_repeated(cluster: PostgresCluster, make_router: MakeRouter) -> None:
     router = make_router(probe_timeout=0.3, probe_interval=0.2)
     with sessions(router)() as s:
@@ -342,13 +365,12 @@ def test_the_monitor_is_not_held_up_by_an_instance_that_swallows_everything(
         assert router.topology.writer.id == new.address
 
 
+@BOTH
 def test_nothing_acknowledged_is_lost_and_nothing_is_stale_through_three_promotions(
     aurora_cluster_factory: Callable[..., PostgresCluster],
 ) -> None:
     cluster = aurora_cluster_factory(readers=2, synchronous=True)
-    cluster.execute(
-        "CREATE TABLE item (id bigint PRIMARY KEY, name text DEFAULT '', stock int DEFAULT 0); GRANT ALL ON item TO app"
-    )
+    set_up(cluster)
     acknowledged: list[int] = []
     stale: list[int] = []
     stop = threading.Event()
@@ -435,7 +457,7 @@ def test_who_hears_late_of_a_restart_does_not_cut_what_was_connected_since(
     cluster.restart(other)
     eventually(lambda: router.topology.by_id[other.address].servers not in (frozenset(), frozenset({before})))
     with router.connect(read_only=True) as connection:
-        assert connection.scalar(text("SELECT host(inet_server_addr())")) == other.host
+        assert server_address(connection) == other.address
         may_go_on.set()
         discarded = events.ConnectionsDiscarded(other.address, 0, "it was restarted")
         eventually(lambda: discarded in heard)

@@ -14,7 +14,7 @@ from sqlalchemy import event, insert, select, text, update
 from aurora_router import ConfigurationError, ReadOnlyViolation, Router, RoutingSession
 from aurora_router.core import events
 from aurora_router.local import PostgresCluster
-from tests.integration.shop import Item, eventually, instance_id, place, sessions
+from tests.integration.shop import BOTH, Item, eventually, instance_id, place, sessions
 
 MakeRouter = Callable[..., Router]
 RAISE = update(Item).where(Item.id == 1).values(stock=Item.stock + 1)
@@ -188,6 +188,7 @@ def test_a_hint_outlives_a_statement_that_runs_inside(router: Router) -> None:
         assert place(s) == "writer"
 
 
+@BOTH
 def test_a_raw_connection_waits_for_a_writer_like_any_other(cluster: PostgresCluster, make_router: MakeRouter) -> None:
     router = make_router()
     router.raw_connection().close()
@@ -200,6 +201,7 @@ def test_a_raw_connection_waits_for_a_writer_like_any_other(cluster: PostgresClu
     promotion.join()
 
 
+@BOTH
 def test_connecting_to_a_frozen_reader_ends(cluster: PostgresCluster, make_router: MakeRouter) -> None:
     router = make_router()
     router.start()

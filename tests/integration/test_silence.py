@@ -15,7 +15,7 @@ from sqlalchemy import event, exc, insert, select, text
 from aurora_router import Router
 from aurora_router.core import events
 from aurora_router.local import FaultProxy, PostgresCluster
-from tests.integration.shop import Item, eventually, sessions, until_readers_serve
+from tests.integration.shop import BOTH, Item, eventually, server_address, sessions, until_readers_serve
 
 MakeRouter = Callable[..., Router]
 
@@ -42,6 +42,7 @@ class Background:
         return self
 
 
+@BOTH
 @pytest.mark.parametrize("promoted", [False, True])
 def test_a_statement_stuck_on_a_frozen_writer_is_cut(cluster: PostgresCluster, make_router: MakeRouter, promoted: bool) -> None:
     router = make_router(probe_interval=0.2, probe_timeout=0.3 if not promoted else 60)
@@ -56,6 +57,7 @@ def test_a_statement_stuck_on_a_frozen_writer_is_cut(cluster: PostgresCluster, m
         connection.invalidate()
 
 
+@BOTH
 def test_a_commit_stuck_on_a_frozen_writer_is_cut(cluster: PostgresCluster, make_router: MakeRouter) -> None:
     router = make_router(probe_interval=0.2, probe_timeout=0.3)
     with sessions(router)() as s:
@@ -117,6 +119,7 @@ def test_who_waits_for_a_connection_of_a_frozen_writer_gets_one_of_the_next(
     assert cluster.execute("SELECT count(*) FROM item WHERE id >= 100") == [(4,)]
 
 
+@BOTH
 def test_who_is_connecting_to_a_frozen_writer_is_woken(cluster: PostgresCluster, make_router: MakeRouter) -> None:
     """Long before the connect timeout."""
     router = make_router(probe_interval=0.1, probe_timeout=0.3, engine_options={"connect_args": {"connect_timeout": 100}})
@@ -129,7 +132,7 @@ def test_who_is_connecting_to_a_frozen_writer_is_woken(cluster: PostgresCluster,
         with sessions(router)() as s, s.begin():
             s.add(Item(id=100))
             s.flush()
-            return str(s.scalar(text("SELECT host(inet_server_addr()) || ':' || inet_server_port()")))
+            return server_address(s.connection())
 
     connecting = Background(add)
     eventually(lambda: any(router._engines._lines.get(old.address, ())))

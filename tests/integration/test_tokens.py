@@ -23,7 +23,7 @@ from aurora_router.core.topology import Instance
 from aurora_router.errors import WrongServer
 from aurora_router.local import FaultProxy, LocalInstance, PostgresCluster
 from aurora_router.unit import current
-from tests.integration.shop import RAISE, Item, eventually, instance_id, place, sessions, until_readers_serve
+from tests.integration.shop import BOTH, RAISE, Item, a_position, eventually, instance_id, place, sessions, until_readers_serve
 
 MakeRouter = Callable[..., Router]
 STOCK = select(Item.stock).where(Item.id == 1)
@@ -50,6 +50,7 @@ def paused(cluster: PostgresCluster) -> PostgresCluster:
 # -- tokens ---------------------------------------------------------------------------------------------------------
 
 
+@BOTH
 def test_what_one_process_has_written_another_ones_reads_show(paused: PostgresCluster, make_router: MakeRouter) -> None:
     here, there = make_router(), make_router()
     until_readers_serve(there, 2)
@@ -69,6 +70,7 @@ def test_what_one_process_has_written_another_ones_reads_show(paused: PostgresCl
         assert cursor.fetchone() == (11,)
 
 
+@BOTH
 def test_a_token_sends_nobody_to_the_writer_once_a_reader_has_what_it_speaks_of(
     cluster: PostgresCluster, make_router: MakeRouter
 ) -> None:
@@ -174,11 +176,16 @@ def test_a_token_of_another_cluster_or_none_at_all_is_an_error_at_once(router: R
             pass
 
 
+@BOTH
 def test_a_token_that_claims_what_no_writer_has_holds_nobody_up(cluster: PostgresCluster, router: Router) -> None:
     until_readers_serve(router, 2)
     real = Token.parse(write(router))
     epoch = router.topology.epoch
-    for position in (WalPosition(epoch, 2**60), WalPosition(epoch + 500, 10), WalPosition(epoch + 500, 2**60)):
+    for position in (
+        a_position(cluster, epoch, 2**60),
+        a_position(cluster, epoch + 500, 10),
+        a_position(cluster, epoch + 500, 2**60),
+    ):
         claim = str(real._replace(position=position))
         began = time.monotonic()
         with sessions(router)(after=claim) as s:
@@ -463,6 +470,7 @@ def goes_to(router: Router, reader: LocalInstance) -> bool:
     return instance is not None and instance.id == reader.address
 
 
+@BOTH
 def test_later_reads_show_no_less_though_the_reader_changes(readers: Readers, make_router: MakeRouter) -> None:
     router = make_router(balance="round_robin")
     until_readers_serve(router, 2)
