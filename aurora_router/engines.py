@@ -514,8 +514,11 @@ def _tolerate_lost_rollbacks(engine: Engine) -> None:
     def tolerant(connection: Any) -> None:
         try:
             rollback(connection)
-        except dialect.loaded_dbapi.Error:
-            connection.info[SERVER] = None
+        except dialect.loaded_dbapi.Error as error:
+            try:
+                connection.info[SERVER] = None
+            except NotImplementedError:  # SQLAlchemy's first look at a server, on a connection of no pool: it has failed
+                raise error from None
             with contextlib.suppress(dialect.loaded_dbapi.Error):  # closed already
                 connection.driver_connection.close()
 

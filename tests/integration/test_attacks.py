@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 from sqlalchemy import create_engine, event, exc, insert, text
+from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import sessionmaker
 
@@ -311,6 +312,9 @@ def test_a_commit_that_the_new_writer_was_found_to_have_is_there_after_its_crash
             Router(through(before_old, cluster), instances=[before_reader.address]) as router,
         ):
             until_readers_serve(router, 1)
+            with router.connect() as connection:  # for the run, which finds no new one
+                connection.execute(text("SELECT 1"))
+            before_old.refuse()
             before_old.lose("COMMIT", answer=True, half_open=True)
             run = threads.submit(router.run_transaction, sessions(router), raise_stock)
             eventually(lambda: cluster.execute("SELECT stock FROM item WHERE id = 1", instance=reader) == [(11,)])
@@ -319,7 +323,7 @@ def test_a_commit_that_the_new_writer_was_found_to_have_is_there_after_its_crash
             cluster.promote(reader)
 
             def commit_until_one_waits() -> None:
-                """A server that was just promoted does not make COMMITs wait at once."""
+                """It need not be the first one after the promotion."""
                 with contextlib.suppress(psycopg.OperationalError):
                     while True:
                         cluster.execute("SELECT pg_logical_emit_message(true, 'test', '')", instance=reader)
@@ -336,6 +340,25 @@ def test_a_commit_that_the_new_writer_was_found_to_have_is_there_after_its_crash
             wait_for_readers_no_more(cluster, reader)
             assert run.result(timeout=60) == 11
             assert stock(cluster) == 11
+
+
+def test_a_connection_that_is_lost_in_sqlalchemys_first_look_at_a_server_is_a_lost_connection(
+    cluster: PostgresCluster, proxy: FaultProxy, make_router: MakeRouter
+) -> None:
+    router = make_router(through(proxy, cluster))
+    dialect = router.writer_engine().dialect
+    look, looks = dialect.initialize, []
+
+    def initialize(connection: Connection) -> None:
+        look(connection)
+        looks.append(connection.scalar(text("SELECT 1")))
+        if len(looks) == 1:
+            proxy.reset_all()
+
+    dialect.initialize = initialize  # type: ignore[method-assign]
+    with router.connect() as connection:
+        assert connection.scalar(text("SELECT 1")) == 1
+    assert looks == [1, 1]
 
 
 def test_a_reader_that_has_seen_no_commit_since_it_started_knows_that_there_was_none(
