@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 import selectors
 import socket
 import struct
@@ -127,7 +128,7 @@ class FaultProxy:
         return len(links)
 
     def lose(self, statement: str, *, answer: bool, half_open: bool = False, times: int = 1) -> None:
-        """Reset the connection on which the next statement comes whose text contains `statement`.
+        """Reset the connection on which the next statement comes whose text contains `statement`, not in the middle of a word.
 
         answer: True: once the server has answered, so that only the answer is lost; False: before the server hears of it.
         half_open: reset the client only; the server goes on to wait on its side, until `heal()`. times: how often.
@@ -373,7 +374,7 @@ class FaultProxy:
             for message in link.protocol.client_sent(data):
                 if message.statement is not None:
                     self.statements.append(message.statement)
-                    if self._losing and self._losing[0].statement in message.statement:
+                    if self._losing and self._losing[0].is_in(message.statement):
                         link.loss = self._losing.pop(0)
                 self.syncs += message.sync
         else:
@@ -420,6 +421,9 @@ class _Loss:
     statement: str
     answer: bool
     half_open: bool
+
+    def is_in(self, text: str) -> bool:
+        return re.search(rf"(?<!\w){re.escape(self.statement)}", text) is not None
 
 
 @dataclass(eq=False)
