@@ -64,6 +64,7 @@ class Gate:
         self._patience = patience
         self._emit = emit
         self._dialect = dialect
+        self._by_table = ("table",) if server.XIDS else ("table", "xid")
         self._usual = frozenset({*_LEVELS_ON_READERS, server.DEFAULT_ISOLATION})
         self._is_global = causality.is_global
         self._allowed = read_only_functions
@@ -247,7 +248,7 @@ class Gate:
             send(raw)
             return
         self.causality.commit_begins(unit)
-        if unit.check == "table":
+        if unit.check in self._by_table:
             self.monitor.prunes = True
         try:
             ask = commits.prepare(raw.driver_connection, unit, self.server, self.monitor.topology)

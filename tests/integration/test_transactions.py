@@ -29,6 +29,7 @@ from aurora_router import (
 from aurora_router.core import events
 from aurora_router.local import FaultProxy, PostgresCluster
 from tests.integration.shop import (
+    BOTH,
     RAISE,
     Item,
     Part,
@@ -261,8 +262,10 @@ def test_two_promotions_later_nothing_can_be_known_and_nothing_is_guessed(
 # -- what is run again, and what is not -----------------------------------------------------------------------------
 
 
+@BOTH
 def test_a_killed_writer_is_a_pause_and_no_error(cluster: PostgresCluster, make_router: MakeRouter) -> None:
     router = make_router()
+    router.init_commit_table()
     errors: list[BaseException] = []
     done: list[int] = []
     stop = threading.Event()
@@ -310,6 +313,7 @@ def test_a_transaction_that_was_sacrificed_is_run_again(cluster: PostgresCluster
     assert stock(cluster) == 11
 
 
+@BOTH
 def test_two_transactions_that_lock_each_other_out_are_both_done(cluster: PostgresCluster, router: Router) -> None:
     meet = threading.Barrier(2, timeout=20)
     first_runs = threading.local()
@@ -332,6 +336,7 @@ def test_two_transactions_that_lock_each_other_out_are_both_done(cluster: Postgr
     assert cluster.execute("SELECT id, stock FROM item WHERE id < 3 ORDER BY id") == [(1, 12), (2, 22)]
 
 
+@BOTH
 def test_errors_of_the_function_pass_through_untouched_and_nothing_is_committed(cluster: PostgresCluster, router: Router) -> None:
     mine = ValueError("mine")
     runs: list[int] = []
@@ -687,6 +692,7 @@ def test_a_deadline_later_than_the_failover_timeout_is_waited_for(cluster: Postg
 # -- the commit table -----------------------------------------------------------------------------------------------
 
 
+@BOTH
 def test_a_missing_commit_table_is_named_with_what_to_do(cluster: PostgresCluster, router: Router) -> None:
     cluster.execute("DROP TABLE aurora_router_commits")
     with pytest.raises(ConfigurationError, match="init-commit-table"):

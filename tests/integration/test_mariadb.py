@@ -1,0 +1,421 @@
+"""What is particular to MariaDB: snapshots, the guard of readers, the commit table, what servers say of their replication."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import exc, func, insert, select, text, update
+
+from aurora_router import ConfigurationError, OutcomeUnknown, Router, RoutingSession
+from aurora_router.core import events
+from aurora_router.core.selection import Reason
+from aurora_router.local import FaultProxy
+from aurora_router.local.cluster import Cluster
+from aurora_router.servers import mysql
+from tests.integration.shop import (
+    RAISE,
+    Item,
+    eventually,
+    instance_id,
+    no_connection_is_left,
+    place,
+    probes,
+    raise_stock,
+    sessions,
+    stock,
+    until_readers_serve,
+)
+
+pytestmark = pytest.mark.engines("mariadb")
+
+MakeRouter = Callable[..., Router]
+MariaDB = Cluster[Any]
+STOCK = select(Item.stock).where(Item.id == 1)
+
+
+def on(cluster: MariaDB, *statements: str, instance: Any = None) -> None:
+    for statement in statements:
+        cluster.execute(statement, instance=instance)
+
+
+# -- what a server is ---------------------------------------------------------------------------------------------
+
+
+def test_a_url_of_mysql_leads_to_mariadb_as_well(cluster: MariaDB, make_router: MakeRouter) -> None:
+    router = make_router(cluster.url.replace("mariadb+", "mysql+"), instances=[r.address for r in cluster.readers])
+    until_readers_serve(router, 2)
+    with sessions(router)() as s:
+        assert s.scalar(STOCK) == 10
+        assert place(s) == "reader"
+        s.execute(RAISE)
+        assert place(s) == "writer"
+
+
+def test_a_server_says_the_same_of_its_start_whenever_it_is_asked(cluster: MariaDB) -> None:
+    with cluster.writer.connect() as connection, connection.cursor() as cursor:
+        said = set()
+        until = time.monotonic() + 1.5
+        while time.monotonic() < until:
+            cursor.execute(mysql.IDENTITY_MARIADB)
+            said.add(cursor.fetchone())
+    assert len(said) == 1
+
+
+def test_a_privilege_that_the_monitor_lacks_is_named_at_the_start(aurora_cluster_factory: Callable[..., MariaDB]) -> None:
+    cluster = aurora_cluster_factory(readers=0, monitor_privileges=False)
+    with Router(cluster.url) as router, pytest.raises(ConfigurationError, match="the monitor needs SLAVE MONITOR") as caught:
+        router.start()
+    assert cluster.app_password not in str(caught.value)
+    cluster.stop()
+
+
+def test_a_reader_whose_sql_thread_has_stopped_is_not_used_until_it_runs_again(cluster: MariaDB, make_router: MakeRouter) -> None:
+    router = make_router(probe_interval=0.05)
+    until_readers_serve(router, 2)
+    stopped, other = cluster.readers
+    on(cluster, "STOP SLAVE SQL_THREAD", instance=stopped)
+    eventually(lambda: [r.id for r in router.topology.readers] == [other.address])
+    assert "its SQL thread has stopped" in router.topology.by_id[stopped.address].error
+    on(cluster, "START SLAVE SQL_THREAD", instance=stopped)
+    until_readers_serve(router, 2)
+
+
+def test_a_transaction_that_a_reader_has_made_itself_deposes_nobody(cluster: MariaDB, make_router: MakeRouter) -> None:
+    router = make_router(probe_interval=0.05)
+    until_readers_serve(router, 2)
+    astray = cluster.readers[0]
+    on(cluster, "SET GLOBAL gtid_strict_mode = OFF", "FLUSH TABLES", instance=astray)
+    with sessions(router)() as s:
+        for _ in range(3):
+            s.execute(RAISE)
+            s.commit()
+    cluster.wait_in_sync()
+    looked = time.monotonic()
+    eventually(lambda: all(i.heard_at > looked for i in router.topology))
+    assert router.topology.writer is not None
+    assert router.topology.writer.id == cluster.writer.address
+    with sessions(router)() as s:
+        s.execute(RAISE)
+        s.commit()
+        assert s.scalar(STOCK) == 14
+    cluster.kill(astray)  # to be made anew
+
+
+# -- units --------------------------------------------------------------------------------------------------------
+
+
+def test_an_automatic_unit_reads_in_autocommit_though_repeatable_read_is_the_servers_default(router: Router) -> None:
+    with sessions(router)() as s:
+        assert s.scalar(STOCK) == 10
+        assert place(s) == "reader"
+    assert router.topology.readers[0].seen[0].server.isolation == "repeatable read"
+
+
+def test_who_asks_for_repeatable_read_gets_it_on_the_writer(make_router: MakeRouter) -> None:
+    router = make_router(engine_options={"isolation_level": "REPEATABLE READ"})
+    with sessions(router)() as s:
+        s.scalar(STOCK)
+        assert place(s) == "writer"
+
+
+def test_a_unit_declared_read_only_shows_one_snapshot(cluster: MariaDB, router: Router) -> None:
+    with sessions(router)(read_only=True) as s:
+        assert s.scalar(STOCK) == 10
+        cluster.execute("UPDATE item SET stock = 99")
+        cluster.wait_in_sync()
+        assert s.scalar(STOCK) == 10
+        s.rollback()
+        assert s.scalar(STOCK) == 99
+
+
+def test_a_snapshot_that_is_lost_with_its_reader_is_not_patched_up(cluster: MariaDB, router: Router) -> None:
+    with sessions(router)(read_only=True) as s:
+        s.scalar(STOCK)
+        first = instance_id(s)
+        cluster.kill(next(i for i in cluster.instances if i.address == first))
+        with pytest.raises(exc.OperationalError):
+            s.scalar(STOCK)
+        s.rollback()
+        assert s.scalar(STOCK) == 10
+
+
+def test_a_read_whose_reader_dies_is_repeated_elsewhere(cluster: MariaDB, make_router: MakeRouter) -> None:
+    heard: list[events.Event] = []
+    router = make_router(listeners=[heard.append])
+    with sessions(router)() as s:
+        item = s.get_one(Item, 1)
+        first = instance_id(s)
+        cluster.kill(next(i for i in cluster.instances if i.address == first))
+        assert [part.id for part in item.parts] == [1, 2]
+        assert instance_id(s) != first
+    assert [e.instance for e in heard if isinstance(e, events.Repeated)] == [first]
+
+
+def test_round_trips_are_those_of_the_statements(cluster: MariaDB, make_router: MakeRouter) -> None:
+    """Counted on the wire: nothing for a checkout, a mode that the connection has already, or an end that ends nothing."""
+    reader = cluster.readers[0]
+    with (
+        FaultProxy((cluster.writer.host, cluster.writer.port)) as to_writer,
+        FaultProxy((reader.host, reader.port)) as to_reader,
+    ):
+        url = cluster.url.replace(cluster.writer.address, to_writer.address)
+        router = make_router(url, instances=[to_reader.address], probe_interval=3600, engine_options={"pool_size": 1})
+        router.init_commit_table()
+
+        def sent(proxy: FaultProxy, work: Callable[[], object]) -> list[str]:
+            before = len(proxy.statements)
+            work()
+            return [text.split()[0] for text in proxy.statements[before:] if not probes(text)]
+
+        def read(read_only: bool | None = None) -> None:
+            with sessions(router)(read_only=read_only) as s:
+                s.scalar(STOCK)
+                s.scalar(STOCK)
+                s.commit()
+
+        def write() -> None:
+            with sessions(router)() as s:
+                s.execute(RAISE)
+                s.commit()
+
+        def nothing() -> None:
+            router.connect(read_only=False).close()
+
+        for warm_up in (read, write):
+            warm_up()
+        assert sent(to_reader, read) == ["SELECT", "SELECT"]
+        assert sent(to_reader, lambda: read(True)) == ["START", "SELECT", "SELECT", "COMMIT"]
+        assert sent(to_reader, read) == ["SELECT", "SELECT"]
+        assert sent(to_writer, write) == ["UPDATE", "COMMIT"]
+        assert sent(to_writer, nothing) == []
+        run = lambda: router.run_transaction(sessions(router), lambda s: s.execute(RAISE))  # noqa: E731
+        assert sent(to_writer, run) == ["UPDATE", "INSERT", "COMMIT"]
+
+
+def test_a_function_is_what_it_declares_to_be_until_a_reader_refuses_it(cluster: MariaDB, make_router: MakeRouter) -> None:
+    on(
+        cluster,
+        "CREATE OR REPLACE FUNCTION lookup() RETURNS BIGINT READS SQL DATA RETURN (SELECT count(*) FROM item)",
+        "CREATE OR REPLACE FUNCTION undeclared() RETURNS BIGINT DETERMINISTIC RETURN 1",
+        "CREATE OR REPLACE FUNCTION liar() RETURNS INT READS SQL DATA BEGIN UPDATE item SET stock = stock + 1; RETURN 1; END",
+    )
+    cluster.wait_in_sync()
+    heard: list[events.Event] = []
+    router = make_router(listeners=[heard.append])
+
+    def runs_on(sql: str) -> str:
+        with sessions(router)() as s:
+            s.execute(text(sql))
+            return place(s)
+
+    eventually(lambda: runs_on("SELECT LOOKUP()") == "reader")
+    assert runs_on("SELECT app.lookup()") == "reader"
+    assert runs_on("SELECT undeclared()") == "writer"
+    assert [runs_on("SELECT liar()") for _ in range(3)] == ["writer"] * 3
+    assert len([e for e in heard if isinstance(e, events.Learned)]) == 1, "it was sent to a reader once, and never again"
+
+
+def test_a_unit_in_autocommit_cannot_write_on_its_reader_when_that_is_promoted(cluster: MariaDB, make_router: MakeRouter) -> None:
+    """Through a view that calls a function, which no text shows."""
+    on(
+        cluster,
+        "CREATE OR REPLACE FUNCTION touch() RETURNS INT DETERMINISTIC MODIFIES SQL DATA "
+        "BEGIN UPDATE item SET stock = stock + 1 WHERE id = 1; RETURN 1; END",
+        "CREATE OR REPLACE VIEW touched AS SELECT touch() AS one",
+    )
+    cluster.wait_in_sync()
+    target = max(cluster.readers, key=lambda r: r.address)
+    router = make_router(balance=lambda readers, load, rnd: max(readers, key=lambda r: r.id))
+    with sessions(router)() as s:
+        s.get(Item, 1)
+        assert instance_id(s) == target.address
+        cluster.kill(cluster.writer)
+        cluster.promote(target)
+        assert s.scalar(text("SELECT one FROM touched")) == 1
+        assert place(s) == "writer"
+        s.rollback()
+    assert stock(cluster) == 10
+    with sessions(router)() as s:
+        s.execute(RAISE)
+        s.commit()
+    assert stock(cluster) == 11, "the same connection may write now"
+
+
+# -- run_transaction ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answer", [False, True], ids=["before the server hears of it", "after it has answered"])
+@pytest.mark.parametrize("step", ["UPDATE item", "INSERT INTO `app`.aurora_router_commits", "COMMIT"])
+def test_a_connection_lost_at_any_step_leaves_the_unit_done_exactly_once(
+    cluster: MariaDB, proxy: FaultProxy, make: MakeRouter, step: str, answer: bool
+) -> None:
+    router = make()
+    proxy.lose(step, answer=answer)
+    assert router.run_transaction(sessions(router), raise_stock) == 11
+    assert proxy._losing == [], "it was lost"
+    assert stock(cluster) == 11
+    assert no_connection_is_left(router)
+
+
+def test_commits_that_are_lost_again_and_again_are_each_found_out(
+    cluster: MariaDB, proxy: FaultProxy, make: MakeRouter, heard: list[events.Event]
+) -> None:
+    router = make()
+    proxy.lose("COMMIT", answer=False, times=3)
+    assert router.run_transaction(sessions(router), raise_stock) == 11
+    assert stock(cluster) == 11
+    resolved = [e.outcome for e in heard if isinstance(e, events.CommitResolved)]
+    assert set(resolved) == {"not committed"}
+    assert [e.number for e in heard if isinstance(e, events.RunAgain)] == list(range(1, len(resolved) + 1))
+
+
+def test_a_transaction_that_waits_for_a_commit_that_never_comes_is_waited_for_and_run_again(
+    cluster: MariaDB, proxy: FaultProxy, make: MakeRouter
+) -> None:
+    cluster.execute("SET GLOBAL idle_transaction_timeout = 1")
+    try:
+        router = make()
+        proxy.lose("COMMIT", answer=False, half_open=True)
+        assert router.run_transaction(sessions(router), raise_stock) == 11
+    finally:
+        cluster.execute("SET GLOBAL idle_transaction_timeout = 0")
+    assert stock(cluster) == 11
+
+
+def test_a_plain_session_whose_commit_is_lost_may_ask_by_the_table_or_is_told_that_nothing_was_noted(
+    cluster: MariaDB, proxy: FaultProxy, make: MakeRouter
+) -> None:
+    router = make()
+    proxy.lose("COMMIT", answer=True)
+    with sessions(router, commit_check="xid")() as s:
+        s.execute(RAISE)
+        with pytest.raises(OutcomeUnknown) as caught:
+            s.commit()
+    assert caught.value.resolve().value == "committed"
+    proxy.lose("COMMIT", answer=True)
+    with sessions(router)() as s:
+        s.execute(RAISE)
+        with pytest.raises(OutcomeUnknown, match="nothing was noted"):
+            s.commit()
+
+
+def test_a_lost_commit_is_found_on_the_reader_that_was_promoted(cluster: MariaDB, proxy: FaultProxy, make: MakeRouter) -> None:
+    router = make()
+    with sessions(router, commit_check="table")() as s:
+        s.execute(RAISE)
+        proxy.lose("COMMIT", answer=True)
+        with pytest.raises(OutcomeUnknown) as caught:
+            s.commit()
+    cluster.wait_in_sync()
+    cluster.kill(cluster.writer)
+    cluster.promote()
+    assert caught.value.resolve().value == "committed"
+
+
+def test_a_transaction_that_the_server_has_rolled_back_does_not_end_as_done_where_the_error_is_swallowed(
+    cluster: MariaDB, make: MakeRouter
+) -> None:
+    router = make()
+    runs: list[int] = []
+
+    def swallows(s: RoutingSession) -> None:
+        runs.append(1)
+        s.execute(update(Item).where(Item.id == 1).values(stock=Item.stock + 1))
+        if len(runs) == 1:
+            victim = s.connection().connection.driver_connection
+            assert victim is not None
+            with pytest.raises(exc.OperationalError, match="1213"):
+                deadlock(cluster, s)
+        s.execute(update(Item).where(Item.id == 3).values(stock=Item.stock + 1))
+
+    for check in (None, "table"):
+        runs.clear()
+        router.run_transaction(sessions(router), swallows, commit_check=check)  # type: ignore[arg-type]
+        assert len(runs) == 2
+    assert cluster.execute("SELECT stock FROM item WHERE id IN (1, 3) ORDER BY id") == [(12,), (32,)]
+
+
+def deadlock(cluster: MariaDB, s: RoutingSession) -> None:
+    """Have this unit, which has locked item 1, be the victim of another one, which has written more."""
+    with cluster.writer.connect(autocommit=False) as other, other.cursor() as cursor:
+        cursor.execute("INSERT INTO part (id) SELECT seq FROM seq_100_to_400")
+        cursor.execute("UPDATE item SET stock = stock WHERE id = 2")
+        waits = threading.Thread(target=lambda: cursor.execute("UPDATE item SET stock = stock WHERE id = 1"))
+        waits.start()
+        blocked = "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
+        eventually(lambda: cluster.execute(blocked) == [(1,)])
+        try:
+            s.execute(update(Item).where(Item.id == 2).values(stock=0))
+        finally:
+            waits.join(20)
+            other.rollback()
+
+
+def test_old_rows_of_the_commit_table_are_removed_by_nobodys_request(cluster: MariaDB, make: MakeRouter) -> None:
+    router = make()
+    old = "INSERT INTO aurora_router_commits (id, at) SELECT uuid(), now() - INTERVAL 2 HOUR FROM seq_1_to_5100"
+    on(cluster, old, "INSERT INTO aurora_router_commits (id) VALUES (uuid())")
+    router.run_transaction(sessions(router), raise_stock)
+    eventually(lambda: cluster.execute("SELECT count(*) FROM aurora_router_commits")[0][0] < 100, timeout=30)
+    young = "SELECT count(*), count(*) - sum(at > now() - INTERVAL 1 HOUR) FROM aurora_router_commits"
+    ((found, too_old),) = cluster.execute(young)
+    assert (found >= 2, too_old) == (True, 0)
+
+
+def test_increments_of_what_a_late_reader_shows_are_all_there(cluster: MariaDB, make_router: MakeRouter) -> None:
+    for reader in cluster.readers:
+        cluster.set_lag(reader, 0.2)
+    heard: list[events.Event] = []
+    router = make_router(listeners=[heard.append])
+    router.init_commit_table()
+    until_readers_serve(router, 2)
+    errors: list[BaseException] = []
+
+    def increment(s: RoutingSession) -> None:
+        s.get_one(Item, 1).stock += 1
+
+    def work() -> None:
+        try:
+            for _ in range(5):
+                router.run_transaction(sessions(router), increment)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert stock(cluster) == 10 + 20
+    assert Reason.STALE_READ in {e.reason for e in heard if isinstance(e, events.Routed)}
+
+
+def test_own_writes_are_seen_though_the_promotion_has_lost_those_before(cluster: MariaDB, make_router: MakeRouter) -> None:
+    """What is lost no reader will ever have: who had written it is not kept on the writer for ever."""
+    router = make_router(probe_interval=0.05)
+    for reader in cluster.readers:
+        on(cluster, "STOP SLAVE IO_THREAD", instance=reader)
+    with sessions(router)() as s:
+        s.execute(insert(Item).values(id=77))
+        s.commit()
+        assert s.scalar(select(func.count()).where(Item.id == 77)) == 1
+        s.rollback()
+        cluster.kill(cluster.writer)
+        cluster.promote()
+        assert s.scalar(select(func.count()).where(Item.id == 77)) == 0, "lost"
+        s.rollback()
+        s.execute(RAISE)
+        s.commit()
+        assert s.scalar(STOCK) == 11
+
+        def on_a_reader() -> bool:
+            s.rollback()
+            assert s.scalar(STOCK) == 11
+            return place(s) == "reader"
+
+        eventually(on_a_reader)
