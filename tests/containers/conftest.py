@@ -1,0 +1,100 @@
+"""The contract tests run on every kind of cluster that this machine can have: local ones, and containers where Docker runs.
+
+What cannot be had is not collected, and a line at the end of the output says what and why.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+# It removes what a killed test run has left, and is one more image to have; what ends, even by Ctrl-C, removes its own.
+os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
+
+import docker
+from docker.errors import APIError, DockerException, ImageNotFound
+
+from aurora_router import Router
+from aurora_router.local import MariadbCluster, PostgresCluster
+from tests.containers.cluster import LOSSES, ContainerCluster
+from tests.containers.mysql import MariadbContainers, MysqlContainers
+from tests.containers.postgresql import PostgresContainers
+
+CLUSTERS: dict[str, type[Any]] = {"local-postgresql": PostgresCluster, "local-mariadb": MariadbCluster}
+LEFT_OUT: list[str] = []
+
+
+def unavailable(client: docker.DockerClient, cluster: type[ContainerCluster]) -> str:
+    """Why there can be no such cluster; empty if there can."""
+    try:
+        client.images.get(cluster.image)
+    except ImageNotFound:
+        try:
+            client.images.pull(cluster.image)
+        except (DockerException, OSError) as error:
+            why = error.explanation if isinstance(error, APIError) else error
+            return f"the image is not here and cannot be pulled: {why}"
+    return ""
+
+
+def look_for_containers() -> None:
+    if not sys.platform.startswith("linux"):
+        LEFT_OUT.append("containers: their addresses can be reached on Linux only")
+        return
+    try:
+        client = docker.from_env(timeout=60)
+    except DockerException as error:
+        LEFT_OUT.append(f"containers: no Docker engine answers: {error}")
+        return
+    with client.api:
+        for cluster in (PostgresContainers, MariadbContainers, MysqlContainers):
+            if why := unavailable(client, cluster):
+                LEFT_OUT.append(f"{cluster.image}: {why}")
+            else:
+                CLUSTERS[cluster.image] = cluster
+
+
+look_for_containers()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that loses the writer is run for each loss that the kind of cluster knows."""
+    if "loss" in metafunc.fixturenames:
+        pairs = [(kind, loss) for kind, cluster in CLUSTERS.items() for loss in LOSSES if hasattr(cluster, loss)]
+        metafunc.parametrize(("kind", "loss"), pairs, scope="session")
+    elif "kind" in metafunc.fixturenames:
+        metafunc.parametrize("kind", list(CLUSTERS), scope="session")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in LEFT_OUT:
+        terminalreporter.write_line(f"tests/containers: not run with {line}")
+
+
+@pytest.fixture(scope="session")
+def cluster_of_kind(kind: str) -> Iterator[Any]:
+    with CLUSTERS[kind]() as cluster:
+        cluster.execute("CREATE TABLE item (id bigint PRIMARY KEY, name varchar(9) NOT NULL DEFAULT '', stock int NOT NULL)")
+        yield cluster
+
+
+@pytest.fixture
+def cluster(cluster_of_kind: Any) -> Any:
+    """A writer and two readers, whole, with one item, 10 in stock, that all of them have."""
+    cluster_of_kind.heal()
+    cluster_of_kind.execute("TRUNCATE TABLE item")
+    cluster_of_kind.execute("INSERT INTO item VALUES (1, 'one', 10)")
+    cluster_of_kind.wait_in_sync()
+    return cluster_of_kind
+
+
+@pytest.fixture
+def router(cluster: Any) -> Iterator[Router]:
+    """A router of the whole cluster, quick to notice."""
+    readers = [reader.address for reader in cluster.readers]
+    with Router(cluster.url, instances=readers, probe_interval=0.2, probe_timeout=0.5) as router:
+        yield router
