@@ -1,9 +1,11 @@
 """observe(): one observation after another, and what the instances are then used for."""
 
+from dataclasses import replace
 from functools import reduce
 
 import pytest
 
+from aurora_router.core.gtid import GtidSet
 from aurora_router.core.positions import WalPosition
 from aurora_router.core.topology import (
     SAMPLES,
@@ -396,3 +398,35 @@ def test_a_quick_restart_does_not_begin_the_wait_of_a_held_reader_anew():
 
 def test_a_held_reader_that_does_not_follow_the_newest_writer_yet_is_not_called_deposed():
     assert "was lost 2 times" in lost_twice(epoch=2).by_id["c"].error
+
+
+def test_a_reader_that_has_ceased_to_replay_is_not_used_and_says_why():
+    stopped = replace(reader("B", lag=None), stopped="its SQL thread has stopped (error 1062)")
+    found = after(WELL, said("b", 2, stopped))
+    assert [i.id for i in found.readers] == ["c"]
+    assert found.by_id["b"].error == "a reader that is not used, for it falls behind: its SQL thread has stopped (error 1062)"
+    assert [i.id for i in after(found, said("b", 3, reader("B"))).readers] == ["b", "c"]
+
+
+def gtids(text, own):
+    return GtidSet.said(1, text, own)
+
+
+A1, B1 = "a" * 8 + "-aaaa-aaaa-aaaa-" + "a" * 12, "b" * 8 + "-bbbb-bbbb-bbbb-" + "b" * 12
+
+
+def test_of_two_writers_of_one_epoch_the_one_that_has_all_of_the_other_is_the_writer_and_the_other_deposed():
+    old = Server(identity("A"), WRITER, 1, gtids(f"{A1}:1-9", A1))
+    new = Server(identity("B"), WRITER, 1, gtids(f"{A1}:1-9,{B1}:1-2", B1))
+    found = after(topology("a", "b"), said("a", 1, old), said("b", 1, new))
+    assert found.writer.id == "b"
+    assert found.ambiguous == ()
+    assert "b does so, too, and is newer" in found.by_id["a"].error
+
+
+def test_a_writer_that_lacks_what_an_earlier_one_of_its_epoch_had_begins_the_samples_anew():
+    old = Server(identity("A"), WRITER, 1, gtids(f"{A1}:1-9", A1))
+    new = Server(identity("B"), WRITER, 1, gtids(f"{A1}:1-7,{B1}:1", B1))
+    found = after(topology("a", "b"), said("a", 1, old), silent("a", 2, identity("A"), REFUSED), said("b", 3, new))
+    assert found.writer.id == "b"
+    assert [sample.asked_at for sample in found.samples] == [3]
