@@ -16,25 +16,10 @@ from aurora_router.local.cluster import Cluster
 from tests.integration.shop import set_up, through, until_readers_serve
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test on each of the engines that its marker `engines` names; without one on PostgreSQL."""
-    if "aurora_engine" in metafunc.fixturenames:
-        marker = metafunc.definition.get_closest_marker("engines")
-        engines = marker.args if marker is not None else ("postgresql",)
-        named = [pytest.param(e, id=pytest.HIDDEN_PARAM if e == "postgresql" else e) for e in engines]
-        metafunc.parametrize("aurora_engine", named, indirect=True, scope="session")
-
-
-@pytest.fixture(scope="session")
-def aurora_engine(request: pytest.FixtureRequest) -> str:
-    """Which servers."""
-    engine: str = request.param
-    return engine
-
-
 @pytest.fixture
-def cluster(aurora_cluster: Cluster[Any]) -> Cluster[Any]:
+def cluster(aurora_cluster: Cluster[Any], aurora_engine: str) -> Cluster[Any]:
     """The shared cluster, whole, with empty tables that every reader has."""
+    assert aurora_cluster.url.startswith(aurora_engine)
     set_up(aurora_cluster)
     aurora_cluster.wait_in_sync()
     return aurora_cluster
