@@ -82,7 +82,7 @@ class Causality:
         """Note that a unit's commit may be acknowledged from now on; until it comes back nobody is told of an older state."""
         if self.consistency == "eventual" or not unit.wrote:
             return
-        unit.may_have_committed = True
+        unit.may_have_committed, unit.noted = True, False
         for scope in unit.scopes:
             scope.wrote = True
         if self.is_global:

@@ -14,9 +14,9 @@ from sqlalchemy import event, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import scoped_session
 
-from aurora_router import ConfigurationError, Router, RoutingSession
+from aurora_router import ConfigurationError, OutcomeUnknown, Router, RoutingSession
 from aurora_router.core import events
-from aurora_router.core.positions import WalPosition
+from aurora_router.core.positions import WalPosition, evidence
 from aurora_router.core.selection import Load
 from aurora_router.core.tokens import Token
 from aurora_router.core.topology import Instance
@@ -670,6 +670,39 @@ def test_a_scope_may_be_entered_again_and_goes_on(paused: PostgresCluster, route
         with scope, sessions(router)() as s:
             assert s.scalar(STOCK) == 11
     assert current(scope.owner) == ()
+
+
+def until_proven(router: Router) -> None:
+    """Wait until all readers are known to have replayed what the writer had when it was asked after this moment."""
+    now = time.monotonic()
+
+    def proven() -> bool:
+        topology = router.topology
+        position = evidence(topology.samples, now)
+        return position is not None and all(r.position is not None and r.position.covers(position) for r in topology.readers)
+
+    eventually(proven)
+
+
+@pytest.mark.parametrize("consistency", ["session", "global"])
+def test_a_commit_in_two_phases_whose_answer_is_lost_counts_from_its_end(
+    cluster: PostgresCluster, proxy: FaultProxy, make: MakeRouter, consistency: str
+) -> None:
+    router = make(consistency=consistency, probe_interval=0.05)
+    with router.causal_scope() as scope:
+        with sessions(router, twophase=True)() as s:
+            s.execute(RAISE)
+            s.prepare()
+            until_proven(router)
+            for reader in cluster.readers:
+                cluster.pause_replay(reader)
+            proxy.lose("COMMIT PREPARED", answer=True)
+            with pytest.raises(OutcomeUnknown):
+                s.commit()
+        assert not scope.units
+        assert not router.causality._committing, "or all reads go to the writer from now on"
+        with sessions(router)() as other:
+            assert other.scalar(STOCK) == 11
 
 
 # -- waiting instead of a detour --------------------------------------------------------------------------------------
