@@ -107,6 +107,7 @@ class Gate:
         elif unit.on_writer:
             unit.wrote = True
             unit.only_reads = False
+            unit.read_at = None  # nobody says when a flush has come to its end
             if not self.asynchronous_commits and _names_synchronous_commit(text, rest[0]):
                 self.asynchronous_commits = True
             driver: Any = connection.connection.driver_connection

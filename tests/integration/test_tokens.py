@@ -705,6 +705,29 @@ def test_a_commit_in_two_phases_whose_answer_is_lost_counts_from_its_end(
             assert other.scalar(STOCK) == 11
 
 
+@pytest.mark.parametrize("way", ["flush", "bulk"])
+def test_a_scope_sees_what_a_flush_has_committed_in_autocommit(
+    cluster: PostgresCluster, make_router: MakeRouter, way: str
+) -> None:
+    router = make_router(probe_interval=0.05, engine_options={"isolation_level": "AUTOCOMMIT"})
+    until_readers_serve(router, 2)
+    with router.causal_scope() as scope, sessions(router)() as s:
+        item = s.get_one(Item, 1)
+        until_proven(router)
+        for reader in cluster.readers:
+            cluster.pause_replay(reader)
+        if way == "flush":
+            item.stock = 11
+            s.flush()
+        else:
+            s.bulk_update_mappings(Item, [{"id": 1, "stock": 11}])
+        with sessions(router)() as other:
+            assert other.scalar(STOCK) == 11
+        token = scope.token
+        with sessions(router)(after=token) as other:
+            assert other.scalar(STOCK) == 11
+
+
 # -- waiting instead of a detour --------------------------------------------------------------------------------------
 
 
