@@ -334,8 +334,11 @@ class Gate:
         unit.give_back()
         if not unit.of_session:
             self.causality.ended(unit)
-        elif unit.wrote and not unit.noted:
+            return
+        if unit.wrote and not unit.noted:
             self.causality.committed(unit)
+        for scope in unit.scopes:  # the session may have been forgotten, and say no more
+            scope.left_by(unit)
 
 
 def own(unit: Unit, connection: object, raw: PoolProxiedConnection) -> None:

@@ -295,9 +295,10 @@ class RoutingMixin(_Base):
             return True
         if action is Action.REPEAT_ELSEWHERE and not self.in_nested_transaction():
             self.router.causality.left(unit)
+            unit.text = None
             if not unit.streaming:
                 _leave(self, self.router.engine(unit.instance))
-            unit.instance = unit.text = None
+            unit.instance = None
             unit.on_writer = False
             return True  # get_bind() finds another place for it
         return False

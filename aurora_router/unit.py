@@ -133,10 +133,16 @@ class Scope(Past):
         self.units.clear()
 
     def catch_up(self, but: Unit | None = None) -> None:
-        """Note what the units that are under way here, `but` this one, have committed and read until now."""
+        """Note what the units that are under way here, `but` this one, have committed and were shown until now."""
         for unit in [*self.units]:
-            if unit is not but and (unit.text is not None or unit.handed_out):
-                self.note(*unit.left_behind(unit.read_at), known=unit.last_reads, wrote=unit.may_have_committed)
+            if unit is not but and unit.counts:
+                self.note(*unit.left_behind(unit.read_at), known=unit.last_reads)
+
+    def left_by(self, unit: Unit) -> None:
+        """Note the same of one that has given its connection back: it is under way no longer, or not until it has another."""
+        if unit.counts:
+            self.note(*unit.left_behind(unit.read_at), known=unit.last_reads)
+        self.units.discard(unit)
 
 
 _scopes: ContextVar[tuple[Scope, ...]] = ContextVar("aurora_router_scopes", default=())
@@ -187,6 +193,12 @@ class Unit:
 
     def __init__(self, read_only: bool | None) -> None:
         self.read_only = read_only
+
+    @property
+    def counts(self) -> bool:
+        """Whether it may have been shown something, or have committed it, that was not noted yet."""
+        told = self.wrote or self.read_at is not None or not self.of_session
+        return not self.noted and (self.handed_out or (self.text is not None and told))
 
     def left_behind(self, at: float | None) -> tuple[Requirement | None, LastRead | None]:
         """What those must see who are to see what it was shown by this moment (monotonic seconds; None: now)."""

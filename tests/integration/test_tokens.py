@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from sqlalchemy import event, select, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.orm import scoped_session
 
 from aurora_router import ConfigurationError, OutcomeUnknown, Router, RoutingSession
@@ -725,6 +726,30 @@ def test_a_scope_sees_what_a_flush_has_committed_in_autocommit(
             assert other.scalar(STOCK) == 11
         token = scope.token
         with sessions(router)(after=token) as other:
+            assert other.scalar(STOCK) == 11
+
+
+@pytest.mark.parametrize("read_only", [None, True, False])
+def test_a_session_that_is_forgotten_is_not_under_way_in_its_scope_for_ever(router: Router, read_only: bool | None) -> None:
+    with router.causal_scope() as scope:
+        for use in (lambda s: s.scalar(STOCK), lambda s: s.connection(), lambda s: s.execute(text("SELECT 1 / 0"))):
+            s = sessions(router, read_only=read_only)()
+            with contextlib.suppress(DataError):
+                use(s)
+            del s
+        gc.collect()
+        assert not scope.units
+
+
+def test_what_a_session_was_shown_counts_though_it_is_forgotten(readers: Readers, split: Router) -> None:
+    with split.causal_scope():
+        readers.wanted = readers.current
+        s = sessions(split)()
+        assert s.scalar(STOCK) == 11
+        del s
+        gc.collect()
+        readers.wanted = readers.late
+        with sessions(split)() as other:
             assert other.scalar(STOCK) == 11
 
 
