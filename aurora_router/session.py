@@ -122,6 +122,9 @@ class RoutingMixin(_Base):
         None where it has committed nothing, and was given nothing. Costs at most one query on the writer, and only when
         something was written since it was asked last. Not for a unit that has not ended: its commit is still to come.
         """
+        unit = self._unit
+        if unit is not None and unit.may_have_committed and not unit.noted:  # as text, or in autocommit
+            self.router.causality.committed(unit)
         return self.router.token(self._past)
 
     # -- where a statement goes -----------------------------------------------------------------------------------

@@ -310,6 +310,21 @@ def test_while_there_is_no_writer_nobody_waits_for_a_token(cluster: PostgresClus
     assert Token.parse(token).position is None
 
 
+@pytest.mark.parametrize("way", ["text", "autocommit"])
+def test_a_sessions_token_speaks_of_what_it_has_committed_though_its_unit_goes_on(
+    paused: PostgresCluster, make_router: MakeRouter, way: str
+) -> None:
+    router = make_router(engine_options={"isolation_level": "AUTOCOMMIT"} if way == "autocommit" else {})
+    until_readers_serve(router, 2)
+    with sessions(router)() as s:
+        s.execute(RAISE)
+        if way == "text":
+            assert s.consistency_token is None, "its commit is still to come"
+            s.execute(text("COMMIT"))
+        with sessions(router)(after=s.consistency_token) as other:
+            assert other.scalar(STOCK) == 11
+
+
 # -- scopes ---------------------------------------------------------------------------------------------------------
 
 
