@@ -301,6 +301,8 @@ class Entrance:
             return topology.writer
         if lapses:
             unit.requirement = None
+            for past in unit.pasts:
+                past.lapse()
             return None
         if topology.ambiguous:
             raise AmbiguousWriter(topology.ambiguous)

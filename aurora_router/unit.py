@@ -92,6 +92,12 @@ class Past:
                 self.last_reads = frozenset(read for read in self.last_reads if read.at > requirement.after)
             self.wrote = self.wrote or wrote
 
+    def lapse(self) -> None:
+        """Ask no longer for what its token speaks of: it was honoured for long enough."""
+        with self._lock:
+            if self.requirement is not None and self.requirement.given:
+                self.requirement = None
+
 
 def _at(read: LastRead) -> float:
     return read.at

@@ -201,8 +201,9 @@ def test_a_token_that_claims_what_no_writer_has_holds_nobody_up(cluster: Postgre
             eventually(on_a_reader)
 
 
+@pytest.mark.parametrize("in_scope", [False, True])
 def test_a_token_keeps_a_read_waiting_for_a_writer_no_longer_than_it_is_honoured(
-    cluster: PostgresCluster, make_router: MakeRouter
+    cluster: PostgresCluster, make_router: MakeRouter, in_scope: bool
 ) -> None:
     router = make_router(token_ttl=2.0, failover_timeout=60.0)
     until_readers_serve(router, 2)
@@ -211,9 +212,11 @@ def test_a_token_keeps_a_read_waiting_for_a_writer_no_longer_than_it_is_honoured
     cluster.kill(cluster.writer)
     eventually(lambda: router.topology.writer is None)
     began = time.monotonic()
-    with sessions(router)(after=claim) as s:
-        assert s.scalar(STOCK) in (10, 11)
-        assert place(s) == "reader"
+    with router.causal_scope(claim) if in_scope else contextlib.nullcontext():
+        for _ in range(2):
+            with sessions(router)(after=None if in_scope else claim) as s:
+                assert s.scalar(STOCK) in (10, 11)
+                assert place(s) == "reader"
     assert time.monotonic() - began < 30
 
 
