@@ -146,11 +146,12 @@ class LastRead(NamedTuple):
     epoch: int
 
 
-def evidence(samples: tuple[Sample, ...], after: float) -> Position | None:
-    """The smallest position known to contain every commit acknowledged by `after`; None when none was asked for since."""
+def evidence(samples: tuple[Sample, ...], after: float) -> Sample | None:
+    """The one with the smallest position known to contain every commit acknowledged by `after`; None when none was asked for
+    since."""
     for sample in samples:  # oldest first
         if sample.asked_at >= after:
-            return sample.position
+            return sample
     return None
 
 

@@ -147,7 +147,8 @@ def satisfies(reader: Instance, requirement: Requirement, topology: Topology, pi
     if reader.position is not None:
         position = requirement.position
         if position is None or position.epoch != topology.epoch:
-            position = evidence(topology.samples, requirement.after)
+            found = evidence(topology.samples, requirement.after)
+            position = found.position if found is not None else None
         if position is not None:
             return reader.position.covers(position)
         if topology.writer is None or topology.writer.position is not None:
@@ -190,7 +191,7 @@ def resolve(requirement: Requirement, topology: Topology) -> Requirement:
     found = evidence(topology.samples, after)
     if found is None:
         return requirement
-    return Requirement(after, min(epoch, topology.epoch) if epoch is not None else None, found)
+    return Requirement(after, min(epoch, topology.epoch) if epoch is not None else None, found.position)
 
 
 def _too_late(reader: Instance, max_lag: float | None, now: float) -> bool:

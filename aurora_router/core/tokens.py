@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from aurora_router.core.gtid import GtidSet, MariadbGtid
-from aurora_router.core.positions import Position, Requirement, Sample, WalPosition
+from aurora_router.core.positions import Position, Requirement, Sample, WalPosition, evidence
 
 LONGEST = 120  # characters, signature and all
 SIGNATURE = 44  # characters that are left for one, the dot before it and all
@@ -86,15 +86,13 @@ def _is_later(one: Position, other: Position, made_later: bool) -> bool:
     return made_later
 
 
-def renewed(requirement: Requirement, samples: Sequence[Sample], since: float, now: float) -> Requirement:
-    """The requirement, or one that implies it where it is older than `since`, so that a token of it is honoured for long enough.
+def renewed(requirement: Requirement, samples: tuple[Sample, ...], since: float, now: float) -> Requirement:
+    """What a token of the requirement is to say: of the moment that its position was asked for, and of none before `since`, so
+    that it is honoured for long enough.
 
     samples: of the writer, oldest first. since, now: monotonic seconds.
     """
-    if requirement.after >= since:
-        return requirement
-    newest = samples[-1] if samples else None
-    covered = newest is not None and (requirement.position is None or newest.position.covers(requirement.position))
-    if newest is not None and newest.asked_at >= since and covered:
-        return Requirement(newest.asked_at, newest.position.epoch, newest.position)
-    return requirement if requirement.given else Requirement(now, requirement.epoch)
+    proof = evidence(samples, max(requirement.after, since))
+    if proof is not None and (requirement.position is None or proof.position.covers(requirement.position)):
+        return Requirement(proof.asked_at, proof.position.epoch, proof.position)
+    return requirement if requirement.given or requirement.after >= since else Requirement(now, requirement.epoch)

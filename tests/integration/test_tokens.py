@@ -697,8 +697,8 @@ def until_proven(router: Router) -> None:
 
     def proven() -> bool:
         topology = router.topology
-        position = evidence(topology.samples, now)
-        return position is not None and all(r.position is not None and r.position.covers(position) for r in topology.readers)
+        found = evidence(topology.samples, now)
+        return found is not None and all(r.position is not None and r.position.covers(found.position) for r in topology.readers)
 
     eventually(proven)
 

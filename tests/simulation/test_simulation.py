@@ -10,7 +10,7 @@ import pytest
 
 from aurora_router.core import commits, failures, selection, topology
 from aurora_router.core.failures import Action, Failure, Phase
-from aurora_router.core.positions import Position
+from aurora_router.core.positions import Sample
 from aurora_router.core.topology import Role, hold
 from aurora_router.errors import Outcome
 from tests.simulation import flapping, process
@@ -142,7 +142,8 @@ def test_an_epoch_that_follows_the_newest_answer_is_found(monkeypatch):
 
 def test_positions_that_are_compared_across_epochs_are_found(monkeypatch):
     def careless(reader, requirement, found, pin_seconds, now):
-        position = requirement.position or selection.evidence(found.samples, requirement.after)
+        sample = selection.evidence(found.samples, requirement.after)
+        position = requirement.position or (sample and sample.position)
         return position is not None and reader.position is not None and reader.position.lsn >= position.lsn
 
     monkeypatch.setattr(selection, "satisfies", careless)
@@ -150,8 +151,8 @@ def test_positions_that_are_compared_across_epochs_are_found(monkeypatch):
 
 
 def test_evidence_that_was_asked_for_before_the_commit_is_found(monkeypatch):
-    def newest(samples, after) -> Position | None:
-        return samples[-1].position if samples else None
+    def newest(samples, after) -> Sample | None:
+        return samples[-1] if samples else None
 
     monkeypatch.setattr(selection, "evidence", newest)
     assert "does not see" in found("b")

@@ -92,9 +92,9 @@ def test_the_requirement_that_implies_both_is_the_one_of_the_later_commit():
 
 def test_evidence_is_the_oldest_sample_that_was_asked_for_after_the_commit():
     samples = (Sample(1.0, at(10)), Sample(2.0, at(20)), Sample(3.0, at(30)))
-    assert evidence(samples, 1.5) == at(20)
-    assert evidence(samples, 2.0) == at(20)
-    assert evidence(samples, 0.0) == at(10)
+    assert evidence(samples, 1.5) is samples[1]
+    assert evidence(samples, 2.0) is samples[1]
+    assert evidence(samples, 0.0) is samples[0]
     assert evidence(samples, 3.1) is None
     assert evidence((), 0.0) is None
 

@@ -1,5 +1,6 @@
 """Tokens: their text, what is refused, which of two implies the other, signatures, and what they mean where they arrive."""
 
+import functools
 import math
 import time
 
@@ -155,6 +156,7 @@ OLD = Requirement(10.0, 1, WalPosition(1, 50))
         (OLD, (Sample(40.0, WalPosition(1, 60)),), Requirement(100.0, 1)),
         (OLD, (Sample(98.0, WalPosition(2, 60)),), Requirement(100.0, 1)),
         (OLD, (), Requirement(100.0, 1)),
+        (OLD._replace(after=95.0), (Sample(98.0, WalPosition(1, 50)),), OLD._replace(after=98.0)),
         (OLD._replace(given=True), (Sample(98.0, WalPosition(1, 40)),), OLD._replace(given=True)),
     ],
 )
@@ -211,6 +213,27 @@ def test_what_two_hosts_have_committed_a_third_one_sees_by_their_tokens_whatever
         assert blank <= placed, "its position was asked for behind the other one's commit"
     else:
         assert requirement.after >= now + max(placed, blank) - 0.002
+
+
+commits = st.tuples(st.floats(-8, 0), st.floats(0, 5) | st.none(), st.floats(-SKEW / 2, SKEW / 2))
+
+
+@given(st.lists(commits, min_size=2, max_size=5), st.floats(-SKEW / 2, SKEW / 2), st.booleans())
+def test_no_commit_is_lost_where_tokens_of_several_hosts_are_merged_at_once_or_in_turn(commits, reader, at_once):
+    """A commit, how long after it the writer was asked (None: it could not be), and by how much that host's clock is ahead. A
+    position is the time, by true clocks, until which it holds all."""
+    tokens = []
+    for commit, waited, ahead in commits:
+        requirement, position = Requirement(1000 + commit, 1), None
+        if waited is not None:
+            sample = Sample(1000 + commit + waited, WalPosition(1, int((1000 + commit + waited) * 10**6)))
+            requirement = renewed(requirement, (sample,), since=990, now=1000)
+            position = requirement.position
+        tokens.append(Token("7", position, math.ceil((requirement.after + ahead) * 1000)))
+    chosen = latest(tokens) if at_once else functools.reduce(lambda one, other: latest([one, other]), tokens)
+    # Where there is no position: what is asked for after the moment that the reader takes it to speak of.
+    shown = chosen.position.lsn / 10**6 if chosen.position is not None else chosen.made_at / 1000 - reader + MARGIN
+    assert shown >= 1000 + max(commit for commit, _, _ in commits) - 0.001
 
 
 GIVEN = Requirement(5.0, 1, WalPosition(1, 50), given=True)
