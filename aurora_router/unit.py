@@ -82,15 +82,20 @@ class Past:
     ) -> None:
         """Add what a unit leaves behind. known: reads than which `last_read` showed no less."""
         with self._lock:
-            self.requirement = merge(self.requirement, requirement)
-            if last_read is not None:
-                others = self.last_reads - known
-                same = [other for other in others if other.server == last_read.server]
-                self.last_reads = others.difference(same) | {max(last_read, *same, key=_at) if same else last_read}
-            elif self.last_reads and requirement is not None and not requirement.given:
-                # Who has replayed that shows all that any reader had shown by then.
-                self.last_reads = frozenset(read for read in self.last_reads if read.at > requirement.after)
             self.wrote = self.wrote or wrote
+            while True:
+                mine, reads = self.requirement, self.last_reads
+                both, left = merge(mine, requirement), reads
+                if last_read is not None:
+                    others = reads - known
+                    same = [other for other in others if other.server == last_read.server]
+                    left = others.difference(same) | {max(last_read, *same, key=_at) if same else last_read}
+                elif reads and requirement is not None and not requirement.given:
+                    # Who has replayed that shows all that any reader had shown by then.
+                    left = frozenset(read for read in reads if read.at > requirement.after)
+                if self.requirement is mine and self.last_reads is reads:  # else the collector has ended a unit meanwhile
+                    self.requirement, self.last_reads = both, left
+                    return
 
     def lapse(self) -> None:
         """Ask no longer for what its token speaks of: it was honoured for long enough."""

@@ -1,0 +1,50 @@
+"""What the units of a session or scope leave behind, whoever notes it and when."""
+
+from aurora_router.core.positions import LastRead, Requirement
+from aurora_router.unit import Past
+
+
+class Server:
+    """A server; while it is compared the garbage collector comes, and ends another unit of the same past."""
+
+    collects = None
+
+    def __eq__(self, other):
+        collects, self.collects = self.collects, None
+        if collects is not None:
+            collects()
+        return self is other
+
+    def __hash__(self):
+        return 1
+
+
+def test_what_a_unit_leaves_behind_is_not_lost_where_the_collector_ends_it_while_another_one_is_noted():
+    past = Past()
+    first, late = LastRead(Server(), 1.0, 1), LastRead("late", 60.0, 1)
+
+    def collects():
+        past.note(Requirement(50.0, 1), wrote=True)
+        past.note(None, late)
+
+    past.note(None, first)
+    first.server.collects = collects
+    last = LastRead("last", 70.0, 1)
+    past.note(Requirement(2.0, 1), last)
+    assert past.requirement == Requirement(50.0, 1)
+    assert past.wrote
+    assert past.last_reads == {late, last}
+
+
+def test_of_each_server_the_last_read_is_kept_and_what_it_showed_no_less_than_goes():
+    past = Past()
+    one, other, later = LastRead("one", 1.0, 1), LastRead("other", 2.0, 1), LastRead("one", 3.0, 1)
+    for read in (later, other, one):
+        past.note(None, read)
+    assert past.last_reads == {later, other}
+    past.note(None, LastRead("other", 4.0, 1), known=frozenset({later}))
+    assert past.last_reads == {LastRead("other", 4.0, 1)}
+    past.note(Requirement(3.9, 1))
+    assert past.last_reads
+    past.note(Requirement(4.0, 1))
+    assert not past.last_reads
