@@ -17,7 +17,7 @@ class Places:
     def __init__(self, number: float) -> None:
         self.number = number
         self._free = number
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the collector may give a place back while it is held
         self._queue: deque[_Waiting] = deque()  # empty while a place is free: one that is given back goes to the first of them
 
     @property
@@ -70,7 +70,7 @@ class Places:
     def forked(self) -> None:
         """In a forked child: all places are free, nobody waits, nobody holds the lock."""
         self._free = self.number
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._queue.clear()
 
     def _leave(self, waiting: _Waiting) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import signal
 import threading
@@ -33,6 +34,41 @@ class Waiter:
 
     def _take(self, places: Places, timeout: float) -> None:
         self.got = places.take(timeout)
+
+
+class Borrower:
+    """Who has a place, and is forgotten with it."""
+
+    def __init__(self, places: Places) -> None:
+        self.places, self.itself = places, self
+
+    def __del__(self) -> None:
+        self.places.give_back()
+
+
+def test_the_collector_may_give_a_place_back_while_another_one_is_given_back():
+    thresholds = gc.get_threshold()
+    for allocations in range(1, 41):
+        places = Places(2)
+        assert places.take(0)
+        assert places.take(0)
+        waiter = Waiter(places)
+        gc.collect()
+        gc.disable()
+        Borrower(places)
+        giving = threading.Thread(target=places.give_back, daemon=True)
+        gc.set_threshold(allocations)
+        gc.enable()
+        try:
+            giving.start()
+            giving.join(10)
+            assert not giving.is_alive()
+        finally:
+            gc.set_threshold(*thresholds)
+        waiter.thread.join(10)
+        assert waiter.got
+        gc.collect()
+        assert places.crowd == 1
 
 
 def test_a_free_place_is_had_at_once_and_the_crowd_is_known():
