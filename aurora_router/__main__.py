@@ -140,7 +140,7 @@ def topology(
     aurora-router topology postgresql+psycopg://app:secret@db-1,db-2,db-3/shop --watch
     aurora-router topology postgresql+psycopg://app:secret@db-rw/shop --reader-endpoint db-ro:5432 --json
     """
-    _need("psycopg", "postgresql")
+    _need_driver(url)
     addresses = [address for given in (*instances, *others) for address in given.split(",") if address]
     with Router(url, instances=addresses, reader_endpoint=reader_endpoint, probe_interval=interval) as router:
         in_terminal = sys.stdout.isatty() and not as_json
@@ -243,7 +243,7 @@ def init_commit_table(url: str) -> int:
     \b
     aurora-router init-commit-table postgresql+psycopg://app:secret@db-1,db-2,db-3/shop
     """
-    _need("psycopg", "postgresql")
+    _need_driver(url)
     with Router(url, failover_timeout=3) as router:
         router.init_commit_table()
     click.echo("aurora_router_commits is there")
@@ -310,6 +310,11 @@ def _read_only(found: Verdict) -> str:
 def _need(module: str, extra: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise click.UsageError(f"this needs {module}: pip install 'aurora-router[{extra}]'")
+
+
+def _need_driver(url: str) -> None:
+    mysql = url.startswith(("mysql", "mariadb"))
+    _need(*(("pymysql", "mysql") if mysql else ("psycopg", "postgresql")))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

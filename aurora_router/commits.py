@@ -48,9 +48,9 @@ def prepare(driver: Any, unit: Unit, server: Family, topology: Topology) -> Ask 
     except Exception as error:
         if server.is_missing_table(error):
             raise ConfigurationError(
-                f'commit_check="table"{"" if server.XIDS else ", which is the only one here,"} needs the table {server.COMMITS}, '
-                f"and {unit.instance.id} has none that this user sees; create it with `aurora-router init-commit-table URL` or "
-                "router.init_commit_table()"
+                f'commit_check="{unit.check}" needs the table {server.COMMITS}{"" if server.XIDS else " on this database"}, and '
+                f"{unit.instance.id} has none that this user sees; create it with `aurora-router init-commit-table URL` or "
+                "router.init_commit_table(), or do without: commit_check=None"
             ) from None
         raise
     return BySignature(signature, schema, signed_at, server)

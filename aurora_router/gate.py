@@ -14,8 +14,8 @@ from typing import Any
 from sqlalchemy.engine import Connection, ExceptionContext
 from sqlalchemy.pool import PoolProxiedConnection
 
-from aurora_router import commits
 from aurora_router.causality import Causality
+from aurora_router.commits import Ask, find_out, prepare
 from aurora_router.core import events
 from aurora_router.core.failures import SUSPICIOUS, Action, Facts, Failure, Phase, decide, facts
 from aurora_router.core.selection import Reason
@@ -252,7 +252,7 @@ class Gate:
         if unit.check in self._by_table:
             self.monitor.prunes = True
         try:
-            ask = commits.prepare(raw.driver_connection, unit, self.server, self.monitor.topology)
+            ask = prepare(raw.driver_connection, unit, self.server, self.monitor.topology)
         except Exception:
             with contextlib.suppress(self.engines.driver_error):
                 raw.rollback()  # SQLAlchemy takes a COMMIT that failed for the end of the transaction
@@ -299,7 +299,7 @@ class Gate:
         driver: Any = raw.driver_connection
         return driver_failure(error, disconnected=self.server.is_closed(driver))
 
-    def _found_committed(self, unit: Unit, instance_id: str, ask: commits.Ask | None) -> bool:
+    def _found_committed(self, unit: Unit, instance_id: str, ask: Ask | None) -> bool:
         """Whether the transaction whose COMMIT was not answered has committed; where not, the unit says what is known."""
         self.monitor.suspect(instance_id)
         if ask is None:
@@ -308,7 +308,7 @@ class Gate:
 
         def resolve(timeout: float) -> Outcome:
             began = time.monotonic()
-            found = commits.find_out(self._asking_connection, ask, timeout)
+            found = find_out(self._asking_connection, ask, timeout)
             self._emit(events.CommitResolved, instance_id, found.value, time.monotonic() - began)
             if found is Outcome.COMMITTED:
                 self.causality.committed(unit)  # maybe long after its session took it for ended

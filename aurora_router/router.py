@@ -64,7 +64,8 @@ REPEATS = 10  # times that one unit's reads are repeated before the error is the
 class Router:
     """Routes units of work over the instances of one cluster.
 
-    url: the writer's, or any instance's, with a driver ("postgresql+psycopg://..."); a list of hosts is understood.
+    url: the writer's, or any instance's, with a driver ("postgresql+psycopg://...", "mysql+pymysql://...",
+    "mariadb+pymysql://..."); a list of hosts is understood.
     instances: "host:port" of the others. reader_endpoint: a name behind which the readers stand, instead.
     consistency: "session": a session sees its own writes; "global": all units of this router share what they have
     written; "eventual": neither. max_lag: seconds; a reader further behind, or whose lag is unknown, is not used.
@@ -364,17 +365,19 @@ class Router:
     ) -> R:
         """Run `fn(session)` as one unit, commit, and return what `fn` returns.
 
-        It is run again, with a new session, when its writer failed, when it could not be serialized with others (40001) or
-        was the victim of a deadlock (40P01), and when it was to change rows that a reader had shown it as they were no longer
-        (StaleRead: then it runs on the writer and locks those rows first); `fn` must therefore have no effects outside of its
-        session that may not happen twice, let the database's errors through, and leave commit() to this. Errors of fn's own are
-        raised as they are. Mapped objects that it returns are detached; with expire_on_commit=False what was loaded can be read.
+        It is run again, with a new session, when its writer failed, when it could not be serialized with others (40001; 1020,
+        1205) or was the victim of a deadlock (40P01; 1213), and when it was to change rows that a reader had shown it as they
+        were no longer (StaleRead: then it runs on the writer and locks those rows first); `fn` must therefore have no effects
+        outside of its session that may not happen twice, let the database's errors through, and leave commit() to this. Errors
+        of fn's own are raised as they are. Mapped objects that it returns are detached; with expire_on_commit=False what was
+        loaded can be read.
 
         Session: a sessionmaker of RoutingSession. deadline: seconds from now after which nothing is run again, nor a writer
         waited for; None: until failover_timeout has passed since the first failure. stop, wait: tenacity's policies instead of
         that and of an exponential wait with full jitter from 20 ms to 2 s; to wait for a writer is bounded by the others still.
         commit_check: how it is found out whether a COMMIT whose answer was lost has committed: "xid": by the transaction's id,
-        which costs one round trip; "table": by a row in aurora_router_commits (see init_commit_table()); None: not at all.
+        which costs one round trip; "table": by a row in aurora_router_commits (see init_commit_table()); None: not at all. MySQL
+        and MariaDB tell nothing of an id: there both are by the table, which must have been created.
 
         Raises OutcomeUnknown when it cannot be found out, the last error when there is no time left, NoWriterAvailable.
         """
@@ -405,7 +408,8 @@ class Router:
         return decorate
 
     def init_commit_table(self) -> None:
-        """Create the table aurora_router_commits, which commit_check="table" needs, unless it is there."""
+        """Create the table aurora_router_commits, unless it is there: commit_check="table" needs it, and on MySQL and MariaDB
+        any commit_check, that of run_transaction() included."""
         with self.begin() as connection:
             if connection.exec_driver_sql(self._server.HAS_COMMITS).scalar_one():
                 return
