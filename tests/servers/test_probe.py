@@ -1,0 +1,34 @@
+"""What the monitor asks, put to real servers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from aurora_router.core.gtid import GtidSet, MariadbGtid
+from aurora_router.core.topology import Role
+from aurora_router.servers import mysql
+from tests.servers.conftest import connected
+
+
+@pytest.mark.parametrize(("family", "kind"), [("mysql", GtidSet), ("mariadb", MariadbGtid)])
+def test_a_server_says_who_and_how_far_it_is(family: str, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    with connected(family) as connection, connection.cursor() as cursor:
+
+        def ask(sql: str) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
+            cursor.execute(sql, ())
+            return ([column[0] for column in cursor.description], cursor.fetchall()) if cursor.description else ((), ())
+
+        _, ((version, _),) = ask(mysql.VERSION)
+        if version.startswith("5.6."):  # the one that an npm package brings: it keeps its status elsewhere, and knows no groups
+            monkeypatch.setattr(mysql, "OLDEST_MYSQL", (5, 6))
+            old = mysql.IDENTITY_MYSQL.replace("performance_schema.global_status", "information_schema.global_status")
+            monkeypatch.setattr(mysql, "IDENTITY_MYSQL", old.replace(f"({mysql._GROUP})", "NULL"))
+        identity, role = mysql.greet(connection, ask)
+        server = mysql.probe(ask, asynchronous_commits=False)
+        assert (server.id, server.role, role) == (identity, Role.WRITER, Role.WRITER)
+        assert server.isolation == "repeatable read"
+        assert server.position is None or isinstance(server.position, kind)
+        assert isinstance(mysql.parse_functions(ask(mysql.FUNCTIONS)[1]), frozenset)
