@@ -130,7 +130,7 @@ def parse_identity(server: Version, row: Sequence[Any]) -> tuple[ServerId, Role]
 def greet(connection: Any, ask: Ask) -> tuple[ServerId, Role]:
     """Which server a fresh connection has reached; a reader's is guarded, for a reader that is promoted in place would let the
     statements of a unit in autocommit write. Raises Unsuitable."""
-    _, (identity, role) = _identified(ask)
+    _, identity, role, _ = _identified(ask)
     if role is Role.READER:
         guard(connection, ask, True)
     return identity, role
@@ -141,7 +141,7 @@ def probe(ask: Ask, *, asynchronous_commits: bool) -> Server:
 
     asynchronous_commits means nothing here: a commit is in the positions before it is acknowledged.
     """
-    server, (identity, role) = _identified(ask)
+    server, identity, role, shared = _identified(ask)
     old = server.number < ((11, 1) if server.mariadb else (5, 7, 20))
     question = POSITION_MARIADB if server.mariadb else POSITION_MYSQL
     _, ((*said, level),) = ask(f"{question}, {ISOLATION_OLD if old else ISOLATION}")
@@ -156,17 +156,18 @@ def probe(ask: Ask, *, asynchronous_commits: bool) -> Server:
     if not server.mariadb and server.number < (8, 0, 22):
         replicas = "SHOW SLAVE STATUS"
     names, rows = ask(replicas)
-    if role is Role.WRITER:
+    if role is Role.WRITER or (shared and not rows):
         return Server(identity, role, epoch, position, None, isolation)
     lag, stopped = parse_replicas([dict(zip(names, row, strict=True)) for row in rows])
     return Server(identity, role, epoch, position, lag, isolation, stopped)
 
 
-def _identified(ask: Ask) -> tuple[Version, tuple[ServerId, Role]]:
+def _identified(ask: Ask) -> tuple[Version, ServerId, Role, bool]:
+    """What answers, which server it is, its role, and whether that is because it reads a storage that another one writes to."""
     _, (row,) = ask(VERSION)
     server = parse_version(row)
     _, (row,) = ask(IDENTITY_MARIADB if server.mariadb else IDENTITY_MYSQL)
-    return server, parse_identity(server, row)
+    return server, *parse_identity(server, row), _is_on(row[-1])
 
 
 def _is_on(setting: object) -> bool:

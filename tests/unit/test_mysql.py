@@ -217,6 +217,17 @@ def test_a_writer_whose_group_cannot_be_reached_can_commit_nothing_and_is_unsuit
         mysql.probe(oracle(group=GROUP, members=[(UUID, "ONLINE"), (OTHER, "UNREACHABLE")]), asynchronous_commits=False)
 
 
+def test_a_reader_that_shares_the_writers_storage_replicates_from_nobody_and_is_used():
+    ask = asking(
+        ("@@version", ("8.0.28", "Source distribution")),
+        ("server_uuid", (None, UUID, 3306, STARTED, 0, 1)),
+        ("gtid_executed", ("", "OFF_PERMISSIVE", "REPEATABLE-READ")),
+        ("SHOW REPLICA STATUS", []),
+    )
+    found = mysql.probe(ask, asynchronous_commits=False)
+    assert (found.role, found.position, found.lag, found.stopped) == (Role.READER, None, None, "")
+
+
 @pytest.mark.parametrize("members", [[("", "OFFLINE")], []])
 def test_a_server_that_has_left_its_group_is_asked_for_its_replication(members):
     ask = oracle(read_only=1, group=GROUP, members=members, channels=[{**NEWER, "Replica_SQL_Running": "No"}])
