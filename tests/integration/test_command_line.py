@@ -19,6 +19,7 @@ from sqlalchemy.engine import make_url
 
 from aurora_router.__main__ import main
 from aurora_router.local import PostgresCluster
+from tests.integration.shop import BOTH
 
 PROJECT = Path(__file__).parents[2]
 SECRET = "hunter2"
@@ -177,6 +178,7 @@ def test_an_unknown_dialect_is_a_mistake_and_the_known_ones_are_named() -> None:
 # -- topology
 
 
+@BOTH
 def test_piped_it_prints_aligned_lines(aurora_cluster: PostgresCluster, others: list[str]) -> None:
     done = process("topology", aurora_cluster.url, "--instances", *others)
     assert (done.returncode, done.stderr) == (0, "")
@@ -292,6 +294,7 @@ def test_the_demo_says_when_there_are_no_servers_to_run(tmp_path: Path) -> None:
     assert "must be the bin directory of PostgreSQL servers" in mistake(process("demo", PGBIN=str(tmp_path)), code=1)
 
 
+@BOTH
 def test_the_commit_table_is_made_once_and_may_be_asked_for_again(cluster: PostgresCluster) -> None:
     hosts = ",".join(i.address for i in cluster.instances)
     url = cluster.url.replace(cluster.writer.address, hosts)
