@@ -177,6 +177,7 @@ class MariadbCluster(Cluster[MariadbServer]):
             f"--basedir={self._program.parent.parent}",
             f"--datadir=./{first.name}",  # not the full path: in a directory that the keeper has removed none is made again
             *("--force", "--skip-name-resolve", "--skip-test-db"),
+            "--tmpdir=.",  # the system's may be closed to the servers' user
             *(f"--{name}={value}" for name, value in _SIZES.items()),
         )
         # A cluster that has never run may be copied file by file.
