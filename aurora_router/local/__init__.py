@@ -1,9 +1,15 @@
 """Local clusters of real servers, and faults for them: for demos and for tests, this library's and its users'."""
 
-from aurora_router.local.cluster import LocalInstance
+from collections.abc import Mapping
+from typing import Any, Final
+
+from aurora_router.local.cluster import Cluster, LocalInstance
 from aurora_router.local.mariadb import MariadbCluster
 from aurora_router.local.postgres import PostgresCluster
 from aurora_router.local.proxy import FaultProxy
 from aurora_router.local.system import LocalClusterError
 
-__all__ = ["FaultProxy", "LocalClusterError", "LocalInstance", "MariadbCluster", "PostgresCluster"]
+__all__ = ["CLUSTERS", "FaultProxy", "LocalClusterError", "LocalInstance", "MariadbCluster", "PostgresCluster"]
+
+CLUSTERS: Final[Mapping[str, type[Cluster[Any]]]] = {"postgresql": PostgresCluster, "mariadb": MariadbCluster}
+"""The cluster of each engine, by what its URL begins with."""

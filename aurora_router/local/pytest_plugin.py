@@ -25,11 +25,10 @@ def aurora_engine() -> str:
 @pytest.fixture(scope="session")
 def aurora_cluster_factory(aurora_engine: str) -> Iterator[Callable[..., Cluster[Any]]]:
     """Start clusters with parameters of your own (those of `PostgresCluster`); they are stopped when the session ends."""
-    from aurora_router.local import MariadbCluster, PostgresCluster
+    from aurora_router.local import CLUSTERS
 
-    engines: dict[str, Callable[..., Cluster[Any]]] = {"postgresql": PostgresCluster, "mariadb": MariadbCluster}
     with ExitStack() as stack:
-        yield lambda *args, **options: stack.enter_context(engines[aurora_engine](*args, **options))
+        yield lambda *args, **options: stack.enter_context(CLUSTERS[aurora_engine](*args, **options))
 
 
 @pytest.fixture(scope="session")
