@@ -51,7 +51,7 @@ def _version() -> str:
 @click.version_option(_version(), prog_name="aurora-router", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Use a whole Aurora or PostgreSQL cluster as if it were one database.
+    """Use a whole Aurora, PostgreSQL, MySQL or MariaDB cluster as if it were one database.
 
     \b
     aurora-router demo                                           a shop that lives through the death of its writer
@@ -64,8 +64,13 @@ def cli(context: click.Context) -> None:
 
 # -- demo ------------------------------------------------------------------------------------------------------------
 
+_CLUSTERS = {"postgresql": ("psycopg", "local"), "mariadb": ("pymysql", "mysql")}  # what they need: a module, and its extra
+
 
 @cli.command(epilog=_EXIT_CODES)
+@click.option(
+    "--engine", type=click.Choice([*_CLUSTERS]), default="postgresql", show_default=True, help="Whose servers to start."
+)
 @click.option("--seconds", type=click.FloatRange(5, 3600), default=20, show_default=True, help="How long the shop is open.")
 @click.option(
     "--threads", type=click.IntRange(1, 100), default=8, show_default=True, help="How many visitors are served at once."
@@ -78,26 +83,27 @@ def cli(context: click.Context) -> None:
     show_default=True,
     help='What the router promises. "eventual" shows what the others save you from: stale reads, and exit code 1.',
 )
-def demo(seconds: float, threads: int, plain: bool, consistency: Any) -> int:
+def demo(engine: str, seconds: float, threads: int, plain: bool, consistency: Any) -> int:
     """Kill a writer, and see how little a service notices.
 
-    Starts a real PostgreSQL cluster on loopback (one writer, two readers), runs a small shop on it, shows what goes where,
-    kills the writer, promotes a reader, and brings the old writer back as a reader. Ends with what was measured, and fails
-    when a session did not see its own writes or an acknowledged write was lost. Leaves nothing behind.
+    Starts a real cluster on loopback (one writer, two readers), runs a small shop on it, shows what goes where, kills the
+    writer, promotes a reader, and brings the old writer back as a reader. Ends with what was measured, and fails when a
+    session did not see its own writes or an acknowledged write was lost. Leaves nothing behind.
 
     \b
     aurora-router demo
     aurora-router demo --seconds 60 --threads 32
+    aurora-router demo --engine mariadb
     aurora-router demo | tee demo.log
     """
-    _need("psycopg", "local")
+    _need(*_CLUSTERS[engine])
     from aurora_router.local.demo import run
     from aurora_router.local.demo_view import LiveView, PlainView
     from aurora_router.local.system import LocalClusterError
 
     view = PlainView() if plain or not sys.stdout.isatty() else LiveView()
     try:
-        summary = run(view, seconds, threads, consistency)
+        summary = run(view, seconds, threads, consistency, engine)
     except LocalClusterError as error:
         raise click.ClickException(str(error)) from None
     view.summary(summary)
@@ -140,7 +146,6 @@ def topology(
     aurora-router topology postgresql+psycopg://app:secret@db-1,db-2,db-3/shop --watch
     aurora-router topology postgresql+psycopg://app:secret@db-rw/shop --reader-endpoint db-ro:5432 --json
     """
-    _need_driver(url)
     addresses = [address for given in (*instances, *others) for address in given.split(",") if address]
     with Router(url, instances=addresses, reader_endpoint=reader_endpoint, probe_interval=interval) as router:
         in_terminal = sys.stdout.isatty() and not as_json
@@ -243,7 +248,6 @@ def init_commit_table(url: str) -> int:
     \b
     aurora-router init-commit-table postgresql+psycopg://app:secret@db-1,db-2,db-3/shop
     """
-    _need_driver(url)
     with Router(url, failover_timeout=3) as router:
         router.init_commit_table()
     click.echo("aurora_router_commits is there")
@@ -306,15 +310,16 @@ def _read_only(found: Verdict) -> str:
 
 # -- all of them -----------------------------------------------------------------------------------------------------
 
+_DRIVERS = {"psycopg": "postgresql", "pymysql": "mysql"}  # a module, and the extra that has it
+
 
 def _need(module: str, extra: str) -> None:
     if importlib.util.find_spec(module) is None:
-        raise click.UsageError(f"this needs {module}: pip install 'aurora-router[{extra}]'")
+        raise click.UsageError(_missing(module, extra))
 
 
-def _need_driver(url: str) -> None:
-    mysql = url.startswith(("mysql", "mariadb"))
-    _need(*(("pymysql", "mysql") if mysql else ("psycopg", "postgresql")))
+def _missing(module: str, extra: str) -> str:
+    return f"this needs {module}: pip install 'aurora-router[{extra}]'"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -324,6 +329,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = cli.main(arguments, prog_name="aurora-router", standalone_mode=False)
     except ConfigurationError as error:
         return _mistake(str(error), MISTAKE)
+    except ModuleNotFoundError as error:
+        if error.name not in _DRIVERS:
+            raise
+        return _mistake(_missing(error.name, _DRIVERS[error.name]), MISTAKE)
     except (RouterError, SQLAlchemyError) as error:
         return _mistake(str(error).splitlines()[0], MISSED)
     except click.UsageError as error:

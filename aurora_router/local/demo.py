@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ForeignKey, event, func, select, update
+from sqlalchemy import ForeignKey, String, event, func, select, update
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
@@ -26,8 +26,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 from aurora_router.causality import Consistency
 from aurora_router.core import events
 from aurora_router.errors import RouterError
+from aurora_router.local import CLUSTERS
+from aurora_router.local.cluster import Cluster
 from aurora_router.local.demo_view import Picture, Row, Summary, View
-from aurora_router.local.postgres import PostgresCluster
 from aurora_router.router import Router
 from aurora_router.session import RoutingSession
 
@@ -48,7 +49,7 @@ class Customer(Base):
 
     __tablename__ = "customers"
     id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
+    name: Mapped[str] = mapped_column(String(40))
 
 
 class Product(Base):
@@ -56,7 +57,7 @@ class Product(Base):
 
     __tablename__ = "products"
     id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
+    name: Mapped[str] = mapped_column(String(40))
     price: Mapped[int]
 
 
@@ -73,7 +74,7 @@ class Order(Base):
 
     __tablename__ = "orders"
     id: Mapped[int] = mapped_column(primary_key=True)
-    reference: Mapped[str] = mapped_column(unique=True)
+    reference: Mapped[str] = mapped_column(String(32), unique=True)
     customer_id: Mapped[int] = mapped_column(ForeignKey(Customer.id), index=True)
     product_id: Mapped[int] = mapped_column(ForeignKey(Product.id))
     total: Mapped[int]
@@ -152,7 +153,7 @@ class Shop:
 class Books:
     """Counts what the shop's threads do. Used as a listener of the router, too, for what is shown live."""
 
-    def __init__(self, cluster: PostgresCluster, view: View) -> None:
+    def __init__(self, cluster: Cluster[Any], view: View) -> None:
         self._cluster = cluster
         self._view = view
         self._names = {instance.address: instance.name for instance in cluster.instances}
@@ -311,7 +312,7 @@ class Books:
 class Story:
     """What happens to the cluster, and when; `phase` is what is being told."""
 
-    cluster: PostgresCluster
+    cluster: Cluster[Any]
     books: Books
     view: View
     seconds: float
@@ -344,11 +345,14 @@ class Story:
             time.sleep(max(self.books.opened + until * self.seconds - time.monotonic(), 0.5))
 
 
-def run(view: View, seconds: float = 20.0, threads: int = 8, consistency: Consistency = "session") -> Summary:
-    """Run the demo and return what was measured. seconds: how long the shop is open. threads: that serve visitors."""
+def run(
+    view: View, seconds: float = 20.0, threads: int = 8, consistency: Consistency = "session", engine: str = "postgresql"
+) -> Summary:
+    """Run the demo and return what was measured. seconds: how long the shop is open. threads: that serve visitors. engine: one
+    of CLUSTERS."""
     with (
         view,
-        PostgresCluster(readers=2, synchronous=True, on_progress=view.starting) as cluster,
+        CLUSTERS[engine](readers=2, synchronous=True, on_progress=view.starting) as cluster,
         contextlib.ExitStack() as stack,
     ):
         books = Books(cluster, view)

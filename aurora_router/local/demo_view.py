@@ -162,7 +162,7 @@ class LiveView:
 
         self._began = time.monotonic()
         self._console = Console()
-        self._spinner = Spinner("dots", "starting a PostgreSQL cluster")
+        self._spinner = Spinner("dots", "starting a cluster")
         self._picture: Picture | None = None
         self._notes: deque[str] = deque(maxlen=10)
         self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=8)

@@ -112,6 +112,14 @@ def test_without_its_extra_it_says_what_to_install(tmp_path: Path) -> None:
     assert mistake(process("classify", "SELECT 1", PYTHONPATH=path)).endswith("needs click: pip install 'aurora-router[cli]'")
 
 
+@pytest.mark.parametrize(("driver", "extra"), [("postgresql+psycopg", "postgresql"), ("mariadb+pymysql", "mysql")])
+def test_without_the_driver_that_the_url_names_it_says_what_to_install(driver: str, extra: str, tmp_path: Path) -> None:
+    module = driver.partition("+")[2]
+    (tmp_path / f"{module}.py").write_text(f"raise ModuleNotFoundError('no driver here', name='{module}')\n")
+    done = process("topology", f"{driver}://app:{SECRET}@db-1/shop", PYTHONPATH=f"{tmp_path}:{PROJECT}")
+    assert mistake(done).endswith(f"this needs {module}: pip install 'aurora-router[{extra}]'")
+
+
 # -- classify
 
 
