@@ -1,4 +1,4 @@
-"""What the benchmarks share: the command line, interleaved timing, figures with bounds, tables, the exit status."""
+"""What the benchmarks share: the command line, the cluster, interleaved timing, figures with bounds, tables, the exit status."""
 
 from __future__ import annotations
 
@@ -6,41 +6,66 @@ import argparse
 import gc
 import os
 import platform
+import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
 
-import psycopg
 import sqlalchemy
+from sqlalchemy import make_url
+
+from aurora_router.local import CLUSTERS
+from aurora_router.local.cluster import Cluster
 
 HEADINGS = ("figure", "measured", "bound", "verdict")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asked for. switches: which of the benchmark's own were given."""
+    """What the command line asked for. engine: one of CLUSTERS. switches: which of the benchmark's own were given."""
 
     quick: bool
     markdown: bool
+    engine: str = "postgresql"
     switches: frozenset[str] = frozenset()
 
 
-def options(about: str | None, switches: Mapping[str, str] | None = None) -> Options:
-    """Read the command line. about: the benchmark's docstring, shown by --help. switches: its own, with what they do."""
+def options(about: str | None, switches: Mapping[str, str] | None = None, engines: Iterable[str] = CLUSTERS) -> Options:
+    """Read the command line. about: the benchmark's docstring, shown by --help. switches: its own, with what they do. engines:
+    those that it runs on."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds: a look, not a measurement")
     parser.add_argument("--markdown", action="store_true", help="print the table in Markdown")
+    parser.add_argument("--engine", choices=[*engines], default="postgresql", help="whose servers; postgresql unless you say so")
     for name, meaning in (switches or {}).items():
         parser.add_argument(f"--{name}", dest="switches", action="append_const", const=name, help=meaning)
     found = parser.parse_args()
-    return Options(quick=found.quick, markdown=found.markdown, switches=frozenset(getattr(found, "switches", None) or ()))
+    return Options(found.quick, found.markdown, found.engine, frozenset(getattr(found, "switches", None) or ()))
 
 
 def progress(text: str) -> None:
     """One line on stderr, so that long work can be followed and the table still be piped."""
     print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def starting(how: Options, report: Report, **settings: Any) -> Iterator[Cluster[Any]]:
+    """A cluster of the engine that was asked for, one writer and two readers; the report says whose servers they are."""
+    progress("starting a cluster")
+    with CLUSTERS[how.engine](readers=2, **settings) as cluster:
+        ((said,),) = cluster.execute("SELECT version()")
+        version = re.search(r"\d+(\.\d+)*", said)
+        driver = make_url(cluster.url).get_driver_name()
+        report.servers = f"{_NAMES[how.engine]} {version[0] if version else said}, {driver} {metadata.version(driver)}"
+        yield cluster
+
+
+_NAMES = {"postgresql": "PostgreSQL", "mariadb": "MariaDB"}
 
 
 # -- timing -----------------------------------------------------------------------------------------------------------
@@ -132,6 +157,7 @@ class Report:
 
     def __init__(self, title: str) -> None:
         self.title = title
+        self.servers = ""  # whose they are, and the driver, with their versions
         self.figures: list[Figure] = []
 
     def add(
@@ -153,10 +179,8 @@ class Report:
     def finish(self, how: Options) -> int:
         """Print the table; returns the exit status: 1 when a bound was missed."""
         rows = [figure.cells() for figure in self.figures]
-        where = (
-            f"Python {platform.python_version()}, SQLAlchemy {sqlalchemy.__version__}, psycopg {psycopg.__version__}"
-            f"{', --quick' if how.quick else ''}"
-        )
+        python = f"Python {platform.python_version()}, SQLAlchemy {sqlalchemy.__version__}"
+        where = ", ".join(filter(None, (self.servers, python, "--quick" if how.quick else "")))
         if how.markdown:
             print(f"| {' | '.join(HEADINGS)} |\n|---|---:|---:|---|")
             for row in rows:

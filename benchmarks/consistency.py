@@ -7,8 +7,8 @@ user does, over and over:
     write (UPDATE of its own row, COMMIT), read that row at once in a new unit: this is a pair; then look at it four times
     more, with think time in between, and after the last (exponentially distributed, 0.4 s on average)
 
-Each read asks for the row's version and, in the same statement, which server answers (a STABLE function of the database; the
-router learns from the catalog that it only reads). A read is stale when the version is older than the one whose COMMIT was
+Each read asks for the row's version and, in the same statement, which server answers (a function of the database; the router
+learns from the catalog that it only reads). A read is stale when the version is older than the one whose COMMIT was
 acknowledged before it; only its own user writes a row, so the expected version is exact. Users wait in a queue per thread and
 overlap, as requests do in a service.
 
@@ -19,7 +19,7 @@ The control is the same with consistency="eventual": it must show stale reads, o
 
 Then the case that crosses processes, which processes.py describes: what one of them has written, the other one shows.
 
-Run: python benchmarks/consistency.py [--quick] [--markdown]       20,000 pairs (--quick: 1,000), some minutes
+Run: python benchmarks/consistency.py [--engine mariadb] [--quick] [--markdown]     20,000 pairs (--quick: 1,000), some minutes
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import processes
-from common import Options, Report, options, progress
+from common import Options, Report, options, progress, starting
 from sqlalchemy import create_engine, func, select, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from aurora_router import Effect, Router, RoutingSession
 from aurora_router.causality import Consistency
-from aurora_router.local import PostgresCluster
+from aurora_router.local.cluster import Cluster
 
 THREADS = 8
 USERS_PER_THREAD = 40
@@ -46,7 +47,10 @@ LOOKS = 4  # reads of a user after the one that follows its write at once
 THINK = 0.4  # seconds, on average
 LAG = 0.3
 PIN = 2.0
-ANSWERED_BY = "CREATE FUNCTION answered_by() RETURNS text LANGUAGE sql STABLE AS 'SELECT host(inet_server_addr())'"
+ANSWERED_BY = {
+    "postgresql": "CREATE FUNCTION answered_by() RETURNS text LANGUAGE sql STABLE AS 'SELECT host(inet_server_addr())'",
+    "mariadb": "CREATE FUNCTION answered_by() RETURNS text READS SQL DATA RETURN @@bind_address",
+}
 
 
 class Base(DeclarativeBase):
@@ -55,7 +59,7 @@ class Base(DeclarativeBase):
 
 class Profile(Base):
     __tablename__ = "profile"
-    id: Mapped[int] = mapped_column(primary_key=True)
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     version: Mapped[int]
 
 
@@ -139,7 +143,7 @@ def serve(users: list[User], pairs: Pairs, reads: list[Read], errors: list[BaseE
         errors.append(error)
 
 
-def run(cluster: PostgresCluster, consistency: Consistency, count: int) -> list[Read]:
+def run(cluster: Cluster[Any], consistency: Consistency, count: int) -> list[Read]:
     """All reads of one run; raises what a thread met."""
     readers = [instance.address for instance in cluster.readers]
     with Router(cluster.url, instances=readers, consistency=consistency) as router:
@@ -168,7 +172,7 @@ def share(part: int, whole: int) -> float:
     return 100 * part / whole if whole else 0.0
 
 
-def measure(cluster: PostgresCluster, report: Report, count: int) -> None:
+def measure(cluster: Cluster[Any], report: Report, count: int) -> None:
     """Add the figures of so many pairs."""
     late = cluster.readers[0]
     cluster.set_lag(late, LAG)
@@ -202,15 +206,14 @@ def main(how: Options) -> int:
         f"consistency: {THREADS} threads, {THREADS * USERS_PER_THREAD} sessions, one reader {LAG * 1000:.0f} ms late; "
         f"then {processes.PROCESSES} processes, {processes.USERS} users, one reader {processes.LAG * 1000:.0f} ms late"
     )
-    progress("starting a cluster")
-    with PostgresCluster(readers=2) as cluster:
+    with starting(how, report) as cluster:
         engine = create_engine(cluster.url)
         Base.metadata.create_all(engine)
         with Session(engine) as session:
             session.add_all(Profile(id=key, version=0) for key in range(THREADS * USERS_PER_THREAD))
             session.commit()
         engine.dispose()
-        cluster.execute(ANSWERED_BY)
+        cluster.execute(ANSWERED_BY[how.engine])
         cluster.wait_in_sync()
         measure(cluster, report, 1_000 if how.quick else 20_000)
         processes.measure(cluster, report, quick=how.quick)

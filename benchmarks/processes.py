@@ -20,12 +20,14 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
+from typing import Any
 
 from common import Report, median, progress
 from sqlalchemy import text
 
 from aurora_router import Effect, Router
-from aurora_router.local import PostgresCluster
+from aurora_router.local.cluster import Cluster
+from aurora_router.local.system import until
 
 PROCESSES = 2
 USERS = 30
@@ -34,15 +36,14 @@ LAG = 0.03
 PINS = (2.0, 5.0, 15.0)
 TOKEN = "X-Consistency-Token"
 READ = text("SELECT version, answered_by() FROM profile WHERE id = :key")
-LAGS = "SELECT extract(epoch FROM max(replay_lag)) FROM pg_stat_replication"
-RAISE = text("UPDATE profile SET version = version + 1 WHERE id = :key RETURNING version, answered_by()")
+WRITE = text("UPDATE profile SET version = :version WHERE id = :key")
 
 
 # -- the service ------------------------------------------------------------------------------------------------------
 
 
 def serve(url: str, instances: list[str], ready: Connection) -> None:
-    """The body of one process: serve until it is killed. GET /KEY reads a row's version, POST /KEY raises it."""
+    """The body of one process: serve until it is killed. GET /KEY reads a row's version, POST /KEY/VERSION writes it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     router = Router(url, instances=instances)
 
@@ -58,11 +59,16 @@ def serve(url: str, instances: list[str], ready: Connection) -> None:
             self.answer(writes=True)
 
         def answer(self, *, writes: bool) -> None:
+            row: list[Any] = []
+            key, *version = map(int, self.path[1:].split("/"))
             with router.causal_scope(self.headers.get(TOKEN)) as scope:
                 with router.begin(read_only=not writes) as connection:
-                    row = connection.execute(RAISE if writes else READ, {"key": int(self.path[1:])}).one()
+                    if writes:
+                        connection.execute(WRITE, {"key": key, "version": version[0]})
+                    else:
+                        row = [*connection.execute(READ, {"key": key}).one()]
                 token = scope.token if writes else None
-            body = json.dumps(list(row)).encode()
+            body = json.dumps(row).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             if token is not None:
@@ -81,7 +87,7 @@ def serve(url: str, instances: list[str], ready: Connection) -> None:
 
 
 @contextmanager
-def processes(cluster: PostgresCluster) -> Iterator[list[int]]:
+def processes(cluster: Cluster[Any]) -> Iterator[list[int]]:
     """The ports at which they listen."""
     fork = multiprocessing.get_context("spawn")
     ours, theirs = fork.Pipe(duplex=False)
@@ -148,19 +154,26 @@ class User:
     def request(self, connection: HTTPConnection, *, writes: bool) -> None:
         began = time.monotonic()
         headers = {TOKEN: self.token} if self.token is not None and self.with_token else {}
-        connection.request("POST" if writes else "GET", f"/{self.key}", headers=headers)
+        wanted = ("POST", f"/{self.key}/{self.version + 1}") if writes else ("GET", f"/{self.key}")
+        connection.request(*wanted, headers=headers)
         response = connection.getresponse()
-        version, server = json.loads(response.read())
+        row = json.loads(response.read())
         now = time.monotonic()
         if writes:
-            self.token, self.version, self.acknowledged = response.headers[TOKEN], version, now
+            self.token, self.acknowledged = response.headers[TOKEN], now
+            self.version += 1
             self.writes.append(now - began)
         else:
+            version, server = row
             self.reads.append(Read(began - self.acknowledged, now - began, server, version < self.version))
 
 
-def run(ports: list[int], seconds: float, *, with_token: bool, look: Callable[[], None] = lambda: None) -> list[User]:
+def run(
+    cluster: Cluster[Any], ports: list[int], seconds: float, *, with_token: bool, look: Callable[[], None] = lambda: None
+) -> list[User]:
     """Users who have lived for so long; raises what one of them met. look: called once a second meanwhile."""
+    cluster.execute("UPDATE profile SET version = 0")
+    cluster.wait_in_sync()
     users = [User(key, ports, with_token) for key in range(USERS)]
     threads = [threading.Thread(target=user.live, args=(seconds,), daemon=True) for user in users]
     for thread in threads:
@@ -174,23 +187,32 @@ def run(ports: list[int], seconds: float, *, with_token: bool, look: Callable[[]
     return users
 
 
-def measure(cluster: PostgresCluster, report: Report, *, quick: bool) -> None:
+def lag(writer: Any, reader: Any) -> float:
+    """Seconds from a COMMIT until its row shows on the reader. Both are connections of the driver's, in autocommit."""
+    beat = time.monotonic_ns()
+    with writer.cursor() as there, reader.cursor() as here:
+        there.execute("INSERT INTO beat VALUES (%s)", (beat,))
+        written = time.monotonic()
+        for _ in until(10, "a row to show on the reader", every=0.001):
+            here.execute("SELECT count(*) FROM beat WHERE n = %s", (beat,))
+            if here.fetchone()[0]:
+                break
+    return time.monotonic() - written
+
+
+def measure(cluster: Cluster[Any], report: Report, *, quick: bool) -> None:
     """Add the figures of this case. The cluster has the table of consistency.py, and its function."""
     seconds, of_control = (6.0, 3.0) if quick else (60.0, 10.0)
-    cluster.set_lag(cluster.readers[0], LAG)
+    late = cluster.readers[0]
+    cluster.set_lag(late, LAG)
     cluster.set_lag(cluster.readers[1], 0)
-    cluster.execute("UPDATE profile SET version = 0")
-    cluster.wait_in_sync()
+    cluster.execute("CREATE TABLE beat (n bigint)")
     progress(f"{PROCESSES} processes that serve HTTP, {USERS} users, {seconds:g} s")
     lags: list[float] = []
-
-    def look() -> None:
-        lags.extend(float(lag) for (lag,) in cluster.execute(LAGS) if lag is not None)
-
-    with processes(cluster) as ports:
-        users = run(ports, seconds, with_token=True, look=look)
+    with cluster.writer.connect() as writer, late.connect() as reader, processes(cluster) as ports:
+        users = run(cluster, ports, seconds, with_token=True, look=lambda: lags.append(lag(writer, reader)))
         progress(f"the control: no tokens, {of_control:g} s")
-        control = run(ports, of_control, with_token=False)
+        control = run(cluster, ports, of_control, with_token=False)
     reads = [read for user in users for read in user.reads]
     writer = cluster.writer.host
 

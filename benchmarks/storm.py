@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
-from common import Options, Report, options, progress
+from common import Options, Report, options, progress, starting
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import sessionmaker
@@ -41,7 +41,7 @@ from aurora_router.core import topology as core
 from aurora_router.core.pacing import MOST, pause
 from aurora_router.core.selection import Reason, to_writer
 from aurora_router.core.topology import Instance, Observation, Role, Server, ServerId, Silence, Topology
-from aurora_router.local import PostgresCluster
+from aurora_router.local.cluster import Cluster
 
 READERS = 15
 PROCESSES, CLIENTS = 100, 100  # clients of each process
@@ -246,7 +246,7 @@ class Connects:
         return max(peak(moment for moment, host in self.calls if host == one) for one in {host for _, host in self.calls})
 
 
-def crowd(cluster: PostgresCluster, threads: int, hold: Callable[[threading.Barrier, int], None]) -> tuple[Connects, float]:
+def crowd(cluster: Cluster[Any], threads: int, hold: Callable[[threading.Barrier, int], None]) -> tuple[Connects, float]:
     """Have that many threads hold a transaction, kill the writer, promote a reader; the connects after the kill, and the seconds
     from the promotion until the last thread was served."""
     ready = threading.Barrier(threads + 1)
@@ -281,7 +281,7 @@ def crowd(cluster: PostgresCluster, threads: int, hold: Callable[[threading.Barr
     return connects, took
 
 
-def through_router(cluster: PostgresCluster, threads: int) -> tuple[Connects, float]:
+def through_router(cluster: Cluster[Any], threads: int) -> tuple[Connects, float]:
     others = [reader.address for reader in cluster.readers]
     with Router(cluster.url, instances=others, engine_options={"pool_size": threads}) as router:
         Session = sessionmaker(class_=RoutingSession, router=router)
@@ -302,7 +302,7 @@ def through_router(cluster: PostgresCluster, threads: int) -> tuple[Connects, fl
         return crowd(cluster, threads, hold)
 
 
-def naively(cluster: PostgresCluster, threads: int) -> tuple[Connects, float]:
+def naively(cluster: Cluster[Any], threads: int) -> tuple[Connects, float]:
     engines = [create_engine(instance.url, pool_size=threads) for instance in cluster.instances]
     writer = engines[[*cluster.instances].index(cluster.writer)]
     insert = text("INSERT INTO entry VALUES (:n)")
@@ -335,11 +335,11 @@ def naively(cluster: PostgresCluster, threads: int) -> tuple[Connects, float]:
 
 def real(report: Report, how: Options) -> None:
     threads = 50 if how.quick else 200
-    progress(f"{threads} real threads; starting a cluster")
+    progress(f"{threads} real threads")
     settings = {"max_connections": str(3 * threads + 100)}  # a server takes its time to notice who has left
     measured = {}
-    with PostgresCluster(readers=2, settings=settings) as cluster:
-        cluster.execute("CREATE TABLE entry (n int); GRANT ALL ON entry TO app")
+    with starting(how, report, settings=settings) as cluster:
+        cluster.execute("CREATE TABLE entry (n int)")
         for name, contestant in (("router", through_router), ("naive", naively)):
             progress(f"  {name}")
             cluster.wait_in_sync()
@@ -363,4 +363,4 @@ def main(how: Options) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(options(__doc__)))
+    sys.exit(main(options(__doc__, engines=["postgresql"])))
