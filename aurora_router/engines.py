@@ -229,7 +229,7 @@ class Engines:
         if mode is not Mode.READ_ONLY and info[GUARDED] is not guard:
             self._server.guard(driver, _asking(driver), guard)
             info[GUARDED] = guard
-        self._server.set_mode(driver, mode, info[AUTOCOMMIT])
+        self._server.set_mode(driver, mode, info[AUTOCOMMIT], info[GUARDED])
         if isolation is not None and mode is Mode.DEFAULT:
             self._dialect.set_isolation_level(driver, isolation)
         info[MODE] = mode

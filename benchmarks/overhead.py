@@ -9,18 +9,19 @@ read saves (it needs one, a plain unit three, counted on the wire) counts for mo
 
   automatic read    with Session() as s: s.get(Row, id)         RoutingSession against Session on an engine of that reader
   insert, commit    with Session() as s: s.add(Row()); commit   RoutingSession against Session on an engine of the writer
-  run_transaction   the same insert in router.run_transaction, against the plain Session's insert and commit
+  run_transaction   the same insert in router.run_transaction, against the plain Session's insert and commit; on MariaDB with the
+                    commit table there, which it needs
   connect           with router.connect(read_only=True) and one statement, against engine.connect()
   request           an ASGI application that makes one ORM read, behind AsgiMiddleware against bare: without a cookie, and with a
                     signed token in one. The difference of each round, not a ratio: what a server adds around it is the same
   decision          for a text seen before, three instances: the unit, the verdict on its text, and where it goes
   classify          texts of 366 bytes, each of them new
-  import            CPU time of `import aurora_router` in new processes that have imported sqlalchemy.orm and psycopg (files are
-                    in memory by then; wall-clock time is the same where nobody else wants the core)
+  import            CPU time of `import aurora_router` in new processes that have imported sqlalchemy.orm and the driver (files
+                    are in memory by then; wall-clock time is the same where nobody else wants the core)
   monitor           CPU time of a process with an idle router of three instances, less that of the same without; a whole
                     period of what the monitor does every 30 s (--quick: 8 s)
 
-Run: python benchmarks/overhead.py [--quick] [--markdown]
+Run: python benchmarks/overhead.py [--engine mariadb] [--quick] [--markdown]
 """
 
 from __future__ import annotations
@@ -36,14 +37,16 @@ import time
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
-from common import Options, Report, interleave, median, options, progress, ratio, take_core
-from sqlalchemy import create_engine, make_url, select
+from common import Options, Report, interleave, median, options, progress, ratio, starting, take_core
+from sqlalchemy import String, create_engine, make_url, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from aurora_router import Effect, Router, RoutingSession, classify
 from aurora_router.core.statements import verdict
-from aurora_router.local import FaultProxy, PostgresCluster
+from aurora_router.local import FaultProxy
+from aurora_router.local.cluster import Cluster
 from aurora_router.middleware import AsgiApp, AsgiMiddleware, Message, Receive, Send
+from aurora_router.servers import FAMILIES
 from aurora_router.unit import Unit
 
 US = 1e6
@@ -53,7 +56,7 @@ WIRE_UNITS = 50
 IMPORTS = """
 import sys, time
 a = time.process_time()
-import sqlalchemy, {orm}psycopg
+import sqlalchemy, {orm}{driver}
 b = time.process_time()
 import aurora_router
 c = time.process_time()
@@ -68,18 +71,17 @@ class Base(DeclarativeBase):
 class Row(Base):
     __tablename__ = "row"
     id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
+    name: Mapped[str] = mapped_column(String(100))
     amount: Mapped[int]
 
 
 def main(how: Options) -> int:
-    report = Report("overhead: a local PostgreSQL cluster, 1 writer and 2 readers; medians of interleaved rounds")
+    report = Report("overhead: a local cluster, 1 writer and 2 readers; medians of interleaved rounds")
     importing(report, how)
     take_core(0)
     classifying(report, how)
-    progress("starting a cluster")
     take_core(-1)
-    with PostgresCluster(readers=2) as cluster:
+    with starting(how, report) as cluster:
         take_core(0)
         engine = create_engine(cluster.url)
         Base.metadata.create_all(engine)
@@ -98,7 +100,7 @@ def main(how: Options) -> int:
     return report.finish(how)
 
 
-def reading(report: Report, how: Options, cluster: PostgresCluster) -> None:
+def reading(report: Report, how: Options, cluster: Cluster[Any]) -> None:
     """An automatic unit of one ORM read; the router has one reader, so that both sides ask the same instance."""
     progress("one ORM read")
     reader = cluster.readers[0]
@@ -130,7 +132,7 @@ def reading(report: Report, how: Options, cluster: PostgresCluster) -> None:
     report.add("  noise: plain Session / itself", ratio(itself, theirs), "x")
 
 
-def writing(report: Report, how: Options, cluster: PostgresCluster) -> None:
+def writing(report: Report, how: Options, cluster: Cluster[Any]) -> None:
     """An automatic unit of one insert and commit."""
     progress("one insert and commit")
     plain_engine = create_engine(cluster.url)
@@ -148,6 +150,11 @@ def writing(report: Report, how: Options, cluster: PostgresCluster) -> None:
                 session.add(Row(name="new", amount=1))
                 session.commit()
 
+        looked_up = "by their xid"
+        if not FAMILIES[how.engine].XIDS:
+            router.init_commit_table()
+            looked_up = "in the commit table"
+
         def again() -> None:
             router.run_transaction(routed_session, lambda session: session.add(Row(name="new", amount=1)))
 
@@ -157,10 +164,10 @@ def writing(report: Report, how: Options, cluster: PostgresCluster) -> None:
     report.add("  automatic unit", median(ours) * US, "us")
     report.add("  plain Session", median(theirs) * US, "us")
     report.add("one insert in run_transaction / plain Session's insert and commit", ratio(run, theirs), "x", 1.35)
-    report.add("  run_transaction, which looks lost COMMITs up by their xid", median(run) * US, "us")
+    report.add(f"  run_transaction, which looks lost COMMITs up {looked_up}", median(run) * US, "us")
 
 
-def connecting(report: Report, how: Options, cluster: PostgresCluster) -> None:
+def connecting(report: Report, how: Options, cluster: Cluster[Any]) -> None:
     """A Connection, one Core statement on it, and back to the pool."""
     progress("connect() with one statement")
     reader = cluster.readers[0]
@@ -183,7 +190,7 @@ def connecting(report: Report, how: Options, cluster: PostgresCluster) -> None:
     report.add("  engine.connect()", median(theirs) * US, "us")
 
 
-def requesting(report: Report, how: Options, cluster: PostgresCluster) -> None:
+def requesting(report: Report, how: Options, cluster: Cluster[Any]) -> None:
     """A request that only reads. Nothing in it waits for an event loop, so none is needed to run it."""
     progress("a request through the middleware")
     readers = [cluster.readers[0].address]
@@ -231,7 +238,7 @@ def requesting(report: Report, how: Options, cluster: PostgresCluster) -> None:
     report.add("  bare", median(bare) * US, "us")
 
 
-def deciding(report: Report, how: Options, cluster: PostgresCluster) -> None:
+def deciding(report: Report, how: Options, cluster: Cluster[Any]) -> None:
     """What the router does to know where a unit goes, without SQLAlchemy and without the server."""
     progress("a routing decision")
     text = str(select(Row).where(Row.id == 1))
@@ -241,7 +248,7 @@ def deciding(report: Report, how: Options, cluster: PostgresCluster) -> None:
 
         def decide() -> None:
             for _ in calls:
-                found = verdict(text, "postgresql")
+                found = verdict(text, how.engine)
                 effect = router.gate.effect(found) if found.functions else found.effect
                 if effect is Effect.READ:
                     router._entrance.decide(Unit(None), None)
@@ -284,24 +291,25 @@ def classifying(report: Report, how: Options) -> None:
 def importing(report: Report, how: Options) -> None:
     """Each in new processes: what importing this package takes when its requirements have been imported, and what those take."""
     progress("importing")
+    driver = FAMILIES[how.engine].DRIVER
     took: dict[str, list[tuple[float, float]]] = {"sqlalchemy.orm, ": [], "": []}
     # What pip installs has bytecode, as SQLAlchemy has here: so must this package, whatever the shell says.
     surroundings = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     for turn in range(8 if how.quick else 31):
         for orm, times in took.items():
-            script = IMPORTS.format(orm=orm)
+            script = IMPORTS.format(orm=orm, driver=driver)
             command = [sys.executable, "-c", script]
             said = subprocess.run(command, capture_output=True, text=True, check=True, env=surroundings).stdout
             base, ours = (float(number) for number in said.split())
             if turn:  # the first one writes bytecode
                 times.append((base, ours))
     with_orm, without = took.values()
-    report.add("import aurora_router, beyond sqlalchemy.orm and psycopg", median(t[1] for t in with_orm) * 1e3, "ms", 60.0)
-    report.add("  import sqlalchemy, sqlalchemy.orm, psycopg", median(t[0] for t in with_orm) * 1e3, "ms")
+    report.add(f"import aurora_router, beyond sqlalchemy.orm and {driver}", median(t[1] for t in with_orm) * 1e3, "ms", 60.0)
+    report.add(f"  import sqlalchemy, sqlalchemy.orm, {driver}", median(t[0] for t in with_orm) * 1e3, "ms")
     report.add("  import aurora_router where nothing has imported sqlalchemy.orm", median(t[1] for t in without) * 1e3, "ms")
 
 
-def on_the_wire(report: Report, cluster: PostgresCluster) -> None:
+def on_the_wire(report: Report, cluster: Cluster[Any]) -> None:
     """Round trips of a unit, counted by a proxy in front of the instance, with a monitor that is too slow to interfere."""
     progress("round trips on the wire")
     reader, writer = cluster.readers[0], cluster.writer
@@ -339,7 +347,7 @@ def on_the_wire(report: Report, cluster: PostgresCluster) -> None:
     writer_engine.dispose()
 
 
-def monitoring(report: Report, how: Options, cluster: PostgresCluster) -> None:
+def monitoring(report: Report, how: Options, cluster: Cluster[Any]) -> None:
     """An idle router's share of a core; and, for information, that of its monitor while sessions write and read at once."""
     seconds = 8 if how.quick else 30
     progress(f"the monitor ({2 * seconds + 10} s)")

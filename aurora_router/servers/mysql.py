@@ -381,10 +381,12 @@ def guard(connection: Any, ask: Ask, on: bool) -> None:
     ask(GUARD if on else UNGUARD)
 
 
-def set_mode(connection: Any, mode: Mode, default_autocommit: bool) -> None:
-    """Switch an idle connection: one round trip for a read-only transaction, none where autocommit is as it must be."""
+def set_mode(connection: Any, mode: Mode, default_autocommit: bool, guarded: bool) -> None:
+    """Switch an idle connection: one round trip for a read-only transaction, none where autocommit is as it must be. Where it is
+    off, the transaction begins by itself, and on a guarded connection that is a read-only one."""
     if mode is Mode.READ_ONLY:
-        connection.query(SNAPSHOT)
+        if autocommit(connection) or not guarded:
+            connection.query(SNAPSHOT)
         return
     wanted = default_autocommit or mode is Mode.AUTOCOMMIT
     if autocommit(connection) is not wanted:

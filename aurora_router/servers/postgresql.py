@@ -365,7 +365,7 @@ def guard(connection: Any, ask: Ask, on: bool) -> None:
     ask(GUARD if on else UNGUARD)
 
 
-def set_mode(connection: Any, mode: Mode, default_autocommit: bool) -> None:
+def set_mode(connection: Any, mode: Mode, default_autocommit: bool, guarded: bool) -> None:
     """Switch an idle psycopg connection; only attributes change, nothing is sent."""
     connection.autocommit = default_autocommit if mode is Mode.DEFAULT else mode is Mode.AUTOCOMMIT
     connection.read_only = True if mode is Mode.READ_ONLY else None

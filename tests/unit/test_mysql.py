@@ -585,11 +585,21 @@ def test_autocommit_can_be_set_and_asked_for(peer: Peer) -> None:
 def test_a_mode_costs_a_round_trip_where_something_changes(peer: Peer, mode: Mode, usual: bool, sent: list[str]) -> None:
     connection = connected(peer)
     peer.heard.clear()
-    mysql.set_mode(connection, mode, usual)
+    mysql.set_mode(connection, mode, usual, guarded=False)
     assert peer.heard == sent
     if mode is not Mode.READ_ONLY:
-        mysql.set_mode(connection, mode, usual)
+        mysql.set_mode(connection, mode, usual, guarded=False)
         assert peer.heard == sent
+
+
+def test_on_a_guarded_connection_without_autocommit_a_read_only_transaction_begins_by_itself(peer: Peer) -> None:
+    connection = connected(peer)
+    peer.heard.clear()
+    mysql.set_mode(connection, Mode.READ_ONLY, False, guarded=True)
+    assert peer.heard == []
+    mysql.set_mode(connection, Mode.AUTOCOMMIT, False, guarded=True)
+    mysql.set_mode(connection, Mode.READ_ONLY, False, guarded=True)
+    assert peer.heard == ["SET AUTOCOMMIT = 1", "START TRANSACTION READ ONLY"]
 
 
 def test_a_connection_has_a_socket_until_it_is_closed(peer: Peer) -> None:
