@@ -1,4 +1,4 @@
-"""Use a whole Aurora or PostgreSQL cluster as if it were one database."""
+"""Use a whole cluster of Aurora, PostgreSQL, MySQL or MariaDB as if it were one database."""
 
 from aurora_router.core.failures import Facts, Failure
 from aurora_router.core.selection import Decision, Need, Reason
