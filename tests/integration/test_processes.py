@@ -19,7 +19,7 @@ import aurora_router
 from aurora_router import Router
 from aurora_router.local import FaultProxy, PostgresCluster
 from aurora_router.monitor import TRUST
-from tests.integration.shop import eventually, no_connection_is_left
+from tests.integration.shop import BOTH, eventually, no_connection_is_left
 
 MakeRouter = Callable[..., Router]
 
@@ -92,12 +92,13 @@ print("done")
     assert run(cluster, script) == ["done"]
 
 
+@BOTH
 def test_a_forked_child_has_connections_and_threads_of_its_own(cluster: PostgresCluster) -> None:
     run(
         cluster,
         """
 r = router()
-ask = text("SELECT pg_backend_pid()")
+ask = text("SELECT connection_id()" if r._dialect == "mariadb" else "SELECT pg_backend_pid()")
 def pids():
     with r.connect() as c, r.connect(read_only=True) as d:
         return {c.scalar(ask), d.scalar(ask)}
@@ -118,6 +119,7 @@ assert pids() == mine, "the parent's connections are as they were"
     )
 
 
+@BOTH
 def test_a_child_shares_no_socket_with_its_parent(cluster: PostgresCluster) -> None:
     run(
         cluster,
@@ -144,6 +146,7 @@ with r.connect() as c, r.connect(read_only=True) as d:
     )
 
 
+@BOTH
 def test_a_session_that_was_open_at_the_fork_is_told_so_and_can_begin_anew(cluster: PostgresCluster) -> None:
     out = run(
         cluster,
@@ -175,11 +178,13 @@ with Session(read_only=False) as s:
     assert out == [told, told, told, told, "[0, 20, 32]"]
 
 
+@BOTH
 def test_a_unit_that_was_open_at_the_fork_is_committed_by_the_parent_alone(cluster: PostgresCluster) -> None:
     out = run(
         cluster,
         """
 r = router()
+r.init_commit_table()
 Session = sessionmaker(class_=RoutingSession, router=r)
 raise_stock = text("UPDATE item SET stock = stock + 1 WHERE id = 1")
 children = []
