@@ -38,8 +38,8 @@ class GtidSet:
     """A set of MySQL's GTIDs.
 
     sources: the numbers of each source, sorted by source: a UUID in lower case, with ":" and a tag where it has one.
-    own: the source that the server which said this writes as; "" where it is not known. It only matters for `compact()` and
-    `outdoes()`.
+    own: the source that the server which said this writes as; "" where it is not known, or the server
+    accepts writes and replicates as well. It only matters for `compact()` and `outdoes()`.
     """
 
     epoch: int
@@ -54,11 +54,13 @@ class GtidSet:
         return all(source in mine and _contains(mine[source], runs) for source, runs in other.sources)
 
     def outdoes(self, other: Position) -> bool:
-        """True when it has all that `other` has, and more, or when it is of a server that has replayed all and written nothing
-        yet, and `other` of one that has written: that was the writer before."""
+        """True when it has all that `other` has, and more; where they are equal, when `other` still replicates, or when it is of
+        a server that has written, and this of one that has replayed all of that: the other was the writer before."""
         if not isinstance(other, GtidSet) or not self.covers(other):
             return False
-        return not other.covers(self) or (other._has_written() and not self._has_written())
+        if not other.covers(self):
+            return True
+        return self.own != "" and (other.own == "" or (other._has_written() and not self._has_written()))
 
     def _has_written(self) -> bool:
         return any(source == self.own for source, _ in self.sources)
@@ -140,7 +142,7 @@ class MariadbGtid:
     """The last transaction of each of MariaDB's domains: (domain, server that made it, sequence number), sorted.
 
     Servers compare by domain and number, so this does; who made it only matters for `outdoes()`. own: the id of the server that
-    said this; -1 where it is not known.
+    said this; -1 where it is not known, or the server accepts writes and replicates as well.
     """
 
     epoch: int
@@ -155,12 +157,14 @@ class MariadbGtid:
         return all(mine.get(domain, -1) >= number for domain, _, number in other.last)
 
     def outdoes(self, other: Position) -> bool:
-        """True when it has all that `other` has, and more, or when `other` is of the server that made the last transaction, and
-        this of one that has replayed it: that was the writer before. A server that writes behind another begins an epoch by
-        that."""
+        """True when it has all that `other` has, and more; where they are equal, when `other` still replicates, or when it is of
+        the server that made the last transaction, and this of one that has replayed it: the other was the writer before. A server
+        that writes behind another begins an epoch by that."""
         if not isinstance(other, MariadbGtid) or not self.covers(other):
             return False
-        return not other.covers(self) or (other._wrote_last() and not self._wrote_last())
+        if not other.covers(self):
+            return True
+        return self.own != -1 and (other.own == -1 or (other._wrote_last() and not self._wrote_last()))
 
     def _wrote_last(self) -> bool:
         return any(server == self.own for _, server, _ in self.last)

@@ -146,7 +146,8 @@ def probe(ask: Ask, *, asynchronous_commits: bool) -> Server:
     question = POSITION_MARIADB if server.mariadb else POSITION_MYSQL
     _, ((*said, level),) = ask(f"{question}, {ISOLATION_OLD if old else ISOLATION}")
     isolation = str(level).replace("-", " ").lower()
-    epoch, position = (_mariadb if server.mariadb else _mysql)(role, identity, said)
+    read = _mariadb if server.mariadb else _mysql
+    epoch, position = read(role, identity, said)
     members = parse_members(ask(MEMBERS)[1], str(identity.address)) if _is_group(identity) else None
     if members is not None:
         if members and role is Role.WRITER:
@@ -156,9 +157,12 @@ def probe(ask: Ask, *, asynchronous_commits: bool) -> Server:
     if not server.mariadb and server.number < (8, 0, 22):
         replicas = "SHOW SLAVE STATUS"
     names, rows = ask(replicas)
+    channels = [dict(zip(names, row, strict=True)) for row in rows]
+    if role is Role.WRITER and any("Yes" in (c.get("Replica_SQL_Running"), c.get("Slave_SQL_Running")) for c in channels):
+        epoch, position = read(role, identity._replace(address=None), said)  # a reader, maybe, that nobody has made read-only
     if role is Role.WRITER or (shared and not rows):
         return Server(identity, role, epoch, position, None, isolation)
-    lag, stopped = parse_replicas([dict(zip(names, row, strict=True)) for row in rows])
+    lag, stopped = parse_replicas(channels)
     return Server(identity, role, epoch, position, lag, isolation, stopped)
 
 
@@ -185,7 +189,7 @@ def _mariadb(role: Role, identity: ServerId, said: Sequence[Any]) -> tuple[int, 
     enough) may look like a writer's, and would depose the writer.
     """
     written, replayed, state, logs = said
-    own = int(identity.address or 0)
+    own = int(identity.address or -1)
     if role is Role.READER:
         return 0, MariadbGtid.said(began(state or "", own), replayed or "", own)
     epoch = began(state or "")

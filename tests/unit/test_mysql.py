@@ -153,6 +153,14 @@ def test_a_reader_of_mariadb_is_as_far_as_it_has_replayed_and_its_word_for_the_e
     assert (found.lag, found.stopped) == (0.0, "")
 
 
+@pytest.mark.parametrize(("running", "own"), [("Yes", False), ("No", True)])
+def test_a_server_that_accepts_writes_and_replicates_as_well_is_not_taken_for_a_promoted_one(running, own):
+    found = mysql.probe(mariadb(channels=[{**RUNS, "Slave_SQL_Running": running}]), asynchronous_commits=False)
+    assert (found.role, found.position.own) == (Role.WRITER, 3 if own else -1)
+    found = mysql.probe(oracle(channels=[{**NEWER, "Replica_SQL_Running": running}]), asynchronous_commits=False)
+    assert (found.role, found.position.own) == (Role.WRITER, UUID if own else "")
+
+
 def test_a_transaction_that_a_reader_has_made_itself_deposes_no_writer():
     ask = mariadb(read_only=1, current="", replayed="0-1-52", state="0-1-52,0-3-51", channels=[RUNS])
     assert mysql.probe(ask, asynchronous_commits=False).epoch == 0
