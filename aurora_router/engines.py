@@ -370,11 +370,16 @@ class Engines:
 
         @event.listens_for(engine, "checkin")
         def checked_in(dbapi: Any, record: Any) -> None:
+            unit = record.info.get(UNIT)
             try:
                 given_back(dbapi, record)
             except BaseException:  # of a signal handler, say: the pool will take it for returned already, and it would not be
-                if (pool := getattr(record, POOL, None)) is not None:
-                    pool.take_back(record)
+                try:
+                    if unit is not None:
+                        self._gate.returned(unit)  # once more, for it would stay under way in its scopes
+                finally:
+                    if (pool := getattr(record, POOL, None)) is not None:
+                        pool.take_back(record)
                 raise
 
         return engine

@@ -417,7 +417,7 @@ print(any(t.name.startswith("aurora-router-probe") for t in threading.enumerate(
         assert "Traceback" not in err, err
 
 
-@pytest.mark.parametrize("function", ["given_back", "returned"])
+@pytest.mark.parametrize("function", ["given_back", "returned", "ended", "note"])
 def test_a_connection_whose_return_is_interrupted_goes_back_all_the_same(router: Router, function: str) -> None:
     def trace(frame: FrameType, what: str, _: object) -> Any:
         if frame.f_code.co_name == function and frame.f_code.co_filename.startswith(os.path.dirname(aurora_router.__file__)):
@@ -426,15 +426,18 @@ def test_a_connection_whose_return_is_interrupted_goes_back_all_the_same(router:
             return trace
         return None
 
-    connection = router.connect()
-    connection.execute(text("SELECT 1"))
-    sys.settrace(trace)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            connection.close()
-    finally:
-        sys.settrace(None)
+    with router.causal_scope() as scope:
+        connection = router.connect()
+        connection.execute(text("SELECT 1"))
+        sys.settrace(trace)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                connection.close()
+        finally:
+            sys.settrace(None)
     assert no_connection_is_left(router)
+    assert not scope.units
+    assert scope.requirement is not None
 
 
 @pytest.mark.parametrize("kind", ["KeyboardInterrupt", "Exception"])
