@@ -281,7 +281,7 @@ def classifying(report: Report, how: Options) -> None:
         assert {len(text.encode()) for text in texts} == {NEW_TEXT_BYTES}
         gc.collect()
         began = time.perf_counter()
-        effects = [classify(text) for text in texts]
+        effects = [classify(text, how.engine) for text in texts]
         if turn >= 3:
             took.append((time.perf_counter() - began) / len(texts))
         assert set(effects) == {Effect.READ}
