@@ -5,6 +5,8 @@ its own, over and over, with a pause of 20 ms, and tells which keys were acknowl
 Times are those of `time.monotonic()`, which all processes of a machine share.
 
   router      run_transaction, default settings
+
+On PostgreSQL:
   libpq       psycopg with a list of hosts and target_session_attrs=read-write; a new connection after each error
   SQLAlchemy  an engine with the same list of hosts and pool_pre_ping
   wrapper     aws-advanced-python-wrapper on psycopg, as its documentation shows: FailoverSuccessError and
@@ -12,7 +14,12 @@ Times are those of `time.monotonic()`, which all processes of a machine share.
               one at once, without the pause. With its default plugins and settings, and the connect_timeout of 10 s that the
               examples have (without one it still hung after 50 s); and tuned: see TUNED.
 
-The two that know no more than TCP does get what it can do for them: short timeouts for connecting, keepalives, tcp_user_timeout.
+The first two know no more than TCP does and get what it can do for them: short timeouts for connecting, keepalives,
+tcp_user_timeout.
+
+On MariaDB, where PyMySQL knows no lists of hosts:
+  SQLAlchemy  an engine with pool_pre_ping and a name that leads to the writer, after a promotion at once to the new one. With
+              PyMySQL's default settings; and tuned: with short timeouts for connecting, and for each answer
 """
 
 from __future__ import annotations
@@ -31,7 +38,7 @@ from typing import Any
 
 import psycopg
 from aurora_functions import CLUSTER_NAME, NameService
-from sqlalchemy import URL, create_engine, make_url, text
+from sqlalchemy import URL, Engine, create_engine, event, make_url, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from aurora_router import Router, RoutingSession
@@ -41,7 +48,7 @@ from aurora_router.core.selection import Reason
 THREADS = 2  # of each application
 PAUSE = 0.02  # seconds after an error, and between a thread's units
 
-READ = "SELECT key FROM entry WHERE key = "
+READ = "SELECT id FROM entry WHERE id = "
 APPEND = "INSERT INTO entry VALUES "
 
 # libpq's shortest connect_timeout is 2 s
@@ -69,7 +76,12 @@ TUNED: dict[str, Any] = {
     "tcp_user_timeout": 2000,
 }
 
+# Each statement that takes longer fails, also on a healthy writer.
+PYMYSQL_TUNED: dict[str, Any] = {"connect_timeout": 2, "read_timeout": 1, "write_timeout": 1}
+
 ROUTER, LIBPQ, SQLALCHEMY, WRAPPER, WRAPPER_TUNED = "router", "libpq", "SQLAlchemy", "wrapper", "wrapper, tuned"
+SQLALCHEMY_TUNED = "SQLAlchemy, tuned"
+COMPETITORS = {"postgresql": (LIBPQ, SQLALCHEMY, WRAPPER, WRAPPER_TUNED), "mariadb": (SQLALCHEMY, SQLALCHEMY_TUNED)}
 WRAPPER_MODULE = "aws_advanced_python_wrapper"
 
 Append = Callable[[str], None]
@@ -172,10 +184,12 @@ def _run(name: str, place: Place, connection: Connection) -> None:
 
     url = place.parsed
     names = NameService(place.names, str(url.host))
+    by_name = url.get_backend_name() == "mariadb"
     makers: dict[str, Callable[[], tuple[Append, Again]]] = {
         ROUTER: lambda: (_router(place, tell), ()),
         LIBPQ: lambda: (_connections(lambda: _libpq(place), ()), ()),
-        SQLALCHEMY: lambda: (_sqlalchemy(place), ()),
+        SQLALCHEMY: lambda: (_sqlalchemy(_by_name(place, names, {}) if by_name else _by_list(place)), ()),
+        SQLALCHEMY_TUNED: lambda: (_sqlalchemy(_by_name(place, names, PYMYSQL_TUNED)), ()),
         WRAPPER: lambda: _wrapper(place, names, {"connect_timeout": 10}),
         WRAPPER_TUNED: lambda: _wrapper(place, names, TUNED),
     }
@@ -220,12 +234,24 @@ def _router(place: Place, tell: Callable[..., None]) -> Append:
     return append
 
 
-def _sqlalchemy(place: Place) -> Append:
+def _by_list(place: Place) -> Engine:
     url = place.parsed.set(host=None, port=None)
     hosts = tuple(f"{host}:{place.parsed.port}" for host in place.hosts)
-    engine = create_engine(
-        url.update_query_dict({"host": hosts, "target_session_attrs": "read-write"}), pool_pre_ping=True, connect_args=IMPATIENT
-    )
+    url = url.update_query_dict({"host": hosts, "target_session_attrs": "read-write"})
+    return create_engine(url, pool_pre_ping=True, connect_args=IMPATIENT)
+
+
+def _by_name(place: Place, names: NameService, settings: dict[str, Any]) -> Engine:
+    engine = create_engine(place.url, pool_pre_ping=True, connect_args=settings)
+
+    @event.listens_for(engine, "do_connect")
+    def resolve(_: object, __: object, ___: object, options: dict[str, Any]) -> None:
+        options["host"] = names.resolve(CLUSTER_NAME)
+
+    return engine
+
+
+def _sqlalchemy(engine: Engine) -> Append:
     read, insert = text(f"{READ}:key"), text(f"{APPEND}(:key)")
 
     def append(key: str) -> None:

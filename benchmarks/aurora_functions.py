@@ -16,7 +16,7 @@ from typing import Any
 
 import psycopg
 
-from aurora_router.local import PostgresCluster
+from aurora_router.local.cluster import Cluster
 
 DOMAIN = "local.us-east-1.rds.amazonaws.com"
 CLUSTER_NAME = f"app.cluster-{DOMAIN}"
@@ -57,20 +57,20 @@ $$;
 """
 
 
-def install(cluster: PostgresCluster) -> None:
+def install(cluster: Cluster[Any]) -> None:
     """Create the functions in the application's database; the readers get them as they get all else."""
     instances = ", ".join(f"('{instance.name}', '{instance.host}')" for instance in cluster.instances)
     with cluster.writer.connect() as connection:
         connection.execute(_FUNCTIONS.replace("%(instances)s", instances).encode())
 
 
-def addresses(cluster: PostgresCluster) -> dict[str, str]:
+def addresses(cluster: Cluster[Any]) -> dict[str, str]:
     """The address of each instance's name."""
     return {f"{instance.name}.{DOMAIN}": instance.host for instance in cluster.instances}
 
 
 class NameService:
-    """What Aurora's DNS would say, for psycopg and for `socket.gethostbyname()` of this process.
+    """What Aurora's DNS would say, for the drivers and for `socket.gethostbyname()` of this process.
 
     addresses: of the instances' names. writer: the address to which the cluster's name leads now; may be set at any time.
     """

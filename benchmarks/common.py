@@ -19,8 +19,10 @@ from typing import Any
 import sqlalchemy
 from sqlalchemy import make_url
 
+from aurora_router import Router
 from aurora_router.local import CLUSTERS
 from aurora_router.local.cluster import Cluster
+from aurora_router.servers import FAMILIES
 
 HEADINGS = ("figure", "measured", "bound", "verdict")
 
@@ -55,13 +57,17 @@ def progress(text: str) -> None:
 
 @contextmanager
 def starting(how: Options, report: Report, **settings: Any) -> Iterator[Cluster[Any]]:
-    """A cluster of the engine that was asked for, one writer and two readers; the report says whose servers they are."""
+    """A cluster of the engine that was asked for, one writer and two readers, with the commit table where nothing else tells what
+    became of a COMMIT; the report says whose servers they are."""
     progress("starting a cluster")
     with CLUSTERS[how.engine](readers=2, **settings) as cluster:
         ((said,),) = cluster.execute("SELECT version()")
         version = re.search(r"\d+(\.\d+)*", said)
         driver = make_url(cluster.url).get_driver_name()
         report.servers = f"{_NAMES[how.engine]} {version[0] if version else said}, {driver} {metadata.version(driver)}"
+        if not FAMILIES[how.engine].XIDS:
+            with Router(cluster.url) as router:
+                router.init_commit_table()
         yield cluster
 
 

@@ -1,8 +1,9 @@
 """A writer that dies, and one that hangs: how soon is written again, by whom, and is anything lost that was acknowledged?
 
-A real cluster on loopback with synchronous replication (a COMMIT is acknowledged when one reader has it), and five applications,
-each in a process of its own, all at once: this router; what libpq, SQLAlchemy and the AWS Advanced Python Wrapper make of it. See
-applications.py for what each of them does and is given. In each round the applications start anew, so that no failure before it
+A real cluster on loopback with synchronous replication (a COMMIT is acknowledged when one reader has it), and some applications,
+each in a process of its own, all at once: this router; what libpq, SQLAlchemy and the AWS Advanced Python Wrapper make of it. On
+MariaDB SQLAlchemy alone, with PyMySQL: libpq is PostgreSQL's, and so is the wrapper with psycopg. See applications.py for what
+each of them does and is given. In each round the applications start anew, so that no failure before it
 counts (the wrapper's topology monitor rests for a while after each), work for a while, and then:
   killed    the writer's processes are gone and its sockets closed; 1 s later a reader is promoted
   frozen    the writer's processes are stopped, its sockets stay open and say nothing; 1 s later a reader is promoted, and the old
@@ -10,15 +11,16 @@ counts (the wrapper's topology monitor rests for a while after each), work for a
 Later the old writer comes back as a reader.
 
 When the new writer accepts writes is seen by a witness with nothing of the router in it: connections to each reader, open
-since before, that try an INSERT every 2 ms. One does so with synchronous_commit=local: its first success says that the writer
-is *open*. With synchronous replication no COMMIT can be acknowledged before the remaining reader streams from the new writer,
-whoever asks; the other does what every application has to, and its first success says that the writer *acknowledges*. The bounds:
+since before, that try an INSERT every 2 ms. One does not ask for a COMMIT: its first success says that the writer is *open*. With
+synchronous replication no COMMIT can be acknowledged before the remaining reader streams from the new writer, whoever asks; the
+other does what every application has to, and its first success says that the writer *acknowledges*. The bounds:
   killed    the writer is open     -> the first COMMIT of the router's application is acknowledged, median
   frozen    the writer was frozen  -> the same, the longest of all rounds
 
 The pictures show one line for each application, a character for 0.1 s: # it had a COMMIT acknowledged, . it had none.
 
-Run: python benchmarks/failover.py [--quick] [--markdown] [--without-wrapper]        (4 minutes; --quick: half a minute)
+Run: python benchmarks/failover.py [--engine mariadb] [--quick] [--markdown] [--without-wrapper]
+     (4 minutes; --quick: half a minute)
 """
 
 from __future__ import annotations
@@ -29,25 +31,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from typing import Any
 
-import psycopg
-from applications import (
-    LIBPQ,
-    ROUTER,
-    SQLALCHEMY,
-    THREADS,
-    WRAPPER,
-    WRAPPER_MODULE,
-    WRAPPER_TUNED,
-    Application,
-    Place,
-)
+from applications import COMPETITORS, ROUTER, THREADS, WRAPPER, WRAPPER_MODULE, WRAPPER_TUNED, Application, Place
 from aurora_functions import addresses, install
-from common import Options, Report, median, options, progress
+from common import Options, Report, median, options, progress, starting
 
-from aurora_router.local import LocalInstance, PostgresCluster
+from aurora_router.local import LocalInstance
+from aurora_router.local.cluster import Cluster
 
 POLL = 0.002
 BEFORE_PROMOTION = 1.0
@@ -62,42 +55,43 @@ class Witness:
     def __init__(self, readers: Sequence[LocalInstance]) -> None:
         self.opened: float | None = None
         self.acknowledged: float | None = None
-        self._connections = [(reader.connect(), reader.connect()) for reader in readers]
         self._stop = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._watch, args=(connection, local), daemon=True)
-            for pair in self._connections
-            for connection, local in zip(pair, (True, False), strict=True)
-        ]
-        for pair in self._connections:
-            pair[0].execute("SET synchronous_commit = local")
+        self._connections: list[Any] = []
+        self._threads = []
+        for reader in readers:
+            for commits in (False, True):
+                connection = reader.connect(autocommit=False)
+                self._connections.append(connection)
+                self._threads.append(threading.Thread(target=self._watch, args=(connection, commits), daemon=True))
 
     def start(self) -> None:
         for thread in self._threads:
             thread.start()
 
-    def _watch(self, connection: psycopg.Connection[tuple[object, ...]], local: bool) -> None:
-        statement = f"INSERT INTO witness VALUES ({int(local)})"
-        while not self._stop.is_set():
-            try:
-                connection.execute(statement)
-            except psycopg.errors.ReadOnlySqlTransaction:
+    def _watch(self, connection: Any, commits: bool) -> None:
+        with connection.cursor() as cursor:
+            while not self._stop.is_set():
+                with suppress(connection.Error):  # a reader refuses
+                    cursor.execute("INSERT INTO witness VALUES (1)")
+                    if commits:
+                        connection.commit()
+                        self.acknowledged = time.monotonic()
+                    else:
+                        self.opened = time.monotonic()
+                        connection.rollback()
+                    return
+                try:
+                    connection.rollback()
+                except connection.Error:
+                    return  # this reader is gone, or is being rebuilt
                 time.sleep(POLL)
-            except psycopg.Error:
-                return  # this reader is gone, or is being rebuilt
-            else:
-                if local:
-                    self.opened = time.monotonic()
-                else:
-                    self.acknowledged = time.monotonic()
-                return
 
     def close(self) -> None:
         self._stop.set()
         for thread in self._threads:
             thread.join(10)
-        for pair in self._connections:
-            for connection in pair:
+        for connection in self._connections:
+            with suppress(connection.Error):  # closed already
                 connection.close()
 
 
@@ -127,7 +121,7 @@ def wait_until(satisfied: Callable[[], bool], what: str, timeout: float = 30.0) 
         time.sleep(0.01)
 
 
-def lose_writer(cluster: PostgresCluster, applications: Sequence[Application], frozen: bool, limit: float) -> Outage:
+def lose_writer(cluster: Cluster[Any], applications: Sequence[Application], frozen: bool, limit: float) -> Outage:
     """Kill or freeze the writer, promote a reader, and wait until all write again, at most `limit` seconds; and tidy up."""
     place = Place(cluster.url, tuple(instance.host for instance in cluster.instances), addresses(cluster))
     with ExitStack() as stack:
@@ -144,7 +138,7 @@ def lose_writer(cluster: PostgresCluster, applications: Sequence[Application], f
         return _lose_writer(cluster, applications, frozen, limit)
 
 
-def _lose_writer(cluster: PostgresCluster, applications: Sequence[Application], frozen: bool, limit: float) -> Outage:
+def _lose_writer(cluster: Cluster[Any], applications: Sequence[Application], frozen: bool, limit: float) -> Outage:
     old, router = cluster.writer, applications[0]
     witness = Witness(cluster.readers)
     try:
@@ -200,7 +194,10 @@ def _draw(outage: Outage, applications: Sequence[Application], title: str) -> No
 
 
 def main(how: Options) -> int:
-    wrapped = WITHOUT not in how.switches
+    competitors = [
+        name for name in COMPETITORS[how.engine] if WITHOUT not in how.switches or name not in (WRAPPER, WRAPPER_TUNED)
+    ]
+    wrapped = WRAPPER in competitors
     if wrapped and importlib.util.find_spec(WRAPPER_MODULE) is None:
         progress(
             "aws-advanced-python-wrapper is not installed, so there is nothing to compare with: pip install -e '.[bench]', "
@@ -208,16 +205,16 @@ def main(how: Options) -> int:
         )
         return 2
     kills, freezes, limit = (2, 1, 6.0) if how.quick else (5, 3, 45.0)
-    names = [ROUTER, LIBPQ, SQLALCHEMY, *([WRAPPER, WRAPPER_TUNED] if wrapped else [])]
+    names = [ROUTER, *competitors]
     applications = [Application(name) for name in names]
     report = Report(f"failover: {THREADS} writing threads of each application, all applications at once")
     killed: list[Outage] = []
     frozen: list[Outage] = []
-    progress("starting a cluster")
-    with PostgresCluster(readers=2, synchronous=True) as cluster:
-        cluster.execute("CREATE TABLE entry (key text PRIMARY KEY)")
+    with starting(how, report, synchronous=True) as cluster:
+        cluster.execute("CREATE TABLE entry (id varchar(100) PRIMARY KEY)")
         cluster.execute("CREATE TABLE witness (n int)")
-        install(cluster)
+        if wrapped:
+            install(cluster)
         cluster.wait_in_sync()
         for number in range(kills):
             progress(f"killed writer {number + 1} of {kills}")
@@ -225,7 +222,7 @@ def main(how: Options) -> int:
         for number in range(freezes):
             progress(f"frozen writer {number + 1} of {freezes}, observed for at most {limit:g} s")
             frozen.append(lose_writer(cluster, applications, True, limit))
-        stored = {key for (key,) in cluster.execute("SELECT key FROM entry")}
+        stored = {key for (key,) in cluster.execute("SELECT id FROM entry")}
 
     report.add("killed writers", len(killed), bound=kills, at_least=True)
     # A look at a busy machine judges no time; what is lost, and what reached the application, it does.
