@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import ssl
 import threading
 import types
 from collections.abc import Callable, Iterator
@@ -617,6 +618,16 @@ def test_a_connection_has_a_socket_until_it_is_closed(peer: Peer) -> None:
     assert not mysql.is_closed(connection)
     connection.close()
     assert mysql.is_closed(connection)
+
+
+def test_connections_that_verify_nothing_share_what_they_encrypt_with(peer: Peer) -> None:
+    first, second, verifying = (
+        connected(peer, ssl_disabled=False, ssl=options, defer_connect=True).ctx
+        for options in (None, {"check_hostname": False}, {"verify_mode": True})
+    )
+    assert first is second
+    assert first.verify_mode is ssl.CERT_NONE
+    assert verifying.verify_mode is ssl.CERT_REQUIRED
 
 
 def test_while_it_connects_a_connections_socket_is_shown(peer: Peer) -> None:
