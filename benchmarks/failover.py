@@ -207,7 +207,8 @@ def main(how: Options) -> int:
     kills, freezes, limit = (2, 1, 6.0) if how.quick else (5, 3, 45.0)
     names = [ROUTER, *competitors]
     applications = [Application(name) for name in names]
-    report = Report(f"failover: {THREADS} writing threads of each application, all applications at once")
+    without = "" if WRAPPER in COMPETITORS[how.engine] else "; libpq, and the wrapper with psycopg, are PostgreSQL's"
+    report = Report(f"failover: {THREADS} writing threads of each application, all applications at once{without}")
     killed: list[Outage] = []
     frozen: list[Outage] = []
     with starting(how, report, synchronous=True) as cluster:
