@@ -12,6 +12,7 @@ from sqlalchemy import exc, func, insert, select, text
 
 from aurora_router import AmbiguousWriter, NoReaderAvailable, NoWriterAvailable, OutcomeUnknown, Role, Router
 from aurora_router.core import events
+from aurora_router.engines import FRESH
 from aurora_router.local import FaultProxy, PostgresCluster
 from tests.integration.shop import (
     BOTH,
@@ -267,10 +268,12 @@ def test_a_connection_that_the_server_closed_while_it_was_idle_is_noticed_withou
     cluster: PostgresCluster, router: Router
 ) -> None:
     add_item(router, 100)
+    used_at = time.monotonic()
     twins = [line.twin for line in router._engines._lines[cluster.writer.address]]
     assert twins
     end_connections(cluster)
     eventually(lambda: len(select_(twins, [], [], 0)[0]) == len(twins))  # the server's list is shorter before it closes them
+    eventually(lambda: time.monotonic() - used_at > FRESH)  # else it was not idle
     add_item(router, 101)
     assert cluster.execute("SELECT count(*) FROM item WHERE id >= 100") == [(2,)]
 
