@@ -70,7 +70,7 @@ class Causality:
             scope.catch_up(unit)
             if scope.requirement is not None and scope.requirement.after > known:
                 return True
-            for last in scope.last_reads - unit.last_reads:
+            for last in scope.last_reads - unit.last_reads if scope.last_reads else ():
                 if last.server != unit.server and unit.instance is not None:
                     topology = self._topology()
                     reader = topology.by_id.get(unit.instance.id)
@@ -113,9 +113,11 @@ class Causality:
                 past.note(*left, known=unit.last_reads, wrote=wrote)
 
     def ended(self, unit: Unit) -> None:
-        """Note what a unit leaves behind, unless it was `noted` with its commit, and that it is under way no longer."""
+        """Note what a unit leaves behind, unless that is `noted`: it has given its connection back, and ends, or gets another."""
         if not unit.noted:
-            self.committed(unit)
+            if unit.wrote or unit.counts:
+                self.committed(unit)
+            unit.noted = True
         for scope in unit.scopes:
             scope.units.discard(unit)
 

@@ -332,13 +332,7 @@ class Gate:
     def returned(self, unit: Unit) -> None:
         """A unit's connection is back in its pool: whatever was committed on it has been acknowledged by now."""
         unit.give_back()
-        if not unit.of_session:
-            self.causality.ended(unit)
-            return
-        if unit.wrote and not unit.noted:
-            self.causality.committed(unit)
-        for scope in unit.scopes:  # the session may have been forgotten, and say no more
-            scope.left_by(unit)
+        self.causality.ended(unit)
 
 
 def own(unit: Unit, connection: object, raw: PoolProxiedConnection) -> None:
@@ -346,6 +340,7 @@ def own(unit: Unit, connection: object, raw: PoolProxiedConnection) -> None:
     the same unit on both."""
     raw.info[UNIT] = unit
     unit.server = raw.info.get(SERVER)
+    unit.noted = False
     for scope in unit.scopes:
         scope.units.add(unit)  # what it does is seen by those that begin from now on, though it has not ended
     if raw is not connection:

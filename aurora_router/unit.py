@@ -86,7 +86,9 @@ class Past:
             while True:
                 mine, reads = self.requirement, self.last_reads
                 both, left = merge(mine, requirement), reads
-                if last_read is not None:
+                if last_read is not None and not reads:
+                    left = frozenset((last_read,))
+                elif last_read is not None:
                     others = reads - known
                     same = [other for other in others if other.server == last_read.server]
                     left = others.difference(same) | {max(last_read, *same, key=_at) if same else last_read}
@@ -145,15 +147,11 @@ class Scope(Past):
 
     def catch_up(self, but: Unit | None = None) -> None:
         """Note what the units that are under way here, `but` this one, have committed and were shown until now."""
+        if len(self.units) == (but is not None):
+            return  # there is nobody else: `but` has a connection
         for unit in [*self.units]:
             if unit is not but and unit.counts:
                 self.note(*unit.left_behind(unit.read_at), known=unit.last_reads)
-
-    def left_by(self, unit: Unit) -> None:
-        """Note the same of one that has given its connection back: it is under way no longer, or not until it has another."""
-        if unit.counts:
-            self.note(*unit.left_behind(unit.read_at), known=unit.last_reads)
-        self.units.discard(unit)
 
 
 _scopes: ContextVar[tuple[Scope, ...]] = ContextVar("aurora_router_scopes", default=())
@@ -182,7 +180,7 @@ class Unit:
     scopes: tuple[Scope, ...] = ()  # those, where they count what it does
     of_session = False  # which says when it has ended; otherwise it ends with its connection
     read_at: float | None = None  # monotonic seconds: when its session had executed the last statement; None: it cannot tell
-    noted = False  # all that it leaves behind, with its commit
+    noted = False  # all that it leaves behind, with its commit or with its connection
     handed_out = False  # its connection
     waited = False  # for a reader
     shown = False  # where it is now it has executed a statement
