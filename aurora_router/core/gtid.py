@@ -153,8 +153,15 @@ class MariadbGtid:
         """True when in no domain `other` is further; never true across epochs."""
         if not isinstance(other, MariadbGtid) or self.epoch != other.epoch:
             return False
-        mine = {domain: number for domain, _, number in self.last}
-        return all(mine.get(domain, -1) >= number for domain, _, number in other.last)
+        for domain, _, number in other.last:  # loops, for each read with a token asks: of one domain, as a rule
+            for mine, _, reached in self.last:
+                if mine == domain:
+                    if reached < number:
+                        return False
+                    break
+            else:
+                return False
+        return True
 
     def outdoes(self, other: Position) -> bool:
         """True when it has all that `other` has, and more; where they are equal, when `other` still replicates, or when it is of
@@ -173,6 +180,8 @@ class MariadbGtid:
         """The further of the two in each domain; None for a position of another kind or epoch."""
         if not isinstance(other, MariadbGtid) or self.epoch != other.epoch:
             return None
+        if self.last == other.last:
+            return self
         last: dict[int, tuple[int, int]] = {}
         for domain, server, number in (*self.last, *other.last):
             last[domain] = max(last.get(domain, (-1, 0)), (number, server))
