@@ -5,8 +5,10 @@ What cannot be had is not collected, and a line at the end of the output says wh
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,11 +47,16 @@ def look_for_containers() -> None:
     if not sys.platform.startswith("linux"):
         LEFT_OUT.append("containers: their addresses can be reached on Linux only")
         return
-    try:
-        client = docker.from_env(timeout=60)
-    except DockerException as error:
-        LEFT_OUT.append(f"containers: no Docker engine answers: {error}")
-        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        client = None
+        try:
+            client = docker.from_env(timeout=60)
+        except DockerException as error:
+            LEFT_OUT.append(f"containers: no Docker engine answers: {error}")
+        if client is None:
+            gc.collect()  # the socket that has reached nobody is left open
+            return
     with client.api:
         for cluster in (PostgresContainers, MariadbContainers, MysqlContainers):
             if why := unavailable(client, cluster):
