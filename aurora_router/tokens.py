@@ -85,7 +85,10 @@ class Tokens:
 
 
 def _signer(secrets: list[bytes]) -> Signer:
-    from itsdangerous import Signer  # 4 ms that only those wait for who sign
+    try:
+        from itsdangerous import Signer  # 4 ms that only those wait for who sign
+    except ImportError:
+        raise ConfigurationError("token_keys need itsdangerous: pip install 'aurora-router[signing]'") from None
 
     return Signer(secrets, salt=_SALT, digest_method=hashlib.sha256)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
@@ -41,7 +42,7 @@ class ContainerInstance:
         return f"{self.host}:{self.port}"
 
 
-class ContainerCluster:
+class ContainerCluster(ABC):
     """What is the same for every server: containers, addresses, losses. Subclasses know how theirs is set up and replicates."""
 
     image: ClassVar[str]
@@ -59,28 +60,29 @@ class ContainerCluster:
 
     # -- for each kind of server
 
+    @abstractmethod
     def _container(self, instance: ContainerInstance, **options: Any) -> DockerContainer:
         """The container of an instance without data, not started; with `options`, which are DockerContainer's."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _set_up(self) -> None:
         """Start all containers and let the readers follow the writer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _connect(self, instance: ContainerInstance) -> Any:
         """A driver's connection as superuser, in autocommit."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _promote(self, instance: ContainerInstance, followers: Sequence[ContainerInstance]) -> None:
-        raise NotImplementedError
+        """Make a running reader the writer, and let the followers follow it."""
 
+    @abstractmethod
     def _rejoin(self, instance: ContainerInstance) -> None:
         """Make a running instance that was deposed a reader of the writer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def wait_in_sync(self) -> None:
         """Wait until all readers show what the writer has."""
-        raise NotImplementedError
 
     # -- what there is
 

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import sys
 import time
 
 import pytest
@@ -97,6 +98,13 @@ def test_a_signature_keeps_a_client_from_making_one_up_and_old_keys_go_on_being_
         Tokens((), 60.0).read(after, "7")
     with pytest.raises(ConfigurationError):
         new.read(after + "\u00e9", "7")
+
+
+def test_where_nothing_can_sign_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "itsdangerous", None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'aurora-router\[signing\]'"):
+        Tokens(["hush"], 60.0)
+    assert read(written(WalPosition(1, 10))) is not None, "without keys nothing needs it"
 
 
 def test_a_secret_is_in_no_repr():
