@@ -32,22 +32,24 @@ OLDEST_MARIADB = (10, 6)  # nothing older is maintained or tested
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_USER_TIMEOUT": 25000}
 """Seconds, seconds, milliseconds. Of a peer that vanished without a word only the kernel can tell."""
 
-VERSION = "SELECT @@version, @@version_comment"
-
+# One question for both, with what only one of them understands in comments that the other one skips: MySQL takes all of MariaDB's
+# for plain ones, and MariaDB those that are for MySQL 5.7 and newer.
+_MARIADB, _MYSQL = "/*M!100600", "/*!80000"
 # The difference is when the server was started, to the second, and the same whenever it is asked: both are of one statement.
 _STARTED = "CAST(UNIX_TIMESTAMP() - (SELECT variable_value FROM {}.global_status WHERE variable_name = 'Uptime') AS SIGNED)"
 _GROUP = "SELECT variable_value FROM performance_schema.global_variables WHERE variable_name = 'group_replication_group_name'"
-_ROLE = "@@global.read_only, @@global.innodb_read_only"
-IDENTITY_MARIADB = (
-    f"SELECT @@global.gtid_domain_id, @@global.server_id, @@global.port, {_STARTED.format('information_schema')}, {_ROLE}"
-)
-IDENTITY_MYSQL = f"SELECT ({_GROUP}), @@global.server_uuid, @@global.port, {_STARTED.format('performance_schema')}, {_ROLE}"
-
-POSITION_MARIADB = "SELECT @@global.gtid_current_pos, @@global.gtid_slave_pos, @@global.gtid_binlog_state, @@global.log_bin"
-"""In this order: a position that is of an older epoch than the state says is true, and the other way round it would not be."""
-POSITION_MYSQL = "SELECT @@global.gtid_executed, @@global.gtid_mode"
-ISOLATION = "@@global.transaction_isolation"
-ISOLATION_OLD = "@@global.tx_isolation"  # of MariaDB before 11.1
+IDENTITY = f"""
+SELECT @@version, /*M! NOT */ FALSE
+{_MARIADB} , @@global.gtid_domain_id, @@global.server_id, {_STARTED.format("information_schema")} */
+{_MYSQL} , ({_GROUP}), @@global.server_uuid, {_STARTED.format("performance_schema")} */
+, @@global.port, @@global.read_only, @@global.innodb_read_only"""
+"""FALSE is true on MariaDB, and what follows is missing where the version is too old."""
+PROBE = f"""{IDENTITY}
+{_MARIADB} , @@global.gtid_current_pos, @@global.gtid_slave_pos, @@global.gtid_binlog_state, @@global.log_bin
+, @@global.tx_isolation */
+{_MYSQL} , @@global.gtid_executed, @@global.gtid_mode, @@global.transaction_isolation */"""
+"""MariaDB's in this order: a position that is of an older epoch than the state says is true, and the other way round it would not
+be. Its tx_isolation has a second name, as on MySQL, from 11.1 on only."""
 
 REPLICAS_MARIADB = "SHOW ALL SLAVES STATUS"
 REPLICAS_MYSQL = "SHOW REPLICA STATUS"
@@ -103,24 +105,26 @@ def encrypted(query: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_version(row: Sequence[Any]) -> Version:
-    """The answer to VERSION. Raises Unsuitable for a server that is too old."""
-    version, comment = map(str, row)
-    found = re.match(r"(?:5\.5\.5-)?(\d+)\.(\d+)(?:\.(\d+))?", version)
+    """How the answers to IDENTITY and PROBE begin. Raises Unsuitable for a server that is too old."""
+    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", str(row[0]))
     number = tuple(int(part or 0) for part in found.groups()) if found is not None else (0,)
-    server = Version("mariadb" in f"{version} {comment}".lower(), number)
+    server = Version(_is_on(row[1]), number)
     oldest = OLDEST_MARIADB if server.mariadb else OLDEST_MYSQL
     if server.number < oldest:
         raise Unsuitable(f"runs {server}; version {'.'.join(map(str, oldest))} or newer is needed")
     return server
 
 
-def parse_identity(server: Version, row: Sequence[Any]) -> tuple[ServerId, Role]:
-    """The answer to the identity's question.
+def parse_identity(row: Sequence[Any]) -> tuple[ServerId, Role]:
+    """How the answers to IDENTITY and PROBE begin. Raises Unsuitable for a server that is too old.
 
     Neither has an identity of the cluster. What stands for it: the name of the group, on MySQL with group replication; the GTID
     domain, on MariaDB. A server does not know where a connection arrived: its id in the replication stands for that.
     """
-    of_cluster, name, port, started, *read_only = row
+    server = parse_version(row)
+    if len(row) < 8:
+        raise Unsuitable(f"does not say who it is: something on the way to {server} drops version comments (/*! */)")
+    of_cluster, name, started, port, *read_only = row[2:8]
     cluster = f"mariadb-{of_cluster}" if server.mariadb else str(of_cluster or "mysql")
     # Several servers may have been started in one second; no two of a cluster have one name.
     identity = ServerId(cluster, str(name), int(port), f"{started}/{name}")
@@ -130,7 +134,8 @@ def parse_identity(server: Version, row: Sequence[Any]) -> tuple[ServerId, Role]
 def greet(connection: Any, ask: Ask) -> tuple[ServerId, Role]:
     """Which server a fresh connection has reached; a reader's is guarded, for a reader that is promoted in place would let the
     statements of a unit in autocommit write. Raises Unsuitable."""
-    _, identity, role, _ = _identified(ask)
+    _, (row,) = ask(IDENTITY)
+    identity, role = parse_identity(row)
     if role is Role.READER:
         guard(connection, ask, True)
     return identity, role
@@ -141,10 +146,10 @@ def probe(ask: Ask, *, asynchronous_commits: bool) -> Server:
 
     asynchronous_commits means nothing here: a commit is in the positions before it is acknowledged.
     """
-    server, identity, role, shared = _identified(ask)
-    old = server.number < ((11, 1) if server.mariadb else (5, 7, 20))
-    question = POSITION_MARIADB if server.mariadb else POSITION_MYSQL
-    _, ((*said, level),) = ask(f"{question}, {ISOLATION_OLD if old else ISOLATION}")
+    _, ((*row, level),) = ask(PROBE)
+    server = parse_version(row)
+    identity, role = parse_identity(row)
+    shared, said = _is_on(row[7]), row[8:]
     isolation = str(level).replace("-", " ").lower()
     read = _mariadb if server.mariadb else _mysql
     epoch, position = read(role, identity, said)
@@ -164,14 +169,6 @@ def probe(ask: Ask, *, asynchronous_commits: bool) -> Server:
         return Server(identity, role, epoch, position, None, isolation)
     lag, stopped = parse_replicas(channels)
     return Server(identity, role, epoch, position, lag, isolation, stopped)
-
-
-def _identified(ask: Ask) -> tuple[Version, ServerId, Role, bool]:
-    """What answers, which server it is, its role, and whether that is because it reads a storage that another one writes to."""
-    _, (row,) = ask(VERSION)
-    server = parse_version(row)
-    _, (row,) = ask(IDENTITY_MARIADB if server.mariadb else IDENTITY_MYSQL)
-    return server, *parse_identity(server, row), _is_on(row[-1])
 
 
 def _is_on(setting: object) -> bool:

@@ -60,7 +60,7 @@ def test_a_server_says_the_same_of_its_start_whenever_it_is_asked(cluster: Maria
         said = set()
         until = time.monotonic() + 1.5
         while time.monotonic() < until:
-            cursor.execute(mysql.IDENTITY_MARIADB)
+            cursor.execute(mysql.IDENTITY)
             said.add(cursor.fetchone())
     assert len(said) == 1
 
