@@ -222,8 +222,8 @@ class Engines:
         """
         info = connection.info
         driver: Any = connection.driver_connection
-        if info.get(MODE) is mode and (mode is Mode.DEFAULT or driver.autocommit is (mode is Mode.AUTOCOMMIT)):
-            return
+        if info.get(MODE) is mode and (mode is Mode.DEFAULT or (mode is Mode.AUTOCOMMIT and self._server.autocommit(driver))):
+            return  # a read-only transaction may have to be begun
         info[MODE] = None  # unknown, should the switch fail half-way
         guard = mode is Mode.AUTOCOMMIT
         if mode is not Mode.READ_ONLY and info[GUARDED] is not guard:
