@@ -23,7 +23,7 @@ from docker.errors import APIError, DockerException, ImageNotFound
 from aurora_router import Router
 from aurora_router.local import MariadbCluster, PostgresCluster
 from tests.containers.cluster import LOSSES, ContainerCluster
-from tests.containers.mysql import MariadbContainers, MysqlContainers
+from tests.containers.mysql import MariadbContainers, Mysql80Containers, Mysql97Containers, MysqlContainers
 from tests.containers.postgresql import PostgresContainers
 
 CLUSTERS: dict[str, type[Any]] = {"local-postgresql": PostgresCluster, "local-mariadb": MariadbCluster}
@@ -58,7 +58,7 @@ def look_for_containers() -> None:
             gc.collect()  # the socket that has reached nobody is left open
             return
     with client.api:
-        for cluster in (PostgresContainers, MariadbContainers, MysqlContainers):
+        for cluster in (PostgresContainers, MariadbContainers, Mysql80Containers, MysqlContainers, Mysql97Containers):
             if why := unavailable(client, cluster):
                 LEFT_OUT.append(f"{cluster.image}: {why}")
             else:

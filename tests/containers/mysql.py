@@ -103,6 +103,21 @@ class MysqlContainers(ContainerCluster):
                 raise TimeoutError(f"waited 60 s for {reader.name} to replay")
 
 
+class Mysql97Containers(MysqlContainers):
+    """MySQL, the newest."""
+
+    image = "mysql:9.7"
+
+
+class Mysql80Containers(MysqlContainers):
+    """MySQL, the oldest: one statement has an older name there."""
+
+    image = "mysql:8.0"
+
+    def _forget(self, instance: ContainerInstance) -> None:
+        self._all(instance, "RESET MASTER")
+
+
 class MariadbContainers(MysqlContainers):
     """MariaDB: the same, with its own GTIDs."""
 
