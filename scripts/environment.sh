@@ -63,6 +63,16 @@ mariadb() {
     fi
 }
 
+# in_container SCRIPT ARGUMENT...: run a script on a copy of this checkout in a container, which may install all it needs, and exit
+# with its status. Returns only where no Docker engine answers.
+in_container() {
+    docker info &>/dev/null || return
+    echo "a Docker engine answers: $1 goes on in a container ..." >&2
+    tar -c --exclude='./.venv*' --exclude=./.git . | docker run --rm --interactive --init python:3.11 bash -c '
+        mkdir /aurora_router && cd /aurora_router && tar -x --no-same-owner && exec bash "$@" </dev/null' - "$@"
+    exit
+}
+
 mariadb_is_there() {
     local PATH="$PATH:/usr/sbin:/usr/bin:/usr/libexec:/usr/local/sbin:/usr/local/bin"
     command -v mariadbd >/dev/null && { command -v mariadb-install-db || command -v mysql_install_db; } >/dev/null
