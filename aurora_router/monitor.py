@@ -515,7 +515,8 @@ class _Watcher:
         try:
             errand(link.connection)
         except ProbeError as error:
-            log.warning(failed, self.id, error)
+            if self._current:  # else it was cut by close()
+                log.warning(failed, self.id, error)
         finally:
             self._asking = None
 

@@ -254,7 +254,8 @@ def code(error: BaseException | None) -> int | None:
     return number if isinstance(number, int) else None
 
 
-_REFUSED = frozenset({1044, 1045, 1049, 1130, 1142, 1143, 1227, 1370, 1698, 1820, 1862, 3118, 4151})
+NO_PACKAGE = 2061  # that a plugin for logging in is not there
+_REFUSED = frozenset({1044, 1045, 1049, 1130, 1142, 1143, 1227, 1370, 1698, 1820, 1862, NO_PACKAGE, 3118, 4151})
 _READ_ONLY = frozenset({1792, 1836, 1874})
 _BUSY = frozenset({1040, 1203, 1226})
 _LOST = frozenset({0, 1053, 1927, 2006, 2013, 2055, 4031})
@@ -296,7 +297,7 @@ def failure(code: int | None, message: str, *, disconnected: bool) -> Failure:
 
 def is_from_connecting(error: BaseException) -> bool:
     """Whether the driver's error is one that is only met while connecting."""
-    return code(error) in {*_UNREACHED, *_BUSY, 1045, 1049, 1130, 1698}
+    return code(error) in {*_UNREACHED, *_BUSY, 1045, 1049, 1130, 1698, NO_PACKAGE}
 
 
 _REFUSALS = (
@@ -310,12 +311,16 @@ _REFUSALS = (
         "performance_schema.replication_group_members; let this user have it",
     ),
     ((2026,), "check the ssl options and the certificates"),
+    ((NO_PACKAGE,), "pip install 'PyMySQL[rsa,ed25519]'"),
 )
 _NO_SERVER = re.compile("Packet sequence number wrong|unpack|index out of range")
+_UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"  # OpenSSL's word, within what PyMySQL says of any server that is not reached
 
 
 def explain_refusal(code: int | None, message: str) -> tuple[Silence, str]:
     """A failed probe in words for the user, and whether trying again can help."""
+    if _UNTRUSTED in message:
+        code = 2026
     for codes, advice in _REFUSALS:
         if code in codes:
             return Silence.MISCONFIGURED, f"{message}; {advice}"
@@ -468,6 +473,8 @@ def _connection() -> Any:
                 except BaseException:
                     sock.close()
                     raise
+            except RuntimeError as error:  # the way to log in needs a package that is not there
+                raise OperationalError(NO_PACKAGE, str(error)) from None
             finally:
                 self._read_timeout, self._write_timeout = patience
 

@@ -343,6 +343,9 @@ def test_some_errors_are_only_met_while_connecting():
         (1227, "Access denied; you need (at least one of) the SLAVE MONITOR", "misconfigured", "REPLICATION CLIENT on MySQL"),
         (1142, "SELECT command denied", "misconfigured", "performance_schema.replication_group_members"),
         (2026, "SSL connection error", "misconfigured", "check the ssl options"),
+        (2003, "Can't connect ([SSL: CERTIFICATE_VERIFY_FAILED] certificate)", "misconfigured", "check the ssl options"),
+        (2061, "'cryptography' package is required", "misconfigured", "pip install 'PyMySQL[rsa,ed25519]'"),
+        (2003, "Can't connect (EOF occurred in violation of protocol)", "refused", "Can't connect"),
         (None, "Packet sequence number wrong - got 80 expected 0", "misconfigured", "no MySQL or MariaDB server answers there"),
         (1820, "You must reset your password", "misconfigured", "reset your password"),
         (2003, "Can't connect to MySQL server on '10.0.0.9'", "refused", "Can't connect"),
@@ -553,6 +556,19 @@ def test_a_transaction_that_the_server_has_rolled_back_on_its_own_is_known_until
             mysql.refuse_aborted(connection)
         end()
         assert not mysql.is_aborted(connection)
+
+
+def test_a_package_that_is_missing_for_the_way_to_log_in_is_an_error_of_the_driver_like_others(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacks_a_package(connection: object) -> None:
+        raise RuntimeError("'cryptography' package is required for sha256_password or caching_sha2_password auth methods")
+
+    monkeypatch.setattr(pymysql.connections.Connection, "_request_authentication", lacks_a_package)
+    with pytest.raises(pymysql.OperationalError, match="package is required") as caught:
+        connected(peer)
+    assert mysql.is_from_connecting(caught.value)
+    assert caught.value.__cause__ is None
 
 
 def test_autocommit_can_be_set_and_asked_for(peer: Peer) -> None:

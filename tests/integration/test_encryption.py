@@ -1,0 +1,99 @@
+"""Encrypted connections: the router's own work is done beneath TLS, and a certificate that is not trusted is a clear error."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from sqlalchemy import exc, make_url, select, text
+
+from aurora_router import ConfigurationError, Router
+from aurora_router.local.cluster import Cluster
+from tests.integration.shop import Item, place, raise_stock, sessions, set_up, stock, until_readers_serve
+from tests.integration.test_silence import Background
+
+pytestmark = pytest.mark.engines("mariadb")
+
+
+@pytest.fixture(scope="module")
+def certificates() -> Iterator[Path]:
+    """A directory that the servers can read as well: what they show (server.pem), who vouches for it (ca.pem), and a stranger."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        authority = trustme.CA()
+        authority.issue_cert("db.example").private_key_and_cert_chain_pem.write_to_path(directory / "server.pem")
+        authority.cert_pem.write_to_path(directory / "ca.pem")
+        trustme.CA().cert_pem.write_to_path(directory / "stranger.pem")
+        (directory / "server.pem").chmod(0o644)
+        yield directory
+
+
+@pytest.fixture(scope="module")
+def cluster(aurora_cluster_factory: Callable[..., Cluster[Any]], certificates: Path) -> Iterator[Cluster[Any]]:
+    """One that lets the application in on encrypted connections only."""
+    server = str(certificates / "server.pem")
+    cluster = aurora_cluster_factory(readers=2, settings={"ssl": "ON", "ssl_cert": server, "ssl_key": server})
+    set_up(cluster)
+    cluster.execute("ALTER USER app REQUIRE SSL")
+    cluster.wait_in_sync()
+    yield cluster
+    cluster.stop()
+
+
+def routed(cluster: Cluster[Any], authority: Path, **options: Any) -> Router:
+    """A router that trusts what that authority vouches for. The addresses of a cluster are no names that one could."""
+    url = make_url(cluster.url).update_query_dict({"ssl_ca": str(authority), "ssl_check_hostname": "false"})
+    return Router(url, instances=[r.address for r in cluster.readers], probe_interval=0.1, probe_timeout=0.3, **options)
+
+
+def test_all_that_a_router_does_is_encrypted_and_a_frozen_writer_is_left_all_the_same(
+    cluster: Cluster[Any], certificates: Path
+) -> None:
+    with routed(cluster, certificates / "ca.pem") as router:
+        until_readers_serve(router, 2)
+        router.init_commit_table()
+        with sessions(router)() as s:
+            assert s.scalar(select(Item.stock).where(Item.id == 1)) == 10
+            assert place(s) == "reader"
+            assert s.execute(text("SHOW STATUS LIKE 'Ssl_cipher'")).one()[1]
+        assert router.run_transaction(sessions(router), raise_stock) == 11
+        with router.connect() as connection:
+            assert connection.execute(text("SHOW STATUS LIKE 'Ssl_cipher'")).one()[1]
+            cluster.wait_in_sync()
+            cluster.freeze(cluster.writer)
+
+            def until_cut() -> None:
+                with pytest.raises(exc.OperationalError):
+                    connection.execute(text("SELECT 2"))
+                connection.close()
+
+            stuck = Background(until_cut)
+            raising = Background(lambda: router.run_transaction(sessions(router), raise_stock))
+            cluster.promote()
+            assert stuck.end().error is None
+            assert (raising.end().error, raising.result) == (None, 12)
+    assert stock(cluster) == 12
+
+
+def test_a_server_whose_certificate_is_not_trusted_is_not_used_and_the_error_says_so(
+    cluster: Cluster[Any], certificates: Path
+) -> None:
+    cluster.heal()
+    with (
+        routed(cluster, certificates / "stranger.pem") as router,
+        pytest.raises(ConfigurationError, match="check the ssl options and the certificates") as caught,
+    ):
+        router.start()
+    assert cluster.app_password not in str(caught.value)
+
+
+def test_a_server_that_lets_nobody_in_unencrypted_says_so(cluster: Cluster[Any]) -> None:
+    cluster.heal()
+    url = make_url(cluster.url).update_query_dict({"ssl_disabled": "true"})
+    with Router(url) as router, pytest.raises(ConfigurationError, match="Access denied"):
+        router.start()
