@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from aurora_router.core.commits import Note, outcome
 from aurora_router.core.topology import Topology
 from aurora_router.errors import ConfigurationError, NoWriterAvailable, Outcome, WrongServer
-from aurora_router.servers import Family
+from aurora_router.servers import Family, XidFamily, knows_xids
 from aurora_router.unit import Unit
 
 
@@ -37,11 +37,10 @@ def prepare(driver: Any, unit: Unit, server: Family, topology: Topology) -> Ask 
         if unit.run is not None and server.is_aborted(driver):
             server.refuse_aborted(driver)  # a COMMIT would be none, and the run would pass for done
         return None
-    if unit.check == "xid" and server.XIDS:
-        xids: Any = server
+    if unit.check == "xid" and knows_xids(server):
         with driver.cursor() as cursor:
-            cursor.execute(xids.NOTE)
-            return ByXid(xids.parse_note(cursor.fetchone(), unit.instance, topology), xids)
+            cursor.execute(server.NOTE)
+            return ByXid(server.parse_note(cursor.fetchone(), unit.instance, topology), server)
     signature, signed_at = uuid4(), time.monotonic()
     try:
         schema = server.sign(driver, str(signature))
@@ -65,7 +64,7 @@ class ByXid:
     """
 
     note: Note
-    server: Any  # a family that has XIDS
+    server: XidFamily
     had_it: tuple[int, str | None, int | None] | None = None
 
     def __call__(self, connection: Connection) -> Outcome:

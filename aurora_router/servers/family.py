@@ -5,10 +5,11 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeGuard
 
+from aurora_router.core.commits import Evidence, Note
 from aurora_router.core.failures import Failure
-from aurora_router.core.topology import Role, Server, ServerId, Silence
+from aurora_router.core.topology import Instance, Role, Server, ServerId, Silence, Topology
 
 Ask: TypeAlias = Callable[[str], tuple[Sequence[str], Sequence[Sequence[Any]]]]
 """Sends a statement; gives the names of the columns and the rows of the answer, none of both where it has none."""
@@ -169,3 +170,35 @@ class Family(Protocol):
     def refuse_aborted(self, connection: Any) -> None:
         """Raise the driver's error for such a transaction."""
         ...
+
+
+class XidFamily(Family, Protocol):
+    """The module of a family whose servers tell for transaction ids what became of them (`XIDS`)."""
+
+    @property
+    def NOTE(self) -> str: ...
+    def parse_note(self, row: Sequence[Any], writer: Instance, topology: Topology) -> Note:
+        """The answer to NOTE by the writer of this topology."""
+        ...
+
+    @property
+    def EVIDENCE(self) -> str: ...
+    @property
+    def STATUS(self) -> str: ...
+    def is_future_xid(self, error: BaseException | None) -> bool:
+        """Whether the driver's error to STATUS says that the xid has not been given out yet."""
+        ...
+
+    def parse_evidence(self, row: Sequence[Any], status: str | None) -> Evidence | None:
+        """The answers to EVIDENCE and STATUS; None when the server is not the writer. Raises Unsuitable."""
+        ...
+
+    @property
+    def END_IDLE(self) -> str:
+        """Ends a transaction that waits for its COMMIT."""
+        ...
+
+
+def knows_xids(family: Family) -> TypeGuard[XidFamily]:
+    """Whether the family's servers tell what became of a transaction id."""
+    return family.XIDS

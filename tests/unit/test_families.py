@@ -8,7 +8,7 @@ from sqlalchemy import exc
 from aurora_router import Failure, classify_error
 from aurora_router.core.failures import Phase
 from aurora_router.diagnosis import driver_failure
-from aurora_router.servers import FAMILIES, family_of, mysql, postgresql
+from aurora_router.servers import FAMILIES, family_of, knows_xids, mysql, postgresql
 
 
 class Own(pymysql.OperationalError):
@@ -32,6 +32,10 @@ def test_an_error_is_of_the_family_whose_driver_made_it(error, family):
 
 def test_a_family_has_the_name_of_its_urls():
     assert {"postgresql": postgresql, "mysql": mysql, "mariadb": mysql} == FAMILIES
+
+
+def test_postgresql_alone_knows_what_became_of_a_transaction_id():
+    assert [knows_xids(family) for family in (postgresql, mysql)] == [True, False]
 
 
 def met(original, statement=None, *, disconnected=False):
