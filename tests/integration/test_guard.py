@@ -12,7 +12,21 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from sqlalchemy import ARRAY, JSON, Double, ForeignKey, Numeric, PickleType, create_engine, event, func, select, text, update
+from sqlalchemy import (
+    ARRAY,
+    JSON,
+    Double,
+    ForeignKey,
+    Numeric,
+    PickleType,
+    String,
+    create_engine,
+    event,
+    func,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.engine import Engine
 from sqlalchemy.ext.mutable import MutableDict
 from sqlalchemy.orm import (
@@ -38,11 +52,16 @@ from aurora_router import (
 )
 from aurora_router.core import events
 from aurora_router.guard import MARK
-from aurora_router.local import FaultProxy, PostgresCluster
-from tests.integration.shop import Item, Part, eventually, place, sessions, stock, through, until_readers_serve
+from aurora_router.local import FaultProxy
+from aurora_router.local.cluster import Cluster
+from tests.integration.shop import BOTH, Item, Part, eventually, place, sessions, stock, through, until_readers_serve
+from tests.integration.shop import engine as engine_of
+
+pytestmark = BOTH
+POSTGRESQL = pytest.mark.engines("postgresql")
 
 MakeRouter = Callable[..., Router]
-LOOK = "FOR NO KEY UPDATE"
+LOOK = "FOR UPDATE"
 
 
 class Base(DeclarativeBase):
@@ -54,15 +73,15 @@ class Kit(Base):
 
     __tablename__ = "kit"
     a: Mapped[int] = mapped_column(primary_key=True)
-    b: Mapped[str] = mapped_column(primary_key=True)
+    b: Mapped[str] = mapped_column(String(9), primary_key=True)
     stock: Mapped[int]
 
 
 class Animal(Base):
     __tablename__ = "animal"
     id: Mapped[int] = mapped_column(primary_key=True)
-    kind: Mapped[str]
-    name: Mapped[str]
+    kind: Mapped[str] = mapped_column(String(9))
+    name: Mapped[str] = mapped_column(String(9))
     weight: Mapped[int | None]
     __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "animal"}
 
@@ -97,14 +116,14 @@ class Odd(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     stock: Mapped[int]
     real: Mapped[float | None] = mapped_column(Double)
-    exact: Mapped[Decimal | None] = mapped_column(Numeric)
+    exact: Mapped[Decimal | None] = mapped_column(Numeric(9, 2))
     raw: Mapped[bytes | None]
     moment: Mapped[datetime | None]
-    reals: Mapped[list[float] | None] = mapped_column(ARRAY(Double))
+    reals: Mapped[list[float] | None] = mapped_column(ARRAY(Double).with_variant(JSON(), "mysql", "mariadb"))
     thing: Mapped[Any | None] = mapped_column(PickleType, nullable=True)
     plain: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     tracked: Mapped[dict[str, Any] | None] = mapped_column(MutableDict.as_mutable(JSON))
-    long: Mapped[str | None] = mapped_column(deferred=True)
+    essay: Mapped[str | None] = mapped_column(String(9), deferred=True)
 
 
 Odd.twice = column_property(Odd.stock * 2)  # type: ignore[attr-defined]
@@ -116,7 +135,7 @@ class Line(Base):
     __tablename__ = "line"
     id: Mapped[int] = mapped_column(primary_key=True)
     order_id: Mapped[int | None] = mapped_column(ForeignKey("purchase.id"))
-    note: Mapped[str]
+    note: Mapped[str] = mapped_column(String(9))
 
 
 class Purchase(Base):
@@ -125,7 +144,7 @@ class Purchase(Base):
     __tablename__ = "purchase"
     id: Mapped[int] = mapped_column(primary_key=True)
     total: Mapped[int]
-    state: Mapped[str]
+    state: Mapped[str] = mapped_column(String(9))
     lines: Mapped[list[Line]] = relationship()
 
 
@@ -141,8 +160,22 @@ def raises_stale(entity: str, key: int) -> Iterator[None]:
     assert caught.value.key == (key,)
 
 
+TRIGGER = {
+    "postgresql": [
+        "CREATE OR REPLACE FUNCTION extra.add_up() RETURNS trigger LANGUAGE plpgsql AS "
+        "'BEGIN UPDATE purchase SET total = total + 1 WHERE id = NEW.order_id; RETURN NEW; END'",
+        "CREATE TRIGGER add_up AFTER INSERT ON line FOR EACH ROW EXECUTE FUNCTION extra.add_up()",
+    ],
+    "mariadb": [
+        "CREATE TRIGGER add_up AFTER INSERT ON line FOR EACH ROW UPDATE purchase SET total = total + 1 WHERE id = NEW.order_id"
+    ],
+}
+IMPATIENT = {"postgresql": "SET lock_timeout = '50ms'", "mariadb": "SET innodb_lock_wait_timeout = 1"}
+MONITOR = ("pg_is_in_recovery", "pg_proc", "@@version", "SHOW ALL SLAVES", "information_schema.routines")
+
+
 @pytest.fixture
-def cluster(cluster: PostgresCluster) -> PostgresCluster:
+def cluster(cluster: Cluster[Any]) -> Cluster[Any]:
     """With the tables of this module, and all of its readers as they were when the test began: replay stands still."""
     engine = create_engine(cluster.url)
     Base.metadata.drop_all(engine)
@@ -155,29 +188,26 @@ def cluster(cluster: PostgresCluster) -> PostgresCluster:
                 Dog(id=1, name="Rex", tricks=1),
                 Cat(id=2, name="Tom", weight=4),
                 Versioned(id=1, stock=10),
-                Odd(id=1, stock=1, thing=None, plain={"n": 1}, tracked={"n": 1}, long="long"),
+                Odd(id=1, stock=1, thing=None, plain={"n": 1}, tracked={"n": 1}, essay="long"),
                 Purchase(id=1, total=0, state="open"),
                 Line(id=1, note="first"),
             ]
         )
     engine.dispose()
-    cluster.execute("""
-        CREATE OR REPLACE FUNCTION extra.add_up() RETURNS trigger LANGUAGE plpgsql AS
-            'BEGIN UPDATE purchase SET total = total + 1 WHERE id = NEW.order_id; RETURN NEW; END';
-        CREATE TRIGGER add_up AFTER INSERT ON line FOR EACH ROW EXECUTE FUNCTION extra.add_up();""")
+    on_the_writer(cluster, *TRIGGER[engine_of(cluster)])
+    with Router(cluster.url) as router:
+        router.init_commit_table()
     cluster.wait_in_sync()
     return cluster
 
 
 @pytest.fixture
-def router(cluster: PostgresCluster, proxy: FaultProxy, make_router: MakeRouter, heard: list[events.Event]) -> Router:
+def router(cluster: Cluster[Any], proxy: FaultProxy, make_router: MakeRouter, heard: list[events.Event]) -> Router:
     """Of the writer, through the proxy, and one reader, on which time has stopped."""
     return late(cluster, proxy, make_router, heard)
 
 
-def late(
-    cluster: PostgresCluster, proxy: FaultProxy, make_router: MakeRouter, heard: list[events.Event], **options: Any
-) -> Router:
+def late(cluster: Cluster[Any], proxy: FaultProxy, make_router: MakeRouter, heard: list[events.Event], **options: Any) -> Router:
     router = make_router(through(proxy, cluster), instances=[cluster.readers[0].address], listeners=[heard.append], **options)
     until_readers_serve(router, 1)
     with sessions(router)() as s:
@@ -186,22 +216,28 @@ def late(
     return router
 
 
-def on_the_writer(cluster: PostgresCluster, sql: str) -> None:
+def on_the_writer(cluster: Cluster[Any], *statements: str) -> None:
     """What somebody else does, and the reader does not know."""
-    cluster.execute(sql)
+    for statement in statements:
+        cluster.execute(statement)
 
 
 def sent(proxy: FaultProxy, work: Callable[[], object]) -> list[str]:
-    """The first words of what the work has sent to the writer, each once in a row, the monitor's questions left out."""
+    """The first words of what the work has sent to the writer, each once in a row. Left out: the monitor's questions, and BEGIN,
+    which PyMySQL never sends."""
     before = len(proxy.statements)
     work()
-    asked = [text for text in proxy.statements[before:] if "pg_is_in_recovery" not in text and "pg_proc" not in text]
-    words = [LOOK if LOOK in text else text.split()[0] for text in asked]
-    return [word for word, _ in itertools.groupby(words)]
+    asked = [text for text in proxy.statements[before:] if not any(part in text for part in ("BEGIN", *MONITOR))]
+    return [word for word, _ in itertools.groupby(LOOK if looks(text) else text.split()[0] for text in asked)]
+
+
+def looks(text: str) -> bool:
+    """Whether the statement looks rows up, and locks them."""
+    return "FOR NO KEY UPDATE" in text or LOOK in text
 
 
 @pytest.fixture
-def engine(cluster: PostgresCluster, proxy: FaultProxy) -> Iterator[Engine]:
+def engine(cluster: Cluster[Any], proxy: FaultProxy) -> Iterator[Engine]:
     """To the writer, and not the router's."""
     engine = create_engine(through(proxy, cluster))
     yield engine
@@ -217,7 +253,7 @@ def marked(instance: object) -> bool:
 
 @pytest.mark.parametrize("guarded", [False, True], ids=["guard off", "guard on"])
 def test_increments_of_what_a_late_reader_shows_are_all_there_with_the_guard_and_lost_without(
-    cluster: PostgresCluster, make_router: MakeRouter, guarded: bool
+    cluster: Cluster[Any], make_router: MakeRouter, guarded: bool
 ) -> None:
     for reader in cluster.readers:
         cluster.set_lag(reader, 0.3)
@@ -250,7 +286,7 @@ def test_increments_of_what_a_late_reader_shows_are_all_there_with_the_guard_and
 
 
 def test_a_unit_that_read_stale_rows_is_run_again_on_the_writer(
-    cluster: PostgresCluster, router: Router, heard: list[events.Event]
+    cluster: Cluster[Any], router: Router, heard: list[events.Event]
 ) -> None:
     on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 1")
     seen: list[tuple[int, str]] = []
@@ -270,7 +306,7 @@ def test_a_unit_that_read_stale_rows_is_run_again_on_the_writer(
 
 
 def test_rows_that_were_read_stale_are_locked_before_the_unit_runs_again(
-    cluster: PostgresCluster, proxy: FaultProxy, router: Router
+    cluster: Cluster[Any], proxy: FaultProxy, router: Router
 ) -> None:
     """So that it succeeds, and has nothing to check."""
     on_the_writer(cluster, "UPDATE item SET stock = 50")
@@ -281,19 +317,20 @@ def test_rows_that_were_read_stale_are_locked_before_the_unit_runs_again(
         runs.append(items[0].stock)
         if len(runs) == 2:
             with cluster.writer.connect(autocommit=True) as other:
-                other.execute("SET lock_timeout = '50ms'")
-                with pytest.raises(Exception, match="lock timeout"):
-                    other.execute("UPDATE item SET stock = 99 WHERE id = 2")
+                cursor = other.cursor()
+                cursor.execute(IMPATIENT[engine_of(cluster)])
+                with pytest.raises(Exception, match=r"(?i)lock (wait )?timeout"):
+                    cursor.execute("UPDATE item SET stock = 99 WHERE id = 2")
         for item in items:
             item.stock += 1
 
     texts = sent(proxy, lambda: router.run_transaction(sessions(router), increment, commit_check=None))
     assert runs == [10, 50]
-    assert texts == ["BEGIN", LOOK, "ROLLBACK", "BEGIN", LOOK, "SELECT", "UPDATE", "COMMIT"]
+    assert texts == [LOOK, "ROLLBACK", LOOK, "SELECT", "UPDATE", "COMMIT"]
     assert cluster.execute("SELECT stock FROM item ORDER BY id") == [(51,), (51,), (50,)]
 
 
-def test_a_run_that_takes_another_way_the_second_time_loses_nothing_either(cluster: PostgresCluster, router: Router) -> None:
+def test_a_run_that_takes_another_way_the_second_time_loses_nothing_either(cluster: Cluster[Any], router: Router) -> None:
     on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 1")
     runs: list[int] = []
 
@@ -311,7 +348,7 @@ def test_a_run_that_takes_another_way_the_second_time_loses_nothing_either(clust
 
 
 def test_what_the_units_own_statements_and_triggers_change_is_not_taken_for_others_for_ever(
-    cluster: PostgresCluster, router: Router
+    cluster: Cluster[Any], router: Router
 ) -> None:
     runs: list[int] = []
 
@@ -327,7 +364,7 @@ def test_what_the_units_own_statements_and_triggers_change_is_not_taken_for_othe
     assert cluster.execute("SELECT total, state FROM purchase") == [(1, "paid")]
 
 
-def test_a_trigger_of_the_same_flush_changes_what_has_been_looked_at_already(cluster: PostgresCluster, router: Router) -> None:
+def test_a_trigger_of_the_same_flush_changes_what_has_been_looked_at_already(cluster: Cluster[Any], router: Router) -> None:
     with sessions(router)() as s:
         purchase = s.get_one(Purchase, 1)
         s.add(Line(id=10, order_id=1, note=""))
@@ -340,7 +377,7 @@ def test_a_trigger_of_the_same_flush_changes_what_has_been_looked_at_already(clu
 
 
 def test_the_guard_adds_one_round_trip_to_a_flush_that_it_checks(
-    cluster: PostgresCluster, proxy: FaultProxy, make_router: MakeRouter, heard: list[events.Event]
+    cluster: Cluster[Any], proxy: FaultProxy, make_router: MakeRouter, heard: list[events.Event]
 ) -> None:
     trips: dict[bool, int] = {}
     for guarded in (False, True):
@@ -355,7 +392,7 @@ def test_the_guard_adds_one_round_trip_to_a_flush_that_it_checks(
             trips[guarded] = proxy.round_trips - before
             cluster.resume_replay(cluster.readers[0])
             cluster.wait_in_sync()
-            assert texts == ["BEGIN", *([LOOK] if guarded else []), "UPDATE", "COMMIT"]
+            assert texts == [*([LOOK] if guarded else []), "UPDATE", "COMMIT"]
         router.close()
     assert trips[True] == trips[False] + 1
 
@@ -364,9 +401,9 @@ def test_a_flush_looks_once_for_each_mapper(proxy: FaultProxy, router: Router) -
     with sessions(router)() as s:
         for instance in (*s.scalars(select(Item)).all(), *s.scalars(select(Kit)).all()):
             instance.stock += 1
-        looked = len([text for text in proxy.statements if LOOK in text])
-        assert sent(proxy, s.flush) == ["BEGIN", LOOK, "UPDATE"]
-        assert len([text for text in proxy.statements if LOOK in text]) - looked == 2
+        looked = len([text for text in proxy.statements if looks(text)])
+        assert sent(proxy, s.flush) == [LOOK, "UPDATE"]
+        assert len([text for text in proxy.statements if looks(text)]) - looked == 2
         s.get_one(Item, 1).stock += 1
         assert sent(proxy, s.flush) == ["UPDATE"], "what was looked at is locked"
         s.get_one(Kit, (1, "x")).stock += 1
@@ -393,18 +430,18 @@ def test_what_is_not_changed_costs_nothing(proxy: FaultProxy, router: Router) ->
         item.parts.append(Part(id=9))
         item.stock = item.stock
         s.add(Item(id=9))
-        assert sent(proxy, s.commit) == ["BEGIN", "INSERT", "COMMIT"]
+        assert sent(proxy, s.commit) == ["INSERT", "COMMIT"]
 
 
 def test_mappers_that_count_versions_cost_nothing_and_look_after_themselves(
-    cluster: PostgresCluster, proxy: FaultProxy, router: Router
+    cluster: Cluster[Any], proxy: FaultProxy, router: Router
 ) -> None:
     with sessions(router)() as s:
         s.get_one(Versioned, 1).stock += 1
-        assert sent(proxy, s.commit) == ["BEGIN", "UPDATE", "COMMIT"]
+        assert sent(proxy, s.commit) == ["UPDATE", "COMMIT"]
 
 
-def test_sessions_of_others_are_left_alone(cluster: PostgresCluster, proxy: FaultProxy, router: Router, engine: Engine) -> None:
+def test_sessions_of_others_are_left_alone(cluster: Cluster[Any], proxy: FaultProxy, router: Router, engine: Engine) -> None:
     on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 1")
     with PlainSession(engine) as s:
         item = s.get_one(Item, 1)
@@ -416,7 +453,7 @@ def test_sessions_of_others_are_left_alone(cluster: PostgresCluster, proxy: Faul
         ours.expunge(item)
         s.add(item)
         item.stock += 1
-        assert sent(proxy, s.commit) == ["BEGIN", "UPDATE", "COMMIT"]
+        assert sent(proxy, s.commit)[:2] == ["UPDATE", "COMMIT"]
     with router.connect() as connection, PlainSession(connection) as s:
         s.get_one(Item, 1).stock += 1
         assert sent(proxy, s.flush) == ["UPDATE"], "on a connection of the router's, too"
@@ -448,7 +485,7 @@ def change(instance: Any) -> None:
     ],
 )
 def test_a_row_that_is_another_on_the_writer_is_not_written(
-    cluster: PostgresCluster, router: Router, cls: type[Any], key: Any, happens: str, does: Any, columns: tuple[str, ...]
+    cluster: Cluster[Any], router: Router, cls: type[Any], key: Any, happens: str, does: Any, columns: tuple[str, ...]
 ) -> None:
     with sessions(router)() as s:
         found = s.get_one(cls, key)
@@ -465,7 +502,7 @@ def test_a_row_that_is_another_on_the_writer_is_not_written(
     assert caught.value.columns == columns
 
 
-def test_the_error_names_what_was_stale_and_no_value(cluster: PostgresCluster, router: Router) -> None:
+def test_the_error_names_what_was_stale_and_no_value(cluster: Cluster[Any], router: Router) -> None:
     on_the_writer(cluster, "UPDATE item SET stock = 4711, name = 'secret'")
     with sessions(router)() as s:
         for item in s.scalars(select(Item).order_by(Item.id)):
@@ -481,7 +518,7 @@ def test_the_error_names_what_was_stale_and_no_value(cluster: PostgresCluster, r
         assert s.get_one(Item, 1).stock == 4711, "the session goes on, and reads nothing any more that is as old as that"
 
 
-def test_a_unit_that_swallows_it_is_run_again_all_the_same(cluster: PostgresCluster, router: Router) -> None:
+def test_a_unit_that_swallows_it_is_run_again_all_the_same(cluster: Cluster[Any], router: Router) -> None:
     on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 1")
 
     def swallows(s: RoutingSession) -> None:
@@ -495,8 +532,8 @@ def test_a_unit_that_swallows_it_is_run_again_all_the_same(cluster: PostgresClus
     assert stock(cluster) == 51
 
 
-def test_a_difference_in_what_was_not_loaded_is_none(cluster: PostgresCluster, router: Router) -> None:
-    on_the_writer(cluster, "UPDATE item SET name = 'x'; UPDATE odd SET long = 'longer'")
+def test_a_difference_in_what_was_not_loaded_is_none(cluster: Cluster[Any], router: Router) -> None:
+    on_the_writer(cluster, "UPDATE item SET name = 'x'", "UPDATE odd SET essay = 'longer'")
     with sessions(router)() as s:
         s.scalars(select(Item).where(Item.id == 1).options(load_only(Item.stock))).one().stock += 1
         s.get_one(Odd, 1).stock += 1
@@ -507,26 +544,22 @@ def test_a_difference_in_what_was_not_loaded_is_none(cluster: PostgresCluster, r
     cluster.resume_replay(cluster.readers[0])
     cluster.wait_in_sync()
     cluster.pause_replay(cluster.readers[0])
-    on_the_writer(cluster, "UPDATE odd SET long = 'longest'")
+    on_the_writer(cluster, "UPDATE odd SET essay = 'longest'")
     with sessions(router)() as s:
         odd = s.get_one(Odd, 1)
-        assert odd.long == "longer"
+        assert odd.essay == "longer"
         odd.stock += 1
-        with pytest.raises(StaleRead, match="long"):
+        with pytest.raises(StaleRead, match="essay"):
             s.flush()
 
 
 @pytest.mark.parametrize(
     ("column", "value"),
     [
-        ("real", float("nan")),
         ("real", 0.1 + 0.2),
-        ("exact", Decimal("NaN")),
         ("exact", Decimal("1.10")),
         ("raw", b"\x00\xff"),
         ("moment", datetime(2024, 2, 29, 12)),
-        ("reals", [1.0, float("nan"), 3.0]),
-        ("reals", []),
         ("thing", Thing()),
         ("plain", {"b": [1, {"c": None}], "a": 1.5}),
         ("plain", None),
@@ -534,7 +567,7 @@ def test_a_difference_in_what_was_not_loaded_is_none(cluster: PostgresCluster, r
     ],
 )
 def test_values_that_are_hard_to_compare_are_the_same_when_they_are(
-    cluster: PostgresCluster, router: Router, column: str, value: Any
+    cluster: Cluster[Any], router: Router, column: str, value: Any
 ) -> None:
     cluster.resume_replay(cluster.readers[0])
     with sessions(router)() as s:
@@ -550,12 +583,23 @@ def test_values_that_are_hard_to_compare_are_the_same_when_they_are(
         s.commit()
 
 
-def test_what_was_changed_in_place_is_not_compared_and_what_stands_beside_it_is(cluster: PostgresCluster, router: Router) -> None:
+@POSTGRESQL
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("real", float("nan")), ("exact", Decimal("NaN")), ("reals", [1.0, float("nan"), 3.0]), ("reals", [])],
+)
+def test_values_that_only_postgresql_has_are_the_same_when_they_are(
+    cluster: Cluster[Any], router: Router, column: str, value: Any
+) -> None:
+    test_values_that_are_hard_to_compare_are_the_same_when_they_are(cluster, router, column, value)
+
+
+def test_what_was_changed_in_place_is_not_compared_and_what_stands_beside_it_is(cluster: Cluster[Any], router: Router) -> None:
     with sessions(router)() as s:
         odd = s.get_one(Odd, 1)
         odd.tracked["n"] = 2
         s.commit()
-    assert cluster.execute("SELECT tracked FROM odd") == [({"n": 2},)]
+        assert s.scalar(select(Odd.tracked)) == {"n": 2}
     with sessions(router)() as s:
         odd = s.get_one(Odd, 1)
         odd.tracked["n"] = 3
@@ -567,7 +611,7 @@ def test_what_was_changed_in_place_is_not_compared_and_what_stands_beside_it_is(
 # -- where objects come from ------------------------------------------------------------------------------------------
 
 
-def test_the_mark_goes_along_with_an_object_that_another_session_writes(cluster: PostgresCluster, router: Router) -> None:
+def test_the_mark_goes_along_with_an_object_that_another_session_writes(cluster: Cluster[Any], router: Router) -> None:
     on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 1")
     for read_only in (None, False):
         with sessions(router)() as s:
@@ -588,7 +632,7 @@ def test_the_mark_goes_along_with_an_object_that_another_session_writes(cluster:
 
 
 def test_what_outlives_its_unit_is_checked_in_the_unit_that_writes_it(
-    cluster: PostgresCluster, proxy: FaultProxy, router: Router
+    cluster: Cluster[Any], proxy: FaultProxy, router: Router
 ) -> None:
     with sessions(router, expire_on_commit=False)() as s:
         item = s.get_one(Item, 1)
@@ -606,7 +650,7 @@ def test_what_outlives_its_unit_is_checked_in_the_unit_that_writes_it(
 
 
 def test_an_object_that_expired_is_as_fresh_as_what_is_read_next(
-    cluster: PostgresCluster, proxy: FaultProxy, router: Router, make_router: MakeRouter, heard: list[events.Event]
+    cluster: Cluster[Any], proxy: FaultProxy, router: Router, make_router: MakeRouter, heard: list[events.Event]
 ) -> None:
     with sessions(router)() as s:
         item = s.get_one(Item, 1)
@@ -639,9 +683,7 @@ def test_an_object_that_expired_is_as_fresh_as_what_is_read_next(
         assert not marked(item)
 
 
-def test_rows_of_a_reader_that_are_read_on_after_the_unit_has_moved_are_a_readers(
-    cluster: PostgresCluster, router: Router
-) -> None:
+def test_rows_of_a_reader_that_are_read_on_after_the_unit_has_moved_are_a_readers(cluster: Cluster[Any], router: Router) -> None:
     on_the_writer(cluster, "UPDATE item SET stock = 50")
     with sessions(router)() as s:
         rows = s.scalars(select(Item).order_by(Item.id))
@@ -658,12 +700,10 @@ def test_rows_of_a_reader_that_are_read_on_after_the_unit_has_moved_are_a_reader
             s.flush()
 
 
-def test_a_merged_object_is_checked_by_what_it_was_merged_into(
-    cluster: PostgresCluster, proxy: FaultProxy, router: Router
-) -> None:
+def test_a_merged_object_is_checked_by_what_it_was_merged_into(cluster: Cluster[Any], proxy: FaultProxy, router: Router) -> None:
     with sessions(router)() as s:
         s.merge(Item(id=1, stock=11))
-        assert sent(proxy, s.commit) == ["BEGIN", LOOK, "UPDATE", "COMMIT"]
+        assert sent(proxy, s.commit) == [LOOK, "UPDATE", "COMMIT"]
         on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 2")
     with sessions(router)() as s:
         s.merge(Item(id=2, stock=21))
@@ -671,9 +711,7 @@ def test_a_merged_object_is_checked_by_what_it_was_merged_into(
             s.commit()
 
 
-def test_an_update_that_sqlalchemy_carries_over_to_the_object_is_no_reading_of_it(
-    cluster: PostgresCluster, router: Router
-) -> None:
+def test_an_update_that_sqlalchemy_carries_over_to_the_object_is_no_reading_of_it(cluster: Cluster[Any], router: Router) -> None:
     with sessions(router)() as s:
         first, second = s.get_one(Item, 1), s.get_one(Item, 2)
         on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 2")
@@ -687,7 +725,7 @@ def test_an_update_that_sqlalchemy_carries_over_to_the_object_is_no_reading_of_i
 
 
 def test_an_object_of_which_nothing_is_left_that_was_read_is_not_checked(
-    cluster: PostgresCluster, proxy: FaultProxy, router: Router
+    cluster: Cluster[Any], proxy: FaultProxy, router: Router
 ) -> None:
     with sessions(router)() as s:
         item = s.get_one(Item, 1)
@@ -698,18 +736,18 @@ def test_an_object_of_which_nothing_is_left_that_was_read_is_not_checked(
     assert stock(cluster) == 5
 
 
-def test_an_object_that_was_never_read_is_not_checked(cluster: PostgresCluster, proxy: FaultProxy, router: Router) -> None:
+def test_an_object_that_was_never_read_is_not_checked(cluster: Cluster[Any], proxy: FaultProxy, router: Router) -> None:
     on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 1")
     with sessions(router)() as s:
         item = Item(id=1)
         make_transient_to_detached(item)
         s.add(item)
         item.stock = 5
-        assert sent(proxy, s.commit) == ["BEGIN", "UPDATE", "COMMIT"]
+        assert sent(proxy, s.commit) == ["UPDATE", "COMMIT"]
     assert stock(cluster) == 5
 
 
-def test_a_child_that_only_the_flush_finds_to_be_changed_is_checked_as_well(cluster: PostgresCluster, router: Router) -> None:
+def test_a_child_that_only_the_flush_finds_to_be_changed_is_checked_as_well(cluster: Cluster[Any], router: Router) -> None:
     on_the_writer(cluster, "UPDATE line SET note = 'another'")
     with sessions(router)() as s:
         purchase = s.get_one(Purchase, 1)
@@ -718,7 +756,7 @@ def test_a_child_that_only_the_flush_finds_to_be_changed_is_checked_as_well(clus
             s.commit()
 
 
-def test_what_a_listener_changes_before_the_flush_is_checked_as_well(cluster: PostgresCluster, router: Router) -> None:
+def test_what_a_listener_changes_before_the_flush_is_checked_as_well(cluster: Cluster[Any], router: Router) -> None:
     on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 2")
     with sessions(router)() as s:
         first, second = s.get_one(Item, 1), s.get_one(Item, 2)
@@ -733,7 +771,7 @@ def test_what_a_listener_changes_before_the_flush_is_checked_as_well(cluster: Po
 
 
 def test_a_mapper_with_an_engine_of_its_own_is_left_alone(
-    cluster: PostgresCluster, proxy: FaultProxy, router: Router, engine: Engine
+    cluster: Cluster[Any], proxy: FaultProxy, router: Router, engine: Engine
 ) -> None:
     with sessions(router, binds={Kit: engine})() as s:
         item, kit = s.get_one(Item, 1), s.get_one(Kit, (1, "x"))
@@ -758,7 +796,7 @@ def test_a_mapper_with_an_engine_of_its_own_is_left_alone(
 # -- savepoints, and units that are declared ----------------------------------------------------------------------------
 
 
-def test_a_stale_read_in_a_savepoint_undoes_the_savepoint(cluster: PostgresCluster, router: Router) -> None:
+def test_a_stale_read_in_a_savepoint_undoes_the_savepoint(cluster: Cluster[Any], router: Router) -> None:
     with sessions(router)() as s, s.begin():
         item = s.get_one(Item, 1)
         on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 1")
@@ -771,7 +809,7 @@ def test_a_stale_read_in_a_savepoint_undoes_the_savepoint(cluster: PostgresClust
     assert cluster.execute("SELECT id, stock FROM item WHERE id IN (1, 9) ORDER BY id") == [(1, 51), (9, 0)]
 
 
-def test_what_changes_before_a_savepoint_is_checked_as_it_begins(cluster: PostgresCluster, router: Router) -> None:
+def test_what_changes_before_a_savepoint_is_checked_as_it_begins(cluster: Cluster[Any], router: Router) -> None:
     with sessions(router)() as s:
         item = s.get_one(Item, 1)
         on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 1")
@@ -780,7 +818,7 @@ def test_what_changes_before_a_savepoint_is_checked_as_it_begins(cluster: Postgr
             s.begin_nested()
 
 
-def test_a_unit_that_began_with_a_savepoint_is_run_again_with_its_rows_locked(cluster: PostgresCluster, router: Router) -> None:
+def test_a_unit_that_began_with_a_savepoint_is_run_again_with_its_rows_locked(cluster: Cluster[Any], router: Router) -> None:
     on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 1")
     runs: list[int] = []
 
@@ -795,7 +833,7 @@ def test_a_unit_that_began_with_a_savepoint_is_run_again_with_its_rows_locked(cl
     assert stock(cluster) == 51
 
 
-def test_an_autoflush_is_checked(cluster: PostgresCluster, router: Router) -> None:
+def test_an_autoflush_is_checked(cluster: Cluster[Any], router: Router) -> None:
     with sessions(router)() as s:
         s.get_one(Item, 1).stock += 1
         on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 1")
@@ -803,7 +841,7 @@ def test_an_autoflush_is_checked(cluster: PostgresCluster, router: Router) -> No
             s.scalar(select(func.count()).select_from(Item))
 
 
-def test_a_unit_that_is_declared_read_only_may_not_write_and_marks_nothing(cluster: PostgresCluster, router: Router) -> None:
+def test_a_unit_that_is_declared_read_only_may_not_write_and_marks_nothing(cluster: Cluster[Any], router: Router) -> None:
     with sessions(router, read_only=True)() as s:
         item = s.get_one(Item, 1)
         assert place(s) == "reader"
@@ -822,13 +860,14 @@ def test_a_unit_that_is_declared_read_only_may_not_write_and_marks_nothing(clust
             s.flush()
 
 
-def test_the_lock_stands_in_nobodys_way_who_refers_to_the_row(cluster: PostgresCluster, router: Router) -> None:
+@POSTGRESQL
+def test_the_lock_stands_in_nobodys_way_who_refers_to_the_row(cluster: Cluster[Any], router: Router) -> None:
     with sessions(router)() as s, cluster.writer.connect(autocommit=True) as other:
         other.execute("SET lock_timeout = '1s'")
         s.get_one(Item, 1).stock += 1
         s.flush()
         other.execute("INSERT INTO part VALUES (9, 1, 'while it is locked')")
-        with pytest.raises(Exception, match="lock timeout"):
+        with pytest.raises(Exception, match=r"(?i)lock (wait )?timeout"):
             other.execute("UPDATE item SET stock = 0 WHERE id = 1")
         s.commit()
 
@@ -842,12 +881,13 @@ def test_what_is_mapped_to_rows_that_cannot_be_locked_is_left_alone(proxy: Fault
 
     with sessions(router)() as s:
         s.scalars(select(Loose).where(Kit.b == "x")).one().stock += 1
-        assert sent(proxy, s.commit) == ["BEGIN", "UPDATE", "COMMIT"]
+        assert sent(proxy, s.commit) == ["UPDATE", "COMMIT"]
 
 
-def test_thousands_of_objects_are_looked_up_in_portions(cluster: PostgresCluster, proxy: FaultProxy, router: Router) -> None:
+def test_thousands_of_objects_are_looked_up_in_portions(cluster: Cluster[Any], proxy: FaultProxy, router: Router) -> None:
     cluster.resume_replay(cluster.readers[0])
-    cluster.execute("INSERT INTO item SELECT n, '', 0 FROM generate_series(1000, 3499) n")
+    rows = ", ".join(f"({n}, '', 0)" for n in range(1000, 3500))
+    cluster.execute(f"INSERT INTO item VALUES {rows}")
     cluster.wait_in_sync()
     cluster.pause_replay(cluster.readers[0])
     on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 3499")
@@ -856,7 +896,7 @@ def test_thousands_of_objects_are_looked_up_in_portions(cluster: PostgresCluster
             item.stock += 1
         with raises_stale("Item", 3499):
             s.flush()
-        assert sum(LOOK in text for text in proxy.statements) == 3
+        assert sum(looks(text) for text in proxy.statements) == 3
 
 
 def test_the_guard_is_on_or_off(make_router: MakeRouter) -> None:
@@ -864,7 +904,7 @@ def test_the_guard_is_on_or_off(make_router: MakeRouter) -> None:
         make_router(stale_write_guard=1)
 
 
-def test_rows_are_locked_in_the_order_in_which_a_flush_writes_them(cluster: PostgresCluster, router: Router) -> None:
+def test_rows_are_locked_in_the_order_in_which_a_flush_writes_them(cluster: Cluster[Any], router: Router) -> None:
     class Named(DeclarativeBase):
         """Classes whose names come in another order than their tables."""
 
@@ -880,7 +920,11 @@ def test_rows_are_locked_in_the_order_in_which_a_flush_writes_them(cluster: Post
         item_id: Mapped[int] = mapped_column(ForeignKey(Whole.id))
         name: Mapped[str]
 
-    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    waiting = {
+        "postgresql": "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'",
+        "mariadb": "SELECT 1 FROM information_schema.global_status "
+        "WHERE variable_name = 'Innodb_row_lock_current_waits' AND variable_value > 0",
+    }
     with sessions(router)() as s, sessions(router)(read_only=False) as other:
         mine = s.get_one(Whole, 1), s.get_one(Bit, 1)
         mine[0].name = mine[1].name = "mine"
@@ -896,7 +940,7 @@ def test_rows_are_locked_in_the_order_in_which_a_flush_writes_them(cluster: Post
 
         thread = threading.Thread(target=commit)
         thread.start()
-        eventually(lambda: cluster.execute(waiting))
+        eventually(lambda: cluster.execute(waiting[engine_of(cluster)]))
         theirs[1].name = "theirs"
         other.commit()
         thread.join()
