@@ -1,6 +1,6 @@
 """Run clients on a real cluster for as long as you like, and judge what they were shown.
 
-python -m tests.history --operations N [--seed SEED] [--consistency eventual]
+python -m tests.history --operations N [--engine mariadb] [--seed SEED] [--consistency eventual]
 """
 
 import argparse
@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 
-from aurora_router.local import PostgresCluster
+from aurora_router.local import CLUSTERS
 from tests.history.clients import run
 from tests.history.history import check
 
@@ -19,10 +19,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--operations", type=int, default=AT_ONCE, help=f"how many ({AT_ONCE:,})")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of what the clients and the faults do")
+    parser.add_argument("--engine", choices=CLUSTERS, default="postgresql", help="whose servers")
     parser.add_argument("--consistency", default="session", help='"eventual" violates every guarantee')
     asked = parser.parse_args()
     began, counts = time.monotonic(), Counter[str]()
-    with PostgresCluster(readers=2, synchronous=True) as cluster:
+    with CLUSTERS[asked.engine](readers=2, synchronous=True) as cluster:
         for seed, first in enumerate(range(0, asked.operations, AT_ONCE), asked.seed):
             cluster.heal()
             done = run(cluster, min(AT_ONCE, asked.operations - first), seed=seed, consistency=asked.consistency)

@@ -21,9 +21,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import sessionmaker
 
 from aurora_router import Effect, Router, RouterError, RoutingSession, merge_tokens
-from aurora_router.local import PostgresCluster
+from aurora_router.local.cluster import Cluster
 from tests.history.history import Gave, Operation, Read, Took, Write
-from tests.integration.shop import eventually
+from tests.integration.shop import engine, eventually
 
 HOSTS = 2
 THREADS = 8  # of each host
@@ -33,14 +33,33 @@ WRITES = 0.15  # share of the operations
 LONGEST = 12  # operations of a scope
 RECENT = 32  # tokens that are still handed out
 
-TABLE = f"""
-    DROP TABLE IF EXISTS register;
-    CREATE TABLE register (key int PRIMARY KEY, version int NOT NULL);
-    INSERT INTO register SELECT key, 0 FROM generate_series(1, {KEYS}) AS key;
-    GRANT ALL ON register TO app;
-    CREATE OR REPLACE FUNCTION on_writer() RETURNS bool LANGUAGE sql STABLE AS 'SELECT NOT pg_is_in_recovery()'"""
-READ = text(f"SELECT key, version, on_writer() FROM register WHERE key IN ({', '.join(f':k{n}' for n in range(READS_AT_ONCE))})")
-RAISE = text("UPDATE register SET version = version + 1 WHERE key = :key RETURNING version")
+TABLE = (
+    "DROP TABLE IF EXISTS register",
+    "CREATE TABLE register (id int PRIMARY KEY, version int NOT NULL)",
+    f"INSERT INTO register VALUES {', '.join(f'({key}, 0)' for key in range(1, KEYS + 1))}",
+)
+ON_WRITER = {
+    "postgresql": (
+        "GRANT ALL ON register TO app",
+        "CREATE OR REPLACE FUNCTION on_writer() RETURNS bool LANGUAGE sql STABLE AS 'SELECT NOT pg_is_in_recovery()'",
+    ),
+    "mariadb": ("CREATE OR REPLACE FUNCTION on_writer() RETURNS bool READS SQL DATA RETURN NOT @@global.read_only",),
+}
+# Under REPEATABLE READ, MariaDB's default, a unit that reads on the writer goes on to show what it has shown, whoever commits.
+ROUTER: dict[str, dict[str, Any]] = {
+    "postgresql": {},
+    "mariadb": {"engine_options": {"isolation_level": "READ COMMITTED"}},
+}
+READ = text(f"SELECT id, version, on_writer() FROM register WHERE id IN ({', '.join(f':k{n}' for n in range(READS_AT_ONCE))})")
+RAISE = text("UPDATE register SET version = version + 1 WHERE id = :key")
+RAISED = text("SELECT version FROM register WHERE id = :key")
+
+
+def raise_version(session: RoutingSession, key: int) -> int:
+    """In its transaction; the row is locked meanwhile, so that nobody else gives out this version."""
+    session.execute(RAISE, {"key": key})
+    version: int = session.execute(RAISED, {"key": key}).scalar_one()
+    return version
 
 
 @dataclass
@@ -164,13 +183,13 @@ class Client:
         began = time.monotonic()
         found = execute(READ, {f"k{n}": key for n, key in enumerate(keys)}).all()
         shown = {key: version for key, version, _ in found}
-        self.done.history.append(Read(scope, began, time.monotonic(), shown, on_writer=found[0][2]))
+        self.done.history.append(Read(scope, began, time.monotonic(), shown, on_writer=bool(found[0][2])))
         self.done.count("reads on the writer" if found[0][2] else "reads on readers")
 
     def write(self, scope: int, commit: Callable[[Callable[[RoutingSession], int]], int]) -> None:
         key = self.rnd.randint(1, KEYS)
         began = time.monotonic()
-        version = commit(lambda s: s.execute(RAISE, {"key": key}).scalar_one())
+        version = commit(lambda s: raise_version(s, key))
         self.done.history.append(Write(scope, began, time.monotonic(), key, version))
         self.done.count("writes")
 
@@ -186,7 +205,7 @@ class Client:
 # -- what happens to the cluster --------------------------------------------------------------------------------------
 
 
-def fall_behind(cluster: PostgresCluster, rnd: random.Random) -> None:
+def fall_behind(cluster: Cluster[Any], rnd: random.Random) -> None:
     """Readers replay late, or nothing at all, for a while; then one has caught up."""
     for _ in range(rnd.randint(3, 6)):
         reader = rnd.choice(cluster.readers)
@@ -203,7 +222,7 @@ def fall_behind(cluster: PostgresCluster, rnd: random.Random) -> None:
     cluster.set_lag(rnd.choice(cluster.readers), 0)
 
 
-def replace_writer(cluster: PostgresCluster, rnd: random.Random) -> str:
+def replace_writer(cluster: Cluster[Any], rnd: random.Random) -> str:
     """Another writer, after this one died, or while it lives on."""
     old = cluster.writer
     how = rnd.choice(("killed", "replaced"))
@@ -216,18 +235,22 @@ def replace_writer(cluster: PostgresCluster, rnd: random.Random) -> str:
     return how
 
 
-def run(cluster: PostgresCluster, operations: int, *, seed: int = 0, promotions: int = 8, **options: Any) -> Done:
+def run(cluster: Cluster[Any], operations: int, *, seed: int = 0, promotions: int = 8, **options: Any) -> Done:
     """Have clients do that many operations on the cluster, which replicates synchronously; its faults go on meanwhile.
 
     promotions: at most so many, evenly among the operations: who has seen a reader die often takes it back late. options: of the
     routers. Raises what a client met that is no error of the database or the router.
     """
-    cluster.execute(TABLE)
+    for statement in (*TABLE, *ON_WRITER[engine(cluster)]):
+        cluster.execute(statement)
     cluster.wait_in_sync()
     done = Done(operations)
     rnd = random.Random(seed)
     addresses = [instance.address for instance in cluster.instances if instance != cluster.writer]
+    options = {**ROUTER[engine(cluster)], **options}
     with contextlib.ExitStack() as stack:
+        with Router(cluster.url) as router:
+            router.init_commit_table()
         hosts = [stack.enter_context(Router(cluster.url, instances=addresses, **options)) for _ in range(HOSTS)]
         eventually(lambda: all(host.explain("SELECT on_writer()").effect is Effect.READ for host in hosts))  # once it is known
         clients = [Client(done, hosts, seed * 1000 + number) for number in range(HOSTS * THREADS)]
