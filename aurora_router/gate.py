@@ -70,7 +70,7 @@ class Gate:
         self._allowed = read_only_functions
         self._catalog: frozenset[str] = frozenset()
         self._harmless = read_only_functions
-        self._learned: dict[str, None] = {}
+        self.learned: dict[str, None] = {}  # texts that looked like reads, and that a reader has refused
         self._lock = threading.Lock()
 
     # -- statements -----------------------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ class Gate:
             if unit.read_only is None and not unit.on_writer:
                 if found.hint == "writer":
                     raise NotARead(effect, Reason.HINT)
-                if text in self._learned:
+                if text in self.learned:
                     raise NotARead(effect, Reason.NOT_A_READ)
                 if (unit.scopes or self._is_global) and self.causality.overtaken(unit):
                     raise NotARead(effect, Reason.OWN_WRITES)
@@ -118,7 +118,7 @@ class Gate:
                 self.causality.commit_begins(unit)
         else:
             asked = unit.hint == "reader" or (found.hint == "reader" and unit.hint is None)
-            if not (asked and found.known is Effect.READ and text not in self._learned):
+            if not (asked and found.known is Effect.READ and text not in self.learned):
                 raise NotARead(effect, Reason.NOT_A_READ)
 
     def effect(self, found: Verdict) -> Effect:
@@ -138,9 +138,9 @@ class Gate:
         """A reader has refused this text, which looked like a read: it goes to the writer from now on."""
         if text is not None:
             with self._lock:
-                while len(self._learned) >= LEARNED:
-                    del self._learned[next(iter(self._learned))]
-                self._learned[text] = None
+                while len(self.learned) >= LEARNED:
+                    del self.learned[next(iter(self.learned))]
+                self.learned[text] = None
 
     def _adopt(self, connection: Connection, unit: Unit | None) -> Unit | None:
         """The unit of a connection that does not show it: one that is being entered right now, that SQLAlchemy made anew on its
@@ -197,8 +197,8 @@ class Gate:
         failure = driver_failure(context.original_exception, disconnected=context.is_disconnect)
         if failure in SUSPICIOUS and unit.instance is not None:
             self.monitor.suspect(unit.instance.id)
-        if failure is Failure.LOST and getattr(context.original_exception, "sqlstate", None) is None:
-            context.is_disconnect = True  # the driver does not always know
+        if failure is Failure.LOST:
+            context.is_disconnect = True  # SQLAlchemy does not always know
         meaning = facts(failure, self.phase(unit))
         if unit.outcome is Outcome.NOT_COMMITTED:
             meaning = Facts(failure, sent=True, outcome_known=True, safe_to_repeat=True)

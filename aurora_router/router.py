@@ -424,7 +424,10 @@ class Router:
         write: Reason | None = None
         if read_only is False:
             write = Reason.DECLARED_WRITE
-        elif read_only is None and effect is not Effect.READ and not (found.hint == "reader" and found.known is Effect.READ):
+        elif read_only is None and (
+            sql in self.gate.learned
+            or (effect is not Effect.READ and not (found.hint == "reader" and found.known is Effect.READ))
+        ):
             write = Reason.NOT_A_READ
         elif read_only is None and found.hint == "writer":
             write = Reason.HINT
@@ -488,7 +491,7 @@ class Router:
             if unit.read_only is not None or unit.on_writer:
                 return Action.RAISE
             self.gate.learn(error.statement)
-            self.emit(events.Learned, instance.id, getattr(error.orig, "sqlstate", None))
+            self.emit(events.Learned, instance.id, self._server.code(error.orig))
         elif action is Action.REPEAT_ELSEWHERE:
             unit.repeats += 1
             if unit.repeats > REPEATS or not self._repeats.allowed(instance.id, first=unit.repeats == 1):

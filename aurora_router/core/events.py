@@ -36,10 +36,11 @@ class Repeated:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """A reader refused a statement that looked like a read; from now on it goes to the writer."""
+    """A reader refused a statement that looked like a read; from now on it goes to the writer. code: the SQLSTATE on PostgreSQL,
+    the error's number on MySQL and MariaDB."""
 
     instance: str
-    sqlstate: str | None
+    code: str | int | None
 
 
 @dataclass(frozen=True, slots=True)

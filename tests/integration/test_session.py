@@ -10,7 +10,7 @@ from sqlalchemy import create_engine, delete, exc, func, insert, inspect, litera
 from sqlalchemy.orm import Session as PlainSession
 from sqlalchemy.orm import joinedload, selectinload, sessionmaker
 
-from aurora_router import ConfigurationError, ReadOnlyViolation, Router, RoutingMixin, RoutingSession
+from aurora_router import ConfigurationError, ReadOnlyViolation, Reason, Router, RoutingMixin, RoutingSession
 from aurora_router.core import events
 from aurora_router.local import PostgresCluster
 from tests.integration.shop import (
@@ -245,6 +245,7 @@ def test_a_readers_refusal_moves_the_unit_and_is_remembered(cluster: PostgresClu
             with Session() as s:
                 s.execute(text(sql))
                 assert place(s) == "writer"
+        assert router.explain(sql).reason is Reason.NOT_A_READ
     assert [type(e).__name__ for e in heard].count("Learned") == 2, "each was sent to a reader once, and never again"
 
 

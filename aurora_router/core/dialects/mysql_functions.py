@@ -47,7 +47,7 @@ READ: Final = _words("""
     week weekday weekofyear weight_string year yearweek
 """)
 MYSQL_READ: Final = _words("""
-    any_value bin_to_uuid distance format_bytes format_pico_time from_vector geomcollection grouping gtid_subset gtid_subtract
+    any_value bin_to_uuid etag format_bytes format_pico_time from_vector geomcollection grouping gtid_subset gtid_subtract
     icu_version is_uuid json_schema_validation_report json_storage_free json_storage_size mbrcoveredby mbrcovers regexp_like
     st_collect st_frechetdistance st_geohash st_hausdorffdistance st_isvalid st_latfromgeohash st_latitude st_lineinterpolatepoint
     st_lineinterpolatepoints st_longfromgeohash st_longitude st_makeenvelope st_mlinefromtext st_mpointfromtext
@@ -88,7 +88,7 @@ KEYWORDS: Final = _words("""
     numeric on or outer partition real regexp right rlike select smallint straight_join then tinyint union using varbinary
     varchar when where xor
 """)
-MYSQL_KEYWORDS: Final = frozenset({"lateral"})
+MYSQL_KEYWORDS: Final = frozenset({"lateral", "of"})
 
 # Schemas of the server itself, and what of them is no matter of one server. What is not named here is.
 SHARED_RELATIONS: Final = _words("""
