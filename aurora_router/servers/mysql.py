@@ -517,8 +517,12 @@ def _connection() -> Any:
 
         def query(self, sql: Any, unbuffered: bool = False) -> Any:
             self.quiet = False
+            return super().query(sql, unbuffered)
+
+        def _read_query_result(self, unbuffered: bool = False) -> Any:
+            # Of each statement in a text: SQLAlchemy logs the error of a later one, and goes on.
             try:
-                return super().query(sql, unbuffered)
+                return super()._read_query_result(unbuffered)
             except MySQLError as error:
                 if code(error) in _ROLLED_BACK:
                     self.aborted_by = error

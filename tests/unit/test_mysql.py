@@ -558,6 +558,19 @@ def test_a_transaction_that_the_server_has_rolled_back_on_its_own_is_known_until
         assert not mysql.is_aborted(connection)
 
 
+def test_what_rolls_back_in_a_later_statement_of_a_text_is_known_though_sqlalchemy_only_logs_its_error(peer: Peer) -> None:
+    more = SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS.to_bytes(2, "little")
+    deadlock = packet(2, b"\xff" + (1213).to_bytes(2, "little") + b"#40001Deadlock found")
+    peer.answers["UPDATE a; UPDATE b"] = packet(1, OK + more + b"\0\0") + deadlock
+    connection = connected(peer)
+    cursor = connection.cursor()
+    cursor.execute("UPDATE a; UPDATE b")
+    assert not mysql.is_aborted(connection)
+    with pytest.raises(pymysql.OperationalError, match="Deadlock"):
+        cursor.close()
+    assert mysql.is_aborted(connection)
+
+
 def test_a_package_that_is_missing_for_the_way_to_log_in_is_an_error_of_the_driver_like_others(
     peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
