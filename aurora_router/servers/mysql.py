@@ -272,6 +272,9 @@ _TRANSIENT = {
 }
 _ROLLED_BACK = frozenset({1020, 1206, 1213, 1614})
 """Errors with which the server has rolled back the whole transaction, and goes on in another one as if nothing had been."""
+_TIMED_OUT = 1205
+ROLLS_BACK_ON_TIMEOUT = "SELECT @@global.innodb_rollback_on_timeout"
+"""Whether that is one of those errors as well, or only the statement has failed: the default."""
 
 
 def failure(code: int | None, message: str, *, disconnected: bool) -> Failure:
@@ -524,9 +527,15 @@ def _connection() -> Any:
             try:
                 return super()._read_query_result(unbuffered)
             except MySQLError as error:
-                if code(error) in _ROLLED_BACK:
+                if code(error) in _ROLLED_BACK or (code(error) == _TIMED_OUT and self._rolls_back_on_timeout()):
                     self.aborted_by = error
                 raise
+
+        def _rolls_back_on_timeout(self) -> bool:
+            with contextlib.suppress(MySQLError):  # the next statement will meet it, too
+                super().query(ROLLS_BACK_ON_TIMEOUT)
+                return _is_on(self._result.rows[0][0])
+            return False
 
         def commit(self) -> None:
             if self._in_transaction():

@@ -558,6 +558,23 @@ def test_a_transaction_that_the_server_has_rolled_back_on_its_own_is_known_until
         assert not mysql.is_aborted(connection)
 
 
+@pytest.mark.parametrize(("answer", "aborted"), [("1", True), ("0", False), ("", False)])
+def test_a_wait_for_a_lock_that_took_too_long_ends_the_transaction_where_the_server_is_set_so(
+    peer: Peer, answer: str, aborted: bool
+) -> None:
+    peer.answers["UPDATE"] = packet(1, b"\xff" + (1205).to_bytes(2, "little") + b"#HY000Lock wait timeout exceeded")
+    column = b"\3def\0\0\0\1c\0\x0c\x3f\0" + b"\1\0\0\0" + b"\x08\0\0\0\0\0"
+    rows = packet(1, b"\1"), packet(2, column), packet(3, b"\xfe\0\0\2\0"), packet(4, b"\1" + answer.encode())
+    lost = packet(1, b"\xff" + (1053).to_bytes(2, "little") + b"#08S01Server shutdown in progress")
+    peer.answers[mysql.ROLLS_BACK_ON_TIMEOUT] = b"".join((*rows, packet(5, b"\xfe\0\0\2\0"))) if answer else lost
+    connection = connected(peer)
+    with pytest.raises(pymysql.OperationalError, match="Lock wait timeout"):
+        connection.query("UPDATE")
+    assert mysql.is_aborted(connection) is aborted
+    connection.rollback()
+    assert not mysql.is_aborted(connection)
+
+
 def test_what_rolls_back_in_a_later_statement_of_a_text_is_known_though_sqlalchemy_only_logs_its_error(peer: Peer) -> None:
     more = SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS.to_bytes(2, "little")
     deadlock = packet(2, b"\xff" + (1213).to_bytes(2, "little") + b"#40001Deadlock found")
