@@ -38,8 +38,8 @@ class GtidSet:
     """A set of MySQL's GTIDs.
 
     sources: the numbers of each source, sorted by source: a UUID in lower case, with ":" and a tag where it has one.
-    own: the source that the server which said this writes as; "" where it is not known, or the server
-    accepts writes and replicates as well. It only matters for `compact()` and `outdoes()`.
+    own: the source that the server which said this writes as; "" where it is not known, or the server accepts writes and
+    replicates as well, or is of a group and not in it. It only matters for `compact()` and `outdoes()`.
     """
 
     epoch: int

@@ -163,8 +163,10 @@ def probe(ask: Ask, *, asynchronous_commits: bool) -> Server:
         replicas = "SHOW SLAVE STATUS"
     names, rows = ask(replicas)
     channels = [dict(zip(names, row, strict=True)) for row in rows]
-    if role is Role.WRITER and any("Yes" in (c.get("Replica_SQL_Running"), c.get("Slave_SQL_Running")) for c in channels):
-        epoch, position = read(role, identity._replace(address=None), said)  # a reader, maybe, that nobody has made read-only
+    replicates = any("Yes" in (c.get("Replica_SQL_Running"), c.get("Slave_SQL_Running")) for c in channels)
+    if role is Role.WRITER and (replicates or _is_group(identity)):
+        # A reader, maybe, that nobody has made read-only, or a member that was started again and is not back in its group.
+        epoch, position = read(role, identity._replace(cluster="mysql", address=None), said)
     if role is Role.WRITER or (shared and not rows):
         return Server(identity, role, epoch, position, None, isolation)
     lag, stopped = parse_replicas(channels)

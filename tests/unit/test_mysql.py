@@ -205,6 +205,15 @@ def test_a_member_of_a_group_is_used_while_it_is_online_and_most_others_can_be_r
     assert found.position.own == GROUP
 
 
+def test_between_equals_a_member_of_the_group_is_newer_than_one_that_has_left_it_and_accepts_writes():
+    executed = f"{GROUP}:1-5"
+    left = mysql.probe(oracle(group=GROUP, executed=executed, members=[(UUID, "OFFLINE")]), asynchronous_commits=False)
+    member = mysql.probe(oracle(group=GROUP, executed=executed, members=[(UUID, "ONLINE")]), asynchronous_commits=False)
+    assert left.role is member.role is Role.WRITER
+    assert member.position.outdoes(left.position)
+    assert not left.position.outdoes(member.position)
+
+
 def test_a_writer_whose_group_cannot_be_reached_can_commit_nothing_and_is_unsuitable():
     with pytest.raises(Unsuitable, match="accepts writes, but most of its group cannot be reached"):
         mysql.probe(oracle(group=GROUP, members=[(UUID, "ONLINE"), (OTHER, "UNREACHABLE")]), asynchronous_commits=False)
