@@ -55,7 +55,7 @@ REPLICAS_MARIADB = "SHOW ALL SLAVES STATUS"
 REPLICAS_MYSQL = "SHOW REPLICA STATUS"
 """Wants SLAVE MONITOR on MariaDB, REPLICATION CLIENT on MySQL. The writer is asked, too: it may be a reader tomorrow, and what is
 not granted is to be found out today."""
-MEMBERS = "SELECT member_id, member_state FROM performance_schema.replication_group_members"
+MEMBERS = "SELECT member_id, member_state, member_role FROM performance_schema.replication_group_members"
 """Asked where there is a group; wants SELECT on that table."""
 
 GUARD = "SET SESSION TRANSACTION READ ONLY"
@@ -205,14 +205,19 @@ def _mysql(role: Role, identity: ServerId, said: Sequence[Any]) -> tuple[int, Po
 def parse_members(rows: Iterable[Sequence[Any]], me: str) -> str | None:
     """The answer to MEMBERS: why a member of a group is not to be used, "" where nothing is wrong; None where it is in no group
     now. me: its server_uuid."""
-    states = {str(member): str(state) for member, state in rows}
+    rows = list(rows)
+    states = {str(member): str(state) for member, state, _ in rows}
     state = states.get(me, "OFFLINE")
     if state == "OFFLINE":
         return None
     if state != "ONLINE":
         return f"it is {state} in its group"
     reachable = sum(state in ("ONLINE", "RECOVERING") for state in states.values())
-    return "" if 2 * reachable > len(states) else "most of its group cannot be reached"
+    if 2 * reachable <= len(states):
+        return "most of its group cannot be reached"
+    if sum(role == "PRIMARY" for _, _, role in rows) > 1:
+        return "its group has several writers, and may have one only: group_replication_switch_to_single_primary_mode()"
+    return ""
 
 
 def parse_replicas(channels: Sequence[Mapping[str, Any]]) -> tuple[float | None, str]:

@@ -58,7 +58,16 @@ def oracle(
 ):
     return asking(
         ("gtid_executed", (version, 0, group, UUID, STARTED, 3306, read_only, 0, executed, mode, "REPEATABLE-READ")),
-        *([("replication_group_members", [{"id": i, "state": s} for i, s in members])] if members is not None else []),
+        *(
+            [
+                (
+                    "replication_group_members",
+                    [{"id": i, "state": s, "role": role[0] if role else "SECONDARY"} for i, s, *role in members],
+                )
+            ]
+            if members is not None
+            else []
+        ),
         (f"SHOW {show} STATUS", list(channels)),
     )
 
@@ -203,6 +212,16 @@ def test_a_member_of_a_group_is_used_while_it_is_online_and_most_others_can_be_r
     found = mysql.probe(oracle(read_only=read_only, group=GROUP, members=members), asynchronous_commits=False)
     assert (found.role, found.stopped) == (role, stopped)
     assert found.position.own == GROUP
+
+
+def test_a_group_with_several_writers_is_unsuitable_and_the_error_says_what_to_do():
+    members = [(UUID, "ONLINE", "PRIMARY"), (OTHER, "ONLINE", "PRIMARY")]
+    with pytest.raises(
+        Unsuitable, match="has several writers, and may have one only: group_replication_switch_to_single_primary"
+    ):
+        mysql.probe(oracle(group=GROUP, members=members), asynchronous_commits=False)
+    found = mysql.probe(oracle(group=GROUP, members=[(UUID, "ONLINE", "PRIMARY"), (OTHER, "ONLINE")]), asynchronous_commits=False)
+    assert found.role is Role.WRITER
 
 
 def test_between_equals_a_member_of_the_group_is_newer_than_one_that_has_left_it_and_accepts_writes():
