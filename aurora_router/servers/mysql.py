@@ -275,6 +275,7 @@ _TRANSIENT = {
     1213: Failure.DEADLOCK,
     1412: Failure.CONFLICT,  # the definition of a table has changed since the snapshot
     1614: Failure.DEADLOCK,
+    3100: Failure.SERIALIZATION,  # the member is about to leave its group
     3101: Failure.SERIALIZATION,  # another member of the group was first
 }
 _ROLLED_BACK = frozenset({1020, 1206, 1213, 1614})

@@ -315,6 +315,7 @@ def test_a_function_is_a_read_by_its_name_where_it_declares_to_be_one_in_every_s
         (1792, "Cannot execute statement in a READ ONLY transaction", False, Failure.READ_ONLY),
         (1205, "Lock wait timeout exceeded; try restarting transaction", False, Failure.SERIALIZATION),
         (1020, "Record has changed since last read in table", False, Failure.SERIALIZATION),
+        (3100, "Error on observer while running replication hook 'before_commit'.", False, Failure.SERIALIZATION),
         (3101, "Plugin instructed the server to rollback the current transaction", False, Failure.SERIALIZATION),
         (1213, "Deadlock found when trying to get lock", False, Failure.DEADLOCK),
         (1412, "Table definition has changed, please retry transaction", False, Failure.CONFLICT),
