@@ -195,7 +195,8 @@ class Gate:
         if unit is None or not isinstance(context.original_exception, self.engines.driver_error):
             return None
         failure = driver_failure(context.original_exception, disconnected=context.is_disconnect)
-        if failure in SUSPICIOUS and unit.instance is not None:
+        demoted = failure is Failure.READ_ONLY and unit.on_writer  # or the text has asked for what the transaction may not do
+        if (failure in SUSPICIOUS or demoted) and unit.instance is not None:
             self.monitor.suspect(unit.instance.id)
         if failure is Failure.LOST:
             context.is_disconnect = True  # SQLAlchemy does not always know

@@ -339,6 +339,20 @@ def test_a_transaction_that_the_server_has_rolled_back_does_not_end_as_done_wher
     assert cluster.execute("SELECT stock FROM item WHERE id IN (1, 3) ORDER BY id") == [(12,), (32,)]
 
 
+def test_a_writer_that_is_made_read_only_is_looked_at_at_once_and_its_units_are_run_on_the_next_one(
+    cluster: MariaDB, make_router: MakeRouter
+) -> None:
+    router = make_router(probe_interval=30.0)
+    until_readers_serve(router, 2)
+    assert router.run_transaction(sessions(router), raise_stock, commit_check=None) == 11
+    old = cluster.writer
+    cluster.promote()
+    cluster.rejoin(old)
+    assert router.run_transaction(sessions(router), raise_stock, commit_check=None) == 12
+    assert router.topology.writer is not None
+    assert router.topology.writer.id == cluster.writer.address != old.address
+
+
 def deadlock(cluster: MariaDB, s: RoutingSession) -> None:
     """Have this unit, which has locked item 1, be the victim of another one, which has written more."""
     with cluster.writer.connect(autocommit=False) as other, other.cursor() as cursor:
