@@ -266,7 +266,7 @@ _REFUSED = frozenset({1044, 1045, 1049, 1130, 1142, 1143, 1227, 1370, 1698, 1820
 _READ_ONLY = frozenset({1792, 1836, 1874})
 _BUSY = frozenset({1040, 1203, 1226})
 _LOST = frozenset({0, 1053, 1927, 2006, 2013, 2055, 4031})
-_UNREACHED = frozenset({2002, 2003, 2005, 2026})
+_UNREACHED = frozenset({1129, 2002, 2003, 2005, 2026, 3032})  # 1129: too many attempts have failed; 3032: it is offline
 _BROKEN = frozenset({1021, 1030, 1037, 1041, 1194, 1195})  # no disk, no memory, a storage engine's fault
 _TRANSIENT = {
     1020: Failure.SERIALIZATION,  # a row has changed since the snapshot

@@ -322,6 +322,8 @@ def test_a_function_is_a_read_by_its_name_where_it_declares_to_be_one_in_every_s
         (1040, "Too many connections", False, Failure.BUSY),
         (1203, "User app already has more than 'max_user_connections' active connections", False, Failure.BUSY),
         (2003, "Can't connect to MySQL server", False, Failure.CONNECT),
+        (3032, "The server is currently in offline mode", False, Failure.CONNECT),
+        (1129, "Host '10.0.0.9' is blocked because of many connection errors", False, Failure.CONNECT),
         (2006, "MySQL server has gone away", False, Failure.LOST),
         (2013, "Lost connection to MySQL server during query", True, Failure.LOST),
         (2055, "Lost connection to MySQL server", False, Failure.LOST),
