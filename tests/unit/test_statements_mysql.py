@@ -214,6 +214,7 @@ SELECT row_number() OVER (PARTITION BY a ORDER BY b DESC) AS n, sum(b) OVER w FR
 SELECT date_add(a, INTERVAL 1 DAY), a + INTERVAL (1 + 1) HOUR, timestampdiff(DAY, a, b), extract(YEAR FROM a) FROM t
 SELECT a FROM t WHERE MATCH (a, b) AGAINST ('x' IN BOOLEAN MODE) AND a LIKE ('x%%') AND b BETWEEN (1) AND (2)
 SELECT group_concat(DISTINCT a ORDER BY b SEPARATOR ','), if(a, 1, 2), left(a, 1), replace(a, 'x', 'y') FROM t
+SELECT a FROM t WHERE 1 MEMBER OF (data->'$.tags') AND b MEMBER OF('[1, 2]')
 SELECT data->'$.a', data->>'$.b', json_extract(data, '$.c'), json_unquote(data) FROM t
 SELECT * FROM t USE INDEX (i) IGNORE INDEX FOR ORDER BY (j) STRAIGHT_JOIN u FORCE KEY (k) ON (t.id = u.id)
 SELECT * FROM t PARTITION (p0, p1) WHERE a <=> (b) ORDER BY (a) LIMIT 1, 2

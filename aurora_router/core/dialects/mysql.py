@@ -325,6 +325,7 @@ _COMPARISONS: Final = frozenset("=<>")
 _GRAMMAR: Final[Mapping[str, frozenset[str]]] = {
     "against": frozenset({")"}),
     "any": _COMPARISONS,
+    "of": frozenset({"member"}),
     "over": frozenset({")"}),
     "some": _COMPARISONS,
 }
