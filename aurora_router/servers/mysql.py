@@ -457,13 +457,15 @@ def _connection() -> Any:
         """PyMySQL's, but that it sends COMMIT and ROLLBACK only where they do something, may be closed twice, never waits for an
         answer while connecting for longer than connect_timeout, and knows when the server has rolled back on its own.
 
-        quiet: nothing was sent since the last transaction ended. aborted_by: the error with which the server has rolled back.
+        quiet: nothing was sent since the last transaction ended. failed: a statement has failed since then. aborted_by: the error
+        with which the server has rolled back.
         """
 
         connecting: Callable[[int], AbstractContextManager[None]]
         _read_timeout: float | None
         _write_timeout: float | None
         quiet = True
+        failed = False
         aborted_by: Exception | None = None
 
         @property
@@ -535,6 +537,7 @@ def _connection() -> Any:
             try:
                 return super()._read_query_result(unbuffered)
             except MySQLError as error:
+                self.failed = True
                 if code(error) in _ROLLED_BACK or (code(error) == _TIMED_OUT and self._rolls_back_on_timeout()):
                     self.aborted_by = error
                 raise
@@ -548,19 +551,20 @@ def _connection() -> Any:
         def commit(self) -> None:
             if self._in_transaction():
                 super().commit()
-            self.quiet, self.aborted_by = True, None
+            self.quiet, self.failed, self.aborted_by = True, False, None
 
         def rollback(self) -> None:
             if self._in_transaction():
                 super().rollback()
-            self.quiet, self.aborted_by = True, None
+            self.quiet, self.failed, self.aborted_by = True, False, None
 
         def _in_transaction(self) -> bool:
             """Whether COMMIT and ROLLBACK may do something. The answer to a SELECT does not tell PyMySQL: without autocommit any
-            may have begun a transaction."""
+            may have begun a transaction. Nor does an error, and before it a procedure may have."""
             result = self._result
             unread = result is not None and (result.has_next or result.unbuffered_active)
-            return unread or bool(self.server_status & SERVER_STATUS_IN_TRANS) or not (self.quiet or autocommit(self))
+            unsaid = self.failed or not (self.quiet or autocommit(self))
+            return unread or unsaid or bool(self.server_status & SERVER_STATUS_IN_TRANS)
 
     _made = Connection
     return _made

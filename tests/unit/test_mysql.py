@@ -572,6 +572,18 @@ def test_results_that_were_not_read_may_have_begun_a_transaction(peer: Peer) -> 
     assert peer.heard[-1] == "COMMIT"
 
 
+def test_an_error_does_not_say_whether_a_transaction_is_open(peer: Peer) -> None:
+    peer.answers["CALL p()"] = packet(1, b"\xff" + (1644).to_bytes(2, "little") + b"#45000no")
+    connection = connected(peer, autocommit=True)
+    peer.heard.clear()
+    for end in (connection.rollback, connection.commit):
+        with pytest.raises(pymysql.OperationalError):
+            connection.query("CALL p()")
+        end()
+        end()
+    assert peer.heard == ["CALL p()", "ROLLBACK", "CALL p()", "COMMIT"]
+
+
 def test_a_transaction_that_the_server_has_rolled_back_on_its_own_is_known_until_it_is_ended(peer: Peer) -> None:
     peer.answers["UPDATE"] = packet(1, b"\xff" + (1213).to_bytes(2, "little") + b"#40001Deadlock found")
     peer.answers["INSERT"] = packet(1, b"\xff" + (1062).to_bytes(2, "little") + b"#23000Duplicate entry")
