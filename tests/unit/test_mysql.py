@@ -275,6 +275,17 @@ def test_a_reader_that_has_replayed_what_it_received_is_not_behind_and_others_ma
     assert mysql.parse_replicas([{**said, **changes}]) == (lag, "")
 
 
+@pytest.mark.parametrize(
+    ("executed", "behind", "lag"),
+    [(f"{UUID}:1-9,\n{OTHER}:1", 7, 0.0), (f"{UUID}:1-8", 0, 1.0), (f"{UUID}:1-8", 7, 8.0), ("", 0, 1.0)],
+)
+def test_what_a_reader_of_mysql_has_replayed_its_gtids_say(executed, behind, lag):
+    """Its place in the log, and the seconds, are those of a moment ago: its workers were seen to later."""
+    gtids = {"Auto_Position": 1, "Retrieved_Gtid_Set": f"{UUID}:5-9", "Executed_Gtid_Set": executed}
+    assert mysql.parse_replicas([{**NEWER, "Exec_Source_Log_Pos": 8, "Seconds_Behind_Source": behind, **gtids}]) == (lag, "")
+    assert mysql.parse_replicas([{**NEWER, "Seconds_Behind_Source": behind, **gtids}]) == (lag, "")
+
+
 def test_a_reader_of_several_sources_is_as_late_as_the_latest():
     late = {**RUNS, "Exec_Master_Log_Pos": 8, "Seconds_Behind_Master": 4}
     unknown = {**RUNS, "Slave_IO_Running": "No", "Seconds_Behind_Master": None}
