@@ -30,8 +30,8 @@ from aurora_router.local.system import (
 
 # $1 is the cluster's directory, $2 the signal that ends a server; the programs come by the pipe, a line each. Servers work in
 # their data directories, which is how they are found; that they run our programs is asked too, lest a shell that someone
-# opened there be killed. QUIT lets PostgreSQL give its shared memory back; what a killed one left is named in the seventh line
-# of its lock file.
+# opened there be killed (one that is ending runs none any more). QUIT lets PostgreSQL give its shared memory back; what a
+# killed one left is named in the seventh line of its lock file.
 _KEEPER = r"""
 trap '' HUP INT TERM
 cd /
@@ -45,7 +45,7 @@ each() {
         for home in "$directory" "$directory"/*/; do
             [ "$process/cwd" -ef "$home" ] || continue
             for program; do
-                [ "$process/exe" -ef "$program" ] || continue
+                [ "$process/exe" -ef "$program" ] || [ ! -e "$process/exe" ] || continue
                 kill -"$number" "${process#/proc/}" && none=0
             done
         done
