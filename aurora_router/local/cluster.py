@@ -63,7 +63,7 @@ class LocalInstance:
 
 
 class Cluster(ABC, Generic[S]):
-    """One writer and `readers` readers; `PostgresCluster` and `MariadbCluster` say what the parameters mean to their engine."""
+    """One writer and `readers` readers; `PostgresCluster` and the others say what the parameters mean to their engine."""
 
     _superuser: ClassVar[str]
     _driver: ClassVar[str]  # as a SQLAlchemy URL names it

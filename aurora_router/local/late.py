@@ -1,8 +1,8 @@
 """A line between a reader and its writer on which the writer's log comes late.
 
-MariaDB's own delay (MASTER_DELAY) knows whole seconds only, and counts from timestamps that are cut off to seconds; a reader
-whose SQL thread is stopped and started in turn says in between that it is broken. So the log is held back on its way: whatever
-the writer sent after it was asked for its log arrives so much later, in order. All else passes at once.
+The servers' own delay (SOURCE_DELAY, MASTER_DELAY) knows whole seconds only, and MariaDB's counts from timestamps that are cut
+off to seconds; a reader whose SQL thread is stopped and started in turn says in between that it is broken. So the log is held
+back on its way: whatever the writer sent after it was asked for its log arrives so much later, in order. All else passes at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 _CHUNK = 256 * 1024
 _HELD_AT_MOST = 64 * 2**20  # bytes, then the writer must wait
-_BINLOG_DUMP = b"\x12"  # the first byte of the packet in which a reader asks for the log, behind 4 bytes of header
+_BINLOG_DUMP = (b"\0\x12", b"\0\x1e")  # how the packet begins in which a reader asks for the log, behind its length
 
 
 class LateLine:
@@ -98,7 +98,7 @@ class LateLine:
                 for thread in threads:
                     thread.start()
                 while data := reader.recv(_CHUNK):
-                    link.dumping |= data[4:5] == _BINLOG_DUMP
+                    link.dumping |= data[3:5] in _BINLOG_DUMP
                     writer.sendall(data)
             finally:
                 with self._changed:

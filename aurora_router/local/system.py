@@ -106,6 +106,36 @@ def mariadb_version(server: Path) -> tuple[int, int]:
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
+OLDEST_MYSQL = (8, 0, 26)  # its settings and plugins say SOURCE and REPLICA since then
+
+
+def find_mysql(bin_dir: Path | str | None = None) -> Path:
+    """MySQL's server; see `MysqlCluster` for where it is looked for. What MariaDB calls mysqld is none.
+
+    Raises LocalClusterError when there is none that is new enough.
+    """
+    _refuse_other_systems()
+    asked = (bin_dir,) if bin_dir is not None else (*os.environ.get("PATH", "").split(os.pathsep), *_SYSTEM_PLACES)
+    found = [Path(place).resolve() / "mysqld" for place in asked if place]
+    servers = {path.resolve(): mysql_version(path) for path in found if os.access(path, os.X_OK)}
+    for server, release in servers.items():
+        if release >= OLDEST_MYSQL:
+            return server
+    old = [f"{server} has {'.'.join(map(str, release))}" for server, release in servers.items() if any(release)]
+    raise LocalClusterError(
+        f"no MySQL {'.'.join(map(str, OLDEST_MYSQL))} or newer found{f' in {bin_dir}' if bin_dir is not None else ''}"
+        f"{f' ({old[0]})' if old else ''}: install MySQL's server (Ubuntu: apt-get install mysql-server), "
+        "or name the directory of its mysqld (bin_dir)"
+    )
+
+
+def mysql_version(server: Path) -> tuple[int, int, int]:
+    """Its release, as (8, 4, 6); (0, 0, 0) for what is no MySQL, as MariaDB's mysqld."""
+    said = subprocess.run([server, "--version"], capture_output=True, text=True, check=False).stdout
+    match = re.search(r"Ver (\d+)\.(\d+)\.(\d+)(?!\S*-MariaDB)", said)
+    return (int(match[1]), int(match[2]), int(match[3])) if match else (0, 0, 0)
+
+
 def _refuse_other_systems() -> None:
     if not sys.platform.startswith("linux"):
         raise LocalClusterError("local clusters need Linux: an address for each instance in 127.0.0.0/8, and /proc")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from sqlalchemy import NullPool, create_engine
 from sqlalchemy.exc import OperationalError
 
 import aurora_router
-from aurora_router.local import LocalClusterError, LocalInstance, MariadbCluster, PostgresCluster
-from aurora_router.local.system import find_mariadb, find_postgres
+from aurora_router.local import CLUSTERS, LocalClusterError, LocalInstance, MariadbCluster, MysqlCluster, PostgresCluster
+from aurora_router.local.system import find_mariadb, find_mysql, find_postgres
+from tests.engines import MISSING
 
-Cluster = PostgresCluster | MariadbCluster
+Cluster = PostgresCluster | MariadbCluster | MysqlCluster
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,14 @@ MARIADB = Engine(
     wrong_setting="innodb_buffer_pool_size",
     impatient={"connect_timeout": 1, "read_timeout": 1},
 )
-ENGINES = {PostgresCluster: POSTGRES, MariadbCluster: MARIADB}
+MYSQL = replace(MARIADB, make=MysqlCluster, wrong_setting="gtid_mode")
+ENGINES: Mapping[object, Engine] = {PostgresCluster: POSTGRES, MariadbCluster: MARIADB, MysqlCluster: MYSQL}
+HERE = [ENGINES[cluster] for name, cluster in CLUSTERS.items() if name not in MISSING]
 
-each_engine = pytest.mark.parametrize("engine", ENGINES.values(), ids=repr)
+each_engine = pytest.mark.parametrize("engine", HERE, ids=repr)
 
 
-@pytest.fixture(scope="module", params=ENGINES.values(), ids=repr)
+@pytest.fixture(scope="module", params=HERE, ids=repr)
 def shared(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     with request.param.make(readers=2) as cluster:
         cluster.execute("CREATE TABLE note (id int PRIMARY KEY)")
@@ -403,6 +406,25 @@ def test_programs_of_mariadb_that_are_missing_are_named(tmp_path: Path) -> None:
     (tmp_path / "mariadbd").symlink_to(server)
     with pytest.raises(LocalClusterError, match=f"no mariadb-install-db found in {tmp_path}: install"):
         find_mariadb(tmp_path)
+
+
+def test_only_a_mysqld_of_mysql_that_is_new_enough_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def says(name: str, version: str) -> Path:
+        (tmp_path / name).mkdir()
+        program = tmp_path / name / "mysqld"
+        program.write_text(f"#!/bin/sh\necho '/usr/sbin/mysqld  Ver {version}'\n")
+        program.chmod(0o755)
+        return program
+
+    (tmp_path / "mysqld").symlink_to(find_mariadb()[0])
+    with pytest.raises(LocalClusterError, match=f"no MySQL 8.0.26 or newer found in {tmp_path}: install"):
+        MysqlCluster(bin_dir=tmp_path).start()
+    old = says("old", "8.0.25 for Linux on x86_64 (MySQL Community Server - GPL)")
+    with pytest.raises(LocalClusterError, match=f"{old} has 8.0.25"):
+        find_mysql(old.parent)
+    new = says("new", "8.4.6-6 for Linux on x86_64 (Percona Server (GPL), Release 6, Revision 47d1c8c)")
+    monkeypatch.setenv("PATH", os.pathsep.join(map(str, (tmp_path, old.parent, new.parent))))
+    assert find_mysql() == new
 
 
 @each_engine

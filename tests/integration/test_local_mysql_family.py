@@ -1,4 +1,4 @@
-"""What is MariaDB's own in a local cluster: how readers are late, what is kept and what is lost, what the instances say."""
+"""What is particular to local clusters of MySQL and MariaDB: late readers, what is kept and what is lost, what instances say."""
 
 from __future__ import annotations
 
@@ -10,40 +10,41 @@ import pymysql
 import pytest
 
 from aurora_router.core.gtid import began
-from aurora_router.local import LocalClusterError, LocalInstance, MariadbCluster
+from aurora_router.local import LocalClusterError, LocalInstance, MariadbCluster, MysqlCluster
+from tests.engines import MISSING
 from tests.integration.shop import eventually
 
+Cluster = MariadbCluster | MysqlCluster
+KINDS = {"mariadb": MariadbCluster, "mysql": MysqlCluster}
+HERE = [kind for name, kind in KINDS.items() if name not in MISSING]
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[MariadbCluster]:
-    with MariadbCluster(readers=2) as cluster:
+each_kind = pytest.mark.parametrize("kind", HERE)
+mariadb_only = pytest.mark.parametrize("shared", [MariadbCluster], indirect=True)
+
+
+@pytest.fixture(scope="module", params=HERE)
+def shared(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    with request.param(readers=2) as cluster:
         cluster.execute("CREATE TABLE note (id int AUTO_INCREMENT PRIMARY KEY)")
         yield cluster
 
 
 @pytest.fixture
-def cluster(shared: MariadbCluster) -> MariadbCluster:
+def cluster(shared: Cluster) -> Cluster:
     shared.heal()
     shared.execute("TRUNCATE TABLE note")
     shared.wait_in_sync()
     return shared
 
 
-def notes(cluster: MariadbCluster, instance: LocalInstance | None = None) -> list[int]:
+def notes(cluster: Cluster, instance: LocalInstance | None = None) -> list[int]:
     return [row[0] for row in cluster.execute("SELECT id FROM note ORDER BY id", instance=instance)]
-
-
-def replication(cluster: MariadbCluster, reader: LocalInstance) -> dict[str, object]:
-    with reader.connect(cursorclass=pymysql.cursors.DictCursor) as connection, connection.cursor() as cursor:
-        cursor.execute("SHOW REPLICA STATUS")
-        found: dict[str, object] = cursor.fetchone()
-        return found
 
 
 class Writes:
     """Writes into `note` as the application, as fast as it goes, from the first to the last line of a `with`."""
 
-    def __init__(self, cluster: MariadbCluster) -> None:
+    def __init__(self, cluster: Cluster) -> None:
         self.acknowledged: list[int] = []
         self._connection = pymysql.connect(
             host=cluster.writer.host,
@@ -80,7 +81,7 @@ class Writes:
 # -- late readers
 
 
-def test_a_late_reader_shows_each_commit_that_much_later(cluster: MariadbCluster) -> None:
+def test_a_late_reader_shows_each_commit_that_much_later(cluster: Cluster) -> None:
     late = cluster.readers[0]
     cluster.set_lag(late, 0.3)
     for n in range(1, 6):
@@ -90,7 +91,7 @@ def test_a_late_reader_shows_each_commit_that_much_later(cluster: MariadbCluster
         assert time.monotonic() - before >= 0.3
 
 
-def test_a_late_reader_does_not_wait_for_the_commit_before_to_show_the_next(cluster: MariadbCluster) -> None:
+def test_a_late_reader_does_not_wait_for_the_commit_before_to_show_the_next(cluster: Cluster) -> None:
     late = cluster.readers[0]
     cluster.set_lag(late, 0.3)
     before = time.monotonic()
@@ -101,19 +102,19 @@ def test_a_late_reader_does_not_wait_for_the_commit_before_to_show_the_next(clus
     assert time.monotonic() - before < 5  # one after the other would take 15 s
 
 
-def test_neither_a_late_reader_nor_a_paused_one_says_that_it_is_broken(cluster: MariadbCluster) -> None:
+def test_neither_a_late_reader_nor_a_paused_one_says_that_it_is_broken(cluster: Cluster) -> None:
     late, paused = cluster.readers
     cluster.set_lag(late, 60)
     cluster.pause_replay(paused)
     cluster.execute("INSERT INTO note VALUES (1)")
-    eventually(lambda: replication(cluster, paused)["Gtid_IO_Pos"] == cluster.execute("SELECT @@gtid_binlog_pos")[0][0])
+    written = cluster._words.position(cluster._ask(cluster.writer, cluster._words.written))
+    eventually(lambda: cluster._received(paused).covers(written))
     for reader in (late, paused):
-        said = replication(cluster, reader)
-        assert (said["Slave_IO_Running"], said["Slave_SQL_Running"]) == ("Yes", "Yes")
+        assert cluster._runs(reader, "IO", "SQL")
         assert notes(cluster, reader) == []
 
 
-def test_a_late_reader_that_is_promoted_has_all_that_the_dead_writer_sent(cluster: MariadbCluster) -> None:
+def test_a_late_reader_that_is_promoted_has_all_that_the_dead_writer_sent(cluster: Cluster) -> None:
     late, current = cluster.readers
     cluster.set_lag(late, 0.01)
     cluster.execute("INSERT INTO note VALUES (1)")
@@ -128,7 +129,7 @@ def test_a_late_reader_that_is_promoted_has_all_that_the_dead_writer_sent(cluste
     assert notes(cluster) == [1, 2]
 
 
-def test_a_reader_stays_late_or_paused_when_it_follows_a_new_writer(cluster: MariadbCluster) -> None:
+def test_a_reader_stays_late_or_paused_when_it_follows_a_new_writer(cluster: Cluster) -> None:
     for late in (True, False):
         new, other = cluster.readers
         cluster.set_lag(other, 60) if late else cluster.pause_replay(other)
@@ -147,7 +148,7 @@ def test_a_reader_stays_late_or_paused_when_it_follows_a_new_writer(cluster: Mar
 # -- what is kept, and what is lost
 
 
-def test_what_was_acknowledged_survives_the_kill_of_the_writer(cluster: MariadbCluster) -> None:
+def test_what_was_acknowledged_survives_the_kill_of_the_writer(cluster: Cluster) -> None:
     with Writes(cluster) as writes:
         cluster.kill(cluster.writer)
     cluster.restart(cluster.writer)
@@ -157,7 +158,7 @@ def test_what_was_acknowledged_survives_the_kill_of_the_writer(cluster: MariadbC
         assert notes(cluster, reader) == notes(cluster)
 
 
-def test_a_copy_of_a_writer_that_is_writing_is_exact(cluster: MariadbCluster) -> None:
+def test_a_copy_of_a_writer_that_is_writing_is_exact(cluster: Cluster) -> None:
     old, new = cluster.writer, cluster.readers[0]
     cluster.promote(new)
     cluster.execute("INSERT INTO note VALUES (1000000)", instance=old)  # a split brain
@@ -169,8 +170,9 @@ def test_a_copy_of_a_writer_that_is_writing_is_exact(cluster: MariadbCluster) ->
     assert [*writes.acknowledged] == notes(cluster) == notes(cluster, old)
 
 
-def test_without_a_reader_a_synchronous_commit_waits() -> None:
-    with MariadbCluster(readers=1, synchronous=True) as cluster:
+@each_kind
+def test_without_a_reader_a_synchronous_commit_waits(kind: type[Cluster]) -> None:
+    with kind(readers=1, synchronous=True) as cluster:
         cluster.execute("CREATE TABLE note (id int PRIMARY KEY)")
         (reader,) = cluster.readers
         cluster.kill(reader)
@@ -181,8 +183,9 @@ def test_without_a_reader_a_synchronous_commit_waits() -> None:
         eventually(lambda: notes(cluster) == [1])
 
 
-def test_a_deposed_writer_acknowledges_nothing_any_more_in_a_synchronous_cluster() -> None:
-    with MariadbCluster(readers=2, synchronous=True) as cluster:
+@each_kind
+def test_a_deposed_writer_acknowledges_nothing_any_more_in_a_synchronous_cluster(kind: type[Cluster]) -> None:
+    with kind(readers=2, synchronous=True) as cluster:
         cluster.execute("CREATE TABLE note (id int AUTO_INCREMENT PRIMARY KEY)")
         old = cluster.writer
         with Writes(cluster) as writes:
@@ -194,8 +197,9 @@ def test_a_deposed_writer_acknowledges_nothing_any_more_in_a_synchronous_cluster
         assert notes(cluster, old) == notes(cluster)
 
 
-def test_a_frozen_writer_of_a_synchronous_cluster_is_replaced_soon() -> None:
-    with MariadbCluster(readers=2, synchronous=True) as cluster:
+@each_kind
+def test_a_frozen_writer_of_a_synchronous_cluster_is_replaced_soon(kind: type[Cluster]) -> None:
+    with kind(readers=2, synchronous=True) as cluster:
         cluster.execute("CREATE TABLE note (id int PRIMARY KEY)")
         old = cluster.writer
         cluster.freeze(old)
@@ -208,11 +212,14 @@ def test_a_frozen_writer_of_a_synchronous_cluster_is_replaced_soon() -> None:
         assert notes(cluster, old) == [1]
 
 
-def test_a_reader_that_has_made_a_transaction_of_its_own_is_healed(cluster: MariadbCluster) -> None:
+def test_a_reader_that_has_made_a_transaction_of_its_own_is_healed(cluster: Cluster) -> None:
     reader = cluster.readers[0]
-    cluster.execute("FLUSH TABLES", instance=reader)  # takes a GTID, read-only or not
+    if isinstance(cluster, MariadbCluster):
+        cluster.execute("FLUSH TABLES", instance=reader)  # takes a GTID, read-only or not, and that the writer takes as well
+    else:
+        cluster._order(reader, "SET GLOBAL read_only = OFF", "INSERT INTO app.note VALUES (1)", "SET GLOBAL super_read_only = ON")
     cluster.execute("INSERT INTO note VALUES (1)")
-    eventually(lambda: replication(cluster, reader)["Slave_SQL_Running"] == "No")
+    eventually(lambda: not cluster._runs(reader, "SQL"))
     with pytest.raises(LocalClusterError, match="cannot replay"):
         cluster.promote(reader)
     cluster.heal()
@@ -222,7 +229,8 @@ def test_a_reader_that_has_made_a_transaction_of_its_own_is_healed(cluster: Mari
 # -- what the instances say
 
 
-def test_all_instances_tell_when_the_newest_writer_began(cluster: MariadbCluster) -> None:
+@mariadb_only
+def test_all_instances_tell_when_the_newest_writer_began(cluster: Cluster) -> None:
     epochs = []
     for _ in range(2):
         cluster.promote()
@@ -234,15 +242,16 @@ def test_all_instances_tell_when_the_newest_writer_began(cluster: MariadbCluster
     assert epochs[0] < epochs[1]
 
 
-def test_the_application_may_use_its_database_and_look_at_replication(cluster: MariadbCluster) -> None:
+def test_the_application_may_use_its_database_and_look_at_replication(cluster: Cluster) -> None:
+    monitor = "SLAVE MONITOR" if isinstance(cluster, MariadbCluster) else "REPLICATION CLIENT"
     grants = sorted(row[0].partition(" IDENTIFIED")[0] for row in cluster.execute("SHOW GRANTS FOR app"))
-    assert grants == ["GRANT ALL PRIVILEGES ON `app`.* TO `app`@`%`", "GRANT SLAVE MONITOR ON *.* TO `app`@`%`"]
-    with MariadbCluster(readers=0, monitor_privileges=False) as other:
+    assert grants == ["GRANT ALL PRIVILEGES ON `app`.* TO `app`@`%`", f"GRANT {monitor} ON *.* TO `app`@`%`"]
+    with type(cluster)(readers=0, monitor_privileges=False) as other:
         grants = sorted(row[0].partition(" IDENTIFIED")[0] for row in other.execute("SHOW GRANTS FOR app"))
         assert grants == ["GRANT ALL PRIVILEGES ON `app`.* TO `app`@`%`", "GRANT USAGE ON *.* TO `app`@`%`"]
 
 
-def test_the_roles_are_there_after_a_promotion(cluster: MariadbCluster) -> None:
+def test_the_roles_are_there_after_a_promotion(cluster: Cluster) -> None:
     old = cluster.writer
     cluster.promote()
     read_only = {i: cluster.execute("SELECT @@read_only", instance=i)[0][0] for i in cluster.instances}
