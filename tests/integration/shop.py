@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
+from pymysql import OperationalError
+from pymysql.constants import SERVER_STATUS
 from sqlalchemy import ForeignKey, make_url, text, update
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship, sessionmaker
 
 from aurora_router import OutcomeUnknown, Router, RoutingSession
-from aurora_router.core.gtid import MariadbGtid
+from aurora_router.core.gtid import GtidSet, MariadbGtid
 from aurora_router.core.positions import Position, WalPosition
 from aurora_router.local import FaultProxy, LocalInstance, PostgresCluster
 from aurora_router.local.cluster import Cluster
@@ -42,6 +44,17 @@ class Part(Base):
 RAISE = update(Item).where(Item.id == 1).values(stock=Item.stock + 1)
 
 
+_OF_FAMILY = [
+    "CREATE DATABASE IF NOT EXISTS extra",
+    "CREATE TABLE IF NOT EXISTS item "
+    "(id bigint PRIMARY KEY, name varchar(200) NOT NULL DEFAULT '', stock int NOT NULL DEFAULT 0)",
+    "CREATE TABLE IF NOT EXISTS part (id bigint PRIMARY KEY, item_id bigint, name varchar(200) DEFAULT '', "
+    "FOREIGN KEY (item_id) REFERENCES item (id))",
+    "DELETE FROM part",
+    "DELETE FROM item",
+    "GRANT ALL ON extra.* TO app@'%'",
+]
+
 _TABLES = {
     "postgresql": [
         "CREATE SCHEMA IF NOT EXISTS extra",
@@ -53,16 +66,13 @@ _TABLES = {
         "GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO app",
         "GRANT ALL ON SCHEMA public, extra TO app",
     ],
-    "mariadb": [
-        "CREATE DATABASE IF NOT EXISTS extra",
-        "CREATE TABLE IF NOT EXISTS item "
-        "(id bigint PRIMARY KEY, name varchar(200) NOT NULL DEFAULT '', stock int NOT NULL DEFAULT 0)",
-        "CREATE TABLE IF NOT EXISTS part (id bigint PRIMARY KEY, item_id bigint, name varchar(200) DEFAULT '', "
-        "FOREIGN KEY (item_id) REFERENCES item (id))",
-        "CREATE SEQUENCE IF NOT EXISTS ticket",
-        "DELETE FROM part",
-        "DELETE FROM item",
-        "GRANT ALL ON extra.* TO app@'%'",
+    "mariadb": [*_OF_FAMILY, "CREATE SEQUENCE IF NOT EXISTS ticket"],
+    "mysql": [
+        *_OF_FAMILY,
+        "CREATE TABLE IF NOT EXISTS ticket (number bigint PRIMARY KEY)",  # MySQL has no sequences
+        "INSERT IGNORE INTO ticket VALUES (0)",
+        "CREATE FUNCTION IF NOT EXISTS nextval() RETURNS bigint DETERMINISTIC MODIFIES SQL DATA "
+        "BEGIN UPDATE ticket SET number = LAST_INSERT_ID(number + 1); RETURN LAST_INSERT_ID(); END",
     ],
 }
 
@@ -72,12 +82,18 @@ _ROWS = (
     "INSERT INTO part VALUES (1, 1, 'first'), (2, 1, 'second')",
 )
 
-BOTH = pytest.mark.engines("postgresql", "mariadb")
+BOTH = pytest.mark.engines("postgresql", "mariadb", "mysql")
+"""On both families of servers."""
 
 
 def engine(cluster: Cluster[Any]) -> str:
-    """Of which engine its servers are: "postgresql" or "mariadb"."""
+    """Of which engine its servers are: "postgresql", "mariadb" or "mysql"."""
     return make_url(cluster.url).get_backend_name()
+
+
+def family(cluster: Cluster[Any]) -> str:
+    """Of which family: "postgresql", or "mysql" for MariaDB, too."""
+    return "postgresql" if engine(cluster) == "postgresql" else "mysql"
 
 
 def set_up(cluster: Cluster[Any]) -> None:
@@ -89,13 +105,17 @@ def set_up(cluster: Cluster[Any]) -> None:
 
 _ADDRESS = {
     "postgresql": "SELECT host(inet_server_addr()), inet_server_port()",
-    "mariadb": "SELECT @@bind_address, @@port",
+    "mysql": "SELECT @@bind_address, @@port",
 }
+
+
+def _family(connection: Connection) -> str:
+    return "postgresql" if connection.dialect.name == "postgresql" else "mysql"
 
 
 def server_address(connection: Connection) -> str:
     """Where the server itself says that it is."""
-    host, port = connection.execute(text(_ADDRESS[connection.dialect.name])).one()
+    host, port = connection.execute(text(_ADDRESS[_family(connection)])).one()
     return f"{host}:{port}"
 
 
@@ -108,77 +128,83 @@ def in_a_read_only_transaction(connection: Connection) -> bool:
     with pytest.raises(driver.Error, match=r"1290|1792"):  # past the gate
         driver.cursor().execute("INSERT INTO part (id) VALUES (99)")
     driver.cursor().execute("SELECT count(*) FROM item")  # one that was not begun by name begins here
-    return connection.scalar(text("SELECT @@in_transaction")) == 1
+    driver.cursor().execute("DO 0")  # the answer says whether a transaction is open
+    return bool(driver.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS)
 
 
 _CONNECTIONS = {
     "postgresql": "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'",
-    "mariadb": "SELECT count(*) FROM information_schema.processlist WHERE user = 'app'",
+    "mysql": "SELECT count(*) FROM information_schema.processlist WHERE user = 'app'",
 }
 
 
 def connections(cluster: Cluster[Any], instance: LocalInstance) -> int:
     """How many the application's user has there."""
-    found: int = cluster.execute(_CONNECTIONS[engine(cluster)], instance=instance)[0][0]
+    found: int = cluster.execute(_CONNECTIONS[family(cluster)], instance=instance)[0][0]
     return found
-
-
-_END = {
-    "postgresql": "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'",
-    "mariadb": "KILL USER app",
-}
-
-
-def end_connections(cluster: Cluster[Any]) -> None:
-    """Have the writer end those of the application's user."""
-    cluster.execute(_END[engine(cluster)])
 
 
 _IDS = {
     "postgresql": "SELECT pid FROM pg_stat_activity WHERE usename = 'app' AND query LIKE '%item%'",
-    "mariadb": "SELECT id FROM information_schema.processlist WHERE user = 'app'",
+    "mysql": "SELECT id FROM information_schema.processlist WHERE user = 'app'",
 }
 
 
 def connection_ids(cluster: Cluster[Any], instance: LocalInstance) -> set[int]:
     """Of the application's user there."""
-    return {number for (number,) in cluster.execute(_IDS[engine(cluster)], instance=instance)}
+    return {number for (number,) in cluster.execute(_IDS[family(cluster)], instance=instance)}
+
+
+def end_connections(cluster: Cluster[Any]) -> None:
+    """Have the writer end those of the application's user."""
+    if family(cluster) == "postgresql":
+        cluster.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'")
+        return
+    for number in connection_ids(cluster, cluster.writer):
+        with suppress(OperationalError):  # it has ended by itself
+            cluster.execute(f"KILL {number}")
 
 
 def connection_id(connection: Connection) -> int | None:
     """As the server counts."""
-    function = {"postgresql": "pg_backend_pid()", "mariadb": "connection_id()"}
-    return connection.scalar(text(f"SELECT {function[connection.dialect.name]}"))
+    function = {"postgresql": "pg_backend_pid()", "mysql": "connection_id()"}
+    return connection.scalar(text(f"SELECT {function[_family(connection)]}"))
 
 
 def a_position(cluster: Cluster[Any], epoch: int, number: int) -> Position:
     """One in the log of its engine."""
-    return WalPosition(epoch, number) if engine(cluster) == "postgresql" else MariadbGtid(epoch, ((0, 1, number),))
+    positions: dict[str, Position] = {
+        "postgresql": WalPosition(epoch, number),
+        "mariadb": MariadbGtid(epoch, ((0, 1, number),)),
+        "mysql": GtidSet.said(epoch, f"00000000-0000-0000-0000-000000000001:1-{number}"),
+    }
+    return positions[engine(cluster)]
 
 
 def probes(statement: str) -> bool:
     """Whether it is one that the monitor sends, or a new connection."""
-    return any(words in statement for words in ("pg_is_in_recovery", "@@", "SLAVES STATUS", "information_schema.routines"))
+    said = ("pg_is_in_recovery", "@@", "SLAVES STATUS", "REPLICA STATUS", "information_schema.routines")
+    return any(words in statement for words in said)
 
 
 _OPEN = {
     "postgresql": "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND xact_start IS NOT NULL",
-    "mariadb": "SELECT count(*) FROM information_schema.innodb_trx t JOIN information_schema.processlist p "
+    "mysql": "SELECT count(*) FROM information_schema.innodb_trx t JOIN information_schema.processlist p "
     "ON p.id = t.trx_mysql_thread_id WHERE p.user = 'app'",
 }
 
 
 def open_transactions(cluster: Cluster[Any], *instances: LocalInstance) -> int:
     """How many the application's user has there."""
-    return sum(cluster.execute(_OPEN[engine(cluster)], instance=instance)[0][0] for instance in instances)
+    return sum(cluster.execute(_OPEN[family(cluster)], instance=instance)[0][0] for instance in instances)
 
 
-_PASSWORD = {"postgresql": "ALTER ROLE app PASSWORD '{}'", "mariadb": "ALTER USER app IDENTIFIED BY '{}'"}
+_PASSWORD = {"postgresql": "ALTER ROLE app PASSWORD '{}'", "mysql": "ALTER USER app IDENTIFIED BY '{}'"}
 
 
 def set_password(cluster: Cluster[Any], password: str) -> None:
     """Let the application's user log in with that one."""
-    cluster.execute(_PASSWORD[engine(cluster)].format(password))
+    cluster.execute(_PASSWORD[family(cluster)].format(password))
 
 
 def sessions(router: Router, **options: object) -> sessionmaker[RoutingSession]:

@@ -1,4 +1,4 @@
-"""What is particular to MariaDB: snapshots, the guard of readers, the commit table, what servers say of their replication."""
+"""What is particular to MySQL and MariaDB: snapshots, the guard of readers, the commit table, what servers say of replication."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from aurora_router.servers import mysql
 from tests.integration.shop import (
     RAISE,
     Item,
+    engine,
     eventually,
     instance_id,
     no_connection_is_left,
@@ -30,22 +31,36 @@ from tests.integration.shop import (
     until_readers_serve,
 )
 
-pytestmark = pytest.mark.engines("mariadb")
+pytestmark = pytest.mark.engines("mariadb", "mysql")
 
 MakeRouter = Callable[..., Router]
-MariaDB = Cluster[Any]
+Family = Cluster[Any]
 STOCK = select(Item.stock).where(Item.id == 1)
 
 
-def on(cluster: MariaDB, *statements: str, instance: Any = None) -> None:
+def on(cluster: Family, *statements: str, instance: Any = None) -> None:
     for statement in statements:
         cluster.execute(statement, instance=instance)
+
+
+def make_function(cluster: Family, name: str, rest: str) -> None:
+    """Make a function, or another one of that name."""
+    on(cluster, f"DROP FUNCTION IF EXISTS {name}", f"CREATE FUNCTION {name}() {rest}")
+
+
+def replica(cluster: Family) -> str:
+    """What a reader is called in statements."""
+    return "SLAVE" if engine(cluster) == "mariadb" else "REPLICA"
+
+
+NUMBERS = "WITH RECURSIVE n AS (SELECT {0} AS id UNION ALL SELECT id + 1 FROM n WHERE id < {1})"
 
 
 # -- what a server is ---------------------------------------------------------------------------------------------
 
 
-def test_a_url_of_mysql_leads_to_mariadb_as_well(cluster: MariaDB, make_router: MakeRouter) -> None:
+@pytest.mark.engines("mariadb")
+def test_a_url_of_mysql_leads_to_mariadb_as_well(cluster: Family, make_router: MakeRouter) -> None:
     router = make_router(cluster.url.replace("mariadb+", "mysql+"), instances=[r.address for r in cluster.readers])
     until_readers_serve(router, 2)
     with sessions(router)() as s:
@@ -55,7 +70,7 @@ def test_a_url_of_mysql_leads_to_mariadb_as_well(cluster: MariaDB, make_router: 
         assert place(s) == "writer"
 
 
-def test_a_server_says_the_same_of_its_start_whenever_it_is_asked(cluster: MariaDB) -> None:
+def test_a_server_says_the_same_of_its_start_whenever_it_is_asked(cluster: Family) -> None:
     with cluster.writer.connect() as connection, connection.cursor() as cursor:
         said = set()
         until = time.monotonic() + 1.5
@@ -65,30 +80,34 @@ def test_a_server_says_the_same_of_its_start_whenever_it_is_asked(cluster: Maria
     assert len(said) == 1
 
 
-def test_a_privilege_that_the_monitor_lacks_is_named_at_the_start(aurora_cluster_factory: Callable[..., MariaDB]) -> None:
+def test_a_privilege_that_the_monitor_lacks_is_named_at_the_start(aurora_cluster_factory: Callable[..., Family]) -> None:
     cluster = aurora_cluster_factory(readers=0, monitor_privileges=False)
-    with Router(cluster.url) as router, pytest.raises(ConfigurationError, match="the monitor needs SLAVE MONITOR") as caught:
+    privilege = "SLAVE MONITOR" if engine(cluster) == "mariadb" else "REPLICATION CLIENT"
+    with Router(cluster.url) as router, pytest.raises(ConfigurationError, match=f"the monitor needs .*{privilege}") as caught:
         router.start()
     assert cluster.app_password not in str(caught.value)
     cluster.stop()
 
 
-def test_a_reader_whose_sql_thread_has_stopped_is_not_used_until_it_runs_again(cluster: MariaDB, make_router: MakeRouter) -> None:
+def test_a_reader_whose_sql_thread_has_stopped_is_not_used_until_it_runs_again(cluster: Family, make_router: MakeRouter) -> None:
     router = make_router(probe_interval=0.05)
     until_readers_serve(router, 2)
     stopped, other = cluster.readers
-    on(cluster, "STOP SLAVE SQL_THREAD", instance=stopped)
+    on(cluster, f"STOP {replica(cluster)} SQL_THREAD", instance=stopped)
     eventually(lambda: [r.id for r in router.topology.readers] == [other.address])
     assert "its SQL thread has stopped" in router.topology.by_id[stopped.address].error
-    on(cluster, "START SLAVE SQL_THREAD", instance=stopped)
+    on(cluster, f"START {replica(cluster)} SQL_THREAD", instance=stopped)
     until_readers_serve(router, 2)
 
 
-def test_a_transaction_that_a_reader_has_made_itself_deposes_nobody(cluster: MariaDB, make_router: MakeRouter) -> None:
+def test_a_transaction_that_a_reader_has_made_itself_deposes_nobody(cluster: Family, make_router: MakeRouter) -> None:
     router = make_router(probe_interval=0.05)
     until_readers_serve(router, 2)
     astray = cluster.readers[0]
-    on(cluster, "SET GLOBAL gtid_strict_mode = OFF", "FLUSH TABLES", instance=astray)
+    if engine(cluster) == "mariadb":
+        on(cluster, "SET GLOBAL gtid_strict_mode = OFF", "FLUSH TABLES", instance=astray)
+    else:
+        cluster._order(astray, "SET GLOBAL super_read_only = OFF", "FLUSH TABLES", "SET GLOBAL super_read_only = ON")
     with sessions(router)() as s:
         for _ in range(3):
             s.execute(RAISE)
@@ -122,7 +141,7 @@ def test_who_asks_for_repeatable_read_gets_it_on_the_writer(make_router: MakeRou
         assert place(s) == "writer"
 
 
-def test_a_unit_declared_read_only_shows_one_snapshot(cluster: MariaDB, router: Router) -> None:
+def test_a_unit_declared_read_only_shows_one_snapshot(cluster: Family, router: Router) -> None:
     with sessions(router)(read_only=True) as s:
         assert s.scalar(STOCK) == 10
         cluster.execute("UPDATE item SET stock = 99")
@@ -132,7 +151,7 @@ def test_a_unit_declared_read_only_shows_one_snapshot(cluster: MariaDB, router: 
         assert s.scalar(STOCK) == 99
 
 
-def test_a_snapshot_that_is_lost_with_its_reader_is_not_patched_up(cluster: MariaDB, router: Router) -> None:
+def test_a_snapshot_that_is_lost_with_its_reader_is_not_patched_up(cluster: Family, router: Router) -> None:
     with sessions(router)(read_only=True) as s:
         s.scalar(STOCK)
         first = instance_id(s)
@@ -143,7 +162,7 @@ def test_a_snapshot_that_is_lost_with_its_reader_is_not_patched_up(cluster: Mari
         assert s.scalar(STOCK) == 10
 
 
-def test_a_read_whose_reader_dies_is_repeated_elsewhere(cluster: MariaDB, make_router: MakeRouter) -> None:
+def test_a_read_whose_reader_dies_is_repeated_elsewhere(cluster: Family, make_router: MakeRouter) -> None:
     heard: list[events.Event] = []
     router = make_router(listeners=[heard.append])
     with sessions(router)() as s:
@@ -155,7 +174,7 @@ def test_a_read_whose_reader_dies_is_repeated_elsewhere(cluster: MariaDB, make_r
     assert [e.instance for e in heard if isinstance(e, events.Repeated)] == [first]
 
 
-def test_round_trips_are_those_of_the_statements(cluster: MariaDB, make_router: MakeRouter) -> None:
+def test_round_trips_are_those_of_the_statements(cluster: Family, make_router: MakeRouter) -> None:
     """Counted on the wire: nothing for a checkout, a mode that the connection has already, or an end that ends nothing."""
     reader = cluster.readers[0]
     with (
@@ -196,13 +215,10 @@ def test_round_trips_are_those_of_the_statements(cluster: MariaDB, make_router: 
         assert sent(to_writer, run) == ["UPDATE", "INSERT", "COMMIT"]
 
 
-def test_a_function_is_what_it_declares_to_be_until_a_reader_refuses_it(cluster: MariaDB, make_router: MakeRouter) -> None:
-    on(
-        cluster,
-        "CREATE OR REPLACE FUNCTION lookup() RETURNS BIGINT READS SQL DATA RETURN (SELECT count(*) FROM item)",
-        "CREATE OR REPLACE FUNCTION undeclared() RETURNS BIGINT DETERMINISTIC RETURN 1",
-        "CREATE OR REPLACE FUNCTION liar() RETURNS INT READS SQL DATA BEGIN UPDATE item SET stock = stock + 1; RETURN 1; END",
-    )
+def test_a_function_is_what_it_declares_to_be_until_a_reader_refuses_it(cluster: Family, make_router: MakeRouter) -> None:
+    make_function(cluster, "lookup", "RETURNS BIGINT READS SQL DATA RETURN (SELECT count(*) FROM item)")
+    make_function(cluster, "undeclared", "RETURNS BIGINT DETERMINISTIC RETURN 1")
+    make_function(cluster, "liar", "RETURNS INT READS SQL DATA BEGIN UPDATE item SET stock = stock + 1; RETURN 1; END")
     cluster.wait_in_sync()
     heard: list[events.Event] = []
     router = make_router(listeners=[heard.append])
@@ -219,14 +235,11 @@ def test_a_function_is_what_it_declares_to_be_until_a_reader_refuses_it(cluster:
     assert len([e for e in heard if isinstance(e, events.Learned)]) == 1, "it was sent to a reader once, and never again"
 
 
-def test_a_unit_in_autocommit_cannot_write_on_its_reader_when_that_is_promoted(cluster: MariaDB, make_router: MakeRouter) -> None:
+def test_a_unit_in_autocommit_cannot_write_on_its_reader_when_that_is_promoted(cluster: Family, make_router: MakeRouter) -> None:
     """Through a view that calls a function, which no text shows."""
-    on(
-        cluster,
-        "CREATE OR REPLACE FUNCTION touch() RETURNS INT DETERMINISTIC MODIFIES SQL DATA "
-        "BEGIN UPDATE item SET stock = stock + 1 WHERE id = 1; RETURN 1; END",
-        "CREATE OR REPLACE VIEW touched AS SELECT touch() AS one",
-    )
+    updates = "BEGIN UPDATE item SET stock = stock + 1 WHERE id = 1; RETURN 1; END"
+    make_function(cluster, "touch", f"RETURNS INT DETERMINISTIC MODIFIES SQL DATA {updates}")
+    on(cluster, "CREATE OR REPLACE VIEW touched AS SELECT touch() AS one")
     cluster.wait_in_sync()
     target = max(cluster.readers, key=lambda r: r.address)
     router = make_router(balance=lambda readers, load, rnd: max(readers, key=lambda r: r.id))
@@ -251,7 +264,7 @@ def test_a_unit_in_autocommit_cannot_write_on_its_reader_when_that_is_promoted(c
 @pytest.mark.parametrize("answer", [False, True], ids=["before the server hears of it", "after it has answered"])
 @pytest.mark.parametrize("step", ["UPDATE item", "INSERT INTO `app`.aurora_router_commits", "COMMIT"])
 def test_a_connection_lost_at_any_step_leaves_the_unit_done_exactly_once(
-    cluster: MariaDB, proxy: FaultProxy, make: MakeRouter, step: str, answer: bool
+    cluster: Family, proxy: FaultProxy, make: MakeRouter, step: str, answer: bool
 ) -> None:
     router = make()
     proxy.lose(step, answer=answer)
@@ -262,7 +275,7 @@ def test_a_connection_lost_at_any_step_leaves_the_unit_done_exactly_once(
 
 
 def test_commits_that_are_lost_again_and_again_are_each_found_out(
-    cluster: MariaDB, proxy: FaultProxy, make: MakeRouter, heard: list[events.Event]
+    cluster: Family, proxy: FaultProxy, make: MakeRouter, heard: list[events.Event]
 ) -> None:
     router = make()
     proxy.lose("COMMIT", answer=False, times=3)
@@ -274,20 +287,22 @@ def test_commits_that_are_lost_again_and_again_are_each_found_out(
 
 
 def test_a_transaction_that_waits_for_a_commit_that_never_comes_is_waited_for_and_run_again(
-    cluster: MariaDB, proxy: FaultProxy, make: MakeRouter
+    cluster: Family, proxy: FaultProxy, make: MakeRouter
 ) -> None:
-    cluster.execute("SET GLOBAL idle_transaction_timeout = 1")
+    # MySQL has no such timeout of transactions, only one of all that is idle.
+    timeout, usual = ("idle_transaction_timeout", 0) if engine(cluster) == "mariadb" else ("wait_timeout", 28800)
+    cluster.execute(f"SET GLOBAL {timeout} = 1")
     try:
         router = make()
         proxy.lose("COMMIT", answer=False, half_open=True)
         assert router.run_transaction(sessions(router), raise_stock) == 11
     finally:
-        cluster.execute("SET GLOBAL idle_transaction_timeout = 0")
+        cluster.execute(f"SET GLOBAL {timeout} = {usual}")
     assert stock(cluster) == 11
 
 
 def test_a_plain_session_whose_commit_is_lost_may_ask_by_the_table_or_is_told_that_nothing_was_noted(
-    cluster: MariaDB, proxy: FaultProxy, make: MakeRouter
+    cluster: Family, proxy: FaultProxy, make: MakeRouter
 ) -> None:
     router = make()
     proxy.lose("COMMIT", answer=True)
@@ -303,7 +318,7 @@ def test_a_plain_session_whose_commit_is_lost_may_ask_by_the_table_or_is_told_th
             s.commit()
 
 
-def test_a_lost_commit_is_found_on_the_reader_that_was_promoted(cluster: MariaDB, proxy: FaultProxy, make: MakeRouter) -> None:
+def test_a_lost_commit_is_found_on_the_reader_that_was_promoted(cluster: Family, proxy: FaultProxy, make: MakeRouter) -> None:
     router = make()
     with sessions(router, commit_check="table")() as s:
         s.execute(RAISE)
@@ -317,7 +332,7 @@ def test_a_lost_commit_is_found_on_the_reader_that_was_promoted(cluster: MariaDB
 
 
 def test_a_transaction_that_the_server_has_rolled_back_does_not_end_as_done_where_the_error_is_swallowed(
-    cluster: MariaDB, make: MakeRouter
+    cluster: Family, make: MakeRouter
 ) -> None:
     router = make()
     runs: list[int] = []
@@ -340,7 +355,7 @@ def test_a_transaction_that_the_server_has_rolled_back_does_not_end_as_done_wher
 
 
 def test_a_writer_that_is_made_read_only_is_looked_at_at_once_and_its_units_are_run_on_the_next_one(
-    cluster: MariaDB, make_router: MakeRouter
+    cluster: Family, make_router: MakeRouter
 ) -> None:
     router = make_router(probe_interval=30.0)
     until_readers_serve(router, 2)
@@ -353,10 +368,10 @@ def test_a_writer_that_is_made_read_only_is_looked_at_at_once_and_its_units_are_
     assert router.topology.writer.id == cluster.writer.address != old.address
 
 
-def deadlock(cluster: MariaDB, s: RoutingSession) -> None:
+def deadlock(cluster: Family, s: RoutingSession) -> None:
     """Have this unit, which has locked item 1, be the victim of another one, which has written more."""
     with cluster.writer.connect(autocommit=False) as other, other.cursor() as cursor:
-        cursor.execute("INSERT INTO part (id) SELECT seq FROM seq_100_to_400")
+        cursor.execute(f"INSERT INTO part (id) {NUMBERS.format(100, 400)} SELECT id FROM n")
         cursor.execute("UPDATE item SET stock = stock WHERE id = 2")
         waits = threading.Thread(target=lambda: cursor.execute("UPDATE item SET stock = stock WHERE id = 1"))
         waits.start()
@@ -369,10 +384,10 @@ def deadlock(cluster: MariaDB, s: RoutingSession) -> None:
             other.rollback()
 
 
-def test_old_rows_of_the_commit_table_are_removed_by_nobodys_request(cluster: MariaDB, make: MakeRouter) -> None:
+def test_old_rows_of_the_commit_table_are_removed_by_nobodys_request(cluster: Family, make: MakeRouter) -> None:
     router = make()
-    old = "INSERT INTO aurora_router_commits (id, at) SELECT uuid(), now() - INTERVAL 2 HOUR FROM seq_1_to_5100"
-    on(cluster, old, "INSERT INTO aurora_router_commits (id) VALUES (uuid())")
+    old = f"{NUMBERS.format(1, 72)} SELECT uuid(), now() - INTERVAL 2 HOUR FROM n, n AS m LIMIT 5100"
+    on(cluster, f"INSERT INTO aurora_router_commits (id, at) {old}", "INSERT INTO aurora_router_commits (id) VALUES (uuid())")
     router.run_transaction(sessions(router), raise_stock)
     eventually(lambda: cluster.execute("SELECT count(*) FROM aurora_router_commits")[0][0] < 100, timeout=30)
     young = "SELECT count(*), count(*) - sum(at > now() - INTERVAL 1 HOUR) FROM aurora_router_commits"
@@ -380,7 +395,7 @@ def test_old_rows_of_the_commit_table_are_removed_by_nobodys_request(cluster: Ma
     assert (found >= 2, too_old) == (True, 0)
 
 
-def test_increments_of_what_a_late_reader_shows_are_all_there(cluster: MariaDB, make_router: MakeRouter) -> None:
+def test_increments_of_what_a_late_reader_shows_are_all_there(cluster: Family, make_router: MakeRouter) -> None:
     for reader in cluster.readers:
         cluster.set_lag(reader, 0.2)
     heard: list[events.Event] = []
@@ -409,11 +424,11 @@ def test_increments_of_what_a_late_reader_shows_are_all_there(cluster: MariaDB, 
     assert Reason.STALE_READ in {e.reason for e in heard if isinstance(e, events.Routed)}
 
 
-def test_own_writes_are_seen_though_the_promotion_has_lost_those_before(cluster: MariaDB, make_router: MakeRouter) -> None:
+def test_own_writes_are_seen_though_the_promotion_has_lost_those_before(cluster: Family, make_router: MakeRouter) -> None:
     """What is lost no reader will ever have: who had written it is not kept on the writer for ever."""
     router = make_router(probe_interval=0.05)
     for reader in cluster.readers:
-        on(cluster, "STOP SLAVE IO_THREAD", instance=reader)
+        on(cluster, f"STOP {replica(cluster)} IO_THREAD", instance=reader)
     with sessions(router)() as s:
         s.execute(insert(Item).values(id=77))
         s.commit()

@@ -98,7 +98,7 @@ def test_a_forked_child_has_connections_and_threads_of_its_own(cluster: Postgres
         cluster,
         """
 r = router()
-ask = text("SELECT connection_id()" if r._dialect == "mariadb" else "SELECT pg_backend_pid()")
+ask = text("SELECT pg_backend_pid()" if r._dialect == "postgresql" else "SELECT connection_id()")
 def pids():
     with r.connect() as c, r.connect(read_only=True) as d:
         return {c.scalar(ask), d.scalar(ask)}

@@ -298,7 +298,7 @@ def test_an_unknown_database_is_told_at_once(cluster: PostgresCluster, make_rout
         make_router(url).connect()
 
 
-@BOTH
+@pytest.mark.engines("postgresql", "mariadb")  # MySQL's cannot be told apart
 def test_two_clusters_in_one_router_are_refused(
     cluster: PostgresCluster, make_router: MakeRouter, aurora_cluster_factory: Callable[..., PostgresCluster]
 ) -> None:

@@ -83,12 +83,18 @@ _OF_MARIADB: dict[str, Callable[[RoutingSession], object]] = {
     "settings": lambda s: s.execute(text("SET SESSION sort_buffer_size = 1048576")),
     "server question": lambda s: s.scalar(text("SELECT @@global.read_only")),
 }
+_OF_MYSQL: dict[str, Callable[[RoutingSession], object]] = {
+    **_OF_MARIADB,
+    "insert returning": lambda s: s.execute(text("REPLACE INTO item (id) VALUES (9)")),
+    "nextval": lambda s: s.execute(text("SELECT nextval()")).all(),
+    "nextval by itself": lambda s: s.scalar(text("SELECT nextval()")),
+}
+_OF = {"postgresql": WRITES, "mariadb": _OF_MARIADB, "mysql": _OF_MYSQL}
 
 
 def write(what: str, s: RoutingSession) -> object:
     """Do what that is on the engine of the session's router."""
-    mariadb = s.router._dialect == "mariadb"
-    return (_OF_MARIADB.get(what) or WRITES[what] if mariadb else WRITES[what])(s)
+    return (_OF[s.router._dialect].get(what) or WRITES[what])(s)
 
 
 @BOTH
