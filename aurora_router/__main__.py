@@ -64,7 +64,8 @@ def cli(context: click.Context) -> None:
 
 # -- demo ------------------------------------------------------------------------------------------------------------
 
-_CLUSTERS = {"postgresql": ("psycopg", "local"), "mariadb": ("pymysql", "mysql")}  # what they need: a module, and its extra
+# What they need: a module, and its extra.
+_CLUSTERS = {"postgresql": ("psycopg", "local"), "mariadb": ("pymysql", "mysql"), "mysql": ("pymysql", "mysql")}
 
 
 @cli.command(epilog=_EXIT_CODES)

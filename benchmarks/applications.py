@@ -81,7 +81,11 @@ PYMYSQL_TUNED: dict[str, Any] = {"connect_timeout": 2, "read_timeout": 1, "write
 
 ROUTER, LIBPQ, SQLALCHEMY, WRAPPER, WRAPPER_TUNED = "router", "libpq", "SQLAlchemy", "wrapper", "wrapper, tuned"
 SQLALCHEMY_TUNED = "SQLAlchemy, tuned"
-COMPETITORS = {"postgresql": (LIBPQ, SQLALCHEMY, WRAPPER, WRAPPER_TUNED), "mariadb": (SQLALCHEMY, SQLALCHEMY_TUNED)}
+COMPETITORS = {
+    "postgresql": (LIBPQ, SQLALCHEMY, WRAPPER, WRAPPER_TUNED),
+    "mariadb": (SQLALCHEMY, SQLALCHEMY_TUNED),
+    "mysql": (SQLALCHEMY, SQLALCHEMY_TUNED),
+}
 WRAPPER_MODULE = "aws_advanced_python_wrapper"
 
 Append = Callable[[str], None]
@@ -184,7 +188,7 @@ def _run(name: str, place: Place, connection: Connection) -> None:
 
     url = place.parsed
     names = NameService(place.names, str(url.host))
-    by_name = url.get_backend_name() == "mariadb"
+    by_name = url.get_driver_name() == "pymysql"
     makers: dict[str, Callable[[], tuple[Append, Again]]] = {
         ROUTER: lambda: (_router(place, tell), ()),
         LIBPQ: lambda: (_connections(lambda: _libpq(place), ()), ()),

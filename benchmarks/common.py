@@ -71,7 +71,7 @@ def starting(how: Options, report: Report, **settings: Any) -> Iterator[Cluster[
         yield cluster
 
 
-_NAMES = {"postgresql": "PostgreSQL", "mariadb": "MariaDB"}
+_NAMES = {"postgresql": "PostgreSQL", "mariadb": "MariaDB", "mysql": "MySQL"}
 
 
 # -- timing -----------------------------------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ PIN = 2.0
 ANSWERED_BY = {
     "postgresql": "CREATE FUNCTION answered_by() RETURNS text LANGUAGE sql STABLE AS 'SELECT host(inet_server_addr())'",
     "mariadb": "CREATE FUNCTION answered_by() RETURNS text READS SQL DATA RETURN @@bind_address",
+    "mysql": "CREATE FUNCTION answered_by() RETURNS text READS SQL DATA RETURN @@bind_address",
 }
 
 
