@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from tests.engines import MISSING
+from tests.engines import LEFT_OUT, here
 
 pytest_plugins = ["aurora_router.local.pytest_plugin"]
 
@@ -17,12 +17,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "aurora_engine" in metafunc.fixturenames:
         marker = metafunc.definition.get_closest_marker("engines")
         engines = marker.args if marker is not None else ("postgresql",)
-        named = [pytest.param(e, id=pytest.HIDDEN_PARAM if e == "postgresql" else e) for e in engines if e not in MISSING]
+        named = [pytest.param(e, id=pytest.HIDDEN_PARAM if e == "postgresql" else e) for e in here(*engines)]
         metafunc.parametrize("aurora_engine", named, indirect=True, scope="session")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for engine, why in MISSING.items():
+    for engine, why in LEFT_OUT.items():
         terminalreporter.write_line(f"tests: not run with {engine}: {why}")
 
 

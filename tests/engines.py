@@ -1,12 +1,19 @@
-"""The engines whose servers this machine lacks: what wants them is not collected, and a line at the end of the output says so."""
+"""Which engines this machine has servers of. What wants another is not collected, and a line at the end of the output says so."""
 
 from aurora_router.local import LocalClusterError
 from aurora_router.local.system import find_mysql
 
-MISSING: dict[str, str] = {}
-"""Why, by the engine's name. Only MySQL's may be missing: the others are had everywhere (`scripts/test`)."""
+LEFT_OUT: dict[str, str] = {}
+"""The engines that tests were not run with, and why."""
 
-try:
+_missing: dict[str, str] = {}
+try:  # the others are had everywhere (scripts/test)
     find_mysql()
 except LocalClusterError as error:
-    MISSING["mysql"] = str(error)
+    _missing["mysql"] = str(error)
+
+
+def here(*engines: str) -> list[str]:
+    """Those of these engines that this machine has."""
+    LEFT_OUT.update((engine, _missing[engine]) for engine in engines if engine in _missing)
+    return [engine for engine in engines if engine not in _missing]

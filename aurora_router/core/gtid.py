@@ -40,11 +40,14 @@ class GtidSet:
     sources: the numbers of each source, sorted by source: a UUID in lower case, with ":" and a tag where it has one.
     own: the source that the server which said this writes as; "" where it is not known, or the server accepts writes and
     replicates as well, or is of a group and not in it. It only matters for `compact()` and `outdoes()`.
+    opened: when somebody told that server to accept writes, in seconds since 1970; 0 where nobody did while it ran. It only
+    matters for `outdoes()` and `predates()`.
     """
 
     epoch: int
     sources: tuple[tuple[str, Runs], ...] = ()
     own: str = field(default="", compare=False)
+    opened: float = field(default=0.0, compare=False)
 
     def covers(self, other: Position) -> bool:
         """True when every GTID of `other` is here; never true across epochs."""
@@ -54,13 +57,18 @@ class GtidSet:
         return all(source in mine and _contains(mine[source], runs) for source, runs in other.sources)
 
     def outdoes(self, other: Position) -> bool:
-        """True when it has all that `other` has, and more; where they are equal, when `other` still replicates, or when it is of
-        a server that has written, and this of one that has replayed all of that: the other was the writer before."""
+        """True when it has all that `other` has, and more; where they are equal, when `other` still replicates, or was told to
+        accept writes before this was, or, where that does not tell, when it is of a server that has written, and this of one that
+        has replayed all of that: the other was the writer before."""
         if not isinstance(other, GtidSet) or not self.covers(other):
             return False
         if not other.covers(self):
             return True
-        return self.own != "" and (other.own == "" or (other._has_written() and not self._has_written()))
+        if self.own == "" or other.own == "":
+            return self.own != ""
+        if self.opened != other.opened:
+            return self.opened > other.opened
+        return other._has_written() and not self._has_written()
 
     def _has_written(self) -> bool:
         return any(source == self.own for source, _ in self.sources)
@@ -72,7 +80,7 @@ class GtidSet:
         together = {source: [*runs] for source, runs in self.sources}
         for source, runs in other.sources:
             together.setdefault(source, []).extend(runs)
-        return GtidSet(self.epoch, _normal(together), self.own)
+        return GtidSet(self.epoch, _normal(together), self.own, self.opened)
 
     def compact(self) -> str:
         """The text for a token; "" where there is none of at most `SHORT` characters.
@@ -115,8 +123,8 @@ class GtidSet:
         return cls.said(epoch, said)
 
     @classmethod
-    def said(cls, epoch: int, text: str, own: str = "") -> GtidSet:
-        """The set as a server writes it: `uuid:1-5:7:tag:3,uuid:1`, with white space between. own: as the field.
+    def said(cls, epoch: int, text: str, own: str = "", opened: float = 0.0) -> GtidSet:
+        """The set as a server writes it: `uuid:1-5:7:tag:3,uuid:1`, with white space between. own, opened: as the fields.
 
         Raises ValueError.
         """
@@ -134,7 +142,7 @@ class GtidSet:
                     empty = False
             if empty:
                 raise ValueError(f"a tag without a number: {text[:100]!r}")
-        return cls(epoch, _normal(together), own.lower())
+        return cls(epoch, _normal(together), own.lower(), opened)
 
 
 @dataclass(frozen=True, slots=True)

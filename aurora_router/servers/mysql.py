@@ -38,6 +38,10 @@ _MARIADB, _MYSQL = "/*M!100600", "/*!80000"
 # The difference is when the server was started, to the second, and the same whenever it is asked: both are of one statement.
 _STARTED = "CAST(UNIX_TIMESTAMP() - (SELECT variable_value FROM {}.global_status WHERE variable_name = 'Uptime') AS SIGNED)"
 _GROUP = "SELECT variable_value FROM performance_schema.global_variables WHERE variable_name = 'group_replication_group_name'"
+_OPENED = (
+    "SELECT UNIX_TIMESTAMP(MAX(set_time)) FROM performance_schema.variables_info "
+    "WHERE variable_name IN ('read_only', 'super_read_only')"
+)
 IDENTITY = f"""
 SELECT @@version, /*M! NOT */ FALSE
 {_MARIADB} , @@global.gtid_domain_id, @@global.server_id, {_STARTED.format("information_schema")} */
@@ -47,7 +51,7 @@ SELECT @@version, /*M! NOT */ FALSE
 PROBE = f"""{IDENTITY}
 {_MARIADB} , @@global.gtid_current_pos, @@global.gtid_slave_pos, @@global.gtid_binlog_state, @@global.log_bin
 , @@global.tx_isolation */
-{_MYSQL} , @@global.gtid_executed, @@global.gtid_mode, @@global.transaction_isolation */"""
+{_MYSQL} , @@global.gtid_executed, @@global.gtid_mode, ({_OPENED}), @@global.transaction_isolation */"""
 """MariaDB's in this order: a position that is of an older epoch than the state says is true, and the other way round it would not
 be. Its tx_isolation has a second name, as on MySQL, from 11.1 on only."""
 
@@ -197,9 +201,9 @@ def _mariadb(role: Role, identity: ServerId, said: Sequence[Any]) -> tuple[int, 
 
 def _mysql(role: Role, identity: ServerId, said: Sequence[Any]) -> tuple[int, Position | None]:
     """The epoch and the position of MySQL. There is none where not all transactions have a GTID."""
-    executed, mode = said
+    executed, mode, opened = said
     own = identity.cluster if _is_group(identity) else identity.address
-    return 1, GtidSet.said(1, executed or "", own or "") if mode == "ON" else None
+    return 1, GtidSet.said(1, executed or "", own or "", float(opened or 0)) if mode == "ON" else None
 
 
 def parse_members(rows: Iterable[Sequence[Any]], me: str) -> str | None:

@@ -22,7 +22,7 @@ from sqlalchemy.exc import OperationalError
 import aurora_router
 from aurora_router.local import CLUSTERS, LocalClusterError, LocalInstance, MariadbCluster, MysqlCluster, PostgresCluster
 from aurora_router.local.system import find_mariadb, find_mysql, find_postgres
-from tests.engines import MISSING
+from tests.engines import here
 
 Cluster = PostgresCluster | MariadbCluster | MysqlCluster
 
@@ -62,7 +62,7 @@ MARIADB = Engine(
 )
 MYSQL = replace(MARIADB, make=MysqlCluster, wrong_setting="gtid_mode")
 ENGINES: Mapping[object, Engine] = {PostgresCluster: POSTGRES, MariadbCluster: MARIADB, MysqlCluster: MYSQL}
-HERE = [ENGINES[cluster] for name, cluster in CLUSTERS.items() if name not in MISSING]
+HERE = [ENGINES[CLUSTERS[name]] for name in here(*CLUSTERS)]
 
 each_engine = pytest.mark.parametrize("engine", HERE, ids=repr)
 

@@ -10,13 +10,12 @@ import pymysql
 import pytest
 
 from aurora_router.core.gtid import began
-from aurora_router.local import LocalClusterError, LocalInstance, MariadbCluster, MysqlCluster
-from tests.engines import MISSING
+from aurora_router.local import CLUSTERS, LocalClusterError, LocalInstance, MariadbCluster, MysqlCluster
+from tests.engines import here
 from tests.integration.shop import eventually
 
 Cluster = MariadbCluster | MysqlCluster
-KINDS = {"mariadb": MariadbCluster, "mysql": MysqlCluster}
-HERE = [kind for name, kind in KINDS.items() if name not in MISSING]
+HERE = [CLUSTERS[name] for name in here("mariadb", "mysql")]
 
 each_kind = pytest.mark.parametrize("kind", HERE)
 mariadb_only = pytest.mark.parametrize("shared", [MariadbCluster], indirect=True)

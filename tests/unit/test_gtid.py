@@ -368,11 +368,18 @@ def test_a_writer_outdoes_another_of_its_epoch_that_has_less(kind, mine, other, 
         (GtidSet.said(1, f"{ONE}:1-5", own=TWO), GtidSet.said(1, f"{ONE}:1-5", own=ONE), True),
         (GtidSet.said(1, f"{ONE}:1-5", own=ONE), GtidSet.said(1, f"{ONE}:1-5", own=TWO), False),
         (GtidSet.said(1, f"{ONE}:1-5,{TWO}:1", own=TWO), GtidSet.said(1, f"{ONE}:1-5,{TWO}:1", own=ONE), False),
+        (GtidSet.said(1, f"{ONE}:1-5,{TWO}:1", ONE, 9.5), GtidSet.said(1, f"{ONE}:1-5,{TWO}:1", TWO, 8.5), True),
+        (GtidSet.said(1, f"{ONE}:1-5,{TWO}:1", TWO, 8.5), GtidSet.said(1, f"{ONE}:1-5,{TWO}:1", ONE, 9.5), False),
+        (GtidSet.said(1, f"{ONE}:1-5", ONE, 9.5), GtidSet.said(1, f"{ONE}:1-5", TWO), True),
+        (GtidSet.said(1, f"{ONE}:1-5", ONE), GtidSet.said(1, f"{ONE}:1-5", TWO, 9.5), False),
+        (GtidSet.said(1, f"{ONE}:1-5", "", 9.5), GtidSet.said(1, f"{ONE}:1-5", ONE, 8.5), False),
+        (GtidSet.said(1, f"{ONE}:1-5", ONE, 8.5), GtidSet.said(1, f"{ONE}:1-5", "", 9.5), True),
+        (GtidSet.said(1, f"{ONE}:1-5", ONE, 9.5), GtidSet.said(1, f"{ONE}:1-6", TWO, 8.5), False),
         (GtidSet.said(1, f"{ONE}:1-5", own=TWO), MariadbGtid.said(1, "0-1-5", own=1), False),
         (MariadbGtid.said(1, "0-1-5", own=2), GtidSet.said(1, f"{ONE}:1-5", own=ONE), False),
     ],
 )
-def test_of_two_writers_that_have_the_same_the_one_that_has_replayed_what_the_other_wrote_is_newer(mine, other, newer):
+def test_of_two_writers_that_have_the_same_the_one_that_became_one_later_is_newer(mine, other, newer):
     assert mine.outdoes(other) is newer
 
 

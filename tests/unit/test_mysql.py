@@ -7,6 +7,7 @@ import ssl
 import threading
 import types
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 
 import pymysql
 import pytest
@@ -54,10 +55,19 @@ def mariadb(*, read_only=0, current="0-1-7", replayed="", state="0-1-7", logs=1,
 
 
 def oracle(
-    *, read_only=0, executed=f"{UUID}:1-5", mode="ON", version="8.4.0", group=None, members=None, channels=(), show="REPLICA"
+    *,
+    read_only=0,
+    executed=f"{UUID}:1-5",
+    mode="ON",
+    opened=None,
+    version="8.4.0",
+    group=None,
+    members=None,
+    channels=(),
+    show="REPLICA",
 ):
     return asking(
-        ("gtid_executed", (version, 0, group, UUID, STARTED, 3306, read_only, 0, executed, mode, "REPEATABLE-READ")),
+        ("gtid_executed", (version, 0, group, UUID, STARTED, 3306, read_only, 0, executed, mode, opened, "REPEATABLE-READ")),
         *(
             [
                 (
@@ -184,6 +194,11 @@ def test_a_server_of_mysql_is_as_far_as_what_it_has_executed():
     assert (found.role, found.epoch, found.position.own, found.isolation) == (Role.WRITER, 1, UUID, "repeatable read")
 
 
+def test_a_server_of_mysql_says_when_it_was_told_to_accept_writes():
+    for opened, said in ((None, 0.0), (Decimal("1795703689.289830"), 1795703689.28983)):
+        assert mysql.probe(oracle(opened=opened), asynchronous_commits=False).position.opened == said
+
+
 @pytest.mark.parametrize("mode", ["OFF", "OFF_PERMISSIVE", "ON_PERMISSIVE"])
 def test_where_not_all_transactions_have_a_gtid_there_is_no_position(mode):
     assert mysql.probe(oracle(mode=mode), asynchronous_commits=False).position is None
@@ -240,7 +255,7 @@ def test_a_writer_whose_group_cannot_be_reached_can_commit_nothing_and_is_unsuit
 
 def test_a_reader_that_shares_the_writers_storage_replicates_from_nobody_and_is_used():
     ask = asking(
-        ("gtid_executed", ("8.0.28", 0, None, UUID, STARTED, 3306, 0, 1, "", "OFF_PERMISSIVE", "REPEATABLE-READ")),
+        ("gtid_executed", ("8.0.28", 0, None, UUID, STARTED, 3306, 0, 1, "", "OFF_PERMISSIVE", None, "REPEATABLE-READ")),
         ("SHOW REPLICA STATUS", []),
     )
     found = mysql.probe(ask, asynchronous_commits=False)
