@@ -70,6 +70,11 @@ class GtidSet:
             return self.opened > other.opened
         return other._has_written() and not self._has_written()
 
+    def predates(self, last: Position) -> bool:
+        """True when another server was told later to accept writes, and made some that are not here. One that was promoted with
+        the loss of transactions was told later still."""
+        return isinstance(last, GtidSet) and self.own != last.own and self.opened < last.opened and not self.covers(last)
+
     def _has_written(self) -> bool:
         return any(source == self.own for source, _ in self.sources)
 
@@ -180,6 +185,9 @@ class MariadbGtid:
         if not other.covers(self):
             return True
         return self.own != -1 and (other.own == -1 or (other._wrote_last() and not self._wrote_last()))
+
+    def predates(self, last: Position) -> bool:  # noqa: ARG002
+        return False  # the epoch tells
 
     def _wrote_last(self) -> bool:
         return any(server == self.own for _, server, _ in self.last)

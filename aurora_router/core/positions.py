@@ -33,6 +33,11 @@ class Position(Protocol):
         has. False where that cannot be told."""
         ...
 
+    def predates(self, last: Position) -> bool:
+        """Of a server that accepts writes, and the last that the writer said: True when this is of one that was the writer before
+        that one, and not of one that was promoted since. False where that cannot be told."""
+        ...
+
     def compact(self) -> str:
         """Its text in a token: short, and of characters that are safe in URLs and headers; "" where it has none so short."""
         ...
@@ -56,6 +61,9 @@ class WalPosition:
 
     def outdoes(self, other: Position) -> bool:  # noqa: ARG002
         return False  # two that write on one timeline write different things under the same numbers
+
+    def predates(self, last: Position) -> bool:  # noqa: ARG002
+        return False  # the timeline tells
 
     def compact(self) -> str:
         return f"{self.epoch}-{self.lsn:X}"

@@ -6,7 +6,7 @@ Rules:
 - An observation that was asked for before the newest one of the same server is dropped.
 - The writer is the server of the newest epoch that accepts writes. A writer of an older epoch is deposed: it serves nothing.
   Of two servers of the newest epoch that both accept writes, the one whose position shows that it is newer. Where neither does,
-  there is no writer until that resolves.
+  there is no writer until that resolves. One whose position shows that it was the writer before the last one is deposed, too.
 - A reader that has ceased to replay is not used.
 - The epoch never goes back.
 - A silent probe makes an instance suspect; the second in a row, or a refused connection, takes it out of use.
@@ -300,15 +300,17 @@ def forget(topology: Topology, instance_id: str, server: ServerId) -> Topology:
 def _settle(topology: Topology, instances: tuple[Instance, ...]) -> Topology:
     """Elect the writer and derive what each instance may be used for."""
     epoch = topology.epoch
+    samples = topology.samples if topology.samples and topology.samples[-1].position.epoch == epoch else ()
+    last = samples[-1].position if samples else None
     claims: dict[object, tuple[str, Server]] = {}  # one entry a server, under the first of the names given for it
     for instance in instances:
         for seen in instance.seen:
-            if seen.server.role is Role.WRITER and seen.server.epoch == epoch and not instance.reader_only:
+            accepts = seen.server.role is Role.WRITER and seen.server.epoch == epoch and not instance.reader_only
+            if accepts and not _predates(seen.server, last):
                 claims.setdefault(seen.server.id.life, (instance.id, seen.server))
     elected = _elect([*claims.values()])
-    settled = tuple(_derive(instance, epoch, elected) for instance in instances)
+    settled = tuple(_derive(instance, epoch, elected, last) for instance in instances)
     writer = next((i for i in settled if i.role is Role.WRITER), None)
-    samples = topology.samples if topology.samples and topology.samples[-1].position.epoch == epoch else ()
     if writer is not None and writer.position is not None:
         asked_at = max(seen.asked_at for seen in writer.seen if seen.server.id in writer.servers)
         if samples and not writer.position.covers(samples[-1].position):
@@ -327,6 +329,10 @@ def _settle(topology: Topology, instances: tuple[Instance, ...]) -> Topology:
     )
 
 
+def _predates(server: Server, last: Position | None) -> bool:
+    return last is not None and server.position is not None and server.position.predates(last)
+
+
 def _elect(claims: list[tuple[str, Server]]) -> tuple[str, ServerId] | None:
     """The one server that is the writer, and its instance, of those that accept writes in the newest epoch."""
     for at, server in claims:
@@ -337,7 +343,7 @@ def _elect(claims: list[tuple[str, Server]]) -> tuple[str, ServerId] | None:
     return None
 
 
-def _derive(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None) -> Instance:
+def _derive(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None, last: Position | None) -> Instance:
     """The instance with role, position and lag as its servers and the election say."""
     role: Role | None
     if elected is not None and instance.id == elected[0]:
@@ -351,7 +357,7 @@ def _derive(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None
     return replace(
         instance,
         role=role,
-        error="" if role is not None else _unused(instance, epoch, elected),
+        error="" if role is not None else _unused(instance, epoch, elected, last),
         position=None if instance.pooled else minimum(tuple(s.server.position for s in use)),
         lag=max(lags) if lags and len(lags) == len(use) else None,
         latency=max((s.latency for s in use), default=0.0),
@@ -370,7 +376,7 @@ def _held(instance: Instance) -> bool:
     return bool(instance.seen) and max(s.asked_at for s in instance.seen) - instance.back_at < hold(instance.losses)
 
 
-def _unused(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None) -> str:
+def _unused(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None, last: Position | None) -> str:
     """Why an instance without a role has none."""
     if not instance.seen:
         return instance.error
@@ -384,6 +390,8 @@ def _unused(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None
         return f"deposed: it still accepts writes, but the cluster is at epoch {epoch}"
     if instance.reader_only:
         return "accepts writes, but is a reader endpoint"
+    if any(_predates(s.server, last) for s in instance.seen):
+        return "deposed: it still accepts writes, but lacks some of a writer that came after it"
     if elected is None:
         return "accepts writes, and so does another instance of the same epoch"
     if any(s.server.id.life == elected[1].life for s in instance.seen):

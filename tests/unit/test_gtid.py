@@ -383,6 +383,22 @@ def test_of_two_writers_that_have_the_same_the_one_that_became_one_later_is_newe
     assert mine.outdoes(other) is newer
 
 
+@pytest.mark.parametrize(
+    ("claims", "last", "before"),
+    [
+        (GtidSet.said(1, f"{ONE}:1-5", ONE), GtidSet.said(1, f"{ONE}:1-5,{TWO}:1", TWO, 9.5), True),
+        (GtidSet.said(1, f"{ONE}:1-7", ONE, 8.5), GtidSet.said(1, f"{ONE}:1-5,{TWO}:1", TWO, 9.5), True),
+        (GtidSet.said(1, f"{ONE}:1-5", ONE, 10.5), GtidSet.said(1, f"{ONE}:1-5,{TWO}:1", TWO, 9.5), False),
+        (GtidSet.said(1, f"{ONE}:1-5,{TWO}:1", ONE), GtidSet.said(1, f"{ONE}:1-5,{TWO}:1", TWO, 9.5), False),
+        (GtidSet.said(1, f"{ONE}:1-5", TWO), GtidSet.said(1, f"{ONE}:1-5,{TWO}:1", TWO, 9.5), False),
+        (GtidSet.said(1, f"{ONE}:1-5", ONE), GtidSet.said(1, f"{ONE}:1-5,{TWO}:1", TWO), False),
+        (MariadbGtid.said(1, "0-1-5", own=1), MariadbGtid.said(1, "0-2-6", own=2), False),
+    ],
+)
+def test_a_writer_was_one_before_another_that_was_told_later_and_has_written_since(claims, last, before):
+    assert claims.predates(last) is before
+
+
 def test_mariadbs_epoch_is_where_the_newest_writer_began():
     assert began("") == 0
     assert began("0-1-99") == 1

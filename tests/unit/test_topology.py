@@ -214,6 +214,37 @@ def test_an_ambiguity_resolves_when_one_of_them_is_gone_follows_or_is_newer(end)
     assert found.ambiguous == ()
 
 
+def mysql(address, text, opened=0.0):
+    made = {"A": 1, "B": 2, "C": 3}
+    sources = ",".join(f"00000000-0000-0000-0000-{made[name]:012}:1-{text[n + 1]}" for n, name in enumerate(text) if name in made)
+    return Server(identity(address), WRITER, 1, GtidSet.said(1, sources, f"00000000-0000-0000-0000-{made[address]:012}", opened))
+
+
+def test_a_writer_of_the_same_epoch_that_was_deposed_is_none_either_when_the_newer_one_is_gone():
+    promoted = after(
+        ABC, said("a", 1, mysql("A", "A5")), silent("a", 2, identity("A"), REFUSED), said("b", 3, mysql("B", "A5B2", 9))
+    )
+    back = after(promoted, said("a", 4, mysql("A", "A5")))
+    alone = after(back, silent("b", 5, identity("B"), REFUSED))
+    assert (back.writer.id, alone.writer, alone.ambiguous) == ("b", None, ())
+    assert "deposed: it still accepts writes, but lacks some" in alone.by_id["a"].error
+    assert after(alone, said("b", 6, mysql("B", "A5B2"))).writer.id == "b", "restarted, and nobody told it anything since"
+
+
+def test_a_writer_of_the_same_epoch_that_was_deposed_with_what_the_newer_one_lacks_is_not_ambiguous():
+    promoted = after(
+        ABC, said("a", 1, mysql("A", "A7")), silent("a", 2, identity("A"), REFUSED), said("b", 3, mysql("B", "A5B2", 9))
+    )
+    found = after(promoted, said("a", 4, mysql("A", "A7")))
+    assert (promoted.writer.id, found.writer.id, found.ambiguous) == ("b", "b", ())
+
+
+def test_a_writer_that_was_promoted_since_with_the_loss_of_transactions_is_the_writer():
+    start = after(ABC, said("b", 1, mysql("B", "A5B2", 9)), silent("b", 2, identity("B"), REFUSED))
+    assert after(start, said("c", 3, mysql("C", "A5", 10))).writer.id == "c"
+    assert after(start, said("c", 3, mysql("C", "A5B2"))).writer.id == "c", "by a restart, but it has all"
+
+
 def test_one_server_under_two_names_is_the_writer_under_the_first():
     found = after(topology("a", "vip"), said("a", 1, writer("A")), said("vip", 1, writer("A")))
     assert found.writer.id == "a"
