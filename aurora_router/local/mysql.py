@@ -100,6 +100,10 @@ class MysqlCluster(MysqlFamilyCluster):
             *(f"--{name}={value}" for name, value in _SIZES.items()),
         )
 
+    def _halt(self, instance: LocalInstance) -> None:
+        self._kill_appliers(instance)  # for a minute they would wait for the rest of a transaction that a dead writer has begun
+        super()._halt(instance)
+
     def _copy(self, instance: LocalInstance, other: LocalInstance) -> None:
         super()._copy(instance, other)
         (self._server(other).data / "auto.cnf").unlink()  # by what is in it servers tell one another apart: it makes a new one

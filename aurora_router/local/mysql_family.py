@@ -66,7 +66,7 @@ class Words:
     monitor: str  # the privilege to see a reader's status
     pause: Sequence[str]  # statements after which nothing is committed, reads go on, and replication is still said to run
     resume: str
-    appliers: str  # the threads that a pause may have caught, as SQL that gives their numbers
+    appliers: str  # the threads that replay, as SQL that gives their numbers
 
 
 class Mysqld(Server):
@@ -199,7 +199,8 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
         followers = [r for r in self.readers if r != instance and not self._server(r).frozen]
         self._leave(instance, followers)
         self._replay_all(instance)
-        self._order(instance, f"STOP {self._words.replica}", f"RESET {self._words.replica} ALL")
+        self._halt(instance)
+        self._order(instance, f"RESET {self._words.replica} ALL")
         self._forget_lag(instance)
         self._order(instance, *(f"SET GLOBAL {name} = {value}" for name, value in self._acknowledging(False).items()))
         parted = []
@@ -330,12 +331,17 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
     def _halt(self, instance: LocalInstance) -> None:
         """Stop a reader's replication."""
         if instance.name in self._pauses:  # its SQL thread waits for the end of the pause, deaf to all but this
-            from pymysql.err import OperationalError
-
-            for (number,) in self.execute(self._words.appliers, instance=instance):
-                with contextlib.suppress(OperationalError):  # it has ended with another one
-                    self._order(instance, f"KILL {number}")
+            self._kill_appliers(instance)
         self._order(instance, f"STOP {self._words.replica}")
+
+    def _kill_appliers(self, instance: LocalInstance) -> None:
+        from pymysql.err import OperationalError
+
+        with self._connect(instance) as connection:
+            appliers = _rows(connection, self._words.appliers)
+        for (number,) in appliers:
+            with contextlib.suppress(OperationalError):  # it has ended with another one
+                self._order(instance, f"KILL {number}")
 
     def _most_advanced(self) -> LocalInstance:
         candidates = [reader for reader in self.readers if not self._server(reader).frozen]

@@ -157,6 +157,24 @@ def test_what_was_acknowledged_survives_the_kill_of_the_writer(cluster: Cluster)
         assert notes(cluster, reader) == notes(cluster)
 
 
+def test_a_reader_that_has_half_of_a_transaction_of_a_dead_writer_is_promoted_soon_and_without_it(cluster: Cluster) -> None:
+    cluster.execute("CREATE TABLE IF NOT EXISTS picture (number int, content longblob)")
+    reader, other = cluster.readers
+    cluster.wait_in_sync()
+    cluster.freeze(reader)
+    with cluster.writer.connect(autocommit=False) as session, session.cursor() as cursor:
+        for number in range(30):  # more than the sockets in between hold
+            cursor.execute("INSERT INTO picture VALUES (%s, repeat('x', 1000000))", (number,))
+        session.commit()
+    cluster.kill(other)
+    cluster.kill(cluster.writer)
+    cluster.thaw(reader)
+    began = time.monotonic()
+    cluster.promote(reader)
+    assert time.monotonic() - began < 10
+    assert cluster.execute("SELECT count(*) FROM picture") == [(0,)]
+
+
 def test_a_copy_of_a_writer_that_is_writing_is_exact(cluster: Cluster) -> None:
     old, new = cluster.writer, cluster.readers[0]
     cluster.promote(new)
