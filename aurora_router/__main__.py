@@ -94,7 +94,7 @@ def demo(engine: str, seconds: float, threads: int, plain: bool, consistency: An
     \b
     aurora-router demo
     aurora-router demo --seconds 60 --threads 32
-    aurora-router demo --engine mariadb
+    aurora-router demo --engine mariadb       (or mysql)
     aurora-router demo | tee demo.log
     """
     _need(*_CLUSTERS[engine])

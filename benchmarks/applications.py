@@ -17,7 +17,7 @@ On PostgreSQL:
 The first two know no more than TCP does and get what it can do for them: short timeouts for connecting, keepalives,
 tcp_user_timeout.
 
-On MariaDB, where PyMySQL knows no lists of hosts:
+On MariaDB and MySQL, where PyMySQL knows no lists of hosts:
   SQLAlchemy  an engine with pool_pre_ping and a name that leads to the writer, after a promotion at once to the new one. With
               PyMySQL's default settings; and tuned: with short timeouts for connecting, and for each answer
 """

@@ -19,7 +19,7 @@ The control is the same with consistency="eventual": it must show stale reads, o
 
 Then the case that crosses processes, which processes.py describes: what one of them has written, the other one shows.
 
-Run: python benchmarks/consistency.py [--engine mariadb] [--quick] [--markdown]     20,000 pairs (--quick: 1,000), some minutes
+Run: python benchmarks/consistency.py [--engine mariadb|mysql] [--quick] [--markdown]  20,000 pairs (--quick: 1,000), some minutes
 """
 
 from __future__ import annotations

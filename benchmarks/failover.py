@@ -2,9 +2,9 @@
 
 A real cluster on loopback with synchronous replication (a COMMIT is acknowledged when one reader has it), and some applications,
 each in a process of its own, all at once: this router; what libpq, SQLAlchemy and the AWS Advanced Python Wrapper make of it. On
-MariaDB SQLAlchemy alone, with PyMySQL: libpq is PostgreSQL's, and so is the wrapper with psycopg. See applications.py for what
-each of them does and is given. In each round the applications start anew, so that no failure before it
-counts (the wrapper's topology monitor rests for a while after each), work for a while, and then:
+MariaDB and MySQL SQLAlchemy alone, with PyMySQL: libpq is PostgreSQL's, and so is the wrapper with psycopg. See applications.py
+for what each of them does and is given. In each round the applications start anew, so that no failure before it counts (the
+wrapper's topology monitor rests for a while after each), work for a while, and then:
   killed    the writer's processes are gone and its sockets closed; 1 s later a reader is promoted
   frozen    the writer's processes are stopped, its sockets stay open and say nothing; 1 s later a reader is promoted, and the old
             writer stays frozen until each application has written again, or for 45 s (--quick: 6 s)
@@ -19,7 +19,7 @@ other does what every application has to, and its first success says that the wr
 
 The pictures show one line for each application, a character for 0.1 s: # it had a COMMIT acknowledged, . it had none.
 
-Run: python benchmarks/failover.py [--engine mariadb] [--quick] [--markdown] [--without-wrapper]
+Run: python benchmarks/failover.py [--engine mariadb|mysql] [--quick] [--markdown] [--without-wrapper]
      (4 minutes; --quick: half a minute)
 """
 

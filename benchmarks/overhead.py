@@ -21,7 +21,7 @@ read saves (it needs one, a plain unit three, counted on the wire) counts for mo
   monitor           CPU time of a process with an idle router of three instances, less that of the same without; a whole
                     period of what the monitor does every 30 s (--quick: 8 s)
 
-Run: python benchmarks/overhead.py [--engine mariadb] [--quick] [--markdown]
+Run: python benchmarks/overhead.py [--engine mariadb|mysql] [--quick] [--markdown]
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ table has no unique key: a row that was written twice would stand there twice. M
   crashed      the writer is killed and started again: nobody is promoted, it recovers
 After each the old writer comes back as a reader. In between readers are killed and frozen, too.
 
-Run: python benchmarks/soak.py [--engine mariadb] [--quick] [--markdown]        (10 minutes; --quick: 3 failovers)
+Run: python benchmarks/soak.py [--engine mariadb|mysql] [--quick] [--markdown]        (10 minutes; --quick: 3 failovers)
 """
 
 from __future__ import annotations

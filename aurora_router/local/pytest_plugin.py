@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def aurora_engine() -> str:
-    """Which servers: "postgresql". Give your tests a fixture of this name, and session scope, that says "mariadb"."""
+    """Which servers: "postgresql". Give your tests a fixture of this name, and session scope, that says "mariadb" or "mysql"."""
     return "postgresql"
 
 

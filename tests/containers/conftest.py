@@ -21,12 +21,13 @@ import docker
 from docker.errors import APIError, DockerException, ImageNotFound
 
 from aurora_router import Router
-from aurora_router.local import MariadbCluster, PostgresCluster
+from aurora_router.local import CLUSTERS as LOCAL
 from tests.containers.cluster import LOSSES, ContainerCluster
 from tests.containers.mysql import MariadbContainers, Mysql80Containers, Mysql97Containers, MysqlContainers
 from tests.containers.postgresql import PostgresContainers
+from tests.engines import here
 
-CLUSTERS: dict[str, type[Any]] = {"local-postgresql": PostgresCluster, "local-mariadb": MariadbCluster}
+CLUSTERS: dict[str, type[Any]] = {f"local-{engine}": LOCAL[engine] for engine in here(*LOCAL)}
 LEFT_OUT: list[str] = []
 
 

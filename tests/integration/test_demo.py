@@ -20,6 +20,7 @@ import pytest
 from aurora_router.local import CLUSTERS
 from aurora_router.local.demo import Books
 from aurora_router.local.demo_view import LiveView, Picture, PlainView, Row, Summary
+from tests.engines import here
 
 PROJECT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-W", "error", "-m", "aurora_router", "demo", "--seconds", "6"]
@@ -61,11 +62,11 @@ def figures(output: str) -> dict[str, str]:
     return {name: value.strip() for name, value in re.findall(r"^([a-z ]+): +(.*)$", output, re.MULTILINE)}
 
 
-@pytest.mark.parametrize("engine", CLUSTERS)
+@pytest.mark.parametrize("engine", here(*CLUSTERS))
 def test_a_short_run_tells_the_story_and_ends_with_figures_that_are_as_they_must_be(engine: str, directory: Path) -> None:
     done = demo("--engine", engine, directory=directory)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
-    assert re.search("making a (PostgreSQL|MariaDB) .*cluster", done.stdout)[1].lower() == engine  # type: ignore[index]
+    assert re.search("making a (PostgreSQL|MariaDB|MySQL) .*cluster", done.stdout)[1].lower() == engine  # type: ignore[index]
     for event in ("the cluster is ready", "has been killed", "has been promoted: writes go on", "is back as a reader"):
         assert event in done.stdout
     found = figures(done.stdout)
