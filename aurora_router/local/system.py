@@ -106,7 +106,7 @@ def mariadb_version(server: Path) -> tuple[int, int]:
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
-OLDEST_MYSQL = (8, 0, 26)  # its settings and plugins say SOURCE and REPLICA since then
+OLDEST_MYSQL = (8, 0, 30)  # has all settings of mysql.py; they say SOURCE and REPLICA since 8.0.26
 
 
 def find_mysql(bin_dir: Path | str | None = None) -> Path:

@@ -417,10 +417,10 @@ def test_only_a_mysqld_of_mysql_that_is_new_enough_is_taken(tmp_path: Path, monk
         return program
 
     (tmp_path / "mysqld").symlink_to(find_mariadb()[0])
-    with pytest.raises(LocalClusterError, match=f"no MySQL 8.0.26 or newer found in {tmp_path}: install"):
+    with pytest.raises(LocalClusterError, match=f"no MySQL 8.0.30 or newer found in {tmp_path}: install"):
         MysqlCluster(bin_dir=tmp_path).start()
-    old = says("old", "8.0.25 for Linux on x86_64 (MySQL Community Server - GPL)")
-    with pytest.raises(LocalClusterError, match=f"{old} has 8.0.25"):
+    old = says("old", "8.0.29 for Linux on x86_64 (MySQL Community Server - GPL)")
+    with pytest.raises(LocalClusterError, match=f"{old} has 8.0.29"):
         find_mysql(old.parent)
     new = says("new", "8.4.6-6 for Linux on x86_64 (Percona Server (GPL), Release 6, Revision 47d1c8c)")
     monkeypatch.setenv("PATH", os.pathsep.join(map(str, (tmp_path, old.parent, new.parent))))
