@@ -26,7 +26,7 @@ from aurora_router.local.host import Host, Server
 from aurora_router.local.late import LateLine
 from aurora_router.local.system import LocalClusterError, tail, until
 
-_REPLICATION = "replication"  # readers connect as it; it alone may write on a reader, or say that it is none
+_REPLICATION = "replication"  # readers connect as it; it may say that one is a reader no more, and on MariaDB write there
 
 # A fast start and a fast end: nothing is loaded, dumped or written back then that a crash would not have, either.
 _SETTINGS: Mapping[str, str] = {
@@ -60,7 +60,7 @@ class Words:
     replayed: str  # what a reader has
     received: str  # the column of a reader's status that says what it has received
     position: Callable[[str], Position]  # reads all three
-    read_only: str  # the setting that keeps everyone from writing who is not the one for replication
+    read_only: str  # the setting that makes a reader refuse writes, the superuser's too
     settings: Mapping[str, str]
     acknowledged: Mapping[str, str]  # settings with which a COMMIT waits for a reader
     monitor: str  # the privilege to see a reader's status
