@@ -232,15 +232,22 @@ def parse_replicas(channels: Sequence[Mapping[str, Any]]) -> tuple[float | None,
     lags = []
     for channel in channels:
         said = {name.replace("Slave", "Replica").replace("Master", "Source"): value for name, value in channel.items()}
-        if said["Replica_SQL_Running"] != "Yes":
-            # What Last_SQL_Error says may hold data.
-            return None, f"its SQL thread has stopped (error {said['Last_SQL_Errno']}; SHOW REPLICA STATUS there says more)"
-        behind = said["Seconds_Behind_Source"]
-        if said["Replica_IO_Running"] == "Yes" and _has_replayed_all(said):
-            lags.append(0.0)
-        elif behind is not None:
-            lags.append(float(behind) + 1.0)  # it counts in seconds of the clock, begun ones as none
+        for thread in "SQL", "IO":
+            error = said[f"Last_{thread}_Errno"]
+            if said[f"Replica_{thread}_Running"] == "No" and (thread == "SQL" or (error and error not in _WRITER_IS_GONE)):
+                # What Last_SQL_Error says may hold data.
+                return None, f"its {thread} thread has stopped (error {error}; SHOW REPLICA STATUS there says more)"
+        if not _has_replayed_all(said):
+            behind = said["Seconds_Behind_Source"]
+            if behind is not None:
+                lags.append(float(behind) + 1.0)  # it counts in seconds of the clock, begun ones as none
+        elif said["Replica_IO_Running"] == "Yes":
+            lags.append(0.0)  # else nobody knows what it has not received, and the server may say 0
     return (max(lags) if len(lags) == len(channels) else None), ""
+
+
+_WRITER_IS_GONE = range(2000, 3000)
+"""Errors of the client library, which is how a reader says that it does not reach its source."""
 
 
 def _has_replayed_all(said: Mapping[str, Any]) -> bool:

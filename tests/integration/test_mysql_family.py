@@ -100,6 +100,22 @@ def test_a_reader_whose_sql_thread_has_stopped_is_not_used_until_it_runs_again(c
     until_readers_serve(router, 2)
 
 
+def test_a_reader_that_lacks_what_the_writer_has_thrown_away_is_not_used(
+    aurora_cluster_factory: Callable[..., Family],
+) -> None:
+    cluster = aurora_cluster_factory(readers=1)
+    (reader,) = cluster.readers
+    with Router(cluster.url, instances=[reader.address], probe_interval=0.05) as router:
+        until_readers_serve(router, 1)
+        on(cluster, f"STOP {replica(cluster)}", instance=reader)
+        eventually(lambda: router.topology.readers == ())
+        on(cluster, "CREATE TABLE lost (id int)", "FLUSH BINARY LOGS", "PURGE BINARY LOGS BEFORE NOW() + INTERVAL 1 DAY")
+        on(cluster, f"START {replica(cluster)}", instance=reader)
+        eventually(lambda: "its IO thread has stopped" in router.topology.by_id[reader.address].error)
+        assert router.topology.readers == ()
+    cluster.stop()
+
+
 def test_a_transaction_that_a_reader_has_made_itself_deposes_nobody(cluster: Family, make_router: MakeRouter) -> None:
     router = make_router(probe_interval=0.05)
     until_readers_serve(router, 2)

@@ -26,7 +26,7 @@ MYSQL = ("8.4.0", 0)
 UUID, OTHER, GROUP = (f"{n:08x}-71ca-11e1-9e33-c80aa9429562" for n in (1, 2, 9))
 STARTED = 1772600767
 RUNS = {
-    "Slave_IO_Running": "Yes", "Slave_SQL_Running": "Yes", "Last_SQL_Errno": 0, "Seconds_Behind_Master": 0,
+    "Slave_IO_Running": "Yes", "Slave_SQL_Running": "Yes", "Last_SQL_Errno": 0, "Last_IO_Errno": 0, "Seconds_Behind_Master": 0,
     "Master_Log_File": "b.1", "Read_Master_Log_Pos": 9, "Relay_Master_Log_File": "b.1", "Exec_Master_Log_Pos": 9,
 }  # fmt: skip
 NEWER = {name.replace("Slave", "Replica").replace("Master", "Source"): value for name, value in RUNS.items()}
@@ -279,7 +279,10 @@ def test_a_server_that_has_left_its_group_is_asked_for_its_replication(members):
         ({"Exec_Master_Log_Pos": 8, "Seconds_Behind_Master": 0}, 1.0),
         ({"Relay_Master_Log_File": "b.0", "Seconds_Behind_Master": 4}, 5.0),
         ({"Slave_IO_Running": "Connecting", "Seconds_Behind_Master": None}, None),
-        ({"Slave_IO_Running": "Connecting", "Seconds_Behind_Master": 2}, 3.0),
+        ({"Slave_IO_Running": "Connecting", "Seconds_Behind_Master": 0}, None),
+        ({"Slave_IO_Running": "No", "Last_IO_Errno": 2003, "Seconds_Behind_Master": 0}, None),
+        ({"Slave_IO_Running": "No", "Exec_Master_Log_Pos": 8, "Seconds_Behind_Master": None}, None),
+        ({"Slave_IO_Running": "Connecting", "Exec_Master_Log_Pos": 8, "Seconds_Behind_Master": 2}, 3.0),
     ],
 )
 def test_a_reader_that_has_replayed_what_it_received_is_not_behind_and_others_may_be_a_second_more_than_they_say(
@@ -314,6 +317,8 @@ def test_a_reader_that_does_not_replay_says_why_and_shows_nothing_of_the_data():
     )
     assert lag is None
     assert stopped == "its SQL thread has stopped (error 1062; SHOW REPLICA STATUS there says more)"
+    lag, stopped = mysql.parse_replicas([{**RUNS, "Slave_IO_Running": "No", "Last_IO_Errno": 1236, "Last_IO_Error": "s3cr3t"}])
+    assert (lag, stopped) == (None, "its IO thread has stopped (error 1236; SHOW REPLICA STATUS there says more)")
     assert mysql.parse_replicas([]) == (None, "it replicates from nobody")
 
 

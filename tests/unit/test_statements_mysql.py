@@ -193,7 +193,6 @@ def test_tricky_statements_get_the_safe_effect(sql, effect, why, dialect):
     [
         ("SELECT bin_to_uuid(a) FROM t", READ, WRITE),
         ("SELECT * FROM t, LATERAL (SELECT t.a) u", READ, WRITE),
-        ("SELECT a FROM t WHERE 1 MEMBER OF (b)", READ, WRITE),
         ("SELECT etag(a) FROM t", READ, WRITE),
         ("SELECT distance(a, b)", WRITE, WRITE),  # of no MySQL that one can install: a stored function
         ("SELECT json_detailed(a) FROM t", WRITE, READ),

@@ -88,7 +88,7 @@ KEYWORDS: Final = _words("""
     numeric on or outer partition real regexp right rlike select smallint straight_join then tinyint union using varbinary
     varchar when where xor
 """)
-MYSQL_KEYWORDS: Final = frozenset({"lateral", "of"})
+MYSQL_KEYWORDS: Final = frozenset({"lateral"})
 
 # Schemas of the server itself, and what of them is no matter of one server. What is not named here is.
 SHARED_RELATIONS: Final = _words("""
