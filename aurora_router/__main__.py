@@ -30,6 +30,7 @@ from aurora_router.core.statements import Effect, Verdict, verdict
 from aurora_router.core.topology import Topology
 from aurora_router.errors import ConfigurationError, RouterError
 from aurora_router.router import Router
+from aurora_router.servers import FAMILIES
 
 FINE, MISSED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
@@ -56,6 +57,7 @@ def cli(context: click.Context) -> None:
     \b
     aurora-router demo                                           a shop that lives through the death of its writer
     aurora-router topology postgresql+psycopg://app@db-1/shop    who is the writer, how far behind are the readers
+    aurora-router topology mysql+pymysql://app@db-1/shop         the same of MySQL; of MariaDB with mariadb+pymysql
     aurora-router classify "SELECT now()"                        where a statement would go, and why
     """
     if context.invoked_subcommand is None:
@@ -146,6 +148,7 @@ def topology(
     aurora-router topology postgresql+psycopg://app:secret@db-1:5432/shop --instances db-2:5432 db-3:5432
     aurora-router topology postgresql+psycopg://app:secret@db-1,db-2,db-3/shop --watch
     aurora-router topology postgresql+psycopg://app:secret@db-rw/shop --reader-endpoint db-ro:5432 --json
+    aurora-router topology mysql+pymysql://app:secret@db-1:3306/shop --instances db-2:3306 db-3:3306
     """
     addresses = [address for given in (*instances, *others) for address in given.split(",") if address]
     with Router(url, instances=addresses, reader_endpoint=reader_endpoint, probe_interval=interval) as router:
@@ -241,12 +244,14 @@ def _record(picture: Topology) -> dict[str, Any]:
 @cli.command("init-commit-table", epilog=_EXIT_CODES)
 @click.argument("url", envvar="AURORA_ROUTER_URL")
 def init_commit_table(url: str) -> int:
-    """Create the table aurora_router_commits, which commit_check="table" of run_transaction() needs; none is lost that is there.
+    """Create the table aurora_router_commits, which run_transaction() needs on MySQL and MariaDB, on PostgreSQL with
+    commit_check="table"; one that is there stays as it is.
 
-    URL is what a Router takes; it must name the writer, among others. Its user is the one whose sessions write there, or grants
-    them INSERT, SELECT and DELETE on the table.
+    URL is what a Router takes; it must name the writer, among others, and a database. Its user is the one whose sessions write
+    there, or grants them SELECT, INSERT and DELETE on the table, on PostgreSQL UPDATE as well.
 
     \b
+    aurora-router init-commit-table mysql+pymysql://app:secret@db-1,db-2,db-3/shop
     aurora-router init-commit-table postgresql+psycopg://app:secret@db-1,db-2,db-3/shop
     """
     with Router(url, failover_timeout=3) as router:
@@ -269,15 +274,23 @@ _EFFECTS = {
 
 @cli.command(epilog=_EXIT_CODES)
 @click.argument("sql")
-@click.option("--dialect", type=click.Choice(["postgresql", "mysql", "mariadb"]), default="postgresql", show_default=True)
+@click.option(
+    "--dialect",
+    type=click.Choice([*FAMILIES]),
+    default="postgresql",
+    show_default=True,
+    help="In whose SQL it is written; a router knows that from its URL.",
+)
 @click.option("--read-only-function", "harmless", multiple=True, metavar="NAME", help="A function known to write nothing.")
 def classify(sql: str, dialect: str, harmless: tuple[str, ...]) -> int:
     """Say what a statement does, where it would go, and why. SQL is the statement, or "-" to read it from stdin.
 
-    No server is asked. A router that has a server takes functions that the database calls STABLE or IMMUTABLE for harmless.
+    No server is asked. A router that has a server takes functions for harmless that the database calls STABLE or IMMUTABLE, on
+    MySQL and MariaDB NO SQL or READS SQL DATA.
 
     \b
     aurora-router classify "SELECT * FROM orders FOR UPDATE"
+    aurora-router classify "SELECT GET_LOCK('jobs', 1)" --dialect mysql
     aurora-router classify "SELECT app.price(1)" --read-only-function app.price
     aurora-router classify - --dialect mysql < report.sql
     """
@@ -287,6 +300,7 @@ def classify(sql: str, dialect: str, harmless: tuple[str, ...]) -> int:
         raise click.UsageError('there is no statement; give one in quotes, or "-" and one on stdin')
     found = verdict(sql, dialect)
     effect = found.effect_given(harmless)
+    click.echo(f"dialect:               {dialect}")
     click.echo(f"effect:                {effect.name} ({_EFFECTS[effect]})")
     click.echo(f"in an automatic unit:  {_automatic(found, effect)}")
     click.echo(f"in a read-only unit:   {_read_only(found)}")
@@ -311,16 +325,10 @@ def _read_only(found: Verdict) -> str:
 
 # -- all of them -----------------------------------------------------------------------------------------------------
 
-_DRIVERS = {"psycopg": "postgresql", "pymysql": "mysql"}  # a module, and the extra that has it
-
 
 def _need(module: str, extra: str) -> None:
     if importlib.util.find_spec(module) is None:
-        raise click.UsageError(_missing(module, extra))
-
-
-def _missing(module: str, extra: str) -> str:
-    return f"this needs {module}: pip install 'aurora-router[{extra}]'"
+        raise click.UsageError(f"this needs {module}: pip install 'aurora-router[{extra}]'")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -330,10 +338,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = cli.main(arguments, prog_name="aurora-router", standalone_mode=False)
     except ConfigurationError as error:
         return _mistake(str(error), MISTAKE)
-    except ModuleNotFoundError as error:
-        if error.name not in _DRIVERS:
-            raise
-        return _mistake(_missing(error.name, _DRIVERS[error.name]), MISTAKE)
     except (RouterError, SQLAlchemyError) as error:
         return _mistake(str(error).splitlines()[0], MISSED)
     except click.UsageError as error:

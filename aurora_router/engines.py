@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import random
+import re
 import select
 import socket
 import threading
@@ -26,7 +27,7 @@ from aurora_router.core.failures import Failure, Phase
 from aurora_router.core.pacing import pause
 from aurora_router.core.topology import Instance, Role, Server, ServerId, Silence
 from aurora_router.diagnosis import driver_failure
-from aurora_router.errors import WrongServer
+from aurora_router.errors import ConfigurationError, WrongServer
 from aurora_router.limits import Places
 from aurora_router.monitor import ProbeError
 from aurora_router.servers import Ask, Family, Mode, Unsuitable
@@ -94,7 +95,11 @@ class Engines:
         self._connects_at_once = connects_at_once
         self._patience = max(patience, CONNECT_TIMEOUT)
         self._dialect: Any = url.get_dialect()()
-        self.driver_error: type[Exception] = self._dialect.import_dbapi().Error
+        try:
+            self.driver_error: type[Exception] = self._dialect.import_dbapi().Error
+        except ImportError:  # or it lacks a library of its own
+            install = f"pip install 'aurora-router[{server.DIALECT}]'"  # the extra has the family's name
+            raise ConfigurationError(f"{url.drivername} needs {server.DRIVER}: {install}") from None
         self._known = known
         self._surprised = surprised
         self._gate = gate
@@ -257,6 +262,23 @@ class Engines:
 
     def probe(self, instance: Instance) -> Probe:
         """A connection for the monitor, outside of the pool: a full pool must not blind it. Raises ProbeError."""
+        try:
+            engine = self._probing_engine(instance)
+            connection = engine.connect()
+        except exc.SQLAlchemyError as error:
+            raise probe_error(error, self._server) from None
+        except Exception as error:
+            raise mistake(error, self._server) from None
+        try:
+            probe = Probe(connection, self._server, self._gate)
+            self._probing.add(probe)
+            return probe
+        except (OSError, engine.dialect.loaded_dbapi.Error):
+            connection.invalidate()
+            connection.close()
+            raise ProbeError("the connection was closed at once") from None
+
+    def _probing_engine(self, instance: Instance) -> Engine:
         with self._lock:
             engine = self._probes.get(instance.id)
             if engine is None:
@@ -266,18 +288,7 @@ class Engines:
                 engine = create_engine(self._at(instance), poolclass=NullPool, isolation_level="AUTOCOMMIT", **options)
                 self._server.watch_connecting(engine.dialect, lambda _: contextlib.nullcontext())
                 self._probes[instance.id] = engine
-        try:
-            connection = engine.connect()
-        except exc.SQLAlchemyError as error:
-            raise probe_error(error, self._server) from None
-        try:
-            probe = Probe(connection, self._server, self._gate)
-            self._probing.add(probe)
-            return probe
-        except (OSError, engine.dialect.loaded_dbapi.Error):
-            connection.invalidate()
-            connection.close()
-            raise ProbeError("the connection was closed at once") from None
+            return engine
 
     # -- one instance's engine ------------------------------------------------------------------------------------
 
@@ -496,6 +507,16 @@ def probe_error(error: exc.SQLAlchemyError, server: Family) -> ProbeError:
     text = " ".join(str(original).split())
     kind, words = server.explain_refusal(code, text)
     return ProbeError(words, kind, busy=server.is_busy(code, text))
+
+
+def mistake(error: Exception, server: Family) -> ProbeError:
+    """An error of connecting that is not the driver's own, as one line for the user: the driver was given what it cannot use."""
+    said = type(error).__name__
+    if not isinstance(error, UnicodeError):  # which shows parts of the password
+        said += f": {' '.join(str(error).split())}"
+    usual = "check the URL and its query, and connect_args"
+    advice = next((advice for pattern, advice in server.MISTAKES if re.search(pattern, said)), usual)
+    return ProbeError(f"{server.DRIVER} could not connect ({said}); {advice}", Silence.MISCONFIGURED)
 
 
 def _asking(dbapi: Any) -> Ask:

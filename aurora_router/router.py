@@ -414,12 +414,19 @@ class Router:
 
     def init_commit_table(self) -> None:
         """Create the table aurora_router_commits, unless it is there: commit_check="table" needs it, and on MySQL and MariaDB
-        any commit_check, that of run_transaction() included."""
-        with self.begin() as connection:
-            if connection.exec_driver_sql(self._server.HAS_COMMITS).scalar_one():
-                return
-            for statement in self._server.CREATE_COMMITS:
-                connection.exec_driver_sql(statement)
+        any commit_check, that of run_transaction() included. Raises ConfigurationError where the URL names no database for it."""
+        try:
+            with self.begin() as connection:
+                if connection.exec_driver_sql(self._server.HAS_COMMITS).scalar_one():
+                    return
+                for statement in self._server.CREATE_COMMITS:
+                    connection.exec_driver_sql(statement)
+        except DBAPIError as error:
+            if not self._server.is_missing_table(error.orig):
+                raise
+            raise ConfigurationError(
+                f"the URL names no database to make {self._server.COMMITS} in; write it like {self._server.EXAMPLE}"
+            ) from None
 
     def explain(self, sql: str, read_only: bool | None = None) -> Decision:
         """Where a unit that begins with this statement would go now, and why. Sends nothing."""

@@ -97,6 +97,12 @@ class Family(Protocol):
         """A failed probe in words for the user, and whether trying again can help."""
         ...
 
+    @property
+    def MISTAKES(self) -> Sequence[tuple[str, str]]:
+        """What to do where the driver's connect() ends in an error that is not the driver's own, for it can do nothing with what
+        it was given: a pattern of the error's type and words, and the advice."""
+        ...
+
     def is_busy(self, code: Any, message: str) -> bool:
         """Whether the server lives, but has no room for one more connection."""
         ...

@@ -1,6 +1,7 @@
 """MySQL and MariaDB: the SQL that asks a server who and where it is, how its rows and error codes read, and PyMySQL's switches.
 
-Which of the two answers is seen from what the server says of itself, for the URLs of both lead to either.
+Which of the two answers is seen from what the server says of itself: a URL that says mysql leads to either, and one that says
+mariadb to MariaDB alone, for SQLAlchemy takes nothing else there.
 """
 
 from __future__ import annotations
@@ -343,6 +344,7 @@ _REFUSALS = (
     ((NO_PACKAGE,), "pip install 'PyMySQL[rsa,ed25519]'"),
 )
 _NO_SERVER = re.compile("Packet sequence number wrong|unpack|index out of range")
+_NO_MARIADB = "is not a MariaDB variant"  # SQLAlchemy's words
 _UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"  # OpenSSL's word, within what PyMySQL says of any server that is not reached
 
 
@@ -355,7 +357,19 @@ def explain_refusal(code: int | None, message: str) -> tuple[Silence, str]:
             return Silence.MISCONFIGURED, f"{message}; {advice}"
     if code is None and _NO_SERVER.search(message):
         return Silence.MISCONFIGURED, f"{message}; no MySQL or MariaDB server answers there"
+    if code is None and _NO_MARIADB in message:
+        return Silence.MISCONFIGURED, f"{message.rstrip('.')}; write mysql+pymysql:// in the URL"
     return Silence.MISCONFIGURED if code in _REFUSED else Silence.REFUSED, message
+
+
+_TLS = "write ssl_ca=FILE to encrypt and to verify the server, or ssl_check_hostname=false alone to encrypt only"
+MISTAKES = (
+    ("unexpected keyword argument '(ssl|tls)|no attribute 'get'", f"that is no ssl option of PyMySQL; {_TLS}"),
+    ("unexpected keyword argument", "PyMySQL has no such option; check the URL's query and connect_args"),
+    ("^KeyError", "rows must be tuples; leave cursorclass out of connect_args"),
+    ("^(FileNotFound|Permission|IsADirectory|NotADirectory|SSL)", "check the files that ssl_ca, ssl_cert and ssl_key name"),
+    ("^UnicodeEncode", "PyMySQL sends a password in Latin-1; give another one as bytes, in connect_args"),
+)
 
 
 def is_busy(code: int | None, message: str) -> bool:

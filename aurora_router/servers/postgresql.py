@@ -320,6 +320,7 @@ _REFUSALS = (
         r"server does not support SSL|certificate verify failed|root certificate file",
         "check sslmode and the certificates",
     ),
+    (r"invalid connection option|invalid sslmode value", "check the URL's query and connect_args"),
     (
         r"permission denied for (function|view)",
         "let this user run the functions that tell a server's position",
@@ -336,6 +337,9 @@ def explain_refusal(sqlstate: str | None, message: str) -> tuple[Silence, str]:
     if sqlstate in _REFUSED:
         return Silence.MISCONFIGURED, text
     return Silence.REFUSED, text
+
+
+MISTAKES = (("determine version", "rows must be tuples; leave row_factory out of connect_args"),)
 
 
 def is_busy(sqlstate: str | None, message: str) -> bool:

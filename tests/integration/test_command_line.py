@@ -84,11 +84,11 @@ def test_without_a_command_it_shows_the_help() -> None:
     done = aurora_router()
     assert done.returncode == 0
     assert done.stdout == aurora_router("--help").stdout
-    for command in ("demo", "topology", "classify"):
+    for command in ("demo", "topology", "init-commit-table", "classify"):
         assert command in done.stdout
 
 
-@pytest.mark.parametrize("command", ["demo", "topology", "classify"])
+@pytest.mark.parametrize("command", ["demo", "topology", "init-commit-table", "classify"])
 def test_every_command_has_a_help_with_examples_and_exit_codes(command: str) -> None:
     done = aurora_router(command, "--help")
     assert done.returncode == 0
@@ -117,7 +117,7 @@ def test_without_the_driver_that_the_url_names_it_says_what_to_install(driver: s
     module = driver.partition("+")[2]
     (tmp_path / f"{module}.py").write_text(f"raise ModuleNotFoundError('no driver here', name='{module}')\n")
     done = process("topology", f"{driver}://app:{SECRET}@db-1/shop", PYTHONPATH=f"{tmp_path}:{PROJECT}")
-    assert mistake(done).endswith(f"this needs {module}: pip install 'aurora-router[{extra}]'")
+    assert mistake(done).endswith(f"{driver} needs {module}: pip install 'aurora-router[{extra}]'")
 
 
 # -- classify
@@ -169,6 +169,13 @@ def test_a_statement_can_come_from_stdin_in_another_dialect() -> None:
     done = aurora_router("classify", "-", "--dialect", "mysql", stdin="SELECT `a`\nFROM t\nLOCK IN SHARE MODE\n")
     assert done.returncode == 0
     assert "WRITE" in done.stdout
+
+
+@pytest.mark.parametrize(("dialect", "effect"), [("postgresql", "WRITE"), ("mariadb", "READ")])
+def test_it_says_in_whose_sql_the_statement_was_read(dialect: str, effect: str) -> None:
+    done = aurora_router("classify", "SELECT ifnull(item, '') FROM orders", "--dialect", dialect)
+    assert done.stdout.startswith(f"dialect:               {dialect}\neffect:                {effect} ")
+    assert aurora_router("classify", "SELECT 1").stdout.startswith("dialect:               postgresql\n")
 
 
 @pytest.mark.parametrize("sql", ["", "  \n"])
@@ -316,3 +323,10 @@ def test_a_commit_table_that_cannot_be_made_is_one_line(cluster: PostgresCluster
     reader = cluster.readers[0]
     said = mistake(aurora_router("init-commit-table", reader.url), 1)
     assert "no writer" in said
+
+
+@pytest.mark.engines("mariadb")
+def test_a_commit_table_in_no_database_is_a_mistake_that_says_what_to_write(cluster: PostgresCluster) -> None:
+    said = mistake(aurora_router("init-commit-table", cluster.url.removesuffix("/app")))
+    assert "the URL names no database" in said
+    assert "@host:3306/database" in said

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import exc, func, insert, select, text, update
+from pymysql.cursors import DictCursor
+from sqlalchemy import exc, func, insert, make_url, select, text, update
 
 from aurora_router import ConfigurationError, OutcomeUnknown, Router, RoutingSession
 from aurora_router.core import events
@@ -68,6 +69,36 @@ def test_a_url_of_mysql_leads_to_mariadb_as_well(cluster: Family, make_router: M
         assert place(s) == "reader"
         s.execute(RAISE)
         assert place(s) == "writer"
+
+
+@pytest.mark.parametrize(
+    ("query", "connect_args", "said"),
+    [
+        ({"ssl": "true"}, {}, "no ssl option of PyMySQL; write ssl_ca=FILE"),
+        ({"ssl_mode": "REQUIRED"}, {}, "'ssl_mode'.*; that is no ssl option of PyMySQL"),
+        ({"sslmode": "require"}, {}, "'sslmode'.*; that is no ssl option of PyMySQL"),
+        ({"ssl_ca": "/nowhere/ca.pem"}, {}, "No such file.*; check the files that ssl_ca"),
+        ({"ssl_ca": __file__}, {}, "SSLError.*; check the files that ssl_ca"),
+        ({"colour": "red"}, {}, "'colour'.*; PyMySQL has no such option"),
+        ({"connect_timeout": "soon"}, {}, "'soon'.*; check the URL and its query"),
+        ({}, {"cursorclass": DictCursor}, "rows must be tuples; leave cursorclass out"),
+        ({}, {"password": "\N{EURO SIGN}"}, r"\(UnicodeEncodeError\); PyMySQL sends a password in Latin-1"),
+    ],
+)
+def test_what_the_driver_cannot_be_given_is_named_at_once(
+    cluster: Family,
+    make_router: MakeRouter,
+    caplog: pytest.LogCaptureFixture,
+    query: dict[str, str],
+    connect_args: dict[str, Any],
+    said: str,
+) -> None:
+    url = make_url(cluster.url).update_query_dict(query)
+    router = make_router(url, engine_options={"connect_args": connect_args})
+    with pytest.raises(ConfigurationError, match=said) as caught:
+        router.connect()
+    assert cluster.app_password not in str(caught.value)
+    assert not caplog.records, "no traceback"
 
 
 def test_a_server_says_the_same_of_its_start_whenever_it_is_asked(cluster: Family) -> None:

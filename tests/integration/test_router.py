@@ -9,6 +9,7 @@ import socketserver
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from sqlalchemy import exc, text
@@ -296,6 +297,26 @@ def test_an_unknown_database_is_told_at_once(cluster: PostgresCluster, make_rout
     url = make_url(cluster.url).set(database="nowhere").render_as_string(hide_password=False)
     with pytest.raises(ConfigurationError, match="check the database name"):
         make_router(url).connect()
+
+
+@pytest.mark.parametrize(
+    ("connect_args", "said"),
+    [
+        ({"ssl_ca": "ca.pem"}, 'invalid connection option "ssl_ca"; check the URL\'s query and connect_args'),
+        ({"sslmode": "on"}, "invalid sslmode value.*; check the URL's query and connect_args"),
+    ],
+)
+def test_what_the_driver_cannot_be_given_is_named_at_once(
+    cluster: PostgresCluster,
+    make_router: MakeRouter,
+    caplog: pytest.LogCaptureFixture,
+    connect_args: dict[str, Any],
+    said: str,
+) -> None:
+    router = make_router(cluster.url, engine_options={"connect_args": connect_args})
+    with pytest.raises(ConfigurationError, match=said):
+        router.connect()
+    assert not caplog.records, "no traceback"
 
 
 @pytest.mark.engines("postgresql", "mariadb")  # MySQL's cannot be told apart

@@ -7,7 +7,9 @@ from sqlalchemy import exc
 
 from aurora_router import Failure, classify_error
 from aurora_router.core.failures import Phase
+from aurora_router.core.topology import Silence
 from aurora_router.diagnosis import driver_failure
+from aurora_router.engines import mistake
 from aurora_router.servers import FAMILIES, family_of, knows_xids, mysql, postgresql
 
 
@@ -69,6 +71,28 @@ LOST = pymysql.OperationalError(2013, "Lost connection to MySQL server during qu
 )
 def test_errors_of_either_driver_are_classified(error, failure, sent, outcome_known, safe_to_repeat):
     assert classify_error(error) == (failure, sent, outcome_known, safe_to_repeat)
+
+
+@pytest.mark.parametrize(
+    ("error", "family", "said"),
+    [
+        (AssertionError("Could not determine version from string 'version'"), postgresql, "leave row_factory out"),
+        (AttributeError("no adapters"), postgresql, "(AttributeError: no adapters); check the URL and its query"),
+        (KeyError(0), mysql, "leave cursorclass out"),
+        (PermissionError(13, "Permission denied"), mysql, "check the files that ssl_ca"),
+        (NotImplementedError("compress"), mysql, "(NotImplementedError: compress); check the URL and its query"),
+    ],
+)
+def test_an_error_of_connecting_that_is_not_the_drivers_own_is_a_mistake_in_what_it_was_given(error, family, said):
+    found = mistake(error, family)
+    assert found.silence is Silence.MISCONFIGURED
+    assert str(found).startswith(f"{family.DRIVER} could not connect (")
+    assert said in str(found)
+
+
+def test_what_cannot_be_encoded_is_not_shown_for_it_may_be_a_password():
+    error = UnicodeEncodeError("latin-1", "geheim\N{EURO SIGN}", 6, 7, "ordinal not in range(256)")
+    assert str(mistake(error, mysql)).startswith("pymysql could not connect (UnicodeEncodeError); PyMySQL sends a password")
 
 
 def test_an_error_of_no_known_driver_says_nothing():

@@ -410,6 +410,7 @@ def test_some_errors_are_only_met_while_connecting():
         (2003, "Can't connect (EOF occurred in violation of protocol)", "refused", "Can't connect"),
         (None, "Packet sequence number wrong - got 80 expected 0", "misconfigured", "no MySQL or MariaDB server answers there"),
         (1820, "You must reset your password", "misconfigured", "reset your password"),
+        (None, "MySQL version 9.7 is not a MariaDB variant.", "misconfigured", "variant; write mysql+pymysql:// in the URL"),
         (2003, "Can't connect to MySQL server on '10.0.0.9'", "refused", "Can't connect"),
         (None, "waited in vain for a turn to connect", "refused", "in vain"),
     ],
