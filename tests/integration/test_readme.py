@@ -14,8 +14,9 @@ import pytest
 from sqlalchemy.orm import close_all_sessions
 
 from aurora_router import Router, RoutingSession
-from aurora_router.local import FaultProxy, PostgresCluster
-from tests.integration.shop import eventually, place
+from aurora_router.local import FaultProxy
+from aurora_router.local.cluster import Cluster
+from tests.integration.shop import BOTH, engine, eventually, place
 from tests.integration.sites import asking, asking_wsgi, with_cookie
 
 README = Path(__file__).parents[2] / "README.md"
@@ -39,18 +40,29 @@ def run_readme(names: dict[str, Any], replace: dict[str, str], after: dict[str, 
     assert looked == {*after}
 
 
+_TAKEN_FOR_GRANTED = {
+    "postgresql": (
+        "CREATE OR REPLACE FUNCTION unpaid_orders() RETURNS int LANGUAGE sql VOLATILE AS 'SELECT 1'",
+        "GRANT ALL ON SCHEMA public TO app",
+    ),
+    "mariadb": ("CREATE FUNCTION unpaid_orders() RETURNS int DETERMINISTIC RETURN 1",),
+    "mysql": ("CREATE FUNCTION unpaid_orders() RETURNS int DETERMINISTIC RETURN 1",),
+}
+
+
 @pytest.fixture
-def cluster(aurora_cluster: PostgresCluster) -> Iterator[PostgresCluster]:
+def cluster(aurora_cluster: Cluster[Any]) -> Iterator[Cluster[Any]]:
     """The shared cluster, with what the README takes for granted."""
-    aurora_cluster.execute("""
-        CREATE OR REPLACE FUNCTION unpaid_orders() RETURNS int LANGUAGE sql VOLATILE AS 'SELECT 1';
-        GRANT ALL ON SCHEMA public TO app""")
+    for statement in _TAKEN_FOR_GRANTED[engine(aurora_cluster)]:
+        aurora_cluster.execute(statement)
     yield aurora_cluster
     close_all_sessions()
-    aurora_cluster.execute("DROP TABLE IF EXISTS orders; DROP FUNCTION IF EXISTS unpaid_orders()")
+    for what in ("TABLE IF EXISTS orders", "TABLE IF EXISTS aurora_router_commits", "FUNCTION IF EXISTS unpaid_orders"):
+        aurora_cluster.execute(f"DROP {what}")
 
 
-def test_the_python_of_the_readme_does_what_it_says(cluster: PostgresCluster, capsys: pytest.CaptureFixture[str]) -> None:
+@BOTH
+def test_the_python_of_the_readme_does_what_it_says(cluster: Cluster[Any], capsys: pytest.CaptureFixture[str]) -> None:
     one, two = cluster.readers
     readers = {one.address, two.address}
     module = ModuleType("readme")  # SQLAlchemy and FastAPI look annotations up in the module of a class or function
@@ -102,9 +114,9 @@ def test_the_python_of_the_readme_does_what_it_says(cluster: PostgresCluster, ca
         run_readme(
             names,
             {
-                "app:secret@db-1:5432/shop": cluster.url.partition("//")[2],
-                "app:secret@db-rw:5432/shop": cluster.url.partition("//")[2],
-                "app:secret@db-1,db-2,db-3/shop": cluster.url.partition("//")[2].replace(cluster.writer.address, instances),
+                "postgresql+psycopg://app:secret@db-1:5432/shop": cluster.url,
+                "postgresql+psycopg://app:secret@db-rw:5432/shop": cluster.url,
+                "postgresql+psycopg://app:secret@db-1,db-2,db-3/shop": cluster.url.replace(cluster.writer.address, instances),
                 "db-2:5432": one.address,
                 "db-3:5432": two.address,
                 "db-ro:5432": proxy.address,
