@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import re
 import socket
 import ssl
 import threading
 import types
 from collections.abc import Callable, Iterator
 from decimal import Decimal
+from pathlib import Path
 
 import pymysql
 import pytest
@@ -419,6 +421,30 @@ def test_a_refused_probe_says_in_words_what_to_do_and_whether_trying_again_can_h
     kind, words = explain_refusal(code, message)
     assert kind is Silence(silence)
     assert advice in words
+
+
+def of(failure: Failure) -> set[int]:
+    return {code for code, stands_for in mysql._TRANSIENT.items() if stands_for is failure}
+
+
+@pytest.mark.parametrize(
+    ("row", "codes"),
+    [
+        ("no connection could be made", mysql._UNREACHED),
+        ("no room for one more", mysql._BUSY),
+        ("the connection was lost", mysql._LOST - {0}),
+        ("the instance failed inside", mysql._BROKEN),
+        ("read-only", mysql._READ_ONLY | {1290}),
+        ("not to be serialized", of(Failure.SERIALIZATION)),
+        ("a deadlock", of(Failure.DEADLOCK)),
+        ("replay changed what was read", of(Failure.CONFLICT)),
+        ("refused", mysql._REFUSED),
+    ],
+)
+def test_the_documented_codes_are_those_that_are_used(row, codes):
+    document = (Path(__file__).parents[2] / "docs" / "failures.md").read_text()
+    (written,) = re.findall(rf"^\| {row} \| (.*) \|$", document, re.MULTILINE)
+    assert {int(code) for code in re.findall(r"\b\d{4}\b", written)} == codes
 
 
 @pytest.mark.parametrize(("code", "busy"), [(1040, True), (1203, True), (2003, False), (None, False)])
