@@ -92,6 +92,20 @@ def test_a_server_whose_certificate_is_not_trusted_is_not_used_and_the_error_say
     assert cluster.app_password not in str(caught.value)
 
 
+def test_a_certificate_of_another_name_is_not_trusted_unless_the_url_says_so(cluster: Cluster[Any], certificates: Path) -> None:
+    cluster.heal()
+    url = make_url(cluster.url).update_query_dict({"ssl_ca": str(certificates / "ca.pem")})
+    with Router(url) as router, pytest.raises(ConfigurationError, match=r"IP address mismatch.*; check the ssl options"):
+        router.start()
+
+
+def test_without_an_authority_connections_are_encrypted_and_no_certificate_is_looked_at(cluster: Cluster[Any]) -> None:
+    cluster.heal()
+    url = make_url(cluster.url).update_query_dict({"ssl_check_hostname": "false"})
+    with Router(url) as router, router.connect() as connection:
+        assert connection.execute(text("SHOW STATUS LIKE 'Ssl_cipher'")).one()[1]
+
+
 def test_a_server_that_lets_nobody_in_unencrypted_says_so(cluster: Cluster[Any]) -> None:
     cluster.heal()
     url = make_url(cluster.url).update_query_dict({"ssl_disabled": "true"})

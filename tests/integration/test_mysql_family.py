@@ -101,6 +101,17 @@ def test_what_the_driver_cannot_be_given_is_named_at_once(
     assert not caplog.records, "no traceback"
 
 
+@pytest.mark.engines("mariadb")
+def test_a_url_of_mariadb_that_leads_to_mysql_is_a_mistake_at_once(aurora_cluster_factory: Callable[..., Family]) -> None:
+    cluster = aurora_cluster_factory(readers=0, settings={"version": "8.4.0"})  # all that tells SQLAlchemy
+    try:
+        with Router(cluster.url) as router, pytest.raises(ConfigurationError, match=r"write mysql\+pymysql://") as caught:
+            router.connect()
+        assert cluster.writer.address in str(caught.value)
+    finally:
+        cluster.stop()
+
+
 def test_a_server_says_the_same_of_its_start_whenever_it_is_asked(cluster: Family) -> None:
     with cluster.writer.connect() as connection, connection.cursor() as cursor:
         said = set()
