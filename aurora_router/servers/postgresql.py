@@ -317,7 +317,7 @@ _REFUSALS = (
         "no PostgreSQL server answers there",
     ),
     (
-        r"server does not support SSL|certificate verify failed|root certificate file",
+        r"server does not support SSL|certificate verify failed|root certificate file|does not match host name",
         "check sslmode and the certificates",
     ),
     (r"invalid connection option|invalid sslmode value", "check the URL's query and connect_args"),

@@ -167,6 +167,7 @@ def test_driver_errors_stand_for_the_failure_that_they_are(sqlstate, message, di
         (None, 'FATAL:  no pg_hba.conf entry for host "10.0.0.9"', "misconfigured", "pg_hba.conf"),
         (None, "received invalid response to SSL negotiation: H", "misconfigured", "no PostgreSQL server answers there"),
         (None, "server does not support SSL, but SSL was required", "misconfigured", "sslmode"),
+        (None, 'server certificate for "a" does not match host name "b"', "misconfigured", "check sslmode and the certificates"),
         (None, 'invalid connection option "ssl_mode"', "misconfigured", "check the URL's query and connect_args"),
         (None, 'invalid sslmode value: "on"', "misconfigured", "check the URL's query and connect_args"),
         ("42501", "permission denied for function pg_control_system", "misconfigured", "let this user run"),
