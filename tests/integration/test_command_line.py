@@ -325,7 +325,7 @@ def test_a_commit_table_that_cannot_be_made_is_one_line(cluster: PostgresCluster
     assert "no writer" in said
 
 
-@pytest.mark.engines("mariadb")
+@pytest.mark.engines("mariadb", "mysql")
 def test_a_commit_table_in_no_database_is_a_mistake_that_says_what_to_write(cluster: PostgresCluster) -> None:
     said = mistake(aurora_router("init-commit-table", cluster.url.removesuffix("/app")))
     assert "the URL names no database" in said
