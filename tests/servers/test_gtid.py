@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from aurora_router.core.gtid import GtidSet, MariadbGtid, began
@@ -16,13 +16,18 @@ SOURCES = [f"{n:08x}-71ca-11e1-9e33-c80aa942956{n}" for n in range(3)]
 
 
 runs = st.tuples(st.integers(1, 12), st.integers(0, 4)).map(lambda run: f"{run[0]}-{sum(run)}" if run[1] else str(run[0]))
-part = st.builds(lambda source, numbers: f"{source}:{':'.join(numbers)}", st.sampled_from(SOURCES), st.lists(runs, min_size=1))
+tags = st.sampled_from(["", "", ":blue", ":_1"])
+part = st.builds(
+    lambda source, tag, numbers: f"{source}{tag}:{':'.join(numbers)}", st.sampled_from(SOURCES), tags, st.lists(runs, min_size=1)
+)
 texts = st.lists(part, max_size=4).map(",\n".join)
 
 
 @SETTINGS
 @given(one=texts, two=texts)
 def test_mysql_contains_and_unites_sets_as_we_do(mysql: Ask, one: str, two: str) -> None:
+    if "blue" in one + two or "_1" in one + two:
+        assume(tuple(map(int, mysql("SELECT @@version").split("-")[0].split("."))) >= (8, 3))
     mine, other = GtidSet.said(1, one), GtidSet.said(1, two)
     assert mine.covers(other) is bool(mysql("SELECT GTID_SUBSET(%s, %s)", two, one))
     assert GtidSet.said(1, mysql("SELECT GTID_SUBTRACT(%s, '')", one)) == mine
