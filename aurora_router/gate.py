@@ -20,6 +20,7 @@ from aurora_router.core import events
 from aurora_router.core.failures import SUSPICIOUS, Action, Facts, Failure, Phase, decide, facts
 from aurora_router.core.selection import Reason
 from aurora_router.core.statements import Effect, Verdict, verdict
+from aurora_router.core.topology import Role
 from aurora_router.diagnosis import FACTS, driver_failure
 from aurora_router.engines import SERVER, UNIT, Engines
 from aurora_router.errors import NoWriterAvailable, Outcome, OutcomeUnknown, ReadOnlyViolation, RouterError, WrongServer
@@ -195,11 +196,12 @@ class Gate:
         if unit is None or not isinstance(context.original_exception, self.engines.driver_error):
             return None
         failure = driver_failure(context.original_exception, disconnected=context.is_disconnect)
-        demoted = failure is Failure.READ_ONLY and unit.on_writer  # or the text has asked for what the transaction may not do
-        if (failure in SUSPICIOUS or demoted) and unit.instance is not None:
+        if failure in SUSPICIOUS and unit.instance is not None:
             self.monitor.suspect(unit.instance.id)
         if failure is Failure.LOST:
             context.is_disconnect = True  # SQLAlchemy does not always know
+        if failure is Failure.READ_ONLY and unit.on_writer and not unit.read_only:
+            self._refused(unit)
         meaning = facts(failure, self.phase(unit))
         if unit.outcome is Outcome.NOT_COMMITTED:
             meaning = Facts(failure, sent=True, outcome_known=True, safe_to_repeat=True)
@@ -208,6 +210,14 @@ class Gate:
         unknown = unit.unknown
         setattr(unknown or context.sqlalchemy_exception, FACTS, meaning)
         return unknown
+
+    def _refused(self, unit: Unit) -> None:
+        """The writer has said that it writes nothing. It may be that no longer, before anybody has seen so: the next unit is to
+        know, and the transaction's own fault it is only where the writer still says that it is the writer."""
+        if unit.instance is None or unit.server is None:
+            return
+        if self.monitor.ask_anew(unit.instance.id, unit.server) is Role.WRITER and unit.run is not None:
+            unit.run.refusals += 1
 
     def phase(self, unit: Unit) -> Phase:
         """How far the unit was when a statement or a COMMIT of it failed."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from aurora_router.core import topology as pure
-from aurora_router.core.topology import Instance, Observation, Server, ServerId, Silence, Topology
+from aurora_router.core.topology import Instance, Observation, Role, Server, ServerId, Silence, Topology
 
 log = logging.getLogger("aurora_router")
 
@@ -207,6 +207,20 @@ class Monitor:
             if instance in self.topology.by_id:
                 self._suspects[instance] = time.monotonic()
         self._poke.set()
+
+    def ask_anew(self, instance: str, server: ServerId) -> Role | None:
+        """The role of a server by its answer to a question that is asked now; None where it stands there no longer, or where
+        that would take longer than to be sure that it is lost."""
+        now = time.monotonic()
+        self.suspect(instance)
+
+        def told(topology: Topology) -> bool:
+            seen = pure.behind(topology, instance, server)
+            return seen is None or seen.asked_at > now
+
+        topology = self.wait_for(told, pure.MISSES * (self._timeout + HURRY) + HURRY, eager=True)
+        seen = pure.behind(topology, instance, server)
+        return seen.server.role if seen is not None and seen.asked_at > now else None
 
     def look(self, instance: str) -> None:
         """A connection reached a server that is not known there: find out who stands behind that name now."""

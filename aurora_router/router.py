@@ -24,13 +24,12 @@ from aurora_router import config
 from aurora_router.causality import Causality, Consistency
 from aurora_router.changes import announce
 from aurora_router.core import events
-from aurora_router.core.failures import Action, Failure, decide
+from aurora_router.core.failures import Action, decide
 from aurora_router.core.pacing import places_for_reads
 from aurora_router.core.selection import STRATEGIES, Balance, Decision, Need, Reason, resolve
 from aurora_router.core.statements import Effect, verdict
 from aurora_router.core.tokens import renewed
 from aurora_router.core.topology import Instance, ServerId, Silence, Topology
-from aurora_router.diagnosis import classify_error
 from aurora_router.engines import MODE, Engines
 from aurora_router.entering import Entrance
 from aurora_router.errors import ConfigurationError, RouterError
@@ -348,10 +347,6 @@ class Router:
             if not fault_of_nobody(error) and not self._repeats.allowed(None, first=number == 1):
                 return False
             self.emit(events.RunAgain, number, type(error).__name__)
-            if classify_error(error).failure is Failure.READ_ONLY:  # was it the writer, or is it the writer no longer?
-                now = time.monotonic()
-                patience = self._probe_timeout if until is None else min(self._probe_timeout, until - now)
-                self._monitor.wait_for(lambda t: t.writer is None or t.writer.heard_at >= now, patience, eager=True)
             return True
 
         until = None if deadline is None else time.monotonic() + deadline

@@ -22,7 +22,7 @@ from aurora_router.unit import CommitCheck, Row, Run
 S = TypeVar("S", bound=Session)
 
 WAIT = tenacity.wait_random_exponential(multiplier=0.02, max=2.0)
-READ_ONLY_RUNS = 3  # times that "read-only" may be the cluster's fault before it must be the transaction's own
+REFUSALS = 3  # times that a writer may say "read-only", and be the writer, before it must be the transaction's own fault
 
 
 class Runnable(Protocol):
@@ -97,7 +97,7 @@ class Attempt(Generic[S]):
         known: Facts | None = last if isinstance(error, PendingRollbackError) else getattr(error, FACTS, None)
         if known is None or known is not last:
             return False  # another database's error, or one that was met before and is an application's way of speaking
-        return known.safe_to_repeat and (known.failure is not Failure.READ_ONLY or self.number < READ_ONLY_RUNS)
+        return known.safe_to_repeat and (known.failure is not Failure.READ_ONLY or self.run.refusals < REFUSALS)
 
 
 def fault_of_nobody(error: BaseException) -> bool:
@@ -133,8 +133,9 @@ def attempts(
 
     state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
     stale: frozenset[Row] = frozenset()
+    refusals = 0
     while True:
-        attempt = Attempt(state.attempt_number, Run(deadline, stale), make)
+        attempt = Attempt(state.attempt_number, Run(deadline, stale, refusals), make)
         try:
             yield attempt
         except GeneratorExit:  # what is raised here would reach nobody
@@ -151,6 +152,7 @@ def attempts(
         if error is None:
             return
         stale |= attempt.run.found_stale
+        refusals = attempt.run.refusals
         if deadline is None and state.attempt_number == 1:
             state.start_time = time.monotonic()
         state.set_exception((type(error), error, error.__traceback__))

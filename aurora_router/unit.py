@@ -42,16 +42,18 @@ class Run:
     """One run of a function that may be run again: what the units in it must know, and what they leave behind.
 
     deadline: monotonic seconds until which they may wait for a writer; None: as long as any unit may. stale: rows that earlier
-    runs have read stale; where there are any, the units are on the writer from the start.
+    runs have read stale; where there are any, the units are on the writer from the start. refusals: how often the writer has
+    refused, until now, to write in them and in the earlier runs, though it is the writer.
     """
 
     committed = False  # something of it may have been committed: it must not be run again
     failed: Facts | None = None  # what the last error of its units means
     found_stale: frozenset[Row] = frozenset()  # rows that it has read stale itself
 
-    def __init__(self, deadline: float | None, stale: frozenset[Row] = frozenset()) -> None:
+    def __init__(self, deadline: float | None, stale: frozenset[Row] = frozenset(), refusals: int = 0) -> None:
         self.deadline = deadline
         self.stale = stale
+        self.refusals = refusals
 
 
 class Past:

@@ -288,6 +288,13 @@ def _is_late(seen: Seen, observation: Observation) -> bool:
     return seen.asked_at >= observation.asked_at or seen.missed_at > observation.asked_at
 
 
+def behind(topology: Topology, instance_id: str, server: ServerId) -> Seen | None:
+    """What that server behind that instance has said last; None where it does not stand there."""
+    instance = topology.by_id.get(instance_id)
+    seen = instance.seen if instance is not None else ()
+    return next((s for s in seen if s.server.id.life == server.life), None)
+
+
 def forget(topology: Topology, instance_id: str, server: ServerId) -> Topology:
     """Without that server behind that instance: the name no longer leads there."""
     old = topology.by_id.get(instance_id)

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from select import select as select_
+from typing import Any
 
 import pytest
 from sqlalchemy import exc, func, insert, select, text
 
-from aurora_router import AmbiguousWriter, NoReaderAvailable, NoWriterAvailable, OutcomeUnknown, Role, Router
+from aurora_router import (
+    AmbiguousWriter,
+    NoReaderAvailable,
+    NoWriterAvailable,
+    OutcomeUnknown,
+    Role,
+    Router,
+    RoutingSession,
+    classify_error,
+)
 from aurora_router.core import events
+from aurora_router.core.failures import Facts, Failure
 from aurora_router.engines import FRESH
 from aurora_router.local import FaultProxy, PostgresCluster
+from aurora_router.local.mysql_family import MysqlFamilyCluster
 from tests.integration.shop import (
     BOTH,
+    RAISE,
     Item,
     Part,
     connection_id,
@@ -31,6 +44,8 @@ from tests.integration.shop import (
 )
 
 MakeRouter = Callable[..., Router]
+DEMOTABLE = pytest.mark.engines("mariadb", "mysql")
+"""With writers that may live on, and take no writes."""
 
 
 def add_item(router: Router, number: int) -> None:
@@ -66,6 +81,106 @@ def test_units_that_need_a_writer_wait_for_the_promotion_and_succeed(cluster: Po
     assert router.topology.writer is not None
     assert router.topology.writer.id == new.address
     assert [e.found for e in heard if isinstance(e, events.WaitedForWriter)] == [new.address] * 8
+
+
+@pytest.fixture
+def demote(cluster: MysqlFamilyCluster) -> Iterator[Callable[[], None]]:
+    """Has the writer live on, and take no writes: so does a planned switchover begin."""
+    old = cluster.writer
+    yield lambda: cluster._order(old, f"SET GLOBAL {cluster._words.read_only} = ON")
+    if cluster.writer == old:
+        cluster._order(old, "SET GLOBAL read_only = OFF")
+
+
+@DEMOTABLE
+def test_a_planned_switchover_is_a_pause_for_run_transaction_and_no_error(
+    cluster: MysqlFamilyCluster, make_router: MakeRouter, demote: Callable[[], None]
+) -> None:
+    router = make_router()
+    router.init_commit_table()
+    acknowledged: list[int] = []
+    errors: list[Exception] = []
+    stop = threading.Event()
+
+    def work(worker: int) -> None:
+        number = worker * 1_000_000
+        while not stop.is_set():
+            number += 1
+            try:
+                router.run_transaction(sessions(router), lambda s, number=number: s.execute(insert(Item).values(id=number)))
+            except Exception as error:
+                errors.append(error)
+            else:
+                acknowledged.append(number)
+
+    threads = [threading.Thread(target=work, args=(n + 1,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: len(acknowledged) > 50)
+    demote()
+    eventually(lambda: len(router._monitor._waiting) == 4 or errors)
+    cluster.wait_in_sync()
+    new = cluster.promote()
+    count = len(acknowledged)
+    eventually(lambda: len(acknowledged) > count + 50)
+    stop.set()
+    for thread in threads:
+        thread.join(30)
+    assert errors == []
+    found = [number for (number,) in cluster.execute("SELECT id FROM item WHERE id > 1000000", instance=new)]
+    assert sorted(found) == sorted(acknowledged)
+
+
+@DEMOTABLE
+@pytest.mark.parametrize("commit_check", [None, "table"])
+@pytest.mark.parametrize("before", ["another statement", "the COMMIT"])
+def test_a_unit_that_has_written_when_its_writer_is_demoted_is_run_again_on_the_new_one(
+    cluster: MysqlFamilyCluster, make_router: MakeRouter, demote: Callable[[], None], before: str, commit_check: Any
+) -> None:
+    router = make_router(probe_interval=60.0)
+    router.init_commit_table()
+    cluster.wait_in_sync()
+    old = cluster.writer
+    runs: list[int] = []
+
+    def write(s: RoutingSession) -> None:
+        runs.append(1)
+        s.execute(insert(Item).values(id=100))
+        if len(runs) == 1:
+            demote()
+        if before == "another statement":
+            s.execute(insert(Item).values(id=101))
+
+    thread = threading.Thread(target=lambda: router.run_transaction(sessions(router), write, commit_check=commit_check))
+    thread.start()
+    eventually(lambda: router._monitor._waiting and router.topology.writer is None)
+    assert cluster.execute("SELECT count(*) FROM item WHERE id >= 100", instance=old) == [(0,)], "all of it was rolled back"
+    new = cluster.promote()
+    thread.join(20)
+    assert runs == [1, 1]
+    assert cluster.execute("SELECT min(id) FROM item WHERE id >= 100", instance=new) == [(100,)]
+
+
+@DEMOTABLE
+@pytest.mark.parametrize("before", ["another statement", "the COMMIT"])
+def test_a_plain_session_is_told_of_the_demotion_once_and_its_next_unit_waits_for_the_new_writer(
+    cluster: MysqlFamilyCluster, make_router: MakeRouter, demote: Callable[[], None], before: str
+) -> None:
+    router = make_router(probe_interval=60.0)
+    with sessions(router)() as s:
+        s.execute(insert(Item).values(id=100))
+        demote()
+        with pytest.raises(exc.OperationalError, match="1290") as caught:
+            s.commit() if before == "the COMMIT" else s.execute(RAISE)
+        assert classify_error(caught.value) == Facts(Failure.READ_ONLY, sent=True, outcome_known=True, safe_to_repeat=True)
+        assert router.topology.writer is None, "it is seen before anybody can ask for it once more"
+        s.rollback()
+        thread = threading.Thread(target=lambda: (s.execute(insert(Item).values(id=100)), s.commit()))
+        thread.start()
+        eventually(lambda: router._monitor._waiting)
+        new = cluster.promote()
+        thread.join(20)
+    assert cluster.execute("SELECT count(*) FROM item WHERE id >= 100", instance=new) == [(1,)]
 
 
 def test_waiting_for_a_writer_costs_hardly_any_processor_time(cluster: PostgresCluster, make_router: MakeRouter) -> None:

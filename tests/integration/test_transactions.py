@@ -434,6 +434,7 @@ def test_a_commit_over_two_databases_is_not_run_again_when_it_fails(
     engine.dispose()
 
 
+@BOTH
 def test_a_transaction_that_makes_itself_read_only_is_not_run_for_ever(router: Router) -> None:
     runs: list[int] = []
 

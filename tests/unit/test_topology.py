@@ -17,6 +17,7 @@ from aurora_router.core.topology import (
     Silence,
     Topology,
     add,
+    behind,
     forget,
     hold,
     observe,
@@ -461,3 +462,14 @@ def test_a_writer_that_lacks_what_an_earlier_one_of_its_epoch_had_begins_the_sam
     found = after(topology("a", "b"), said("a", 1, old), silent("a", 2, identity("A"), REFUSED), said("b", 3, new))
     assert found.writer.id == "b"
     assert [sample.asked_at for sample in found.samples] == [3]
+
+
+def test_what_a_server_has_said_last_is_found_whatever_its_address_and_not_that_of_another_life():
+    (seen,) = WELL.by_id["b"].seen
+    assert behind(WELL, "b", identity("B")) is seen
+    assert behind(WELL, "b", identity("B")._replace(address="another of its addresses")) is seen
+    assert behind(WELL, "b", identity("B", started="later")) is None
+    assert behind(WELL, "c", identity("B")) is None
+    assert behind(WELL, "nowhere", identity("B")) is None
+    lost = after(WELL, silent("b", 2, identity("B"), REFUSED))
+    assert behind(lost, "b", identity("B")) is None
