@@ -56,7 +56,7 @@ def classify_error(error: BaseException) -> Facts:
         phase = Phase.WRITER_CONNECTING if family.is_from_connecting(error) else Phase.WRITER_STATEMENT
         lost = family.code(error) is None and type(error).__name__ == "OperationalError"
         kind = driver_failure(error, disconnected=lost, phase=phase)
-        if kind is Failure.LOST and phase is Phase.WRITER_STATEMENT:
+        if kind in (Failure.LOST, Failure.TIMED_OUT) and phase is Phase.WRITER_STATEMENT:
             phase = Phase.COMMIT
         return facts(kind, phase)
     return Facts(Failure.OTHER, sent=True, outcome_known=True, safe_to_repeat=False)

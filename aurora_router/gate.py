@@ -200,9 +200,19 @@ class Gate:
             self.monitor.suspect(unit.instance.id)
         if failure is Failure.LOST:
             context.is_disconnect = True  # SQLAlchemy does not always know
-        if failure is Failure.READ_ONLY and unit.on_writer and not unit.read_only:
-            self._refused(unit)
-        meaning = facts(failure, self.phase(unit))
+        phase = self.phase(unit)
+        if failure is Failure.TIMED_OUT:
+            if phase is not Phase.COMMIT and self._says(unit) is None:
+                failure = Failure.LOST  # it is not the statement that is slow
+            else:
+                context.invalidate_pool_on_disconnect = False  # the others of its pool are as good as before
+        elif failure is Failure.READ_ONLY and unit.on_writer and not unit.read_only:
+            # It may be the writer no longer, before anybody has seen that: the next unit is to know, and it is the transaction's
+            # own fault only where the writer says that it is the writer.
+            is_writer = self._says(unit) is Role.WRITER
+            if unit.run is not None:
+                unit.run.refusals += is_writer
+        meaning = facts(failure, phase)
         if unit.outcome is Outcome.NOT_COMMITTED:
             meaning = Facts(failure, sent=True, outcome_known=True, safe_to_repeat=True)
         if unit.run is not None:
@@ -211,13 +221,11 @@ class Gate:
         setattr(unknown or context.sqlalchemy_exception, FACTS, meaning)
         return unknown
 
-    def _refused(self, unit: Unit) -> None:
-        """The writer has said that it writes nothing. It may be that no longer, before anybody has seen so: the next unit is to
-        know, and the transaction's own fault it is only where the writer still says that it is the writer."""
+    def _says(self, unit: Unit) -> Role | None:
+        """What the server of a unit is, as it says when it is asked now; None where it is lost."""
         if unit.instance is None or unit.server is None:
-            return
-        if self.monitor.ask_anew(unit.instance.id, unit.server) is Role.WRITER and unit.run is not None:
-            unit.run.refusals += 1
+            return None
+        return self.monitor.ask_anew(unit.instance.id, unit.server)
 
     def phase(self, unit: Unit) -> Phase:
         """How far the unit was when a statement or a COMMIT of it failed."""

@@ -30,6 +30,7 @@ from aurora_router.core.selection import STRATEGIES, Balance, Decision, Need, Re
 from aurora_router.core.statements import Effect, verdict
 from aurora_router.core.tokens import renewed
 from aurora_router.core.topology import Instance, ServerId, Silence, Topology
+from aurora_router.diagnosis import classify_error
 from aurora_router.engines import MODE, Engines
 from aurora_router.entering import Entrance
 from aurora_router.errors import ConfigurationError, RouterError
@@ -365,12 +366,12 @@ class Router:
     ) -> R:
         """Run `fn(session)` as one unit, commit, and return what `fn` returns.
 
-        It is run again, with a new session, when its writer failed, when it could not be serialized with others (40001; 1020,
-        1205) or was the victim of a deadlock (40P01; 1213), and when it was to change rows that a reader had shown it as they
-        were no longer (StaleRead: then it runs on the writer and locks those rows first); `fn` must therefore have no effects
-        outside of its session that may not happen twice, let the database's errors through, and leave commit() to this. Errors
-        of fn's own are raised as they are. Mapped objects that it returns are detached; with expire_on_commit=False what was
-        loaded can be read.
+        It is run again, with a new session, when its writer failed or was demoted, when it could not be serialized with others
+        (40001; 1020, 1205) or was the victim of a deadlock (40P01; 1213), and when it was to change rows that a reader had shown
+        it as they were no longer (StaleRead: then it runs on the writer and locks those rows first); `fn` must therefore have no
+        effects outside of its session that may not happen twice, let the database's errors through, and leave commit() to this.
+        Errors of fn's own are raised as they are. Mapped objects that it returns are detached; with expire_on_commit=False what
+        was loaded can be read.
 
         Session: a sessionmaker of RoutingSession. deadline: seconds from now after which nothing is run again, nor a writer
         waited for; None: until failover_timeout has passed since the first failure. stop, wait: tenacity's policies instead of
@@ -493,7 +494,7 @@ class Router:
         if instance is None:
             return Action.RAISE
         phase = self.gate.phase(unit)
-        action = decide(self._engines.failure(error, phase), phase)
+        action = decide(classify_error(error).failure, phase)
         if action is Action.TO_WRITER:
             if unit.read_only is not None or unit.on_writer:
                 return Action.RAISE

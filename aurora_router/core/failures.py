@@ -22,6 +22,7 @@ class Failure(enum.Enum):
     SERIALIZATION = "the transaction could not be serialized with others"
     DEADLOCK = "the transaction was the victim of a deadlock"
     OVERTIME = "the server ended the session, for the unit took longer than its time limits allow"
+    TIMED_OUT = "the driver's time limit was over before the answer came"
     REFUSED = "the credentials or the database were refused"
     OTHER = "the statement's own fault"
 
@@ -57,8 +58,8 @@ _A = Action
 
 _ROWS: tuple[tuple[tuple[Failure, ...], tuple[Phase, ...], Action], ...] = (
     # Nothing was sent: the next instance, or the next writer, will do.
-    ((Failure.CONNECT, Failure.BUSY, Failure.LOST, Failure.BROKEN), _BEFORE_READER, _A.REPEAT_ELSEWHERE),
-    ((Failure.CONNECT, Failure.BUSY, Failure.LOST), _BEFORE_WRITER, _A.WAIT_FOR_WRITER),
+    ((Failure.CONNECT, Failure.BUSY, Failure.LOST, Failure.TIMED_OUT, Failure.BROKEN), _BEFORE_READER, _A.REPEAT_ELSEWHERE),
+    ((Failure.CONNECT, Failure.BUSY, Failure.LOST, Failure.TIMED_OUT), _BEFORE_WRITER, _A.WAIT_FOR_WRITER),
     # A read that took nothing with it.
     ((Failure.LOST, Failure.BROKEN, Failure.CONFLICT), (Phase.READ,), _A.REPEAT_ELSEWHERE),
     ((Failure.READ_ONLY, Failure.NOT_HERE), (Phase.READ,), _A.TO_WRITER),
@@ -69,7 +70,7 @@ _ROWS: tuple[tuple[tuple[Failure, ...], tuple[Phase, ...], Action], ...] = (
     ((Failure.READ_ONLY,), (Phase.WRITER_STATEMENT,), _A.RUN_AGAIN),  # it is the writer no longer
     # An answer that says no, and an answer that never came.
     ((Failure.SERIALIZATION, Failure.DEADLOCK, Failure.READ_ONLY), (Phase.COMMIT,), _A.RUN_AGAIN),
-    ((Failure.LOST, Failure.OVERTIME), (Phase.COMMIT,), _A.RESOLVE),
+    ((Failure.LOST, Failure.OVERTIME, Failure.TIMED_OUT), (Phase.COMMIT,), _A.RESOLVE),
 )
 
 TABLE: dict[tuple[Failure, Phase], Action] = {
@@ -77,7 +78,7 @@ TABLE: dict[tuple[Failure, Phase], Action] = {
 }
 """Every pair that is not here raises."""
 
-SUSPICIOUS = frozenset({Failure.CONNECT, Failure.LOST})
+SUSPICIOUS = frozenset({Failure.CONNECT, Failure.LOST, Failure.TIMED_OUT})
 """Failures that say something about the instance, so that the monitor should look at it at once."""
 
 

@@ -286,6 +286,8 @@ _READ_ONLY = frozenset({1792, 1836, 1874})
 _BUSY = frozenset({1040, 1203, 1226})
 _LOST = frozenset({0, 1053, 1927, 2006, 2013, 2055, 4031})
 _UNREACHED = frozenset({1129, 2002, 2003, 2005, 2026, 3032})  # 1129: too many attempts have failed; 3032: it is offline
+_GAVE_UP = re.compile(r"""\((TimeoutError\(["'])?(The (read|write) operation )?timed out""")
+"""How PyMySQL says within its 2006 and 2013 that its read_timeout or write_timeout was over. The kernel says [Errno 110]."""
 _BROKEN = frozenset({1021, 1030, 1037, 1041, 1194, 1195})  # no disk, no memory, a storage engine's fault
 _TRANSIENT = {
     1020: Failure.SERIALIZATION,  # a row has changed since the snapshot
@@ -318,6 +320,8 @@ def failure(code: int | None, message: str, *, disconnected: bool) -> Failure:
         return Failure.BUSY
     if code in _UNREACHED:
         return Failure.CONNECT
+    if code in (2006, 2013) and _GAVE_UP.search(message):
+        return Failure.TIMED_OUT
     if disconnected or code in _LOST or (code is None and "Already closed" in message):
         return Failure.LOST
     if code in _BROKEN:

@@ -11,8 +11,9 @@ import pytest
 from pymysql.cursors import DictCursor
 from sqlalchemy import exc, func, insert, make_url, select, text, update
 
-from aurora_router import ConfigurationError, OutcomeUnknown, Router, RoutingSession
+from aurora_router import ConfigurationError, OutcomeUnknown, Router, RoutingSession, classify_error
 from aurora_router.core import events
+from aurora_router.core.failures import Facts, Failure
 from aurora_router.core.selection import Reason
 from aurora_router.local import FaultProxy
 from aurora_router.local.cluster import Cluster
@@ -20,6 +21,7 @@ from aurora_router.servers import mysql
 from tests.integration.shop import (
     RAISE,
     Item,
+    connection_id,
     engine,
     eventually,
     instance_id,
@@ -506,3 +508,92 @@ def test_own_writes_are_seen_though_the_promotion_has_lost_those_before(cluster:
             return place(s) == "reader"
 
         eventually(on_a_reader)
+
+
+# -- time limits of the driver's ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(cluster: Family, make_router: MakeRouter, heard: list[events.Event]) -> Router:
+    """A router whose driver waits for an answer for a second."""
+    router = make_router(
+        f"{cluster.url}?read_timeout=1", instances=[r.address for r in cluster.readers], listeners=[heard.append]
+    )
+    until_readers_serve(router, 2)
+    return router
+
+
+def running(cluster: Family) -> list[str]:
+    """Where statements that sleep are running now."""
+    sleeping = "SELECT count(*) FROM information_schema.processlist WHERE user = 'app' AND info LIKE '%%SLEEP(2)%%'"
+    return [i.address for i in cluster.instances for _ in range(cluster.execute(sleeping, instance=i)[0][0])]
+
+
+def test_a_read_that_takes_longer_than_the_driver_waits_is_sent_once(
+    cluster: Family, impatient: Router, heard: list[events.Event]
+) -> None:
+    with sessions(impatient)() as s:
+        with pytest.raises(exc.OperationalError, match="timed out") as caught:
+            s.execute(text("SELECT SLEEP(2)"))
+        assert running(cluster) == [instance_id(s)]
+        known = Facts(Failure.TIMED_OUT, sent=True, outcome_known=True, safe_to_repeat=False)
+        assert classify_error(caught.value) == known
+        s.rollback()
+        assert s.scalar(STOCK) == 10
+    assert not any(isinstance(e, events.Repeated | events.InstanceDown) for e in heard)
+    assert no_connection_is_left(impatient)
+
+
+def test_a_unit_that_takes_longer_than_the_driver_waits_is_run_once(cluster: Family, impatient: Router) -> None:
+    impatient.init_commit_table()
+    with impatient.connect() as one, impatient.connect() as other:
+        pooled = {connection_id(one), connection_id(other)}
+    runs: list[int] = []
+
+    def dawdles(s: RoutingSession) -> None:
+        runs.append(1)
+        s.execute(text("UPDATE item SET stock = stock + 1 + SLEEP(2) WHERE id = 1"))
+
+    with pytest.raises(exc.OperationalError, match="timed out"):
+        impatient.run_transaction(sessions(impatient), dawdles)
+    assert runs == [1]
+    assert running(cluster) == [cluster.writer.address]
+    with impatient.connect() as connection:
+        assert connection_id(connection) in pooled, "only that one of the pool is lost"
+    eventually(lambda: not running(cluster))
+    assert stock(cluster) == 10
+    assert impatient.run_transaction(sessions(impatient), raise_stock) == 11
+
+
+def test_a_read_that_waits_for_an_answer_of_a_frozen_reader_is_repeated_when_that_is_found_lost(
+    cluster: Family, impatient: Router, heard: list[events.Event]
+) -> None:
+    with sessions(impatient)() as s:
+        s.get(Item, 1)
+        first = instance_id(s)
+        reader = next(i for i in cluster.instances if i.address == first)
+        cluster.freeze(reader)
+        assert s.scalar(STOCK) == 10
+        assert instance_id(s) != first
+        cluster.thaw(reader)
+    assert [e.instance for e in heard if isinstance(e, events.Repeated)] == [first]
+
+
+@pytest.mark.engines("mariadb")  # which can hold up COMMIT and nothing else
+def test_a_commit_that_takes_longer_than_the_driver_waits_is_found_out(
+    cluster: Family, impatient: Router, heard: list[events.Event]
+) -> None:
+    impatient.init_commit_table()
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(impatient.run_transaction(sessions(impatient), raise_stock)))
+    with cluster.writer.connect() as blocker, blocker.cursor() as cursor:
+        for stage in ("START", "BLOCK_COMMIT"):
+            cursor.execute(f"BACKUP STAGE {stage}")
+        thread.start()
+        asks = "SELECT count(*) FROM information_schema.processlist WHERE info LIKE 'INSERT IGNORE%%'"
+        eventually(lambda: cluster.execute(asks) != [(0,)])
+        cursor.execute("BACKUP STAGE END")
+    thread.join(20)
+    assert found == [11]
+    assert stock(cluster) == 11
+    assert [e.outcome for e in heard if isinstance(e, events.CommitResolved)] != ["cannot be known"]

@@ -10,7 +10,7 @@ from aurora_router.core.failures import SUSPICIOUS, TABLE, Action, Failure, Phas
 PAIRS = list(itertools.product(Failure, Phase))
 BEFORE = (Phase.READER_CONNECTING, Phase.READER_UNSENT, Phase.WRITER_CONNECTING, Phase.WRITER_UNSENT)
 OF_A_WRITER = (Phase.WRITER_CONNECTING, Phase.WRITER_UNSENT)
-GONE = (Failure.CONNECT, Failure.BUSY, Failure.LOST)
+GONE = (Failure.CONNECT, Failure.BUSY, Failure.LOST, Failure.TIMED_OUT)
 
 
 @pytest.mark.parametrize(("failure", "phase"), PAIRS, ids=[f"{f.name}-{p.name}" for f, p in PAIRS])
@@ -57,13 +57,19 @@ def test_a_transaction_that_was_sacrificed_may_be_run_again(failure, phase):
     assert decide(failure, phase) is Action.RUN_AGAIN
 
 
-ENDED = (Failure.LOST, Failure.OVERTIME)  # the session is over, and with it the answer
+ENDED = (Failure.LOST, Failure.OVERTIME, Failure.TIMED_OUT)  # the session is over, and with it the answer
 
 
 @pytest.mark.parametrize("failure", Failure)
 def test_a_commit_whose_answer_was_lost_is_found_out_and_no_other(failure):
     assert (decide(failure, Phase.COMMIT) is Action.RESOLVE) is (failure in ENDED)
     assert facts(failure, Phase.COMMIT).outcome_known is (failure not in ENDED)
+
+
+@pytest.mark.parametrize("failure", [Failure.OVERTIME, Failure.TIMED_OUT])
+@pytest.mark.parametrize("phase", [Phase.READ, Phase.READER_TRANSACTION, Phase.WRITER_STATEMENT])
+def test_a_statement_that_took_too_long_is_not_repeated(failure, phase):
+    assert decide(failure, phase) is Action.RAISE
 
 
 @pytest.mark.parametrize("failure", [Failure.OTHER, Failure.REFUSED])
@@ -83,4 +89,4 @@ def test_facts_say_that_a_unit_is_safe_to_repeat_only_where_nothing_can_be_done_
 
 
 def test_only_failures_of_the_connection_make_an_instance_suspect():
-    assert {Failure.CONNECT, Failure.LOST} == SUSPICIOUS
+    assert {Failure.CONNECT, Failure.LOST, Failure.TIMED_OUT} == SUSPICIOUS

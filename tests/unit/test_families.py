@@ -46,6 +46,7 @@ def met(original, statement=None, *, disconnected=False):
 
 
 LOST = pymysql.OperationalError(2013, "Lost connection to MySQL server during query")
+SLOW = pymysql.OperationalError(2013, "Lost connection to MySQL server during query (timed out)")
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,9 @@ LOST = pymysql.OperationalError(2013, "Lost connection to MySQL server during qu
         (met(LOST, "UPDATE t SET a = 1", disconnected=True), Failure.LOST, True, True, True),
         (met(LOST, "COMMIT", disconnected=True), Failure.LOST, True, False, False),
         (met(LOST, disconnected=True), Failure.LOST, True, False, False),
+        (met(SLOW, "UPDATE t SET a = 1", disconnected=True), Failure.TIMED_OUT, True, True, False),
+        (met(SLOW, disconnected=True), Failure.TIMED_OUT, True, False, False),
+        (SLOW, Failure.TIMED_OUT, True, False, False),
         (met(pymysql.OperationalError(2003, "Can't connect")), Failure.CONNECT, False, True, True),
         (met(pymysql.OperationalError(1040, "Too many connections")), Failure.BUSY, False, True, True),
         (met(pymysql.OperationalError(1045, "Access denied")), Failure.REFUSED, False, True, False),

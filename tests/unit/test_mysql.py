@@ -360,6 +360,13 @@ def test_a_function_is_a_read_by_its_name_where_it_declares_to_be_one_in_every_s
         (2006, "MySQL server has gone away", False, Failure.LOST),
         (2013, "Lost connection to MySQL server during query", True, Failure.LOST),
         (2055, "Lost connection to MySQL server", False, Failure.LOST),
+        (2013, "Lost connection to MySQL server during query (timed out)", True, Failure.TIMED_OUT),
+        (2013, "Lost connection to MySQL server during query (The read operation timed out)", True, Failure.TIMED_OUT),
+        (2013, "Lost connection to MySQL server during query ([Errno 110] Connection timed out)", True, Failure.LOST),
+        (2006, "MySQL server has gone away (TimeoutError('timed out'))", True, Failure.TIMED_OUT),
+        (2006, "MySQL server has gone away (TimeoutError('The write operation timed out'))", True, Failure.TIMED_OUT),
+        (2006, "MySQL server has gone away (TimeoutError(110, 'Connection timed out'))", True, Failure.LOST),
+        (2003, "Can't connect to MySQL server on 'h' (timed out)", False, Failure.CONNECT),
         (1927, "Connection was killed", False, Failure.LOST),
         (1053, "Server shutdown in progress", False, Failure.LOST),
         (0, "", False, Failure.LOST),
@@ -526,7 +533,7 @@ def packet(number: int, payload: bytes) -> bytes:
 class Peer(threading.Thread):
     """As much of a server as PyMySQL needs: greets, and answers each command with OK, or what is in `answers`.
 
-    heard: the commands. status: what OK says of the session. silent: it does not even greet.
+    heard: the commands. status: what OK says of the session. silent: it does not even greet. deaf: nor does it read on.
     """
 
     def __init__(self, *, silent: bool = False) -> None:
@@ -537,6 +544,8 @@ class Peer(threading.Thread):
         self.answers: dict[str, bytes] = {}
         self.status = SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT
         self.silent = silent
+        self.deaf = False
+        self.closed = threading.Event()
         self.start()
 
     def run(self) -> None:
@@ -552,6 +561,8 @@ class Peer(threading.Thread):
             client.sendall(packet(0, greeting + b"\0" * 10 + b"a" * 12 + b"\0mysql_native_password\0"))
         while True:
             head = self.read(client, 4)
+            if self.deaf:
+                self.closed.wait()
             body = self.read(client, int.from_bytes(head[:3], "little"))
             if self.silent:
                 continue
@@ -569,6 +580,7 @@ class Peer(threading.Thread):
             client.sendall(self.answers.get(text) or packet(head[3] + 1, OK + self.status.to_bytes(2, "little") + b"\0\0"))
 
     def close(self) -> None:
+        self.closed.set()
         self.listener.shutdown(socket.SHUT_RDWR)  # which wakes the thread
         self.listener.close()
 
@@ -796,6 +808,21 @@ def test_a_wait_for_a_connection_ends_when_its_socket_is_shut_and_when_it_takes_
 def test_once_connected_a_connection_waits_for_as_long_as_its_user_says(peer: Peer) -> None:
     assert connected(peer, connect_timeout=1)._read_timeout is None
     assert connected(peer, connect_timeout=1, read_timeout=7)._read_timeout == 7
+
+
+@pytest.mark.parametrize(
+    ("statement", "options"),
+    [("SELECT 1", {"read_timeout": 0.1}), ("SELECT 1" + " " * 2**24, {"write_timeout": 0.1, "max_allowed_packet": 2**25})],
+    ids=["read", "write"],
+)
+def test_a_time_limit_of_pymysqls_is_told_from_a_connection_that_was_lost(statement, options) -> None:
+    peer = Peer()
+    connection = connected(peer, **options)
+    peer.deaf = True
+    with pytest.raises(pymysql.OperationalError) as caught:
+        connection.query(statement)
+    assert failure(mysql.code(caught.value), str(caught.value), disconnected=True) is Failure.TIMED_OUT
+    peer.close()
 
 
 @pytest.mark.parametrize("options", [{"host": "nowhere.invalid"}, {}, {"bind_address": "127.0.0.1"}], ids=str)
