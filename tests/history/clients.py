@@ -23,7 +23,7 @@ from sqlalchemy.orm import sessionmaker
 from aurora_router import Effect, Router, RouterError, RoutingSession, merge_tokens
 from aurora_router.local.cluster import Cluster
 from tests.history.history import Gave, Operation, Read, Took, Write
-from tests.integration.shop import engine, eventually
+from tests.integration.shop import eventually, family
 
 HOSTS = 2
 THREADS = 8  # of each host
@@ -43,12 +43,16 @@ ON_WRITER = {
         "GRANT ALL ON register TO app",
         "CREATE OR REPLACE FUNCTION on_writer() RETURNS bool LANGUAGE sql STABLE AS 'SELECT NOT pg_is_in_recovery()'",
     ),
-    "mariadb": ("CREATE OR REPLACE FUNCTION on_writer() RETURNS bool READS SQL DATA RETURN NOT @@global.read_only",),
+    "mysql": (
+        "DROP FUNCTION IF EXISTS on_writer",
+        "CREATE FUNCTION on_writer() RETURNS bool READS SQL DATA RETURN NOT @@global.read_only",
+    ),
 }
-# Under REPEATABLE READ, MariaDB's default, a unit that reads on the writer goes on to show what it has shown, whoever commits.
+# Under REPEATABLE READ, the default of MySQL and MariaDB, a unit that reads on the writer goes on to show what it has shown,
+# whoever commits.
 ROUTER: dict[str, dict[str, Any]] = {
     "postgresql": {},
-    "mariadb": {"engine_options": {"isolation_level": "READ COMMITTED"}},
+    "mysql": {"engine_options": {"isolation_level": "READ COMMITTED"}},
 }
 READ = text(f"SELECT id, version, on_writer() FROM register WHERE id IN ({', '.join(f':k{n}' for n in range(READS_AT_ONCE))})")
 RAISE = text("UPDATE register SET version = version + 1 WHERE id = :key")
@@ -241,13 +245,13 @@ def run(cluster: Cluster[Any], operations: int, *, seed: int = 0, promotions: in
     promotions: at most so many, evenly among the operations: who has seen a reader die often takes it back late. options: of the
     routers. Raises what a client met that is no error of the database or the router.
     """
-    for statement in (*TABLE, *ON_WRITER[engine(cluster)]):
+    for statement in (*TABLE, *ON_WRITER[family(cluster)]):
         cluster.execute(statement)
     cluster.wait_in_sync()
     done = Done(operations)
     rnd = random.Random(seed)
     addresses = [instance.address for instance in cluster.instances if instance != cluster.writer]
-    options = {**ROUTER[engine(cluster)], **options}
+    options = {**ROUTER[family(cluster)], **options}
     with contextlib.ExitStack() as stack:
         with Router(cluster.url) as router:
             router.init_commit_table()

@@ -56,6 +56,7 @@ from aurora_router.local import FaultProxy
 from aurora_router.local.cluster import Cluster
 from tests.integration.shop import BOTH, Item, Part, eventually, place, sessions, stock, through, until_readers_serve
 from tests.integration.shop import engine as engine_of
+from tests.integration.shop import family as family_of
 
 pytestmark = BOTH
 POSTGRESQL = pytest.mark.engines("postgresql")
@@ -166,12 +167,12 @@ TRIGGER = {
         "'BEGIN UPDATE purchase SET total = total + 1 WHERE id = NEW.order_id; RETURN NEW; END'",
         "CREATE TRIGGER add_up AFTER INSERT ON line FOR EACH ROW EXECUTE FUNCTION extra.add_up()",
     ],
-    "mariadb": [
+    "mysql": [
         "CREATE TRIGGER add_up AFTER INSERT ON line FOR EACH ROW UPDATE purchase SET total = total + 1 WHERE id = NEW.order_id"
     ],
 }
-IMPATIENT = {"postgresql": "SET lock_timeout = '50ms'", "mariadb": "SET innodb_lock_wait_timeout = 1"}
-MONITOR = ("pg_is_in_recovery", "pg_proc", "@@version", "SHOW ALL SLAVES", "information_schema.routines")
+IMPATIENT = {"postgresql": "SET lock_timeout = '50ms'", "mysql": "SET innodb_lock_wait_timeout = 1"}
+MONITOR = ("pg_is_in_recovery", "pg_proc", "@@version", "SHOW ALL SLAVES", "SHOW REPLICA", "information_schema.routines")
 
 
 @pytest.fixture
@@ -194,7 +195,7 @@ def cluster(cluster: Cluster[Any]) -> Cluster[Any]:
             ]
         )
     engine.dispose()
-    on_the_writer(cluster, *TRIGGER[engine_of(cluster)])
+    on_the_writer(cluster, *TRIGGER[family_of(cluster)])
     with Router(cluster.url) as router:
         router.init_commit_table()
     cluster.wait_in_sync()
@@ -318,7 +319,7 @@ def test_rows_that_were_read_stale_are_locked_before_the_unit_runs_again(
         if len(runs) == 2:
             with cluster.writer.connect(autocommit=True) as other:
                 cursor = other.cursor()
-                cursor.execute(IMPATIENT[engine_of(cluster)])
+                cursor.execute(IMPATIENT[family_of(cluster)])
                 with pytest.raises(Exception, match=r"(?i)lock (wait )?timeout"):
                     cursor.execute("UPDATE item SET stock = 99 WHERE id = 2")
         for item in items:
@@ -920,10 +921,11 @@ def test_rows_are_locked_in_the_order_in_which_a_flush_writes_them(cluster: Clus
         item_id: Mapped[int] = mapped_column(ForeignKey(Whole.id))
         name: Mapped[str]
 
+    status = "SELECT 1 FROM {}.global_status WHERE variable_name = 'Innodb_row_lock_current_waits' AND variable_value > 0"
     waiting = {
         "postgresql": "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'",
-        "mariadb": "SELECT 1 FROM information_schema.global_status "
-        "WHERE variable_name = 'Innodb_row_lock_current_waits' AND variable_value > 0",
+        "mariadb": status.format("information_schema"),
+        "mysql": status.format("performance_schema"),
     }
     with sessions(router)() as s, sessions(router)(read_only=False) as other:
         mine = s.get_one(Whole, 1), s.get_one(Bit, 1)
