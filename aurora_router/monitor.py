@@ -529,7 +529,7 @@ class _Watcher:
         try:
             errand(link.connection)
         except ProbeError as error:
-            if self._current:  # else it was cut by close()
+            if not self._stopped:  # else it was cut by close()
                 log.warning(failed, self.id, error)
         finally:
             self._asking = None
