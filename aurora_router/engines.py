@@ -227,17 +227,18 @@ class Engines:
         """
         info = connection.info
         driver: Any = connection.driver_connection
-        if info.get(MODE) is mode and (mode is Mode.DEFAULT or (mode is Mode.AUTOCOMMIT and self._server.autocommit(driver))):
-            return  # a read-only transaction may have to be begun
+        if info.get(MODE) is mode and (mode is Mode.DEFAULT or self._server.autocommit(driver) is (mode is Mode.AUTOCOMMIT)):
+            return
         info[MODE] = None  # unknown, should the switch fail half-way
         guard = mode is Mode.AUTOCOMMIT
         if mode is not Mode.READ_ONLY and info[GUARDED] is not guard:
             self._server.guard(driver, _asking(driver), guard)
             info[GUARDED] = guard
-        self._server.set_mode(driver, mode, info[AUTOCOMMIT], info[GUARDED])
+        lasts = self._server.set_mode(driver, mode, info[AUTOCOMMIT], info[GUARDED])
         if isolation is not None and mode is Mode.DEFAULT:
             self._dialect.set_isolation_level(driver, isolation)
-        info[MODE] = mode
+        if lasts:
+            info[MODE] = mode
 
     def failure(self, error: BaseException, phase: Phase) -> Failure:
         """What kind of failure an exception from SQLAlchemy or the driver stands for."""

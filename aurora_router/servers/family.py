@@ -115,8 +115,9 @@ class Family(Protocol):
 
     def is_closed(self, connection: Any) -> bool: ...
     def autocommit(self, connection: Any) -> bool: ...
-    def set_mode(self, connection: Any, mode: Mode, default_autocommit: bool, guarded: bool) -> None:
-        """Switch an idle connection. Sends nothing where the driver does not make it. guarded: what `guard` has made of it."""
+    def set_mode(self, connection: Any, mode: Mode, default_autocommit: bool, guarded: bool) -> bool:
+        """Switch an idle connection; whether that lasts for its next units. Sends nothing where the driver does not make it.
+        guarded: what `guard` has made of it."""
         ...
 
     def guard(self, connection: Any, ask: Ask, on: bool) -> None:

@@ -424,9 +424,12 @@ def is_closed(connection: Any) -> bool:
     return not connection.open
 
 
+_AUTOCOMMIT = 2  # PyMySQL's SERVER_STATUS_AUTOCOMMIT; its get_autocommit() takes twice as long
+
+
 def autocommit(connection: Any) -> bool:
     """Whether each statement is on its own, as the server has said last."""
-    return bool(connection.get_autocommit())
+    return bool(connection.server_status & _AUTOCOMMIT)
 
 
 def guard(connection: Any, ask: Ask, on: bool) -> None:
@@ -434,16 +437,18 @@ def guard(connection: Any, ask: Ask, on: bool) -> None:
     ask(GUARD if on else UNGUARD)
 
 
-def set_mode(connection: Any, mode: Mode, default_autocommit: bool, guarded: bool) -> None:
+def set_mode(connection: Any, mode: Mode, default_autocommit: bool, guarded: bool) -> bool:
     """Switch an idle connection: one round trip for a read-only transaction, none where autocommit is as it must be. Where it is
-    off, the transaction begins by itself, and on a guarded connection that is a read-only one."""
+    off, the transaction begins by itself, and on a guarded connection that is a read-only one: that lasts."""
     if mode is Mode.READ_ONLY:
-        if autocommit(connection) or not guarded:
-            connection.query(SNAPSHOT)
-        return
+        if guarded and not autocommit(connection):
+            return True
+        connection.query(SNAPSHOT)
+        return False
     wanted = default_autocommit or mode is Mode.AUTOCOMMIT
     if autocommit(connection) is not wanted:
         connection.autocommit(wanted)
+    return True
 
 
 def prepare(connection: Any) -> None:
@@ -564,12 +569,9 @@ def _connection() -> Any:
             with contextlib.suppress(MySQLError):  # closed already
                 super().close()
 
-        def query(self, sql: Any, unbuffered: bool = False) -> Any:
-            self.quiet = False
-            return super().query(sql, unbuffered)
-
         def _read_query_result(self, unbuffered: bool = False) -> Any:
             # Of each statement in a text: SQLAlchemy logs the error of a later one, and goes on.
+            self.quiet = False
             try:
                 return super()._read_query_result(unbuffered)
             except MySQLError as error:

@@ -369,14 +369,11 @@ def guard(connection: Any, ask: Ask, on: bool) -> None:
     ask(GUARD if on else UNGUARD)
 
 
-def set_mode(connection: Any, mode: Mode, default_autocommit: bool, guarded: bool) -> None:
-    """Switch an idle psycopg connection; only attributes change, nothing is sent. To set one costs more than to look."""
-    autocommit = default_autocommit if mode is Mode.DEFAULT else mode is Mode.AUTOCOMMIT
-    read_only = True if mode is Mode.READ_ONLY else None
-    if connection.autocommit is not autocommit:
-        connection.autocommit = autocommit
-    if connection.read_only is not read_only:
-        connection.read_only = read_only
+def set_mode(connection: Any, mode: Mode, default_autocommit: bool, guarded: bool) -> bool:
+    """Switch an idle psycopg connection; only attributes change, nothing is sent."""
+    connection.autocommit = default_autocommit if mode is Mode.DEFAULT else mode is Mode.AUTOCOMMIT
+    connection.read_only = True if mode is Mode.READ_ONLY else None
+    return True
 
 
 def watch_connecting(dialect: Any, connecting: Callable[[int], AbstractContextManager[None]]) -> None:

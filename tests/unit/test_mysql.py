@@ -735,8 +735,9 @@ def test_autocommit_can_be_set_and_asked_for(peer: Peer) -> None:
 def test_a_mode_costs_a_round_trip_where_something_changes(peer: Peer, mode: Mode, usual: bool, sent: list[str]) -> None:
     connection = connected(peer)
     peer.heard.clear()
-    mysql.set_mode(connection, mode, usual, guarded=False)
+    lasts = mysql.set_mode(connection, mode, usual, guarded=False)
     assert peer.heard == sent
+    assert lasts is (mode is not Mode.READ_ONLY)
     if mode is not Mode.READ_ONLY:
         mysql.set_mode(connection, mode, usual, guarded=False)
         assert peer.heard == sent
@@ -745,7 +746,7 @@ def test_a_mode_costs_a_round_trip_where_something_changes(peer: Peer, mode: Mod
 def test_on_a_guarded_connection_without_autocommit_a_read_only_transaction_begins_by_itself(peer: Peer) -> None:
     connection = connected(peer)
     peer.heard.clear()
-    mysql.set_mode(connection, Mode.READ_ONLY, False, guarded=True)
+    assert mysql.set_mode(connection, Mode.READ_ONLY, False, guarded=True), "and lasts"
     assert peer.heard == []
     mysql.set_mode(connection, Mode.AUTOCOMMIT, False, guarded=True)
     mysql.set_mode(connection, Mode.READ_ONLY, False, guarded=True)

@@ -289,7 +289,7 @@ def test_a_connection_is_encrypted_unless_the_user_says_how(given, mode):
 )
 def test_a_mode_is_two_attributes_of_the_connection(mode, usual, autocommit, read_only):
     connection = Switches()
-    set_mode(connection, mode, usual, guarded=False)
+    assert set_mode(connection, mode, usual, guarded=False)
     assert (connection.autocommit, connection.read_only) == (autocommit, read_only)
 
 
