@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import trustme
-from sqlalchemy import exc, make_url, select, text
+from sqlalchemy import make_url, select, text
 
 from aurora_router import ConfigurationError, Router
 from aurora_router.local.cluster import Cluster
 from tests.integration.shop import Item, place, raise_stock, sessions, set_up, stock, until_readers_serve
-from tests.integration.test_silence import Background
+from tests.integration.test_silence import Background, until_cut
 
 pytestmark = pytest.mark.engines("mariadb")
 
@@ -66,13 +66,7 @@ def test_all_that_a_router_does_is_encrypted_and_a_frozen_writer_is_left_all_the
             assert connection.execute(text("SHOW STATUS LIKE 'Ssl_cipher'")).one()[1]
             cluster.wait_in_sync()
             cluster.freeze(cluster.writer)
-
-            def until_cut() -> None:
-                with pytest.raises(exc.OperationalError):
-                    connection.execute(text("SELECT 2"))
-                connection.close()
-
-            stuck = Background(until_cut)
+            stuck = until_cut(connection)
             raising = Background(lambda: router.run_transaction(sessions(router), raise_stock))
             cluster.promote()
             assert stuck.end().error is None

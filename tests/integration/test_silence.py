@@ -11,6 +11,7 @@ from contextlib import ExitStack
 
 import pytest
 from sqlalchemy import event, exc, insert, select, text
+from sqlalchemy.engine import Connection
 
 from aurora_router import Router
 from aurora_router.core import events
@@ -40,6 +41,17 @@ class Background:
         self._thread.join(20)
         assert not self._thread.is_alive(), "it hangs"
         return self
+
+
+def until_cut(connection: Connection) -> Background:
+    """A statement on a connection to a frozen server, which ends when that is cut."""
+
+    def call() -> None:
+        with pytest.raises(exc.OperationalError):
+            connection.execute(text("SELECT 2"))
+        connection.close()
+
+    return Background(call)
 
 
 @BOTH
@@ -101,12 +113,7 @@ def test_who_waits_for_a_connection_of_a_frozen_writer_gets_one_of_the_next(
         cluster.wait_in_sync()
         cluster.freeze(cluster.writer)
 
-        def until_cut() -> None:
-            with pytest.raises(exc.OperationalError):
-                connection.execute(text("SELECT 2"))
-            connection.close()
-
-        stuck = Background(until_cut)
+        stuck = until_cut(connection)
 
         def add(number: int) -> None:
             with sessions(router)() as s, s.begin():
