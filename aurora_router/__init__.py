@@ -21,6 +21,8 @@ from aurora_router.router import Router
 from aurora_router.session import RoutingMixin, RoutingSession
 from aurora_router.tokens import merge_tokens
 
+__version__ = "0.1.0"
+
 __all__ = [
     "AmbiguousWriter",
     "ConfigurationError",
@@ -44,6 +46,7 @@ __all__ = [
     "StaleRead",
     "Topology",
     "WrongServer",
+    "__version__",
     "classify",
     "classify_error",
     "merge_tokens",

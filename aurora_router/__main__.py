@@ -342,7 +342,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _mistake(str(error).splitlines()[0], MISSED)
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "aurora-router"
-        return _mistake(f"{error.format_message().rstrip('.')}; see {command} --help", error.exit_code)
+        said = error.format_message().rstrip(".")
+        for argument in sys.argv[1:] if arguments is None else arguments:
+            value = argument.partition("=")[2] if argument.startswith("--") else argument
+            if "@" in value or "//" in value:  # a URL in the wrong place, with its password
+                said = said.replace(value, "...")
+        return _mistake(f"{said}; see {command} --help", error.exit_code)
     except click.ClickException as error:
         return _mistake(error.format_message(), error.exit_code)
     except click.Abort:

@@ -9,14 +9,12 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from typing import Literal
 
 from aurora_router.core.positions import LastRead, Requirement, merge
 from aurora_router.core.selection import shows_no_less
 from aurora_router.core.topology import Topology
+from aurora_router.settings import Consistency
 from aurora_router.unit import Past, Unit, current
-
-Consistency = Literal["eventual", "session", "global"]
 
 
 class Causality:
@@ -32,12 +30,14 @@ class Causality:
         self._topology = topology
         self._shared: Requirement | None = None
         self._committing: set[Unit] = set()
+        self._in_hands: set[Unit] = set()  # of the user: their connections
         self.forked()
 
     def forked(self) -> None:
         """In a forked child, and at first: no commit is under way, and nobody holds the lock."""
         self._lock = threading.RLock()  # the collector may end a unit while it is held
         self._committing.clear()
+        self._in_hands.clear()
         for scope in current(self.owner):
             scope.forked()
 
@@ -89,6 +89,18 @@ class Causality:
             with self._lock:
                 self._committing.add(unit)
 
+    def in_hands(self, unit: Unit) -> None:
+        """Note that the user has the connection of a unit, and may commit where nobody sees it: whoever asks what there is to see
+        looks at `unit.ends`."""
+        if self.is_global:
+            with self._lock:
+                self._in_hands.add(unit)
+
+    def handed_out(self, unit: Unit) -> None:
+        """Note that the driver's connection of a unit is the user's: until it comes back nobody says what is done with it."""
+        unit.handed_out = True
+        self.commit_begins(unit)
+
     def left(self, unit: Unit) -> None:
         """Note what a unit has read where it was until now, for what it and others read elsewhere."""
         if self.consistency != "eventual" and unit.shown and unit.server is not None:
@@ -106,9 +118,10 @@ class Causality:
         if wrote and self.is_global:
             with self._lock:
                 self._shared = merge(self._shared, Requirement(time.monotonic(), unit.epoch))
-                self._committing.discard(unit)
+                if not unit.handed_out:
+                    self._committing.discard(unit)
         if unit.pasts:
-            left = unit.left_behind(None if wrote else unit.read_at)
+            left = unit.left_behind(None if wrote or (unit.committed and unit.may_write) else unit.read_at)
             for past in unit.pasts:
                 past.note(*left, known=unit.last_reads, wrote=wrote)
 
@@ -118,10 +131,20 @@ class Causality:
             if unit.wrote or unit.counts:
                 self.committed(unit)
             unit.noted = True
+        if self.is_global and (unit.handed_out or unit.ends is not None):
+            with self._lock:
+                self._committing.discard(unit)
+                self._in_hands.discard(unit)
         for scope in unit.scopes:
             scope.units.discard(unit)
 
     def _of_all(self) -> Requirement | None:
         if self._committing:  # a commit may have been acknowledged already, and its connection not yet come back
             return Requirement(time.monotonic(), self._topology().epoch)
+        if self._in_hands:
+            with self._lock:
+                for unit in [*self._in_hands]:  # the collector may end one
+                    ended_at = unit.unseen_end()
+                    if ended_at is not None:
+                        self._shared = merge(self._shared, Requirement(ended_at, unit.epoch))
         return self._shared

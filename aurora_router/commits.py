@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID, uuid4
@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from aurora_router.core.commits import Note, outcome
-from aurora_router.core.topology import Topology
+from aurora_router.core.topology import Instance, Topology
 from aurora_router.errors import ConfigurationError, NoWriterAvailable, Outcome, WrongServer
 from aurora_router.servers import Family, XidFamily, knows_xids
 from aurora_router.unit import Unit
@@ -40,7 +40,7 @@ def prepare(driver: Any, unit: Unit, server: Family, topology: Topology) -> Ask 
     if unit.check == "xid" and knows_xids(server):
         with driver.cursor() as cursor:
             cursor.execute(server.NOTE)
-            return ByXid(server.parse_note(cursor.fetchone(), unit.instance, topology), server)
+            return ByXid(cursor.fetchone(), unit.instance, topology, server)
     signature, signed_at = uuid4(), time.monotonic()
     try:
         schema = server.sign(driver, str(signature))
@@ -59,16 +59,26 @@ def prepare(driver: Any, unit: Unit, server: Family, topology: Topology) -> Ask 
 class ByXid:
     """Asks for the transaction by its id.
 
+    row: the answer to the family's NOTE. writer: it, and topology: the one of that moment. Nearly all COMMITs are answered, so
+    that nobody reads them.
     had_it: the epoch and the server that was found to have the COMMIT. A crash makes that server forget by what it was known, but
     not the COMMIT: what a promoted reader has replayed, it had on its disk.
     """
 
-    note: Note
+    row: Sequence[Any]
+    writer: Instance
+    topology: Topology
     server: XidFamily
     had_it: tuple[int, str | None, int | None] | None = None
 
+    @property
+    def note(self) -> Note:
+        """What was noted of the transaction."""
+        return self.server.parse_note(self.row, self.writer, self.topology)
+
     def __call__(self, connection: Connection) -> Outcome:
-        xid = {"xid": self.note.xid}
+        note = self.note
+        xid = {"xid": note.xid}
         row = connection.exec_driver_sql(self.server.EVIDENCE).one()
         try:
             status = connection.exec_driver_sql(self.server.STATUS, xid).scalar_one()
@@ -79,7 +89,7 @@ class ByXid:
         evidence = self.server.parse_evidence(row, status)
         if evidence is None:
             return Outcome.PENDING  # it was about to be the writer, or has just ceased to be
-        found = outcome(self.note, evidence)
+        found = outcome(note, evidence)
         here = evidence.epoch, evidence.server.address, evidence.server.port
         if found is Outcome.COMMITTED:
             self.had_it = here
@@ -90,7 +100,8 @@ class ByXid:
         return found
 
     def __str__(self) -> str:
-        return f"transaction {self.note.xid}, noted at {self.note.position}"
+        note = self.note
+        return f"transaction {note.xid}, noted at {note.position}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,165 +1,126 @@
-"""What a user may give a Router, read and checked: URLs, addresses, options. Every refusal says what to write instead."""
+"""What a user may give, checked. Every refusal says what to write instead, and repeats no secret.
+
+A check takes the name of what was given and its value, and returns the value as it is kept.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.engine import URL
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from aurora_router.core.topology import Instance
 from aurora_router.errors import ConfigurationError
-from aurora_router.servers import FAMILIES, Family
 
-_HOSTS = re.compile(r"^[^/?#]*//(?:[^@]*@)?(?P<hosts>[^/?#@]*,[^/?#@]*)(?=[/?#]|$)")
-_MANAGED = (".rds.amazonaws.com", ".rds.amazonaws.com.cn")
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A URL taken apart: how to connect, the family and the SQL dialect of its servers, the hosts that it names, in order."""
-
-    url: URL
-    server: Family
-    dialect: str
-    hosts: tuple[tuple[str, int], ...]
+T = TypeVar("T")
+Check = Callable[[str, Any], Any]
 
 
-def read_url(given: str | URL) -> Target:
-    """The URL of a cluster. Several hosts may be given as libpq has them ("h1:5432,h2:5432") or as SQLAlchemy has them
-    ("?host=h1:5432&host=h2:5432"). Raises ConfigurationError, which never repeats the URL: it may hold a password."""
-    example = FAMILIES["postgresql"].EXAMPLE
-    listed: list[str] = []
-    if isinstance(given, str):
-        several = _HOSTS.match(given)
-        if several is not None:
-            listed = several["hosts"].split(",")
-            given = given[: several.start("hosts")] + listed[0] + given[several.end("hosts") :]
-    elif not isinstance(given, URL):
-        raise ConfigurationError(f"the URL must be a string or a sqlalchemy URL, like {example}")
-    try:
-        url = make_url(given)
-    except (ArgumentError, ValueError):
-        raise ConfigurationError(f"the URL cannot be read; it should look like {example}") from None
-    dialect, _, driver = url.drivername.partition("+")
-    server = FAMILIES.get("postgresql" if dialect == "postgres" else dialect)
-    if server is None:
-        examples = dict.fromkeys(family.EXAMPLE for family in FAMILIES.values())
-        raise ConfigurationError(f"{dialect!r} is not supported; use {' or '.join(examples)}")
-    example = server.EXAMPLE
-    if not driver:
-        raise ConfigurationError(f"the URL names no driver; write {example}")
-    if dialect not in FAMILIES or driver != server.DRIVER:
-        raise ConfigurationError(f"the driver {url.drivername!r} is not supported; write {example}")
-    query = dict(url.query)
-    hosts = query.pop("host", ())
-    ports = query.pop("port", ())
-    from_query = [h for entry in ([hosts] if isinstance(hosts, str) else hosts) for h in entry.split(",")]
-    port_list = [p for entry in ([ports] if isinstance(ports, str) else ports) for p in entry.split(",")]
-    if port_list and len(port_list) not in (1, len(from_query)):
-        raise ConfigurationError("the URL's query gives other numbers of hosts and ports")
-    for index, host in enumerate(from_query):
-        port = port_list[index if len(port_list) > 1 else 0] if port_list else ""
-        listed.append(f"{host}:{port}" if port else host)
-    secret = query.pop("password", None)
-    if isinstance(secret, str):
-        url = url.set(password=secret)  # where SQLAlchemy hides it
-    query.pop("target_session_attrs", None)  # the router decides which instance it wants
-    query.pop("load_balance_hosts", None)
-    if listed:
-        pairs = tuple(_address(address, server) for address in listed)
-    elif url.host:
-        number = server.DEFAULT_PORT if url.port is None else url.port
-        strange = re.search(r"[\s@,/?#]", url.host) or "@" in (url.database or "") or not 0 < number < 65536
-        if strange:  # not repeated: it may be the end of a password
+def optional(check: Check) -> Check:
+    """The same check, which accepts None as well."""
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def check_password(name: str, password: object) -> str | Callable[[], str] | None:
+    """Return the password, or a function that asks for it and checks the answer.
+
+    Raises ConfigurationError, which does not repeat it.
+    """
+    if isinstance(password, str):
+        _refuse_nul(f"{name}=", password)
+    if password is None or isinstance(password, str):
+        return password
+    if not callable(password):
+        raise ConfigurationError(f"{name}: give a text, or a function without arguments that returns one")
+
+    def ask() -> str:
+        """Raises ConfigurationError."""
+        try:
+            secret = password()
+        except Exception as error:
             raise ConfigurationError(
-                f"the URL's host or port cannot be read; it should look like {example}, with @ : / in the password as %40 %3A %2F"
-            )
-        pairs = ((url.host, number),)
-    else:
-        raise ConfigurationError(f"the URL names no host; write {example}")
-    if any(host.endswith(_MANAGED) for host, _ in pairs):
-        query = server.encrypted(query)  # remote and managed: never in the clear unless the user says so
-    return Target(url.set(query=query, host=pairs[0][0], port=pairs[0][1]), server, dialect, pairs)
+                f"no password: the function that was given as {name}= raised {type(error).__name__}"
+            ) from error
+        if not isinstance(secret, str):
+            kind = type(secret).__name__
+            raise ConfigurationError(f"no password: the function that was given as {name}= returned no text, but {kind}")
+        _refuse_nul(f"no password: what the function that was given as {name}= returned", secret)
+        return secret
+
+    return ask
 
 
-def instances(target: Target, others: Iterable[str], reader_endpoint: str | None) -> tuple[Instance, ...]:
-    """All instances of a router, the URL's first. Raises ConfigurationError."""
-    if isinstance(others, str) or not isinstance(others, Iterable):
-        raise ConfigurationError(f"instances must be a list, like [{others!r}]")
-    pairs = list(dict.fromkeys([*target.hosts, *(_address(other, target.server) for other in others)]))
-    if reader_endpoint is None:
-        return tuple(_instance(pair, reader_only=False) for pair in pairs)
-    reader = _address(reader_endpoint, target.server)
-    if reader in pairs:
-        raise ConfigurationError(f"the reader endpoint {_id(reader)} is among the other instances as well")
-    return (*(_instance(pair, reader_only=False) for pair in pairs), _instance(reader, reader_only=True))
+def check_parts(url: URL) -> None:
+    """Raises ConfigurationError for a URL with a NUL character in any of its parts."""
+    _refuse_nul("the URL", url.username, url.password, url.database, *url.query, *url.query.values())
 
 
-def instance(address: str, server: Family) -> Instance:
-    """One instance from "host:port" or "host". Raises ConfigurationError."""
-    return _instance(_address(address, server), reader_only=False)
+def _refuse_nul(what: str, *values: object) -> None:
+    """Raises ConfigurationError for a text with a NUL character, which it does not repeat. libpq reads no further than to there:
+    the host and the port may come after it."""
+    if any("\0" in value for value in values if isinstance(value, str)):
+        raise ConfigurationError(f"{what} has a NUL character (%00 in a URL), where the driver would stop reading; leave it out")
 
 
-def _instance(pair: tuple[str, int], *, reader_only: bool) -> Instance:
-    return Instance(_id(pair), *pair, reader_only=reader_only)
+def _named(name: str, value: object) -> str:
+    """What was given, as an error may show it: whatever is no number may be a secret in the wrong place, or hold one."""
+    return f"{name}={value!r}" if value is None or isinstance(value, int | float) else f"{name}=..."
 
 
-def _id(pair: tuple[str, int]) -> str:
-    host, port = pair
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _address(address: str, server: Family) -> tuple[str, int]:
-    if not isinstance(address, str) or "//" in address or "@" in address:
-        raise ConfigurationError('an instance is given as "host:port"; user, password and database come from the URL')
-    match = re.fullmatch(r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\s]+))(?::(?P<port>\d{1,5}))?", address.strip())
-    if match is None or not 0 < int(match["port"] or server.DEFAULT_PORT) < 65536:
-        raise ConfigurationError(f'{address!r} is no instance; write "host:port"')
-    return (match["v6"] or match["host"], int(match["port"] or server.DEFAULT_PORT))
-
-
-def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:
+def check_choice(name: str, value: T, choices: tuple[str | None, ...]) -> T:
     """Raises ConfigurationError unless the value is one of the choices."""
     if value not in choices:
-        raise ConfigurationError(f"{name}={value!r}: use one of {', '.join(map(repr, choices))}")
+        raise ConfigurationError(f"{_named(name, value)}: use one of {', '.join(map(repr, choices))}")
+    return value
 
 
-def check_flag(name: str, value: object) -> None:
+def check_flag(name: str, value: T) -> T:
     """Raises ConfigurationError unless the value is True or False."""
     if value is not True and value is not False:
-        raise ConfigurationError(f"{name}={value!r}: use True or False")
+        raise ConfigurationError(f"{_named(name, value)}: use True or False")
+    return value
 
 
-def check_seconds(name: str, value: object, *, none: bool = False) -> None:
-    """Raises ConfigurationError unless the value is a positive, finite number, or 0 where that is allowed."""
+def check_seconds(name: str, value: T, *, or_zero: bool = False) -> T:
+    """Raises ConfigurationError unless the value is a positive, finite number, or 0 if that is allowed."""
     if (
         isinstance(value, bool)
         or not isinstance(value, int | float)
         or not math.isfinite(value)
         or value < 0
-        or not (value or none)
+        or not (value or or_zero)
     ):
-        raise ConfigurationError(f"{name}={value!r}: give a number of seconds{', 0 or' if none else ''} above 0")
+        raise ConfigurationError(f"{_named(name, value)}: give a number of seconds{', 0 or' if or_zero else ''} above 0")
+    return value
 
 
-def check_share(name: str, value: object) -> None:
+def check_share(name: str, value: T) -> T:
     """Raises ConfigurationError unless the value is above 0 and at most 1."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise ConfigurationError(f"{name}={value!r}: give a share above 0 and at most 1, like 0.5")
+        raise ConfigurationError(f"{_named(name, value)}: give a share above 0 and at most 1, like 0.5")
+    return value
 
 
-def check_count(name: str, value: object) -> None:
+def check_count(name: str, value: T) -> T:
     """Raises ConfigurationError unless the value is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigurationError(f"{name}={value!r}: give a whole number, 1 or more")
+        raise ConfigurationError(f"{_named(name, value)}: give a whole number, 1 or more")
+    return value
 
 
-def names(name: str, value: Iterable[str]) -> tuple[str, ...]:
+def check_addresses(name: str, value: Iterable[str]) -> tuple[str, ...]:
+    """Raises ConfigurationError unless the value is a collection, of addresses that are read later. Does not repeat it."""
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise ConfigurationError(f'{name} must be a list, like ["db-2:5432", "db-3:5432"]')
+    return tuple(value)
+
+
+def check_names(name: str, value: Iterable[str]) -> tuple[str, ...]:
     """Raises ConfigurationError unless the value is a collection of strings."""
     listed = tuple(value) if isinstance(value, Iterable) else ()
     if isinstance(value, str) or not isinstance(value, Iterable) or not all(isinstance(item, str) for item in listed):
@@ -167,7 +128,7 @@ def names(name: str, value: Iterable[str]) -> tuple[str, ...]:
     return listed
 
 
-def keys(name: str, value: Iterable[str | bytes]) -> tuple[str | bytes, ...]:
+def check_keys(name: str, value: Iterable[str | bytes]) -> tuple[str | bytes, ...]:
     """Raises ConfigurationError unless the value is a collection of secrets, which it does not repeat."""
     ordered = isinstance(value, Iterable) and not isinstance(value, str | bytes | Set | Mapping)
     listed = tuple(value) if ordered else ("",)
@@ -179,10 +140,10 @@ def keys(name: str, value: Iterable[str | bytes]) -> tuple[str | bytes, ...]:
 def check_http_name(name: str, value: object) -> None:
     """Raises ConfigurationError unless the value can be the name of a cookie and of a header."""
     if not isinstance(value, str) or re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", value) is None:
-        raise ConfigurationError(f"{name}={value!r}: give a name of letters, digits, - and _")
+        raise ConfigurationError(f"{_named(name, value)}: give a name of letters, digits, - and _")
 
 
-def callables(name: str, value: Iterable[Callable[..., Any]]) -> tuple[Callable[..., Any], ...]:
+def check_callables(name: str, value: Iterable[Callable[..., Any]]) -> tuple[Callable[..., Any], ...]:
     """Raises ConfigurationError unless the value is a collection of callables."""
     listed = tuple(value) if isinstance(value, Iterable) else ()
     if not isinstance(value, Iterable) or not all(callable(item) for item in listed):
@@ -191,17 +152,88 @@ def callables(name: str, value: Iterable[Callable[..., Any]]) -> tuple[Callable[
 
 
 def check_run(
-    Session: object, *, deadline: object = None, stop: object = None, wait: object = None, commit_check: object = "xid"
+    Session: object,
+    *,
+    deadline: object = None,
+    stop: object = None,
+    wait: object = None,
+    commit_check: object = "xid",
+    **unknown: object,
 ) -> None:
     """Raises ConfigurationError for what Router.run_transaction() cannot work with: better now than at the next failover."""
+    if unknown:
+        names = ", ".join(f"{name}=" for name in unknown)
+        raise ConfigurationError(f"transactional() does not know {names}: use deadline, stop, wait or commit_check")
     if not callable(Session):
         raise ConfigurationError("Session must be a sessionmaker, like sessionmaker(class_=RoutingSession, router=router)")
     if deadline is not None:
         check_seconds("deadline", deadline)
     for name, policy in (("stop", stop), ("wait", wait)):
         if policy is not None and not callable(policy):
-            raise ConfigurationError(f"{name}={policy!r}: give one of tenacity's policies, like tenacity.{_POLICIES[name]}")
+            raise ConfigurationError(f"{_named(name, policy)}: give one of tenacity's policies, like tenacity.{_POLICIES[name]}")
     check_choice("commit_check", commit_check, ("xid", "table", None))
+
+
+def check_route(route: object) -> None:
+    """Raises ConfigurationError for what the execution option `route` does not know."""
+    if route not in (None, "writer", "reader"):
+        raise ConfigurationError('execution option route=...: use "writer" or "reader"')
+
+
+def check_factory(factory: object) -> None:
+    """Raises ConfigurationError for what Router.transactional() cannot be sure to make sessions with.
+
+    If the parentheses are forgotten, the factory is the decorated function, and that would never run. What could take a session
+    must therefore say that it returns one.
+    """
+    made: Any = factory
+    while isinstance(made, functools.partial):
+        made = made.func
+    name = getattr(made, "__name__", made)
+    instead = "give a sessionmaker, as in @router.transactional(Session)"
+    returned = _returned_by(made)
+    is_certain = isinstance(made, sessionmaker | scoped_session) or _is_session(made) or _is_session(returned)
+    if not is_certain and (returned is type(None) or _takes_one(made)):
+        raise ConfigurationError(f"Session={name}: it does not say that it makes sessions (-> RoutingSession); {instead}")
+    try:
+        inspect.signature(factory).bind()  # type: ignore[arg-type]  # it is callable
+    except TypeError as error:
+        raise ConfigurationError(f"Session={name}: it needs arguments ({error}); {instead}") from None
+
+
+def _takes_one(function: Any) -> bool:
+    """Whether a function can be called with one argument, as far as its signature tells."""
+    try:
+        inspect.signature(function).bind_partial(None)
+    except TypeError:
+        return False
+    except ValueError:  # written in C: its signature is not known
+        return True
+    return True
+
+
+def _is_session(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Session)
+
+
+def _returned_by(function: Any) -> object:
+    """What the annotations of a function, or of an object that can be called, say that it returns; None if they do not tell."""
+    annotated = function if inspect.isroutine(function) or hasattr(function, "__wrapped__") else type(function).__call__
+    try:
+        return get_type_hints(annotated).get("return")
+    except Exception:  # names that are there for type checkers alone
+        return None
+
+
+def check_function(fn: object) -> None:
+    """Raises ConfigurationError for what Router.transactional() cannot decorate."""
+    if not callable(fn):
+        raise ConfigurationError("transactional() decorates a function; write @router.transactional(Session) above one")
+    name = getattr(fn, "__name__", fn)
+    if inspect.iscoroutinefunction(fn) or inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+        raise ConfigurationError(f"{name} is a coroutine or a generator: it would run after its unit")
+    if not _takes_one(fn):
+        raise ConfigurationError(f"{name} takes no session; write it like def {name}(session, ...)")
 
 
 _POLICIES = {"stop": "stop_after_attempt(3)", "wait": "wait_fixed(0.1)"}
@@ -215,26 +247,54 @@ _OURS = {
 }
 
 
-def check_engine_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Raises ConfigurationError for options of create_engine() that would defeat the router."""
+_LEVELS = ("AUTOCOMMIT", "READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
+
+_NESTED = ("connect_args", "execution_options")
+"""Options that are dicts: of readers, they are put over those of all item by item."""
+
+
+def check_engine_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of the options. Raises ConfigurationError for options of create_engine() that would defeat the router."""
     if not isinstance(options, Mapping):
-        raise ConfigurationError("engine_options must be a dict of create_engine() options")
+        raise ConfigurationError(f"{name} must be a dict of create_engine() options")
     for option, why in _OURS.items():
         if option in options:
-            raise ConfigurationError(f"engine_options[{option!r}] cannot be used: {why}")
-    for option in ("connect_args", "execution_options"):
+            raise ConfigurationError(f"{name}[{option!r}] cannot be used: {why}")
+    for option in _NESTED:
         if not isinstance(options.get(option, {}), Mapping):
-            raise ConfigurationError(f"engine_options[{option!r}] must be a dict")
+            raise ConfigurationError(f"{name}[{option!r}] must be a dict")
+    for level in (options.get("isolation_level"), options.get("execution_options", {}).get("isolation_level")):
+        if level is not None and not (isinstance(level, str) and level.replace("_", " ").upper() in _LEVELS):
+            raise ConfigurationError(f"{name}: use one of {', '.join(_LEVELS)} as isolation level")
+    if "conninfo" in options.get("connect_args", {}):  # psycopg repeats it in errors, its password included
+        raise ConfigurationError(f"{name}: connect_args['conninfo'] cannot be used: what it says comes from the URL")
+    _refuse_nul(f"{name}: a value of connect_args", *options.get("connect_args", {}).values())
+    if isinstance(options.get("connect_args", {}).get("ssl_disabled"), str):
+        raise ConfigurationError(f"{name}: connect_args['ssl_disabled'] must be True or False; PyMySQL takes any text for True")
+    for option, usual in _POOL.items():
+        value = options.get(option, usual)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigurationError(f"{name}[{option!r}]=...: give a number, like {usual}")
     return dict(options)
 
 
-def pool_limits(options: Mapping[str, Any]) -> tuple[float, float]:
-    """How many connections the pool of an instance may have, and the seconds to wait for one, as create_engine() reads them.
-    Raises ConfigurationError."""
+def check_reader_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """check_engine_options() for options that hold for readers alone."""
+    checked = check_engine_options(name, options)
+    if get_isolation(checked) is not None:
+        raise ConfigurationError(f"{name} cannot have an isolation level: units are sent by that of engine_options")
+    return checked
+
+
+def merge_options(options: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Put engine options over others, and what is a dict in both item by item."""
+    nested = {option: {**options.get(option, {}), **over[option]} for option in _NESTED if option in over}
+    return {**options, **over, **nested}
+
+
+def get_pool_limits(options: Mapping[str, Any]) -> tuple[float, float]:
+    """How many connections the pool of an instance may have, and the seconds to wait for one, as create_engine() reads them."""
     size, overflow, timeout = (options.get(name, usual) for name, usual in _POOL.items())
-    for name, value in zip(_POOL, (size, overflow, timeout), strict=True):
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigurationError(f"engine_options[{name!r}]={value!r}: give a number, like {_POOL[name]}")
     return (math.inf if size <= 0 or overflow < 0 else size + overflow), max(timeout, 0.0)
 
 
@@ -242,7 +302,7 @@ _POOL = {"pool_size": 5, "max_overflow": 10, "pool_timeout": 30.0}
 """What SQLAlchemy's pool has where nothing else is asked for."""
 
 
-def isolation(options: Mapping[str, Any]) -> str | None:
+def get_isolation(options: Mapping[str, Any]) -> str | None:
     """The isolation level that the engine options ask for, None for the server's default."""
     level = options.get("isolation_level") or options.get("execution_options", {}).get("isolation_level")
     return None if level is None else str(level)

@@ -6,6 +6,7 @@ from sqlalchemy import exc
 
 from aurora_router.core.failures import Facts, Failure, Phase, facts
 from aurora_router.core.statements import verdict
+from aurora_router.core.topology import Silence
 from aurora_router.errors import (
     AmbiguousWriter,
     NoReaderAvailable,
@@ -22,12 +23,12 @@ FACTS = "aurora_router_facts"
 
 
 def classify_error(error: BaseException) -> Facts:
-    """What is known of a failed call: whether anything was sent, whether the outcome is known, whether the unit that met the
-    error may be run again from its beginning.
+    """Say what is known of a failed call: was anything sent, is the outcome known, may the unit run again from its beginning.
 
-    error: from a router's session or connection, or any other error of SQLAlchemy or the driver; for the latter it is assumed
-    that statements run in a transaction. A driver's own error does not say whether it was met in COMMIT: where the connection
-    was lost it may have been.
+    error: from a router's session or connection, or any other error of SQLAlchemy or the driver.
+
+    For an error that did not pass a router, it assumes that statements run in a transaction. The driver's own error does not
+    say whether it came in COMMIT. So if the connection was lost, it may have been a COMMIT.
     """
     if isinstance(error, RouterError):
         return _of_router(error)
@@ -63,14 +64,19 @@ def classify_error(error: BaseException) -> Facts:
 
 
 def driver_failure(error: BaseException | None, *, disconnected: bool, phase: Phase = Phase.WRITER_STATEMENT) -> Failure:
-    """The failure that an error of the driver stands for. Without a code while connecting: there was nothing to be had."""
+    """The failure that an error of the driver stands for. While connecting, what will be refused until somebody changes something
+    is REFUSED, and without a code there was nothing to be had."""
     family = family_of(error)
-    if family is None:
+    if error is None or family is None:
         return Failure.OTHER
-    code = family.code(error)
-    kind = family.failure(code, str(error), disconnected=disconnected)
-    connecting = phase in (Phase.READER_CONNECTING, Phase.WRITER_CONNECTING)
-    return Failure.CONNECT if kind is Failure.OTHER and code is None and connecting else kind
+    code, said = family.code(error), family.words(error)
+    kind = family.failure(code, said, disconnected=disconnected)
+    if phase in (Phase.READER_CONNECTING, Phase.WRITER_CONNECTING):
+        if kind in (Failure.OTHER, Failure.CONNECT) and family.explain_refusal(code, said)[0] is Silence.MISCONFIGURED:
+            return Failure.REFUSED
+        if kind is Failure.OTHER and code is None:
+            return Failure.CONNECT
+    return kind
 
 
 def _of_router(error: RouterError) -> Facts:

@@ -7,153 +7,223 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import random
+import math
 import re
-import select
 import socket
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any, NoReturn
 
-from sqlalchemy import create_engine, event, exc
-from sqlalchemy.engine import URL, Connection, Engine, ExceptionContext
+from sqlalchemy import create_engine, event, exc, text
+from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool, Pool, PoolProxiedConnection, QueuePool
-from sqlalchemy.pool.base import _ConnectionRecord
 
+from aurora_router.config import get_pool_limits
 from aurora_router.core.failures import Failure, Phase
-from aurora_router.core.pacing import pause
+from aurora_router.core.redaction import hide
 from aurora_router.core.topology import Instance, Role, Server, ServerId, Silence
 from aurora_router.diagnosis import driver_failure
-from aurora_router.errors import ConfigurationError, WrongServer
+from aurora_router.dialect_patches import (
+    Gatekeeper,
+    ask_for_password,
+    explain_mistakes,
+    limit_connects,
+    put_around_commits,
+    put_around_options,
+    put_around_rollbacks,
+)
+from aurora_router.errors import ConfigurationError, Signal, WrongServer
 from aurora_router.limits import Places
+from aurora_router.mistakes import UNKNOWN_HOST, hide_values, mistake, probe_error, refusal
 from aurora_router.monitor import ProbeError
+from aurora_router.pooling import (
+    AUTOCOMMIT,
+    ENTERED,
+    GUARDED,
+    HANDED_OUT,
+    MODE,
+    OUTDATED,
+    POLL,
+    POOL,
+    SERVER,
+    SHARED,
+    UNIT,
+    Line,
+    Opening,
+    RouterPool,
+    line_of,
+    poll_of,
+)
 from aurora_router.servers import Ask, Family, Mode, Unsuitable
+from aurora_router.settings import Settings
 
 log = logging.getLogger("aurora_router")
 
-SERVER = "aurora_router_server"
-MODE = "aurora_router_mode"
-GUARDED = "aurora_router_guarded"
-AUTOCOMMIT = "aurora_router_autocommit"
-POLL = "aurora_router_poll"
-POOL = "aurora_router_pool"
-ENTERED = "aurora_router_entered"
-UNIT = "aurora_router_unit"
-"""Keys of a pooled connection's `info`."""
-
+_READER = Role.READER  # an enum's members are slow to look up on the request path
 CONNECT_TIMEOUT = 3  # seconds; a server that is frozen answers no handshake
 FRESH = 0.01  # seconds for which a connection that was found alive is not looked at again
 _PROBE_OPTIONS = ("connect_args", "creator", "module", "paramstyle", "client_encoding")
 
 
-class Gatekeeper(Protocol):
-    """What looks at everything that passes between SQLAlchemy and the driver: see gate.Gate."""
+class RoutedConnection(Connection):
+    """A connection on which the library's own signals pass for no errors: listeners of handle_error do not hear of them."""
 
-    @property
-    def asynchronous_commits(self) -> bool: ...
-
-    def statement(self, cursor: Any, text: str, /, *rest: Any) -> None: ...
-
-    def failed(self, context: ExceptionContext, /) -> BaseException | None: ...
-
-    def commit(self, raw: PoolProxiedConnection, send: Callable[[Any], None], /) -> None: ...
-
-    def commit_in_two_phases(self, connection: Connection, send: Callable[[], None], /) -> None: ...
-
-    def returned(self, unit: Any, /) -> None: ...
+    def _handle_dbapi_exception(
+        self, e: BaseException, statement: Any, parameters: Any, cursor: Any, context: Any, *more: Any, **options: Any
+    ) -> NoReturn:
+        if isinstance(e, Signal):
+            if cursor is not None:
+                cursor.close()
+            raise e
+        super()._handle_dbapi_exception(e, statement, parameters, cursor, context, *more, **options)
 
 
 class Engines:
     """The engines of one router.
 
-    known: the servers that an instance may lead to at this moment, in the role it has. surprised: told of an instance that
-    led to another. gate: what looks at statements, COMMITs and errors. connects_at_once: how many new connections to one
-    instance may be under way. patience: seconds that one waits for its turn, at most.
+    known: the servers that an instance may lead to at this moment, in the role it has.
+    surprised: told of an instance that led to another.
+    gate: what looks at statements, COMMITs and errors.
+    stand_in: an engine that stands for the cluster where a session class chooses among several engines. It never connects.
     """
 
     def __init__(
         self,
-        url: URL,
-        server: Family,
-        options: Mapping[str, Any],
-        *,
+        settings: Settings,
         known: Callable[[str], frozenset[ServerId]],
         surprised: Callable[[str, str], None],
         gate: Gatekeeper,
-        connects_at_once: int,
-        patience: float,
     ) -> None:
-        self._url = url
+        target, of_readers = settings.target, settings.options_of_readers
+        url, server = target.url, target.server
+        self._at = target.at
+        self._pooler = settings.pooler
+        self._behind: set[str] = set()  # instances before which a pooler was found
         self._server = server
-        self._options = dict(options)
         ours = {"connect_timeout": CONNECT_TIMEOUT, **server.CONNECT}
         usual = {name: value for name, value in ours.items() if name not in url.query}
-        self._options["connect_args"] = {**usual, **self._options.get("connect_args", {})}
-        self._connects_at_once = connects_at_once
-        self._patience = max(patience, CONNECT_TIMEOUT)
-        self._dialect: Any = url.get_dialect()()
-        try:
-            self.driver_error: type[Exception] = self._dialect.import_dbapi().Error
-        except ImportError:  # or it lacks a library of its own
-            install = f"pip install 'aurora-router[{server.DIALECT}]'"  # the extra has the family's name
-            raise ConfigurationError(f"{url.drivername} needs {server.DRIVER}: {install}") from None
+        self._options = _with_connect_args(usual, settings.options)
+        self._reader_options = self._options if of_readers is None else _with_connect_args(usual, of_readers)
+        self._password = settings.password if callable(settings.password) else None
+        self.unasked: BaseException | None = None  # what the function that is asked for the password has last raised for a probe
+        self._connects_at_once = settings.connects_at_once
+        _, pool_timeout = get_pool_limits(settings.options)
+        self._connect_turn_timeout = max(pool_timeout, CONNECT_TIMEOUT)
+        self.stand_in = self._engine_with("engine_options", url, self._options)
+        event.listen(self.stand_in, "do_connect", _refuse_to_connect)
+        self._dialect: Any = self.stand_in.dialect
+        if of_readers is not None:
+            self._engine_with("reader_options", url, self._reader_options)
+        self.driver_error: type[Exception] = self._dialect.loaded_dbapi.Error
         self._known = known
         self._surprised = surprised
         self._gate = gate
         self._lock = threading.Lock()
         self._engines: dict[str, Engine] = {}
+        self._of_readers: dict[str, Engine] = self._engines if of_readers is None else {}
+        self._by_role = (self._engines,) if of_readers is None else (self._engines, self._of_readers)
         self._in_use: dict[str, Callable[[], int]] = {}
         self._probes: dict[str, Engine] = {}
         self._outside: dict[str, Engine] = {}
         self._closed = False
         self._connects: dict[str, Places] = {}
-        self._lines: dict[str, weakref.WeakSet[_Line]] = {}  # held by their connections: none outlives its own
-        self._proven: set[str] = set()  # instances to which a connection was made
+        self._lines: dict[str, weakref.WeakSet[Line]] = {}  # held by their connections: none outlives its own
+        self._reached: set[str] = set()  # instances to which a probe has connected
+        self._proven: weakref.WeakSet[Engine] = weakref.WeakSet()  # those that have connected
+        self._opening = threading.local()  # .now: what the probe of this thread has opened until now
+        self._openings: dict[str, set[Opening]] = {}
         self._probing: weakref.WeakSet[Probe] = weakref.WeakSet()
         self._inherited: list[Pool] = []
 
+    def _engine_with(self, name: str, url: URL, options: Mapping[str, Any]) -> Engine:
+        """An engine with these options. Raises ConfigurationError for what create_engine() does not take."""
+        given = {key: value for key, value in options.items() if key != "connect_args"}
+        try:
+            engine = create_engine(url.set(query={}), **{"poolclass": RouterPool, **given})
+            text("").compile(dialect=engine.dialect)  # a paramstyle is looked up here
+            return engine
+        except ImportError:  # or it lacks a library of its own
+            install = f"pip install 'aurora-router[{self._server.DIALECT}]'"  # the extra has the family's name
+            wrong = f"{url.drivername} needs {self._server.DRIVER}: {install}"
+        except Exception as error:
+            said = hide(" ".join(str(error).split()), given.values(), given)
+            wrong = f"{name} cannot be used ({type(error).__name__}: {said})"
+        raise ConfigurationError(wrong)
+
     def engine(self, instance: Instance) -> Engine:
-        """The engine that connects to this instance, made at first use."""
-        engine = self._engines.get(instance.id)
+        """The engine that connects to this instance in its role, made at first use."""
+        engines = self._of_readers if instance.role is _READER else self._engines
+        engine = engines.get(instance.id)
         if engine is None:
             with self._lock:
-                engine = self._engines.get(instance.id)
+                engine = engines.get(instance.id)
                 if engine is None:
-                    engine = self._engines[instance.id] = self._make(instance, self._options)
+                    options = self._reader_options if engines is self._of_readers else self._options
+                    engine = engines[instance.id] = self._make(instance, options)
                     self._count(instance.id, engine)
         return engine
 
     def in_use(self, instance_id: str) -> int:
-        """Connections of this instance that are checked out of its pool."""
+        """Connections of this instance that are checked out of the pool for reads."""
         count = self._in_use.get(instance_id)
         return count() if count is not None else 0
 
     def _count(self, instance_id: str, engine: Engine) -> None:
         """Look the pool's counter up once, for a balancing strategy asks for it at each unit."""
-        if isinstance(engine.pool, QueuePool):
+        if isinstance(engine.pool, QueuePool) and self._of_readers.get(instance_id) is engine:
             self._in_use[instance_id] = engine.pool.checkedout
 
     def discard(self, instance_id: str, *, cut_before: float | None = None) -> int:
         """Close the pooled connections of an instance at once; those in use end when they come back, or now where they were
         made before that time (monotonic seconds). Returns how many sockets were cut.
         """
-        engine = self._engines.get(instance_id)
-        if engine is not None:
+        try:
+            with contextlib.ExitStack() as stack:  # each is renewed whatever becomes of the others
+                for engines in self._by_role:
+                    stack.callback(self._renew, instance_id, engines)
+        finally:
+            sockets = 0 if cut_before is None else self._cut(instance_id, cut_before)
+        return sockets
+
+    def _renew(self, instance_id: str, engines: Mapping[str, Engine]) -> None:
+        engine = engines.get(instance_id)
+        if engine is None:
+            return
+        try:
             self._dispose(engine)
+        finally:  # a listener of the application's on the pool may have raised something
             self._count(instance_id, engine)
-        sockets = 0
-        if cut_before is not None:  # those outside of the pool, too, which may be all that there are
-            # Last: who wakes comes back to a pool that takes no place from those who wait there.
-            with self._lock:
-                for line in self._lines.get(instance_id, ()):
-                    if line.since < cut_before:
-                        sockets += line.cut()
-        if cut_before is not None and instance_id in self._connects:
+
+    def _cut(self, instance_id: str, before: float) -> int:
+        """Shut the sockets that were made before that time, those outside of the pool included, which may be all that there are.
+
+        It comes after the pool was replaced: threads that wake come back to a pool that takes no place from those that wait
+        there.
+        """
+        with self._lock:
+            sockets = sum(line.cut() for line in self._lines.get(instance_id, ()) if line.since < before)
+        if instance_id in self._connects:
             self._connects[instance_id].turn_away()
         return sockets
+
+    def leave_role(self, was: Instance) -> None:
+        """Close the pooled connections of an instance that were made for the role that it had, where each role has its own."""
+        if len(self._by_role) > 1:
+            self._renew(was.id, self._of_readers if was.role is _READER else self._engines)
+
+    def keep(self, instances: Mapping[str, object]) -> None:
+        """Forget other instances than these, except those to which a connection is still open: a unit may be there."""
+        each: dict[str, Any]
+        with self._lock:
+            for gone in {*self._probes, *self._lines} - instances.keys():
+                if not self._lines.get(gone):
+                    for each in (*self._by_role, self._in_use, self._probes, self._outside, self._connects, self._lines):
+                        each.pop(gone, None)
+                    self._reached.discard(gone)
+                    self._behind.discard(gone)
 
     def _dispose(self, engine: Engine) -> None:
         """Give an engine a new pool, and close what is idle in the old one at once, what is in use when it comes back.
@@ -161,7 +231,7 @@ class Engines:
         Who waits there for a connection gets the place of one that came back, and connects afresh.
         """
         old = engine.pool
-        if isinstance(old, _Pool):
+        if isinstance(old, RouterPool):
             old.over = True  # not a listener: to add one while another thread calls them is an error there
         engine.dispose(close=False)
         if isinstance(old, QueuePool) and old.checkedin():
@@ -171,7 +241,7 @@ class Engines:
         """Close every pooled connection, and those in use when they come back."""
         self._closed = True
         with self._lock:
-            engines = [*self._engines.values()]
+            engines = [engine for engines in self._by_role for engine in engines.values()]
             probes = [*self._probes.values()]
             self._probes.clear()
         for engine in engines:
@@ -195,17 +265,32 @@ class Engines:
             for probe in [*self._probing]:
                 probe.line.forsake(dead)
         self._probing.clear()
+        self._openings.clear()
         self._probes.clear()
         self._outside.clear()
         for places in self._connects.values():
             places.forked()
-        for place, engine in [*self._engines.items()]:
-            self._inherited.append(engine.pool)
-            if place in self._proven:
-                engine.dispose(close=False)
-                self._count(place, engine)
-            else:  # another thread may have left SQLAlchemy's first look at the server half-done
-                del self._engines[place]
+        for engines in self._by_role:
+            for place, engine in [*engines.items()]:
+                self._inherited.append(engine.pool)
+                if engine in self._proven:
+                    engine.dispose(close=False)
+                    self._count(place, engine)
+                else:  # another thread may have left SQLAlchemy's first look at the server half-done
+                    del engines[place]
+
+    def may_queue(self, instance_id: str) -> bool:
+        """Whether a probe of an instance may wait in a pooler's queue for a place that units of this router have."""
+        if self._pooler is None and instance_id not in self._behind:
+            return False
+        made = [engine for engines in self._by_role if (engine := engines.get(instance_id)) is not None]
+        return any(engine.pool.checkedout() for engine in made if isinstance(engine.pool, QueuePool))
+
+    def _found_pooler(self, instance_id: str) -> None:
+        if self._pooler is None and instance_id not in self._behind:
+            self._behind.add(instance_id)
+            what = "a pooler stands before %s: no setting is left on its connections, and no statement is prepared there"
+            log.info(f'{what}. Say pooler="session" if it keeps a client on one connection.', instance_id)
 
     def sound(self, connection: PoolProxiedConnection, instance: Instance, now: float) -> bool:
         """Whether a connection that was just checked out leads to a server that stood behind the instance when it was chosen,
@@ -217,28 +302,90 @@ class Engines:
             return True
         info[ENTERED] = now
         # Something to read on an idle connection is a closed socket, or a notice: only then is a ping worth it.
-        return not info[POLL](0) or _alive(self._engines[instance.id], connection.driver_connection)
+        return not info[POLL](0) or _alive(self._dialect, connection.dbapi_connection)
+
+    def is_alive(self, connection: PoolProxiedConnection) -> bool:
+        """Whether a connection that was just checked out is new, or alive as far as can be told for free."""
+        info = connection.info
+        entered_at, info[ENTERED] = info[ENTERED], time.monotonic()
+        return entered_at == -math.inf or not info[POLL](0) or _alive(self._dialect, connection.dbapi_connection)
 
     def set_mode(self, connection: PoolProxiedConnection, mode: Mode, isolation: str | None = None) -> None:
         """Switch a connection that was just checked out; `isolation` is what SQLAlchemy has set on it for this unit already.
 
         Sends something only to a connection that was made to a reader and is to write, or the other way round: after a
-        promotion in place.
+        promotion in place. And where a guard may have been taken off, and the server does not tell: it is set again.
         """
         info = connection.info
-        driver: Any = connection.driver_connection
-        if info.get(MODE) is mode and (mode is Mode.DEFAULT or self._server.autocommit(driver) is (mode is Mode.AUTOCOMMIT)):
+        driver: Any = connection.dbapi_connection
+        if info.get(MODE) is mode and (mode is Mode.DEFAULT or self._server.is_settled(driver, mode is Mode.AUTOCOMMIT)):
+            return
+        if mode is Mode.AUTOCOMMIT and info[SHARED]:  # without a guard only a transaction keeps a promoted reader from writing
+            self.set_mode(connection, Mode.READ_ONLY)
             return
         info[MODE] = None  # unknown, should the switch fail half-way
-        guard = mode is Mode.AUTOCOMMIT
-        if mode is not Mode.READ_ONLY and info[GUARDED] is not guard:
-            self._server.guard(driver, _asking(driver), guard)
+        self._server.end_transaction(driver)
+        if info.get(OUTDATED):
+            self._server.forget_prepared(driver)
+            info[OUTDATED] = False
+        guarded = info[GUARDED]
+        guard = guarded if mode is Mode.READ_ONLY else mode is Mode.AUTOCOMMIT
+        if guarded is not guard or (guard and not self._server.is_guarded(driver, info[HANDED_OUT])):
+            self._server.guard(driver, self._asking(driver), guard)
             info[GUARDED] = guard
+        info[HANDED_OUT] = False
         lasts = self._server.set_mode(driver, mode, info[AUTOCOMMIT], info[GUARDED])
         if isolation is not None and mode is Mode.DEFAULT:
             self._dialect.set_isolation_level(driver, isolation)
         if lasts:
             info[MODE] = mode
+
+    def keep_guarded(self, connection: PoolProxiedConnection) -> None:
+        """Guard the connection of a read-only unit: its transactions are not read-only by themselves."""
+        info = connection.info
+        driver: Any = connection.dbapi_connection
+        info[MODE] = None
+        if not (info[GUARDED] and self._server.is_guarded(driver, info[HANDED_OUT])):
+            self._server.guard(driver, self._asking(driver), True)
+            info[GUARDED] = True
+
+    def keep_read_only(self, connection: PoolProxiedConnection) -> None:
+        """Have each transaction of a connection be read-only if its mode holds for the first one only."""
+        if connection.info[MODE] is None and not connection.info[SHARED]:
+            self.keep_guarded(connection)
+
+    def guard_again(self, connection: PoolProxiedConnection) -> None:
+        """Guard a connection anew if its unit, which is alone with its guard, has taken that off."""
+        driver: Any = connection.dbapi_connection
+        if self._server.has_lost_guard(driver):
+            self._server.guard(driver, self._asking(driver), True)
+
+    def forget_prepared(self, instance_id: str) -> None:
+        """Have each pooled connection to an instance drop what it has prepared when it is checked out next: what is out of date
+        on one of them is so on all. Costs connections that were not marked nothing."""
+        with self._lock:
+            for line in self._lines.get(instance_id, ()):
+                if line.info is not None:
+                    line.info.update({MODE: None, OUTDATED: True})
+
+    def literal_mode(self, connection: PoolProxiedConnection, *, ask: bool) -> str | None:
+        """What decides now how the server reads backslashes in a text of this connection: see `Family.literal_mode`.
+        ask: whether the server may be asked."""
+        driver: Any = connection.dbapi_connection
+        return self._server.literal_mode(driver, self._asking(driver) if ask else None)
+
+    def _remove_leftovers(self, dbapi: Any, record: ConnectionPoolEntry) -> None:
+        """Leave nothing of the last unit on a connection that has come back; close it if that cannot be had."""
+        record.info[MODE] = None
+        try:
+            self._server.remove_leftovers(dbapi, self._asking(dbapi))
+        except BaseException as error:
+            record.invalidate(error)
+            if not isinstance(error, self.driver_error):
+                raise
+
+    def _asking(self, dbapi: Any) -> Ask:
+        return asking(dbapi, self._server)
 
     def failure(self, error: BaseException, phase: Phase) -> Failure:
         """What kind of failure an exception from SQLAlchemy or the driver stands for."""
@@ -250,26 +397,74 @@ class Engines:
             return driver_failure(error, disconnected=True, phase=phase)
         return Failure.OTHER
 
+    def mistake(self, error: Exception) -> ConfigurationError | None:
+        """The error to be raised instead of one of the driver's that says that it was given what it cannot use; it may repeat the
+        value, which may be a password in the wrong place. None if it says something else."""
+        if re.search(self._server.UNUSABLE, str(getattr(error, "orig", None) or error)):
+            return ConfigurationError(self.explain(error))
+        return None
+
+    def explain(self, error: Exception) -> str:
+        """The same exception in words."""
+        return str(probe_error(error, self._server))
+
     def outside(self, instance: Instance) -> Connection:
         """A connection that is in no pool, made for this call; it is cut with the others when the instance is lost."""
         with self._lock:
             engine = self._outside.get(instance.id)
             if engine is None:
                 options = {key: self._options[key] for key in _PROBE_OPTIONS if key in self._options}
-                engine = self._outside[instance.id] = self._make(instance, {**options, "poolclass": NullPool})
+                engine = self._outside[instance.id] = self._make(
+                    instance, {**self._server.BARE, **options, "poolclass": NullPool}
+                )
         return engine.connect()
 
     # -- the monitor's connections --------------------------------------------------------------------------------
 
     def probe(self, instance: Instance) -> Probe:
         """A connection for the monitor, outside of the pool: a full pool must not blind it. Raises ProbeError."""
+        opening = self._opening.now = Opening()
+        try:
+            with self._lock:
+                self._openings.setdefault(instance.id, set()).add(opening)
+            return self._probe(instance)
+        finally:
+            self._opening.now = None
+            with self._lock:
+                openings = self._openings[instance.id]
+                openings.discard(opening)
+                if not openings:
+                    del self._openings[instance.id]
+            opening.close()
+
+    def cut_probe(self, instance_id: str) -> None:
+        """Shut the sockets of the probes that connect to that instance, and let them make no other, so that their threads end.
+
+        A server that sends and sends without an end would otherwise keep them, and fill the memory.
+        """
+        with self._lock:
+            openings = [*self._openings.get(instance_id, ())]
+        for opening in openings:
+            opening.cut()
+
+    def _probe(self, instance: Instance) -> Probe:
         try:
             engine = self._probing_engine(instance)
             connection = engine.connect()
+        except ProbeError:
+            raise
         except exc.SQLAlchemyError as error:
-            raise probe_error(error, self._server) from None
+            refused = probe_error(error, self._server)
+            if UNKNOWN_HOST.search(str(refused)):
+                refused = self._unasked(instance, f"{refused}; check the host")
+            raise refused from None
+        except ConfigurationError as error:  # no password was to be had
+            self.unasked = error.__cause__
+            raise self._unasked(instance, str(error)) from None
         except Exception as error:
             raise mistake(error, self._server) from None
+        self._reached.add(instance.id)
+        self.unasked = None
         try:
             probe = Probe(connection, self._server, self._gate)
             self._probing.add(probe)
@@ -279,32 +474,75 @@ class Engines:
             connection.close()
             raise ProbeError("the connection was closed at once") from None
 
+    @contextlib.contextmanager
+    def _probe_connects(self, number: int) -> Iterator[None]:
+        self._opening.now.watch(number)
+        yield
+
+    def _unasked(self, instance: Instance, said: str) -> ProbeError:
+        """The error of a probe that found nobody to ask, or no password to ask with: a mistake, unless it has worked before. Then
+        it may pass, and a unit that waits for a writer should go on waiting."""
+        return ProbeError(said, Silence.REFUSED if instance.id in self._reached else Silence.MISCONFIGURED)
+
     def _probing_engine(self, instance: Instance) -> Engine:
         with self._lock:
             engine = self._probes.get(instance.id)
             if engine is None:
                 options = {key: self._options[key] for key in _PROBE_OPTIONS if key in self._options}
                 # libpq's shortest; the monitor's own deadline is what counts, this frees the thread
-                options["connect_args"] = {**options.get("connect_args", {}), "connect_timeout": 2}
-                engine = create_engine(self._at(instance), poolclass=NullPool, isolation_level="AUTOCOMMIT", **options)
-                self._server.watch_connecting(engine.dialect, lambda _: contextlib.nullcontext())
+                ours = {"connect_timeout": 2, "autocommit": True}
+                options["connect_args"] = {**options.get("connect_args", {}), **ours}
+                # There is nothing to reset: a probe's connection is not used again. SQLAlchemy would log that it is lost.
+                pool = {"poolclass": NullPool, "pool_reset_on_return": None}
+                engine = self._create(instance, {**pool, **self._server.BARE, **options})
+                self._check_connect_timeout(engine.url)
+                self._server.look_anywhere(engine.dialect)
+                self._server.watch_connecting(engine.dialect, self._probe_connects)
+                explain_mistakes(engine, self._server, options)
+                ask_for_password(engine, self._password)
                 self._probes[instance.id] = engine
             return engine
 
+    def _check_connect_timeout(self, url: URL) -> None:
+        """Raise ConfigurationError for a time limit that the driver cannot use, which may be a password in the wrong place.
+
+        A probe has a time limit of its own, so only units would meet it.
+        """
+        for given in (url.query, self._options["connect_args"], self._reader_options["connect_args"]):
+            seconds: Any = given.get("connect_timeout")
+            try:
+                usable = seconds is None or math.isfinite(float(seconds))
+            except (TypeError, ValueError):
+                usable = False
+            if not usable:
+                raise ConfigurationError("connect_timeout is no number of seconds; check the URL's query and connect_args")
+
     # -- one instance's engine ------------------------------------------------------------------------------------
 
-    def _at(self, instance: Instance) -> URL:
-        return self._url.set(host=instance.host, port=instance.port)
+    def _create(self, instance: Instance, options: Mapping[str, Any]) -> Engine:
+        """Raises ConfigurationError for a URL, or options, of which no engine can be made."""
+        url = self._at(instance, options["connect_args"])
+        try:
+            return create_engine(url, **options)
+        except Exception as error:
+            hide_values(error, [*url.query.values(), *options.values()], {*url.query, *options})
+            refused = ConfigurationError(str(mistake(error, self._server)))
+        raise refused
 
     def _make(self, instance: Instance, options: Mapping[str, Any]) -> Engine:
-        engine = create_engine(self._at(instance), **{"poolclass": _Pool, **options})
-        _tolerate_lost_rollbacks(engine)
+        engine = self._create(instance, {"poolclass": RouterPool, **options})
+        if isinstance(engine.pool, RouterPool):
+            engine.pool.before_waiting, engine.pool.checked_out = self._gate.before_waiting, self._gate.checked_out
+        engine._connection_cls = RoutedConnection
+        put_around_rollbacks(engine, self._server, self._gate)
+        self._server.look_anywhere(engine.dialect)
         lines = self._lines.setdefault(instance.id, weakref.WeakSet())
         place = instance.id
+        given = {*engine.url.query, *options.get("connect_args", {})}
 
-        def watch(number: int) -> _Line:
+        def watch(number: int) -> Line:
             """Have discard() cut this socket. Raises WrongServer when it has been called already, and so will not."""
-            line = _Line(number)
+            line = Line(number)
             with self._lock:
                 lines.add(line)
             if not self._known(place):
@@ -320,44 +558,66 @@ class Engines:
                 line.twin.close()
 
         self._server.watch_connecting(engine.dialect, connecting)
-        _limit_connects(engine, self._connects.setdefault(instance.id, Places(self._connects_at_once)), self._patience)
+        explain_mistakes(engine, self._server, options)
+        ask_for_password(engine, self._password)
+        limit_connects(engine, self._connects.setdefault(instance.id, Places(self._connects_at_once)), self._connect_turn_timeout)
+
+        def listened() -> bool:
+            """Whether listeners of the application may use a connection between two units. One of checkin is the router's."""
+            on = engine.pool.dispatch
+            return bool(on.checkout or on.reset or len(on.checkin) > 1 or engine.dispatch.engine_connect)
+
+        @event.listens_for(engine, "connect", insert=True)
+        def made(dbapi: Any, _: Any) -> None:
+            """SQLAlchemy's first look at a server comes before connected(): a thread that hangs there must wake, too."""
+            with contextlib.suppress(OSError, self.driver_error):  # it was closed at once, as connected() will find
+                line = dbapi.aurora_router_line = Line(self._server.fileno(dbapi))
+                with self._lock:
+                    lines.add(line)
 
         @event.listens_for(engine, "connect")
         def connected(dbapi: Any, record: Any) -> None:
             """Which server is this? It must be one that the topology knows here."""
             try:
                 line = dbapi.aurora_router_line = watch(self._server.fileno(dbapi))
+                self._server.end_transaction(dbapi)
                 usual = self._server.autocommit(dbapi)
-                identity, role = self._server.greet(dbapi, _asking(dbapi))
+                greeting = self._server.greet(dbapi, self._asking(dbapi), self._pooler)
                 line.since = time.monotonic()
-                if identity not in self._known(place):
+                if greeting.server not in self._known(place):
                     raise WrongServer(place, "it reached a server that is not known there in this role")
-                self._server.prepare(dbapi)
+                self._server.prepare(dbapi, greeting.shared, given, listened)
+                if greeting.shared:
+                    self._found_pooler(place)
                 record.info.update(
                     {
-                        SERVER: identity,
+                        SERVER: greeting.server,
                         AUTOCOMMIT: usual,
-                        MODE: None if role is Role.READER else Mode.DEFAULT,
-                        GUARDED: role is Role.READER,
-                        POLL: _poll(line.twin),
-                        ENTERED: float("-inf"),
+                        MODE: None if greeting.role is Role.READER else Mode.DEFAULT,
+                        GUARDED: greeting.guarded,
+                        HANDED_OUT: len(engine.pool.dispatch.connect) > ours,  # another listener may come after this one
+                        SHARED: greeting.shared,
+                        POLL: poll_of(line.twin),
+                        ENTERED: -math.inf,
                     }
                 )
                 line.info = record.info
-                self._proven.add(place)
+                self._proven.add(engine)
             except BaseException as error:
                 closing(dbapi, None)
                 with contextlib.suppress(self.driver_error):  # closed already
                     dbapi.close()
                 if isinstance(error, Unsuitable):
                     error = WrongServer(place, str(error))
+                elif isinstance(error, Exception):
+                    error = refusal(error, self._server, options.values(), options) or error
                 if isinstance(error, WrongServer):
                     self._surprised(place, error.why)
                 raise error from None
 
         @event.listens_for(engine, "close")
         def closing(dbapi: Any, _: Any) -> None:
-            line: _Line | None = getattr(dbapi, "aurora_router_line", None)
+            line = line_of(dbapi)
             if line is not None:
                 line.twin.close()
 
@@ -365,25 +625,30 @@ class Engines:
         def closing_detached(dbapi: Any) -> None:
             closing(dbapi, None)
 
+        ours = len(engine.pool.dispatch.connect)
+
         # The dialect's events and not the connection's: one of those makes SQLAlchemy ask for all of them, 20 us a statement.
         for name in ("do_execute", "do_executemany", "do_execute_no_params"):
             event.listen(engine, name, self._gate.statement)
         event.listen(engine, "handle_error", self._gate.failed)
-        _put_around_commits(engine, self._gate)
+        put_around_commits(engine, self._gate)
+        put_around_options(engine, self._gate)
 
         @event.listens_for(engine, "detach")
         def given_back(_: Any, record: Any) -> None:
             unit = record.info.pop(UNIT, None)
-            if unit is not None:
-                self._gate.returned(unit)
+            spoilt = unit is not None and self._gate.returned(unit)
             pool = getattr(record, POOL, None)
-            if self._closed or (pool is not None and pool.over):
+            if spoilt or self._closed or (pool is not None and pool.over):
                 record.invalidate()  # nobody will ask its pool for it
 
         @event.listens_for(engine, "checkin")
         def checked_in(dbapi: Any, record: Any) -> None:
-            unit = record.info.get(UNIT)
+            unit = None  # an exception may come wherever something is called
             try:
+                unit = record.info.get(UNIT)
+                if dbapi is not None and self._server.has_leftovers(dbapi):
+                    self._remove_leftovers(dbapi, record)
                 given_back(dbapi, record)
             except BaseException:  # of a signal handler, say: the pool will take it for returned already, and it would not be
                 try:
@@ -397,60 +662,6 @@ class Engines:
         return engine
 
 
-class _Pool(QueuePool):
-    """SQLAlchemy's pool, but that a place whose connection could not be made goes to the next who waits for one. SQLAlchemy's
-    own wakes nobody then: with the writer dead, those who wait would wait until pool_timeout."""
-
-    __module__ = QueuePool.__module__  # SQLAlchemy names a pool's logger after it
-
-    over = False  # its engine has another one: what comes back is closed
-
-    def _create_connection(self) -> ConnectionPoolEntry:
-        record = _ConnectionRecord(self, connect=False)  # it connects when it is checked out; failing, it comes back as any other
-        setattr(record, POOL, self)
-        return record
-
-    def take_back(self, record: ConnectionPoolEntry) -> None:
-        """What follows a checkin, unless a listener of that raises."""
-        self._return_conn(record)
-
-
-class _Line:
-    """The socket of a connection: the driver's number for it, and a twin, which another thread may shut at any time.
-
-    info: of the pooled connection, once it is one. since: monotonic seconds; when the server behind it was last found to be one
-    of the topology's, or just before.
-    """
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.since = time.monotonic()
-        self.twin = socket.socket(fileno=os.dup(number))
-        self.info: dict[Any, Any] | None = None
-
-    def __del__(self) -> None:
-        with contextlib.suppress(AttributeError):  # a signal handler's exception may come before there is one
-            self.twin.close()
-
-    def cut(self) -> bool:
-        """Shut the socket, which wakes the thread that waits for it; whether it was open."""
-        try:
-            self.twin.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            return False
-        return True
-
-    def forsake(self, dead: socket.socket) -> None:
-        """In a forked child: put a dead socket in place of the parent's, so that whatever is done with the connection here
-        reaches nobody."""
-        with contextlib.suppress(OSError):
-            if os.path.sameopenfile(self.number, self.twin.fileno()):  # else the driver has closed it
-                os.dup2(dead.fileno(), self.number, inheritable=False)
-        self.twin.close()
-        if self.info is not None:
-            self.info.clear()
-
-
 class Probe:
     """A connection of the monitor's own to one server."""
 
@@ -458,28 +669,34 @@ class Probe:
         self._connection = connection
         self._server = server
         self._gate = gate
-        driver: Any = connection.connection.driver_connection
-        self.line = _Line(server.fileno(driver))
+        driver: Any = connection.connection.dbapi_connection
+        self.line = Line(server.fileno(driver))
+        self._error: type[Exception] = connection.dialect.loaded_dbapi.Error
+        self._ask = asking(driver, server)
+        self._omissions: str | None = None
+        server.end_transaction(driver)
 
     def ask(self) -> Server:
         """What the server says of itself. Raises ProbeError."""
         try:
-            return self._server.probe(self._asked, asynchronous_commits=self._gate.asynchronous_commits)
+            said = self._server.probe(self._ask, asynchronous_commits=self._gate.asynchronous_commits)
+            if said.role is Role.WRITER:
+                if self._omissions is None:
+                    self._omissions = self._server.omissions(self._ask)
+                said = replace(said, unproven=self._omissions)
         except Unsuitable as error:
-            raise ProbeError(str(error), Silence.MISCONFIGURED) from None
-        except exc.SQLAlchemyError as error:
+            raise ProbeError(str(error), Silence.REFUSED if error.passing else Silence.MISCONFIGURED) from None
+        except self._error as error:
             raise probe_error(error, self._server) from None
-
-    def _asked(self, sql: str) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
-        result = self._connection.exec_driver_sql(sql)
-        return (list(result.keys()), result.all()) if result.returns_rows else ((), ())
+        self._gate.dialect = self._server.dialect(said.id)  # no unit comes to a server that was not probed
+        return said
 
     def functions(self) -> frozenset[str]:
         """The user functions that the catalog says do not write. Raises ProbeError."""
         try:
-            rows = self._connection.exec_driver_sql(self._server.FUNCTIONS).all()
+            _, rows = self._ask(self._server.FUNCTIONS)
             return self._server.parse_functions(rows)
-        except exc.SQLAlchemyError as error:
+        except self._error as error:
             raise probe_error(error, self._server) from None
 
     def prune(self) -> bool:
@@ -501,113 +718,33 @@ class Probe:
         self.line.twin.close()
 
 
-def probe_error(error: exc.SQLAlchemyError, server: Family) -> ProbeError:
-    """The driver's error as one line for the user."""
-    original: Any = getattr(error, "orig", None) or error
-    code = server.code(original)
-    text = " ".join(str(original).split())
-    kind, words = server.explain_refusal(code, text)
-    return ProbeError(words, kind, busy=server.is_busy(code, text))
+def _refuse_to_connect(*_: object) -> NoReturn:
+    """What connecting with the engine that stands for the whole cluster leads to."""
+    raise ConfigurationError(
+        "this engine stands for the router's cluster and never connects: get_bind() may look at it, and return it. "
+        "To connect, use router.connect() or session.connection()."
+    )
 
 
-def mistake(error: Exception, server: Family) -> ProbeError:
-    """An error of connecting that is not the driver's own, as one line for the user: the driver was given what it cannot use."""
-    said = type(error).__name__
-    if not isinstance(error, UnicodeError):  # which shows parts of the password
-        said += f": {' '.join(str(error).split())}"
-    usual = "check the URL and its query, and connect_args"
-    advice = next((advice for pattern, advice in server.MISTAKES if re.search(pattern, said)), usual)
-    return ProbeError(f"{server.DRIVER} could not connect ({said}); {advice}", Silence.MISCONFIGURED)
+def _with_connect_args(usual: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    return {**options, "connect_args": {**usual, **options.get("connect_args", {})}}
 
 
-def _asking(dbapi: Any) -> Ask:
-    """Asks on a connection of the driver's."""
+def asking(dbapi: Any, server: Family) -> Ask:
+    """Asks on a connection of the driver's; of several statements in a text the last one is answered."""
 
     def ask(sql: str) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
         with contextlib.closing(dbapi.cursor()) as cursor:
-            cursor.execute(sql)
+            cursor.execute(sql, **server.ONCE)
+            while cursor.nextset():
+                pass
             return ([column[0] for column in cursor.description], cursor.fetchall()) if cursor.description else ((), ())
 
     return ask
 
 
-def _tolerate_lost_rollbacks(engine: Engine) -> None:
-    """Let a rollback that fails succeed, by closing its connection: then the server rolls back, and a unit that only read has
-    nothing to be told. A connection that is gone fails so, and one whose last statement was interrupted by an exception out of
-    a signal handler. It is replaced when it is next checked out."""
-    dialect: Any = engine.dialect
-    rollback = dialect.do_rollback
-
-    def tolerant(connection: Any) -> None:
-        try:
-            rollback(connection)
-        except dialect.loaded_dbapi.Error as error:
-            try:
-                connection.info[SERVER] = None
-            except NotImplementedError:  # SQLAlchemy's first look at a server, on a connection of no pool: it has failed
-                raise error from None
-            with contextlib.suppress(dialect.loaded_dbapi.Error):  # closed already
-                connection.driver_connection.close()
-
-    dialect.do_rollback = tolerant
-
-
-def _put_around_commits(engine: Engine, gate: Gatekeeper) -> None:
-    """Have each COMMIT go through the gate, and both steps of one in two phases. The engine's own event comes before COMMIT only,
-    and costs every statement."""
-    dialect: Any = engine.dialect
-    commit = dialect.do_commit
-
-    def do_commit(connection: PoolProxiedConnection) -> None:
-        gate.commit(connection, commit)
-
-    def through_the_gate(step: Callable[..., None]) -> Callable[..., None]:
-        def do(connection: Connection, *arguments: Any, **options: Any) -> None:
-            gate.commit_in_two_phases(connection, lambda: step(connection, *arguments, **options))
-
-        return do
-
-    dialect.do_commit = do_commit
-    dialect.do_prepare_twophase = through_the_gate(dialect.do_prepare_twophase)
-    dialect.do_commit_twophase = through_the_gate(dialect.do_commit_twophase)
-
-
-def _limit_connects(engine: Engine, places: Places, patience: float) -> None:
-    """Let few connects be under way at once, and spread those that come in a crowd; who waits is turned away when one fails, for
-    it would fare no better. It gets what a connect that fails gives. This stands around the driver's own connect: a connection
-    that comes from the pool never waits."""
-    dialect: Any = engine.dialect
-    connect = dialect.connect
-
-    def in_turn(*arguments: Any, **options: Any) -> Any:
-        ahead = places.crowd
-        if not places.take(patience):
-            raise dialect.loaded_dbapi.OperationalError("waited in vain for a turn to connect")
-        try:
-            if ahead:
-                time.sleep(pause(ahead, random.random()))
-            return connect(*arguments, **options)
-        except dialect.loaded_dbapi.Error:
-            places.turn_away()
-            raise
-        finally:
-            places.give_back()
-
-    dialect.connect = in_turn
-
-
-def _poll(twin: socket.socket) -> Callable[[int], list[Any]]:
-    """A question that can be asked cheaply and often: what is there to read? The twin stays open as long as the record lives,
-    so that its number is never another socket's."""
-    if hasattr(select, "poll"):
-        poll = select.poll()
-        poll.register(twin, select.POLLIN)
-        return poll.poll
-    return lambda _: select.select([twin], [], [], 0)[0]
-
-
-def _alive(engine: Engine, dbapi: Any) -> bool:
+def _alive(dialect: Any, dbapi: Any) -> bool:
     try:
-        return bool(engine.dialect.do_ping(dbapi))
-    except engine.dialect.loaded_dbapi.Error:
+        return bool(dialect.do_ping(dbapi))
+    except dialect.loaded_dbapi.Error:
         return False

@@ -8,37 +8,64 @@ from __future__ import annotations
 import contextlib
 import random
 import time
+import weakref
 from typing import TypeVar
 
 import tenacity
+from sqlalchemy import exc
 from sqlalchemy.exc import DBAPIError
 
+from aurora_router.config import get_pool_limits
 from aurora_router.core import events
-from aurora_router.core.failures import SUSPICIOUS, Action, Phase, decide
+from aurora_router.core.failures import SUSPICIOUS, Action, Failure, Phase, decide
+from aurora_router.core.pacing import Rate
 from aurora_router.core.positions import Requirement
-from aurora_router.core.selection import Balance, Decision, Load, Need, Reason, choose, resolve, round_robin, to_writer
+from aurora_router.core.selection import (
+    STRATEGIES,
+    Decision,
+    Load,
+    Need,
+    Reason,
+    choose,
+    resolve,
+    round_robin,
+    to_writer,
+    was_looked_for,
+)
 from aurora_router.core.topology import Instance, Role, Topology
 from aurora_router.engines import Engines
-from aurora_router.errors import AmbiguousWriter, NoReaderAvailable, NoWriterAvailable, RouterError, WrongServer
-from aurora_router.gate import Gate, own
-from aurora_router.limits import Places, Repeats
+from aurora_router.errors import (
+    AmbiguousWriter,
+    ConfigurationError,
+    NoReaderAvailable,
+    NoWriterAvailable,
+    RouterError,
+    WrongServer,
+)
+from aurora_router.gate import Attempt, Gate, own
+from aurora_router.limits import Place, Places, Repeats
 from aurora_router.listeners import Listeners
-from aurora_router.monitor import Monitor
+from aurora_router.monitor import Haste, Monitor
+from aurora_router.pooling import UNIT, PoolFull
 from aurora_router.servers import Mode
+from aurora_router.settings import Settings
 from aurora_router.unit import Door, Unit
 
 T = TypeVar("T")
 
+REMIND = 10.0  # seconds between two reports of units that wait for a writer, or of reads that no reader serves
 LEAST_PAUSE = 0.05  # seconds before a unit asks again whether it may try once more
 _DEFAULT, _AUTOCOMMIT, _READ_ONLY = Mode  # an enum's members are slow to look up on the request path
 _WRITER = Role.WRITER
+_CONNECTING = (Phase.READER_CONNECTING, Phase.WRITER_CONNECTING)  # by whether it is the writer
+_UNSENT = (Phase.READER_UNSENT, Phase.WRITER_UNSENT)
 _NO_READER, _OWN_WRITES = Reason.NO_READER, Reason.OWN_WRITES
 
 
 class _Again(Exception):
     """The writer could not be reached; nothing was sent."""
 
-    def __init__(self, instance: Instance, cause: BaseException, began: float) -> None:
+    def __init__(self, instance: Instance, cause: Exception, began: float) -> None:
         self.instance = instance
         self.cause = cause
         self.began = began
@@ -47,44 +74,42 @@ class _Again(Exception):
 class Entrance:
     """Brings the units of one router to its instances.
 
-    need: what each read needs. for_reads: the places of the writer that reads may have. patience: seconds to wait for a writer.
-    pool_timeout: seconds to wait for a place in a pool. wait_for_reader: seconds that a read waits for a reader that has what it
-    must see. token_ttl: seconds that a token may keep a read waiting for a writer. look_timeout: seconds to look for a writer
-    that a token speaks of.
+    for_reads: the places of the writer that reads may have.
     """
 
     def __init__(
         self,
+        settings: Settings,
         gate: Gate,
         engines: Engines,
         monitor: Monitor,
         emit: Listeners,
         repeats: Repeats,
         for_reads: Places,
-        need: Need,
-        balance: Balance,
-        *,
-        patience: float,
-        pool_timeout: float,
-        wait_for_reader: float,
-        token_ttl: float,
-        look_timeout: float,
     ) -> None:
+        pool, _ = get_pool_limits(settings.options_of_readers or settings.options)
         self._gate = gate
         self._engines = engines
         self._monitor = monitor
         self._emit = emit
         self._repeats = repeats
         self._for_reads = for_reads
-        self._need = need
-        self._declared_need = need._replace(declared=True)
-        self._balance = balance
-        self._failover_timeout = patience
-        self._pool_timeout = pool_timeout
-        self._wait = wait_for_reader
-        self._token_ttl = token_ttl
-        self._look_timeout = look_timeout
-        self._load = Load(engines.in_use)
+        self._need = Need(
+            max_lag=settings.max_lag,
+            pin_seconds=settings.pin_seconds,
+            writer_serves_reads=settings.no_reader == "writer",
+        )
+        self._declared_need = self._need._replace(declared=True)
+        self._balance = settings.balance if callable(settings.balance) else STRATEGIES[settings.balance]
+        self._failover_timeout = settings.failover_timeout
+        _, self._pool_timeout = get_pool_limits(settings.options)
+        self._wait = settings.wait_for_reader
+        self._token_ttl = settings.token_ttl
+        self._look_timeout = settings.probe_timeout  # to look for a writer that a token speaks of
+        self._load = Load(engines.in_use, capacity=pool)
+        self._waiting: set[object] = set()  # units that wait for a writer
+        self._say_waiting = Rate(REMIND)
+        self._say_no_reader = Rate(REMIND)
         self.closed = False
 
     def close(self) -> None:
@@ -111,12 +136,12 @@ class Entrance:
         except _Again as again:
             failed, began = again, again.began
         self._repeats.allowed(failed.instance.id, first=True)
-        patience = self._patience(unit, began)
-        until = time.monotonic() + patience
+        left = self._time_left(unit, began)
+        until = time.monotonic() + left
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_Again),
             wait=tenacity.wait_random_exponential(multiplier=0.02, max=1.0),
-            stop=tenacity.stop_after_delay(patience),
+            stop=tenacity.stop_after_delay(left),
             sleep=lambda seconds: self._pause(seconds, failed, until),
             reraise=True,
         )
@@ -152,62 +177,122 @@ class Entrance:
     def _enter_once(self, unit: Unit, door: Door[T], write: Reason | None, began: float | None) -> T:
         """One attempt. began: when the first one did; None for the first, which only looks at the clock when it must."""
         until: float | None = None
+        timeout: exc.TimeoutError | None = None  # of the reader's pool that it has waited for
+        refused: Exception | None = None  # with which a reader has let nobody in
+        unit.queues = False
         while True:
             decision = self.decide(unit, write)
-            if decision.reason is _OWN_WRITES and self._wait and not unit.waited:
+            if write is None and door.judge is not None:
+                write = self._judge(door, decision)
+                if write is not None:
+                    continue  # before it waits for a reader, or takes a place or a connection of one
+            instance, reason, _ = decision
+            if reason is _OWN_WRITES and self._wait and not unit.waited:
                 self._wait_for_reader(unit)
                 continue
-            instance = decision.instance
             if instance is None:
+                if refused is not None:
+                    raise refused  # in the server's words; nobody is left to ask
                 began = began or time.monotonic()
                 found = self._wait_for_writer(unit, decision, began)
-                if found is None or decision.reason is Reason.NO_INSTANCE:
+                if found is None or reason is Reason.NO_INSTANCE:
                     continue  # a read that no reader would serve
                 instance = found
-            if decision.reason is _NO_READER and unit.borrowed is None and len(self._monitor.topology.instances) > 1:
+            if (
+                reason is _NO_READER
+                and not (unit.borrowed is not None and unit.borrowed.taken)
+                and len(self._monitor.topology.instances) > 1
+            ):
+                reads = self._say_no_reader.passes(time.monotonic())
+                if reads:
+                    self._emit(events.NoReaderQualifies, instance.id, reads, self._monitor.topology.said(avoided=unit.avoid))
                 # What a cluster of several instances lends to reads is less than its writer's pool: writes must find room.
-                if not self._for_reads.take(0.0):
-                    until = until or time.monotonic() + min(self._pool_timeout, self._patience(unit, time.monotonic()))
-                    self._wait_for_place(unit, until)
+                place = unit.borrowed = Place(self._for_reads)  # the unit owns it before it is taken
+                if not place.take(0.0):
+                    until = until or time.monotonic() + min(self._pool_timeout, self._time_left(unit, time.monotonic()))
+                    self._wait_for_place(place, until)
                     continue
-                unit.borrowed = self._for_reads
             on_writer = instance.role is _WRITER
-            mode = _READ_ONLY if unit.read_only else _DEFAULT if on_writer else _AUTOCOMMIT
+            mode = _READ_ONLY if unit.read_only else _DEFAULT if on_writer else _READ_ONLY if unit.holds else _AUTOCOMMIT
             unit.instance, unit.on_writer, unit.epoch = instance, on_writer, instance.epoch
-            phase = Phase.WRITER_CONNECTING if on_writer else Phase.READER_CONNECTING
             connection: T | None = None
+            entering = self._gate.entering
+            outer = entering.known
             try:
-                self._gate.entering.place = unit, mode
-                connection = door.connect(self._engines.engine(instance))
-                phase = Phase.WRITER_UNSENT if on_writer else Phase.READER_UNSENT
+                engine = self._engines.engine(instance)
+                attempt = Attempt(unit, mode, engine)
+                entering.known = weakref.ref(attempt)
+                connection = door.connect(engine)
                 raw = door.pooled(connection)
                 now = time.monotonic()
                 if self._engines.sound(raw, instance, now):
-                    self._engines.set_mode(raw, mode, unit.isolation)
+                    if raw.info.get(UNIT) is not unit:  # else it has sent something there already: a listener has
+                        self._engines.set_mode(raw, mode, unit.isolation)
                     break
                 # Dead, or not the server that the decision was about: what spoke for the instance does not speak for it.
                 door.drop(connection)
             except (DBAPIError, WrongServer, self._engines.driver_error) as error:
                 self._give_up(unit, door, connection)
+                phase = _CONNECTING[on_writer] if connection is None else _UNSENT[on_writer]
                 failure = self._engines.failure(error, phase)
+                if connection is None and not isinstance(error, WrongServer):  # which was told already
+                    self._emit(events.ConnectFailed, instance.id, self._engines.explain(error))
                 if failure in SUSPICIOUS:
                     self._monitor.suspect(instance.id)
+                if connection is None and (mistake := self._engines.mistake(error)) is not None:
+                    raise mistake from None
                 if decide(failure, phase) is Action.RAISE:
                     raise
+                if failure is Failure.REFUSED:
+                    refused = error
                 if on_writer:
                     raise _Again(instance, error, began or time.monotonic()) from error
                 unit.avoid |= {instance.id}
                 self._emit(events.Repeated, instance.id, type(error).__name__)
+            except ConfigurationError as error:  # no password was to be had
+                self._give_up(unit, door, connection)
+                if connection is None:
+                    self._emit(events.ConnectFailed, instance.id, str(error))
+                raise
+            except PoolFull:
+                unit.instance = None
+                if timeout is not None:
+                    raise timeout from None
+                if write is None and door.judge is not None:
+                    write = door.judge(self._engines.engine(instance), True)
+                unit.queues = write is None and not self._finds_room(unit)
+            except exc.TimeoutError as error:
+                self._give_up(unit, door, connection)
+                if on_writer or timeout is not None or not self._finds_room(unit):
+                    raise
+                unit.queues, timeout = False, error
             except BaseException:
                 self._give_up(unit, door, connection)
                 raise
             finally:
-                self._gate.entering.place = None
+                entering.known = outer
         own(unit, connection, raw)
         self._repeats.count(now)
         if self._emit.listeners:
-            self._emit(events.Routed, instance.id, decision.reason)
+            self._emit(events.Routed, instance.id, reason)
         return connection
+
+    def _judge(self, door: Door[T], decision: Decision) -> Reason | None:
+        """Why the statement that a unit enters for must be on the writer; None if it may be a read, as far as that is known.
+
+        If no reader would do, it is found out at any price.
+        """
+        assert door.judge is not None
+        topology = self._monitor.topology
+        engine = self._engines.engine(decision.instance or topology.writer or topology.instances[0])
+        if engine.dialect.server_version_info is None and topology.writer is not None:
+            engine = self._engines.engine(topology.writer)  # who only writes has never connected to that reader
+        return door.judge(engine, decision.instance is None or decision.reason is _NO_READER)
+
+    def _finds_room(self, unit: Unit) -> bool:
+        """Whether a reader that would do has room in its pool."""
+        decision = self.decide(unit, None)
+        return decision.instance is None or self._load.has_room(decision.instance.id)
 
     def _give_up(self, unit: Unit, door: Door[T], connection: T | None) -> None:
         """Leave nothing of an attempt that failed: what its error holds on to would take a place in the pool meanwhile."""
@@ -225,6 +310,8 @@ class Entrance:
             if unit.requirement is not None and unit.requirement.given:  # maybe of a newer writer than any that is known here
                 topology = self._resolve(unit, unit.requirement, topology)
             return to_writer(topology, write)
+        if unit.read_only and self._gate.beyond_readers(unit.isolation):
+            return to_writer(topology, Reason.ISOLATION) if self._need.writer_serves_reads else Decision(None, Reason.ISOLATION)
         need = self._declared_need if unit.read_only else self._need
         if unit.requirement is not None or unit.last_reads or unit.avoid:
             if unit.requirement is not None:
@@ -240,11 +327,13 @@ class Entrance:
     def _resolve(self, unit: Unit, requirement: Requirement, topology: Topology) -> Topology:
         """Find the proof of what the unit must see, as far as that can be had; the topology that has it."""
         requirement = resolve(requirement, topology)
-        epoch, after = requirement.epoch, requirement.after
+        epoch = requirement.epoch
         if requirement.given and epoch is not None and epoch > topology.epoch:
-            # A token speaks of a newer writer than any that is known here. All are asked before it is doubted.
+            # A token speaks of a newer writer than any that is known here. All that answer are asked before it is doubted: once
+            # for all who wait, and not more often than for positions, because anybody may make up such a token.
+            claim = requirement
             topology = self._monitor.wait_for(
-                lambda t: t.epoch >= epoch or all(i.heard_at >= after for i in t.instances), self._look_timeout, eager=True
+                lambda t: t.epoch >= epoch or was_looked_for(claim, t), self._look_timeout, haste=Haste.SHARED
             )
             requirement = resolve(requirement, topology)
         unit.requirement = requirement
@@ -258,19 +347,20 @@ class Entrance:
         def found(topology: Topology) -> bool:
             return choose(topology, need, round_robin, self._load, 0.0, time.monotonic()).reason is not _OWN_WRITES
 
-        self._monitor.wait_for(found, self._wait, eager=True)
+        made_up = unit.requirement is not None and unit.requirement.given  # perhaps
+        self._monitor.wait_for(found, self._wait, haste=Haste.SHARED if made_up else Haste.ALONE)
 
-    def _wait_for_place(self, unit: Unit, until: float) -> None:
+    def _wait_for_place(self, place: Place, until: float) -> None:
         """Wait until that time for a place in the writer's pool that the unit may keep until it ends, for it may write there, or
         for a topology with readers; then it must be decided again. Raises NoReaderAvailable."""
-        if self._for_reads.take(until - time.monotonic()):
-            unit.borrowed = self._for_reads
-        elif self.closed:
+        if place.take(until - time.monotonic()):
+            return
+        if self.closed:
             raise RouterError("this router was closed while a unit waited for a reader")
-        elif time.monotonic() >= until:
+        if time.monotonic() >= until:
             raise NoReaderAvailable(self._monitor.topology.said(), self._pool_timeout)
 
-    def _patience(self, unit: Unit, began: float) -> float:
+    def _time_left(self, unit: Unit, began: float) -> float:
         """Seconds for which a unit that began to wait then may go on waiting for a writer."""
         until = began + self._failover_timeout
         if unit.run is not None and unit.run.deadline is not None:
@@ -287,14 +377,16 @@ class Entrance:
 
     def _wait_for_writer(self, unit: Unit, decision: Decision, began: float) -> Instance | None:
         """The writer, once there is one; None where a token would keep the unit waiting for longer than it is honoured."""
+        if decision.reason is Reason.ISOLATION:
+            raise NoReaderAvailable(self._monitor.topology.said(), beyond=True)
         if decision.reason is Reason.NO_INSTANCE and not self._need.writer_serves_reads:
-            raise NoReaderAvailable(self._monitor.topology.said())
+            raise NoReaderAvailable(self._monitor.topology.said(avoided=unit.avoid))
         since = time.monotonic()
-        patience, lapses = self._patience(unit, began), False
+        timeout, lapses = self._time_left(unit, began), False
         if unit.requirement is not None and unit.requirement.given and decision.reason is Reason.NO_WRITER:
-            left = unit.requirement.after + self._token_ttl - since
-            patience, lapses = min(patience, max(left, 0.0)), left < patience
-        topology = self._monitor.wait_for(lambda t: t.writer is not None or bool(t.ambiguous), patience)
+            left = unit.requirement.since + self._token_ttl - since
+            timeout, lapses = min(timeout, max(left, 0.0)), left < timeout
+        topology = self._wait_until_decided(since + timeout)
         found = topology.writer.id if topology.writer is not None else None
         self._emit(events.WaitedForWriter, time.monotonic() - since, found)
         if topology.writer is not None:
@@ -306,12 +398,36 @@ class Entrance:
             return None
         if topology.ambiguous:
             raise AmbiguousWriter(topology.ambiguous)
+        if topology.in_vain:
+            raise ConfigurationError("; ".join(topology.said())) from self._engines.unasked
         if self.closed:
             raise RouterError("this router was closed while a unit waited for a writer")
         raise self._no_writer(began, None)
 
+    def _wait_until_decided(self, until: float) -> Topology:
+        """Wait until that time for a topology with a writer, or for one that needs somebody to change something first, and say so
+        every now and then."""
+        me = object()
+        self._waiting.add(me)
+        try:
+            while True:
+                now = time.monotonic()
+                if self._say_waiting.passes(now):
+                    self._emit(events.WaitingForWriter, len(self._waiting), self._monitor.topology.said())
+                topology = self._monitor.wait_for(_is_decided, min(until - now, REMIND))
+                if _is_decided(topology) or self.closed or time.monotonic() >= until:
+                    return topology
+        finally:
+            self._waiting.discard(me)
+
     def _no_writer(self, began: float, again: _Again | None) -> NoWriterAvailable:
         said = self._monitor.topology.said()
         if again is not None:
-            said = (*said, f"the last attempt at {again.instance.id} ended with {type(again.cause).__name__}")
+            ended = f"{type(again.cause).__name__}: {self._engines.explain(again.cause)}"
+            said = (*said, f"the last attempt at {again.instance.id} ended with {ended}")
         return NoWriterAvailable(time.monotonic() - began, said)
+
+
+def _is_decided(topology: Topology) -> bool:
+    """Whether there is a writer, or waiting alone will not bring one."""
+    return topology.writer is not None or bool(topology.ambiguous) or bool(topology.in_vain)

@@ -19,7 +19,7 @@ class Outcome(enum.Enum):
 
 
 class RouterError(Exception):
-    """Base of every error that this library raises on its own account.
+    """The base of every error that this library raises on its own account.
 
     sent: whether anything of the failed call may have reached a server.
     outcome_known: whether it is known what the servers made of it.
@@ -29,6 +29,10 @@ class RouterError(Exception):
     outcome_known: bool = True
 
 
+class Signal(RouterError):
+    """Raised by the library for itself: no error, and no listener of errors hears of it."""
+
+
 class ConfigurationError(RouterError, ValueError):
     """The router was given something that cannot work: an option, a URL, an instance of another cluster."""
 
@@ -36,7 +40,8 @@ class ConfigurationError(RouterError, ValueError):
 class NoWriterAvailable(RouterError):
     """No instance accepted writes within `failover_timeout`. Nothing was sent.
 
-    waited: seconds. tried: what each instance last said, one line per instance.
+    waited: seconds.
+    tried: what each instance last said, one line per instance.
     """
 
     def __init__(self, waited: float, tried: Sequence[str]) -> None:
@@ -50,13 +55,19 @@ class NoWriterAvailable(RouterError):
 
 
 class NoReaderAvailable(RouterError):
-    """No reader qualifies, and the writer is not to be used: `no_reader="error"` forbids it, or other reads have all of the part
-    of its pool that is theirs. Nothing was sent.
+    """No reader qualifies, and the writer may not be used. Nothing was sent.
 
-    said: what each instance last said. waited: seconds for a place in the writer's pool; None where it was forbidden.
+    Either `no_reader="error"` forbids the writer, or other reads have the whole part of its pool that is for reads.
+
+    said: what each instance last said.
+    waited: seconds for a place in the writer's pool; None if the writer is forbidden.
+    beyond: whether readers refuse the unit's isolation level.
+    connected: whether the unit has its reader already.
     """
 
-    def __init__(self, said: Sequence[str], waited: float | None = None) -> None:
+    def __init__(
+        self, said: Sequence[str], waited: float | None = None, *, beyond: bool = False, connected: bool = False
+    ) -> None:
         self.said = tuple(said)
         self.waited = waited
         what = "no reader qualifies"
@@ -64,11 +75,19 @@ class NoReaderAvailable(RouterError):
         if waited is not None:
             what += f", and the writer has had no room for another read for {waited:.1f} s"
             advice = "raise writer_share_for_reads or pool_size"
-        super().__init__(f"{what}: {'; '.join(self.said) or 'none is configured'}. Add a reader, raise max_lag, or {advice}.")
+        add = "Add a reader, raise max_lag, or"
+        if beyond:
+            what = "a reader cannot run a transaction at isolation level SERIALIZABLE"
+            add = "Ask for REPEATABLE READ, or"
+            advice = "use router.connect(), which leads to the writer" if connected else advice
+        super().__init__(f"{what}: {'; '.join(self.said) or 'none is configured'}. {add} {advice}.")
 
 
 class AmbiguousWriter(RouterError):
-    """Several instances accept writes and nothing tells which is the newest. Writes are refused until it resolves."""
+    """Several instances accept writes, and nothing tells which is the newest. Writes are refused until it resolves.
+
+    instances: their names.
+    """
 
     def __init__(self, instances: Sequence[str]) -> None:
         self.instances = tuple(instances)
@@ -79,22 +98,34 @@ class AmbiguousWriter(RouterError):
 
 
 class ReadOnlyViolation(RouterError):
-    """A statement that writes was given to a unit declared `read_only=True`. It was not sent."""
+    """A statement in a unit that is declared `read_only=True` writes, or would let the unit write.
 
-    def __init__(self, effect: str, instance: str) -> None:
+    instance: where the unit was.
+    sent: whether the server refused the statement. Otherwise its text showed what it does, and it was not sent.
+    unguards: whether the statement would end the unit's transaction, or make it, or later ones of its connection, accept
+        writes.
+    """
+
+    def __init__(self, effect: str, instance: str, *, sent: bool = False, unguards: bool = False) -> None:
         self.instance = instance
-        super().__init__(
-            f"a statement with effect {effect} in a read-only unit on {instance}; it was not sent. "
-            "Use read_only=False, or leave read_only out to let the router decide."
-        )
+        self.sent = sent
+        what = "the server refused it" if sent else "it was not sent"
+        advice = "Use read_only=False, or leave read_only out to let the router decide."
+        if unguards:
+            what += ", because after it nothing would keep the unit from writing"
+            advice = f"End the unit by commit() or rollback(). To write: {advice[0].lower()}{advice[1:]}"
+        super().__init__(f"a statement with effect {effect} in a read-only unit on {instance}; {what}. {advice}")
 
 
 class StaleRead(RouterError):
-    """An object was read from a reader and changed, and its row is another on the writer by now: to write it would undo what
-    others have written. Nothing of the unit is kept.
+    """An object was loaded from a reader and changed, and the writer has another state of its row by now.
 
-    entity: the mapped class. key: the primary key, which is in no message: it may be somebody's name. columns: names of those
-    that differ; none where the row is gone. others: how many more rows of the same flush were read stale.
+    Writing it would undo what others have written. Nothing of the unit is kept.
+
+    entity: the mapped class.
+    key: the primary key. No message has it, because it may be somebody's name.
+    columns: the names of the columns that differ; none if the row is gone.
+    others: how many more rows of the same flush were stale.
     """
 
     sent = True
@@ -116,8 +147,9 @@ class StaleRead(RouterError):
 class OutcomeUnknown(RouterError):
     """The connection was lost during COMMIT: the transaction may have committed or not. Do not repeat it blindly.
 
-    instance: where the COMMIT was sent. noted: what is known of the transaction, in words. resolve: asks what became of it, for
-    so many seconds; None where nothing can tell.
+    instance: where the COMMIT was sent.
+    noted: what is known of the transaction, in words.
+    resolve: asks what became of it, for so many seconds; None if nothing can tell.
     """
 
     sent = True
@@ -134,16 +166,22 @@ class OutcomeUnknown(RouterError):
         )
 
     def resolve(self, timeout: float = 60.0) -> Outcome:
-        """Ask the newest writer what became of the transaction, for at most `timeout` seconds.
+        """Ask the newest writer what became of the transaction.
 
-        COMMITTED and NOT_COMMITTED are certain. UNKNOWN: nothing can tell, as where the session has no `commit_check`, or no
-        writer could be asked in time. Where a COMMIT waits for a reader, COMMITTED does, too.
+        timeout: seconds, at most.
+
+        COMMITTED and NOT_COMMITTED are certain. UNKNOWN means that nothing can tell, for example because the session has no
+        `commit_check`, or that no writer could be asked in time. If the COMMIT waits for a reader to have it, so does COMMITTED.
         """
         return Outcome.UNKNOWN if self._resolve is None else self._resolve(timeout)
 
 
 class WrongServer(RouterError):
-    """A new connection reached a server that the topology does not know there, or in another role; it was closed."""
+    """A new connection reached a server that the topology does not know there, or in another role. It was closed.
+
+    instance: the instance that was connected to.
+    why: what the server is.
+    """
 
     def __init__(self, instance: str, why: str) -> None:
         self.instance = instance

@@ -5,29 +5,46 @@ that a flush does is to read and lock the rows of the marked objects that it is 
 was loaded, it raises StaleRead. A run of run_transaction() that follows locks those rows before it reads anything: it needs no
 luck, however many want the same rows, and what its own triggers and Core statements change meanwhile is not taken for others'.
 
-Statements of Core and bulk statements of the ORM write rows, not objects, and are not checked.
+Objects that are given to bulk_save_objects() or named in bulk_update_mappings() are checked in the same way, before the bulk
+statement changes their rows. Other statements of Core and the ORM write rows, not objects, and are not checked.
+
+A collection from which something was removed is compared with the writer as well: what a reader has not shown of it would stay.
 """
 
 from __future__ import annotations
 
 import contextlib
 import pickle
-from collections.abc import Collection, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import Table, event, inspect, select, tuple_
-from sqlalchemy.engine import Connection
-from sqlalchemy.orm import InstanceState, Mapper, Session
+from sqlalchemy import Table, bindparam, event, inspect, select, tuple_
+from sqlalchemy.engine import Connection, Dialect, Engine
+from sqlalchemy.exc import NotSupportedError
+from sqlalchemy.orm import (
+    InstanceState,
+    Mapper,
+    RelationshipDirection,
+    RelationshipProperty,
+    Session,
+    aliased,
+    selectinload,
+    with_parent,
+)
 from sqlalchemy.orm.loading import _new_runid  # type: ignore[attr-defined,unused-ignore]
 from sqlalchemy.schema import sort_tables_and_constraints
 from sqlalchemy.sql.expression import ColumnElement, FromClause, Join
 
 from aurora_router.diagnosis import FACTS, classify_error
-from aurora_router.engines import UNIT
 from aurora_router.errors import StaleRead
+from aurora_router.pooling import UNIT
 from aurora_router.unit import Row, Run, Unit
 
+R = TypeVar("R")
+
 MARK = "aurora_router.loaded_from_a_reader"
+COLLECTIONS = "aurora_router.collections_from_a_reader"  # of an object that has been checked
 ROWS_AT_ONCE = 1000  # that one SELECT asks for
 
 
@@ -72,8 +89,8 @@ def on_writer(unit: Unit, connection: Connection) -> None:
     nobody shall change before this one does."""
     unit.on_writer_since = _new_runid()
     if unit.run is not None and unit.run.stale:
-        for mapper, keys in _by_mapper(unit.run.stale):
-            _lock(connection, mapper, keys, ())
+        stale = _by_mapper(unit.run.stale)
+        _looking(connection, [mapper for mapper, _ in stale], lambda: [_lock(connection, *each, ()) for each in stale])
 
 
 # -- what is checked ----------------------------------------------------------------------------------------------
@@ -94,25 +111,52 @@ def _before_write(connection: Connection, state: InstanceState[Any], *, deleted:
     any statement, the triggers of which might change rows. What the flush itself finds to be changed later is checked then."""
     session: Any = state.session
     unit: Unit = getattr(connection, UNIT)
-    if not getattr(session, "_guarding", False) or unit.read_only:
+    if not getattr(session, "_guarding", False) or unit.read_only or unit is not session._unit:
         return
     if session._unchecked:
         session._unchecked = False
         if len(session.identity_map):  # else all is new
+            if unit.run is not None and not unit.run.on_writer:
+                _check_members(session, unit)
             _check(session, connection, unit, _to_be_written(session))
     if state.key is not None and MARK in state.info and (deleted or _changed(session, state)):
-        _check(session, connection, unit, [state])
+        _check(session, connection, unit, _to_be_written(session))
+
+
+def flush_begins(session: Any, context: Any, _: Any) -> None:
+    """Keep what a flush knows of its objects, and read anew what it is to delete along with others. An event of the session's."""
+    session._flush_context = context
+    if session._guarding and not session._read_only and len(session.identity_map):  # else all is new
+        _read_collections_anew(session)
 
 
 def _to_be_written(session: Any) -> Iterator[InstanceState[Any]]:
-    for instance in session.dirty:
-        state: InstanceState[Any] = inspect(instance)
-        if MARK in state.info and _changed(session, state):
+    """The marked objects that the flush is to write, as far as it knows by now. One in which nothing was set is there because
+    another object's relationship changes its row: a child of a new parent, or of one whose primary key has changed."""
+    for state, (deleted, _) in session._flush_context.states.items():
+        if state.key is not None and MARK in state.info and (deleted or not state.modified or _changed(session, state)):
             yield state
-    for instance in session.deleted:
-        state = inspect(instance)
-        if MARK in state.info:
-            yield state
+
+
+def named(session: Session, mapper: Mapper[Any], mappings: Iterable[Mapping[str, Any]]) -> list[InstanceState[Any]]:
+    """The marked objects of a session whose primary keys are in these mappings."""
+    keys = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
+    rows = (tuple(mapping.get(key) for key in keys) for mapping in mappings)
+    instances = (session.identity_map.get(mapper.identity_key_from_primary_key(row)) for row in rows)
+    return marked(instance for instance in instances if instance is not None)
+
+
+def marked(instances: Iterable[object]) -> list[InstanceState[Any]]:
+    """Those that a reader has shown, and nobody has looked up since."""
+    states: Iterable[InstanceState[Any]] = map(inspect, instances)
+    return [state for state in states if state.key is not None and MARK in state.info]
+
+
+def check_bulk(session: Any, connection: Connection, states: list[InstanceState[Any]]) -> None:
+    """Check objects before a bulk statement changes their rows. Raises StaleRead."""
+    unit: Unit | None = getattr(connection, UNIT, None)
+    if unit is not None and not unit.read_only:
+        _check(session, connection, unit, states)
 
 
 def _changed(session: Session, state: InstanceState[Any]) -> bool:
@@ -122,36 +166,73 @@ def _changed(session: Session, state: InstanceState[Any]) -> bool:
 def _check(session: Any, connection: Connection, unit: Unit, states: Iterable[InstanceState[Any]]) -> None:
     """Raise StaleRead where a row is not what its object was loaded with; else the rows are locked, and the marks are gone."""
     found: dict[Row, tuple[str, ...]] = {}
-    marked = list(states)
-    checkable = {mapper for mapper in {state.mapper for state in marked} if _checkable(session, mapper)}
-    known = {_row(state): shown for state in marked if state.mapper in checkable and (shown := _shown(state))}
-    for mapper, keys in _by_mapper(known):
-        loaded_of_some = set().union(*(known[mapper, key] for key in keys))
-        asked = [p for p in mapper.column_attrs if p.key in loaded_of_some]
-        rows = _lock(connection, mapper, keys, [p.columns[0] for p in asked])
-        for key in keys:
-            row, values = rows.get(key), known[mapper, key]
-            if row is None:
-                found[mapper, key] = ()
-                continue
-            differing = tuple(
-                p.columns[0].name
-                for p, now in zip(asked, row, strict=True)
-                if p.key in values and not _same(p.columns[0], values[p.key], now)
-            )
-            if differing:
-                found[mapper, key] = differing
+    to_check, has_written = list(states), unit.wrote
+    checkable = {mapper for mapper in {state.mapper for state in to_check} if _checkable(session, mapper, connection)}
+    known = {_row(state): shown for state in to_check if state.mapper in checkable and (shown := _shown(state))}
+    asked = [(mapper, {key: known[mapper, key] for key in keys}) for mapper, keys in _by_mapper(known)]
+    for differing in _looking(connection, checkable, lambda: [_differing(connection, *each) for each in asked]):
+        found.update(differing)
     if found:
+        if unit.run is not None and has_written:
+            # The unit's own statements may have changed these rows, and may change more rows of the same kind.
+            mappers = {mapper for mapper, _ in found}
+            others = (state for state in session.identity_map.all_states() if state.mapper in mappers and MARK in state.info)
+            unit.run.found_stale = unit.run.found_stale.union(map(_row, others))
         raise _stale(unit.run, found)
-    for state in marked:
+    for state in to_check:
         state.info.pop(MARK, None)
+        state.info[COLLECTIONS] = True
 
 
-def _checkable(session: Any, mapper: Mapper[Any]) -> bool:
+def _differing(
+    connection: Connection, mapper: Mapper[Any], known: dict[tuple[Any, ...], dict[str, Any]]
+) -> dict[Row, tuple[str, ...]]:
+    """Lock rows. Give the columns of each that are not as they are known, or none of a row that is gone.
+
+    Values without an equality of their own, which are not found to be the same, are read once more. If two reads of a locked row
+    differ as well, nothing can compare such values, and they prove nothing.
+    """
+    loaded_of_some = set().union(*known.values())
+    asked = {p.key: p.columns[0] for p in mapper.column_attrs if p.key in loaded_of_some}
+
+    def look(keys: list[tuple[Any, ...]]) -> dict[tuple[Any, ...], dict[str, Any]]:
+        rows = _lock(connection, mapper, keys, asked.values())
+        return {key: dict(zip(asked, row, strict=True)) for key, row in rows.items()}
+
+    def same(name: str, one: Any, other: Any) -> bool:
+        return _same(connection.dialect, asked[name], one, other)
+
+    now = look([*known])
+    found: dict[Row, tuple[str, ...]] = {}
+    doubtful: list[tuple[tuple[Any, ...], str]] = []
+    for key, values in known.items():
+        if key not in now:
+            found[mapper, key] = ()
+            continue
+        for name, shown in values.items():
+            if not same(name, shown, now[key][name]):
+                if shown is None or _has_equality(now[key][name]):
+                    found[mapper, key] = (*found.get((mapper, key), ()), asked[name].name)
+                else:
+                    doubtful.append((key, name))
+    again = look([*dict.fromkeys(key for key, _ in doubtful)])
+    for key, name in doubtful:
+        if same(name, now[key][name], again[key][name]):
+            found[mapper, key] = (*found.get((mapper, key), ()), asked[name].name)
+    return found
+
+
+def _has_equality(value: Any) -> bool:
+    """Whether a value may be equal to another one than itself."""
+    equality: Any = type(value).__eq__
+    return value is None or equality is not object.__eq__
+
+
+def _checkable(session: Any, mapper: Mapper[Any], connection: Connection) -> bool:
     """Whether the rows of a mapper can be looked up on the writer, and nobody else sees to it."""
     if mapper.version_id_col is not None or not _lockable(mapper.persist_selectable):
         return False
-    return not (session.spans_databases and session._other_engine(mapper, None, {}) is not None)
+    return bool(session.serves(mapper, connection))
 
 
 def _lockable(table: FromClause) -> bool:
@@ -182,15 +263,188 @@ def _stale(run: Run | None, found: dict[Row, tuple[str, ...]]) -> StaleRead:
     return error
 
 
-def _same(column: ColumnElement[Any], shown: Any, now: Any) -> bool:
-    """Whether two values of a column are the same, though they may be equal to nothing (NaN), or to themselves only."""
+def _same(dialect: Dialect, column: ColumnElement[Any], shown: Any, now: Any) -> bool:
+    """Whether two values of a column are the same. They may be equal to nothing (NaN), or to themselves only: then what is sent
+    to the server for them is compared, and at last their pickles."""
     with contextlib.suppress(Exception):  # arrays of numpy compare element by element
         if column.type.compare_values(shown, now):
+            return True
+    with contextlib.suppress(Exception):
+        send = column.type.dialect_impl(dialect).bind_processor(dialect)
+        if send is not None and send(shown) == send(now):
             return True
     try:
         return pickle.dumps(shown) == pickle.dumps(now)
     except Exception:
         return False
+
+
+# -- collections --------------------------------------------------------------------------------------------------
+
+
+class _Relationships(NamedTuple):
+    """Of a mapper.
+
+    having: those to objects that refer to this one, loaded as a whole.
+    owned: as `having`, if a flush that deletes this object also deletes the others or clears their foreign keys.
+    orphaning: those with the cascade "delete-orphan".
+    dynamic: those of lazy="dynamic" with the cascade "delete".
+    following: as `having`, if a flush that changes what the others refer to also changes it in them.
+    """
+
+    having: tuple[RelationshipProperty[Any], ...]
+    owned: tuple[RelationshipProperty[Any], ...]
+    orphaning: tuple[RelationshipProperty[Any], ...]
+    dynamic: tuple[RelationshipProperty[Any], ...]
+    following: tuple[RelationshipProperty[Any], ...]
+
+
+_relationships: WeakKeyDictionary[Mapper[Any], _Relationships] = WeakKeyDictionary()
+
+
+def _relationships_of(mapper: Mapper[Any]) -> _Relationships:
+    found = _relationships.get(mapper)
+    if found is None:
+        far = [r for r in mapper.relationships if r.direction is not RelationshipDirection.MANYTOONE and not r.viewonly]
+        having = tuple(r for r in far if r.lazy not in ("dynamic", "write_only", "noload"))
+        found = _relationships[mapper] = _Relationships(
+            having,
+            tuple(r for r in having if not r.passive_deletes),
+            tuple(r for r in mapper.relationships if r.cascade.delete_orphan),
+            tuple(r for r in far if r.lazy == "dynamic" and r.cascade.delete and not r.passive_deletes),
+            tuple(r for r in having if not r.passive_updates),
+        )
+    return found
+
+
+def _check_members(session: Any, unit: Unit) -> None:
+    """Raise StaleRead if a flush removes something from a collection that a reader has shown, or changes what its members refer
+    to, and the writer has more in it.
+
+    A collection that was replaced or emptied was meant as a whole. What is only added does not depend on what was shown. A query
+    may have left something out, or the unit have written it: nobody can tell that from a late reader, but one more run, on the
+    writer, is right in any case. So only units that are run again are compared.
+    """
+    changed: dict[tuple[Mapper[Any], RelationshipProperty[Any]], list[InstanceState[Any]]] = {}
+    for state, (deleted, _) in session._flush_context.states.items():
+        if state.key is not None and (MARK in state.info or COLLECTIONS in state.info):
+            following = _following(state)
+            for each in _relationships_of(state.mapper).having:
+                if each.key in state.committed_state and (
+                    deleted or not each.uselist or each in following or state.attrs[each.key].history.deleted
+                ):
+                    changed.setdefault((state.mapper, each), []).append(state)
+    found: dict[Row, tuple[str, ...]] = {}
+    for (mapper, relationship), states in changed.items():
+        if _lockable(mapper.persist_selectable):
+            shown = {_row(state)[1]: {child.key for child in _members(state, relationship)} for state in states}
+            for key, child in _members_now(session, mapper, relationship, [*shown]):
+                if child not in shown.get(key, ()) and not _is_own(session, child):
+                    found[mapper, key] = (*found.get((mapper, key), ()), relationship.key)
+    if found:
+        raise _stale(unit.run, {row: (*dict.fromkeys(names),) for row, names in found.items()})
+
+
+def _members(state: InstanceState[Any], relationship: RelationshipProperty[Any]) -> Iterator[InstanceState[Any]]:
+    """What is in a collection, and what was removed from it since it was loaded."""
+    return (inspect(child) for child in state.attrs[relationship.key].history.sum() if child is not None)
+
+
+def _members_now(
+    session: Any, mapper: Mapper[Any], relationship: RelationshipProperty[Any], keys: list[tuple[Any, ...]]
+) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """What the writer has in the collections of these owners: for each object the owner's primary key, and its identity key."""
+    other = relationship.mapper
+    child = aliased(other)
+    owner = [getattr(mapper.class_, mapper.get_property_by_column(column).key) for column in mapper.primary_key]
+    member = [getattr(child, other.get_property_by_column(column).key) for column in other.primary_key]
+    wanted = select(*owner, *member).join(getattr(mapper.class_, relationship.key).of_type(child))
+    for start in range(0, len(keys), ROWS_AT_ONCE):
+        asked = keys[start : start + ROWS_AT_ONCE]
+        some, as_asked = wanted.where(_one_of(mapper, asked)), _as_asked(asked)
+        for row in session.execute(some, bind_arguments={"mapper": mapper}):
+            yield as_asked(tuple(row[: len(owner)])), other.identity_key_from_primary_key(tuple(row[len(owner) :]))
+
+
+def _is_own(session: Any, key: Any) -> bool:
+    """Whether this session has inserted the row itself, and never read it. No reader has hidden such a row."""
+    known = session.identity_map.get(key)
+    return known is not None and inspect(known).runid is None
+
+
+def _read_collections_anew(session: Any) -> None:
+    """Read on the writer what a reader has shown of the collections of objects that are to be deleted, or to get another key.
+    What is not in them would stay behind, or stand in the way. A collection that was changed is left as it is (see
+    _check_members())."""
+    done: set[InstanceState[Any]] = set()
+    dirty: list[InstanceState[Any]] = [*map(inspect, session.dirty)]
+    doomed = [*map(inspect, session.deleted), *_orphans(dirty)]
+    if doomed:
+        session.get_bind(doomed[0].mapper)  # what the flush loads by itself decides what it writes
+    while doomed:
+        done.update(doomed)
+        _read_anew(session, ((state, _relationships_of(state.mapper).owned) for state in doomed))
+        for state in doomed:
+            state.info.pop(COLLECTIONS, None)
+        children = {child for state in doomed for child in _children(session, state)}
+        doomed = [*(children - done)]
+    _read_anew(session, ((state, _following(state)) for state in dirty if state not in done))
+
+
+def _orphans(dirty: Iterable[InstanceState[Any]]) -> Iterator[InstanceState[Any]]:
+    """Objects that the flush will find to be orphans."""
+    for state in dirty:
+        for relationship in _relationships_of(state.mapper).orphaning:
+            if relationship.key in state.committed_state:
+                for child in state.attrs[relationship.key].history.deleted:
+                    if child is not None and (known := inspect(child)).key is not None:
+                        yield known
+
+
+def _following(state: InstanceState[Any]) -> list[RelationshipProperty[Any]]:
+    """The relationships of an object whose other side refers to a column that was set, and gets the new value by the flush."""
+    following = _relationships_of(state.mapper).following
+    if not following:
+        return []
+    set_ = {column for p in state.mapper.column_attrs if p.key in state.committed_state for column in p.columns}
+    return [each for each in following if not each.local_columns.isdisjoint(set_)]
+
+
+def _read_anew(session: Any, wanted: Iterable[tuple[InstanceState[Any], Collection[RelationshipProperty[Any]]]]) -> None:
+    """Read these collections of objects on the writer, as far as a reader has shown them."""
+    found: dict[Mapper[Any], tuple[list[InstanceState[Any]], set[RelationshipProperty[Any]]]] = {}
+    for state, relationships in wanted:
+        if (MARK in state.info or COLLECTIONS in state.info) and state.session is not None:
+            loaded = [each.key for each in relationships if each.key in state.dict and each.key not in state.committed_state]
+            if loaded:
+                session.expire(state.object, loaded)
+                states, missing = found.setdefault(state.mapper, ([], set()))
+                states.append(state)
+                missing.update(each for each in relationships if each.key not in state.dict)
+    for mapper, (states, missing) in found.items():
+        keys = [_row(state)[1] for state in states]
+        options = [selectinload(each.class_attribute) for each in missing]
+        for start in range(0, len(keys), ROWS_AT_ONCE):
+            some = select(mapper).where(_one_of(mapper, keys[start : start + ROWS_AT_ONCE])).options(*options)
+            session.execute(some, bind_arguments={"mapper": mapper}).unique().all()
+
+
+def _children(session: Any, state: InstanceState[Any]) -> Iterator[InstanceState[Any]]:
+    """What is deleted along with an object, as far as it is loaded."""
+    for relationship in _relationships_of(state.mapper).owned:
+        if relationship.cascade.delete and relationship.key in state.dict:
+            for child in state.attrs[relationship.key].history.non_deleted():
+                if child is not None and (known := inspect(child)).key is not None:
+                    if state.object in session.deleted and child not in session.deleted:
+                        session.delete(child)
+                    yield known
+    if session._read_only is None and state.object in session.deleted:
+        for relationship in _relationships_of(state.mapper).dynamic:
+            now = select(relationship.mapper).where(with_parent(state.object, relationship.class_attribute))
+            for child in session.scalars(now, bind_arguments={"mapper": relationship.mapper}).unique().all():
+                if child not in session.deleted:
+                    session.delete(child)
+                yield inspect(child)
 
 
 # -- rows ---------------------------------------------------------------------------------------------------------
@@ -215,20 +469,73 @@ def _by_mapper(rows: Iterable[Row]) -> list[tuple[Mapper[Any], list[tuple[Any, .
     return sorted(keys.items(), key=lambda item: (min(place[table] for table in item[0].tables), str(item[0])))
 
 
+def _one_of(mapper: Mapper[Any], keys: list[tuple[Any, ...]]) -> ColumnElement[bool]:
+    primary = mapper.primary_key
+    if len(primary) == 1:
+        return primary[0].in_(bindparam("keys", [key[0] for key in keys], primary[0].type, expanding=True, unique=True))
+    return tuple_(*primary).in_(keys)
+
+
+def _as_asked(keys: Iterable[tuple[Any, ...]]) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """Turns a key that the server gives into the same one as it was asked for. An object that was made with a str for its UUID
+    keeps that in its identity."""
+    known = {key: key for key in keys}
+    by_text = {(*map(str, key),): key for key in known}
+    return lambda key: known.get(key) or by_text.get((*map(str, key),), key)
+
+
 def _lock(
     connection: Connection, mapper: Mapper[Any], keys: list[tuple[Any, ...]], columns: Iterable[ColumnElement[Any]]
 ) -> dict[tuple[Any, ...], tuple[Any, ...]]:
     """Lock these rows and give what the columns are now, by primary key. The lock is the one that an UPDATE takes: a stronger one
     would stand in the way of those who insert what refers to these rows, and meet them in deadlocks."""
     primary = mapper.primary_key
-    wanted = select(*primary, *columns).select_from(mapper.persist_selectable).order_by(*primary).with_for_update(key_share=True)
+    wanted = select(*primary, *columns).select_from(mapper.persist_selectable).order_by(*primary)
+    locks = _locks_at(connection)
+    if locks.get(mapper, True):
+        wanted = wanted.with_for_update(key_share=True)
     found: dict[tuple[Any, ...], tuple[Any, ...]] = {}
     for start in range(0, len(keys), ROWS_AT_ONCE):
         some = keys[start : start + ROWS_AT_ONCE]
-        these = primary[0].in_([key[0] for key in some]) if len(primary) == 1 else tuple_(*primary).in_(some)
-        for row in connection.execute(wanted.where(these)):
-            found[tuple(row[: len(primary)])] = tuple(row[len(primary) :])
+        as_asked = _as_asked(some)
+        try:
+            rows = connection.execute(wanted.where(_one_of(mapper, some)))
+        except NotSupportedError:
+            locks.setdefault(mapper, False)
+            raise
+        locks.setdefault(mapper, True)
+        for row in rows:
+            found[as_asked(tuple(row[: len(primary)]))] = tuple(row[len(primary) :])
     return found
+
+
+_locks: WeakKeyDictionary[Engine, WeakKeyDictionary[Mapper[Any], bool]] = WeakKeyDictionary()
+"""Whether the server locks the rows of a mapper, as far as that has been tried."""
+
+
+def _locks_at(connection: Connection) -> WeakKeyDictionary[Mapper[Any], bool]:
+    return _locks.setdefault(connection.engine, WeakKeyDictionary())
+
+
+def _looking(connection: Connection, mappers: Collection[Mapper[Any]], look: Callable[[], list[R]]) -> list[R]:
+    """Give what a look at rows of these mappers finds. PostgreSQL cannot lock the rows of some views, and an error ends its
+    transaction. So if that has not been tried yet, the first try can be undone. The rows of such a view are read without a lock.
+    """
+    locks = _locks_at(connection)
+    if connection.dialect.name != "postgresql" or all(mapper in locks for mapper in mappers):
+        return look()
+    driver: Any = connection.connection.dbapi_connection
+    is_first = driver.info.transaction_status.name == "IDLE"  # nothing else is lost by a rollback
+    while True:
+        tried = len(locks)
+        try:
+            with contextlib.nullcontext() if is_first else connection.begin_nested():
+                return look()
+        except NotSupportedError:
+            if len(locks) == tried:
+                raise
+            if is_first:
+                driver.rollback()
 
 
 event.listen(Mapper, "refresh", _refreshed, raw=True)

@@ -1,4 +1,4 @@
-"""What was written before a job was sent, its worker sees: a token in the message's headers, and a causal scope in the worker.
+"""Let a job see what was written before it was sent: a token in the message's headers, and a causal scope in the worker.
 
     put_token(router, headers)            # where a message is sent
     with scope_of(router, headers): ...   # where it is worked on
@@ -24,15 +24,28 @@ class Headers(Protocol):
 
 
 def put_token(router: Router, headers: MutableMapping[str, Any]) -> None:
-    """Put the token of the causal scopes that are open here into a message's headers. Puts nothing where nothing was written in
-    them and none was given. May ask the writer, as `scope.token` does; what has not been committed yet is not in it."""
+    """Put the token of the causal scopes that are open here into a message's headers.
+
+    It puts nothing if nothing was written in them and no token given. It may ask the writer, as `scope.token` does. Uncommitted
+    changes do not count.
+
+    router: the Router whose scopes are open.
+    headers: the headers of the message, a mapping.
+    """
     token = router.current_token()
     if token is not None:
         headers[HEADER] = token
 
 
 def scope_of(router: Router, headers: Headers) -> Scope:
-    """A causal scope that begins with the token in a message's headers, if there is one. One that does not count here (expired,
-    malformed, of another cluster, not signed) is an event, TokenIgnored, and else as good as none."""
+    """Return a causal scope that begins with the token in a message's headers, if there is one: `with scope_of(router, headers):
+    ...`.
+
+    A token that does not count here (expired, malformed, of another cluster, not signed) is ignored, and a listener hears
+    TokenIgnored.
+
+    router: the Router whose sessions and connections are in the scope.
+    headers: the headers of the message, or anything with a mapping's get().
+    """
     token = headers.get(HEADER)
     return router.scope(Past() if token is None else router.told(token))

@@ -1,10 +1,11 @@
 """ASGI and WSGI middleware: one causal scope for each request, whose token goes with the client.
 
-    app = AsgiMiddleware(app, router)  # Starlette, FastAPI, Django: around the finished application
+    app.add_middleware(AsgiMiddleware, router=router)  # Starlette, FastAPI
+    application = AsgiMiddleware(get_asgi_application(), router)  # Django
     flask.wsgi_app = WsgiMiddleware(flask.wsgi_app, router)
 
-A client's token comes in a cookie, or in a header of a client that has no cookies. A response is touched only where its request
-has written before the headers left: it gets a new token, the way the old one came, and no shared cache may keep it.
+A client's token comes in a cookie, or in a header if the client has no cookies. A response is touched only if its request has
+written before the headers left. It gets a new token, in the way in which the old one came, and no shared cache may keep it.
 """
 
 from __future__ import annotations
@@ -69,14 +70,19 @@ class _Middleware(ABC, Generic[App]):
 
 
 class AsgiMiddleware(_Middleware[AsgiApp]):
-    """An ASGI application (asyncio) that opens a causal scope of `router` for each request and websocket of `app`.
+    """An ASGI application (asyncio) that opens a causal scope of a router for each request and each websocket of `app`.
 
-    cookie, header: their names. A request with that header, be it empty, gets its token in the same header of the response;
-    any other in the cookie. secure: whether the cookie is for https only; None: as the request came.
+    app: the application.
+    router: the Router.
+    cookie, header: the names of the cookie and of the header that carry the token. A request with the header, even an empty
+        one, gets its token in the same header of the response. Any other request gets it in the cookie.
+    secure: whether the cookie is for https only. None: if the request came by https.
 
-    A token that does not count here (malformed, expired, of another cluster, not signed) is an event, TokenIgnored, and else as
-    good as none. The token of a request that has written is asked for in asyncio's default executor, at most `probe_timeout`
-    seconds. Raises ConfigurationError.
+    A token that does not count here (malformed, expired, of another cluster, not signed) is ignored, and a listener hears
+    TokenIgnored. The token of a request that has written is asked for in asyncio's default executor, for at most
+    `probe_timeout` seconds.
+
+    Raises ConfigurationError.
     """
 
     def _as_named_here(self) -> tuple[bytes, bytes]:
@@ -106,8 +112,9 @@ class AsgiMiddleware(_Middleware[AsgiApp]):
 
     def _telling(self, send: Send, causal: Scope, by_header: bool, https: bool) -> Send:
         async def telling(message: Message) -> None:
-            if causal.wrote and message["type"] == "http.response.start":
-                token = await asyncio.to_thread(lambda: causal.token)
+            if message["type"] == "http.response.start":
+                causal.catch_up()
+                token = await asyncio.to_thread(lambda: causal.token) if causal.wrote else None
                 if token is not None:
                     headers = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in message.get("headers", ())]
                     answered = self._answered(headers, token, by_header, https)
@@ -118,10 +125,10 @@ class AsgiMiddleware(_Middleware[AsgiApp]):
 
 
 class WsgiMiddleware(_Middleware[WSGIApplication]):
-    """A WSGI application that opens a causal scope of `router` for each request of `app`, until its response is closed.
+    """A WSGI application that opens a causal scope of a router for each request of `app`, until its response is closed.
 
-    Arguments, what becomes of tokens, and errors are those of AsgiMiddleware. The thread that serves the request waits for the
-    token of what it has written.
+    Arguments, ignored tokens and errors are those of AsgiMiddleware. The thread that serves the request waits for the token of
+    what the request has written.
     """
 
     def _as_named_here(self) -> tuple[str, str]:
@@ -136,6 +143,7 @@ class WsgiMiddleware(_Middleware[WSGIApplication]):
         scope = self.router.scope(self.router.told(token) if token else Past())
 
         def answered(headers: Headers) -> Headers:
+            scope.catch_up()
             given = scope.token if scope.wrote else None
             if given is None:
                 return headers

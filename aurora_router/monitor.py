@@ -1,13 +1,16 @@
 """The only code that talks to servers on its own account: probes instances, publishes frozen topologies, wakes who waits.
 
 One thread keeps the time, and each instance has a thread that does nothing but ask it, so that a server that hangs or a
-name that does not resolve holds up nobody else: the time-keeper declares an overdue probe silent, cuts its connection, and
-the answer, should it ever come, is dropped as late.
+name that does not resolve holds up nobody else: the time-keeper declares an overdue probe silent, cuts its connection, also
+while that is being made, and the answer, should it ever come, is dropped as late.
 """
 
 from __future__ import annotations
 
+import contextlib
+import enum
 import logging
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -15,7 +18,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from aurora_router.core import topology as pure
+from aurora_router.core.pacing import Rate, more
 from aurora_router.core.topology import Instance, Observation, Role, Server, ServerId, Silence, Topology
+from aurora_router.settings import Settings
 
 log = logging.getLogger("aurora_router")
 
@@ -28,13 +33,27 @@ FORGET = 60.0  # seconds after which a server behind a reader endpoint that no f
 CATALOG = 30.0  # seconds between looks at the functions in the catalog
 PRUNE = 60.0  # seconds between looks for old rows of the commit table
 CATALOG_HURRY = 1.0  # the same when an unknown function was called
+QUEUE = 10.0  # seconds for which a probe of a reader may wait for a place in a pooler while units of this router are there
 LOOKS = 4  # fresh connections in a row when other servers may stand behind a reader endpoint
 TRUST = 5.0  # seconds (at least) without the time-keeper after which nothing that was heard before counts
 STUCK = 4  # threads of one instance that may hang (in name resolution, say) before no more are started
+REPORT = 10.0  # seconds between two reports of the same unexpected exception
+COMPLAIN = 60.0  # seconds between two warnings that the same thing could not be done on a probe's connection
+UNTOLD = 1000  # topologies whose news wait for a listener that does not come back, before later news is left out
 MAX_SERVERS = 16  # servers that are watched behind one reader endpoint
 
 
 _NOBODY = ServerId("", None, None, "")
+
+
+def _report(rate: Rate, message: str, *values: object) -> None:
+    """Log the exception that is being handled, in a thread of this module's own, as often as the rate allows. Code of the
+    application's has run there (a listener, a handler of logs, a way to connect), and nothing that it raises may end the thread,
+    SystemExit included."""
+    came = rate.passes(time.monotonic())
+    if came:
+        with contextlib.suppress(BaseException):
+            log.exception(message + more(came), *values)
 
 
 class ProbeConnection(Protocol):
@@ -68,47 +87,63 @@ class ProbeError(Exception):
         self.busy = busy
 
 
+class Haste(enum.Enum):
+    """How soon those that wait want an answer.
+
+    ALONE: at once, and then in a hurry. SHARED: once for all that wait, and not more often than every position_interval.
+    """
+
+    ALONE = 1
+    SHARED = 2
+
+
 class Monitor:
     """Watches a set of instances.
 
     connect: opens a probe connection to an instance; raises ProbeError.
+    cut: ends what connects to an instance at this moment, by its id; called by another thread.
     changed: called with the old topology, the new one and when that was published (monotonic seconds), in a thread of its own;
-    what changed while it was busy is told as one change.
-    interval, timeout, position_interval: seconds. patience: seconds to hurry on without a writer though nobody waits for one.
+        what changed while it was busy is told as one change. What it returns is called in another thread, which listeners may
+        hold up.
+    may_queue: whether a probe of an instance may wait in a pooler's queue for a place that units have.
     """
 
     def __init__(
         self,
-        instances: tuple[Instance, ...],
+        settings: Settings,
         connect: Callable[[Instance], ProbeConnection],
-        changed: Callable[[Topology, Topology, float], None],
-        *,
-        interval: float,
-        timeout: float,
-        position_interval: float,
-        patience: float,
+        cut: Callable[[str], None],
+        changed: Callable[[Topology, Topology, float], Iterable[Callable[[], object]]],
+        may_queue: Callable[[str], bool],
     ) -> None:
         topology = Topology()
-        for instance in instances:
+        for instance in settings.all_instances:
             topology = pure.add(topology, instance)
         self.topology = topology
         self.functions: frozenset[str] = frozenset()
         self.prunes = False  # the commit table is in use, and is to be kept small
         self.pruned_at = float("-inf")
         self._connect = connect
+        self._cut = cut
         self._changed = changed
-        self._interval = interval
-        self._timeout = timeout
-        self._position_interval = position_interval
-        self._patience = patience
+        self._may_queue = may_queue
+        self._interval = settings.probe_interval
+        if settings.max_lag is not None:  # an answer says how late a reader is only for as long as max_lag lasts
+            self._interval = min(self._interval, max(settings.max_lag / 4, HURRY))
+        self._timeout = settings.probe_timeout
+        self._position_interval = settings.position_interval
+        self._failover_timeout = settings.failover_timeout  # for which it hurries on without a writer though nobody waits for one
+        self._accept_new_cluster = settings.accept_new_cluster
         self.trusted_until = float("inf")  # by the wall clock, which goes on while a process or its machine sleeps
         self._announcer: threading.Thread | None = None
+        self._teller: threading.Thread | None = None
+        self._news: queue.SimpleQueue[Iterable[Callable[[], object]] | None] = queue.SimpleQueue()
         self._moved = threading.Condition()  # guards what is below; notified with each new topology
         self._poke = threading.Event()
         self._watchers: dict[str, _Watcher] = {}
         self._waiting: set[object] = set()
-        self._eager: set[object] = set()  # those of them that wait for a position
-        self._eager_since = 0.0
+        self._hasty: dict[Haste, set[object]] = {haste: set() for haste in Haste}  # those of them that wait for an answer
+        self._hasty_since = dict.fromkeys(Haste, 0.0)
         self._suspects: dict[str, float] = {}
         self._wanted_at = 0.0
         self._served_at = 0.0
@@ -136,6 +171,8 @@ class Monitor:
                 target=self._announce, args=(self.topology,), name="aurora-router-announcer", daemon=True
             )
             self._announcer.start()
+            self._teller = threading.Thread(target=self._tell, name="aurora-router-teller", daemon=True)
+            self._teller.start()
 
     def close(self) -> None:
         """Stop probing, close the probe connections, join the threads; one that hangs in a connect is waited for no longer
@@ -149,7 +186,7 @@ class Monitor:
         for watcher in watchers:
             watcher.stop()
         deadline = time.monotonic() + self._timeout
-        for thread in (self._thread, self._announcer, *(watcher.thread for watcher in watchers)):
+        for thread in (self._thread, self._announcer, self._teller, *(watcher.thread for watcher in watchers)):
             if thread is not None and thread is not threading.current_thread():
                 thread.join(max(deadline - time.monotonic(), 0.0))
 
@@ -159,18 +196,19 @@ class Monitor:
         self._poke = threading.Event()
         self._watchers = {}
         self._waiting = set()
-        self._eager = set()
+        self._hasty = {haste: set() for haste in Haste}
         self._suspects = {}
-        self._thread = self._announcer = None
+        self._thread = self._announcer = self._teller = None
+        self._news = queue.SimpleQueue()
         self._doubted_at = time.monotonic()
         self._awake_until = float("inf")
         self.trusted_until = float("-inf")
 
-    def wait_for(self, satisfied: Callable[[Topology], bool], timeout: float, *, eager: bool = False) -> Topology:
+    def wait_for(self, satisfied: Callable[[Topology], bool], timeout: float, *, haste: Haste | None = None) -> Topology:
         """The newest topology, as soon as it is trusted and satisfies the condition, the time (seconds) is up or the monitor is
         closed. Who waits while the machine sleeps is not to go on with what was heard before.
 
-        eager: probe all that answer at once, and in a hurry until then.
+        haste: probe all that answer sooner than they are due.
         """
         deadline = time.monotonic() + timeout
         with self._moved:
@@ -179,9 +217,9 @@ class Monitor:
             me = object()
             try:
                 self._waiting.add(me)
-                if eager:
-                    self._eager.add(me)
-                    self._eager_since = time.monotonic()
+                if haste is not None:
+                    self._hasty[haste].add(me)
+                    self._hasty_since[haste] = time.monotonic()
                 self._poke.set()
                 while not self._closed and (left := deadline - time.monotonic()) > 0:
                     self._moved.wait(left)
@@ -189,7 +227,8 @@ class Monitor:
                         break
             finally:
                 self._waiting.discard(me)
-                self._eager.discard(me)
+                if haste is not None:
+                    self._hasty[haste].discard(me)
             return self.topology
 
     @property
@@ -218,9 +257,24 @@ class Monitor:
             seen = pure.behind(topology, instance, server)
             return seen is None or seen.asked_at > now
 
-        topology = self.wait_for(told, pure.MISSES * (self._timeout + HURRY) + HURRY, eager=True)
+        topology = self.wait_for(told, pure.MISSES * (self._timeout + HURRY) + HURRY, haste=Haste.ALONE)
         seen = pure.behind(topology, instance, server)
         return seen.server.role if seen is not None and seen.asked_at > now else None
+
+    def survived(self, instance: str, server: ServerId, since: float, until: float) -> bool:
+        """Whether a server has lived on after what happened to it at `since` (monotonic seconds). One that is recovering from a
+        crash is waited for `until` then."""
+        usual = time.monotonic() + pure.MISSES * (self._timeout + HURRY) + HURRY
+        self.suspect(instance)
+
+        def told(topology: Topology) -> bool:
+            if pure.survived(topology, instance, server, since) is not None:
+                return True
+            known = topology.by_id[instance]
+            return time.monotonic() >= usual and known.silence is not pure.Silence.NOT_NOW
+
+        topology = self.wait_for(told, max(until, usual) - time.monotonic(), haste=Haste.ALONE)
+        return pure.survived(topology, instance, server, since) is True
 
     def look(self, instance: str) -> None:
         """A connection reached a server that is not known there: find out who stands behind that name now."""
@@ -271,26 +325,48 @@ class Monitor:
                 self._moved.notify_all()
 
     def _announce(self, told: Topology) -> None:
-        """Tell of each newest topology, in a thread of its own: who listens may take its time, or wait for a writer itself."""
+        """Have each newest topology taken in, in a thread of its own, which waits for no listener."""
+        news, rate = self._news, Rate(REPORT)
         while True:
             with self._moved:
                 while self.topology is told and not self._closed:
                     self._moved.wait()
                 new, published_at = self.topology, self._published_at
             if new is told:
+                news.put(None)
                 return
             try:
-                self._changed(told, new, published_at)
-            except Exception:
-                log.exception("a topology was not taken in completely")
+                told_next = self._changed(told, new, published_at)
+                if news.qsize() < UNTOLD:
+                    news.put(told_next)
+            except BaseException:
+                _report(rate, "a topology was not taken in completely")
             told = new
+
+    def _tell(self) -> None:
+        """Tell the news, in a thread of its own: who listens may take its time, or wait for a writer itself."""
+        rate = Rate(REPORT)
+        while (news := self._news.get()) is not None:
+            for tell in news:
+                try:
+                    tell()
+                except BaseException:
+                    _report(rate, "news of a topology was not told completely")
+            del news
 
     def _observed(self, observation: Observation) -> None:
         if observation.silence is not Silence.TIMEOUT:
             with self._moved:
                 if self._suspects.get(observation.instance, float("inf")) <= observation.asked_at:
                     del self._suspects[observation.instance]
-        self._publish(lambda topology: pure.observe(topology, observation))
+        self._publish(lambda topology: self._accepted(pure.observe(topology, observation)))
+
+    def _accepted(self, topology: Topology) -> Topology:
+        """The topology, or one that begins anew where another cluster stands under all names, and that is accepted."""
+        if not self._accept_new_cluster or (successor := topology.successor) is None:
+            return topology
+        log.warning("the cluster %s was replaced by %s under the same names: it is used from now on", topology.cluster, successor)
+        return pure.renewed(topology)
 
     def _forgotten(self, instance: str, server: ServerId) -> None:
         self._publish(lambda topology: pure.forget(topology, instance, server))
@@ -306,8 +382,8 @@ class Monitor:
             for watcher in watchers:
                 try:
                     wake = min(wake, self._attend(watcher, now))
-                except Exception:  # no more threads, say: this instance must wait, the others must not
-                    log.exception("%s could not be attended to", watcher.id)
+                except BaseException:  # for example no more threads: this instance must wait, the others must not
+                    watcher.report("%s could not be attended to")
             self._poke.wait(max(wake - time.monotonic(), 0.0))
 
     def _trust(self, watchers: list[_Watcher], now: float) -> None:
@@ -332,10 +408,13 @@ class Monitor:
         pace = self._pace(watcher, now)
         asked_at = watcher.asked_at
         if asked_at is not None:
-            if asked_at + self._timeout <= now:
-                watcher.overdue(asked_at)
+            timeout = self._timeout
+            if asked_at + timeout <= now:
+                timeout = self._time_in_queue(watcher)
+            if asked_at + timeout <= now:
+                watcher.overdue(asked_at, timeout)
             late_at = asked_at + self._timeout * LATE
-            ends_at = late_at if late_at > now else asked_at + self._timeout
+            ends_at = late_at if late_at > now else asked_at + timeout
             due = min(ends_at, max(watcher.last_at + pace, now + HURRY))
         elif watcher.last_at + pace <= now:
             watcher.ask(now)
@@ -347,6 +426,17 @@ class Monitor:
             self._served_at = watcher.last_at
         return max(due, now + 0.001)
 
+    def _time_in_queue(self, watcher: _Watcher) -> float:
+        """Seconds for which a probe may keep silent that has been silent for probe_timeout.
+
+        It may wait in a pooler's queue for a place that units of this router have. Then its silence says nothing of the server.
+        For the writer there is time, because its loss is seen by the promotion of another. Nobody else tells of a reader's.
+        """
+        instance = self.topology.by_id.get(watcher.id)
+        if instance is None or not instance.healthy or instance.misses or not self._may_queue(watcher.id):
+            return self._timeout
+        return max(self._timeout, self._failover_timeout if instance.role is Role.WRITER else QUEUE)
+
     def _pace(self, watcher: _Watcher, now: float) -> float:
         """Seconds that are to pass between two probes of an instance, as things are."""
         topology = self.topology
@@ -356,12 +446,15 @@ class Monitor:
         if self._doubted_at is not None and watcher.last_at < self._doubted_at:
             return HURRY
         writer = topology.writer
-        if writer is None and (self._waiting or now - self._writerless_since < self._patience):
+        if writer is None and (self._waiting or now - self._writerless_since < self._failover_timeout):
             return HURRY
         if writer is not None and (writer.id in self._suspects or self._is_late(writer, now)):
             return HURRY  # another may have been promoted: that is sooner seen than certain that this one hangs
-        if self._eager and instance is not None and instance.healthy:
-            return 0.0 if watcher.last_at < self._eager_since else HURRY
+        answers = instance is not None and bool(instance.seen)
+        if self._hasty[Haste.ALONE] and instance is not None and instance.healthy:
+            return 0.0 if watcher.last_at < self._hasty_since[Haste.ALONE] else HURRY
+        if self._hasty[Haste.SHARED] and answers and watcher.last_at < self._hasty_since[Haste.SHARED]:
+            return min(self._position_interval, self._interval)
         if watcher.last_at < self._wanted_at and instance is not None and instance.healthy:
             return min(self._position_interval, self._interval)
         return self._interval
@@ -420,6 +513,7 @@ class _Watcher:
         self.look = False
         self._links: list[_Link] = []
         self._asking: _Link | None = None
+        self._complaints: dict[str, Rate] = {}  # of what cannot be done for it
         self._lost: set[ServerId] = set()  # servers whose connection was lost and not regained
         self._go = threading.Event()
         self._stopped = False
@@ -439,34 +533,51 @@ class _Watcher:
         asking = self._asking
         if asking is not None:
             asking.connection.cut()
+        self.monitor._cut(self.id)
+
+    def report(self, message: str) -> None:
+        """Log the exception that is being handled, if it was not done a moment ago. message: with a place for the instance."""
+        _report(self._complaints.setdefault(message, Rate(REPORT)), message, self.id)
 
     def ask(self, now: float) -> None:
         """Begin a probe."""
         self.asked_at = self.last_at = now
         self._go.set()
 
-    def overdue(self, asked_at: float) -> None:
+    def overdue(self, asked_at: float, timeout: float) -> None:
         """The probe that began then has had its time: report silence, and free the thread or replace it."""
         asking = self._asking
         about: set[ServerId | None]
-        if asking is not None:
-            asking.connection.cut()
-            self.asked_at = self.last_at = time.monotonic()
+        if asking is not None and asking.server is not _NOBODY:
             about = {asking.server}
         else:
-            self.asked_at = time.monotonic()
             about = set() if self._links else {*self._lost} or {None}  # a look that hangs says nothing of what is there
-            if self._stuck < STUCK:
-                self._stuck += 1
-                self.asked_at = None
-                self.looked_at = time.monotonic()
-                self._go = threading.Event()
-                self._start()
-        error = f"no answer within {self.monitor._timeout:g} s"
+        self.asked_at = time.monotonic()
+        if asking is not None:
+            self.last_at = self.asked_at
+            asking.connection.cut()
+        else:
+            self.monitor._cut(self.id)  # it ends the thread that connects, unless that hangs elsewhere
+        error = f"no answer within {timeout:g} s"
         for server in about:
             self.monitor._observed(
                 Observation(self.id, asked_at, time.monotonic(), about=server, silence=Silence.TIMEOUT, error=error)
             )
+        if asking is None and self._stuck < STUCK:
+            self._replace()
+
+    def _replace(self) -> None:
+        """Have a new thread in the place of one that hangs. If none can be had, the old one may still come back."""
+        old = self.thread, self._go
+        self._go = threading.Event()
+        try:
+            self._start()
+        except BaseException:
+            self.thread, self._go = old
+            raise
+        self._stuck += 1
+        self.asked_at = None
+        self.looked_at = time.monotonic()
 
     @property
     def _current(self) -> bool:
@@ -482,14 +593,14 @@ class _Watcher:
                     return
                 try:
                     self._probe(self._links)
-                except Exception as error:
-                    log.exception("the probe of %s came to an unexpected end", self.id)
+                except BaseException as error:
+                    self.report("the probe of %s came to an unexpected end")
                     strange = ProbeError(f"the probe came to an unexpected end: {error!r}", Silence.MISCONFIGURED)
                     self._failed(time.monotonic(), strange, self._lost or {None})
                 if not self._current:
                     return
                 self.asked_at = None
-                if self.monitor._eager:
+                if any(self.monitor._hasty.values()):
                     self.monitor._poke.set()  # who came meanwhile needs another
         finally:
             if self.thread is threading.current_thread():
@@ -529,8 +640,8 @@ class _Watcher:
         try:
             errand(link.connection)
         except ProbeError as error:
-            if not self._stopped:  # else it was cut by close()
-                log.warning(failed, self.id, error)
+            if not self._stopped and self._complaints.setdefault(failed, Rate(COMPLAIN)).passes(time.monotonic()):
+                log.warning(failed, self.id, error)  # were it stopped, it would have been cut by close()
         finally:
             self._asking = None
 
@@ -552,9 +663,11 @@ class _Watcher:
             return
         finally:
             self._asking = None
-        pooled = server.id != link.server
-        link.server = server.id
+        before, link.server = link.server, server.id
+        pooled = server.id.run != before.run
         self._report(Observation(self.id, asked_at, time.monotonic(), server=server, pooled=pooled))
+        if pooled and not self.instance.reader_only:  # one server stands there: it has another name, or is another
+            self.monitor._forgotten(self.id, before)
         if self.instance.reader_only and len(links) > 1 and asked_at - link.reached_at > FORGET:
             links.remove(link)
             link.connection.close()
@@ -576,7 +689,8 @@ class _Watcher:
         except ProbeError as error:
             if connection is not None:
                 connection.close()
-            if not links and not (error.busy and self._lost):
+            is_overdue = self.asked_at != asked_at  # then its silence was told, and this is the error of being cut
+            if not links and not is_overdue and not (error.busy and self._lost):
                 self._failed(asked_at, error, self._lost or {None})
             return False
         finally:
@@ -587,8 +701,9 @@ class _Watcher:
             links.remove(old)
             old.connection.close()
         links.append(link)
-        for other in ({old.server for old in replaced} | self._lost) - {server.id}:
-            self.monitor._forgotten(self.id, other)
+        for other in {old.server for old in replaced} | self._lost:
+            if other.run != server.id.run:
+                self.monitor._forgotten(self.id, other)
         self._lost.clear()
         if len(links) > MAX_SERVERS:
             links.pop(0).connection.close()

@@ -9,8 +9,8 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Concatenate, Literal, ParamSpec, TypedDict, TypeVar, Unpack
+from collections.abc import Callable, Iterator
+from typing import Any, Concatenate, ParamSpec, TypedDict, TypeVar, Unpack
 
 import tenacity
 from sqlalchemy.engine import URL, Connection, Engine
@@ -20,27 +20,30 @@ from sqlalchemy.pool import PoolProxiedConnection
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
-from aurora_router import config
-from aurora_router.causality import Causality, Consistency
-from aurora_router.changes import announce
+from aurora_router import config, urls
+from aurora_router.causality import Causality
+from aurora_router.changes import take_in
 from aurora_router.core import events
 from aurora_router.core.failures import Action, decide
 from aurora_router.core.pacing import places_for_reads
-from aurora_router.core.selection import STRATEGIES, Balance, Decision, Need, Reason, resolve
-from aurora_router.core.statements import Effect, verdict
+from aurora_router.core.selection import Decision, Reason, reason_to_write, resolve
+from aurora_router.core.statements import verdict
 from aurora_router.core.tokens import renewed
-from aurora_router.core.topology import Instance, ServerId, Silence, Topology
+from aurora_router.core.topology import Instance, ServerId, Topology
 from aurora_router.diagnosis import classify_error
-from aurora_router.engines import MODE, Engines
+from aurora_router.engines import Engines
 from aurora_router.entering import Entrance
 from aurora_router.errors import ConfigurationError, RouterError
-from aurora_router.gate import Gate
+from aurora_router.gate import Gate, watch
 from aurora_router.limits import Places, Repeats
 from aurora_router.listeners import Listeners
-from aurora_router.monitor import HURRY, Monitor
+from aurora_router.log import Log
+from aurora_router.monitor import Haste, Monitor
+from aurora_router.pooling import distrust
+from aurora_router.settings import Settings, takes_settings
 from aurora_router.tokens import TokenRefused, Tokens, merge_tokens
 from aurora_router.transactions import Attempt, attempts, fault_of_nobody
-from aurora_router.unit import CommitCheck, Door, Past, Scope, Unit, current
+from aurora_router.unit import CommitCheck, Door, Judge, Past, Scope, Unit, current
 
 log = logging.getLogger("aurora_router")
 
@@ -63,135 +66,45 @@ REPEATS = 10  # times that one unit's reads are repeated before the error is the
 
 
 class Router:
-    """Routes units of work over the instances of one cluster.
+    """Routes units of work over the instances of one cluster. Its arguments are its settings: see `__init__()`.
 
-    url: the writer's, or any instance's, with a driver ("postgresql+psycopg://...", "mysql+pymysql://...",
-    "mariadb+pymysql://..."); a list of hosts is understood.
-    instances: "host:port" of the others. reader_endpoint: a name behind which the readers stand, instead.
-    consistency: "session": a session sees its own writes; "global": all units of this router share what they have
-    written; "eventual": neither. max_lag: seconds; a reader further behind, or whose lag is unknown, is not used.
-    balance: how readers are chosen, or a function (see core.selection). no_reader: where reads go when no reader
-    qualifies. writer_share_for_reads: how much of the writer's pool they may have then. connects_at_once: how many new
-    connections to one instance may be under way. failover_timeout: seconds to wait for a writer.
-    probe_interval, probe_timeout, position_interval: seconds.
-    pin_seconds: how long a session that has written stays on the writer where readers give no evidence at all.
-    wait_for_reader: seconds that a read waits for a reader that has what it must see, before it goes to the writer.
-    token_keys: secrets by which consistency tokens are signed, the newest last; without any they are not. token_ttl: seconds for
-    which a token is honoured.
-    read_only_functions: names of functions that are known not to write. stale_write_guard: whether objects that automatic units
-    loaded from a reader are looked up on the writer before a flush writes them (see StaleRead). engine_options: for
-    create_engine(). listeners: called with each event of core.events, in the thread where it happened.
-
-    Connects at first use, not when it is made. Raises ConfigurationError for what can be seen to be wrong at once; what
-    only the servers can tell (credentials, another cluster's instance) is raised at first use.
+    It connects at its first use, not when it is made. It raises ConfigurationError at once for a mistake that can be seen at
+    once. Mistakes that only the servers can see (credentials, an instance of another cluster) are raised at the first use.
     """
 
-    def __init__(
-        self,
-        url: str | URL,
-        *,
-        instances: Iterable[str] = (),
-        reader_endpoint: str | None = None,
-        consistency: Consistency = "session",
-        max_lag: float | None = None,
-        balance: Literal["least_busy", "fastest", "round_robin", "random"] | Balance = "least_busy",
-        no_reader: Literal["writer", "error"] = "writer",
-        writer_share_for_reads: float = 0.5,
-        connects_at_once: int = 4,
-        failover_timeout: float = 60.0,
-        probe_interval: float = 1.0,
-        probe_timeout: float = 1.0,
-        position_interval: float = 0.05,
-        pin_seconds: float = 5.0,
-        wait_for_reader: float = 0.0,
-        token_keys: Iterable[str | bytes] = (),
-        token_ttl: float = 60.0,
-        read_only_functions: Iterable[str] = (),
-        stale_write_guard: bool = True,
-        engine_options: Mapping[str, Any] | None = None,
-        listeners: Iterable[Callable[[events.Event], object]] = (),
-    ) -> None:
-        target = config.read_url(url)
-        config.check_choice("consistency", consistency, ("eventual", "session", "global"))
-        config.check_choice("no_reader", no_reader, ("writer", "error"))
-        if not callable(balance):
-            config.check_choice("balance", balance, tuple(STRATEGIES))
-        for name, seconds in (
-            ("failover_timeout", failover_timeout),
-            ("probe_interval", probe_interval),
-            ("probe_timeout", probe_timeout),
-            ("position_interval", position_interval),
-            ("pin_seconds", pin_seconds),
-            ("token_ttl", token_ttl),
-        ):
-            config.check_seconds(name, seconds)
-        if max_lag is not None:
-            config.check_seconds("max_lag", max_lag)
-        config.check_seconds("wait_for_reader", wait_for_reader, none=True)
-        config.check_share("writer_share_for_reads", writer_share_for_reads)
-        config.check_count("connects_at_once", connects_at_once)
-        config.check_flag("stale_write_guard", stale_write_guard)
-        self._url = target.url
-        self._server = target.server
-        self._dialect = target.dialect
-        self.failover_timeout = failover_timeout
-        self.stale_write_guard = stale_write_guard
-        self.emit = Listeners(tuple(config.callables("listeners", listeners)))
-        options = config.check_engine_options(engine_options or {})
-        pool, pool_timeout = config.pool_limits(options)
-        self._for_reads = Places(places_for_reads(pool, writer_share_for_reads))
+    @takes_settings(Settings)
+    def __init__(self, settings: Settings) -> None:
+        """Make a router. Nothing is connected to yet."""
+        self._settings = settings
+        self._server = settings.target.server
+        self.failover_timeout = settings.failover_timeout
+        self.stale_write_guard = settings.stale_write_guard
+        self.token_ttl = settings.token_ttl
+        self._log = Log()
+        self.emit = Listeners(tuple(settings.listeners), self._log)
+        pool, _ = config.get_pool_limits(settings.options)
+        self._for_reads = Places(places_for_reads(pool, settings.writer_share_for_reads))
         self._ready = False
-        self._probe_timeout = probe_timeout
+        self._refused_at = float("-inf")  # monotonic seconds: when start() has failed last
         # What the engines and the monitor call must not keep the router alive: it closes when it is forgotten.
         me = weakref.ref(self)
         self._repeats = Repeats(self.emit)
-        self.causality = Causality(consistency, me, _weakly(me, Router._newest, Topology()))
-        self.token_ttl = token_ttl
-        self._tokens = Tokens(config.keys("token_keys", token_keys), token_ttl)
-        self.gate = Gate(
-            target.server,
-            target.dialect,
-            self.causality,
-            config.isolation(options),
-            frozenset(config.names("read_only_functions", read_only_functions)),
-            failover_timeout,
-            self.emit,
-        )
+        self.causality = Causality(settings.consistency, me, _weakly(me, Router._newest, Topology()))
+        self._tokens = Tokens(settings.token_keys, settings.token_ttl)
+        self.gate = Gate(settings, self.causality, self.emit)
         self._engines = self.gate.engines = Engines(
-            self._url,
-            self._server,
-            options,
-            known=_weakly(me, Router._known, frozenset()),
-            surprised=_weakly(me, Router._surprised, None),
-            gate=self.gate,
-            connects_at_once=connects_at_once,
-            patience=pool_timeout,
+            settings, _weakly(me, Router._known, frozenset()), _weakly(me, Router._surprised, None), self.gate
         )
+        self._fixed_address = urls.find_fixed_address(settings.target, settings.options, settings.options_of_readers)
+        urls.check_distinct(settings.all_instances, self._fixed_address)
         self._monitor = self.gate.monitor = Monitor(
-            config.instances(target, instances, reader_endpoint),
+            settings,
             self._engines.probe,
-            _weakly(me, Router._changed, None),
-            # An answer says how late a reader is only for as long as max_lag lasts.
-            interval=probe_interval if max_lag is None else min(probe_interval, max(max_lag / 4, HURRY)),
-            timeout=probe_timeout,
-            position_interval=position_interval,
-            patience=failover_timeout,
+            self._engines.cut_probe,
+            _weakly(me, Router._changed, []),
+            self._engines.may_queue,
         )
-        self._entrance = Entrance(
-            self.gate,
-            self._engines,
-            self._monitor,
-            self.emit,
-            self._repeats,
-            self._for_reads,
-            Need(max_lag=max_lag, pin_seconds=pin_seconds, writer_serves_reads=no_reader == "writer"),
-            balance if callable(balance) else STRATEGIES[balance],
-            patience=failover_timeout,
-            pool_timeout=pool_timeout,
-            wait_for_reader=wait_for_reader,
-            token_ttl=token_ttl,
-            look_timeout=probe_timeout,
-        )
+        self._entrance = Entrance(settings, self.gate, self._engines, self._monitor, self.emit, self._repeats, self._for_reads)
         _routers.add(self)
         self._finalizer = weakref.finalize(self, _shut_down, self._monitor, self._engines)
 
@@ -209,53 +122,66 @@ class Router:
         return self._ready
 
     def start(self) -> None:
-        """Begin to watch the instances, and wait until each has answered once or has had its time. Done by first use.
+        """Begin to watch the instances, and wait until each has answered once or has had its time. The first use does this.
 
-        Raises ConfigurationError when the instances do not fit together or nobody can ever be let in.
+        Raises ConfigurationError if the instances do not fit together, or if the servers refuse to let the user in.
         """
         if self._ready:
             return
         if self._entrance.closed:
             raise RouterError("this router is closed; make a new one")
         self._monitor.start()
-        topology = self._monitor.wait_for(lambda t: t.probed, self._probe_timeout + 1.0)
-        strangers = [i for i in topology if "belongs to another cluster" in i.error]
-        refused = [i for i in topology if i.silence is Silence.MISCONFIGURED]
-        if strangers or (refused and topology.writer is None):
-            raise ConfigurationError("; ".join(str(i) for i in strangers or refused))
-        for instance in refused:
-            log.warning("%s is not used: %s", instance.id, instance.error)
+        since = self._refused_at  # what was wrong then may have been put right: the instances are asked again
+        topology = self._monitor.wait_for(lambda t: all(i.heard_at > since for i in t), self._settings.probe_timeout + 1.0)
+        strangers = [i for i in topology if i.stranger]
+        if strangers or topology.in_vain:
+            self._refused_at = time.monotonic()
+            raise ConfigurationError("; ".join(topology.said(strangers or None))) from self._engines.unasked
+        self._log.started(topology)
         self._ready = True
 
     def connect(self, read_only: bool = False, *, after: str | None = None) -> Connection:
-        """A SQLAlchemy Connection, as engine.connect() gives, to the writer or, read_only, to a reader.
+        """Connect to the writer, or to a reader, as engine.connect() does.
 
-        A read-only one runs a read-only transaction. after: a consistency token: what it speaks of is seen.
+        read_only: connect to a reader. Each transaction is read-only.
+        after: a consistency token. The connection sees what it speaks of.
+
         Raises NoWriterAvailable, NoReaderAvailable, AmbiguousWriter, ConfigurationError.
         """
         config.check_flag("read_only", read_only)
         unit = self._unit(read_only, after)
         connection = self.enter(unit, _CONNECTION)
         unit.wrote = not read_only  # whatever the driver's own cursors do with it
+        watch(connection, self.gate.server)
+        if read_only:
+            self._engines.keep_read_only(connection.connection)
+        elif unit.scopes or self.causality.is_global:
+            self.gate.hand_out(unit, connection.connection)
         return connection
 
     @contextlib.contextmanager
     def begin(self, read_only: bool = False, *, after: str | None = None) -> Iterator[Connection]:
-        """A Connection in a transaction that commits at the end of the block, as engine.begin() gives."""
+        """Connect, and begin a transaction that commits at the end of the block, as engine.begin() does.
+
+        Arguments and errors are those of connect().
+        """
         with self.connect(read_only, after=after) as connection, connection.begin():
             yield connection
 
     def raw_connection(self, read_only: bool = False, *, after: str | None = None) -> PoolProxiedConnection:
-        """A pooled DBAPI connection, as engine.raw_connection() gives. Statements on it are not classified: on a read-only
-        one the server refuses what writes; with consistency "global", one to the writer counts as having written."""
+        """Check out a pooled connection of the driver, as engine.raw_connection() does.
+
+        Its statements are not classified. On a read-only one the server refuses writes. With consistency "global", a connection
+        to the writer counts as having written. Arguments and errors are those of connect().
+        """
         config.check_flag("read_only", read_only)
         unit = self._unit(read_only, after)
         connection = self.enter(unit, _RAW_CONNECTION)
-        connection.info[MODE] = None  # the driver's switches are the user's now
-        if not read_only:
-            unit.wrote = True
-            self.causality.commit_begins(unit)
-        unit.handed_out = True
+        if read_only:
+            self._engines.keep_read_only(connection)
+        distrust(connection)
+        unit.wrote = not read_only
+        self.causality.handed_out(unit)
         return connection
 
     def _unit(self, read_only: bool, after: str | None) -> Unit:
@@ -266,12 +192,19 @@ class Router:
     # -- consistency ----------------------------------------------------------------------------------------------
 
     def causal_scope(self, token: str | None = None) -> Scope:
-        """`with router.causal_scope(token) as scope:` makes all units of this router that begin inside the block, of whatever
-        session or connection, see what they have written, never less than they have read, and what the token speaks of.
+        """Open a block in which all units of this router share what they have written and read.
 
-        Inside is what runs in this thread or task, and in those that are started with a copy of its context, as asyncio's tasks
-        and asyncio.to_thread() are. `scope.token` is for whoever must see what was written here. Scopes may be nested; what
-        happens in one happens in those around it, too. Raises ConfigurationError for a token that is not of this cluster.
+            with router.causal_scope() as scope:
+                ...
+
+        Each unit that begins inside sees what the others have written, and never less than they have read. Inside is what runs
+        in this thread or task. So is what starts with a copy of its context, as asyncio's tasks and asyncio.to_thread() do.
+        Scopes may be nested; an inner one counts for the outer ones, too. `scope.token` is the token for others that must see
+        what was written here.
+
+        token: a consistency token. The units see what it speaks of.
+
+        Raises ConfigurationError for a token that is not of this cluster.
         """
         return self.scope(self.past(token, "token") if token is not None else Past())
 
@@ -280,8 +213,10 @@ class Router:
         return Scope(self.causality.owner, past, self.token)
 
     def current_token(self) -> str | None:
-        """What a later reader must have replayed to show what was written in the causal scopes that are open here, and what
-        they began with; None where that is nothing. Costs what `scope.token` costs."""
+        """Return the token of the causal scopes that are open here; None if nothing was written in them and no token given.
+
+        It speaks of what was written in them, and of the tokens with which they began. It costs what `scope.token` costs.
+        """
         return merge_tokens(*(scope.token for scope in current(self.causality.owner)))
 
     def past(self, token: str, argument: str = "after") -> Past:
@@ -321,7 +256,7 @@ class Router:
 
         topology = self._monitor.topology
         if not proven(topology):
-            topology = self._monitor.wait_for(proven, self._probe_timeout, eager=True)
+            topology = self._monitor.wait_for(proven, self._settings.probe_timeout, haste=Haste.ALONE)
         requirement = resolve(written, topology)
         past.note(requirement)
         now = time.monotonic()
@@ -336,11 +271,12 @@ class Router:
         wait: wait_base | None = None,
         commit_check: CommitCheck | None = "xid",
     ) -> Iterator[Attempt[S]]:
-        """run_transaction() as a loop: `for attempt in router.attempts(Session): with attempt as session: ...`.
+        """Loop over the runs of a unit, as run_transaction() does: `for attempt in router.attempts(Session): with attempt as
+        session: ...`.
 
-        The block is one unit, which commits when the loop goes on after it. A loop that is left by return or break has committed
-        nothing, and warns of it; what stands in the loop after the block is run before the COMMIT, and each time.
-        Arguments and errors are those of run_transaction().
+        The block is one unit, which commits when the loop goes on after it. A loop that is left by return or break has
+        committed nothing, and warns of it. Code in the loop after the block runs before the COMMIT, and each time. Arguments
+        and errors are those of run_transaction().
         """
         config.check_run(Session, deadline=deadline, stop=stop, wait=wait, commit_check=commit_check)
 
@@ -366,21 +302,28 @@ class Router:
     ) -> R:
         """Run `fn(session)` as one unit, commit, and return what `fn` returns.
 
-        It is run again, with a new session, when its writer failed or was demoted, when it could not be serialized with others
-        (40001; 1020, 1205) or was the victim of a deadlock (40P01; 1213), and when it was to change rows that a reader had shown
-        it as they were no longer (StaleRead: then it runs on the writer and locks those rows first); `fn` must therefore have no
-        effects outside of its session that may not happen twice, let the database's errors through, and leave commit() to this.
-        Errors of fn's own are raised as they are. Mapped objects that it returns are detached; with expire_on_commit=False what
-        was loaded can be read.
+        The function runs again, with a new session, in these cases. Its writer failed or was demoted. It could not be
+        serialized with others (40001; 1020, 1205). It was the victim of a deadlock (40P01; 1213). A late reader misled it: it
+        was about to change rows of which the writer has another state (StaleRead; those rows are locked first), or a constraint
+        refused what it wrote. A misled function runs on the writer from the start. A function that removes something from a
+        collection counts as misled also if a filter of its own left out a part of the collection.
 
-        Session: a sessionmaker of RoutingSession. deadline: seconds from now after which nothing is run again, nor a writer
-        waited for; None: until failover_timeout has passed since the first failure. stop, wait: tenacity's policies instead of
-        that and of an exponential wait with full jitter from 20 ms to 2 s; to wait for a writer is bounded by the others still.
-        commit_check: how it is found out whether a COMMIT whose answer was lost has committed: "xid": by the transaction's id,
-        which costs one round trip; "table": by a row in aurora_router_commits (see init_commit_table()); None: not at all. MySQL
-        and MariaDB tell nothing of an id: there both are by the table, which must have been created.
+        So `fn` must have no effects outside of its session that may not happen twice. It must let the database's errors
+        through, and leave commit() to this. Its own errors are raised as they are. Mapped objects that it returns are detached;
+        with expire_on_commit=False you can read what was loaded.
 
-        Raises OutcomeUnknown when it cannot be found out, the last error when there is no time left, NoWriterAvailable.
+        Session: a sessionmaker of RoutingSession.
+        fn: a function of a session.
+        deadline: seconds from now. After that nothing is run again, and no writer is waited for. None: failover_timeout, from
+            the first failure on.
+        stop, wait: policies of tenacity. `stop` replaces the deadline for another run. `wait` replaces the exponential wait
+            with full jitter from 20 ms to 2 s. Waiting for a writer still ends at the deadline.
+        commit_check: how the outcome of a COMMIT is found out whose answer was lost. "xid": by the transaction's id, for one
+            round trip. "table": by a row in aurora_router_commits (see init_commit_table()). None: not at all. On MySQL and
+            MariaDB both are by the table, which must exist.
+
+        Raises OutcomeUnknown if the outcome of a COMMIT cannot be found out, the last error if there is no time left, and
+        NoWriterAvailable.
         """
         for attempt in self.attempts(Session, deadline=deadline, stop=stop, wait=wait, commit_check=commit_check):
             with attempt as session:
@@ -393,13 +336,22 @@ class Router:
     def transactional(
         self, Session: Callable[[], S], **options: Unpack[RunOptions]
     ) -> Callable[[Callable[Concatenate[S, P], R]], Callable[P, R]]:
-        """run_transaction() as a decorator: the function gets the session as its first argument. Options are those.
+        """Decorate a function so that run_transaction() runs it. It gets the session as its first argument.
 
-        For functions; a method calls run_transaction(Session, lambda session: ...), for its first argument is its object.
+        For a method call run_transaction(Session, lambda session: ...), because its first argument is its object.
+
+        Session: a sessionmaker, a scoped_session, a class of sessions, or a function without parameters that makes one. A
+            function with parameters must be annotated as returning a session, because it might be the function to be decorated.
+        options: those of run_transaction().
+
+        Raises ConfigurationError for a function that cannot take a session, and if the parentheses were forgotten.
         """
         config.check_run(Session, **options)
+        config.check_factory(Session)
 
         def decorate(fn: Callable[Concatenate[S, P], R]) -> Callable[P, R]:
+            config.check_function(fn)
+
             @functools.wraps(fn)
             def run(*args: P.args, **kwargs: P.kwargs) -> R:
                 return self.run_transaction(Session, lambda session: fn(session, *args, **kwargs), **options)
@@ -409,10 +361,16 @@ class Router:
         return decorate
 
     def init_commit_table(self) -> None:
-        """Create the table aurora_router_commits, unless it is there: commit_check="table" needs it, and on MySQL and MariaDB
-        any commit_check, that of run_transaction() included. Raises ConfigurationError where the URL names no database for it."""
+        """Create the table aurora_router_commits, unless it exists.
+
+        `commit_check="table"` needs it. On MySQL and MariaDB any commit_check needs it, and so does run_transaction().
+
+        Raises ConfigurationError if the URL names no database for it.
+        """
+        self.start()
         try:
-            with self.begin() as connection:
+            # A connection of no pool: what its last unit has said (USE, search_path) would decide where the table is made.
+            with self._engines.outside(self._entrance.writer()) as connection, connection.begin():
                 if connection.exec_driver_sql(self._server.HAS_COMMITS).scalar_one():
                     return
                 for statement in self._server.CREATE_COMMITS:
@@ -425,31 +383,38 @@ class Router:
             ) from None
 
     def explain(self, sql: str, read_only: bool | None = None) -> Decision:
-        """Where a unit that begins with this statement would go now, and why. Sends nothing."""
+        """Say where a unit that begins with this statement would go now, and why. Nothing is sent."""
         self.start()
-        found = verdict(sql, self._dialect)
+        found = verdict(sql, self.gate.dialect)
         effect = self.gate.effect(found)
         write: Reason | None = None
         if read_only is False:
             write = Reason.DECLARED_WRITE
-        elif read_only is None and (
-            sql in self.gate.learned
-            or (effect is not Effect.READ and not (found.hint == "reader" and found.known is Effect.READ))
-        ):
-            write = Reason.NOT_A_READ
-        elif read_only is None and found.hint == "writer":
-            write = Reason.HINT
+        elif read_only is None:
+            write = reason_to_write(found, effect, None, self.gate.has_learned(sql))
         unit = Unit(read_only)
         self.causality.begin(unit)
         return self._entrance.decide(unit, write)._replace(effect=effect)
 
     def add_instance(self, address: str) -> None:
-        """Use one more instance, "host:port", from the moment it answers."""
-        self._monitor.add(config.instance(address, self._server))
+        """Use one more instance, from the moment it answers.
+
+        address: "host:port".
+
+        Raises ConfigurationError.
+        """
+        instance = urls.parse_instance(address, self._server)
+        urls.check_distinct((*self._monitor.topology, instance), self._fixed_address)
+        self._monitor.add(instance)
 
     def remove_instance(self, address: str) -> None:
-        """Use that instance no longer: idle connections are closed, those in use when they come back."""
-        instance = config.instance(address, self._server)
+        """Use an instance no longer. Its idle connections are closed at once, those in use at their end.
+
+        address: "host:port".
+
+        Raises ConfigurationError if it is not an instance of this router.
+        """
+        instance = urls.parse_instance(address, self._server)
         if instance.id not in self._monitor.topology.by_id:
             raise ConfigurationError(f"{instance.id} is not an instance of this router")
         self._monitor.remove(instance.id)
@@ -494,29 +459,51 @@ class Router:
         if instance is None:
             return Action.RAISE
         phase = self.gate.phase(unit)
-        action = decide(classify_error(error).failure, phase)
+        known = classify_error(error)
+        action = decide(known.failure, phase) if known.safe_to_repeat else Action.RAISE
         if action is Action.TO_WRITER:
             if unit.read_only is not None or unit.on_writer:
                 return Action.RAISE
+            unit.refused = error.statement
             self.gate.learn(error.statement)
             self.emit(events.Learned, instance.id, self._server.code(error.orig))
-        elif action is Action.REPEAT_ELSEWHERE:
+        elif action in (Action.REPEAT_ELSEWHERE, Action.REPEAT_UNPREPARED):
             unit.repeats += 1
             if unit.repeats > REPEATS or not self._repeats.allowed(instance.id, first=unit.repeats == 1):
                 return Action.RAISE
-            if not unit.on_writer:
+            if action is Action.REPEAT_ELSEWHERE and not unit.on_writer:
                 unit.avoid |= {instance.id}
             self.emit(events.Repeated, instance.id, type(error).__name__)
+        elif unit.on_writer and unit.refused is not None and unit.refused == error.statement:
+            self.gate.forget(unit.refused)  # the writer does not serve it either, so that it was not the reader's fault
         return action
 
     def engine(self, instance: Instance) -> Engine:
         """The engine of an instance."""
         return self._engines.engine(instance)
 
+    @property
+    def stand_in(self) -> Engine:
+        """An engine that stands for the cluster where a session class chooses among several engines. It never connects."""
+        return self._engines.stand_in
+
     def writer_engine(self) -> Engine:
         """The engine of the writer, waiting for one as a unit would."""
         self.start()
         return self.engine(self._entrance.writer())
+
+    def connected_writer_engine(self) -> Engine | None:
+        """The engine of the writer if it has connected before; waits for nobody."""
+        writer = self._monitor.topology.writer
+        engine = self.engine(writer) if writer is not None else None
+        return engine if engine is not None and engine.dialect.server_version_info is not None else None
+
+    def is_database(self, url: URL) -> bool:
+        """Whether a URL leads to the router's database, as its user, on one of its instances."""
+        own = self._settings.target.url
+        if (url.database, url.username) != (own.database, own.username) or url.host is None:
+            return False
+        return urls.instance_id(url, self._server) in self._monitor.topology.by_id
 
     # -- what the engines and the monitor call --------------------------------------------------------------------
 
@@ -534,25 +521,55 @@ class Router:
     def _forked(self) -> None:
         """In a forked child: connections, threads and held locks are the parent's; what it knew is to be heard again."""
         self._ready = False
+        self._log.forked()
         self.gate.forked()
         self._for_reads.forked()
         self._repeats.forked()
         self._engines.forked()
         self._monitor.forked()
 
-    def _changed(self, old: Topology, new: Topology, published_at: float) -> None:
+    def _changed(self, old: Topology, new: Topology, published_at: float) -> list[Callable[[], object]]:
         if new.readers:
             self._for_reads.turn_away()  # to look whether one of them will do
-        announce(self._engines, self.emit, old, new, published_at)
+        news = take_in(self._engines, self.emit.from_own_thread, old, new, published_at)
+        self._engines.keep(new.by_id)
+        return [*news, functools.partial(self._log.keep, new.by_id), self._log.tick]
 
 
-def _drop(connection: Connection | PoolProxiedConnection) -> None:
-    connection.invalidate()
-    connection.close()
+class _ByConnection:
+    """A unit that is a Connection of SQLAlchemy's."""
+
+    judge: Judge | None = None
+
+    def connect(self, engine: Engine) -> Connection:
+        return engine.connect()
+
+    def pooled(self, connection: Connection) -> PoolProxiedConnection:
+        return connection.connection
+
+    def drop(self, connection: Connection) -> None:
+        connection.invalidate()
+        connection.close()
 
 
-_CONNECTION: Door[Connection] = Door(lambda engine: engine.connect(), lambda connection: connection.connection, _drop)
-_RAW_CONNECTION: Door[PoolProxiedConnection] = Door(lambda engine: engine.raw_connection(), lambda raw: raw, _drop)
+class _ByRawConnection:
+    """A unit that is a connection of an engine's pool."""
+
+    judge: Judge | None = None
+
+    def connect(self, engine: Engine) -> PoolProxiedConnection:
+        return engine.raw_connection()
+
+    def pooled(self, connection: PoolProxiedConnection) -> PoolProxiedConnection:
+        return connection
+
+    def drop(self, connection: PoolProxiedConnection) -> None:
+        connection.invalidate()
+        connection.close()
+
+
+_CONNECTION = _ByConnection()
+_RAW_CONNECTION = _ByRawConnection()
 
 
 def _weakly(me: weakref.ref[Router], method: Callable[..., T], otherwise: T) -> Callable[..., T]:

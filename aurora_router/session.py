@@ -2,31 +2,37 @@
 
 The session stays SQLAlchemy's. What is added: get_bind() enters the unit where it belongs, execute() and its kin repeat a
 statement that had to move, and a commit leaves a requirement behind. What touches SQLAlchemy's private attributes is in the
-function _leave(), and nowhere else.
+functions _connection_to() and _leave(), and nowhere else.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Never, TypeVar
 
-from sqlalchemy import event
+from sqlalchemy import TextClause, event, inspect
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import DBAPIError, UnboundExecutionError
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.exc import DBAPIError, ResourceClosedError, StatementError
+from sqlalchemy.orm import InstanceState, ORMExecuteState, Session, SessionTransaction
+from sqlalchemy.orm.exc import StaleDataError
+from sqlalchemy.schema import ExecutableDDLElement, Sequence
 
-from aurora_router import guard
+from aurora_router import config, guard
 from aurora_router.core import events
 from aurora_router.core.failures import Action
 from aurora_router.core.selection import Reason
-from aurora_router.errors import ConfigurationError
+from aurora_router.diagnosis import FACTS
+from aurora_router.errors import ConfigurationError, RouterError
+from aurora_router.gate import refuse_inherited, watch
 from aurora_router.router import Router
-from aurora_router.unit import CommitCheck, Door, NotARead, Past, Run, Unit
+from aurora_router.texts import text_of
+from aurora_router.unit import CommitCheck, Judge, NotARead, Past, Run, Unit
 
 if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import CoreExecuteOptionsParameter
     from sqlalchemy.orm import Mapper
+    from sqlalchemy.pool import PoolProxiedConnection
     from sqlalchemy.sql import ClauseElement
 
     _Base = Session
@@ -34,6 +40,56 @@ else:
     _Base = object
 
 R = TypeVar("R")
+
+_BINDS = "a routing session gets its engines from the router; leave out bind, or give a Connection when you make the session"
+
+
+class _Call:
+    """A statement that a session is executing.
+
+    parameters: as Session.execute() takes them. options: given in the call. route: what all its execution options ask for.
+    of_write: whether SQLAlchemy reads with it what an UPDATE or DELETE will change, if it sends it at all.
+    left: how many places its session had left when this statement got its own.
+    """
+
+    __slots__ = ("left", "of_write", "options", "parameters", "route", "statement")
+
+    left: int
+
+    def __init__(
+        self, statement: Any, parameters: Any, options: Mapping[str, Any] | None, route: Any, *, of_write: bool = False
+    ) -> None:
+        self.statement = statement
+        self.parameters = parameters
+        self.options = options
+        self.route = route
+        self.of_write = of_write
+
+
+class _BySession:
+    """A unit of a session: its connection joins the session's transaction.
+
+    engine: where it tries, or has tried last.
+    """
+
+    __slots__ = ("engine", "judge", "options", "session")
+
+    engine: Engine
+
+    def __init__(self, session: Session, options: Mapping[str, Any] | None, judge: Judge | None) -> None:
+        self.session = session
+        self.options = options
+        self.judge = judge
+
+    def connect(self, engine: Engine) -> Connection:
+        self.engine = engine
+        return Session.connection(self.session, bind_arguments={"bind": engine}, execution_options=self.options)
+
+    def pooled(self, connection: Connection) -> PoolProxiedConnection:
+        return connection.connection
+
+    def drop(self, connection: Connection) -> None:
+        _leave(self.session, connection.engine, invalidate=True)
 
 
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
@@ -46,28 +102,53 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
     session._unit = session._unit_of = None  # the transaction knows its session: together they would wait for the collector
 
 
-class RoutingMixin(_Base):
-    """What makes a Session class a routing one: `class MySession(RoutingMixin, SQLModelSession)`.
+def _after_begin(session: Session, _: SessionTransaction, connection: Connection) -> None:
+    """Of a class that chooses among several engines: note whether its sessions use another one than the router's, and give one of
+    the router's the options that the class has chosen."""
+    assert isinstance(session, RoutingMixin)
+    unit = session._unit
+    if unit is None or unit.instance is None or connection.engine is not session._engine(unit):
+        session._was_elsewhere = True
+    elif session._chosen_options:
+        connection.execution_options(**session._chosen_options)
 
-    router: the Router. read_only: True: one reader and one read-only transaction a unit; False: the writer; None: the router
-    decides, reads before the first other statement run on a reader in autocommit. commit_check: what an OutcomeUnknown of this
-    session asks by, "xid" or "table", at the price of one more round trip a commit (see Router.run_transaction()); None: it
-    cannot tell. after: a consistency token; what it speaks of is seen by every read. Other arguments are the Session's;
-    `binds` may send some mappers to other engines, `bind` is not accepted.
+
+class RoutingMixin(_Base):
+    """Makes a class of sessions a routing one: `class MySession(RoutingMixin, SQLModelSession)`.
+
+    router: the Router.
+    read_only: True: one reader and one read-only transaction for each unit. False: the writer. None: the router decides; reads
+        before the first other statement run on a reader, in autocommit.
+    commit_check: how an OutcomeUnknown of this session finds out what happened, "xid" or "table", for one more round trip each
+        commit (see Router.run_transaction()). None: it cannot.
+    after: a consistency token. Every read sees what it speaks of.
+    options: other arguments of the Session. `binds` may send some mappers to other engines. `bind` may be a Connection, for
+        tests: everything runs on it, in its transaction (see `join_transaction_mode`), and nothing is routed.
+
+    A session class with a get_bind() of its own, as Flask-SQLAlchemy's, still chooses the engines of other databases. The
+    engine that it returns when it is asked for none in particular stands for the cluster. So does any engine of the router's
+    database.
     """
 
     router: Router
     _run: Run | None = None
     _commit_check: CommitCheck | None
     _read_only: bool | None
-    _unit: Unit | None
-    _unit_of: SessionTransaction | None
+    _unit: Unit | None = None
+    _unit_of: SessionTransaction | None = None
     _past: Past
-    _hint: Any
-    _statement: Any  # the one that is being executed
-    _elsewhere: bool
+    _joined: Connection | None = None  # the connection that everything runs on
+    _bind: Engine | Connection | None = None  # what Session.get_bind() finds as its own
+    _call: _Call | None = None  # the statement that is being executed
+    _left = 0  # places that units of this session have left, with the connection that they had there
+    _elsewhere = False  # statements may go to other engines than the router's: the class mixed in chooses, or `binds` do
+    _chosen_options: Mapping[str, Any] = {}  # that the class mixed in gives the cluster's engine
+    _overridden = False  # some class has a get_bind() of its own
+    _was_elsewhere = False  # a statement may have gone there
     _guarding: bool
     _unchecked = False  # what the flush that is under way is to write
+    _flush_context: Any = None  # SQLAlchemy's, of that flush
+    _in_bulk: list[InstanceState[Any]] | None = None  # objects that a bulk statement is about to write, to be checked before
 
     def __init__(
         self,
@@ -78,33 +159,50 @@ class RoutingMixin(_Base):
         after: str | None = None,
         **options: Any,
     ) -> None:
-        if args or options.get("bind") is not None:
-            raise ConfigurationError("a routing session gets its engines from the router; leave out bind")
+        bind = options.get("bind")
+        if args or not (bind is None or isinstance(bind, Connection)):
+            raise ConfigurationError(_BINDS)
         if not isinstance(router, Router):
             raise ConfigurationError("router= must be a Router")
-        if read_only is not True and read_only is not False and read_only is not None:  # 0 is neither
+        if read_only is not None and read_only is not True and read_only is not False:  # 0 is neither
             raise ConfigurationError(f"read_only={read_only!r}: use True, False or None")
-        if commit_check not in ("xid", "table", None):
+        if commit_check is not None and commit_check not in ("xid", "table"):
             raise ConfigurationError(f'commit_check={commit_check!r}: use "xid", "table" or None')
         self.router = router
         self._read_only = read_only
         self._commit_check = commit_check
         self._past = Past() if after is None else router.past(after)
-        self._unit = self._unit_of = self._hint = self._statement = None
-        self._elsewhere = bool(options.get("binds"))
-        self._guarding = router.stale_write_guard
+        if options.get("binds"):
+            self._elsewhere = self._was_elsewhere = True
+        self._guarding = router.stale_write_guard and bind is None
+        if bind is not None:
+            self._joined = bind
+            self._elsewhere = self._was_elsewhere = True
         super().__init__(**options)
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        listening = any(
-            event.contains(base, "after_transaction_end", _after_transaction_end)
-            for base in cls.__mro__
-            if issubclass(base, Session)
-        )
-        if issubclass(cls, Session) and not listening:
-            event.listen(cls, "after_transaction_end", _after_transaction_end)
-            event.listen(cls, "loaded_as_persistent", guard.loaded, raw=True)
+        if not issubclass(cls, Session):
+            return  # another mixin
+        bases = cls.__mro__
+        mixin = bases.index(RoutingMixin)
+        if mixin > bases.index(Session):
+            raise ConfigurationError(f"{cls.__name__}: RoutingMixin comes first, before the session class")
+        choosing = [base for base in bases if "get_bind" in vars(base) and base not in (RoutingMixin, Session)]
+        if any(base.__module__ == "sqlalchemy.ext.horizontal_shard" for base in choosing):
+            raise ConfigurationError(f"{cls.__name__}: a ShardedSession has no engine that a router could stand for")
+        cls._overridden = bool(choosing)
+        cls._elsewhere = any(bases.index(base) > mixin for base in choosing)
+
+        def listen(name: str, listener: Callable[..., None], **how: Any) -> None:
+            if not any(event.contains(base, name, listener) for base in bases if issubclass(base, Session)):
+                event.listen(cls, name, listener, **how)
+
+        listen("after_transaction_end", _after_transaction_end)
+        listen("loaded_as_persistent", guard.loaded, raw=True)
+        listen("before_flush", guard.flush_begins)
+        if choosing:
+            listen("after_begin", _after_begin)
 
     def run_under(self, run: Run, commit_check: CommitCheck | None) -> None:
         """Have this session's units belong to a run of Router.run_transaction()."""
@@ -112,18 +210,24 @@ class RoutingMixin(_Base):
 
     @property
     def spans_databases(self) -> bool:
-        """Whether `binds` may send statements of a unit to other engines than the router's."""
-        return self._elsewhere
+        """Whether statements of this session may have gone to other engines than the router's."""
+        return self._was_elsewhere
+
+    def serves(self, mapper: Mapper[Any], connection: Connection) -> bool:
+        """Whether the rows of a mapper are where this connection of the unit leads."""
+        return not (self._elsewhere or self._overridden) or self.get_bind(mapper) is connection.engine
 
     @property
     def consistency_token(self) -> str | None:
-        """What a later reader must have replayed to show what this session has committed, for another session's `after`.
+        """The token of what this session has committed, for another session's `after`; None if it has committed nothing and was
+        given none.
 
-        None where it has committed nothing, and was given nothing. Costs at most one query on the writer, and only when
-        something was written since it was asked last. Not for a unit that has not ended: its commit is still to come.
+        A unit that has not ended does not count, because its commit is still to come. It costs at most one query on the writer,
+        and nothing if nothing was written since the last time.
         """
         unit = self._unit
-        if unit is not None and unit.may_have_committed and not unit.noted:  # as text, or in autocommit
+        if unit is not None and not unit.noted and (unit.may_have_committed or unit.unseen_end() is not None):
+            # As text, in autocommit, or on the driver's own connection.
             self.router.causality.committed(unit)
         return self.router.token(self._past)
 
@@ -141,23 +245,67 @@ class RoutingMixin(_Base):
         """The engine of the instance where the unit is, after entering it there. `read_only` speaks for one statement."""
         if bind is not None:
             return bind
+        if self._in_bulk is not None:
+            return self._checked_bind(mapper, clause)
         if self._elsewhere:
             other = self._other_engine(mapper, clause, options)
             if other is not None:
                 return other
+            if self._joined is not None:
+                return self._joined
         unit = self._current_unit()
+        if unit.read_only and read_only is False:
+            unit.hint = "writer"
         if unit.instance is not None and (unit.on_writer or unit.read_only):
-            return self._engine(unit)
-        if mapper is None and clause is None:
-            clause = self._statement  # SQLAlchemy passes neither for some statements: a union of mapped columns
+            engine = self.router.engine(unit.instance)
+        else:
+            engine = self._engine_for(unit, mapper, clause, read_only)
+        if self._call is not None:
+            self._call.left = self._left
+        return engine
+
+    def _engine_for(self, unit: Unit, mapper: Any, clause: Any, read_only: bool | None) -> Engine:
+        """The engine of a unit that is nowhere yet, or may have to leave its reader, after entering it there."""
+        if mapper is None and clause is None and self._call is not None:
+            clause = self._call.statement  # SQLAlchemy passes neither for some statements: a union of mapped columns
         if mapper is None and clause is None:
             return self.router.writer_engine()  # somebody wants to look at an engine, not to connect
         if unit.read_only:
-            return self._enter(unit, None)
-        reason = self._reason_to_write(unit, clause, read_only)
+            return self._enter(unit, Reason.HINT if unit.hint == "writer" else None)
+        judging: Engine | None = None
+        reason: Reason | None = None
+        # A text is the same on every engine, and most that write need no reader chosen first.
+        if isinstance(clause, TextClause) and unit.read_only is None and read_only is None and unit.hint is None:
+            if clause.text in self.router.gate.writes:
+                return self._move(unit, Reason.NOT_A_READ)
+            judging = self.router.connected_writer_engine()
+            if judging is not None:
+                reason = self._judge(unit, clause, judging, False)
         if reason is None:
-            return self._engine(unit) if unit.instance is not None else self._enter(unit, None)
+            reason = self._reason_to_write(unit, clause, read_only)
+        if reason is None and unit.instance is None:
+
+            def judge(engine: Engine, thorough: bool) -> Reason | None:
+                return self._judge(unit, clause, engine, thorough) if thorough or judging is None else None
+
+            return self._enter(unit, None, judge=judge)
+        if reason is None:
+            engine = self._engine(unit)
+            reason = self._judge(unit, clause, engine, False) if judging is None else None
+            if reason is None:
+                return engine
         return self._move(unit, reason)
+
+    def _checked_bind(self, mapper: Any, clause: Any) -> Engine | Connection:
+        """get_bind() of a bulk statement, within the transaction that SQLAlchemy rolls back if this raises StaleRead. What the
+        statement writes to another database leaves the check to the first one that writes to the cluster."""
+        states, self._in_bulk = self._in_bulk or [], None
+        engine = self.get_bind(mapper, clause=clause)
+        if self._unit is not None and self._unit.instance is not None and engine is self._engine(self._unit):
+            guard.check_bulk(self, Session.connection(self, bind_arguments={"bind": engine}), states)
+        else:
+            self._in_bulk = states
+        return engine
 
     def _reason_to_write(self, unit: Unit, clause: Any, read_only: bool | None) -> Reason | None:
         """Why the unit must be on the writer for this clause; None when it may be a read, which the text will tell."""
@@ -165,19 +313,36 @@ class RoutingMixin(_Base):
             return Reason.DECLARED_WRITE
         if unit.hint == "writer":
             return Reason.HINT
-        if clause is None or getattr(clause, "is_dml", False) or self.twophase or self.in_nested_transaction():
+        if clause is None or _is_no_read(clause) or self.twophase or self.in_nested_transaction():
             return Reason.NOT_A_READ  # a flush, connection(), or SQL that says so itself
-        if unit.run is not None and unit.run.stale:
+        if unit.run is not None and unit.run.on_writer:
             return Reason.STALE_READ
+        if self._flush_context is not None or (self._call is not None and self._call.of_write):
+            return Reason.NOT_A_READ  # what a flush, or a bulk statement, loads decides what it writes
         if unit.instance is None and self.router.above_read_committed(self._isolation()):
             return Reason.ISOLATION
         if read_only:
             unit.hint = "reader"
         return None
 
+    def _judge(self, unit: Unit, clause: Any, engine: Engine, thorough: bool) -> Reason | None:
+        """Why the unit must be on the writer for the text that this engine would send; None when it may be a read, or the text is
+        not known yet: then the gate looks at it."""
+        call = self._call
+        parameters = translation = None
+        if call is not None:
+            parameters = call.parameters
+            translation = self._option("schema_translate_map", clause, call.options)
+        text = text_of(clause, parameters, engine, translation, thorough=thorough)
+        if text is None:
+            return None
+        reason = self.router.gate.reason_to_write(text, unit, thorough)
+        if reason is not None and isinstance(clause, TextClause):
+            self.router.gate.note_write(clause.text, text)
+        return reason
+
     def _isolation(self) -> str | None:
-        options: Mapping[str, Any] = getattr(self, "execution_options", {})  # new in SQLAlchemy 2.1
-        level: str | None = options.get("isolation_level")
+        level: str | None = self.execution_options.get("isolation_level")
         return level
 
     def _current_unit(self) -> Unit:
@@ -190,35 +355,33 @@ class RoutingMixin(_Base):
             unit.of_session = True
             self.router.causality.begin(unit, self._past)
             unit.run, unit.check = self._run, self._commit_check
-        unit.hint = self._hint
+        unit.hint = self._call.route if self._call is not None else None
         return unit
 
     def _engine(self, unit: Unit) -> Engine:
         assert unit.instance is not None
         return self.router.engine(unit.instance)
 
-    def _enter(self, unit: Unit, write: Reason | None, options: Mapping[str, Any] | None = None) -> Engine:
+    def _enter(
+        self,
+        unit: Unit,
+        write: Reason | None,
+        options: Mapping[str, Any] | None = None,
+        judge: Judge | None = None,
+    ) -> Engine:
         """Connect the unit where it belongs; the connection joins the session's transaction."""
-
-        reached: list[Engine] = []
-
-        def connect(engine: Engine) -> Connection:
-            reached.append(engine)
-            return Session.connection(self, bind_arguments={"bind": engine}, execution_options=options)
-
-        unit.isolation = (options or {}).get("isolation_level") or self._isolation()
-        door: Door[Connection] = Door(
-            connect,
-            lambda connection: connection.connection,
-            lambda connection: _leave(self, connection.engine, invalidate=True),
-        )
+        unit.isolation = (options.get("isolation_level") if options else None) or self._isolation()
+        door = _BySession(self, options, judge)
         try:
             connection = self.router.enter(unit, door, write)
-        except NotARead:  # a listener of after_begin has sent more than reads: what it set belongs to the unit
-            _leave(self, reached[-1])
+        except NotARead:  # a listener has sent more than reads and settings: what it did belongs to the unit
+            self.router.emit(events.MovedByListener, f"{door.engine.url.host}:{door.engine.url.port}")
+            _leave(self, door.engine)
             connection = self.router.enter(unit, door, Reason.NOT_A_READ)
         self._unit_of = self.get_transaction()
         if unit.on_writer and not unit.read_only:
+            if unit.read_only is False:
+                unit.wrote = True  # as it was declared, whatever its texts look like
             guard.on_writer(unit, connection)
         return connection.engine
 
@@ -226,32 +389,95 @@ class RoutingMixin(_Base):
         """Move the unit from its reader, if it has one, to the writer, where it stays."""
         left = unit.instance
         if left is not None:
-            if not unit.streaming:
-                _leave(self, self.router.engine(left))
+            connection = _connection_to(self, self._engine(unit))
+            if connection is not None and not connection.invalidated:
+                refuse_inherited(connection.connection)
+            self._leave_place(unit)
             self.router.emit(events.Moved, left.id, reason)
-        unit.instance = None
         return self._enter(unit, reason, options)
 
+    def _leave_place(self, unit: Unit) -> None:
+        """Take the unit's connection out of the session's transaction, unless rows are still to be read from it."""
+        if not unit.streaming:
+            _leave(self, self._engine(unit))
+        self._left += 1
+        unit.instance = None
+
     def _other_engine(self, mapper: Any, clause: Any, options: dict[str, Any]) -> Engine | Connection | None:
-        """What `binds` say of this mapper or clause."""
-        try:
-            return super().get_bind(mapper, clause=clause, **options)
-        except UnboundExecutionError:
+        """The engine that `binds`, or the class mixed in, choose for this mapper or clause; None for the cluster."""
+        found = self._chosen(mapper, clause=clause, **options)
+        stand_in = self.router.stand_in
+        if isinstance(found, Engine) and found.pool is stand_in.pool:
+            own = stand_in.get_execution_options()
+            self._choose_options({k: v for k, v in found.get_execution_options().items() if k not in own or own[k] != v})
             return None
+        if found is self._joined or (type(self)._elsewhere and self._stands_for_the_cluster(found)):
+            self._choose_options({})
+            return None
+        return found
+
+    def _chosen(self, *arguments: Any, **options: Any) -> Engine | Connection:
+        """The engine that the session would use without the mixin, the router's stand-in where it would have no other."""
+        self._bind = self.router.stand_in if self._joined is None else self._joined
+        try:
+            return super().get_bind(*arguments, **options)
+        finally:
+            self._bind = self._joined
+
+    def _choose_options(self, options: Mapping[str, Any]) -> None:
+        """Give the unit's connection these execution options, which the class mixed in has given the cluster's engine, until it
+        gives it others. Raises ConfigurationError for an isolation level, which would come too late."""
+        before = self._chosen_options
+        if options == before:
+            return
+        if "isolation_level" in options:
+            raise ConfigurationError(
+                "get_bind() chooses an isolation_level for the router's cluster; give it to the Router, in engine_options, "
+                "or to session.connection(execution_options=...)"
+            )
+        self._chosen_options = options
+        unit = self._unit
+        connection = _connection_to(self, self._engine(unit)) if unit is not None and unit.instance is not None else None
+        if connection is not None:
+            connection.execution_options(**{**dict.fromkeys(before), **options})
+
+    def _stands_for_the_cluster(self, found: Engine | Connection) -> bool:
+        """Whether the class gives this engine when it is asked for none in particular, or it leads to the router's database. One
+        with execution options of its own does not stand for the cluster: it may mean another schema."""
+        if type(found) is not Engine:
+            return False
+        try:
+            usual = self._chosen()
+        except Exception:  # a class that cannot answer without a mapper has no usual engine
+            usual = None
+        return found is usual or self.router.is_database(found.url)
+
+    @property
+    def bind(self) -> Engine | Connection | None:
+        """The Connection that the session was made with, on which everything runs; else None. Setting it to anything else raises
+        ConfigurationError, because it would change nothing."""
+        return self._bind
+
+    @bind.setter
+    def bind(self, bind: Engine | Connection | None) -> None:
+        if bind is not self._joined:
+            raise ConfigurationError(f"bind: {_BINDS}")
+        self._bind = bind
 
     def bind_mapper(self, mapper: Any, bind: Any) -> None:
         """As Session.bind_mapper(): this mapper's statements go to that engine and are not routed."""
-        self._elsewhere = True
+        self._elsewhere = self._was_elsewhere = True
         super().bind_mapper(mapper, bind)
 
     def bind_table(self, table: Any, bind: Any) -> None:
         """As Session.bind_table(): this table's statements go to that engine and are not routed."""
-        self._elsewhere = True
+        self._elsewhere = self._was_elsewhere = True
         super().bind_table(table, bind)
 
     # -- statements that may have to be repeated ------------------------------------------------------------------
 
     if not TYPE_CHECKING:  # for type checkers these are the Session's own, with all their overloads
+        execution_options: Mapping[str, Any] = getattr(Session, "execution_options", {})  # SQLAlchemy 2.0 has none
 
         def execute(self, statement: Any, params: Any = None, **options: Any) -> Any:
             """As Session.execute()."""
@@ -265,43 +491,77 @@ class RoutingMixin(_Base):
             """As Session.scalars()."""
             return self._repeatable(super().scalars, statement, params, options)
 
-    def _repeatable(self, call: Callable[..., R], statement: Any, params: Any, options: dict[str, Any]) -> R:
-        outer = self._statement, self._hint
-        self._statement, self._hint = statement, _route(statement, options)
+    def _repeatable(self, execute: Callable[..., R], statement: Any, params: Any, options: dict[str, Any]) -> R:
+        outer = self._call
+        given = options.get("execution_options")
+        of_write = options.get("_add_event") is not None  # only bulk statements use it; a scoped_session gives None
+        self._call = call = _Call(statement, params, given, self._option("route", statement, given), of_write=of_write)
+        if self.dispatch.do_orm_execute and not of_write:
+            options["_add_event"] = self._after_listeners
         try:
             while True:
+                call.left = self._left
                 try:
-                    result = call(statement, params, **options)
+                    result = execute(statement, params, **options)
                     unit = self._unit
                     if unit is not None and not unit.handed_out:
                         unit.read_at = time.monotonic()
                     return result
                 except Exception as error:
-                    if not self._recovered(error):
-                        raise
+                    if self._recovered(error, call):
+                        continue
+                    own = error.orig if type(error) is StatementError else None
+                    if isinstance(own, RouterError):  # of what a parameter has loaded
+                        raise own from own.__cause__
+                    raise
         finally:
-            self._statement, self._hint = outer
+            self._call = outer
 
-    def _recovered(self, error: Exception) -> bool:
+    def _after_listeners(self, state: ORMExecuteState) -> None:
+        """Note what the application's listeners of do_orm_execute have made of the options: this one comes last."""
+        call = self._call
+        assert call is not None
+        call.parameters, call.options = state.parameters, state.local_execution_options
+        call.route = self._option("route", state.statement, call.options)
+
+    def _option(self, name: str, statement: Any, given: Mapping[str, Any] | None) -> Any:
+        """An execution option of a statement, in SQLAlchemy's order; None without one."""
+        own = getattr(statement, "_execution_options", None)
+        options = self.execution_options
+        if not (given or own or options):
+            return None
+        value = given.get(name) if given else None
+        if value is None and own:
+            value = own.get(name)
+        if value is None:
+            value = options.get(name)
+        if value is not None and name == "route":
+            config.check_route(value)
+        return value
+
+    def _recovered(self, error: Exception, call: _Call) -> bool:
         """Whether the unit has been brought to another place, where the statement may be repeated."""
         unit = self._unit
         if unit is None or unit.instance is None:
             return False
+        if call.left != self._left and _lacks_connection(error):
+            return True  # what its parameters have loaded has brought the unit elsewhere: nothing was sent of it
         if isinstance(error, NotARead) and not unit.on_writer:
             self._move(unit, error.reason)
             return True
         if not isinstance(error, DBAPIError) or error.statement is not unit.text:
             return False  # another engine's, or not the database's at all
+        transaction = self.get_transaction()
+        if transaction is not None and not transaction.is_active:
+            return False  # of a flush, after which SQLAlchemy has rolled back
         action = self.router.failed_read(unit, error)
         if action is Action.TO_WRITER:
             self._move(unit, Reason.NOT_A_READ)
             return True
-        if action is Action.REPEAT_ELSEWHERE and not self.in_nested_transaction():
+        if action in (Action.REPEAT_ELSEWHERE, Action.REPEAT_UNPREPARED) and not self.in_nested_transaction():
             self.router.causality.left(unit)
             unit.text = None
-            if not unit.streaming:
-                _leave(self, self.router.engine(unit.instance))
-            unit.instance = None
+            self._leave_place(unit)
             unit.on_writer = False
             return True  # get_bind() finds another place for it
         return False
@@ -312,27 +572,71 @@ class RoutingMixin(_Base):
         execution_options: CoreExecuteOptionsParameter | None = None,
     ) -> Connection:
         """As Session.connection(): in a unit that is not read-only, the writer's."""
-        if bind_arguments is None or not bind_arguments.get("bind"):
+        if self._joined is None and (bind_arguments is None or not bind_arguments.get("bind")):
             unit = self._current_unit()
-            if not (self._elsewhere and bind_arguments) and self._enter_for_keeps(unit, execution_options):
+            if not ((self._elsewhere or self._overridden) and bind_arguments) and self._enter_for_keeps(unit, execution_options):
                 execution_options = None
             unit.read_at, unit.handed_out = None, True
-            if unit.on_writer:
-                unit.wrote = True  # whatever is done with the connection
             unit.only_reads = False
+            unit.leaves_traces = True
+            connection = super().connection(bind_arguments, execution_options)
+            watch(connection, self.router.gate.server)
+            is_whole = not connection.invalidated and unit.instance is not None and connection.engine is self._engine(unit)
+            if is_whole and unit.on_writer and not unit.read_only:
+                unit.wrote = True  # whatever is done with the connection
+                self.router.gate.hand_out(unit, connection.connection)
+            return connection
         return super().connection(bind_arguments, execution_options)
 
-    def begin_nested(self) -> SessionTransaction:
-        """As Session.begin_nested(): a savepoint needs a transaction, so an automatic unit moves to the writer."""
-        unit = self._current_unit()
-        self._enter_for_keeps(unit)
-        unit.only_reads = False
-        return super().begin_nested()
+    def begin(self, nested: bool = False) -> SessionTransaction:
+        """As Session.begin(): a savepoint needs a transaction, so an automatic unit moves to the writer."""
+        if nested and self._joined is None:
+            if self.get_transaction() is None:
+                super().begin()  # as SQLAlchemy does, also where autobegin=False keeps anything else from beginning
+            unit = self._current_unit()
+            self._enter_for_keeps(unit)
+            unit.only_reads = False
+        return super().begin(nested)
 
     def flush(self, *args: Any, **options: Any) -> None:
         """As Session.flush(); objects that were read from a reader are looked up on the writer before any is written."""
         self._unchecked = self._guarding
-        super().flush(*args, **options)
+        try:
+            super().flush(*args, **options)
+        except StaleDataError as error:
+            self._note_refused(error)
+            raise
+        finally:
+            self._flush_context = None
+
+    def _note_refused(self, error: StaleDataError) -> None:
+        """Note what it means that a row was deleted by others, or is of another version by now."""
+        if self._run is not None:
+            setattr(error, FACTS, self._run.refused())
+
+    def bulk_save_objects(self, objects: Iterable[object], *args: Any, **options: Any) -> None:
+        """As Session.bulk_save_objects(); objects that were read from a reader are looked up on the writer before."""
+        given = [*objects]
+        self._bulk(lambda: guard.marked(given), lambda: super(RoutingMixin, self).bulk_save_objects(given, *args, **options))
+
+    def bulk_update_mappings(self, mapper: Any, mappings: Iterable[dict[str, Any]]) -> None:
+        """As Session.bulk_update_mappings(); objects of these rows that were read from a reader are looked up on the writer
+        before."""
+        given = [*mappings]
+        self._bulk(
+            lambda: guard.named(self, inspect(mapper), given),
+            lambda: super(RoutingMixin, self).bulk_update_mappings(mapper, given),
+        )
+
+    def _bulk(self, touched: Callable[[], list[InstanceState[Any]]], write: Callable[[], None]) -> None:
+        self._in_bulk = (touched() or None) if self._guarding else None
+        try:
+            write()
+        except StaleDataError as error:
+            self._note_refused(error)
+            raise
+        finally:
+            self._in_bulk = None
 
     def _enter_for_keeps(self, unit: Unit, options: Any = None) -> bool:
         """Have the unit where it can stay whatever comes: a read-only one on its instance, any other on the writer. Whether it
@@ -348,36 +652,49 @@ class RoutingMixin(_Base):
         return True
 
 
+# Type checkers ask for it. At runtime its absence must be an error that says what to write, and no bare TypeError.
+_init: Any = RoutingMixin.__init__
+_init.__kwdefaults__["router"] = None
+
+
 class RoutingSession(RoutingMixin, Session):
-    """A Session for sessionmaker(class_=RoutingSession, router=router)."""
+    """A SQLAlchemy Session that is routed: `sessionmaker(class_=RoutingSession, router=router)`. Arguments are those of
+    RoutingMixin.
+    """
 
 
-def _route(statement: Any, options: dict[str, Any]) -> Any:
-    """The `route` that a statement's execution options ask for: "writer", "reader" or None."""
-    given = options.get("execution_options")
-    route = given.get("route") if given else None
-    if route is None:
-        own = getattr(statement, "_execution_options", None)
-        route = own.get("route") if own else None
-    if route not in (None, "writer", "reader"):
-        raise ConfigurationError(f'execution option route={route!r}: use "writer" or "reader"')
-    return route
+def _is_no_read(clause: Any) -> bool:
+    """Whether a statement is certain to be none, whatever its text."""
+    return (
+        getattr(clause, "is_dml", False)
+        or getattr(clause, "_for_update_arg", None) is not None
+        or isinstance(clause, (ExecutableDDLElement, Sequence))
+    )
 
 
-def _leave(session: Session, engine: Engine, *, invalidate: bool = False) -> None:
-    """Take the connection to this engine out of the session's transaction and back to its pool.
+def _lacks_connection(error: Exception) -> bool:
+    """Whether this may be the error of a statement whose connection was taken away before it was sent."""
+    return isinstance(error, (StatementError, ResourceClosedError, NotARead)) and not isinstance(error, DBAPIError)
+
+
+def _connection_to(session: Session, engine: Engine) -> Connection | None:
+    """The connection to this engine that the session's transaction has; None if it has none.
 
     SQLAlchemy has no public way: SessionTransaction._connections maps both the engine and the connection to
     (connection, transaction, should_commit, autoclose). Seen in 2.0 and 2.1; a test per version holds it.
     """
     transaction = session.get_transaction()
-    if transaction is None:
+    entry = transaction._connections.get(engine) if transaction is not None else None
+    return entry[0] if entry is not None else None
+
+
+def _leave(session: Session, engine: Engine, *, invalidate: bool = False) -> None:
+    """Take the connection to this engine out of the session's transaction and back to its pool. See _connection_to()."""
+    transaction, connection = session.get_transaction(), _connection_to(session, engine)
+    if transaction is None or connection is None:
         return
-    entry = transaction._connections.get(engine)
-    if entry is not None:
-        connection = entry[0]
-        if invalidate:
-            connection.invalidate()
-        connection.close()
-        for key in (engine, connection):  # last: what interrupts the closing leaves it to the session's own
-            transaction._connections.pop(key, None)
+    if invalidate:
+        connection.invalidate()
+    connection.close()
+    for key in (engine, connection):  # last: what interrupts the closing leaves it to the session's own
+        transaction._connections.pop(key, None)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from aurora_router.core.positions import Requirement
-from aurora_router.core.tokens import DOTS, LONGEST, SKEW, Token, latest
+from aurora_router.core.tokens import LONGEST, SKEW, Token, latest, unsigned
 from aurora_router.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ class Tokens:
         """What the token asks for; None when it is older than `ttl`. cluster: that it must be of. argument: how the caller calls
         it.
 
-        Raises TokenRefused for one that is malformed, of another cluster, or not signed with one of the keys.
+        Raises TokenRefused for one that is malformed, of another cluster, not signed with one of the keys, or dated so far in the
+        future that it would be honoured for more than twice its time.
         """
         if not isinstance(text, str) or len(text) > LONGEST or not text.isascii():
             raise TokenRefused("malformed", f"{argument}: a consistency token is a text of at most {LONGEST} ASCII characters")
@@ -64,20 +65,24 @@ class Tokens:
         if cluster is not None and token.cluster != cluster:
             message = f"{argument}: the consistency token is of another cluster ({token.cluster}, not {cluster})"
             raise TokenRefused("of another cluster", message)
-        now, age = time.monotonic(), max(time.time() - token.made_at / 1000, 0.0)
+        now, age = time.monotonic(), time.time() - token.made_at / 1000
+        if -age > max(self.ttl, MARGIN):
+            message = f"{argument}: the consistency token has a date more than {max(self.ttl, MARGIN):g} s in the future"
+            raise TokenRefused("dated in the future", message)
         if age > self.ttl:
             return None
         after = now - max(age - MARGIN, 0.0)
         if token.position is None:
             return Requirement(after, None)
-        return Requirement(after, token.position.epoch, token.position, given=True)
+        return Requirement(after, token.position.epoch, token.position, given=True, heard_at=now)
 
     def _parse(self, text: str) -> Token:
         if self._signer is not None:
-            if not self._signer.validate(text):
+            bare = unsigned(text)  # first, because the signer overlooks characters that are not of a signature's alphabet
+            if bare is None or not self._signer.validate(text):
                 message = "the consistency token is not signed with a key of this router"
                 raise TokenRefused("not signed with a key of this router", message)
-            text = text.rsplit(".", 1)[0]
+            text = bare
         try:
             return Token.parse(text)
         except ValueError:
@@ -94,10 +99,13 @@ def _signer(secrets: list[bytes]) -> Signer:
 
 
 def merge_tokens(*tokens: str | None) -> str | None:
-    """Of several tokens of one cluster, the one that implies the others; None where all are None.
+    """Return the one of several tokens of one cluster that implies the others; None if all are None.
 
-    Signatures are not looked at: whoever uses the token does that. Raises ConfigurationError for a malformed one, or for
-    tokens of two clusters.
+    Only the form of a signature is checked. The router that gets the token verifies it.
+
+    tokens: texts or None.
+
+    Raises ConfigurationError for a malformed token, or for tokens of two clusters.
     """
     texts: dict[Token, str] = {}
     for text in tokens:
@@ -106,7 +114,7 @@ def merge_tokens(*tokens: str | None) -> str | None:
         if not isinstance(text, str):
             raise ConfigurationError("these tokens cannot be merged: give each as an argument of its own, a text or None")
         try:
-            texts[Token.parse(text.rsplit(".", 1)[0] if text.count(".") > DOTS else text)] = text
+            texts[Token.parse(unsigned(text) or text)] = text
         except ValueError as error:
             raise ConfigurationError(f"these tokens cannot be merged: {error}") from None
     if not texts:

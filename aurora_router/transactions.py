@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from tenacity.wait import wait_base
 from aurora_router.core.failures import Facts, Failure
 from aurora_router.diagnosis import FACTS, classify_error
 from aurora_router.errors import AmbiguousWriter, ConfigurationError, RouterError, StaleRead
-from aurora_router.unit import CommitCheck, Row, Run
+from aurora_router.unit import CommitCheck, Run
 
 S = TypeVar("S", bound=Session)
 
@@ -75,6 +76,7 @@ class Attempt(Generic[S]):
         except Exception as failed:
             # Another database may have committed before this one could not; what a flush finds, it finds before any has.
             late = cast(Runnable, session).spans_databases and not isinstance(failed, StaleRead)
+            self.leave()  # the rollback tells whether all was undone
             if late or not self._may_run_again(failed):
                 raise
             self.error = failed
@@ -89,7 +91,7 @@ class Attempt(Generic[S]):
         return session is not None
 
     def _may_run_again(self, error: Exception) -> bool:
-        if self.run.committed:
+        if not self.run.is_undoable:
             return False
         if isinstance(error, AmbiguousWriter):
             return True
@@ -101,9 +103,12 @@ class Attempt(Generic[S]):
 
 
 def fault_of_nobody(error: BaseException) -> bool:
-    """Whether a run failed by what units do to each other, or met two writers and has sent nothing: that is no instance's
-    trouble, and the waits between the runs are enough to spare it."""
-    return isinstance(error, AmbiguousWriter) or classify_error(error).failure in (Failure.SERIALIZATION, Failure.DEADLOCK)
+    """Whether a run failed by what units do to each other, by a change of a table, by what a late reader has shown, or met two
+    writers and has sent nothing: that is no instance's trouble, and the waits between the runs are enough to spare it."""
+    return isinstance(error, AmbiguousWriter) or classify_error(error).failure in _NOBODYS
+
+
+_NOBODYS = (Failure.SERIALIZATION, Failure.DEADLOCK, Failure.OUTDATED, Failure.MISLED)
 
 
 def attempts(
@@ -131,11 +136,12 @@ def attempts(
         cast(Runnable, session).run_under(run, commit_check)
         return session
 
-    state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
-    stale: frozenset[Row] = frozenset()
-    refusals = 0
-    while True:
-        attempt = Attempt(state.attempt_number, Run(deadline, stale, refusals), make)
+    began = time.monotonic()
+    state: tenacity.RetryCallState | None = None  # most runs succeed at once, and need none
+    run: Run | None = None
+    for number in itertools.count(1):
+        run = Run(deadline, run)
+        attempt = Attempt(number, run, make)
         try:
             yield attempt
         except GeneratorExit:  # what is raised here would reach nobody
@@ -151,10 +157,10 @@ def attempts(
         error = attempt.error
         if error is None:
             return
-        stale |= attempt.run.found_stale
-        refusals = attempt.run.refusals
-        if deadline is None and state.attempt_number == 1:
-            state.start_time = time.monotonic()
+        if state is None:
+            state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
+            if deadline is not None:
+                state.start_time = began
         state.set_exception((type(error), error, error.__traceback__))
         state.upcoming_sleep = (wait or WAIT)(state)
         if stop(state) or not repeats(attempt.number, error):

@@ -6,20 +6,19 @@ import threading
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any, Generic, Literal, Self, TypeAlias, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias, TypeVar
 
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Mapper
 from sqlalchemy.pool import PoolProxiedConnection
 
-from aurora_router.core.failures import Facts
+from aurora_router.core.failures import Facts, Failure, Phase, facts
 from aurora_router.core.positions import LastRead, Requirement, merge
 from aurora_router.core.selection import Reason
 from aurora_router.core.statements import Effect
 from aurora_router.core.topology import Instance, ServerId
-from aurora_router.errors import Outcome, OutcomeUnknown, RouterError
-from aurora_router.limits import Places
+from aurora_router.errors import Outcome, OutcomeUnknown, Signal
+from aurora_router.limits import Place
 
 T = TypeVar("T")
 
@@ -29,7 +28,7 @@ Row: TypeAlias = tuple[Mapper[Any], tuple[Any, ...]]
 """A row as its objects know it: their mapper and the primary key."""
 
 
-class NotARead(RouterError):
+class NotARead(Signal):
     """Raised before a statement is sent to a reader in an automatic unit: the unit must move to the writer."""
 
     def __init__(self, effect: Effect, reason: Reason) -> None:
@@ -38,22 +37,53 @@ class NotARead(RouterError):
         super().__init__(reason.value)
 
 
+class Trouble(NamedTuple):
+    """A statement that has broken an instance or lost its connection, and where.
+
+    at: monotonic seconds. times: how often in a row the same statement has met the same failure.
+    """
+
+    text: str | None
+    failure: Failure
+    instance: str
+    server: ServerId
+    at: float
+    times: int
+
+
 class Run:
     """One run of a function that may be run again: what the units in it must know, and what they leave behind.
 
-    deadline: monotonic seconds until which they may wait for a writer; None: as long as any unit may. stale: rows that earlier
-    runs have read stale; where there are any, the units are on the writer from the start. refusals: how often the writer has
-    refused, until now, to write in them and in the earlier runs, though it is the writer.
+    deadline: monotonic seconds until which they may wait for a writer; None: as long as any unit may. before: the run that has
+    failed. stale: rows that earlier runs have read stale. on_writer: whether an earlier run was misled by a reader, so that the
+    units are on the writer from the start. refusals: how often the writer has refused, until now, to write in them and in the
+    earlier runs, though it is the writer. trouble: what a statement of this run and the earlier ones has met last.
     """
 
-    committed = False  # something of it may have been committed: it must not be run again
+    is_undoable = True  # nothing of it was committed, or has stayed in spite of a rollback, as far as anybody knows
     failed: Facts | None = None  # what the last error of its units means
     found_stale: frozenset[Row] = frozenset()  # rows that it has read stale itself
+    has_read_on_reader = False
+    misled = False  # by what a reader had shown
+    stale: frozenset[Row] = frozenset()
+    on_writer = False
+    refusals = 0
+    trouble: Trouble | None = None
 
-    def __init__(self, deadline: float | None, stale: frozenset[Row] = frozenset(), refusals: int = 0) -> None:
+    def __init__(self, deadline: float | None, before: Run | None = None) -> None:
         self.deadline = deadline
-        self.stale = stale
-        self.refusals = refusals
+        if before is not None:
+            self.stale = before.stale | before.found_stale
+            self.on_writer = before.on_writer or before.misled or bool(self.stale)
+            self.refusals = before.refusals
+            self.trouble = before.trouble
+
+    def refused(self) -> Facts:
+        """What it means that the writer has refused what the run wants to write. What a late reader has shown may be to blame:
+        then the next run reads on the writer, and what is refused there is the application's."""
+        self.misled = self.has_read_on_reader
+        self.failed = facts(Failure.MISLED if self.misled else Failure.CONSTRAINT, Phase.WRITER_STATEMENT)
+        return self.failed
 
 
 class Past:
@@ -113,9 +143,9 @@ def _at(read: LastRead) -> float:
 
 
 class Scope(Past):
-    """What everything that happens inside a causal scope has written and read: `with scope:`, as often as one likes.
+    """A causal scope: what everything that happens inside it has written and read. `with scope:` may be used again and again.
 
-    Inside is what runs in this thread or task until the block ends, and what is started there with a copy of its context.
+    Inside is what runs in this thread or task until the block ends, and what starts there with a copy of its context.
     """
 
     def __init__(self, owner: object, past: Past, ask: Callable[[Past], str | None]) -> None:
@@ -126,8 +156,10 @@ class Scope(Past):
 
     @property
     def token(self) -> str | None:
-        """What a later reader must have replayed to show all that was written here; None where nothing was, and nothing was
-        given. To ask costs at most one query on the writer, and only where something was written since it was asked last."""
+        """The token of what was written here; None if nothing was written and no token given.
+
+        It costs at most one query on the writer, and nothing if nothing was written since the last time.
+        """
         self.catch_up()
         return self._ask(self)
 
@@ -153,7 +185,8 @@ class Scope(Past):
             return  # there is nobody else: `but` has a connection
         for unit in [*self.units]:
             if unit is not but and unit.counts:
-                self.note(*unit.left_behind(unit.read_at), known=unit.last_reads)
+                unseen = unit.unseen_end() is not None
+                self.note(*unit.left_behind(unit.read_at), known=unit.last_reads, wrote=unseen)
 
 
 _scopes: ContextVar[tuple[Scope, ...]] = ContextVar("aurora_router_scopes", default=())
@@ -184,32 +217,63 @@ class Unit:
     read_at: float | None = None  # monotonic seconds: when its session had executed the last statement; None: it cannot tell
     noted = False  # all that it leaves behind, with its commit or with its connection
     handed_out = False  # its connection
+    ends: Callable[[], int] | None = None  # transactions that have ended on a connection that the user has
+    ends_known = 0
+    _ended_at: float | None = None
     waited = False  # for a reader
     shown = False  # where it is now it has executed a statement
+    queues = False  # it waits for a connection of its reader's pool, because no other reader has room
     avoid: frozenset[str] = frozenset()
     hint: Literal["writer", "reader"] | None = None  # of the statement that is being executed
     text: str | None = None  # of the last statement that passed the gate
     wrote = False
     may_have_committed = False  # something of that
+    committed = False  # by the COMMIT at its end
     only_reads = True  # nothing but READ statements so far
     repeats = 0
+    refused: str | None = None  # the text for which it had to leave its reader
+    trouble: Trouble | None = None  # that one of its statements has met last
+    leaves_traces = False  # on its connection, which a rollback does not take away
     streaming = False  # a server-side cursor may be open
+    watched = False  # before each statement there is something to look at: it streams, or only a guard keeps it from writing
+    holds = False  # a read-only transaction on its reader, because a listener of the application has set something there
     isolation: str | None = None  # what the session asked SQLAlchemy for
     run: Run | None = None
     check: CommitCheck | None = None  # how the fate of a COMMIT whose answer is lost is to be found out
     committing = False  # what was sent last may have committed
     outcome: Outcome | None = None  # of a COMMIT that was not answered, where the router found it out
     unknown: OutcomeUnknown | None = None  # the same, where it did not
-    borrowed: Places | None = None  # one of the places that the writer lends to reads, given back when the unit ends
+    borrowed: Place | None = None  # one of those that the writer lends to reads, given back when the unit ends
 
     def __init__(self, read_only: bool | None) -> None:
         self.read_only = read_only
 
     @property
+    def may_write(self) -> bool:
+        """Whether its statements may have written, even if all look like reads. A view may call a function that writes."""
+        return self.on_writer and not self.read_only and self.text is not None
+
+    @property
+    def spoils_connection(self) -> bool:
+        """Whether the next unit would meet on its connection what a run that has failed has left there."""
+        return self.leaves_traces and self.run is not None and not self.committed
+
+    @property
     def counts(self) -> bool:
         """Whether it may have been shown something, or have committed it, that was not noted yet."""
         told = self.wrote or self.read_at is not None or not self.of_session
-        return not self.noted and (self.handed_out or (self.text is not None and told))
+        sent = self.handed_out or (self.text is not None and told)
+        return not self.noted and (sent or (self.ends is not None and self.unseen_end() is not None))
+
+    def unseen_end(self) -> float | None:
+        """When it was found last that a transaction had ended on the connection that the user has (monotonic seconds); None if
+        none has. Nobody needs to have seen its COMMIT."""
+        if self.ends is not None:
+            ends = self.ends()
+            if ends != self.ends_known:
+                self._ended_at = time.monotonic()  # first: other threads look at it, too
+                self.ends_known = ends
+        return self._ended_at
 
     def left_behind(self, at: float | None) -> tuple[Requirement | None, LastRead | None]:
         """What those must see who are to see what it was shown by this moment (monotonic seconds; None: now)."""
@@ -223,15 +287,27 @@ class Unit:
 
     def give_back(self) -> None:
         """Leave the place of the writer's that it has borrowed, if it has."""
-        borrowed, self.borrowed = self.borrowed, None
-        if borrowed is not None:
-            borrowed.give_back()
+        if self.borrowed is not None:
+            self.borrowed.give_back()
 
 
-@dataclass(frozen=True, slots=True)
-class Door(Generic[T]):
-    """How a unit gets in at an engine: connect, what the pool's connection inside is, and how to get rid of it."""
+Judge: TypeAlias = Callable[[Engine, bool], Reason | None]
+"""Why the statement that a unit enters for must be on the writer, as that engine would send it; None if it may be a read. The
+second argument says whether to find out at any price."""
 
-    connect: Callable[[Engine], T]
-    pooled: Callable[[T], PoolProxiedConnection]
-    drop: Callable[[T], None]
+
+class Door(Protocol[T]):
+    """How a unit gets in at an engine."""
+
+    @property
+    def judge(self) -> Judge | None: ...
+
+    def connect(self, engine: Engine) -> T: ...
+
+    def pooled(self, connection: T) -> PoolProxiedConnection:
+        """The pool's connection inside of what connect() gave."""
+        ...
+
+    def drop(self, connection: T) -> None:
+        """Get rid of it."""
+        ...

@@ -9,6 +9,7 @@ read saves (it needs one, a plain unit three, counted on the wire) counts for mo
 
   automatic read    with Session() as s: s.get(Row, id)         RoutingSession against Session on an engine of that reader
   insert, commit    with Session() as s: s.add(Row()); commit   RoutingSession against Session on an engine of the writer
+  text(), lock      the same with an INSERT as text(), and with select().with_for_update(): no flush says that they write
   run_transaction   the same insert in router.run_transaction, against the plain Session's insert and commit; on MariaDB with the
                     row in the commit table that it needs there
   connect           with router.connect(read_only=True) and one statement, against engine.connect()
@@ -38,7 +39,7 @@ from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from common import Options, Report, interleave, median, options, progress, ratio, starting, take_core
-from sqlalchemy import String, create_engine, make_url, select
+from sqlalchemy import Executable, String, bindparam, create_engine, make_url, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from aurora_router import Effect, Router, RoutingSession, classify
@@ -133,7 +134,7 @@ def reading(report: Report, how: Options, cluster: Cluster[Any]) -> None:
 
 
 def writing(report: Report, how: Options, cluster: Cluster[Any]) -> None:
-    """An automatic unit of one insert and commit."""
+    """An automatic unit of one insert and commit, and of others that must be on the writer."""
     progress("one insert and commit")
     plain_engine = create_engine(cluster.url)
     with Router(cluster.url, instances=[i.address for i in cluster.readers]) as router:
@@ -153,11 +154,29 @@ def writing(report: Report, how: Options, cluster: Cluster[Any]) -> None:
         def again() -> None:
             router.run_transaction(routed_session, lambda session: session.add(Row(name="new", amount=1)))
 
-        ours, run, theirs = interleave((routed, again, plain), rounds=20 if how.quick else 100, units=50)
+        def by(make: Callable[[], Session], statement: Executable) -> Callable[[], None]:
+            def execute() -> None:
+                with make() as session:
+                    session.execute(statement, {"id": -1})
+                    session.commit()
+
+            return execute
+
+        rounds = 20 if how.quick else 100
+        ours, run, theirs = interleave((routed, again, plain), rounds=rounds, units=50)
+        table = plain_engine.dialect.identifier_preparer.format_table(Row.__table__)  # a reserved word on MySQL
+        insert = text(f"INSERT INTO {table} (name, amount) VALUES ('new', :id)")
+        lock = select(Row).where(Row.id == bindparam("id")).with_for_update()
+        texts = interleave((by(routed_session, insert), by(plain_session, insert)), rounds=rounds, units=50)
+        locks = interleave((by(routed_session, lock), by(plain_session, lock)), rounds=rounds, units=50)
     plain_engine.dispose()
     report.add("one insert and commit, automatic unit / plain Session", ratio(ours, theirs), "x", 1.10)
     report.add("  automatic unit", median(ours) * US, "us")
     report.add("  plain Session", median(theirs) * US, "us")
+    for name, (mine, other) in (("text() insert and commit", texts), ("select().with_for_update() and commit", locks)):
+        report.add(f"{name}, automatic unit / plain Session", ratio(mine, other), "x", 1.15)
+        report.add("  automatic unit", median(mine) * US, "us")
+        report.add("  plain Session", median(other) * US, "us")
     report.add("one insert in run_transaction / plain Session's insert and commit", ratio(run, theirs), "x", 1.35)
     where = "by their xid" if FAMILIES[how.engine].XIDS else "in the commit table"
     report.add(f"  run_transaction, which looks lost COMMITs up {where}", median(run) * US, "us")

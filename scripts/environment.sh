@@ -1,4 +1,5 @@
-# Sourced by scripts/demo, scripts/test and .ci/run: virtual environments and MariaDB's servers, made or installed when missing.
+# Sourced by scripts/demo, scripts/test and .ci/run: virtual environments, MariaDB's servers and PgBouncer, made or installed when
+# missing.
 
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
@@ -47,16 +48,10 @@ find_python() {
 # MariaDB's servers: those that are there, or else Debian's. The packages are the programs alone: mariadb-server would also make
 # a database of the system's, and start its server.
 mariadb() {
-    local packages=(mariadb-server-core mariadb-client-core) log
     if mariadb_is_there; then
         return
     fi
-    if ((EUID == 0)) && command -v apt-get >/dev/null; then
-        log=$(mktemp)
-        echo "installing ${packages[*]} ..." >&2
-        { install_packages "${packages[@]}" || { apt-get update && install_packages "${packages[@]}"; }; } &>"$log" || tail -n 5 "$log" >&2
-        rm -f "$log"
-    fi
+    install mariadb-server-core mariadb-client-core
     if ! mariadb_is_there; then
         echo "MariaDB's server is missing (mariadbd, mariadb-install-db); on Debian and Ubuntu: apt-get install mariadb-server" >&2
         return 1
@@ -76,6 +71,28 @@ in_container() {
 mariadb_is_there() {
     local PATH="$PATH:/usr/sbin:/usr/bin:/usr/libexec:/usr/local/sbin:/usr/local/bin"
     command -v mariadbd >/dev/null && { command -v mariadb-install-db || command -v mysql_install_db; } >/dev/null
+}
+
+# PgBouncer: the one that is there, or else Debian's. Tests that want it say so where it cannot be had.
+pooler() {
+    pooler_is_there || install pgbouncer
+    pooler_is_there || echo "pgbouncer is missing; on Debian and Ubuntu: apt-get install pgbouncer" >&2
+}
+
+pooler_is_there() {
+    local PATH="$PATH:/usr/sbin:/usr/local/sbin"
+    type -P pgbouncer >/dev/null
+}
+
+# install PACKAGE...: Debian's, where this is root; says what went wrong, and goes on.
+install() {
+    local log
+    if ((EUID == 0)) && command -v apt-get >/dev/null; then
+        log=$(mktemp)
+        echo "installing $* ..." >&2
+        { install_packages "$@" || { apt-get update && install_packages "$@"; }; } &>"$log" || tail -n 5 "$log" >&2
+        rm -f "$log"
+    fi
 }
 
 install_packages() {

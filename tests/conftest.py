@@ -1,12 +1,19 @@
 """The project's own tests use the plugin that its users can use."""
 
 import signal
+from typing import Any
 
+import hypothesis
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.engines import LEFT_OUT, here
 
 pytest_plugins = ["aurora_router.local.pytest_plugin"]
+
+# How long one example takes depends on what else the machine does.
+hypothesis.settings.register_profile("aurora_router", deadline=None)
+hypothesis.settings.load_profile("aurora_router")
 
 # A shell starts what it runs in the background with SIGINT ignored, and children inherit that: Ctrl-C would do nothing to them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -21,9 +28,33 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("aurora_engine", named, indirect=True, scope="session")
 
 
+class ByCluster(LoadScopeScheduling):
+    """Gives each process the tests of a file that run on the same servers, because they share a cluster."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, test = nodeid.partition("::")
+        return f"{file} {next((engine for engine in ('mariadb', 'mysql') if engine in test.partition('[')[2]), '')}"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return ByCluster(config, log)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """What a process could not run its tests with is told by the one that started it."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = LEFT_OUT
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    LEFT_OUT.update(getattr(node, "workeroutput", {}).get("left_out", {}))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for engine, why in LEFT_OUT.items():
-        terminalreporter.write_line(f"tests: not run with {engine}: {why}")
+    for what, why in LEFT_OUT.items():
+        terminalreporter.write_line(f"tests: not run with {what}: {why}")
 
 
 @pytest.fixture(scope="session")

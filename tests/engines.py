@@ -4,7 +4,7 @@ from aurora_router.local import LocalClusterError
 from aurora_router.local.system import find_mysql
 
 LEFT_OUT: dict[str, str] = {}
-"""The engines that tests were not run with, and why."""
+"""What tests were not run with (an engine, an image, a program), and why."""
 
 _missing: dict[str, str] = {}
 try:  # the others are had everywhere (scripts/test)

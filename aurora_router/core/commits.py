@@ -1,9 +1,9 @@
 """What became of a COMMIT whose answer was lost: outcome(note, evidence), from what the newest writer says. Never a guess.
 
 PostgreSQL tells for 64-bit transaction ids (xids) whether they committed, also after a promotion. It lies in one case: the
-promoted reader never saw the transaction and has used its xid again. The note's position tells them apart. It lies behind the
-transaction's first record, and before the record of its COMMIT, so a server whose log was replayed to an end before the note's
-position has not got the COMMIT, and one that replayed more knows that the xid is taken.
+promoted reader never saw the transaction and has used its xid again. The note's position tells them apart: the note writes a
+record of the transaction, and its position lies behind that record and before the record of the COMMIT. So a server whose log
+was replayed to an end before the note's position has not got the COMMIT, and one that replayed more knows that the xid is taken.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aurora_router.errors import Outcome
 class Note(NamedTuple):
     """What was noted of a transaction before its COMMIT was sent.
 
-    xid: the transaction's. position: the writer's insert position at that moment.
+    xid: the transaction's. position: right behind a record of the transaction, and before the record of its COMMIT.
     recovered: where the writer's last recovery had ended, None where it was started without one. server: the writer.
     readers: the servers that were readers then; one of them may be the writer by now.
     """
@@ -55,6 +55,8 @@ def outcome(note: Note, evidence: Evidence) -> Outcome:
     a reader that was one when the note was taken, the end of that recovery decides whether the xid is still the same
     transaction's. On any other timeline, and where a restart has wiped out where the recovery ended, it cannot be known.
     """
+    if evidence.server.cluster != note.server.cluster:
+        return Outcome.UNKNOWN  # the cluster was made anew: the xid is another transaction's
     same_life = evidence.server.life == note.server.life
     if evidence.epoch == note.position.epoch:
         if same_life and evidence.recovered == note.recovered:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 Hint: TypeAlias = Literal["writer", "reader"]
@@ -21,6 +21,13 @@ class Effect(enum.IntEnum):
     WRITE = 5  #: writes, locks, or might
 
 
+class Recall(enum.Enum):
+    """What of a connection's past a statement asks for."""
+
+    STATEMENT = enum.auto()  #: what the statements before it have left: FOUND_ROWS(), SHOW WARNINGS
+    VARIABLE = enum.auto()  #: the value of a user's variable
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What is known about one text.
@@ -30,8 +37,17 @@ class Verdict:
     functions: the unknown functions, lower case unless quoted (MySQL: always), `schema.name` where the text says so; empty
         where `known` equals `effect`. A quoted name that contains a dot or a quote keeps its quotes.
     ends: it may end a transaction by itself: COMMIT, ROLLBACK, what commits implicitly, and what cannot be read.
+    unguards: it may take away what keeps a read-only transaction, or its connection, from writing: the access mode, or the
+        transaction itself. What counts as a write says nothing of this.
+    locks: it takes a lock by name, which means something on the writer only, though any server gives one and its effect is
+        CONNECTION.
+    recalls: what it asks of the connection's past, if nothing else makes it more than a read; its effect is CONNECTION.
+    traceless: it reads, writes or locks rows, and leaves nothing else on its connection: no lock by name, setting or variable.
+    in_doubt: a setting of the connection, which the text does not show, might make less of it (see `statements.in_mode`).
     hint: what a comment `/*@writer*/` or `/*@reader*/` asks for; it changes nothing else here. If the text
         has both, the writer.
+
+    Two verdicts are equal if they say the same of what the text does, whether or not its connection has to be asked first.
     """
 
     effect: Effect
@@ -39,6 +55,11 @@ class Verdict:
     functions: frozenset[str] = frozenset()
     hint: Hint | None = None
     ends: bool = False
+    traceless: bool = field(default=False, compare=False)
+    in_doubt: bool = field(default=False, compare=False)
+    recalls: Recall | None = field(default=None, compare=False)
+    unguards: bool = field(default=False, compare=False)
+    locks: bool = field(default=False, compare=False)
 
     def effect_given(self, read_only_functions: Container[str]) -> Effect:
         """The effect when the functions named are known to be harmless.

@@ -1,4 +1,4 @@
-"""Frozen records of what happened. Logs, metrics, traces and live views listen to them; nothing branches on them.
+"""Frozen records of what happened. Logs, metrics, traces and live views listen to them, and no code branches on them.
 
 No record carries a statement's text, a parameter or a credential.
 """
@@ -12,7 +12,10 @@ from aurora_router.core.selection import Reason
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """A unit went to an instance (first use in the unit, or a move)."""
+    """A unit went to an instance: its first one, or the writer after a move.
+
+    reason: why that instance was chosen.
+    """
 
     instance: str
     reason: Reason
@@ -20,7 +23,11 @@ class Routed:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A unit left its reader for the writer."""
+    """A unit left its reader for the writer.
+
+    instance: the reader.
+    reason: why the unit must be on the writer.
+    """
 
     instance: str
     reason: Reason
@@ -28,7 +35,11 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class Repeated:
-    """A read failed with its instance and is being repeated elsewhere."""
+    """A read failed with its instance, and is retried elsewhere.
+
+    instance: the one that failed.
+    error: the class of the error.
+    """
 
     instance: str
     error: str
@@ -36,8 +47,10 @@ class Repeated:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """A reader refused a statement that looked like a read; from now on it goes to the writer. code: the SQLSTATE on PostgreSQL,
-    the error's number on MySQL and MariaDB."""
+    """A reader refused a statement that looked like a read. Its text goes to the writer for ten minutes if the writer serves it.
+
+    code: the SQLSTATE on PostgreSQL, the error's number on MySQL and MariaDB.
+    """
 
     instance: str
     code: str | int | None
@@ -45,15 +58,60 @@ class Learned:
 
 @dataclass(frozen=True, slots=True)
 class WaitedForWriter:
-    """A unit waited for a writer. seconds: how long. found: the instance, or None when it gave up."""
+    """A unit waited for a writer, and its wait has ended.
+
+    seconds: how long it waited.
+    found: the instance; None if the unit gave up.
+    """
 
     seconds: float
     found: str | None
 
 
 @dataclass(frozen=True, slots=True)
+class WaitingForWriter:
+    """Units wait for a writer. Sent at most once in 10 s.
+
+    units: how many wait.
+    said: what each instance last said.
+    """
+
+    units: int
+    said: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NoReaderQualifies:
+    """Reads go to the writer, because no reader qualifies. Sent at most once in 10 s.
+
+    writer: the instance that gets them.
+    reads: the number of units since the last such event.
+    said: what each instance last said.
+    """
+
+    writer: str
+    reads: int
+    said: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectFailed:
+    """A unit could not get a new connection to an instance.
+
+    why: the words of the driver or the server.
+    """
+
+    instance: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class RunAgain:
-    """A unit of run_transaction failed and is being run again. number: of the run that failed. error: its class."""
+    """A unit of run_transaction failed, and runs again.
+
+    number: the number of the run that failed, beginning with 1.
+    error: the class of the error.
+    """
 
     number: int
     error: str
@@ -61,9 +119,10 @@ class RunAgain:
 
 @dataclass(frozen=True, slots=True)
 class RetriesRefused:
-    """Repeats were refused, because they were too many for the traffic; told at most once a second.
+    """Retries were refused, because they were too many for the traffic. Sent at most once a second.
 
-    instance: where the last of them failed, None for a run of run_transaction. refused: how many since this was last told.
+    instance: where the last of them failed; None for a run of run_transaction.
+    refused: the number of refusals since the last such event.
     """
 
     instance: str | None
@@ -72,9 +131,11 @@ class RetriesRefused:
 
 @dataclass(frozen=True, slots=True)
 class CommitResolved:
-    """The answer to a COMMIT was lost, and the newest writer was asked. seconds: how long that took.
+    """The answer to a COMMIT was lost, and the newest writer was asked.
 
+    instance: where the COMMIT was sent.
     outcome: "committed", "not committed" or "cannot be known".
+    seconds: how long the answer took.
     """
 
     instance: str
@@ -84,14 +145,31 @@ class CommitResolved:
 
 @dataclass(frozen=True, slots=True)
 class TokenIgnored:
-    """A consistency token that came with a request or a message does not count. reason: why; nothing of its text is in it."""
+    """A consistency token of a request or a message does not count.
+
+    reason: why. Nothing of the token's text is in it.
+    """
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
+class MovedByListener:
+    """A listener of the application sent more than reads and settings when a unit came to a reader, so the unit goes to the
+    writer.
+
+    instance: the reader.
+    """
+
+    instance: str
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceUp:
-    """An instance answers (again)."""
+    """An instance answers, for the first time or again.
+
+    role: "writer" or "reader".
+    """
 
     instance: str
     role: str
@@ -99,7 +177,10 @@ class InstanceUp:
 
 @dataclass(frozen=True, slots=True)
 class InstanceDown:
-    """An instance stopped answering or cannot be used. error: what was last heard."""
+    """An instance does not answer any more, or cannot be used from the start.
+
+    error: what the router last heard of it.
+    """
 
     instance: str
     error: str
@@ -107,7 +188,11 @@ class InstanceDown:
 
 @dataclass(frozen=True, slots=True)
 class WriterChanged:
-    """The writer is another one, or none. epoch: the newest known."""
+    """Another instance is the writer, or none is.
+
+    old, new: the instances; None if there was or is no writer.
+    epoch: the newest one that is known.
+    """
 
     old: str | None
     new: str | None
@@ -116,7 +201,10 @@ class WriterChanged:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionsDiscarded:
-    """An instance's pooled connections were discarded at once; those in use were cut where `cut` says how many."""
+    """An instance's pooled connections were discarded at once.
+
+    cut: how many connections in use were cut as well.
+    """
 
     instance: str
     cut: int
@@ -125,7 +213,10 @@ class ConnectionsDiscarded:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionRefused:
-    """A new connection was discarded because it reached another server than the topology knows there."""
+    """A new connection reached another server than the topology knows there, and was discarded.
+
+    why: what the server is.
+    """
 
     instance: str
     why: str
@@ -134,9 +225,13 @@ class ConnectionRefused:
 Event = (
     Routed
     | Moved
+    | MovedByListener
     | Repeated
     | Learned
     | WaitedForWriter
+    | WaitingForWriter
+    | NoReaderQualifies
+    | ConnectFailed
     | RunAgain
     | RetriesRefused
     | CommitResolved

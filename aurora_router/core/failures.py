@@ -15,13 +15,17 @@ class Failure(enum.Enum):
     CONNECT = "no connection could be made"
     BUSY = "the instance has no room for one more connection"
     LOST = "the connection was lost"
+    ENDED = "the connection was lost by the statement's own fault: it was killed, or is too much for a server"
     BROKEN = "the instance failed inside: its disk, its memory, an internal error"
     CONFLICT = "the reader cancelled the statement because replay needed its rows gone"
     READ_ONLY = "the instance is read-only"
     NOT_HERE = "the instance cannot do this, as a reader or at all"
+    OUTDATED = "what the connection had prepared is out of date"
     SERIALIZATION = "the transaction could not be serialized with others"
     DEADLOCK = "the transaction was the victim of a deadlock"
-    OVERTIME = "the server ended the session, for the unit took longer than its time limits allow"
+    CONSTRAINT = "a key or another constraint was violated"
+    MISLED = "a constraint was violated by a unit of run_transaction that had read on a reader"
+    OVERTIME = "the server ended the session, because the unit took longer than its time limits allow"
     TIMED_OUT = "the driver's time limit was over before the answer came"
     REFUSED = "the credentials or the database were refused"
     OTHER = "the statement's own fault"
@@ -31,6 +35,7 @@ class Action(enum.Enum):
     """What the router does about it."""
 
     REPEAT_ELSEWHERE = "repeat on another instance"
+    REPEAT_UNPREPARED = "repeat on a connection that has prepared nothing"
     TO_WRITER = "move the unit to the writer and repeat there"
     WAIT_FOR_WRITER = "wait for a writer, then try again"
     RESOLVE = "find out what became of the COMMIT"
@@ -47,27 +52,35 @@ class Phase(enum.Enum):
     READER_TRANSACTION = "a statement in flight in a reader's transaction"
     WRITER_CONNECTING = "connecting to the writer"
     WRITER_UNSENT = "on the writer, nothing sent yet"
-    WRITER_STATEMENT = "a statement in flight in the writer's transaction"
+    WRITER_FIRST = "the first statement in flight of the writer's transaction"
+    WRITER_STATEMENT = "a later statement in flight in the writer's transaction"
     COMMIT = "COMMIT in flight"
 
 
 _BEFORE_READER = (Phase.READER_CONNECTING, Phase.READER_UNSENT)
 _BEFORE_WRITER = (Phase.WRITER_CONNECTING, Phase.WRITER_UNSENT)
-_IN_TRANSACTION = (Phase.READER_TRANSACTION, Phase.WRITER_STATEMENT)
+_ON_WRITER = (Phase.WRITER_FIRST, Phase.WRITER_STATEMENT)
+_IN_TRANSACTION = (Phase.READER_TRANSACTION, *_ON_WRITER)
 _A = Action
 
 _ROWS: tuple[tuple[tuple[Failure, ...], tuple[Phase, ...], Action], ...] = (
     # Nothing was sent: the next instance, or the next writer, will do.
     ((Failure.CONNECT, Failure.BUSY, Failure.LOST, Failure.TIMED_OUT, Failure.BROKEN), _BEFORE_READER, _A.REPEAT_ELSEWHERE),
     ((Failure.CONNECT, Failure.BUSY, Failure.LOST, Failure.TIMED_OUT), _BEFORE_WRITER, _A.WAIT_FOR_WRITER),
+    ((Failure.REFUSED,), (Phase.READER_CONNECTING,), _A.REPEAT_ELSEWHERE),  # maybe by this one alone
     # A read that took nothing with it.
     ((Failure.LOST, Failure.BROKEN, Failure.CONFLICT), (Phase.READ,), _A.REPEAT_ELSEWHERE),
     ((Failure.READ_ONLY, Failure.NOT_HERE), (Phase.READ,), _A.TO_WRITER),
+    # A statement that the server has not begun to execute, before which there was none.
+    ((Failure.OUTDATED,), (Phase.READ, Phase.WRITER_FIRST), _A.REPEAT_UNPREPARED),
     # A transaction that is gone, and certainly did not commit.
     ((Failure.LOST,), _IN_TRANSACTION, _A.RUN_AGAIN),
+    ((Failure.OUTDATED,), (Phase.READER_TRANSACTION, Phase.WRITER_STATEMENT), _A.RUN_AGAIN),
     ((Failure.SERIALIZATION, Failure.DEADLOCK), (Phase.READ, *_IN_TRANSACTION), _A.RUN_AGAIN),
     ((Failure.CONFLICT, Failure.BROKEN), (Phase.READER_TRANSACTION,), _A.RUN_AGAIN),
-    ((Failure.READ_ONLY,), (Phase.WRITER_STATEMENT,), _A.RUN_AGAIN),  # it is the writer no longer
+    ((Failure.READ_ONLY,), _ON_WRITER, _A.RUN_AGAIN),  # it is the writer no longer
+    # The writer would not have shown what led to it.
+    ((Failure.MISLED,), (*_ON_WRITER, Phase.COMMIT), _A.RUN_AGAIN),
     # An answer that says no, and an answer that never came.
     ((Failure.SERIALIZATION, Failure.DEADLOCK, Failure.READ_ONLY), (Phase.COMMIT,), _A.RUN_AGAIN),
     ((Failure.LOST, Failure.OVERTIME, Failure.TIMED_OUT), (Phase.COMMIT,), _A.RESOLVE),
@@ -90,9 +103,10 @@ def decide(failure: Failure, phase: Phase) -> Action:
 class Facts(NamedTuple):
     """What is known of a failed call.
 
-    failure: what kind it was. sent: whether anything of it may have reached a server. outcome_known: whether it is known what
-    the servers made of it. safe_to_repeat: whether the unit that met it may be run again, from its beginning, without doing
-    anything twice.
+    failure: the kind of failure.
+    sent: whether anything of it may have reached a server.
+    outcome_known: whether it is known what the servers made of it.
+    safe_to_repeat: whether the unit that met it may run again, from its beginning, without doing anything twice.
     """
 
     failure: Failure

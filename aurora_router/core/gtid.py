@@ -11,7 +11,7 @@ import base64
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 from aurora_router.core.positions import Position
@@ -56,16 +56,24 @@ class GtidSet:
         mine = dict(self.sources)
         return all(source in mine and _contains(mine[source], runs) for source, runs in other.sources)
 
+    def reaches(self, other: Position) -> bool:
+        return isinstance(other, GtidSet) and self.covers(replace(other, epoch=self.epoch))
+
     def outdoes(self, other: Position) -> bool:
-        """True when it has all that `other` has, and more; where they are equal, when `other` still replicates, or was told to
-        accept writes before this was, or, where that does not tell, when it is of a server that has written, and this of one that
-        has replayed all of that: the other was the writer before."""
-        if not isinstance(other, GtidSet) or not self.covers(other):
+        """True if it has all that `other` has, and more, or if `other` only follows it.
+
+        If they are equal, the one that was told later to accept writes; if that does not tell, the one that has replayed what the
+        other has written, for that was the writer before. One that replicates from the other only follows, though it may have
+        been asked later and have more by then.
+        """
+        if not isinstance(other, GtidSet) or self.epoch != other.epoch:
             return False
-        if not other.covers(self):
-            return True
-        if self.own == "" or other.own == "":
+        if other._follows(self) or self._follows(other):
             return self.own != ""
+        if not self.covers(other) or not other.covers(self):
+            return self.covers(other)
+        if self.own == "" or other.own == "":
+            return False
         if self.opened != other.opened:
             return self.opened > other.opened
         return other._has_written() and not self._has_written()
@@ -74,6 +82,22 @@ class GtidSet:
         """True when another server was told later to accept writes, and made some that are not here. One that was promoted with
         the loss of transactions was told later still."""
         return isinstance(last, GtidSet) and self.own != last.own and self.opened < last.opened and not self.covers(last)
+
+    def placed(self, last: Position) -> GtidSet:  # noqa: ARG002
+        return self  # there is one epoch only
+
+    def resumes(self, last: Position) -> bool:  # noqa: ARG002
+        return False  # there is one epoch only
+
+    def lacks(self, known: Position) -> bool:
+        """True if the server of `known` is the one that said this, and has lost transactions since."""
+        return isinstance(known, GtidSet) and self.own == known.own != "" and not self.covers(known)
+
+    def _follows(self, other: GtidSet) -> bool:
+        """True if it replicates, and what `other` lacks was made by that server, since it was asked."""
+        theirs = dict(other.sources)
+        more = (name for name, runs in self.sources if not _contains(theirs.get(name, ()), runs))
+        return self.own == "" != other.own and all(name.partition(":")[0] == other.own for name in more)
 
     def _has_written(self) -> bool:
         return any(source == self.own for source, _ in self.sources)
@@ -154,13 +178,16 @@ class GtidSet:
 class MariadbGtid:
     """The last transaction of each of MariaDB's domains: (domain, server that made it, sequence number), sorted.
 
-    Servers compare by domain and number, so this does; who made it only matters for `outdoes()`. own: the id of the server that
-    said this; -1 where it is not known, or the server accepts writes and replicates as well.
+    Servers compare by domain and number, so this does; `outdoes()`, `placed()` and `lacks()` look at the server as well.
+
+    own: the id of the server that said this; -1 if it is not known, or if the server accepts writes and replicates as well.
+    others: as `behind()` gives it; it only matters for `placed()`.
     """
 
     epoch: int
     last: tuple[tuple[int, int, int], ...] = ()
     own: int = field(default=-1, compare=False)
+    others: tuple[tuple[int, int], ...] = field(default=(), compare=False)
 
     def covers(self, other: Position) -> bool:
         """True when in no domain `other` is further; never true across epochs."""
@@ -176,18 +203,58 @@ class MariadbGtid:
                 return False
         return True
 
+    def reaches(self, other: Position) -> bool:
+        return isinstance(other, MariadbGtid) and self.covers(replace(other, epoch=self.epoch))
+
     def outdoes(self, other: Position) -> bool:
-        """True when it has all that `other` has, and more; where they are equal, when `other` still replicates, or when it is of
-        the server that made the last transaction, and this of one that has replayed it: the other was the writer before. A server
-        that writes behind another begins an epoch by that."""
-        if not isinstance(other, MariadbGtid) or not self.covers(other):
+        """True if it has all that `other` has, and more, or if `other` only follows it.
+
+        If they are equal, the one that has replayed what the other made last, for that was the writer before. A server that
+        writes behind another begins an epoch by that. One that replicates from the other only follows, though it may have been
+        asked later and have more by then.
+        """
+        if not isinstance(other, MariadbGtid) or self.epoch != other.epoch:
             return False
-        if not other.covers(self):
-            return True
-        return self.own != -1 and (other.own == -1 or (other._wrote_last() and not self._wrote_last()))
+        if other._follows(self) or self._follows(other):
+            return self.own != -1
+        if not self.covers(other):
+            return False
+        return not other.covers(self) or (other._wrote_last() and not self._wrote_last())
 
     def predates(self, last: Position) -> bool:  # noqa: ARG002
         return False  # the epoch tells
+
+    def placed(self, last: Position) -> MariadbGtid:
+        """The same position in the epoch of `last`, if in each of its domains this server has transactions that the writer has
+        made since it began. The server itself may not know that epoch: a log that was begun anew (RESET MASTER) forgets it."""
+        if not isinstance(last, MariadbGtid) or not last.last or self.epoch == last.epoch:
+            return self
+        mine, others, began = {domain: gtid for domain, *gtid in self.last}, dict(self.others), dict(last.others)
+        for domain, writer, _ in last.last:
+            server, number = mine.get(domain, (-1, 0))
+            start = began.get(domain, 0)
+            if server != writer or number <= start or others.get(domain, 0) not in (0, start):
+                return self
+        return replace(self, epoch=last.epoch, others=last.others)
+
+    def resumes(self, last: Position) -> bool:
+        return isinstance(last, MariadbGtid) and self.own == last.own != -1
+
+    def lacks(self, known: Position) -> bool:
+        """True if its own server has made transactions that `known` has, and has lost them since, or numbers anew."""
+        if not isinstance(known, MariadbGtid):
+            return False
+        mine = {domain: number for domain, _, number in self.last}
+        made = {domain: number for domain, server, number in known.last if server == self.own}
+        if not mine.keys() & made.keys():
+            return bool(made)
+        return any(number > mine.get(domain, number) for domain, number in made.items())
+
+    def _follows(self, other: MariadbGtid) -> bool:
+        """True if it replicates, and what `other` lacks was made by that server, since it was asked."""
+        theirs = {domain: number for domain, _, number in other.last}
+        more = (server for domain, server, number in self.last if number > theirs.get(domain, -1))
+        return self.own == -1 != other.own and all(server == other.own for server in more)
 
     def _wrote_last(self) -> bool:
         return any(server == self.own for _, server, _ in self.last)
@@ -202,7 +269,7 @@ class MariadbGtid:
         for domain, server, number in (*self.last, *other.last):
             last[domain] = max(last.get(domain, (-1, 0)), (number, server))
         together = tuple((domain, server, number) for domain, (number, server) in sorted(last.items()))
-        return MariadbGtid(self.epoch, together, self.own)
+        return MariadbGtid(self.epoch, together, self.own, self.others)
 
     def compact(self) -> str:
         """The text for a token; "" where it would be longer than `SHORT`, or there is nothing to say."""
@@ -230,12 +297,12 @@ class MariadbGtid:
         return cls.said(epoch, said)
 
     @classmethod
-    def said(cls, epoch: int, text: str, own: int = -1) -> MariadbGtid:
-        """The position as a server writes it: `0-1-100,1-2-55`. own: as the field. Raises ValueError."""
+    def said(cls, epoch: int, text: str, own: int = -1, others: tuple[tuple[int, int], ...] = ()) -> MariadbGtid:
+        """The position as a server writes it: `0-1-100,1-2-55`. own, others: as the fields. Raises ValueError."""
         last = tuple(sorted(_gtids(text)))
         if len({domain for domain, _, _ in last}) < len(last):
             raise ValueError(f"a domain occurs twice: {text[:100]!r}")
-        return cls(epoch, last, own)
+        return cls(epoch, last, own, others)
 
 
 def began(binlog_state: str, reader: int | None = None) -> int:
@@ -246,16 +313,25 @@ def began(binlog_state: str, reader: int | None = None) -> int:
     reader: the `@@server_id` of the server that said so, where it is a reader: what it made itself last is no writer's.
     Raises ValueError.
     """
+    return sum(number + 1 for _, number in behind(binlog_state, reader))
+
+
+def behind(binlog_state: str, reader: int | None = None) -> tuple[tuple[int, int], ...]:
+    """The number behind which the newest writer began, for each domain; 0 where nobody else is known to have written.
+
+    binlog_state, reader: as `began()` takes them. Raises ValueError.
+    """
     domains: dict[int, list[tuple[int, int]]] = {}
     for domain, server, number in _gtids(binlog_state):
         domains.setdefault(domain, []).append((number, server))
-    total = 0
-    for last in domains.values():
+    found = []
+    for domain, last in sorted(domains.items()):
         last.sort()
         if last[-1][1] == reader:
             last.pop()
-        total += (last[-2][0] if len(last) > 1 else 0) + bool(last)
-    return total
+        if last:
+            found.append((domain, last[-2][0] if len(last) > 1 else 0))
+    return tuple(found)
 
 
 def _parts(text: str) -> Iterable[str]:

@@ -24,6 +24,10 @@ class Position(Protocol):
         """True when everything up to `other` is contained here; never true across epochs."""
         ...
 
+    def reaches(self, other: Position) -> bool:
+        """The same by the numbers alone, whatever the epochs: of one server, True unless it has gone back since `other`."""
+        ...
+
     def union(self, other: Position) -> Position | None:
         """The smallest position that covers both; None where there is none, as across epochs."""
         ...
@@ -36,6 +40,20 @@ class Position(Protocol):
     def predates(self, last: Position) -> bool:
         """Of a server that accepts writes, and the last that the writer said: True when this is of one that was the writer before
         that one, and not of one that was promoted since. False where that cannot be told."""
+        ...
+
+    def placed(self, last: Position) -> Position:
+        """The same position in the epoch of `last`, which the writer said last, if its server is certainly of that epoch but does
+        not know; else itself."""
+        ...
+
+    def resumes(self, last: Position) -> bool:
+        """True if the server that said `last` is the one that says this, and may have forgotten its epoch."""
+        ...
+
+    def lacks(self, known: Position) -> bool:
+        """Of the writer: True if `known`, which it or a reader said before, has transactions of the writer's own that this lacks.
+        Then the writer's log was begun anew, or has lost its end: the numbers are used again for something else."""
         ...
 
     def compact(self) -> str:
@@ -56,6 +74,9 @@ class WalPosition:
     def covers(self, other: Position) -> bool:
         return isinstance(other, WalPosition) and self.epoch == other.epoch and self.lsn >= other.lsn
 
+    def reaches(self, other: Position) -> bool:
+        return isinstance(other, WalPosition) and self.lsn >= other.lsn
+
     def union(self, other: Position) -> Position | None:
         return self if self.covers(other) else other if other.covers(self) else None
 
@@ -64,6 +85,15 @@ class WalPosition:
 
     def predates(self, last: Position) -> bool:  # noqa: ARG002
         return False  # the timeline tells
+
+    def placed(self, last: Position) -> WalPosition:  # noqa: ARG002
+        return self  # a server knows its timeline
+
+    def resumes(self, last: Position) -> bool:  # noqa: ARG002
+        return False  # a server never forgets its timeline
+
+    def lacks(self, known: Position) -> bool:  # noqa: ARG002
+        return False  # what a crash may take from the end of the log no reader was sent
 
     def compact(self) -> str:
         return f"{self.epoch}-{self.lsn:X}"
@@ -121,25 +151,35 @@ class Requirement(NamedTuple):
     after: monotonic seconds, taken when the commit had been acknowledged; of a token: no earlier than that.
     position: the writer's position that proves it, once one was asked for after that moment.
     given: position and epoch came with a token: they prove what it speaks of, but not all up to `after`, and may be made up.
+    heard_at: monotonic seconds, when the token was heard of. `after` comes from a date that another host's clock has written, so
+    that it counts only where time is all there is.
     """
 
     after: float
     epoch: int | None
     position: Position | None = None
     given: bool = False
+    heard_at: float = float("-inf")
+
+    @property
+    def since(self) -> float:
+        """Monotonic seconds, by no clock but this host's: what the writer says of itself when it is asked later proves all."""
+        return max(self.after, self.heard_at)
 
 
 def merge(mine: Requirement | None, other: Requirement | None) -> Requirement | None:
     """A requirement that implies both. What was asked for after the later moment proves them."""
     if mine is None or other is None:
         return mine or other
-    later, earlier = (mine, other) if mine.after > other.after else (other, mine)
+    later, earlier = (mine, other) if mine.since > other.since else (other, mine)
     if not later.given:
         return later
     position = None
     if later.position is not None and earlier.position is not None and later.epoch == earlier.epoch:
         position = later.position.union(earlier.position)
-    return Requirement(later.after, max(later.epoch or 0, earlier.epoch or 0), position, given=True)
+    after = later.since if position is None else max(later.after, earlier.after)
+    heard_at = max(later.heard_at, earlier.heard_at)
+    return Requirement(after, max(later.epoch or 0, earlier.epoch or 0), position, given=True, heard_at=heard_at)
 
 
 class LastRead(NamedTuple):

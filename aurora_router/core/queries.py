@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
-from aurora_router.core.effects import Effect
+from aurora_router.core.effects import Effect, Recall
 
 
 class Mark(enum.Enum):
@@ -26,6 +26,7 @@ class Mark(enum.Enum):
     WITH = enum.auto()
     MAIN = enum.auto()  # ends the list of a WITH
     VARIABLE = enum.auto()
+    USER_VARIABLE = enum.auto()
     SCHEMA = enum.auto()
 
 
@@ -41,11 +42,16 @@ class Dialect:
     cut: every way in which a server may cut a text up into tokens, none where that is beyond us.
     heads: by a statement's first word; `other` for all that are not there.
     marks: what to look at in a query, or what a word alone says.
-    quiet: what may stand before "(" without being a call that matters. grammar: the same, after certain words only.
-    functions: what the built-in ones do; prefixes: how the names of more begin that ask one server.
-    looks: for a function whose arguments matter, what its closing parenthesis (the tokens, where it is) says.
-    schemas: of the server itself, with what their relations say; one that is not named asks one server.
+    quiet: what may stand before "(" without being a call that matters. grammar: the same, where a function says so of its place.
+    functions: what the built-in ones do; prefixes: how the names of more begin that ask one server; unquoted: those that are
+        part of the grammar, so that the name in quotes is a user's function.
+    looks: for a function whose arguments matter, what its closing parenthesis (where it is) says.
+    recalled: functions and system variables that speak of the statements before. locks: functions that take a lock by name, and
+        are no writes.
+    schemas: of the server itself, with what their relations say; one that is not named asks one server, and so does one in a text
+        that names any of `server_columns`.
     variables: those that one server has, and none of its connections. targets: INTO these stays with the connection.
+    transient: functions that write, and whose work ends with the transaction or is no connection's.
     system_schema: where the built-in functions live. folds_quoted: the case of a quoted function name does not count.
     """
 
@@ -53,20 +59,36 @@ class Dialect:
     heads: Mapping[str, Head]
     marks: Mapping[str, Mark | Effect]
     quiet: frozenset[str]
-    grammar: Mapping[str, frozenset[str]]
+    grammar: Mapping[str, Callable[[Reading, int], bool]]
     functions: Mapping[str, Effect]
     prefixes: tuple[str, ...] = ()
-    looks: Mapping[str, Callable[[list[str], int], Effect]]
+    unquoted: frozenset[str] = frozenset()
+    looks: Mapping[str, Callable[[Reading, int], Effect]]
+    recalled: frozenset[str] = frozenset()
+    locks: frozenset[str] = frozenset()
     schemas: Mapping[str, Mapping[str, Effect]] = field(default_factory=dict)
+    server_columns: frozenset[str] = frozenset()
     variables: frozenset[str] = frozenset()
+    transient: frozenset[str] = frozenset()
     targets: frozenset[str]
     other: Head = Effect.WRITE
     system_schema: str = ""
     folds_quoted: bool = False
 
 
+def after(*words: str) -> Callable[[Reading, int], bool]:
+    """Part of the grammar after these words."""
+    return lambda reading, at: reading.low[at - 1] in words
+
+
+def after_literal(reading: Reading, at: int) -> bool:
+    """Part of the grammar after a literal or a parameter, behind which nothing can be called."""
+    return reading.is_literal(at - 1)
+
+
 QUERY_HEADS: Final = frozenset({"select", "table", "values", "with"})
 CHANGES: Final = frozenset({"delete", "insert", "merge", "update"})
+_CHANGES_WORDS: Final = frozenset({"conflict", "insert", "set"})  # stand before "(" in a change, and call nothing
 TEMPORARY: Final = frozenset({"temp", "temporary"})
 MARKS: Final[Mapping[str, Mark | Effect]] = {
     "(": Mark.OPEN,
@@ -83,16 +105,21 @@ _LOCK_STRENGTHS: Final = frozenset({"key", "no", "share", "update"})
 
 
 class Reading:
-    """One text cut into tokens; `functions` collects the calls that nobody vouches for."""
+    """One text cut into tokens; `functions` collects the calls that nobody vouches for, `recalls` what is asked of the past.
 
-    __slots__ = ("dialect", "ends", "functions", "low", "raw")
+    ends, locks, unguards: as in a `Verdict`. leaves_traces: whether it leaves anything but rows on its connection.
+    """
+
+    __slots__ = ("_words", "dialect", "ends", "functions", "leaves_traces", "locks", "low", "raw", "recalls", "unguards")
 
     def __init__(self, raw: list[str], low: list[str], dialect: Dialect) -> None:
         self.raw = raw
         self.low = low  # folded to lower case, literals and quoted names too: those keep their quotes
         self.dialect = dialect
         self.functions: set[str] = set()
-        self.ends = False
+        self.ends = self.unguards = self.locks = self.leaves_traces = False
+        self.recalls: Recall | None = None
+        self._words: frozenset[str] | None = None
 
     def statements(self) -> Iterator[Effect]:
         """The effect of each statement between semicolons."""
@@ -110,22 +137,27 @@ class Reading:
         head = self.low[start]
         if head == "(" or head in QUERY_HEADS:
             return self.preparable(start, stop)
+        if head in CHANGES or head == "replace":
+            self.query(start, stop)  # for the sake of the functions
+            self.functions -= _CHANGES_WORDS
+        else:
+            self.leaves_traces = True
         handler = self.dialect.heads.get(head, self.dialect.other)
         return handler if isinstance(handler, Effect) else handler(self, start + 1, stop)
 
     def preparable(self, start: int, stop: int) -> Effect:
         """A statement inside another one: a query, or else a write."""
-        return self.query(start, stop) if self.head(start, stop) in QUERY_HEADS else Effect.WRITE
+        if self.head(start, stop) in QUERY_HEADS:
+            return self.query(start, stop)
+        self.leaves_traces = True
+        return Effect.WRITE
 
     def head(self, start: int, stop: int) -> str:
         """The first word behind any parentheses."""
         return next((word for word in self.low[start:stop] if word != "("), "")
 
-    def query(self, start: int, stop: int, *, to_the_end: bool = False) -> Effect:
-        """SELECT, VALUES, TABLE, WITH: everything that stands in it, at any depth.
-
-        to_the_end: go on behind a write, for the sake of the functions.
-        """
+    def query(self, start: int, stop: int) -> Effect:
+        """SELECT, VALUES, TABLE, WITH: everything that stands in it, at any depth, behind a write as well."""
         low, marks, quiet, looks = self.low, self.dialect.marks, self.dialect.quiet, self.dialect.looks
         effect = Effect.READ
         # What stood before each open parenthesis, and whether the list of a WITH goes on after it.
@@ -140,6 +172,8 @@ class Reading:
                 before = low[at - 1]
                 if (before not in quiet or low[at - 2] == ".") and at > start:
                     found = self.call(at - 1, listing, closed)
+                    if found is Effect.WRITE and low[at - 1].strip('`"') not in self.dialect.transient:
+                        self.leaves_traces = True
                 opened.append((before, listing))
                 listing = False
             elif mark is Mark.CLOSE:
@@ -147,7 +181,7 @@ class Reading:
                     return Effect.WRITE
                 closed, listing = opened.pop()
                 if closed in looks:
-                    found = looks[closed](low, at)
+                    found = looks[closed](self, at)
             elif isinstance(mark, Effect):
                 found = mark
             elif mark is Mark.WITH:
@@ -157,11 +191,13 @@ class Reading:
             elif low[at - 1] == ".":
                 continue  # a column may have any name
             elif mark is Mark.WRITES:
-                found = Effect.WRITE
+                found = Effect.READ if low[at + 1] == "(" and token in quiet else Effect.WRITE  # the function INSERT()
             elif mark is Mark.INTO:
                 found = Effect.WRITE if self.dialect.targets.isdisjoint(low[at + 1 : at + 3]) else Effect.CONNECTION
             elif mark is Mark.VARIABLE:
                 found = self.variable(at + 1)
+            elif mark is Mark.USER_VARIABLE:
+                found = Effect.CONNECTION if low[at + 2 : at + 4] == [":", "="] else self.recall(Recall.VARIABLE)
             elif mark is Mark.SCHEMA:
                 found = self.relation(at)
             elif low[at + 1] in _LOCK_STRENGTHS:  # FOR UPDATE
@@ -170,8 +206,8 @@ class Reading:
                 found = Effect.CONNECTION if low[at - 2] == "previous" else Effect.WRITE
             if found > effect:
                 effect = found
-                if effect is Effect.WRITE and not to_the_end:
-                    return effect
+            if found is Effect.SESSION or found is Effect.CONNECTION:
+                self.leaves_traces = True
         return effect if not opened else Effect.WRITE
 
     def call(self, at: int, listing: bool, closed: str) -> Effect:
@@ -196,8 +232,9 @@ class Reading:
         schema = [self.name(part) or self.raw[part] for part in range(first, at, 2)]
         if not schema or schema == [self.dialect.system_schema]:
             effect = self.dialect.functions.get(name)
-            if effect is not None:
-                return effect
+            if effect is not None and (name not in self.dialect.unquoted or self.low[at] == name):
+                self.locks = self.locks or name in self.dialect.locks
+                return self.recall(Recall.STATEMENT) if name in self.dialect.recalled else effect
             if name.startswith(self.dialect.prefixes):
                 return Effect.SERVER
         self.functions.add(".".join([*schema, name]))
@@ -207,7 +244,8 @@ class Reading:
         """Is the unqualified name at `at`, with a parenthesis behind it, part of the grammar?"""
         low = self.low
         word = low[at]
-        if before in self.dialect.grammar.get(word, ()) or (word == "columns" and before.endswith("'")):
+        construct = self.dialect.grammar.get(word)
+        if construct is not None and construct(self, at):
             return True
         if before in ("with", "recursive") or (listing and before == ","):
             return True  # WITH name (columns)
@@ -224,14 +262,34 @@ class Reading:
         if self.low[at + 1] != ".":
             return Effect.READ
         schema, relation = (self.low[part].strip('`"') for part in (at, at + 2))
-        return self.dialect.schemas[schema].get(relation, Effect.SERVER)
+        asks = self.dialect.schemas[schema].get(relation, Effect.SERVER)
+        return max(asks, Effect.SERVER) if self.names_server_columns() else asks
+
+    def names_server_columns(self) -> bool:
+        """Does the text name columns that each server fills in for itself?"""
+        if self._words is None:
+            self._words = frozenset(self.low)
+        return not self._words.isdisjoint(self.dialect.server_columns)
 
     def variable(self, at: int) -> Effect:
-        """What reading the system variable at `at` asks: one server, or this connection."""
+        """What reading the system variable at `at` asks: one server, this connection, or of the statements before."""
         name = self.low[at].strip("`")
-        if self.low[at + 1 : at + 2] == ["."]:
-            return Effect.SERVER if name == "global" else Effect.CONNECTION
-        return Effect.SERVER if name in self.dialect.variables else Effect.CONNECTION
+        scoped = self.low[at + 1 : at + 2] == ["."]
+        if scoped and name == "global":
+            return Effect.SERVER
+        if (self.low[at + 2].strip("`") if scoped else name) in self.dialect.recalled:
+            return self.recall(Recall.STATEMENT)
+        return Effect.SERVER if not scoped and name in self.dialect.variables else Effect.CONNECTION
+
+    def end(self) -> None:
+        """Note that a transaction may end here, and with it that it was read-only."""
+        self.ends = self.unguards = True
+
+    def recall(self, what: Recall) -> Effect:
+        """Note that the connection's past is asked for; that alone is no more than a read."""
+        if self.recalls is not Recall.STATEMENT:
+            self.recalls = what
+        return Effect.READ
 
     def name(self, at: int) -> str | None:
         """The name at `at` as the server sees it; "" where that is beyond us, None where it is no name."""
@@ -243,9 +301,18 @@ class Reading:
             return raw if set('."`') & set(inner) else inner
         if raw[-1:] == '"':
             return ""  # U&"..." hides its letters
+        if self.low[at - 1] == "uescape":
+            return ""  # U&"..." UESCAPE '!'
         if raw[-1:] == "'" or raw.replace(".", "").isdecimal():
             return None
         return self.low[at] if first == "_" or first.isalnum() or first >= "\x80" else None
+
+    def is_literal(self, at: int) -> bool:
+        """Is the token at `at` a literal, or the end of a parameter?"""
+        here, before = self.low[at], self.low[at - 1]
+        if here[-1:] in ("'", '"', "?") or here[:1].isdecimal():
+            return True
+        return here[:2] == "%(" or before == ":" or (before == "%" and here == "s")
 
     def closing(self, start: int, stop: int) -> int:
         """Where the parenthesis that opens at `start` is closed; `stop` if nowhere."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from aurora_router.core.positions import LastRead, Requirement, evidence
-from aurora_router.core.statements import Effect
+from aurora_router.core.statements import Effect, Hint, Verdict
 from aurora_router.core.topology import Instance, Topology
 
 LAG_MARGIN = 0.5  # seconds added to a measured lag where that is all the evidence there is
@@ -22,14 +23,16 @@ class Reason(enum.Enum):
     NOT_A_READ = "not known to be a read: the writer"
     DECLARED_WRITE = "declared read_only=False: the writer"
     HINT = "a hint asks for the writer"
-    ISOLATION = "isolation above READ COMMITTED: the writer"
+    ISOLATION = "isolation above READ COMMITTED, or, if declared read-only, above what a reader can do: the writer"
     OWN_WRITES = "no reader is known to have replayed yet what this session has written or read: the writer"
+    UNPROVEN = "nothing proves that a reader has what this session has written: the writer"
     STALE_READ = "an earlier run of this unit read stale rows: the writer"
     NO_READER = "no reader qualifies: the writer"
     NO_WRITER = "no instance is the writer now"
     NO_INSTANCE = "no reader qualifies, and the writer is not to be used or there is none"
 
 
+_IS_READ = Effect.READ
 _READ, _DECLARED_READ_ONLY = Reason.READ, Reason.DECLARED_READ_ONLY  # looked up for each unit
 
 
@@ -51,7 +54,11 @@ class Need(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """Where a unit goes and why. effect: the statement's, where one was looked at. instance: None when nothing will do."""
+    """Where a unit goes, and why.
+
+    instance: None if no instance will do.
+    effect: the statement's, if there was one to look at.
+    """
 
     instance: Instance | None
     reason: Reason
@@ -60,10 +67,19 @@ class Decision(NamedTuple):
 
 @dataclass(slots=True)
 class Load:
-    """How busy the instances are. in_use: connections checked out, by instance id. turn: a counter that goes round."""
+    """How busy the instances are.
+
+    in_use: connections checked out, by instance id. turn: a counter that goes round. capacity: connections that the pool of one
+    reader may have.
+    """
 
     in_use: Callable[[str], int]
     turn: int = 0
+    capacity: float = math.inf
+
+    def has_room(self, instance_id: str) -> bool:
+        """Whether a unit would find a connection in that reader's pool without waiting."""
+        return self.in_use(instance_id) < self.capacity
 
 
 Balance = Callable[[Sequence[Instance], Load, float], Instance]
@@ -99,12 +115,28 @@ def at_random(readers: Sequence[Instance], load: Load, rnd: float) -> Instance:
     return readers[int(rnd * len(readers))]
 
 
-STRATEGIES: Mapping[str, Balance] = {
+Strategy = Literal["least_busy", "fastest", "round_robin", "random"]
+STRATEGIES: Mapping[Strategy, Balance] = {
     "least_busy": least_busy,
     "fastest": fastest,
     "round_robin": round_robin,
     "random": at_random,
 }
+
+
+def reason_to_write(found: Verdict, effect: Effect, hint: Hint | None, refused: bool) -> Reason | None:
+    """Why an automatic unit must be on the writer for a statement; None if a reader may serve it.
+
+    found: the verdict on its text. effect: the same, given what is known of its functions.
+    hint: what the application asks for; it never sends a write to a reader.
+    refused: whether a reader has refused this text before.
+    """
+    if effect is _IS_READ:
+        if hint == "writer" or found.hint == "writer":
+            return Reason.HINT
+        return Reason.NOT_A_READ if refused else None
+    asked = hint == "reader" or (found.hint == "reader" and hint is None)
+    return None if asked and found.known is _IS_READ and not refused else Reason.NOT_A_READ
 
 
 def to_writer(topology: Topology, reason: Reason, without: Reason = Reason.NO_WRITER) -> Decision:
@@ -115,9 +147,9 @@ def to_writer(topology: Topology, reason: Reason, without: Reason = Reason.NO_WR
 def choose(topology: Topology, need: Need, balance: Balance, load: Load, rnd: float, now: float) -> Decision:
     """Where a unit with this need goes, in this topology. now: monotonic seconds.
 
-    A read that no reader satisfies goes to the writer. While the evidence for a session's own writes is
-    missing its reads go to the writer even where `writer_serves_reads` is false: that spares the writer a crowd of readers,
-    not the tens of milliseconds after a commit.
+    A reader whose pool is full is not chosen while another one has room. A read that no reader satisfies goes to the writer.
+    While the evidence for a session's own writes is missing its reads go to the writer even where `writer_serves_reads` is
+    false: that spares the writer a crowd of readers, not the tens of milliseconds after a commit.
     """
     able: Sequence[Instance] = topology.readers
     if need.avoid or need.max_lag is not None:
@@ -131,8 +163,15 @@ def choose(topology: Topology, need: Need, balance: Balance, load: Load, rnd: fl
     for last in need.last_reads:
         able = [r for r in able if shows_no_less(r, last, topology, need.pin_seconds, now)]
     if not able:
-        return to_writer(topology, Reason.OWN_WRITES)
-    chosen = able[0] if len(able) == 1 else balance(able, load, rnd)
+        hopeless = (topology.writer is not None and topology.writer.unproven) or all(r.unproven for r in topology.readers)
+        return to_writer(topology, Reason.UNPROVEN if hopeless else Reason.OWN_WRITES)
+    chosen = able[0]
+    if len(able) > 1:
+        chosen = balance(able, load, rnd)
+        if not load.has_room(chosen.id):
+            roomy = [r for r in able if load.has_room(r.id)]
+            if roomy:  # else the unit waits where the strategy says
+                chosen = balance(roomy, load, rnd)
     return Decision(chosen, _DECLARED_READ_ONLY if need.declared else _READ)
 
 
@@ -147,12 +186,14 @@ def satisfies(reader: Instance, requirement: Requirement, topology: Topology, pi
     if reader.position is not None:
         position = requirement.position
         if position is None or position.epoch != topology.epoch:
-            found = evidence(topology.samples, requirement.after)
+            found = evidence(topology.samples, requirement.since)
             position = found.position if found is not None else None
         if position is not None:
             return reader.position.covers(position)
         if topology.writer is None or topology.writer.position is not None:
             return False  # the proof is still to come
+    if reader.unproven or (topology.writer is not None and topology.writer.unproven):
+        return False
     if not reader.pooled:
         used = [seen for seen in reader.seen if seen.server.id in reader.servers]
         if any(seen.server.epoch != topology.epoch for seen in used):
@@ -179,19 +220,26 @@ def resolve(requirement: Requirement, topology: Topology) -> Requirement:
     """The requirement with the position that proves it in this epoch, where the topology has one by now.
 
     To be kept: the samples that have it go, and a reader that is later than they reach back would never cover those that follow.
-    A given one is taken down to what the writer says, where it claims more: it was made up, or the cluster restored.
+    A given one is taken down to what the writer says, where it claims more: it was made up, or the cluster restored. The writer
+    must have been asked after the token was heard of, because the token's date may be wrong.
     """
-    after, epoch, position, given = requirement
+    epoch, position, given = requirement.epoch, requirement.position, requirement.given
     if position is not None and position.epoch == topology.epoch:
         newest = topology.samples[-1] if given and topology.samples else None
-        if newest is None or newest.asked_at < after or newest.position.covers(position):
+        if newest is None or newest.asked_at < requirement.since or newest.position.covers(position):
             return requirement
-    elif given and epoch is not None and epoch > topology.epoch and any(i.heard_at < after for i in topology.instances):
+    elif given and epoch is not None and epoch > topology.epoch and not was_looked_for(requirement, topology):
         return requirement  # somebody may be the writer of that epoch
-    found = evidence(topology.samples, after)
+    found = evidence(topology.samples, requirement.since)
     if found is None:
         return requirement
-    return Requirement(after, min(epoch, topology.epoch) if epoch is not None else None, found.position)
+    return Requirement(requirement.since, min(epoch, topology.epoch) if epoch is not None else None, found.position)
+
+
+def was_looked_for(requirement: Requirement, topology: Topology) -> bool:
+    """Whether the writer that a token speaks of was looked for everywhere: all instances that answer were asked since the token
+    was heard of, and those that were never asked have had their first probe."""
+    return all(i.heard_at >= requirement.since for i in topology.instances if i.seen or not i.probed)
 
 
 def _too_late(reader: Instance, max_lag: float | None, now: float) -> bool:

@@ -8,53 +8,57 @@ way, for it depends on a setting or on its version, does the strongest of what i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache, partial
+from dataclasses import replace
+from functools import partial
+from sys import getsizeof
 from typing import Final
 
 from aurora_router.core import lexer
 from aurora_router.core.dialects import mysql, postgresql
-from aurora_router.core.effects import Effect, Hint, Verdict
+from aurora_router.core.effects import Effect, Hint, Recall, Verdict
 from aurora_router.core.queries import Dialect, Reading
 
-__all__ = ["Effect", "Hint", "Verdict", "classify", "in_mode", "verdict"]
+__all__ = ["Effect", "Hint", "Recall", "Verdict", "classify", "in_mode", "verdict"]
 
-_CACHE_SIZE: Final = 4096
-_CACHED_LENGTH: Final = 16_384  # characters: longer texts are generated once, and would make the cache a leak
 _UNREADABLE: Final = Verdict(Effect.WRITE, Effect.WRITE, ends=True)
 _DIALECTS: Final[Mapping[str, Callable[[], Dialect]]] = {
     **{"mariadb" + known: partial(mysql.mariadb, known) for known in mysql.MODES},
     **{"mysql" + known: partial(mysql.mysql, known) for known in mysql.MODES},
-    "postgresql": postgresql.dialect,
+    **{"postgresql" + known: partial(postgresql.dialect, known) for known in postgresql.MODES},
 }
+_MODE: Final = {"mariadb": mysql.mode, "mysql": mysql.mode, "postgresql": postgresql.mode}
+_NOT_KNOWN: Final = frozenset({*_MODE, *(in_doubt + mysql.mode(None) for in_doubt in ("mariadb", "mysql"))})
 
 
 def verdict(sql: str, dialect: str = "postgresql") -> Verdict:
-    """What is known about this text; verdicts of ordinary texts are cached.
+    """What is known about this text; the verdicts of the texts used last are cached.
 
     Raises ValueError for an unknown dialect, and nothing else whatever the text.
     """
-    if len(sql) > _CACHED_LENGTH:
-        return _judge(sql, dialect)
-    return _cached(sql, dialect)
+    return _cache.recent.get((sql, dialect)) or _cache.recall(sql, dialect)
 
 
 def classify(sql: str, dialect: str = "postgresql", *, read_only_functions: Iterable[str] = ()) -> Effect:
-    """The effect of a statement; of several in one text, the strongest.
+    """Return the effect of a statement; of several statements in one text, the strongest effect.
 
-    dialect: "postgresql", "mysql" or "mariadb"; the latter two with what is known of `sql_mode`, as `in_mode` says it.
-    read_only_functions: functions that only read, spelled as the statement calls them; see
-        `Verdict.effect_given`.
+    sql: the text.
+    dialect: "postgresql", "mysql" or "mariadb", or one of them with what is known of a connection's setting (see `in_mode`).
+    read_only_functions: functions that only read, spelled as the statement calls them; see `Verdict.effect_given`.
+
     Raises ValueError for an unknown dialect, and nothing else whatever the text.
     """
     return verdict(sql, dialect).effect_given(frozenset(read_only_functions))
 
 
-def in_mode(dialect: str, sql_mode: str) -> str:
-    """The dialect of connections of which `@@sql_mode` is known: texts with backslashes before quotes have one meaning there.
+def in_mode(dialect: str, setting: str | None) -> str:
+    """The dialect of a connection whose setting is known: texts with backslashes before quotes have one meaning there.
 
-    Without that, such a text does the strongest of what it may do in any mode. dialect: "mysql" or "mariadb".
+    Without that, such a text does the strongest of what it may do, and its verdict is `in_doubt`.
+    dialect: "postgresql", "mysql" or "mariadb".
+    setting: what the server says of `standard_conforming_strings` (PostgreSQL) or `@@sql_mode`. None: of the latter it is only
+        known that it lacks NO_BACKSLASH_ESCAPES, so that a text with backslashes in "..." may still be in doubt.
     """
-    return dialect + mysql.mode(sql_mode)
+    return dialect + _MODE[dialect](setting)
 
 
 def _judge(sql: str, dialect_name: str) -> Verdict:
@@ -67,10 +71,44 @@ def _judge(sql: str, dialect_name: str) -> Verdict:
     cuts = dialect.cut(sql)
     if len(cuts) == 1:
         return _read(sql, cuts[0], dialect)
-    return _strongest([_read(sql, raw, dialect) for raw in cuts]) if cuts else _UNREADABLE
+    found = _strongest([_read(sql, raw, dialect) for raw in cuts]) if cuts else _UNREADABLE
+    in_doubt = found.effect is not Effect.READ and dialect_name in _NOT_KNOWN and ("\\'" in sql or '\\"' in sql)
+    return replace(found, in_doubt=True) if in_doubt else found
 
 
-_cached = lru_cache(maxsize=_CACHE_SIZE)(_judge)
+class Cache:
+    """Verdicts of the texts used last. The bytes of all texts together are bounded, not their number or length.
+
+    There are two generations. A text that is used enters the younger one, `recent`. When that is full, it becomes the elder
+    one, and the former elder one is dropped with all that was not used since. So a hit is one look into a dictionary, and
+    nothing needs a lock: threads that meet while a generation ends may lose some verdicts, which are made again.
+
+    judge: makes the verdict on a text in a dialect.
+    size: bytes of both generations together. A text that would fill more than half a generation is not kept.
+    """
+
+    def __init__(self, judge: Callable[[str, str], Verdict], size: int) -> None:
+        self.recent: dict[tuple[str, str], Verdict] = {}
+        self._elder = self.recent
+        self._judge = judge
+        self._generation = size // 2
+        self._room = self._generation
+
+    def recall(self, sql: str, dialect: str) -> Verdict:
+        """The verdict on a text that is not in `recent`."""
+        key = (sql, dialect)
+        found = self._elder.get(key) or self._judge(sql, dialect)
+        size = getsizeof(sql) + _ENTRY
+        if size <= self._generation // 2:
+            if size > self._room:
+                self._elder, self.recent, self._room = self.recent, {}, self._generation
+            self._room -= size
+            self.recent[key] = found
+        return found
+
+
+_ENTRY: Final = 400  # bytes of a verdict, its key and its place in a dictionary, about
+_cache: Final = Cache(_judge, 32 * 2**20)
 
 
 def _read(sql: str, raw: list[str], dialect: Dialect) -> Verdict:
@@ -79,10 +117,17 @@ def _read(sql: str, raw: list[str], dialect: Dialect) -> Verdict:
     if "/*" in sql:
         raw, hint = lexer.without_comments(raw)
     reading = Reading(raw, lexer.folded(sql, raw), dialect)
-    known = max(reading.statements())
+    known, recalls = max(reading.statements()), reading.recalls
+    if recalls is not None:
+        recalls = recalls if known is Effect.READ else None
+        known = max(known, Effect.CONNECTION)
     if known is Effect.WRITE or not reading.functions:
-        return Verdict(known, known, hint=hint, ends=reading.ends)
-    return Verdict(Effect.WRITE, known, frozenset(reading.functions), hint, reading.ends)
+        traceless = not reading.leaves_traces and not reading.functions
+        effect, functions = known, frozenset[str]()
+    else:
+        traceless, effect, functions = False, Effect.WRITE, frozenset(reading.functions)
+    flags = {"ends": reading.ends, "unguards": reading.unguards, "locks": reading.locks}
+    return Verdict(effect, known, functions, hint, recalls=recalls, traceless=traceless, **flags)
 
 
 def _strongest(verdicts: list[Verdict]) -> Verdict:
@@ -92,4 +137,8 @@ def _strongest(verdicts: list[Verdict]) -> Verdict:
     functions = frozenset[str]() if known is effect else frozenset[str]().union(*(each.functions for each in verdicts))
     hints = {each.hint for each in verdicts}
     hint: Hint | None = "writer" if "writer" in hints else hints.pop() if len(hints) == 1 else None
-    return Verdict(effect, known, functions, hint, any(each.ends for each in verdicts))
+    recalled = {each.recalls for each in verdicts if each.effect is not Effect.READ}  # a read may stay with the connection, too
+    recalls = recalled.pop() if len(recalled) == 1 else None
+    flags = {what: any(getattr(each, what) for each in verdicts) for what in ("ends", "unguards", "locks")}
+    traceless = all(each.traceless for each in verdicts)
+    return Verdict(effect, known, functions, hint, recalls=recalls, traceless=traceless, **flags)

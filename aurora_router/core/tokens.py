@@ -3,7 +3,7 @@
 The text is `1.<cluster>.<position>.<made at>`, in URL-safe characters: a version, the cluster's identity, a position, and
 unix milliseconds. A position of PostgreSQL is `<epoch>-<lsn>`; those of other kinds begin with a letter. Without one (`0` in its
 place), for none was known or none is short enough, it speaks of all that was committed when it was made. A signature may
-follow; it is not of this module.
+follow, after one more dot; only its form is of this module.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from aurora_router.core.gtid import GtidSet, MariadbGtid
 from aurora_router.core.positions import Position, Requirement, Sample, WalPosition, evidence
 
 LONGEST = 120  # characters, signature and all
-SIGNATURE = 44  # characters that are left for one, the dot before it and all
-DOTS = 3  # in a text without a signature
+SIGNATURE = 44  # characters of a signature and the dot before it
 SKEW = 1.0  # seconds that the clocks of two hosts may differ
 _FORM = re.compile(r"1\.([0-9A-Za-z_-]{1,36})\.([0-9A-Za-z_-]{1,60})\.([0-9]{1,15})", re.ASCII)
+# 32 bytes in base64. The last character has two bits too many: they must be zero, so that there is one spelling only.
+_SIGNATURE = re.compile(r"[0-9A-Za-z_-]{42}[048AEIMQUYcgkosw]", re.ASCII)
 _KINDS: Final[Mapping[str, Callable[[str], Position]]] = {"a": MariadbGtid.expand, "m": GtidSet.expand}
 
 
@@ -53,6 +54,12 @@ class Token(NamedTuple):
         except ValueError:
             raise ValueError("not a consistency token") from None
         return cls(cluster, position, int(made_at))
+
+
+def unsigned(text: str) -> str | None:
+    """The text before the signature; None without a signature in the one spelling that it has."""
+    before, _, signature = text.rpartition(".")
+    return before if _SIGNATURE.fullmatch(signature) else None
 
 
 def latest(tokens: Sequence[Token]) -> Token:
@@ -92,7 +99,7 @@ def renewed(requirement: Requirement, samples: tuple[Sample, ...], since: float,
 
     samples: of the writer, oldest first. since, now: monotonic seconds.
     """
-    proof = evidence(samples, max(requirement.after, since))
+    proof = evidence(samples, max(requirement.since, since))
     if proof is not None and (requirement.position is None or proof.position.covers(requirement.position)):
         return Requirement(proof.asked_at, proof.position.epoch, proof.position)
     return requirement if requirement.given or requirement.after >= since else Requirement(now, requirement.epoch)

@@ -8,7 +8,11 @@ Rules:
   Of two servers of the newest epoch that both accept writes, the one whose position shows that it is newer. Where neither does,
   there is no writer until that resolves. One whose position shows that it was the writer before the last one is deposed, too.
 - A reader that has ceased to replay is not used.
-- The epoch never goes back.
+- A server that is known keeps its place when its cluster is given another name. Any other server of another cluster is a
+  stranger: it serves nothing, and what stood at its place is gone.
+- The epoch never goes back, unless the writer itself says so: its log was begun anew. Servers that were deposed before stay so.
+- A reader with transactions of the writer's that the writer, asked later, has not is on another line: its position proves
+  nothing. Nor does it before the writer was once seen to have what the reader has: a writer asked sooner cannot tell.
 - A silent probe makes an instance suspect; the second in a row, or a refused connection, takes it out of use.
 - A reader that was lost once is taken back at its first answer. One that is lost again and again must have answered for a while
   that doubles with each loss. The writer never waits: without it nobody can write.
@@ -17,13 +21,14 @@ Rules:
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from aurora_router.core.positions import Position, Sample, minimum
 
 SAMPLES = 256  # how many positions of the writer are kept: at 50 ms about 13 s, at 1 s more than 4 min
+SETTLES = 0.1  # seconds after a crash for which a server that goes on breaks connections instead of refusing them
 MISSES = 2  # silent probes in a row that take an instance out of use
 CALM = 300.0  # seconds without a loss after which earlier ones are forgotten
 LONGEST_HOLD = 60.0  # seconds
@@ -55,6 +60,16 @@ class ServerId(NamedTuple):
         """The same for one server reached at several addresses: no two of a cluster say the same of their start."""
         return (self.cluster, self.port, self.started)
 
+    @property
+    def run(self) -> tuple[str | None, int | None, str]:
+        """The same for one life of one server, whatever its cluster is called."""
+        return (self.address, self.port, self.started)
+
+    @property
+    def place(self) -> tuple[str | None, int | None]:
+        """The same for all lives of one server."""
+        return (self.address, self.port)
+
 
 @dataclass(frozen=True, slots=True)
 class Server:
@@ -62,7 +77,8 @@ class Server:
 
     epoch: the newest it is known to be on. position: written (writer) or replayed (reader); None where it gives none.
     lag: seconds behind the writer; None for a writer or where it cannot be told. isolation: its default level. stopped: why it
-    replays no more, where it is a reader that has ceased to.
+    replays no more, where it is a reader that has ceased to. unproven: why a position does not prove that readers have what was
+    written: of a reader, that it replicates a part only; of a writer, that its log has a part only.
     """
 
     id: ServerId
@@ -72,12 +88,14 @@ class Server:
     lag: float | None = None
     isolation: str = "read committed"
     stopped: str = ""
+    unproven: str = ""
 
 
 class Silence(enum.Enum):
     """How a probe failed."""
 
     REFUSED = "refused"  # it said no, or the connection broke: certain
+    NOT_NOW = "not now"  # it said no because it is starting, recovering from a crash, or stopping
     TIMEOUT = "timeout"  # it said nothing in time: a suspicion
     MISCONFIGURED = "misconfigured"  # it will say no until someone changes something
 
@@ -87,7 +105,7 @@ class Observation:
     """What one probe of one instance said. Times are monotonic seconds.
 
     server: the answer, or None. about: the server that a broken or silent probe connection had reached before, if any.
-    pooled: one and the same connection reached different servers, as behind a statement pooler.
+    pooled: one and the same connection reached different servers, as behind a pooler that chooses one.
     """
 
     instance: str
@@ -100,11 +118,26 @@ class Observation:
     pooled: bool = False
 
 
+class Ahead(NamedTuple):
+    """A reader's position with transactions of the writer's that the writer is not yet seen to have, and when it was told.
+
+    told_at: monotonic seconds.
+    """
+
+    position: Position
+    told_at: float
+
+
 @dataclass(frozen=True, slots=True)
 class Seen:
     """A server behind an instance, and the probe that showed it last.
 
     misses: its silent probes in a row since then. missed_at: when the last one of them was asked for.
+
+    The rest is of a reader, and holds until it goes back or is started again.
+    confirmed: the writer was seen to have all that the reader had.
+    ahead: its first position that the writer is not yet seen to have, if there is one.
+    astray: the writer was asked after `ahead` had been told, and did not have it.
     """
 
     server: Server
@@ -112,18 +145,31 @@ class Seen:
     latency: float
     misses: int = 0
     missed_at: float = float("-inf")
+    confirmed: bool = False
+    ahead: Ahead | None = None
+    astray: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """An endpoint and the servers that were seen behind it.
+    """An endpoint, and the servers that were seen behind it. Times are monotonic seconds.
 
-    id: "host:port". reader_only: a reader endpoint, which never serves as the writer.
-    error: what was last heard where it is not healthy. heard_at: when the newest probe that came to an end was asked for.
-    pooled: the servers behind it cannot be told apart, so that their positions are no evidence.
-    epoch: the newest that a server behind it is known to be on; 0 where none answers. losses: how often it was lost, without
-    a calm time in between. lost_at: when the probe that showed the last loss was asked for. back_at: the same of the first answer
-    since.
+    id: "host:port".
+    reader_only: whether it is a reader endpoint, which never serves as the writer.
+    role: of its servers; None if it is not used.
+    position: how far it is known to be; None if that is unknown.
+    lag: seconds; None if it is unknown.
+    latency: seconds that the last probe took.
+    error: what was last heard, if it is not healthy.
+    heard_at: when the newest probe that has ended was sent.
+    pooled: whether the servers behind it cannot be told apart. Then their positions prove nothing.
+    foreign: the other cluster that it says it belongs to; None if it does not.
+    unproven: why nothing that it says proves what a session has written, though it is used for other reads; "" if it does. An
+        instance that is not used keeps its last value.
+    epoch: the newest that a server behind it is known to be on; 0 if none answers.
+    losses: how often it was lost, without a calm time in between.
+    lost_at: when the probe that showed the last loss was sent.
+    back_at: when the first probe was sent that has been answered since.
     """
 
     id: str
@@ -135,6 +181,8 @@ class Instance:
     silence: Silence | None = None
     heard_at: float = float("-inf")
     pooled: bool = False
+    foreign: str | None = None
+    unproven: str = ""
     role: Role | None = None
     position: Position | None = None
     lag: float | None = None
@@ -149,6 +197,11 @@ class Instance:
     def healthy(self) -> bool:
         """It answers and may be used in its role."""
         return self.role is not None
+
+    @property
+    def stranger(self) -> bool:
+        """It is of another cluster."""
+        return self.foreign is not None
 
     @property
     def misses(self) -> int:
@@ -169,12 +222,19 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """All instances at one moment. Changed only by the functions of this module, which return a new one.
+    """All instances at one moment. Only the functions of this module change it, and they return a new one.
 
-    writer: the instance that takes writes, if one does. readers: those that are healthy.
-    ambiguous: the instances that both accept writes, where nothing tells which is newer.
-    epoch: the newest that was ever seen; 0 before the first answer. cluster: as ServerId.cluster.
+    instances: in the order in which you named them.
+    writer: the instance that takes writes, if one does.
+    readers: the healthy readers.
+    ambiguous: the instances that both accept writes, if nothing tells which is newer.
+    epoch: the newest; 0 before the first answer.
+    cluster: the identity of the cluster; None if it is unknown.
     samples: positions of the writer in this epoch, oldest first.
+    elected: the server that was the writer last.
+    deposed: the places of servers that accepted writes before it, and have not been seen as readers since.
+    peak: the highest epoch ever seen.
+    by_id: the instances by their ids.
     """
 
     instances: tuple[Instance, ...] = ()
@@ -184,6 +244,9 @@ class Topology:
     epoch: int = 0
     cluster: str | None = None
     samples: tuple[Sample, ...] = ()
+    elected: ServerId | None = None
+    deposed: frozenset[tuple[str | None, int | None]] = frozenset()
+    peak: int = 0
     by_id: dict[str, Instance] = field(default_factory=dict, compare=False, repr=False)
 
     def __iter__(self) -> Iterator[Instance]:
@@ -194,9 +257,41 @@ class Topology:
         """Every instance has been probed at least once."""
         return all(instance.probed for instance in self.instances)
 
-    def said(self) -> tuple[str, ...]:
-        """One line per instance: what it last said."""
-        return tuple(str(instance) for instance in self.instances)
+    @property
+    def in_vain(self) -> tuple[Instance, ...]:
+        """The instances for which somebody must change something before there is a writer; none while waiting may do.
+
+        They are all that could be the writer. A reader may be promoted, but while it is one, the writer is another instance. One
+        of another cluster is none of them, unless all are.
+        """
+        idle = tuple(i for i in self.instances if not (i.role is Role.READER or i.reader_only or (i.stranger and self.readers)))
+        wrong = self.writer is None and all(i.silence is Silence.MISCONFIGURED for i in idle)
+        return idle if wrong else ()
+
+    @property
+    def successor(self) -> str | None:
+        """The one other cluster that all instances say they belong to; None if they do not."""
+        found = {instance.foreign for instance in self.instances}
+        return found.pop() if len(found) == 1 else None
+
+    def said(self, instances: Iterable[Instance] | None = None, avoided: Collection[str] = ()) -> tuple[str, ...]:
+        """One line per instance, of all or of these: what it last said. avoided: ids of those that have just failed a unit."""
+        chosen = self.instances if instances is None else instances
+        return tuple(
+            f"{instance}{self._advice(instance)}{', but it has just failed this unit' if instance.id in avoided else ''}"
+            for instance in chosen
+        )
+
+    def trouble(self, instance: Instance) -> str:
+        """Why an instance is not used, and what to do if it is of another cluster."""
+        return instance.error + self._advice(instance)
+
+    def _advice(self, instance: Instance) -> str:
+        if instance.foreign is None:
+            return ""
+        if self.successor is None:
+            return "; check where its name leads"
+        return "; if the cluster was made anew under these names, set accept_new_cluster=True or start this process again"
 
 
 def add(topology: Topology, instance: Instance) -> Topology:
@@ -217,23 +312,73 @@ def observe(topology: Topology, observation: Observation) -> Topology:
     if old is None:
         return topology
     server = observation.server
-    if server is not None and topology.cluster is not None and server.id.cluster != topology.cluster:
-        observation = replace(
-            observation,
-            server=None,
-            silence=Silence.MISCONFIGURED,
-            error=f"belongs to another cluster ({server.id.cluster}, not {topology.cluster})",
-        )
-        server = None
-    new = _failed(old, observation) if server is None else _answered(old, observation, server)
+    if server is None or not _is_member(topology, server.id):
+        new = _failed(old, observation) if server is None else _estranged(old, observation, server.id, topology.cluster)
+        return topology if new is old else _settle(topology, _swap(topology, new))
+    last = topology.samples[-1].position if topology.samples else None
+    server = _placed(server, last, topology.epoch)
+    new = _answered(old, observation, server)
     if new is old:
         return topology
-    if server is None:
-        return _settle(topology, _swap(topology, new))
+    follows = server.role is Role.READER
     return _settle(
-        replace(topology, cluster=server.id.cluster, epoch=max(topology.epoch, server.epoch)),
+        replace(
+            topology,
+            cluster=topology.cluster or server.id.cluster,
+            epoch=server.epoch if _forgot(server, last) else max(topology.epoch, server.epoch),
+            deposed=topology.deposed - {server.id.place} if follows else topology.deposed,
+        ),
         _swap(topology, new),
     )
+
+
+def renewed(topology: Topology) -> Topology:
+    """The same instances, of which nothing is known: their cluster was made anew."""
+    new = Topology()
+    for i in topology.instances:
+        new = add(new, Instance(i.id, i.host, i.port, i.reader_only))
+    return new
+
+
+def _is_member(topology: Topology, server: ServerId) -> bool:
+    """Whether a server is of this cluster: by the cluster's name, or because it is known and only that name has changed."""
+    if topology.cluster is None or server.cluster == topology.cluster:
+        return True
+    if server.cluster.isdigit():
+        return False  # PostgreSQL's system identifier: no server changes it while it runs
+    known = [seen.server.id.run for instance in topology.instances for seen in instance.seen]
+    return server.run in known or (topology.elected is not None and server.run == topology.elected.run)
+
+
+def _estranged(old: Instance, observation: Observation, server: ServerId, cluster: str | None) -> Instance:
+    """The instance, behind which a server of another cluster has answered. What was known at that place is gone; behind any name
+    but a reader endpoint's there is one server."""
+    if observation.asked_at <= old.heard_at:
+        return old
+    left = tuple(s for s in old.seen if old.reader_only and s.server.id.place != server.place)
+    return replace(
+        old,
+        seen=left,
+        foreign=server.cluster,
+        error=f"belongs to another cluster ({server.cluster}, not {cluster})",
+        silence=Silence.MISCONFIGURED,
+        heard_at=observation.asked_at,
+    )
+
+
+def _placed(server: Server, last: Position | None, newest: int) -> Server:
+    """The server in the epoch that its position shows it to be of. last: what the writer said last."""
+    if last is None or server.position is None or (server.role is Role.WRITER and server.epoch >= newest):
+        return server
+    position = server.position.placed(last)
+    if position is server.position:
+        return server
+    return replace(server, position=position, epoch=newest if server.role is Role.WRITER else server.epoch)
+
+
+def _forgot(server: Server, last: Position | None) -> bool:
+    """Whether this is the writer itself, which may have forgotten its epoch: its word counts then."""
+    return server.role is Role.WRITER and last is not None and server.position is not None and server.position.resumes(last)
 
 
 def _swap(topology: Topology, new: Instance) -> tuple[Instance, ...]:
@@ -247,15 +392,26 @@ def _answered(old: Instance, observation: Observation, server: Server) -> Instan
     newest = old.heard_at if known is None else max(known.asked_at, known.missed_at)
     if newest >= observation.asked_at:
         return old  # it was silent since then, or something newer is known already
-    seen = Seen(server, observation.asked_at, max(observation.answered_at - observation.asked_at, 0.0))
+    latency = max(observation.answered_at - observation.asked_at, 0.0)
+    seen = Seen(server, observation.asked_at, latency)
+    if known is not None and _goes_on(known.server, server):
+        seen = replace(seen, confirmed=known.confirmed, ahead=known.ahead, astray=known.astray)
     return replace(
         old,
         seen=(*(s for s in old.seen if s is not known), seen),
         silence=None,
+        foreign=None,
         heard_at=max(old.heard_at, observation.asked_at),
         pooled=old.pooled or observation.pooled,
         back_at=observation.asked_at if old.lost_at > old.back_at else old.back_at,
     )
+
+
+def _goes_on(before: Server, now: Server) -> bool:
+    """Whether a server is in the same life, and has all that it had."""
+    if before.position is None or now.position is None or before.id.life != now.id.life:
+        return False
+    return now.position.reaches(before.position)
 
 
 def _failed(old: Instance, observation: Observation) -> Instance:
@@ -279,6 +435,7 @@ def _failed(old: Instance, observation: Observation) -> Instance:
         seen=left,
         error="" if left else observation.error,
         silence=None if left else observation.silence,
+        foreign=None,
         heard_at=max(old.heard_at, observation.asked_at),
     )
 
@@ -295,6 +452,18 @@ def behind(topology: Topology, instance_id: str, server: ServerId) -> Seen | Non
     return next((s for s in seen if s.server.id.life == server.life), None)
 
 
+def survived(topology: Topology, instance_id: str, server: ServerId, since: float) -> bool | None:
+    """Whether that server has lived on after what happened to it then (monotonic seconds); None while nobody can tell, because
+    it was not asked since, or lets nobody in yet."""
+    instance = topology.by_id.get(instance_id)
+    if instance is None:
+        return False
+    seen = behind(topology, instance_id, server)
+    if seen is not None:
+        return True if seen.asked_at > since else None
+    return None if instance.silence is Silence.NOT_NOW or instance.heard_at <= since + SETTLES else False
+
+
 def forget(topology: Topology, instance_id: str, server: ServerId) -> Topology:
     """Without that server behind that instance: the name no longer leads there."""
     old = topology.by_id.get(instance_id)
@@ -307,16 +476,31 @@ def forget(topology: Topology, instance_id: str, server: ServerId) -> Topology:
 def _settle(topology: Topology, instances: tuple[Instance, ...]) -> Topology:
     """Elect the writer and derive what each instance may be used for."""
     epoch = topology.epoch
+    peak = max(topology.peak, epoch)
     samples = topology.samples if topology.samples and topology.samples[-1].position.epoch == epoch else ()
     last = samples[-1].position if samples else None
-    claims: dict[object, tuple[str, Server]] = {}  # one entry a server, under the first of the names given for it
+    deposed = {*topology.deposed}
+    barred: set[object] = set()  # lives of servers that accept writes in the newest epoch, and were deposed before
+    claims: dict[object, tuple[str, Seen]] = {}  # one entry a server, under the first of the names given for it
     for instance in instances:
         for seen in instance.seen:
-            accepts = seen.server.role is Role.WRITER and seen.server.epoch == epoch and not instance.reader_only
-            if accepts and not _predates(seen.server, last):
-                claims.setdefault(seen.server.id.life, (instance.id, seen.server))
-    elected = _elect([*claims.values()])
-    settled = tuple(_derive(instance, epoch, elected, last) for instance in instances)
+            server = seen.server
+            if server.role is not Role.WRITER or instance.reader_only:
+                continue
+            if server.epoch < epoch:
+                deposed.add(server.id.place)
+            elif (server.epoch < peak and server.id.place in topology.deposed) or _predates(server, last):
+                barred.add(server.id.life)
+            else:
+                claims.setdefault(server.id.life, (instance.id, seen))
+    found = _elect([*claims.values()])
+    elected = None if found is None else (found[0], found[1].server.id)
+    if found is not None:
+        instances = tuple(_compared(i, found[1], last) for i in instances)
+        if topology.elected is not None:
+            deposed.add(topology.elected.place)
+        deposed.discard(found[1].server.id.place)
+    settled = tuple(_derive(instance, epoch, elected, barred) for instance in instances)
     writer = next((i for i in settled if i.role is Role.WRITER), None)
     if writer is not None and writer.position is not None:
         asked_at = max(seen.asked_at for seen in writer.seen if seen.server.id in writer.servers)
@@ -330,8 +514,11 @@ def _settle(topology: Topology, instances: tuple[Instance, ...]) -> Topology:
         readers=tuple(i for i in settled if i.role is Role.READER),
         ambiguous=tuple(sorted(at for at, _ in claims.values())) if claims and elected is None else (),
         epoch=epoch,
-        cluster=topology.cluster,
+        cluster=topology.cluster if elected is None else elected[1].cluster,
         samples=samples,
+        elected=topology.elected if elected is None else elected[1],
+        deposed=frozenset(deposed),
+        peak=peak,
         by_id={i.id: i for i in settled},
     )
 
@@ -340,17 +527,42 @@ def _predates(server: Server, last: Position | None) -> bool:
     return last is not None and server.position is not None and server.position.predates(last)
 
 
-def _elect(claims: list[tuple[str, Server]]) -> tuple[str, ServerId] | None:
+def _elect(claims: list[tuple[str, Seen]]) -> tuple[str, Seen] | None:
     """The one server that is the writer, and its instance, of those that accept writes in the newest epoch."""
-    for at, server in claims:
-        position = server.position
-        others = [other.position for _, other in claims if other is not server]
+    for at, seen in claims:
+        position = seen.server.position
+        others = [other.server.position for _, other in claims if other is not seen]
         if not others or (position is not None and all(other is not None and position.outdoes(other) for other in others)):
-            return at, server.id
+            return at, seen
     return None
 
 
-def _derive(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None, last: Position | None) -> Instance:
+def _compared(instance: Instance, writer: Seen, last: Position | None) -> Instance:
+    """The instance, with what the writer's answer says of the transactions that its readers have.
+
+    last: what the writer said last before.
+    """
+    position = writer.server.position
+    if position is None:
+        return instance
+    began_anew = last is not None and position.lacks(last)
+
+    def compared(seen: Seen) -> Seen:
+        has, ahead, confirmed = seen.server.position, seen.ahead, seen.confirmed
+        if has is None or seen.server.role is not Role.READER:
+            return seen
+        if ahead is not None and not position.lacks(ahead.position):
+            ahead, confirmed = None, True
+        if ahead is None and position.lacks(has):
+            ahead = Ahead(has, seen.asked_at + seen.latency)
+        confirmed = confirmed or ahead is None
+        strays = (began_anew and not position.covers(has)) or (ahead is not None and ahead.told_at <= writer.asked_at)
+        return replace(seen, confirmed=confirmed, ahead=ahead, astray=seen.astray or strays)
+
+    return replace(instance, seen=tuple(compared(seen) for seen in instance.seen))
+
+
+def _derive(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None, barred: Collection[object]) -> Instance:
     """The instance with role, position and lag as its servers and the election say."""
     role: Role | None
     if elected is not None and instance.id == elected[0]:
@@ -361,16 +573,37 @@ def _derive(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None
         use = () if _held(instance) else tuple(replaying)
         role = Role.READER if use else None
     lags = [s.server.lag for s in use if s.server.lag is not None]
+    unproven = next((why for s in use if (why := _unproven(s))), "") if use else instance.unproven
     return replace(
         instance,
         role=role,
-        error="" if role is not None else _unused(instance, epoch, elected, last),
-        position=None if instance.pooled else minimum(tuple(s.server.position for s in use)),
+        error="" if role is not None else _unused(instance, epoch, elected, barred),
+        position=None if instance.pooled or unproven else minimum(tuple(_proof(s) for s in use)),
+        unproven=unproven,
         lag=max(lags) if lags and len(lags) == len(use) else None,
         latency=max((s.latency for s in use), default=0.0),
         servers=frozenset(s.server.id for s in use),
         epoch=max((s.server.epoch for s in instance.seen), default=0),
     )
+
+
+def _unproven(seen: Seen) -> str:
+    """Why nothing that a server says proves what a session has written; "" if it does."""
+    if seen.astray:
+        return (
+            "it has transactions of the writer's that the writer has not, as after RESET MASTER there; "
+            "make it anew from the writer, and restart it"
+        )
+    return seen.server.unproven
+
+
+def _proof(seen: Seen) -> Position | None:
+    """Give the position by which a server proves what a session has written; None if it proves nothing yet.
+
+    A reader that was confirmed proves with every later position: it may be further than the writer's last answer. One that was
+    not proves nothing while it has what the writer is not yet seen to have, because it may follow another log.
+    """
+    return seen.server.position if seen.confirmed or seen.ahead is None else None
 
 
 def hold(losses: int) -> float:
@@ -383,7 +616,7 @@ def _held(instance: Instance) -> bool:
     return bool(instance.seen) and max(s.asked_at for s in instance.seen) - instance.back_at < hold(instance.losses)
 
 
-def _unused(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None, last: Position | None) -> str:
+def _unused(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None, barred: Collection[object]) -> str:
     """Why an instance without a role has none."""
     if not instance.seen:
         return instance.error
@@ -397,7 +630,7 @@ def _unused(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None
         return f"deposed: it still accepts writes, but the cluster is at epoch {epoch}"
     if instance.reader_only:
         return "accepts writes, but is a reader endpoint"
-    if any(_predates(s.server, last) for s in instance.seen):
+    if any(s.server.id.life in barred for s in instance.seen):
         return "deposed: it still accepts writes, but lacks some of a writer that came after it"
     if elected is None:
         return "accepts writes, and so does another instance of the same epoch"

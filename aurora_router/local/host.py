@@ -21,6 +21,7 @@ from aurora_router.local.system import (
     LocalClusterError,
     descendants,
     environment,
+    has_ended,
     reachable_by_others,
     stands_still,
     tail,
@@ -227,9 +228,14 @@ class Server(ABC):
     def kill(self) -> None:
         if self.process is not None and self.running:
             self._halt()  # so that none of its processes notices the end of another and ends in an orderly way
-            for pid in (*descendants(self.process.pid), self.process.pid):
+            pids = (*descendants(self.process.pid), self.process.pid)
+            for pid in pids:
                 _send(pid, signal.SIGKILL)
             self.process.wait(10)
+            # Each of PostgreSQL's holds on to the shared memory until it is gone, and no new server starts beside that.
+            for _ in until(10, f"the processes of {self.name} to end", every=0.001):
+                if all(has_ended(pid) for pid in pids):
+                    break
         self.frozen = False
 
     def freeze(self) -> None:

@@ -32,7 +32,7 @@ _WORDS = Words(
     replayed="@@gtid_slave_pos",
     received="Gtid_IO_Pos",
     position=partial(MariadbGtid.said, 0),
-    monitor="SLAVE MONITOR",
+    monitor="SLAVE MONITOR, BINLOG MONITOR",
     pause=("BACKUP STAGE START", "BACKUP STAGE BLOCK_COMMIT"),
     resume="BACKUP STAGE END",
     appliers="SELECT id FROM information_schema.processlist WHERE command IN ('Slave_SQL', 'Connect')",
@@ -71,7 +71,7 @@ class MariadbCluster(MysqlFamilyCluster):
     settings: MariaDB's system variables, over the defaults of this module and of `mysql_family.py`.
     bin_dir: where mariadbd is, mariadb-install-db beside it or in a directory next to it; else the system's.
     directory: where the temporary directory of the cluster is made; else the system's place for such.
-    monitor_privileges: grant SLAVE MONITOR to the application's user.
+    monitor_privileges: grant SLAVE MONITOR and BINLOG MONITOR to the application's user.
     on_progress: called with a line of text at each step of `start`.
 
     The superuser, root, may not write on a reader. Started by root, the servers run as an unprivileged user (`nobody`). One

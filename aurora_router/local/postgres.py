@@ -56,6 +56,11 @@ _SETTINGS: Mapping[str, str] = {
     "lc_messages": "C",
 }
 
+_NO_LESS_ON_READERS = frozenset(
+    {"max_connections", "max_worker_processes", "max_wal_senders", "max_prepared_transactions", "max_locks_per_transaction"}
+)
+"""What a reader must have as much of as its writer has written down that it has."""
+
 
 class PostgresServer(Server):
     """One postmaster and its children."""
@@ -167,6 +172,9 @@ class PostgresCluster(Cluster[PostgresServer]):
         lines = (f"{name} = {quoted(value)}\n" for name, value in settings.items())
         with (server.data / "postgresql.conf").open("a") as conf:
             conf.writelines(lines)
+        if _NO_LESS_ON_READERS & self._settings.keys():
+            # The control file still has the values of initdb, which may be higher. A start of the server replaces them.
+            host.run(self._programs / "postgres", "--single", "-D", str(server.data), "postgres")
         (server.data / "pg_hba.conf").write_text(
             "host all all 127.0.0.0/8 scram-sha-256\nhost replication all 127.0.0.0/8 scram-sha-256\n"
         )

@@ -128,7 +128,7 @@ class FaultProxy:
         return len(links)
 
     def lose(self, statement: str, *, answer: bool, half_open: bool = False, times: int = 1) -> None:
-        """Reset the connection on which the next statement comes whose text contains `statement`, not in the middle of a word.
+        """Reset the connection on which the next statement comes whose text contains `statement` as whole words.
 
         answer: True: once the server has answered, so that only the answer is lost; False: before the server hears of it.
         half_open: reset the client only; the server goes on to wait on its side, until `heal()`. times: how often.
@@ -423,7 +423,7 @@ class _Loss:
     half_open: bool
 
     def is_in(self, text: str) -> bool:
-        return re.search(rf"(?<!\w){re.escape(self.statement)}", text) is not None
+        return re.search(rf"(?<!\w){re.escape(self.statement)}(?!\w)", text) is not None
 
 
 @dataclass(eq=False)

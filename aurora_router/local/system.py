@@ -186,8 +186,17 @@ def descendants(pid: int) -> list[int]:
 
 def stands_still(pid: int) -> bool:
     """Whether all threads of a process are stopped, or it is gone."""
+    return _are_all_threads_in(pid, "TtZX")
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or has nothing left but its exit status."""
+    return _are_all_threads_in(pid, "ZX")
+
+
+def _are_all_threads_in(pid: int, states: str) -> bool:
     with contextlib.suppress(OSError):
-        return all(_stat(thread)[0] in "TtZX" for thread in Path(f"/proc/{pid}/task").iterdir())
+        return all(_stat(thread)[0] in states for thread in Path(f"/proc/{pid}/task").iterdir())
     return True
 
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from aurora_router.servers import mysql, postgresql
-from aurora_router.servers.family import Ask, Family, Mode, Unsuitable, XidFamily, knows_xids
+from aurora_router.servers.family import Ask, Family, Greeting, Mode, Pooler, Unsuitable, XidFamily, knows_xids
 
-__all__ = ["FAMILIES", "Ask", "Family", "Mode", "Unsuitable", "XidFamily", "family_of", "knows_xids"]
+__all__ = ["FAMILIES", "Ask", "Family", "Greeting", "Mode", "Pooler", "Unsuitable", "XidFamily", "family_of", "knows_xids"]
 
 FAMILIES: Final[Mapping[str, Family]] = {"postgresql": postgresql, "mysql": mysql, "mariadb": mysql}
 """By what a URL begins with, which is also the name of the SQL dialect."""

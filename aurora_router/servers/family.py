@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, TypeAlias, TypeGuard
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeGuard
 
 from aurora_router.core.commits import Evidence, Note
 from aurora_router.core.failures import Failure
@@ -23,8 +23,36 @@ class Mode(enum.Enum):
     READ_ONLY = "a read-only transaction"
 
 
+Pooler: TypeAlias = Literal["session", "transaction"]
+"""For how long a pooler before the servers keeps a client on one connection to them."""
+
+
+class Greeting(NamedTuple):
+    """What a fresh connection has reached.
+
+    shared: a pooler may give the server's side of it to others between two transactions. Nothing that outlives a transaction may
+    be set there.
+    """
+
+    server: ServerId
+    role: Role
+    shared: bool
+
+    @property
+    def guarded(self) -> bool:
+        """Whether it was guarded."""
+        return self.role is Role.READER and not self.shared
+
+
 class Unsuitable(Exception):
-    """A server that answers, but not one that can be used; the message says why and what to do."""
+    """A server that answers, but not one that can be used; the message says why and what to do.
+
+    passing: whether it may become usable without anybody changing something.
+    """
+
+    def __init__(self, message: str, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing
 
 
 class Family(Protocol):
@@ -49,8 +77,27 @@ class Family(Protocol):
         """What the driver's connect() is given where the user says nothing."""
         ...
 
-    def encrypted(self, query: dict[str, Any]) -> dict[str, Any]:
-        """The query of a URL, with encryption unless the user says otherwise."""
+    @property
+    def BARE(self) -> Mapping[str, Any]:
+        """What create_engine() is given for connections of the router's own, so that SQLAlchemy asks less on them."""
+        ...
+
+    def options(self) -> Set[str]:
+        """The names of the options that a URL's query may have; none if the driver is not there."""
+        ...
+
+    def encrypted(self, query: dict[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The query of a URL, with encryption unless the user has said something of it, wherever the driver looks.
+
+        arguments: `connect_args`.
+        """
+        ...
+
+    def fixed_address(self, options: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
+        """What leads every connection to one server, whichever instance it is for; "" if nothing does.
+
+        options: of the URL's query. arguments: `connect_args`, which the driver is given over the instance's host and port.
+        """
         ...
 
     # -- who and where a server is
@@ -66,13 +113,37 @@ class Family(Protocol):
         ...
 
     @property
+    def BEYOND_READERS(self) -> frozenset[str]:
+        """The isolation levels that a reader refuses, as servers call them."""
+        ...
+
+    @property
+    def ONCE(self) -> Mapping[str, Any]:
+        """Arguments of a cursor's execute() for a text of several statements."""
+        ...
+
+    @property
     def FUNCTIONS(self) -> str: ...
-    def greet(self, connection: Any, ask: Ask) -> tuple[ServerId, Role]:
-        """Which server a fresh connection has reached; a reader's is guarded. Raises Unsuitable, the driver's errors."""
+    def dialect(self, server: ServerId) -> str:
+        """The SQL dialect of a server, as `statements.verdict` takes it."""
+        ...
+
+    def literal_mode(self, connection: Any, ask: Ask | None) -> str | None:
+        """The setting that decides what a backslash means in the texts of this connection, as `statements.in_mode` takes it.
+        ask: None if nothing may be sent, and what the driver knows must do."""
+        ...
+
+    def greet(self, connection: Any, ask: Ask, pooler: Pooler | None) -> Greeting:
+        """Which server a fresh connection has reached; a reader's is guarded, unless it is shared. pooler: what the user says of
+        one before the servers. Raises Unsuitable, the driver's errors."""
         ...
 
     def probe(self, ask: Ask, *, asynchronous_commits: bool) -> Server:
         """What a server says of itself. Raises Unsuitable, whatever `ask` raises."""
+        ...
+
+    def omissions(self, ask: Ask) -> str:
+        """What a writer leaves out of its log, so that no reader ever has it; "" if nothing. Raises whatever `ask` raises."""
         ...
 
     def parse_functions(self, rows: Iterable[Sequence[Any]]) -> frozenset[str]:
@@ -85,8 +156,22 @@ class Family(Protocol):
         """The server's, or the driver's, code of an error; None where it has none."""
         ...
 
+    def words(self, error: BaseException) -> str:
+        """What an error says, and what the server says of it in no human language, where that tells more."""
+        ...
+
     def failure(self, code: Any, message: str, *, disconnected: bool) -> Failure:
         """What kind of failure a driver's error stands for. disconnected: the connection is unusable."""
+        ...
+
+    @property
+    def KILLED(self) -> frozenset[Any]:
+        """The codes with which a server says that somebody has ended a connection."""
+        ...
+
+    @property
+    def ENDED(self) -> str:
+        """What to do about a statement whose connection was ended by a server that is alive."""
         ...
 
     def is_from_connecting(self, error: BaseException) -> bool:
@@ -95,6 +180,11 @@ class Family(Protocol):
 
     def explain_refusal(self, code: Any, message: str) -> tuple[Silence, str]:
         """A failed probe in words for the user, and whether trying again can help."""
+        ...
+
+    @property
+    def UNUSABLE(self) -> str:
+        """A pattern of the driver's own words for an option that it cannot use."""
         ...
 
     @property
@@ -120,6 +210,31 @@ class Family(Protocol):
         guarded: what `guard` has made of it."""
         ...
 
+    def is_settled(self, connection: Any, alone: bool) -> bool:
+        """Whether a connection that was switched before can be used as it is. Listeners of the application may have begun a
+        transaction on one whose statements are to be alone, or taken its guard off. Asks nobody."""
+        ...
+
+    def count_ends(self, connection: Any) -> Callable[[], int]:
+        """Count the transactions that end on a connection, whoever ends them, but for those that rollback() ends: gives how many
+        there were until now. A statement in autocommit is one. If one text ends one and begins the next, nobody sees it."""
+        ...
+
+    def is_guarded(self, connection: Any, handed_out: bool) -> bool:
+        """Whether a guard that was set is known to be on still. handed_out: users have had the driver's connection since. Asks
+        nobody."""
+        ...
+
+    def has_lost_guard(self, connection: Any) -> bool:
+        """Whether the guard of a connection in autocommit was taken off, or may have been, unseen by the gate, and can be set
+        again because no transaction is open. Asks nobody."""
+        ...
+
+    def end_transaction(self, connection: Any) -> None:
+        """End what a listener of the application has begun on a connection before its unit has it: with COMMIT, so that what it
+        has set holds. Sends nothing if nothing was begun."""
+        ...
+
     def guard(self, connection: Any, ask: Ask, on: bool) -> None:
         """Have an idle connection refuse writes outside of transactions, or accept them again."""
         ...
@@ -129,11 +244,42 @@ class Family(Protocol):
         by shutting the socket."""
         ...
 
-    def prepare(self, connection: Any) -> None:
-        """Whatever else a new pooled connection needs."""
+    def forget_prepared(self, connection: Any) -> None:
+        """Have an idle connection prepare its statements anew."""
+        ...
+
+    def look_anywhere(self, dialect: Any) -> None:
+        """Have SQLAlchemy's first look at a server succeed whatever its role and its settings."""
+        ...
+
+    def prepare(self, connection: Any, shared: bool, given: Collection[str], listened: Callable[[], bool]) -> None:
+        """Whatever else a new pooled connection needs. given: names of what the user gives to the driver's connect(). listened:
+        whether listeners of the application may have used it when a unit gets it."""
+        ...
+
+    def blocks(self, connection: Any) -> bool:
+        """Whether rows of a streamed result are unread, so that the rest must be read before anything else can be sent."""
+        ...
+
+    def is_bystander(self, connection: Any) -> bool:
+        """Whether the server has ended the connection because of what another connection's statement did to it."""
+        ...
+
+    def has_leftovers(self, connection: Any) -> bool:
+        """Whether the last unit has left something that must not stay on a pooled connection: an open stream, or an answer that
+        nobody has read."""
+        ...
+
+    def remove_leftovers(self, connection: Any, ask: Ask) -> None:
+        """Remove that from an idle connection. Raises the driver's error if the connection can only be closed."""
         ...
 
     # -- what became of a COMMIT
+
+    @property
+    def ROLLS_ALL_BACK(self) -> bool:
+        """Whether a rollback undoes whatever was written, and no stream stands in its way: then nothing is asked beside it."""
+        ...
 
     @property
     def XIDS(self) -> bool:
@@ -172,6 +318,10 @@ class Family(Protocol):
     def is_missing_table(self, error: BaseException | None) -> bool: ...
     def is_aborted(self, connection: Any) -> bool:
         """Whether the transaction has failed, so that a COMMIT would pass for done, and is none."""
+        ...
+
+    def was_not_undone(self, connection: Any) -> bool:
+        """Whether a rollback has left something that was written; asked once after each."""
         ...
 
     def refuse_aborted(self, connection: Any) -> None:

@@ -1,4 +1,4 @@
-"""MySQL and MariaDB: the SQL that asks a server who and where it is, how its rows and error codes read, and PyMySQL's switches.
+"""MySQL and MariaDB: the SQL that asks a server who and where it is, and how its rows and error codes read.
 
 Which of the two answers is seen from what the server says of itself: a URL that says mysql leads to either, and one that says
 mariadb to MariaDB alone, for SQLAlchemy takes nothing else there.
@@ -7,31 +7,42 @@ mariadb to MariaDB alone, for SQLAlchemy takes nothing else there.
 from __future__ import annotations
 
 import contextlib
+import inspect
+import os
 import re
-import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from typing import Any, Final, NamedTuple
 
 from aurora_router.core.failures import Failure
-from aurora_router.core.gtid import GtidSet, MariadbGtid, began
+from aurora_router.core.gtid import GtidSet, MariadbGtid, began, behind
 from aurora_router.core.positions import Position
 from aurora_router.core.topology import Role, Server, ServerId, Silence
-from aurora_router.servers.family import Ask, Mode, Unsuitable
+from aurora_router.servers.family import Ask, Greeting, Mode, Pooler, Unsuitable
+from aurora_router.servers.mysql_connection import AUTOCOMMIT, NO_PACKAGE, is_on, note_guard
+from aurora_router.servers.mysql_connection import KEEPALIVE as KEEPALIVE
+from aurora_router.servers.mysql_connection import ROLLS_BACK_ON_TIMEOUT as ROLLS_BACK_ON_TIMEOUT
+from aurora_router.servers.mysql_connection import autocommit as autocommit
+from aurora_router.servers.mysql_connection import blocks as blocks
+from aurora_router.servers.mysql_connection import code as code
+from aurora_router.servers.mysql_connection import count_ends as count_ends
+from aurora_router.servers.mysql_connection import fileno as fileno
+from aurora_router.servers.mysql_connection import is_closed as is_closed
+from aurora_router.servers.mysql_connection import watch_connecting as watch_connecting
 
 DIALECT = "mysql"
 DRIVER = "pymysql"
 EXAMPLE = "mysql+pymysql://user:password@host:3306/database"
 DEFAULT_PORT = 3306
 DEFAULT_ISOLATION = "repeatable read"
+BEYOND_READERS: frozenset[str] = frozenset()
+ONCE: Final[Mapping[str, Any]] = {}
 CONNECT: Final[Mapping[str, Any]] = {}
+BARE: Final[Mapping[str, Any]] = {}
+ROLLS_ALL_BACK = False
 XIDS = False
 PREPARED = "XA RECOVER"
 OLDEST_MYSQL = (8, 0)
 OLDEST_MARIADB = (10, 6)  # nothing older is maintained or tested
-
-KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_USER_TIMEOUT": 25000}
-"""Seconds, seconds, milliseconds. Of a peer that vanished without a word only the kernel can tell."""
 
 # One question for both, with what only one of them understands in comments that the other one skips: MySQL takes all of MariaDB's
 # for plain ones, and MariaDB those that are for MySQL 5.7 and newer.
@@ -43,8 +54,9 @@ _OPENED = (
     "SELECT UNIX_TIMESTAMP(MAX(set_time)) FROM performance_schema.variables_info "
     "WHERE variable_name IN ('read_only', 'super_read_only')"
 )
+VERSION = "SELECT @@version, /*M! NOT */ FALSE"
 IDENTITY = f"""
-SELECT @@version, /*M! NOT */ FALSE
+{VERSION}
 {_MARIADB} , @@global.gtid_domain_id, @@global.server_id, {_STARTED.format("information_schema")} */
 {_MYSQL} , ({_GROUP}), @@global.server_uuid, {_STARTED.format("performance_schema")} */
 , @@global.port, @@global.read_only, @@global.innodb_read_only"""
@@ -60,6 +72,9 @@ REPLICAS_MARIADB = "SHOW ALL SLAVES STATUS"
 REPLICAS_MYSQL = "SHOW REPLICA STATUS"
 """Wants SLAVE MONITOR on MariaDB, REPLICATION CLIENT on MySQL. The writer is asked, too: it may be a reader tomorrow, and what is
 not granted is to be found out today."""
+LOG, LOG_RENAMED = "SHOW MASTER STATUS", "SHOW BINARY LOG STATUS"
+"""Wants BINLOG MONITOR on MariaDB, REPLICATION CLIENT on MySQL; without it the log is taken for whole. Asked once for each
+connection: the settings that it shows change with a restart only."""
 MEMBERS = "SELECT member_id, member_state, member_role FROM performance_schema.replication_group_members"
 """Asked where there is a group; wants SELECT on that table."""
 
@@ -101,9 +116,54 @@ class Version(NamedTuple):
         return f"{'MariaDB' if self.mariadb else 'MySQL'} {'.'.join(map(str, self.number))}"
 
 
-def encrypted(query: dict[str, Any]) -> dict[str, Any]:
-    """The query of a URL, with encryption unless the user says otherwise."""
-    return query if any(name.startswith("ssl") for name in query) else {**query, "ssl_check_hostname": "false"}
+def options() -> Set[str]:
+    """The names of the options that a URL's query may have; none if the driver is not there."""
+    try:
+        from pymysql.connections import Connection
+    except ImportError:
+        return frozenset()
+    return inspect.signature(Connection).parameters.keys()
+
+
+def encrypted(query: dict[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The query of a URL, with encryption unless the user has said something of it, in an option file, too."""
+    given = {**query, **arguments}
+    file = _read_option_file(given)
+    said = any(given.get(name) for name in _SSL) or any(file.get(name) for name in _SSL_OF_FILE)
+    return query if said else {**query, "ssl_check_hostname": "false"}
+
+
+_SSL = frozenset(
+    {"ssl", "ssl_ca", "ssl_capath", "ssl_cert", "ssl_key", "ssl_cipher", "ssl_check_hostname", "ssl_verify_cert"}
+    | {"ssl_verify_identity", "ssl_disabled"}
+)
+_SSL_OF_FILE = frozenset({"ssl-ca", "ssl-capath", "ssl-cert", "ssl-key", "ssl-password", "ssl-cipher"})
+"""The options with which PyMySQL, or SQLAlchemy for it, decides on encryption."""
+
+
+def fixed_address(options: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
+    """What leads every connection to one server: a socket goes before host and port, also one that an option file names."""
+    given = {**options, **arguments}
+    for name in ("host", "port"):
+        if arguments.get(name):
+            return f"{name} in connect_args"
+    if given.get("unix_socket"):
+        return "unix_socket"
+    return "the socket of read_default_file" if _read_option_file(given).get("socket") else ""
+
+
+def _read_option_file(given: Mapping[str, Any]) -> dict[str, str | None]:
+    """What the option file that PyMySQL is told to read says in its group."""
+    group, file = given.get("read_default_group"), given.get("read_default_file")
+    if not (group or file):
+        return {}
+    import configparser  # few have such a file
+
+    read = configparser.RawConfigParser(allow_no_value=True, strict=False)
+    with contextlib.suppress(configparser.Error, TypeError, ValueError):  # the driver will say so
+        read.read(os.path.expanduser(file or "/etc/my.cnf"))
+    found = read[group or "client"] if read.has_section(group or "client") else {}
+    return {name.replace("_", "-"): value for name, value in found.items()}
 
 
 # -- who and where a server is ------------------------------------------------------------------------------------
@@ -113,7 +173,7 @@ def parse_version(row: Sequence[Any]) -> Version:
     """How the answers to IDENTITY and PROBE begin. Raises Unsuitable for a server that is too old."""
     found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", str(row[0]))
     number = tuple(int(part or 0) for part in found.groups()) if found is not None else (0,)
-    server = Version(_is_on(row[1]), number)
+    server = Version(is_on(row[1]), number)
     oldest = OLDEST_MARIADB if server.mariadb else OLDEST_MYSQL
     if server.number < oldest:
         raise Unsuitable(f"runs {server}; version {'.'.join(map(str, oldest))} or newer is needed")
@@ -133,17 +193,17 @@ def parse_identity(row: Sequence[Any]) -> tuple[ServerId, Role]:
     cluster = f"mariadb-{of_cluster}" if server.mariadb else str(of_cluster or "mysql")
     # Several servers may have been started in one second; no two of a cluster have one name.
     identity = ServerId(cluster, str(name), int(port), f"{started}/{name}")
-    return identity, Role.READER if any(map(_is_on, read_only)) else Role.WRITER
+    return identity, Role.READER if any(map(is_on, read_only)) else Role.WRITER
 
 
-def greet(connection: Any, ask: Ask) -> tuple[ServerId, Role]:
+def greet(connection: Any, ask: Ask, pooler: Pooler | None) -> Greeting:
     """Which server a fresh connection has reached; a reader's is guarded, for a reader that is promoted in place would let the
     statements of a unit in autocommit write. Raises Unsuitable."""
     _, (row,) = ask(IDENTITY)
-    identity, role = parse_identity(row)
-    if role is Role.READER:
+    greeting = Greeting(*parse_identity(row), shared=pooler == "transaction")
+    if greeting.guarded:
         guard(connection, ask, True)
-    return identity, role
+    return greeting
 
 
 def probe(ask: Ask, *, asynchronous_commits: bool) -> Server:
@@ -154,14 +214,14 @@ def probe(ask: Ask, *, asynchronous_commits: bool) -> Server:
     _, ((*row, level),) = ask(PROBE)
     server = parse_version(row)
     identity, role = parse_identity(row)
-    shared, said = _is_on(row[7]), row[8:]
+    shared, said = is_on(row[7]), row[8:]
     isolation = str(level).replace("-", " ").lower()
     read = _mariadb if server.mariadb else _mysql
     epoch, position = read(role, identity, said)
     members = parse_members(ask(MEMBERS)[1], str(identity.address)) if _is_group(identity) else None
     if members is not None:
         if members and role is Role.WRITER:
-            raise Unsuitable(f"accepts writes, but {members}")
+            raise Unsuitable(f"accepts writes, but {members}", passing=True)
         return Server(identity, role, epoch, position, None, isolation, members if role is Role.READER else "")
     replicas = REPLICAS_MARIADB if server.mariadb else REPLICAS_MYSQL
     if not server.mariadb and server.number < (8, 0, 22):
@@ -175,11 +235,7 @@ def probe(ask: Ask, *, asynchronous_commits: bool) -> Server:
     if role is Role.WRITER or (shared and not rows):
         return Server(identity, role, epoch, position, None, isolation)
     lag, stopped = parse_replicas(channels)
-    return Server(identity, role, epoch, position, lag, isolation, stopped)
-
-
-def _is_on(setting: object) -> bool:
-    return str(setting).upper() not in ("0", "OFF", "NONE")  # newer MariaDB has words where older has numbers
+    return Server(identity, role, epoch, position, lag, isolation, stopped, parse_filters(channels))
 
 
 def _is_group(identity: ServerId) -> bool:
@@ -195,9 +251,9 @@ def _mariadb(role: Role, identity: ServerId, said: Sequence[Any]) -> tuple[int, 
     written, replayed, state, logs = said
     own = int(identity.address or -1)
     if role is Role.READER:
-        return 0, MariadbGtid.said(began(state or "", own), replayed or "", own)
+        return 0, MariadbGtid.said(began(state or "", own), replayed or "", own, behind(state or "", own))
     epoch = began(state or "")
-    return epoch, MariadbGtid.said(epoch, written or "", own) if _is_on(logs) else None
+    return epoch, MariadbGtid.said(epoch, written or "", own, behind(state or "")) if is_on(logs) else None
 
 
 def _mysql(role: Role, identity: ServerId, said: Sequence[Any]) -> tuple[int, Position | None]:
@@ -223,6 +279,45 @@ def parse_members(rows: Iterable[Sequence[Any]], me: str) -> str | None:
     if sum(role == "PRIMARY" for _, _, role in rows) > 1:
         return "its group has several writers, and may have one only: group_replication_switch_to_single_primary_mode()"
     return ""
+
+
+_SYSTEM = frozenset({"information_schema", "innodb_memcache", "mysql", "performance_schema", "sys"})
+"""Schemas that no application writes to. Managed readers leave some of their tables out."""
+
+
+def parse_filters(channels: Sequence[Mapping[str, Any]]) -> str:
+    """Why a reader may lack what the writer has written: the replication filters in the rows for its sources; "" without any."""
+    found: dict[str, None] = {}
+    for channel in channels:
+        for name, value in channel.items():
+            if name.startswith("Replicate_") and (kept := _outside_system(name, value)):
+                found[f"{name}: {kept}"] = None
+    return f"it replicates a part of the writer's log only ({'; '.join(found)})" if found else ""
+
+
+def _outside_system(name: str, value: object) -> str:
+    """A filter's value, without what it ignores of the servers' own schemas."""
+    listed = [part.strip() for part in str(value or "").split(",")]
+    if "_Ignore_" in name:
+        listed = [part for part in listed if part.partition(".")[0].strip("`").lower() not in _SYSTEM]
+    return ",".join(filter(None, listed))
+
+
+def omissions(ask: Ask) -> str:
+    """What the writer leaves out of its log, so that no reader ever has it; "" if nothing, or if it may not be asked."""
+    _, (row,) = ask(VERSION)
+    server = parse_version(row)
+    renamed = not server.mariadb and server.number >= (8, 2, 0)
+    try:
+        names, rows = ask(LOG_RENAMED if renamed else LOG)
+    except Exception as error:
+        if code(error) in _REFUSED:
+            return ""
+        raise
+    settings = {name: value for row in rows for name, value in zip(names, row, strict=True)}
+    filters = {name: _outside_system(name, settings.get(name)) for name in ("Binlog_Do_DB", "Binlog_Ignore_DB")}
+    found = "; ".join(f"{name}: {kept}" for name, kept in filters.items() if kept)
+    return f"its log has a part only of what is written ({found})" if found else ""
 
 
 def parse_replicas(channels: Sequence[Mapping[str, Any]]) -> tuple[float | None, str]:
@@ -260,6 +355,29 @@ def _has_replayed_all(said: Mapping[str, Any]) -> bool:
     return received == (said["Relay_Source_Log_File"], said["Exec_Source_Log_Pos"])
 
 
+def dialect(server: ServerId) -> str:
+    """The dialect of what answers, whatever the URL begins with."""
+    return "mariadb" if server.cluster.startswith("mariadb-") else "mysql"
+
+
+_NO_BACKSLASH_ESCAPES = 512  # PyMySQL's SERVER_STATUS_NO_BACKSLASH_ESCAPES
+
+
+def literal_mode(connection: Any, ask: Ask | None) -> str | None:
+    """The connection's `sql_mode`, which decides what a backslash means in its texts.
+
+    The application may change it at any time, so nothing is remembered. The server tells with each answer to a SET whether it has
+    NO_BACKSLASH_ESCAPES, which is all that matters in most texts. ANSI_QUOTES it must be asked for. Then the question takes the
+    place of the statement before for FOUND_ROWS(), ROW_COUNT() and SHOW WARNINGS.
+    """
+    if connection.server_status & _NO_BACKSLASH_ESCAPES:
+        return "NO_BACKSLASH_ESCAPES"
+    if ask is None:
+        return None
+    _, ((sql_mode,),) = ask("SELECT @@sql_mode")
+    return str(sql_mode)
+
+
 def parse_functions(rows: Iterable[Sequence[Any]]) -> frozenset[str]:
     """The answer to FUNCTIONS as names that are reads: "schema.name", and "name" where that is so in every schema. The case of
     names does not count."""
@@ -274,17 +392,21 @@ def parse_functions(rows: Iterable[Sequence[Any]]) -> frozenset[str]:
 # -- how errors read ----------------------------------------------------------------------------------------------
 
 
-def code(error: BaseException | None) -> int | None:
-    """The number of the server's or PyMySQL's error; 0 is what PyMySQL says on a connection that it has closed."""
-    number = error.args[0] if error is not None and error.args else None
-    return number if isinstance(number, int) else None
+def words(error: BaseException) -> str:
+    """What the error says."""
+    return str(error)
 
 
-NO_PACKAGE = 2061  # that a plugin for logging in is not there
-_REFUSED = frozenset({1044, 1045, 1049, 1130, 1142, 1143, 1227, 1370, 1698, 1820, 1862, NO_PACKAGE, 3118, 4151})
+_REFUSED = frozenset({1044, 1045, 1049, 1130, 1142, 1143, 1184, 1227, 1370, 1698, 1820, 1862, NO_PACKAGE, 3118, 4151})
 _READ_ONLY = frozenset({1792, 1836, 1874})
+# Keys, foreign keys, NOT NULL, the range of a column (UNSIGNED, say), WITH CHECK OPTION, CHECK, and SIGNAL, as triggers use it.
+_CONSTRAINT = frozenset(
+    {1048, 1062, 1169, 1216, 1217, 1264, 1364, 1369, 1451, 1452, 1557, 1586, 1644, 1690, 1761, 1762, 3819, 4025}
+)
 _BUSY = frozenset({1040, 1203, 1226})
 _LOST = frozenset({0, 1053, 1927, 2006, 2013, 2055, 4031})
+KILLED: Final = frozenset({1927})
+ENDED = "somebody has ended it (KILL), or it is longer than the server's max_allowed_packet"
 _UNREACHED = frozenset({1129, 2002, 2003, 2005, 2026, 3032})  # 1129: too many attempts have failed; 3032: it is offline
 _GAVE_UP = re.compile(r"""\((TimeoutError\(["'])?(The (read|write) operation )?timed out""")
 """How PyMySQL says within its 2006 and 2013 that its read_timeout or write_timeout was over. The kernel says [Errno 110]."""
@@ -296,14 +418,10 @@ _TRANSIENT = {
     1213: Failure.DEADLOCK,
     1412: Failure.CONFLICT,  # the definition of a table has changed since the snapshot
     1614: Failure.DEADLOCK,
+    1615: Failure.OUTDATED,  # a statement that is kept prepared, in a procedure say, was overtaken by a change of its tables
     3100: Failure.SERIALIZATION,  # the member is about to leave its group
     3101: Failure.SERIALIZATION,  # another member of the group was first
 }
-_ROLLED_BACK = frozenset({1020, 1206, 1213, 1614})
-"""Errors with which the server has rolled back the whole transaction, and goes on in another one as if nothing had been."""
-_TIMED_OUT = 1205
-ROLLS_BACK_ON_TIMEOUT = "SELECT @@global.innodb_rollback_on_timeout"
-"""Whether that is one of those errors as well, or only the statement has failed: the default."""
 
 
 def failure(code: int | None, message: str, *, disconnected: bool) -> Failure:
@@ -316,6 +434,8 @@ def failure(code: int | None, message: str, *, disconnected: bool) -> Failure:
         return Failure.REFUSED
     if code in _READ_ONLY or (code == 1290 and re.search("read.only", message)):
         return Failure.READ_ONLY
+    if code in _CONSTRAINT:
+        return Failure.CONSTRAINT
     if code in _BUSY:
         return Failure.BUSY
     if code in _UNREACHED:
@@ -331,14 +451,21 @@ def failure(code: int | None, message: str, *, disconnected: bool) -> Failure:
 
 def is_from_connecting(error: BaseException) -> bool:
     """Whether the driver's error is one that is only met while connecting."""
-    return code(error) in {*_UNREACHED, *_BUSY, 1045, 1049, 1130, 1698, NO_PACKAGE}
+    return code(error) in {*_UNREACHED, *_BUSY, 1045, 1049, 1130, 1184, 1698, NO_PACKAGE}
 
 
+_UNUSABLE = (
+    *(1064, 1115, 1193, 1228, 1229, 1231, 1232, 1238, 1253, 1273, 1298),
+    *(1046, 1054, 1128, 1146, 1305, 1582),
+)
+"""A text that cannot be read, a setting that does not exist or cannot have that value; a column, table or function that does not
+exist. Only init_command, sql_mode, charset and collation are sent while connecting."""
 _REFUSALS = (
     ((1045, 1698), "check the user and the password"),
     ((1049,), "check the database name"),
     ((1044,), "check the database name, or let this user use it"),
     ((1130,), "allow this host to connect"),
+    ((1184,), "correct init_connect on the server, or let this user run what it says"),
     (
         (1142, 1227),
         "the monitor needs SLAVE MONITOR on MariaDB, REPLICATION CLIENT on MySQL, and in a group SELECT on "
@@ -346,6 +473,7 @@ _REFUSALS = (
     ),
     ((2026,), "check the ssl options and the certificates"),
     ((NO_PACKAGE,), "pip install 'PyMySQL[rsa,ed25519]'"),
+    (_UNUSABLE, "check init_command, sql_mode, charset and collation in the URL's query and connect_args"),
 )
 _NO_SERVER = re.compile("Packet sequence number wrong|unpack|index out of range")
 _NO_MARIADB = "is not a MariaDB variant"  # SQLAlchemy's words
@@ -366,6 +494,7 @@ def explain_refusal(code: int | None, message: str) -> tuple[Silence, str]:
     return Silence.MISCONFIGURED if code in _REFUSED else Silence.REFUSED, message
 
 
+UNUSABLE = rf"^\(({'|'.join(map(str, _UNUSABLE))}), "  # other errors of PyMySQL's for what it cannot use are Python's
 _TLS = "write ssl_ca=FILE to encrypt and to verify the server, or ssl_check_hostname=false alone to encrypt only"
 MISTAKES = (
     ("unexpected keyword argument '(ssl|tls)|no attribute 'get'", f"that is no ssl option of PyMySQL; {_TLS}"),
@@ -405,36 +534,58 @@ def is_aborted(connection: Any) -> bool:
     return getattr(connection, "aborted_by", None) is not None
 
 
+def was_not_undone(connection: Any) -> bool:
+    """Whether a rollback has left what was written to a table without transactions (MyISAM, Aria, MEMORY); asked once after
+    each."""
+    if not getattr(connection, "not_undone", False):
+        return False
+    connection.not_undone = False
+    return True
+
+
 def refuse_aborted(connection: Any) -> None:
     """Raise the error with which the server has rolled back the transaction."""
     raise connection.aborted_by
 
 
-# -- PyMySQL's connection -----------------------------------------------------------------------------------------
-
-
-def fileno(connection: Any) -> int:
-    """The number of the connection's socket. PyMySQL has no public way."""
-    number: int = connection._sock.fileno()
-    return number
-
-
-def is_closed(connection: Any) -> bool:
-    """Whether the connection has ended."""
-    return not connection.open
-
-
-_AUTOCOMMIT = 2  # PyMySQL's SERVER_STATUS_AUTOCOMMIT; its get_autocommit() takes twice as long
-
-
-def autocommit(connection: Any) -> bool:
-    """Whether each statement is on its own, as the server has said last."""
-    return bool(connection.server_status & _AUTOCOMMIT)
+# -- the driver's connection -----------------------------------------------------------------------------------------
 
 
 def guard(connection: Any, ask: Ask, on: bool) -> None:
     """Have a connection refuse writes outside of transactions that say READ WRITE, or accept them again."""
     ask(GUARD if on else UNGUARD)
+    note_guard(connection, on)
+
+
+_IN_TRANSACTION = 1  # PyMySQL's SERVER_STATUS_IN_TRANS
+
+
+def is_settled(connection: Any, alone: bool) -> bool:
+    """Whether a connection that was switched before can be used as it is."""
+    status = connection.server_status
+    if bool(status & AUTOCOMMIT) is not alone or (alone and status & _IN_TRANSACTION):
+        return False
+    return is_guarded(connection, False)
+
+
+def is_guarded(connection: Any, handed_out: bool) -> bool:
+    """Whether a guard that was set is known to be on. No server tells of a change: believed while nobody can have made one."""
+    return not (handed_out or getattr(connection, "touched", False) or connection.aurora_router_listened())
+
+
+def has_lost_guard(connection: Any) -> bool:
+    """Whether a guarded connection in autocommit may have lost its guard unseen, and can be given it again."""
+    is_touched = bool(getattr(connection, "touched", False))
+    return is_touched and autocommit(connection) and not connection.server_status & _IN_TRANSACTION
+
+
+def end_transaction(connection: Any) -> None:
+    """End what a listener has begun: with COMMIT, as it is for PostgreSQL."""
+    connection.commit()
+
+
+def forget_prepared(connection: Any) -> None:
+    """Nothing: PyMySQL prepares no statements, and the server has forgotten its own."""
 
 
 def set_mode(connection: Any, mode: Mode, default_autocommit: bool, guarded: bool) -> bool:
@@ -451,166 +602,27 @@ def set_mode(connection: Any, mode: Mode, default_autocommit: bool, guarded: boo
     return True
 
 
-def prepare(connection: Any) -> None:
-    """Nothing: streamed reads need no transaction."""
+def prepare(connection: Any, shared: bool, given: Collection[str], listened: Callable[[], bool]) -> None:
+    """Remember whom to ask about listeners. Streamed reads need nothing: they need no transaction."""
+    connection.aurora_router_listened = listened
 
 
-def watch_connecting(dialect: Any, connecting: Callable[[int], AbstractContextManager[None]]) -> None:
-    """Have a dialect's new connections wait for the server within `connecting(number of the socket)`, which may end the wait by
-    shutting the socket. Where something has taken the place of PyMySQL's own connect(), to trace it, say, it is left alone."""
-    import pymysql
-
-    if dialect.loaded_dbapi.connect is pymysql.connections.Connection:
-        dialect.connect = type("Connection", (_connection(),), {"connecting": staticmethod(connecting)})
+def look_anywhere(dialect: Any) -> None:
+    """Nothing: a reader can do what any server can."""
 
 
-class _Autocommit:
-    """PyMySQL's method of that name, which can be asked as well: psycopg has an attribute there."""
-
-    __slots__ = ("_connection", "_set")
-
-    def __init__(self, connection: Any, set_: Callable[[Any], None]) -> None:
-        self._connection = connection
-        self._set = set_
-
-    def __call__(self, value: Any) -> None:
-        self._set(value)
-
-    def __bool__(self) -> bool:
-        return autocommit(self._connection)
+def is_bystander(connection: Any) -> bool:
+    """Never known: all connections are of one process."""
+    return False
 
 
-_made: Any = None
+def has_leftovers(connection: Any) -> bool:
+    """Whether an answer was not read to its end, because an exception came between. A stream does not outlive its unit."""
+    return getattr(connection, "unanswered", False)
 
 
-def _connection() -> Any:
-    global _made
-    if _made is not None:
-        return _made
+def remove_leftovers(connection: Any, ask: Ask) -> None:
+    """Nobody can say where the next answer begins: raises PyMySQL's error for a connection that cannot be used."""
+    from pymysql import InterfaceError
 
-    from pymysql.connections import Connection as Base
-    from pymysql.constants.SERVER_STATUS import SERVER_STATUS_IN_TRANS
-    from pymysql.err import MySQLError, OperationalError
-
-    contexts: list[Any] = []
-
-    class Connection(Base):  # type: ignore[misc,unused-ignore]
-        """PyMySQL's, but that it sends COMMIT and ROLLBACK only where they do something, may be closed twice, never waits for an
-        answer while connecting for longer than connect_timeout, and knows when the server has rolled back on its own.
-
-        quiet: nothing was sent since the last transaction ended. failed: a statement has failed since then. aborted_by: the error
-        with which the server has rolled back.
-        """
-
-        connecting: Callable[[int], AbstractContextManager[None]]
-        _read_timeout: float | None
-        _write_timeout: float | None
-        quiet = True
-        failed = False
-        aborted_by: Exception | None = None
-
-        @property
-        def autocommit(self) -> _Autocommit:
-            return _Autocommit(self, super().autocommit)
-
-        def connect(self, sock: Any = None) -> None:
-            patience = self._read_timeout, self._write_timeout
-            self._read_timeout = self._write_timeout = self.connect_timeout
-            try:
-                if sock is not None or self.unix_socket:
-                    super().connect(sock)
-                    return
-                sock = self._reach()
-                try:
-                    with self.connecting(sock.fileno()):
-                        super().connect(sock)
-                except BaseException:
-                    sock.close()
-                    raise
-            except RuntimeError as error:  # the way to log in needs a package that is not there
-                raise OperationalError(NO_PACKAGE, str(error)) from None
-            finally:
-                self._read_timeout, self._write_timeout = patience
-
-        def _reach(self) -> socket.socket:
-            failed: OSError | None = None
-            try:
-                for family, kind, protocol, _, address in socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM):
-                    sock = socket.socket(family, kind, protocol)
-                    try:
-                        sock.settimeout(self.connect_timeout)
-                        if self.bind_address is not None:
-                            sock.bind((self.bind_address, 0))
-                        with self.connecting(sock.fileno()):
-                            sock.connect(address)
-                        _keep_alive(sock)
-                        self.host_info = f"socket {self.host}:{self.port}"
-                        return sock
-                    except OSError as error:
-                        sock.close()
-                        failed = error
-                    except BaseException:
-                        sock.close()
-                        raise
-            except OSError as error:  # the name does not resolve
-                failed = error
-            raise OperationalError(2003, f"Can't connect to MySQL server on {self.host!r} ({failed})") from failed
-
-        def _create_ssl_ctx(self, options: Any) -> Any:
-            # Without certificates of its own a context verifies nothing, and one does for all connections. PyMySQL makes one for
-            # each, and loads the certificates of the system for it: 20 ms, more than all else that connecting takes.
-            if not isinstance(options, dict) or options.keys() - {"check_hostname"}:
-                return super()._create_ssl_ctx(options)
-            if not contexts:
-                contexts.append(super()._create_ssl_ctx(options))
-            return contexts[0]
-
-        def close(self) -> None:
-            with contextlib.suppress(MySQLError):  # closed already
-                super().close()
-
-        def _read_query_result(self, unbuffered: bool = False) -> Any:
-            # Of each statement in a text: SQLAlchemy logs the error of a later one, and goes on.
-            self.quiet = False
-            try:
-                return super()._read_query_result(unbuffered)
-            except MySQLError as error:
-                self.failed = True
-                if code(error) in _ROLLED_BACK or (code(error) == _TIMED_OUT and self._rolls_back_on_timeout()):
-                    self.aborted_by = error
-                raise
-
-        def _rolls_back_on_timeout(self) -> bool:
-            with contextlib.suppress(MySQLError):  # the next statement will meet it, too
-                super().query(ROLLS_BACK_ON_TIMEOUT)
-                return _is_on(self._result.rows[0][0])
-            return False
-
-        def commit(self) -> None:
-            if self._in_transaction():
-                super().commit()
-            self.quiet, self.failed, self.aborted_by = True, False, None
-
-        def rollback(self) -> None:
-            if self._in_transaction():
-                super().rollback()
-            self.quiet, self.failed, self.aborted_by = True, False, None
-
-        def _in_transaction(self) -> bool:
-            """Whether COMMIT and ROLLBACK may do something. The answer to a SELECT does not tell PyMySQL: without autocommit any
-            may have begun a transaction. Nor does an error, and before it a procedure may have."""
-            result = self._result
-            unread = result is not None and (result.has_next or result.unbuffered_active)
-            unsaid = self.failed or not (self.quiet or autocommit(self))
-            return unread or unsaid or bool(self.server_status & SERVER_STATUS_IN_TRANS)
-
-    _made = Connection
-    return _made
-
-
-def _keep_alive(sock: socket.socket) -> None:
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in KEEPALIVE.items():
-        if hasattr(socket, name):  # not everywhere
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    raise InterfaceError(0, "")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import configparser
+import contextlib
+import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
@@ -12,120 +16,173 @@ from aurora_router.core.commits import Evidence, Note
 from aurora_router.core.failures import Failure
 from aurora_router.core.positions import WalPosition, end_of_record, parse_lsn
 from aurora_router.core.topology import Instance, Role, Server, ServerId, Silence, Topology
-from aurora_router.servers.family import Ask, Mode, Unsuitable
+from aurora_router.servers.family import Ask, Greeting, Mode, Pooler, Unsuitable
 
 DIALECT = "postgresql"
 DRIVER = "psycopg"
 EXAMPLE = "postgresql+psycopg://user:password@host:5432/database"
 DEFAULT_PORT = 5432
 DEFAULT_ISOLATION = "read committed"
+BEYOND_READERS = frozenset({"serializable"})
+ONCE: Final[Mapping[str, Any]] = {"prepare": False}
 CONNECT: Final[Mapping[str, Any]] = {"keepalives_idle": 10, "keepalives_interval": 5, "tcp_user_timeout": 25000}
 """Seconds, seconds, milliseconds. Of a peer that vanished without a word (a host without power, a forgetful firewall) only the
 kernel can tell; of a server that is busy with a slow statement it hears."""
+BARE: Final[Mapping[str, Any]] = {"use_native_hstore": False}
+"""psycopg looks the type up by names of the search path."""
+ROLLS_ALL_BACK = True
 XIDS = True
 PREPARED = "pg_prepared_xacts"
 OLDEST = 120000  # pg_control_checkpoint() and the rest are older, but nothing below 12 is maintained or tested
 
-_IDENTITY = """
-  current_setting('server_version_num')::int,
-  (SELECT system_identifier::text FROM pg_catalog.pg_control_system()),
-  host(inet_server_addr()), inet_server_port(), extract(epoch FROM pg_postmaster_start_time())::text,
-  pg_is_in_recovery()"""
+# All of this runs with the rights of the router's user, and whoever may create objects in a schema of its search_path could put
+# some of the same name in our way: functions, operators and types are those of pg_catalog by name. IN would look for an operator.
+_EQUAL, _UNEQUAL, _BELOW, _MINUS = (f"OPERATOR(pg_catalog.{sign})" for sign in ("=", "<>", "<", "-"))
+_IN_RECOVERY = "pg_catalog.pg_is_in_recovery()"
+
+_IDENTITY = f"""
+  pg_catalog.current_setting('server_version_num')::pg_catalog.int4,
+  (SELECT system_identifier::pg_catalog.text FROM pg_catalog.pg_control_system()),
+  pg_catalog.host(pg_catalog.inet_server_addr()), pg_catalog.inet_server_port(),
+  extract(epoch FROM pg_catalog.pg_postmaster_start_time())::pg_catalog.text,
+  {_IN_RECOVERY}"""  # noqa: S608 - nothing of anybody's is in it
 
 IDENTITY = "SELECT" + _IDENTITY
 
-GUARD = "SET default_transaction_read_only = on"
-UNGUARD = "RESET default_transaction_read_only"
-GREETING = (
-    IDENTITY
-    + """,
-  CASE WHEN pg_is_in_recovery() THEN set_config('default_transaction_read_only', 'on', false) END"""
+AT_READ_COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; "
+"""Before a question that any server must answer. It is sent with it, in one round trip, and leaves nothing on the connection. A
+reader refuses whatever runs at SERIALIZABLE, which may be the default of the database, or of the user."""
+
+_REFUSING = "pg_catalog.set_config('default_transaction_read_only', 'on', false)"
+_LOWERED = f"""CASE WHEN pg_catalog.current_setting('default_transaction_isolation') {_EQUAL} 'serializable'
+  THEN pg_catalog.set_config('default_transaction_isolation', 'repeatable read', false) END"""
+GUARD = f"{AT_READ_COMMITTED}SELECT {_REFUSING}, {_LOWERED}"
+UNGUARD = "RESET default_transaction_read_only; RESET default_transaction_isolation"
+"""The guard of a reader's connection. A reader that is promoted in place would let the statements of a unit in autocommit write.
+And it refuses them where the default level is SERIALIZABLE, though the unit has asked for a lower one."""
+GREETING = f"""{AT_READ_COMMITTED}{IDENTITY}, {{alone}},
+  CASE WHEN {_IN_RECOVERY} AND {{alone}} THEN {_REFUSING} END,
+  CASE WHEN {_IN_RECOVERY} AND {{alone}} THEN {_LOWERED} END"""
+"""IDENTITY for a pooled connection, whether its process is its own, and, if so, the guard of a reader's."""
+_ALONE = {"session": "true", "transaction": "false"}
+_OWN = "pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=) ({})"
+
+
+def greeting(process: int, pooler: Pooler | None) -> str:
+    """GREETING, with the condition that the server's process is the connection's own.
+
+    process: the number of the server's process, as the client was told when it was let in. A pooler tells each client another
+    one. pooler: what the user says of it.
+    """
+    return GREETING.format(alone=_OWN.format(process) if pooler is None else _ALONE[pooler])
+
+
+_TIMELINE = (
+    f"CASE WHEN {_IN_RECOVERY} THEN NULL "
+    "ELSE pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8) END"
 )
-"""IDENTITY for a pooled connection, which guards a reader's: a reader that is promoted in place would let the statements of a
-unit in autocommit write."""
 
-
-PROBE = f"""{IDENTITY},
-  current_setting('synchronous_commit'),
-  current_setting('default_transaction_isolation'),
-  current_setting('wal_block_size')::int,
-  current_setting('wal_segment_size'),
-  CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_lsn()::text END,
-  CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_insert_lsn()::text END,
-  CASE WHEN pg_is_in_recovery() THEN NULL ELSE substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END,
-  pg_last_wal_replay_lsn()::text,
-  pg_last_wal_receive_lsn()::text,
+PROBE = f"""{AT_READ_COMMITTED}{IDENTITY},
+  pg_catalog.current_setting('synchronous_commit'),
+  pg_catalog.current_setting('default_transaction_isolation'),
+  pg_catalog.current_setting('wal_block_size')::pg_catalog.int4,
+  pg_catalog.current_setting('wal_segment_size'),
+  CASE WHEN {_IN_RECOVERY} THEN NULL ELSE pg_catalog.pg_current_wal_lsn()::pg_catalog.text END,
+  CASE WHEN {_IN_RECOVERY} THEN NULL ELSE pg_catalog.pg_current_wal_insert_lsn()::pg_catalog.text END,
+  {_TIMELINE},
+  pg_catalog.pg_last_wal_replay_lsn()::pg_catalog.text,
+  pg_catalog.pg_last_wal_receive_lsn()::pg_catalog.text,
   (SELECT greatest(c.timeline_id, r.min_recovery_end_timeline)
      FROM pg_catalog.pg_control_checkpoint() c, pg_catalog.pg_control_recovery() r),
   (SELECT received_tli FROM pg_catalog.pg_stat_wal_receiver),
   EXISTS (SELECT FROM pg_catalog.pg_stat_wal_receiver),
-  extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8"""  # noqa: S608 - nothing of anybody's is in it
+  extract(epoch FROM pg_catalog.clock_timestamp() {_MINUS} pg_catalog.pg_last_xact_replay_timestamp())::pg_catalog.float8"""  # noqa: S608 - nothing of anybody's is in it
 """Everything that an observation needs, one round trip. received_tli wants pg_monitor (or pg_read_all_stats): without it a
 reader's epoch is only known from its last restart point, so that after a promotion it serves again minutes later."""
 
-NOTE = "SELECT txid_current(), pg_current_wal_insert_lsn()::text, pg_last_wal_replay_lsn()::text"
-"""What is noted of a transaction before its COMMIT; none of it needs a privilege. One that only notifies has no xid until its
-COMMIT, so that it must be given one."""
+NOTE = """\
+SELECT pg_catalog.txid_current(), pg_catalog.pg_logical_emit_message(true, 'aurora_router', '')::pg_catalog.text,
+  pg_catalog.pg_last_wal_replay_lsn()::pg_catalog.text"""
+"""What is noted of a transaction before its COMMIT; none of it needs a privilege. The message is a record of the transaction in
+the log, and its answer is the position right behind that record. NOTIFY, temporary and unlogged tables write no record before
+COMMIT: without one a reader that has replayed up to the noted position might not know that the xid is taken."""
 
 EVIDENCE = f"""{IDENTITY},
-  CASE WHEN pg_is_in_recovery() THEN NULL ELSE substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END,
-  pg_last_wal_replay_lsn()::text,
-  pg_last_xact_replay_timestamp() IS NOT NULL"""
-STATUS = "SELECT txid_status(%(xid)s)"
+  {_TIMELINE},
+  pg_catalog.pg_last_wal_replay_lsn()::pg_catalog.text,
+  pg_catalog.pg_last_xact_replay_timestamp() IS NOT NULL"""
+STATUS = "SELECT pg_catalog.txid_status(%(xid)s::pg_catalog.int8)"
 """What a server says of itself, and then of a noted transaction. Only a reader keeps the time of what it replays: after a
 promotion it is there, after a crash it is not. The latter question fails where the xid has not been given out yet."""
 
-SEAL = "SELECT pg_logical_emit_message(true, 'aurora_router', '')"
+SEAL = "SELECT pg_catalog.pg_logical_emit_message(true, 'aurora_router', '')"
 """A record in the log that changes nothing, whose COMMIT waits for synchronous readers; one without a record would not."""
 
-END_IDLE = """
-SELECT pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
- WHERE backend_xid::text::bigint = %(xid)s & 4294967295 AND state = 'idle in transaction'"""
+END_IDLE = f"""
+SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
+ WHERE backend_xid::pg_catalog.text::pg_catalog.int8 {_EQUAL} (%(xid)s::pg_catalog.int8 OPERATOR(pg_catalog.&) 4294967295)
+   AND state {_EQUAL} 'idle in transaction'"""  # noqa: S608 - constants
 """End a transaction that waits for a COMMIT which was lost on its way; it holds its locks until the server notices."""
 
 COMMITS = "aurora_router_commits"
 CREATE_COMMITS = (
     f"CREATE TABLE IF NOT EXISTS {COMMITS} ("
-    "id uuid PRIMARY KEY, committed boolean NOT NULL DEFAULT true, at timestamptz NOT NULL DEFAULT clock_timestamp())",
+    "id pg_catalog.uuid PRIMARY KEY, committed pg_catalog.bool NOT NULL DEFAULT true, "
+    "at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp())",
     f"CREATE INDEX IF NOT EXISTS {COMMITS}_at ON {COMMITS} (at)",
 )
 HAS_COMMITS = f"SELECT pg_catalog.to_regclass('{COMMITS}') IS NOT NULL"
 """CREATE INDEX IF NOT EXISTS is its owner's alone, also where it exists."""
 SIGN = f"""
-INSERT INTO {COMMITS} (id, at) VALUES (%(id)s, clock_timestamp())
-RETURNING (SELECT relnamespace::regnamespace::text FROM pg_catalog.pg_class WHERE oid = {COMMITS}.tableoid)"""  # noqa: S608
+INSERT INTO {COMMITS} (id, at) VALUES (%(id)s, pg_catalog.clock_timestamp())
+RETURNING (SELECT relnamespace::pg_catalog.regnamespace::pg_catalog.text
+             FROM pg_catalog.pg_class WHERE oid {_EQUAL} {COMMITS}.tableoid)"""  # noqa: S608
 """Written in the transaction that is to be found again, which may be old by now; gives the schema of the table, for the
 transaction's search_path is its own."""
-THERE = "SELECT set_config('search_path', %(schema)s, true), set_config('lock_timeout', '1s', true)"
+THERE = """
+SELECT pg_catalog.set_config('search_path', %(schema)s, true), pg_catalog.set_config('lock_timeout', '1s', true)"""
 """Before FENCE and SIGNED, in their transactions."""
 FENCE = f"INSERT INTO {COMMITS} (id, committed) VALUES (%(id)s, false) ON CONFLICT DO NOTHING"  # noqa: S608 - a constant
 """Waits for a transaction that is still under way with this id, and keeps one that is yet to come from committing."""
-SIGNED = f"SELECT committed FROM {COMMITS} WHERE id = %(id)s"  # noqa: S608 - a constant
+SIGNED = f"SELECT committed FROM {COMMITS} WHERE id {_EQUAL} %(id)s::pg_catalog.uuid"  # noqa: S608 - a constant
 KEPT = 3600  # seconds
 PRUNED = 2000  # rows at once: it must not take longer than a probe may
 PRUNE = f"""
-DELETE FROM {COMMITS} WHERE id IN (
-  SELECT id FROM {COMMITS} WHERE at < now() - interval '{KEPT} s' ORDER BY at LIMIT {PRUNED} FOR UPDATE SKIP LOCKED)"""  # noqa: S608
+DELETE FROM {COMMITS} WHERE id {_EQUAL} ANY (
+  SELECT id FROM {COMMITS} WHERE at {_BELOW} (pg_catalog.now() {_MINUS} interval '{KEPT} s')
+   ORDER BY at LIMIT {PRUNED} FOR UPDATE SKIP LOCKED)"""  # noqa: S608
 
-FUNCTIONS = """
+FUNCTIONS = f"""{AT_READ_COMMITTED}
 SELECT n.nspname, p.proname,
-       bool_and((p.provolatile <> 'v' OR coalesce(e.extname IN ('pgcrypto', 'uuid-ossp'), false)) AND NOT EXISTS (
-         SELECT FROM pg_catalog.pg_aggregate a JOIN pg_catalog.pg_proc f ON f.provolatile = 'v' AND f.oid IN (
-           a.aggtransfn, a.aggfinalfn, a.aggcombinefn, a.aggserialfn, a.aggdeserialfn,
-           a.aggmtransfn, a.aggminvtransfn, a.aggmfinalfn)
-          WHERE a.aggfnoid = p.oid))
+       pg_catalog.bool_and((p.provolatile {_UNEQUAL} 'v'
+         OR coalesce(e.extname {_EQUAL} ANY (ARRAY['pgcrypto', 'uuid-ossp']::pg_catalog.name[]), false)) AND NOT EXISTS (
+         SELECT FROM pg_catalog.pg_aggregate a JOIN pg_catalog.pg_proc f
+             ON f.provolatile {_EQUAL} 'v' AND f.oid {_EQUAL} ANY (ARRAY[
+               a.aggtransfn, a.aggfinalfn, a.aggcombinefn, a.aggserialfn, a.aggdeserialfn,
+               a.aggmtransfn, a.aggminvtransfn, a.aggmfinalfn]::pg_catalog.oid[])
+          WHERE a.aggfnoid {_EQUAL} p.oid))
   FROM pg_catalog.pg_proc p
-  JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+  JOIN pg_catalog.pg_namespace n ON n.oid {_EQUAL} p.pronamespace
   LEFT JOIN pg_catalog.pg_depend d
-    ON d.classid = 'pg_catalog.pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
-   AND d.refclassid = 'pg_catalog.pg_extension'::regclass
-  LEFT JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid
- WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
-   AND p.prokind <> 'p'
- GROUP BY n.nspname, p.proname"""
+    ON d.classid {_EQUAL} 'pg_catalog.pg_proc'::pg_catalog.regclass AND d.objid {_EQUAL} p.oid AND d.deptype {_EQUAL} 'e'
+   AND d.refclassid {_EQUAL} 'pg_catalog.pg_extension'::pg_catalog.regclass
+  LEFT JOIN pg_catalog.pg_extension e ON e.oid {_EQUAL} d.refobjid
+ WHERE n.nspname {_UNEQUAL} ALL (ARRAY['pg_catalog', 'information_schema', 'pg_toast']::pg_catalog.name[])
+   AND p.prokind {_UNEQUAL} 'p'
+ GROUP BY n.nspname, p.proname"""  # noqa: S608 - constants
 """User functions, and whether the database says that they do not write: every overload STABLE or IMMUTABLE, or of an
 extension whose volatile functions only draw random numbers. An aggregate is always called IMMUTABLE: the functions that it is
 made of decide."""
+
+
+def dialect(server: ServerId) -> str:
+    """The same of all servers."""
+    return DIALECT
+
+
+def literal_mode(connection: Any, ask: Ask | None) -> str:
+    """What the server has said last of the connection's `standard_conforming_strings`: it tells of each change."""
+    return str(connection.info.parameter_status("standard_conforming_strings"))
 
 
 def parse_functions(rows: Iterable[Sequence[Any]]) -> frozenset[str]:
@@ -140,18 +197,74 @@ def parse_functions(rows: Iterable[Sequence[Any]]) -> frozenset[str]:
     return frozenset(harmless - harmful)
 
 
-def encrypted(query: dict[str, Any]) -> dict[str, Any]:
-    """The query of a URL, with encryption unless the user says otherwise."""
-    return {"sslmode": "require", **query}
+def options() -> Set[str]:
+    """The names of the options that a URL's query may have; none if the driver is not there."""
+    try:
+        from psycopg import pq
+    except ImportError:
+        return frozenset()
+    return {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
 
 
-def greet(connection: Any, ask: Ask) -> tuple[ServerId, Role]:
-    """Which server a fresh connection has reached, in one round trip; a reader's is guarded. Raises Unsuitable."""
+def encrypted(query: dict[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The query of a URL, with encryption unless the user has said something of it, in the environment or a service, too. With
+    the system's certificates libpq verifies the server by itself, and accepts no sslmode that asks for less."""
+    from psycopg import pq
+
+    said = {
+        option.keyword.decode(): option.val.decode()
+        for option in pq.Conninfo.get_defaults()
+        if option.val and (option.val != option.compiled or (option.envvar or b"").decode() in os.environ)
+    }
+    given = {**query, **arguments}
+    if service := given.get("service"):
+        said |= _of_service(str(service), given.get("servicefile"))
+    said |= given
+    return query if said.get("sslmode") or said.get("sslrootcert") == "system" else {**query, "sslmode": "require"}
+
+
+def fixed_address(options: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
+    """What leads every connection to one server: a hostaddr goes before the host, also one that libpq finds by itself."""
+    from psycopg import pq
+
+    for name in ("host", "port"):
+        if arguments.get(name):
+            return f"{name} in connect_args"
+    given = {**options, **arguments}
+    if given.get("hostaddr"):
+        return "hostaddr"
+    if (service := given.get("service")) and _of_service(str(service), given.get("servicefile")).get("hostaddr"):
+        return "the hostaddr of the service"
+    if any(option.keyword == b"hostaddr" and option.val for option in pq.Conninfo.get_defaults()):
+        return "PGHOSTADDR, or a service, in the environment"
+    return ""
+
+
+def _of_service(service: str, file: str | None) -> dict[str, str]:
+    """What a service says, where libpq looks for it."""
+    read = configparser.RawConfigParser(strict=False)
+    own = file or os.environ.get("PGSERVICEFILE") or os.path.expanduser("~/.pg_service.conf")
+    for path in (own, os.path.join(os.environ.get("PGSYSCONFDIR", ""), "pg_service.conf")):
+        with contextlib.suppress(configparser.Error, TypeError, ValueError):  # libpq will say so
+            read.read(path)
+        if read.has_section(service):
+            return dict(read[service])
+    return {}
+
+
+def omissions(ask: Ask) -> str:
+    """Nothing: readers have the whole log."""
+    return ""
+
+
+def greet(connection: Any, ask: Ask, pooler: Pooler | None) -> Greeting:
+    """Which server a fresh connection has reached, in one round trip; a reader's is guarded, unless a pooler stands before it.
+    Raises Unsuitable."""
     usual = connection.autocommit
     connection.autocommit = True
-    _, (row,) = ask(GREETING)
+    _, (row,) = ask(greeting(connection.pgconn.backend_pid, pooler))
     connection.autocommit = usual
-    return parse_identity(row)
+    return Greeting(*parse_identity(row), shared=not row[6])
 
 
 def probe(ask: Ask, *, asynchronous_commits: bool) -> Server:
@@ -216,6 +329,11 @@ def is_aborted(connection: Any) -> bool:
     return bool(connection.info.transaction_status.name == "INERROR")
 
 
+def was_not_undone(connection: Any) -> bool:
+    """No: all tables have transactions."""
+    return False
+
+
 def refuse_aborted(connection: Any) -> None:
     """Raise the driver's error for a transaction that has failed."""
     connection.execute("SELECT 1")
@@ -233,10 +351,10 @@ def is_future_xid(error: BaseException | None) -> bool:
 
 def parse_note(row: Sequence[Any], writer: Instance, topology: Topology) -> Note:
     """The answer to NOTE by the writer of this topology."""
-    xid, inserted, recovered = row
+    xid, noted, recovered = row
     return Note(
         xid,
-        WalPosition(writer.epoch, parse_lsn(inserted)),
+        WalPosition(writer.epoch, parse_lsn(noted)),
         None if recovered is None else parse_lsn(recovered),
         next(iter(writer.servers)),
         # Those, too, that are held back after they were lost again and again: one of them may be promoted all the same.
@@ -260,18 +378,68 @@ def _bytes(setting: str) -> int:
 
 
 def code(error: BaseException | None) -> str | None:
-    """The SQLSTATE of a driver's error; None where the driver made the error itself, or was connecting."""
+    """The SQLSTATE of a driver's error; None if the driver made the error itself."""
     sqlstate: str | None = getattr(error, "sqlstate", None)
+    if sqlstate is None and error is not None and is_from_connecting(error):
+        return _code_of_connecting(error)
     return sqlstate
 
 
+def words(error: BaseException) -> str:
+    """The error's words, which may be in any language, and the name of the server's function that raised it."""
+    function = getattr(getattr(error, "diag", None), "source_function", None)
+    return f"{error} ({function})" if function else str(error)
+
+
+_SAID = (
+    ("57P03", r"starting up|shutting down|in recovery mode|not (yet )?accepting connections", ""),
+    ("57P01", "terminating connection", ""),
+    ("53300", r"too many (clients|connections)|connection slots are reserved|no more connections allowed", ""),
+    ("28P01", r"authentication failed|no password supplied|has no credentials for", "check the user and the password"),
+    ("28000", r'role "[^"]*" (does not exist|is not permitted to log in)|no such user', "check the user"),
+    ("28000", r"pg_hba\.conf", "allow this host in pg_hba.conf or the security group"),
+    ("3D000", r'database "[^"]*" does not exist|no such database', "check the database name"),
+    ("42501", "permission denied for database", "let this user connect to the database"),
+    ("42501", r"permission denied for (function|view)", "let this user run the functions that tell a server's position"),
+)
+"""What servers, and poolers, say while a connection is made: the SQLSTATE, which libpq drops, the words, and what to do."""
+_SERVER_SAYS = re.compile(r"failed: [^:\n]{1,30}:  \S")
+"""The severity, in the server's language, and two spaces: only a server's own words begin so."""
+
+
+def _sqlstate(message: str) -> str | None:
+    return next((sqlstate for sqlstate, pattern, _ in _SAID if re.search(pattern, message)), None)
+
+
+def _code_of_connecting(error: BaseException) -> str | None:
+    """The SQLSTATE that libpq drops while it connects, as the words tell. None if no server has said no.
+
+    A server may speak another language than English. Once it has looked at the password, its no is taken for a refusal: it says
+    that it starts, stops or is full before it asks for one.
+    """
+    text = str(error)
+    said = _sqlstate(text)
+    if said is not None:
+        return said
+    looked: Any = getattr(error, "pgconn", None)
+    return "28000" if getattr(looked, "used_password", False) and _SERVER_SAYS.search(text) else None
+
+
 _TRANSIENT = {"40001": Failure.SERIALIZATION, "40P01": Failure.DEADLOCK}
+_CONSTRAINT = ("23", "44", "P0")
+"""Classes of codes: constraints, WITH CHECK OPTION, and what PL/pgSQL raises, as triggers do that check something."""
 _REFUSED = frozenset({"28000", "28P01", "3D000", "42501", "0P000"})
 _NOT_HERE = frozenset({"0A000", "55000"})
 _DOWN = frozenset({"57P01", "57P02", "57P03", "57P05"})
+KILLED: Final = frozenset({"57P01"})  # said at a shutdown, too
+ENDED = "somebody has ended it (pg_terminate_backend), or its process has crashed: see the server's log"
 _OVERTIME = frozenset({"25P03", "25P04"})  # idle in a transaction, or a transaction, for longer than its settings allow
 _SOCKET_CLOSED = "connection socket closed"
 """psycopg's own words for a reset seen before the kernel lets anybody read it; the connection does not say that it is broken."""
+_OUTDATED = {"0A000": "RevalidateCachedQuery", "26000": "_pg3_", "42P05": "_pg3_"}
+"""Errors of a statement that psycopg has prepared, and how they are told from others of the same code: by the function that
+compares the result types of a cached plan, or by the names that psycopg gives. The first follows a change of a table. The others
+are met behind a pooler, which changes the server's side of a connection."""
 _BROKEN = ("53100", "53200", "58", "XX")  # disk full, out of memory, system errors, internal errors
 
 
@@ -283,6 +451,10 @@ def failure(sqlstate: str | None, message: str, *, disconnected: bool) -> Failur
     """
     if sqlstate in _REFUSED:
         return Failure.REFUSED
+    if sqlstate in _OUTDATED and _OUTDATED[sqlstate] in message:
+        return Failure.OUTDATED
+    if sqlstate is not None and sqlstate.startswith(_CONSTRAINT):
+        return Failure.CONSTRAINT
     if sqlstate in _NOT_HERE:
         return Failure.NOT_HERE
     if sqlstate == "25006" or (sqlstate == "XX000" and "recovery" in message):
@@ -307,44 +479,55 @@ def is_from_connecting(error: BaseException) -> bool:
     return getattr(error, "pgconn", None) is not None
 
 
-_REFUSALS = (
-    (r"password authentication failed|no password supplied", "check the user and the password"),
-    (r'role "[^"]*" does not exist', "check the user"),
-    (r'database "[^"]*" does not exist', "check the database name"),
-    (r"no pg_hba.conf entry|pg_hba.conf rejects", "allow this host in pg_hba.conf or the security group"),
+UNUSABLE = (
+    r"invalid connection option|invalid \S+ value|invalid port number|unsupported startup|bad value for connect_timeout"
+    r"|invalid value for parameter|invalid command-line argument|unrecognized configuration parameter|permission denied to set"
+    r"|definition of service|service file|could not parse network address"
+    r"|connection is bad: (?!connection to server|could not |out of memory)"  # libpq has not even tried
+    r"|channel binding (is )?required|authentication method requirement|GSSAPI encryption, but it was required"
+    r"|server did not request an SSL certificate|without a valid SSL certificate"
+)
+_MISTAKEN = (
     (
         r"invalid response to SSL negotiation|expected authentication request",
         "no PostgreSQL server answers there",
     ),
     (
+        "not allowed in statement pooling mode",
+        "the pooler has pool_mode=statement, which cannot be used; set it to transaction or session",
+    ),
+    (
         r"server does not support SSL|certificate verify failed|root certificate file|does not match host name",
         "check sslmode and the certificates",
     ),
-    (r"invalid connection option|invalid sslmode value", "check the URL's query and connect_args"),
-    (
-        r"permission denied for (function|view)",
-        "let this user run the functions that tell a server's position",
-    ),
+    (UNUSABLE, "check the URL's query and connect_args"),
 )
+"""What libpq and psycopg say of what no server has refused, and what to do."""
+_LACKING = frozenset({"0A000", "42883", "42P01", "42704"})
+"""A function, table or type that a probe needs and the server does not have, or does not support."""
+_VALUE = re.compile(r"""((?:value|number|value for connect_timeout):? )(["']).*\2(?= for connection option|$)""")
+"""An option's value that libpq cannot use, which may be a password in the wrong place."""
 
 
 def explain_refusal(sqlstate: str | None, message: str) -> tuple[Silence, str]:
-    """A failed probe in words for the user, and whether trying again can help. libpq gives no SQLSTATE while connecting."""
-    text = message.removeprefix("connection failed: ")
-    for pattern, advice in _REFUSALS:
+    """A failed probe in words for the user, and whether trying again can help."""
+    text = _VALUE.sub(r"\1\2...\2", message.removeprefix("connection failed: "))
+    for pattern, advice in _MISTAKEN:
         if re.search(pattern, text):
             return Silence.MISCONFIGURED, f"{text}; {advice}"
-    if sqlstate in _REFUSED:
-        return Silence.MISCONFIGURED, text
-    return Silence.REFUSED, text
+    advice = next((advice for _, pattern, advice in _SAID if re.search(pattern, text)), "")
+    code = sqlstate or _sqlstate(text)
+    if code in _REFUSED | _LACKING:
+        return Silence.MISCONFIGURED, f"{text}; {advice}" if advice else text
+    return Silence.NOT_NOW if code == "57P03" else Silence.REFUSED, text
 
 
 MISTAKES = (("determine version", "rows must be tuples; leave row_factory out of connect_args"),)
 
 
 def is_busy(sqlstate: str | None, message: str) -> bool:
-    """Whether the server lives, but has no room for one more connection."""
-    return sqlstate == "53300" or "too many clients" in message or "connection slots are reserved" in message
+    """Whether the server, or a pooler before it, lives, but has no room for one more connection."""
+    return (sqlstate or _sqlstate(message)) == "53300" or "query_wait_timeout" in message
 
 
 def fileno(connection: Any) -> int:
@@ -369,11 +552,81 @@ def guard(connection: Any, ask: Ask, on: bool) -> None:
     ask(GUARD if on else UNGUARD)
 
 
+_IDLE = 0  # psycopg's enum is slow to look up on the request path
+
+
+def is_settled(connection: Any, alone: bool) -> bool:
+    """Whether a connection that was switched before can be used as it is. A transaction that a listener has begun may accept
+    writes, whatever psycopg knows of it."""
+    if connection.autocommit is not alone or connection.pgconn.transaction_status != _IDLE:
+        return False
+    if alone:
+        return is_guarded(connection, False)
+    return connection.read_only is True  # SQLAlchemy's postgresql_readonly leaves something else
+
+
+def is_guarded(connection: Any, handed_out: bool) -> bool:
+    """Whether a guard that was set is known to be on. PostgreSQL 14 and newer tell of each change. Of an older one it is believed
+    while nobody can have made one."""
+    status: bytes | None = connection.pgconn.parameter_status(b"default_transaction_read_only")
+    if status is None:
+        return not (handed_out or connection.aurora_router_listened())
+    return status != b"off"
+
+
+def has_lost_guard(connection: Any) -> bool:
+    """Whether a guarded connection in autocommit has lost its guard, as PostgreSQL 14 and newer tell, and can get it back."""
+    driver = connection.pgconn
+    is_off = driver.parameter_status(b"default_transaction_read_only") == b"off"
+    return is_off and bool(connection.autocommit) and bool(driver.transaction_status == _IDLE)
+
+
+def end_transaction(connection: Any) -> None:
+    """End what a listener has begun: with COMMIT, so that what it has set holds."""
+    status = connection.info.transaction_status.name
+    if status == "INTRANS":
+        connection.commit()
+    elif status == "INERROR":
+        connection.rollback()
+
+
+def forget_prepared(connection: Any) -> None:
+    """Have psycopg drop what it has prepared on an idle connection, as it does after each rollback."""
+    connection.autocommit = True
+    connection.execute("BEGIN; ROLLBACK", prepare=False)
+
+
 def set_mode(connection: Any, mode: Mode, default_autocommit: bool, guarded: bool) -> bool:
     """Switch an idle psycopg connection; only attributes change, nothing is sent."""
     connection.autocommit = default_autocommit if mode is Mode.DEFAULT else mode is Mode.AUTOCOMMIT
     connection.read_only = True if mode is Mode.READ_ONLY else None
     return True
+
+
+def count_ends(connection: Any) -> Callable[[], int]:
+    """Count the transactions that end on a psycopg connection, but for those that rollback() ends."""
+    wait = vars(connection).get("wait")
+    if wait is None:
+        wait = connection.wait = _Wait(connection)
+    return lambda: wait.ends
+
+
+class _Wait:
+    """psycopg's Connection.wait(), through which everything goes that is sent. Only connections that are handed to the user have
+    this one in its place."""
+
+    def __init__(self, connection: Any) -> None:
+        self.ends = 0
+        self._connection = weakref.ref(connection)
+        self._wait = type(connection).wait
+
+    def __call__(self, steps: Any, *arguments: Any, **options: Any) -> Any:
+        connection: Any = self._connection()
+        try:
+            return self._wait(connection, steps, *arguments, **options)
+        finally:
+            if not connection.pgconn.transaction_status and getattr(steps, "__name__", "") != "_rollback_gen":  # 0: none is open
+                self.ends += 1
 
 
 def watch_connecting(dialect: Any, connecting: Callable[[int], AbstractContextManager[None]]) -> None:
@@ -419,10 +672,82 @@ def watch_connecting(dialect: Any, connecting: Callable[[int], AbstractContextMa
         dialect.connect = Connection.connect
 
 
-def prepare(connection: Any) -> None:
+def look_anywhere(dialect: Any) -> None:
+    """Have SQLAlchemy's first look at a server, and the level of an engine, find a connection of which listeners of the
+    application had the use before. And have that look succeed on a reader whose default level is SERIALIZABLE, too, and take no
+    other level than the server's for the default one."""
+    from psycopg import IsolationLevel
+
+    initialize = dialect.initialize
+
+    def at_read_committed(connection: Any) -> None:
+        driver = connection.connection.dbapi_connection
+        end_transaction(driver)
+        usual = driver.autocommit, driver.isolation_level, driver.prepare_threshold
+        of_engine = driver.isolation_level
+        # What is prepared psycopg drops after the rollback, which is refused at SERIALIZABLE as well.
+        driver.autocommit, driver.isolation_level, driver.prepare_threshold = False, IsolationLevel.READ_COMMITTED, None
+        initialize(connection)
+        driver.rollback()
+        driver.autocommit, driver.isolation_level, driver.prepare_threshold = usual
+        if of_engine is not None:  # SQLAlchemy goes back to it after a unit that has asked for another
+            dialect.default_isolation_level = of_engine.name.replace("_", " ")
+
+    def default_level(driver: Any) -> str:
+        (level,) = driver.execute("SHOW default_transaction_isolation").fetchone()
+        return str(level).upper()
+
+    set_level = dialect.set_isolation_level
+
+    def set_level_anew(driver: Any, level: str) -> None:
+        end_transaction(driver)
+        set_level(driver, level)
+
+    dialect.initialize = at_read_committed
+    dialect.set_isolation_level = set_level_anew
+    dialect.get_default_isolation_level = default_level
+
+
+def prepare(connection: Any, shared: bool, given: Collection[str], listened: Callable[[], bool]) -> None:
     """Let server-side cursors of an autocommit connection outlive their statement (WITH HOLD), so that a streamed read needs
-    no transaction."""
+    no transaction. On a shared connection it does, and nothing is prepared there unless the user asks for it. Have the connection
+    notice when the server ends it because the process of another one has crashed."""
+    crashes: list[str] = []
+
+    def note_crash(notice: Any) -> None:
+        if notice.sqlstate == "57P02":
+            crashes.append(notice.sqlstate)
+
+    connection.add_notice_handler(note_crash)
+    connection.aurora_router_crashes = crashes
     connection.server_cursor_factory = _hold_cursor()
+    connection.aurora_router_held = {}
+    connection.aurora_router_shared = shared
+    connection.aurora_router_listened = listened
+    if shared and "prepare_threshold" not in given:
+        connection.prepare_threshold = None
+
+
+def is_bystander(connection: Any) -> bool:
+    """Whether the server has ended the connection because the process of another one has crashed."""
+    return bool(getattr(connection, "aurora_router_crashes", ()))
+
+
+def blocks(connection: Any) -> bool:
+    """Never: a stream is a cursor of the server's, which does not keep the connection from other statements."""
+    return False
+
+
+def has_leftovers(connection: Any) -> bool:
+    """Whether cursors WITH HOLD were left open."""
+    return bool(connection.aurora_router_held)
+
+
+def remove_leftovers(connection: Any, ask: Ask) -> None:
+    """Close the cursors of an idle connection; the server keeps the rows of each in memory or on disk until then."""
+    connection.autocommit = True
+    ask("CLOSE ALL")
+    connection.aurora_router_held.clear()
 
 
 _hold: Any = None
@@ -431,12 +756,32 @@ _hold: Any = None
 def _hold_cursor() -> Any:
     global _hold
     if _hold is None:
-        from psycopg import ServerCursor
+        from psycopg import Error, ServerCursor
+        from psycopg.sql import SQL, Identifier
 
         class HoldCursor(ServerCursor[Any]):
+            """Its connection knows it until it is closed. One that nobody can close any more, because a loop over its rows was
+            left, is closed when the next one is opened; the last ones when the connection is back in its pool."""
+
             def __init__(self, connection: Any, name: str, **options: Any) -> None:
-                options["withhold"] = options.get("withhold") or connection.autocommit
+                shared = connection.aurora_router_shared
+                hold = options["withhold"] = options.get("withhold") or (connection.autocommit and not shared)
                 super().__init__(connection, name, **options)
+                held = self._held = connection.aurora_router_held
+                if held and connection.autocommit:
+                    for gone in [name for name, cursor in held.items() if cursor() is None]:
+                        with contextlib.suppress(Error):  # what is wrong with the connection this cursor will say
+                            connection.execute(SQL("CLOSE {}").format(Identifier(gone)), prepare=False)
+                        del held[gone]
+                if hold:
+                    held[name] = weakref.ref(self)
+
+            def close(self) -> None:
+                super().close()
+                self._held.pop(self.name, None)
+
+            def __del__(self, *_: Any) -> None:
+                """No warning, unlike psycopg's: it will be closed."""
 
         _hold = HoldCursor
     return _hold

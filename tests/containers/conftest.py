@@ -25,10 +25,9 @@ from aurora_router.local import CLUSTERS as LOCAL
 from tests.containers.cluster import LOSSES, ContainerCluster
 from tests.containers.mysql import MariadbContainers, Mysql80Containers, Mysql97Containers, MysqlContainers
 from tests.containers.postgresql import PostgresContainers
-from tests.engines import here
+from tests.engines import LEFT_OUT, here
 
 CLUSTERS: dict[str, type[Any]] = {f"local-{engine}": LOCAL[engine] for engine in here(*LOCAL)}
-LEFT_OUT: list[str] = []
 
 
 def unavailable(client: docker.DockerClient, cluster: type[ContainerCluster]) -> str:
@@ -46,7 +45,7 @@ def unavailable(client: docker.DockerClient, cluster: type[ContainerCluster]) ->
 
 def look_for_containers() -> None:
     if not sys.platform.startswith("linux"):
-        LEFT_OUT.append("containers: their addresses can be reached on Linux only")
+        LEFT_OUT["containers"] = "their addresses can be reached on Linux only"
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
@@ -54,14 +53,14 @@ def look_for_containers() -> None:
         try:
             client = docker.from_env(timeout=60)
         except DockerException as error:
-            LEFT_OUT.append(f"containers: no Docker engine answers: {error}")
+            LEFT_OUT["containers"] = f"no Docker engine answers: {error}"
         if client is None:
             gc.collect()  # the socket that has reached nobody is left open
             return
     with client.api:
         for cluster in (PostgresContainers, MariadbContainers, Mysql80Containers, MysqlContainers, Mysql97Containers):
             if why := unavailable(client, cluster):
-                LEFT_OUT.append(f"{cluster.image}: {why}")
+                LEFT_OUT[cluster.image] = why
             else:
                 CLUSTERS[cluster.image] = cluster
 
@@ -76,11 +75,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(("kind", "loss"), pairs, scope="session")
     elif "kind" in metafunc.fixturenames:
         metafunc.parametrize("kind", list(CLUSTERS), scope="session")
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for line in LEFT_OUT:
-        terminalreporter.write_line(f"tests/containers: not run with {line}")
 
 
 @pytest.fixture(scope="session")

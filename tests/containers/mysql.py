@@ -132,7 +132,7 @@ class MariadbContainers(MysqlContainers):
     )
 
     def _let_monitor(self) -> None:
-        self.execute(f"GRANT SLAVE MONITOR ON *.* TO {APP}@'%'")
+        self.execute(f"GRANT SLAVE MONITOR, BINLOG MONITOR ON *.* TO {APP}@'%'")
 
     def _forget(self, instance: ContainerInstance) -> None:
         self._all(instance, "RESET MASTER", "SET GLOBAL gtid_slave_pos = ''")

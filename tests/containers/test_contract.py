@@ -58,9 +58,8 @@ def test_a_session_sees_its_own_writes(router: Router) -> None:
         eventually(on_a_reader)
 
 
-def test_a_lost_writer_is_replaced_by_the_promoted_reader_and_gets_no_unit_when_it_returns(
-    cluster: Any, router: Router, loss: str
-) -> None:
+def test_a_lost_writer_is_replaced_and_stays_deposed(cluster: Any, router: Router, loss: str) -> None:
+    """A promoted reader replaces a lost writer, which gets no unit when it returns."""
     add_item(router, 100)
     cluster.wait_in_sync()
     old = cluster.writer

@@ -29,11 +29,13 @@ def test_a_scope_that_is_not_shown_what_it_wrote_is_found() -> None:
     assert broken((Write, 1, X, 1), (Read, 1, {X: 0})) == [Guarantee.READ_YOUR_WRITES]
 
 
-def test_a_scope_that_is_not_shown_what_its_token_speaks_of_is_found() -> None:
+def test_a_scope_that_misses_its_tokens_writes_is_found() -> None:
+    """The check finds a scope that is not shown the writes of its token."""
     assert broken((Write, 1, X, 1), (Gave, 1, 7), (Took, 2, (7,)), (Read, 2, {X: 0})) == [Guarantee.READ_YOUR_WRITES]
 
 
-def test_a_token_that_goes_through_other_hands_still_speaks_of_what_was_written() -> None:
+def test_a_token_passed_on_still_tells_of_the_writes() -> None:
+    """A token that goes through other hands still tells of what was written."""
     passed_on = ((Gave, 1, 7), (Took, 2, (7,)), (Gave, 2, 8), (Took, 3, (8,)))
     assert broken((Write, 1, X, 1), *passed_on, (Read, 3, {X: 0})) == [Guarantee.READ_YOUR_WRITES]
 
@@ -47,24 +49,28 @@ def test_a_later_read_that_shows_less_is_found() -> None:
     assert broken((Write, 1, X, 1), (Read, 2, {X: 1}), (Read, 2, {X: 0})) == [Guarantee.MONOTONIC_READS]
 
 
-def test_a_read_that_shows_the_second_of_two_writes_and_not_the_first_is_found() -> None:
+def test_a_read_of_the_second_write_without_the_first_is_found() -> None:
+    """The check finds a read that shows the second of two writes and not the first."""
     assert broken((Write, 1, X, 1), (Write, 1, Y, 1), (Read, 2, {Y: 1, X: 0})) == [Guarantee.MONOTONIC_WRITES]
     assert broken((Write, 1, X, 1), (Write, 1, Y, 1), (Read, 2, {Y: 1}), (Read, 2, {X: 0})) == [Guarantee.MONOTONIC_WRITES]
 
 
-def test_a_write_that_is_made_upon_less_than_an_earlier_one_of_its_scope_is_found() -> None:
+def test_a_write_upon_less_than_an_earlier_write_is_found() -> None:
+    """The check finds a write that is made upon less than an earlier write of its scope."""
     found = broken((Write, 2, X, 1), (Write, 2, X, 3), (Write, 2, X, 2))
     assert Guarantee.MONOTONIC_WRITES in found
     assert broken((Write, 1, X, 1), (Write, 1, X, 1)) == [Guarantee.ONE_ORDER, Guarantee.MONOTONIC_WRITES]
 
 
-def test_a_read_that_shows_a_write_and_not_what_its_writer_had_been_shown_is_found() -> None:
+def test_a_read_without_what_its_writer_had_read_is_found() -> None:
+    """The check finds a read that shows a write and not what its writer had been shown."""
     seen = ((Write, 1, X, 1), (Read, 2, {X: 1}), (Write, 2, Y, 1))
     assert broken(*seen, (Read, 3, {Y: 1, X: 0})) == [Guarantee.WRITES_FOLLOW_READS]
     assert broken(*seen, (Gave, 2, 7), (Took, 3, (7,)), (Read, 3, {X: 0})) == [Guarantee.WRITES_FOLLOW_READS]
 
 
-def test_a_write_that_is_made_upon_less_than_its_scope_was_shown_is_found() -> None:
+def test_a_write_upon_less_than_its_scope_was_shown_is_found() -> None:
+    """The check finds a write that is made upon less than its scope was shown."""
     assert Guarantee.WRITES_FOLLOW_READS in broken((Write, 1, X, 5), (Read, 2, {X: 5}), (Write, 2, X, 3))
 
 
@@ -73,7 +79,8 @@ def test_what_a_write_implies_goes_along_a_chain_of_scopes() -> None:
     assert broken(*chain, (Read, 4, {Z: 1}), (Read, 4, {X: 0})) == [Guarantee.WRITES_FOLLOW_READS]
 
 
-def test_a_version_implies_what_the_writes_of_earlier_versions_imply() -> None:
+def test_a_version_implies_what_earlier_versions_imply() -> None:
+    """A version implies what the writes of earlier versions imply."""
     assert broken(
         (Write, 1, X, 1), (Write, 1, Y, 1), (Write, 2, Y, 2), (Read, 3, {Y: 2}), (Read, 3, {X: 0})
     ) == [Guarantee.WRITES_FOLLOW_READS]  # fmt: skip
@@ -117,7 +124,8 @@ def test_a_token_says_nothing_of_what_its_giver_wrote_after_it() -> None:
     assert broken((Write, 1, X, 1), (Gave, 1, 7), (Write, 1, X, 2), (Took, 2, (7,)), (Read, 2, {X: 1})) == []
 
 
-def test_what_was_never_acknowledged_may_be_shown_and_implies_nothing() -> None:
+def test_an_unacknowledged_write_that_is_shown_implies_nothing() -> None:
+    """A write that was never acknowledged may be shown, and its being shown implies nothing for other scopes."""
     assert broken((Write, 1, X, 1), (Read, 2, {X: 2}), (Read, 3, {X: 1})) == []
     assert broken((Write, 1, X, 1), (Read, 2, {X: 2}), (Read, 2, {X: 1})) == [Guarantee.MONOTONIC_READS]
 
@@ -126,7 +134,8 @@ def test_a_read_may_show_what_is_acknowledged_only_afterwards() -> None:
     assert broken((Read, 2, {X: 1}), (Write, 1, X, 1), (Read, 2, {X: 1})) == []
 
 
-def test_the_writer_may_not_show_yet_what_it_has_not_acknowledged_though_a_reader_does() -> None:
+def test_the_writer_may_show_an_unacknowledged_write_later() -> None:
+    """The writer may still hide a write that it has not acknowledged, even if a reader shows it already."""
     early = Read(2, 0.0, 0.1, {X: 1})
     for on_writer, began, found in (
         (True, 0.4, []),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from aurora_router.core import selection
+from aurora_router.core.tokens import Token
 from aurora_router.local.cluster import Cluster
 from aurora_router.tokens import Tokens
 from tests.history.clients import run
@@ -37,7 +38,8 @@ def found(cluster: Cluster[Any], **options: Any) -> set[Guarantee]:
 
 
 @BOTH
-def test_nobody_is_shown_less_than_is_due_whatever_happens_to_the_cluster(cluster: Cluster[Any], aurora_engine: str) -> None:
+def test_no_client_is_shown_less_than_is_due_under_faults(cluster: Cluster[Any], aurora_engine: str) -> None:
+    """No client is shown less than is due, whatever happens to the cluster."""
     operations = OPERATIONS if aurora_engine == "postgresql" else OPERATIONS // 5
     cluster.heal()
     done = run(cluster, operations)
@@ -49,6 +51,20 @@ def test_nobody_is_shown_less_than_is_due_whatever_happens_to_the_cluster(cluste
     assert done.counts["writes"] > operations / 20
     assert done.counts["killed"] + done.counts["replaced"] >= min(operations // 20_000, 2)
     assert sum(count for what, count in done.counts.items() if what.startswith("failed")) < operations / 100
+
+
+def test_clocks_that_are_seconds_ahead_violate_nothing(cluster: Cluster[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a token's position speaks of is shown by hosts whose clocks are 5 s ahead of the one that has dated the token."""
+    read = Tokens.read
+
+    def read_ahead(tokens: Tokens, text: str, *rest: Any) -> Any:
+        token = Token.parse(text)
+        if token.position is not None:  # else its date is all that there is
+            text = str(token._replace(made_at=token.made_at - 5000))
+        return read(tokens, text, *rest)
+
+    monkeypatch.setattr(Tokens, "read", read_ahead)
+    assert found(cluster) == set()
 
 
 def test_without_consistency_every_guarantee_is_violated(cluster: Cluster[Any]) -> None:

@@ -13,7 +13,13 @@ from aurora_router import Router, RoutingSession
 from aurora_router.core import events
 from aurora_router.local import FaultProxy
 from aurora_router.local.cluster import Cluster
+from tests.engines import LEFT_OUT
+from tests.integration.poolers import PROGRAM
 from tests.integration.shop import set_up, through, until_readers_serve
+
+collect_ignore = [] if PROGRAM else ["test_pooler.py"]
+if not PROGRAM:
+    LEFT_OUT["pgbouncer"] = "no pgbouncer found: install it (Debian, Ubuntu: apt-get install pgbouncer)"
 
 
 @pytest.fixture

@@ -121,7 +121,7 @@ def server_address(connection: Connection) -> str:
 
 def in_a_read_only_transaction(connection: Connection) -> bool:
     """Whether a read-only transaction is open there."""
-    driver: Any = connection.connection.driver_connection
+    driver: Any = connection.connection.dbapi_connection
     if connection.dialect.name == "postgresql":
         open_there = driver.info.transaction_status.name == "INTRANS" and driver.read_only is True
         return open_there and connection.scalar(text("SHOW transaction_read_only")) == "on"
@@ -183,7 +183,8 @@ def a_position(cluster: Cluster[Any], epoch: int, number: int) -> Position:
 
 def probes(statement: str) -> bool:
     """Whether it is one that the monitor sends, or a new connection."""
-    said = ("pg_is_in_recovery", "@@", "SLAVES STATUS", "REPLICA STATUS", "information_schema.routines")
+    logs = ("SHOW MASTER STATUS", "SHOW BINARY LOG STATUS")
+    said = (*logs, "pg_is_in_recovery", "@@", "SLAVES STATUS", "REPLICA STATUS", "information_schema.routines")
     return any(words in statement for words in said)
 
 
@@ -239,7 +240,7 @@ def instance_id(session: RoutingSession) -> str:
     return session._unit.instance.id
 
 
-def eventually(condition: Callable[[], object], timeout: float = 15.0) -> None:
+def eventually(condition: Callable[[], object], timeout: float = 30.0) -> None:
     """Wait until the condition holds; fail when it does not in time (seconds)."""
     deadline = time.monotonic() + timeout
     while not condition():

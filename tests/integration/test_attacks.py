@@ -72,9 +72,10 @@ def test_a_commit_in_two_phases_is_never_run_again(
     assert no_connection_is_left(router)
 
 
-def test_a_notification_is_sent_once_when_the_answer_to_its_commit_is_lost(
+def test_a_notification_is_sent_once_if_its_commit_is_unanswered(
     cluster: PostgresCluster, proxy: FaultProxy, router: Router
 ) -> None:
+    """A notification is sent once if the answer to its COMMIT is lost."""
     with psycopg.connect(cluster.url.replace("+psycopg", ""), autocommit=True) as ear:
         ear.execute("LISTEN news")
         proxy.lose("COMMIT", answer=True)
@@ -128,9 +129,11 @@ def test_a_commit_table_of_another_schema_is_not_asked(
 
 @pytest.mark.parametrize("check", ["xid", "table"])
 @pytest.mark.parametrize("answer", [False, True])
-def test_a_unit_with_savepoints_and_a_subtransaction_that_failed_is_done_once(
+def test_a_unit_with_failed_savepoints_is_done_once(
     cluster: PostgresCluster, proxy: FaultProxy, router: Router, check: str, answer: bool
 ) -> None:
+    """A unit with savepoints and a subtransaction that failed is done once."""
+
     def nested(s: RoutingSession) -> None:
         with s.begin_nested():
             s.execute(RAISE)
@@ -148,9 +151,10 @@ def test_a_unit_with_savepoints_and_a_subtransaction_that_failed_is_done_once(
 
 
 @pytest.mark.parametrize("answer", [False, True])
-def test_rows_that_the_drivers_own_copy_has_written_are_there_once(
+def test_rows_of_the_drivers_own_copy_are_there_once(
     cluster: PostgresCluster, proxy: FaultProxy, router: Router, answer: bool
 ) -> None:
+    """The rows that a COPY of the driver's own has written are there once."""
     cluster.execute("CREATE TABLE IF NOT EXISTS heap (n int); TRUNCATE heap; GRANT ALL ON heap TO app")
 
     def copies(s: RoutingSession) -> None:
@@ -165,9 +169,9 @@ def test_rows_that_the_drivers_own_copy_has_written_are_there_once(
 
 
 @pytest.mark.parametrize("answer", [False, True])
-def test_a_unit_that_only_locks_rows_or_fills_a_temporary_table_comes_to_its_end(
-    proxy: FaultProxy, router: Router, answer: bool
-) -> None:
+def test_a_unit_without_lasting_writes_survives_a_lost_commit(proxy: FaultProxy, router: Router, answer: bool) -> None:
+    """A unit that only locks rows or fills a temporary table comes to its end."""
+
     def locks(s: RoutingSession) -> int:
         s.execute(text("CREATE TEMPORARY TABLE passing (n int) ON COMMIT DROP"))
         s.execute(text("INSERT INTO passing VALUES (1)"))
@@ -203,9 +207,9 @@ def test_a_text_that_hides_a_commit_is_not_run_again(
 
 
 @pytest.mark.parametrize("check", ["xid", "table", None])
-def test_a_commit_that_the_server_turns_into_a_rollback_is_not_told_as_done(
-    cluster: PostgresCluster, router: Router, check: str | None
-) -> None:
+def test_a_commit_that_becomes_a_rollback_is_not_called_done(cluster: PostgresCluster, router: Router, check: str | None) -> None:
+    """A COMMIT that the server turns into a rollback is not reported as done."""
+
     def swallows(s: RoutingSession) -> None:
         s.execute(RAISE)
         with pytest.raises(IntegrityError):
@@ -217,9 +221,8 @@ def test_a_commit_that_the_server_turns_into_a_rollback_is_not_told_as_done(
     assert no_connection_is_left(router)
 
 
-def test_a_constraint_that_fails_at_the_commit_is_the_applications_error_and_leaves_nothing(
-    cluster: PostgresCluster, router: Router
-) -> None:
+def test_a_constraint_that_fails_at_commit_is_the_users_error(cluster: PostgresCluster, router: Router) -> None:
+    """A constraint that fails at the COMMIT is the application's error, and leaves nothing behind."""
     cluster.execute("""
         DROP TABLE IF EXISTS late; CREATE TABLE late (n int UNIQUE DEFERRABLE INITIALLY DEFERRED);
         INSERT INTO late VALUES (1); GRANT ALL ON late TO app""")
@@ -232,14 +235,15 @@ def test_a_constraint_that_fails_at_the_commit_is_the_applications_error_and_lea
     with pytest.raises(IntegrityError) as caught:
         router.run_transaction(sessions(router), fails_late)
     known = classify_error(caught.value)
-    assert (known.failure, known.sent, known.outcome_known, known.safe_to_repeat) == (Failure.OTHER, True, True, False)
+    assert (known.failure, known.sent, known.outcome_known, known.safe_to_repeat) == (Failure.CONSTRAINT, True, True, False)
     assert runs == [1]
     assert no_connection_is_left(router)
 
 
-def test_a_promoted_reader_that_crashed_since_is_not_believed_about_an_id(
+def test_a_promoted_reader_that_crashed_is_not_believed(
     aurora_cluster_factory: Callable[..., PostgresCluster],
 ) -> None:
+    """A promoted reader that crashed since is not believed about a transaction id."""
     with shop(aurora_cluster_factory) as cluster, routed(cluster) as (router, proxy):
         xid, unknown, position = lose_a_commit_in_a_failover(cluster, router, proxy)
         use_up_to(cluster, xid)
@@ -273,9 +277,10 @@ def wait_for_readers_no_more(cluster: PostgresCluster, instance: LocalInstance) 
 
 
 @pytest.mark.parametrize("check", ["xid", "table"])
-def test_a_commit_that_only_a_crashed_writer_has_is_not_told_as_done_where_commits_wait_for_a_reader(
+def test_a_commit_only_on_a_crashed_writer_is_not_called_done(
     aurora_cluster_factory: Callable[..., PostgresCluster], check: str
 ) -> None:
+    """A COMMIT that only a crashed writer has is not reported as done if commits wait for a reader."""
     with (
         shop(aurora_cluster_factory, synchronous=True) as cluster,
         routed(cluster) as (router, _),
@@ -300,10 +305,13 @@ def test_a_commit_that_only_a_crashed_writer_has_is_not_told_as_done_where_commi
         assert stock(cluster) == 11
 
 
-def test_a_commit_that_the_new_writer_was_found_to_have_is_there_after_its_crash_as_well(
+def test_a_commit_found_on_the_new_writer_survives_its_crash(
     aurora_cluster_factory: Callable[..., PostgresCluster],
 ) -> None:
-    """By then nothing tells any more where its promotion found the end of the log, and so whose the id is."""
+    """A COMMIT that the new writer was found to have is there after its crash as well.
+
+    By then nothing tells any more where its promotion found the end of the log, and so whose the id is.
+    """
     with ThreadPoolExecutor(2) as threads, shop(aurora_cluster_factory, synchronous=True) as cluster:
         old, (reader,) = cluster.writer, cluster.readers
         with (
@@ -342,9 +350,10 @@ def test_a_commit_that_the_new_writer_was_found_to_have_is_there_after_its_crash
             assert stock(cluster) == 11
 
 
-def test_a_connection_that_is_lost_in_sqlalchemys_first_look_at_a_server_is_a_lost_connection(
+def test_a_loss_in_sqlalchemys_initialize_is_a_lost_connection(
     cluster: PostgresCluster, proxy: FaultProxy, make_router: MakeRouter
 ) -> None:
+    """A connection that is lost while SQLAlchemy initializes its dialect is a lost connection."""
     router = make_router(through(proxy, cluster))
     dialect = router.writer_engine().dialect
     look, looks = dialect.initialize, []
@@ -361,9 +370,10 @@ def test_a_connection_that_is_lost_in_sqlalchemys_first_look_at_a_server_is_a_lo
     assert looks == [1, 1]
 
 
-def test_a_reader_that_has_seen_no_commit_since_it_started_knows_that_there_was_none(
+def test_a_reader_without_commits_since_start_knows_of_none(
     aurora_cluster_factory: Callable[..., PostgresCluster],
 ) -> None:
+    """A reader that has seen no commit since it started knows that there was none."""
     with shop(aurora_cluster_factory) as cluster:
         old, (reader,) = cluster.writer, cluster.readers
 
@@ -407,7 +417,8 @@ def test_an_error_after_an_unknown_commit_is_told_as_what_it_is(proxy: FaultProx
 # -- what an error says ---------------------------------------------------------------------------------------------
 
 
-def test_a_lost_commit_of_the_drivers_own_connection_is_not_called_safe_to_repeat(proxy: FaultProxy, router: Router) -> None:
+def test_a_lost_commit_on_the_driver_is_not_safe_to_repeat(proxy: FaultProxy, router: Router) -> None:
+    """A lost COMMIT of the driver's own connection is not called safe to repeat."""
     raw = router.raw_connection()
     raw.cursor().execute("UPDATE item SET stock = stock + 1 WHERE id = 1")
     proxy.lose("COMMIT", answer=True)
@@ -419,7 +430,8 @@ def test_a_lost_commit_of_the_drivers_own_connection_is_not_called_safe_to_repea
     assert (known.sent, known.outcome_known, known.safe_to_repeat) == (True, False, False)
 
 
-def test_errors_of_a_plain_engine_are_known_by_what_they_were_met_in(cluster: PostgresCluster, proxy: FaultProxy) -> None:
+def test_errors_of_a_plain_engine_are_known_by_their_phase(cluster: PostgresCluster, proxy: FaultProxy) -> None:
+    """Errors of a plain engine are classified by the call in which they were raised."""
     cluster.execute("""
         DROP TABLE IF EXISTS late; CREATE TABLE late (n int UNIQUE DEFERRABLE INITIALLY DEFERRED);
         INSERT INTO late VALUES (1); GRANT ALL ON late TO app""")
@@ -448,7 +460,8 @@ def test_errors_of_a_plain_engine_are_known_by_what_they_were_met_in(cluster: Po
 # -- stuck, or left behind ------------------------------------------------------------------------------------------
 
 
-def test_who_asks_a_server_that_no_unit_has_used_is_woken_when_it_freezes(cluster: PostgresCluster, make: MakeRouter) -> None:
+def test_a_question_to_an_unused_server_ends_when_it_freezes(cluster: PostgresCluster, make: MakeRouter) -> None:
+    """A thread that asks a server that no unit has used is woken when the server freezes."""
     router = make(probe_timeout=0.5)
     reader = router.topology.readers[0]
     assert reader.id not in router._engines._engines
@@ -465,9 +478,10 @@ def test_who_asks_a_server_that_no_unit_has_used_is_woken_when_it_freezes(cluste
 
 
 @pytest.mark.parametrize("check", ["xid", "table"])
-def test_a_pool_full_of_units_that_ask_for_their_commits_comes_to_an_end(
+def test_a_full_pool_of_units_that_resolve_commits_ends(
     cluster: PostgresCluster, proxy: FaultProxy, make: MakeRouter, heard: list[events.Event], check: str
 ) -> None:
+    """A pool full of units that ask for the outcome of their commits comes to an end."""
     router = make(engine_options={"pool_size": 2, "max_overflow": 0}, connects_at_once=1)
     proxy.lose("COMMIT", answer=True, times=8)
     with ThreadPoolExecutor(12) as threads:
@@ -479,10 +493,13 @@ def test_a_pool_full_of_units_that_ask_for_their_commits_comes_to_an_end(
 
 
 @pytest.mark.parametrize("committed", [True, False])
-def test_a_reset_that_the_driver_reports_and_does_not_take_in_is_a_lost_connection(
+def test_a_reset_that_psycopg_overlooks_is_a_lost_connection(
     cluster: PostgresCluster, router: Router, monkeypatch: pytest.MonkeyPatch, committed: bool
 ) -> None:
-    """Where the kernel tells of a reset a moment before it lets anybody read it, psycopg goes on calling its connection sound."""
+    """A reset that the driver reports without marking its connection as closed is a lost connection.
+
+    Where the kernel tells of a reset a moment before it lets anybody read it, psycopg goes on calling its connection sound.
+    """
     commit = psycopg.Connection.commit
     left = ["one"]
 
@@ -499,9 +516,8 @@ def test_a_reset_that_the_driver_reports_and_does_not_take_in_is_a_lost_connecti
     assert no_connection_is_left(router)
 
 
-def test_a_connection_whose_socket_the_driver_found_closed_is_not_used_again(
-    router: Router, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_connection_with_a_closed_socket_is_not_reused(router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection whose socket the driver found closed is not used again."""
     wait = psycopg.Connection.wait
 
     def reset(connection: psycopg.Connection[Any], *args: Any, **kwargs: Any) -> Any:
@@ -561,7 +577,8 @@ def test_reads_that_fail_give_the_writers_places_back(cluster: PostgresCluster, 
     assert no_connection_is_left(router)
 
 
-def test_a_listener_that_reads_after_a_commit_whose_answer_was_lost_reads(proxy: FaultProxy, router: Router) -> None:
+def test_a_listener_can_read_after_an_unanswered_commit(proxy: FaultProxy, router: Router) -> None:
+    """A listener that reads after a COMMIT whose answer was lost gets its rows."""
     seen: list[int] = []
     Session = sessions(router)
 
@@ -577,9 +594,8 @@ def test_a_listener_that_reads_after_a_commit_whose_answer_was_lost_reads(proxy:
     assert no_connection_is_left(router)
 
 
-def test_a_commit_that_is_interrupted_while_it_waits_leaves_no_connection_and_no_lock(
-    cluster: PostgresCluster, router: Router
-) -> None:
+def test_an_interrupted_commit_leaves_no_connection_or_lock(cluster: PostgresCluster, router: Router) -> None:
+    """A COMMIT that is interrupted while it waits leaves no connection and no lock."""
     cluster.execute("""
         CREATE OR REPLACE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(60); RETURN NULL; END';
         DROP TABLE IF EXISTS slow; CREATE TABLE slow (n int); GRANT ALL ON slow TO app;
@@ -601,7 +617,9 @@ def test_a_commit_that_is_interrupted_while_it_waits_leaves_no_connection_and_no
     assert cluster.execute("SELECT count(*) FROM slow") == [(0,)]
 
 
-def test_a_transaction_that_is_read_only_by_its_own_word_can_be_noted(router: Router) -> None:
+def test_a_transaction_set_read_only_by_itself_can_be_noted(router: Router) -> None:
+    """A transaction that makes itself read-only can be noted before its COMMIT."""
+
     def reads(s: RoutingSession) -> int:
         s.execute(text("SET TRANSACTION READ ONLY"))
         return s.get_one(Item, 1).stock
@@ -609,7 +627,8 @@ def test_a_transaction_that_is_read_only_by_its_own_word_can_be_noted(router: Ro
     assert router.run_transaction(sessions(router), reads) == 10
 
 
-def test_what_became_of_a_commit_can_be_asked_after_the_router_is_closed(proxy: FaultProxy, make: MakeRouter) -> None:
+def test_an_outcome_can_be_asked_after_the_router_is_closed(proxy: FaultProxy, make: MakeRouter) -> None:
+    """The outcome of a COMMIT can be asked for after the router is closed."""
     router = make()
     with sessions(router, commit_check="xid")() as s:
         s.execute(RAISE)
@@ -620,9 +639,8 @@ def test_what_became_of_a_commit_can_be_asked_after_the_router_is_closed(proxy: 
     assert caught.value.resolve(5.0) in (Outcome.COMMITTED, Outcome.UNKNOWN)
 
 
-def test_a_copy_that_is_lost_half_way_is_the_drivers_error_and_done_at_most_once(
-    cluster: PostgresCluster, proxy: FaultProxy, router: Router
-) -> None:
+def test_a_copy_lost_half_way_is_the_drivers_error(cluster: PostgresCluster, proxy: FaultProxy, router: Router) -> None:
+    """A COPY that is lost half way is the driver's error, and is done at most once."""
     cluster.execute("CREATE TABLE IF NOT EXISTS heap (n int); TRUNCATE heap; GRANT ALL ON heap TO app")
     runs: list[int] = []
 

@@ -113,7 +113,8 @@ def test_without_its_extra_it_says_what_to_install(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("driver", "extra"), [("postgresql+psycopg", "postgresql"), ("mariadb+pymysql", "mysql")])
-def test_without_the_driver_that_the_url_names_it_says_what_to_install(driver: str, extra: str, tmp_path: Path) -> None:
+def test_a_missing_driver_error_says_what_to_install(driver: str, extra: str, tmp_path: Path) -> None:
+    """If the driver that the URL names is missing, the error says what to install."""
     module = driver.partition("+")[2]
     (tmp_path / f"{module}.py").write_text(f"raise ModuleNotFoundError('no driver here', name='{module}')\n")
     done = process("topology", f"{driver}://app:{SECRET}@db-1/shop", PYTHONPATH=f"{tmp_path}:{PROJECT}")
@@ -130,7 +131,8 @@ def test_a_read_goes_to_a_reader() -> None:
     assert "in an automatic unit:  a reader\nin a read-only unit:   a reader\n" in done.stdout
 
 
-def test_a_write_goes_to_the_writer_and_is_refused_in_a_read_only_unit() -> None:
+def test_classify_says_where_a_write_goes_or_is_refused() -> None:
+    """A write goes to the writer and is refused in a read-only unit."""
     done = aurora_router("classify", "SELECT * FROM orders FOR UPDATE")
     assert done.returncode == 0
     assert "WRITE" in done.stdout
@@ -183,7 +185,8 @@ def test_no_statement_is_a_mistake(sql: str) -> None:
     assert "there is no statement" in mistake(aurora_router("classify", sql))
 
 
-def test_an_unknown_dialect_is_a_mistake_and_the_known_ones_are_named() -> None:
+def test_an_unknown_dialect_is_a_mistake_with_known_ones_named() -> None:
+    """An unknown dialect is a mistake, and the message names the known ones."""
     said = mistake(aurora_router("classify", "SELECT 1", "--dialect", "oracle"))
     assert "oracle" in said
     assert "postgresql" in said
@@ -245,7 +248,8 @@ def test_watching_goes_on_until_ctrl_c_and_ends_quietly(aurora_cluster: Postgres
     assert said.strip() == ""
 
 
-def test_with_no_server_it_says_which_one_was_tried_and_what_to_do(nobody: str) -> None:
+def test_without_a_server_the_error_says_which_and_what_to_do(nobody: str) -> None:
+    """If no server answers, the error says which one was tried and what to do."""
     said = mistake(process("topology", nobody), code=1)
     assert f"127.0.0.1:{make_url(nobody).port}: " in said
     assert "check host and port" in said
@@ -276,7 +280,8 @@ def test_an_instance_of_another_cluster_is_refused(
         (f"postgresql+psycopg://app:{SECRET}@db-1:port/shop", "use|look like|write"),
     ],
 )
-def test_a_url_that_cannot_work_is_a_mistake_that_shows_no_password(url: str, advice: str) -> None:
+def test_a_url_that_cannot_work_is_a_mistake_without_password(url: str, advice: str) -> None:
+    """A URL that cannot work is a mistake whose message shows no password."""
     said = mistake(aurora_router("topology", url))
     assert any(words in said for words in advice.split("|"))
 
@@ -285,7 +290,8 @@ def test_without_a_url_the_help_is_named() -> None:
     assert mistake(process("topology", AURORA_ROUTER_URL="")).endswith("see aurora-router topology --help")
 
 
-def test_both_instances_and_a_reader_endpoint_of_the_same_name_are_a_mistake(nobody: str) -> None:
+def test_an_instance_named_as_the_reader_endpoint_is_a_mistake(nobody: str) -> None:
+    """An instance and a reader endpoint of the same name are a mistake."""
     assert "reader endpoint" in mistake(
         aurora_router("topology", nobody, "--instances", "db-2:5432", "--reader-endpoint", "db-2:5432")
     )
@@ -310,7 +316,8 @@ def test_the_demo_says_when_there_are_no_servers_to_run(tmp_path: Path) -> None:
 
 
 @BOTH
-def test_the_commit_table_is_made_once_and_may_be_asked_for_again(cluster: PostgresCluster) -> None:
+def test_the_commit_table_is_made_once_and_may_be_asked_again(cluster: PostgresCluster) -> None:
+    """The commit table is made once, and the command may be given again."""
     hosts = ",".join(i.address for i in cluster.instances)
     url = cluster.url.replace(cluster.writer.address, hosts)
     for _ in range(2):
@@ -326,7 +333,8 @@ def test_a_commit_table_that_cannot_be_made_is_one_line(cluster: PostgresCluster
 
 
 @pytest.mark.engines("mariadb", "mysql")
-def test_a_commit_table_in_no_database_is_a_mistake_that_says_what_to_write(cluster: PostgresCluster) -> None:
+def test_a_commit_table_without_a_database_is_a_mistake(cluster: PostgresCluster) -> None:
+    """A commit table in no database is a mistake, and the message says what to write."""
     said = mistake(aurora_router("init-commit-table", cluster.url.removesuffix("/app")))
     assert "the URL names no database" in said
     assert "@host:3306/database" in said

@@ -63,7 +63,8 @@ def figures(output: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("engine", here(*CLUSTERS))
-def test_a_short_run_tells_the_story_and_ends_with_figures_that_are_as_they_must_be(engine: str, directory: Path) -> None:
+def test_a_short_demo_tells_the_story_with_correct_figures(engine: str, directory: Path) -> None:
+    """A short run tells the story and ends with figures that are as they must be."""
     done = demo("--engine", engine, directory=directory)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert re.search("making a (PostgreSQL|MariaDB|MySQL) .*cluster", done.stdout)[1].lower() == engine  # type: ignore[index]
@@ -109,7 +110,8 @@ def test_ctrl_c_ends_it_quietly_and_leaves_nothing_behind(directory: Path) -> No
     assert said.strip() == ""
 
 
-def test_an_acknowledged_order_that_is_not_found_is_lost_and_one_in_doubt_is_not() -> None:
+def test_an_acknowledged_order_not_found_counts_as_lost() -> None:
+    """An acknowledged order that is not found is lost, and one in doubt is not."""
     cluster: Any = SimpleNamespace(instances=())
     books = Books(cluster, PlainView())
     for reference in ("a", "b", "c"):
@@ -143,9 +145,10 @@ def test_a_bad_figure_is_missed_and_marked(bad: dict[str, Any], figure: str) -> 
 
 
 @pytest.mark.parametrize("kind", [PlainView, LiveView])
-def test_both_views_show_the_instances_the_events_and_the_summary(
+def test_both_views_show_instances_events_and_the_summary(
     kind: type[PlainView | LiveView], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Both views show the instances, the events and the summary."""
     monkeypatch.setenv("COLUMNS", "120")
     row = Row("db-1", "127.1.2.3:5432", "writer", "healthy", 0.3, 55.0, 1234, 567)
     view = kind()

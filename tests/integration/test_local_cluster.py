@@ -119,7 +119,8 @@ def processes_in(directory: str) -> list[int]:
 # -- what a cluster is
 
 
-def test_each_instance_has_an_address_of_its_own_and_all_have_one_port(cluster: Cluster) -> None:
+def test_each_instance_has_its_own_address_and_the_same_port(cluster: Cluster) -> None:
+    """Each instance has an address of its own, and all have one port."""
     assert [i.name for i in cluster.instances] == ["db-1", "db-2", "db-3"]
     assert len({i.host for i in cluster.instances}) == 3
     assert len({i.port for i in cluster.instances}) == 1
@@ -136,7 +137,8 @@ def test_one_instance_writes_and_the_others_stand_by(cluster: Cluster) -> None:
             cluster.execute("INSERT INTO note VALUES (2)", instance=reader)
 
 
-def test_the_application_connects_by_url_as_a_plain_user_with_a_password(cluster: Cluster) -> None:
+def test_the_application_connects_as_a_plain_user_by_password(cluster: Cluster) -> None:
+    """The application connects by the URL as a plain user with a password."""
     engine = engine_of(cluster)
     with create_engine(cluster.url, poolclass=NullPool).connect() as connection:
         assert connection.exec_driver_sql(engine.own_database).one() == ("app", "app")
@@ -149,7 +151,8 @@ def test_the_application_connects_by_url_as_a_plain_user_with_a_password(cluster
 
 
 @pytest.mark.parametrize("shared", [POSTGRES], indirect=True, ids=repr)
-def test_the_application_of_postgresql_may_monitor_and_is_no_superuser(cluster: Cluster) -> None:
+def test_the_postgresql_user_may_monitor_and_is_no_superuser(cluster: Cluster) -> None:
+    """The application's user of PostgreSQL may monitor and is no superuser."""
     assert cluster.execute("SELECT rolsuper FROM pg_roles WHERE rolname = 'app'") == [(False,)]
     assert cluster.execute("SELECT pg_has_role('app', 'pg_monitor', 'member')") == [(True,)]
 
@@ -178,9 +181,10 @@ def test_two_clusters_run_side_by_side(cluster: Cluster) -> None:
 # -- what can happen to it
 
 
-def test_after_the_writer_is_killed_the_survivor_follows_the_promoted_reader(
+def test_a_surviving_reader_follows_the_promoted_one(
     cluster: Cluster,
 ) -> None:
+    """After the writer is killed, the surviving reader follows the promoted one."""
     old = cluster.writer
     cluster.execute("INSERT INTO note VALUES (1)")
     with old.connect() as session:
@@ -197,7 +201,8 @@ def test_after_the_writer_is_killed_the_survivor_follows_the_promoted_reader(
     assert notes(cluster, survivor) == [1, 2]
 
 
-def test_a_killed_writer_comes_back_as_a_reader_and_loses_what_only_it_had(cluster: Cluster) -> None:
+def test_a_killed_writer_comes_back_as_a_reader(cluster: Cluster) -> None:
+    """A killed writer comes back as a reader and loses what only it had."""
     old = cluster.writer
     for reader in cluster.readers:
         cluster.freeze(reader)
@@ -215,9 +220,10 @@ def test_a_killed_writer_comes_back_as_a_reader_and_loses_what_only_it_had(clust
     assert [notes(cluster, i) for i in cluster.instances] == [[2], [2], [2]]
 
 
-def test_a_promotion_beside_a_living_writer_is_a_split_brain_until_it_rejoins(
+def test_a_promotion_beside_a_living_writer_is_a_split_brain(
     cluster: Cluster,
 ) -> None:
+    """A promotion beside a living writer is a split brain until the old writer rejoins."""
     old, new = cluster.writer, cluster.readers[0]
     assert cluster.promote(new) == new
     cluster.execute("INSERT INTO note VALUES (1)", instance=old)
@@ -228,9 +234,10 @@ def test_a_promotion_beside_a_living_writer_is_a_split_brain_until_it_rejoins(
     assert notes(cluster, old) == [2]
 
 
-def test_a_frozen_instance_accepts_connections_and_does_not_answer_until_it_thaws(
+def test_a_frozen_instance_accepts_and_does_not_answer(
     cluster: Cluster,
 ) -> None:
+    """A frozen instance accepts connections and does not answer until it thaws."""
     reader = cluster.readers[0]
     with reader.connect() as session:
         cluster.freeze(reader)
@@ -242,9 +249,10 @@ def test_a_frozen_instance_accepts_connections_and_does_not_answer_until_it_thaw
         assert ask(session, "SELECT 1") == (1,)
 
 
-def test_a_reader_that_was_frozen_during_a_promotion_follows_the_new_writer_when_thawed(
+def test_a_reader_frozen_during_a_promotion_follows_when_thawed(
     cluster: Cluster,
 ) -> None:
+    """A reader that was frozen during a promotion follows the new writer when it is thawed."""
     new, frozen = cluster.readers
     cluster.freeze(frozen)
     cluster.kill(cluster.writer)
@@ -265,7 +273,8 @@ def test_a_frozen_writer_that_wakes_after_a_promotion_can_rejoin(cluster: Cluste
     assert notes(cluster, old) == [1]
 
 
-def test_a_survivor_that_is_ahead_of_the_promoted_reader_is_rewound(cluster: Cluster) -> None:
+def test_a_survivor_ahead_of_the_promoted_reader_is_rewound(cluster: Cluster) -> None:
+    """A survivor that is ahead of the promoted reader is rewound."""
     behind, ahead = cluster.readers
     cluster.freeze(behind)
     cluster.execute("INSERT INTO note VALUES (1)")
@@ -279,7 +288,8 @@ def test_a_survivor_that_is_ahead_of_the_promoted_reader_is_rewound(cluster: Clu
     assert notes(cluster, ahead) == [2]
 
 
-def test_without_an_instance_named_the_most_advanced_reader_is_promoted(cluster: Cluster) -> None:
+def test_the_most_advanced_reader_is_promoted_by_default(cluster: Cluster) -> None:
+    """If no instance is named, the most advanced reader is promoted."""
     ahead, behind = cluster.readers
     cluster.freeze(behind)
     cluster.execute("INSERT INTO note VALUES (1)")
@@ -303,7 +313,8 @@ def test_restart_brings_an_instance_back_as_what_it_was(cluster: Cluster) -> Non
     assert notes(cluster, reader) == [1]
 
 
-def test_a_lagging_reader_replays_late_and_a_lag_of_zero_ends_it_at_once(cluster: Cluster) -> None:
+def test_a_lagging_reader_replays_late_until_the_lag_is_zero(cluster: Cluster) -> None:
+    """A lagging reader replays late, and a lag of zero ends that at once."""
     late, current = cluster.readers
     cluster.set_lag(late, 60)
     if isinstance(cluster, PostgresCluster):  # it is told to read its configuration again, and does so some time
@@ -358,7 +369,8 @@ def test_what_makes_no_sense_is_refused(cluster: Cluster) -> None:
 
 
 @each_engine
-def test_with_synchronous_replication_nothing_acknowledged_is_lost(engine: Engine) -> None:
+def test_synchronous_replication_loses_nothing_acknowledged(engine: Engine) -> None:
+    """With synchronous replication no acknowledged write is lost."""
     with engine.make(readers=2, synchronous=True) as cluster:
         cluster.execute("CREATE TABLE note (id int PRIMARY KEY)")
         for n in range(3):
@@ -383,6 +395,18 @@ def test_a_server_that_cannot_start_says_why_and_leaves_nothing(engine: Engine) 
         cluster.start()
     assert repr(cluster) == f"<{engine} stopped>"
     cluster.stop()
+
+
+def test_readers_start_with_less_than_initdb_has() -> None:
+    """Settings that a reader must not undercut may be small, and hold on all instances."""
+    small = {"max_connections": "30", "max_worker_processes": "4", "max_locks_per_transaction": "32"}
+    with PostgresCluster(readers=1, settings=small) as cluster:
+        for instance in cluster.instances:
+            assert {name: cluster.execute(f"SHOW {name}", instance=instance)[0][0] for name in small} == small
+        cluster.kill(cluster.writer)
+        cluster.promote()
+        cluster.heal()
+        assert len(cluster.readers) == 1
 
 
 def test_programs_that_are_missing_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -463,8 +487,8 @@ def child(engine: Engine, then: str) -> tuple[subprocess.Popen[str], str]:
     assert process.stdout is not None
     directory = process.stdout.readline().strip()
     if not directory:
-        process.stdout.close()
-        pytest.fail(f"the process ended with status {process.wait()} before it had its cluster")
+        process.communicate()
+        pytest.fail(f"the process ended with status {process.returncode} before it had its cluster")
     assert os.path.isdir(directory)
     assert processes_in(directory)
     return process, directory
@@ -490,7 +514,8 @@ except KeyboardInterrupt:
 
 
 @each_engine
-def test_no_server_outlives_a_process_that_forgot_to_stop_the_cluster(engine: Engine) -> None:
+def test_no_server_outlives_a_process_that_forgot_to_stop(engine: Engine) -> None:
+    """No server outlives a process that forgot to stop the cluster."""
     process, directory = child(engine, "sys.stdin.read()")
     with process:
         process.communicate(timeout=20)  # it has been looked at, and may end
@@ -500,7 +525,8 @@ def test_no_server_outlives_a_process_that_forgot_to_stop_the_cluster(engine: En
 
 
 @each_engine
-def test_a_forked_child_neither_stops_the_cluster_nor_keeps_it_alive(engine: Engine) -> None:
+def test_a_forked_child_neither_stops_nor_keeps_the_cluster(engine: Engine) -> None:
+    """A forked child neither stops the cluster nor keeps it alive."""
     process, directory = child(
         engine,
         """

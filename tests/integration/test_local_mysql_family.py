@@ -90,7 +90,8 @@ def test_a_late_reader_shows_each_commit_that_much_later(cluster: Cluster) -> No
         assert time.monotonic() - before >= 0.3
 
 
-def test_a_late_reader_does_not_wait_for_the_commit_before_to_show_the_next(cluster: Cluster) -> None:
+def test_a_late_reader_delays_commits_side_by_side(cluster: Cluster) -> None:
+    """A late reader does not show one commit a whole delay after the one before: the delays run side by side."""
     late = cluster.readers[0]
     cluster.set_lag(late, 0.3)
     before = time.monotonic()
@@ -101,7 +102,8 @@ def test_a_late_reader_does_not_wait_for_the_commit_before_to_show_the_next(clus
     assert time.monotonic() - before < 5  # one after the other would take 15 s
 
 
-def test_neither_a_late_reader_nor_a_paused_one_says_that_it_is_broken(cluster: Cluster) -> None:
+def test_late_and_paused_readers_do_not_look_broken(cluster: Cluster) -> None:
+    """Neither a late reader nor a paused one says that it is broken."""
     late, paused = cluster.readers
     cluster.set_lag(late, 60)
     cluster.pause_replay(paused)
@@ -113,7 +115,8 @@ def test_neither_a_late_reader_nor_a_paused_one_says_that_it_is_broken(cluster: 
         assert notes(cluster, reader) == []
 
 
-def test_a_late_reader_that_is_promoted_has_all_that_the_dead_writer_sent(cluster: Cluster) -> None:
+def test_a_promoted_late_reader_has_all_the_dead_writer_sent(cluster: Cluster) -> None:
+    """A late reader that is promoted has all that the dead writer sent."""
     late, current = cluster.readers
     cluster.set_lag(late, 0.01)
     cluster.execute("INSERT INTO note VALUES (1)")
@@ -128,7 +131,8 @@ def test_a_late_reader_that_is_promoted_has_all_that_the_dead_writer_sent(cluste
     assert notes(cluster) == [1, 2]
 
 
-def test_a_reader_stays_late_or_paused_when_it_follows_a_new_writer(cluster: Cluster) -> None:
+def test_a_reader_stays_late_or_paused_after_a_promotion(cluster: Cluster) -> None:
+    """A reader stays late or paused when it follows a new writer."""
     for late in (True, False):
         new, other = cluster.readers
         cluster.set_lag(other, 60) if late else cluster.pause_replay(other)
@@ -157,7 +161,8 @@ def test_what_was_acknowledged_survives_the_kill_of_the_writer(cluster: Cluster)
         assert notes(cluster, reader) == notes(cluster)
 
 
-def test_a_reader_that_has_half_of_a_transaction_of_a_dead_writer_is_promoted_soon_and_without_it(cluster: Cluster) -> None:
+def test_half_a_transaction_of_a_dead_writer_is_not_promoted(cluster: Cluster) -> None:
+    """A reader that has half of a dead writer's transaction is promoted soon, and without that transaction."""
     cluster.execute("CREATE TABLE IF NOT EXISTS picture (number int, content longblob)")
     reader, other = cluster.readers
     cluster.wait_in_sync()
@@ -201,7 +206,8 @@ def test_without_a_reader_a_synchronous_commit_waits(kind: type[Cluster]) -> Non
 
 
 @each_kind
-def test_a_deposed_writer_acknowledges_nothing_any_more_in_a_synchronous_cluster(kind: type[Cluster]) -> None:
+def test_a_deposed_synchronous_writer_acknowledges_nothing(kind: type[Cluster]) -> None:
+    """In a synchronous cluster a deposed writer acknowledges nothing any more."""
     with kind(readers=2, synchronous=True) as cluster:
         cluster.execute("CREATE TABLE note (id int AUTO_INCREMENT PRIMARY KEY)")
         old = cluster.writer
@@ -215,7 +221,8 @@ def test_a_deposed_writer_acknowledges_nothing_any_more_in_a_synchronous_cluster
 
 
 @each_kind
-def test_a_frozen_writer_of_a_synchronous_cluster_is_replaced_soon(kind: type[Cluster]) -> None:
+def test_a_frozen_synchronous_writer_is_replaced_soon(kind: type[Cluster]) -> None:
+    """A frozen writer of a synchronous cluster is replaced soon."""
     with kind(readers=2, synchronous=True) as cluster:
         cluster.execute("CREATE TABLE note (id int PRIMARY KEY)")
         old = cluster.writer
@@ -223,13 +230,14 @@ def test_a_frozen_writer_of_a_synchronous_cluster_is_replaced_soon(kind: type[Cl
         before = time.monotonic()
         cluster.promote()
         cluster.execute("INSERT INTO note VALUES (1)")
-        assert time.monotonic() - before < 3
+        assert time.monotonic() - before < 5, "that is how long its readers would say farewell by default"
         cluster.rejoin(old)
         cluster.wait_in_sync()
         assert notes(cluster, old) == [1]
 
 
-def test_a_reader_that_has_made_a_transaction_of_its_own_is_healed(cluster: Cluster) -> None:
+def test_a_reader_with_a_transaction_of_its_own_is_healed(cluster: Cluster) -> None:
+    """A reader that has made a transaction of its own is healed."""
     reader = cluster.readers[0]
     if isinstance(cluster, MariadbCluster):
         cluster.execute("FLUSH TABLES", instance=reader)  # takes a GTID, read-only or not, and that the writer takes as well
@@ -259,8 +267,9 @@ def test_all_instances_tell_when_the_newest_writer_began(cluster: Cluster) -> No
     assert epochs[0] < epochs[1]
 
 
-def test_the_application_may_use_its_database_and_look_at_replication(cluster: Cluster) -> None:
-    monitor = "SLAVE MONITOR" if isinstance(cluster, MariadbCluster) else "REPLICATION CLIENT"
+def test_the_application_may_use_its_database_and_monitor(cluster: Cluster) -> None:
+    """The application's user may use its database and look at replication."""
+    monitor = "BINLOG MONITOR, SLAVE MONITOR" if isinstance(cluster, MariadbCluster) else "REPLICATION CLIENT"
     grants = sorted(row[0].partition(" IDENTIFIED")[0] for row in cluster.execute("SHOW GRANTS FOR app"))
     assert grants == ["GRANT ALL PRIVILEGES ON `app`.* TO `app`@`%`", f"GRANT {monitor} ON *.* TO `app`@`%`"]
     with type(cluster)(readers=0, monitor_privileges=False) as other:

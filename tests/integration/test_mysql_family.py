@@ -22,6 +22,7 @@ from tests.integration.shop import (
     RAISE,
     Item,
     connection_id,
+    connection_ids,
     engine,
     eventually,
     instance_id,
@@ -82,7 +83,7 @@ def test_a_url_of_mysql_leads_to_mariadb_as_well(cluster: Family, make_router: M
         ({"ssl_ca": "/nowhere/ca.pem"}, {}, "No such file.*; check the files that ssl_ca"),
         ({"ssl_ca": __file__}, {}, "SSLError.*; check the files that ssl_ca"),
         ({"colour": "red"}, {}, "'colour'.*; PyMySQL has no such option"),
-        ({"connect_timeout": "soon"}, {}, "'soon'.*; check the URL and its query"),
+        ({"connect_timeout": "soon"}, {}, "ValueError.*; check the URL and its query"),
         ({}, {"cursorclass": DictCursor}, "rows must be tuples; leave cursorclass out"),
         ({}, {"password": "\N{EURO SIGN}"}, r"\(UnicodeEncodeError\); PyMySQL sends a password in Latin-1"),
     ],
@@ -104,7 +105,8 @@ def test_what_the_driver_cannot_be_given_is_named_at_once(
 
 
 @pytest.mark.engines("mariadb")
-def test_a_url_of_mariadb_that_leads_to_mysql_is_a_mistake_at_once(aurora_cluster_factory: Callable[..., Family]) -> None:
+def test_a_mariadb_url_that_leads_to_mysql_is_refused_at_once(aurora_cluster_factory: Callable[..., Family]) -> None:
+    """A URL of MariaDB that leads to MySQL is a mistake at once."""
     cluster = aurora_cluster_factory(readers=0, settings={"version": "8.4.0"})  # all that tells SQLAlchemy
     try:
         with Router(cluster.url) as router, pytest.raises(ConfigurationError, match=r"write mysql\+pymysql://") as caught:
@@ -114,7 +116,8 @@ def test_a_url_of_mariadb_that_leads_to_mysql_is_a_mistake_at_once(aurora_cluste
         cluster.stop()
 
 
-def test_a_server_says_the_same_of_its_start_whenever_it_is_asked(cluster: Family) -> None:
+def test_a_server_always_says_the_same_of_its_start(cluster: Family) -> None:
+    """A server says the same of its start whenever it is asked."""
     with cluster.writer.connect() as connection, connection.cursor() as cursor:
         said = set()
         until = time.monotonic() + 1.5
@@ -124,7 +127,8 @@ def test_a_server_says_the_same_of_its_start_whenever_it_is_asked(cluster: Famil
     assert len(said) == 1
 
 
-def test_a_privilege_that_the_monitor_lacks_is_named_at_the_start(aurora_cluster_factory: Callable[..., Family]) -> None:
+def test_a_privilege_that_the_monitor_lacks_is_named_at_start(aurora_cluster_factory: Callable[..., Family]) -> None:
+    """A privilege that the monitor lacks is named at the start."""
     cluster = aurora_cluster_factory(readers=0, monitor_privileges=False)
     privilege = "SLAVE MONITOR" if engine(cluster) == "mariadb" else "REPLICATION CLIENT"
     with Router(cluster.url) as router, pytest.raises(ConfigurationError, match=f"the monitor needs .*{privilege}") as caught:
@@ -133,7 +137,8 @@ def test_a_privilege_that_the_monitor_lacks_is_named_at_the_start(aurora_cluster
     cluster.stop()
 
 
-def test_a_reader_whose_sql_thread_has_stopped_is_not_used_until_it_runs_again(cluster: Family, make_router: MakeRouter) -> None:
+def test_a_reader_with_a_stopped_sql_thread_is_not_used(cluster: Family, make_router: MakeRouter) -> None:
+    """A reader whose SQL thread has stopped is not used until it runs again."""
     router = make_router(probe_interval=0.05)
     until_readers_serve(router, 2)
     stopped, other = cluster.readers
@@ -144,9 +149,10 @@ def test_a_reader_whose_sql_thread_has_stopped_is_not_used_until_it_runs_again(c
     until_readers_serve(router, 2)
 
 
-def test_a_reader_that_lacks_what_the_writer_has_thrown_away_is_not_used(
+def test_a_reader_that_lacks_purged_logs_is_not_used(
     aurora_cluster_factory: Callable[..., Family],
 ) -> None:
+    """A reader that lacks what the writer has purged from its logs is not used."""
     cluster = aurora_cluster_factory(readers=1)
     (reader,) = cluster.readers
     with Router(cluster.url, instances=[reader.address], probe_interval=0.05) as router:
@@ -160,7 +166,8 @@ def test_a_reader_that_lacks_what_the_writer_has_thrown_away_is_not_used(
     cluster.stop()
 
 
-def test_a_transaction_that_a_reader_has_made_itself_deposes_nobody(cluster: Family, make_router: MakeRouter) -> None:
+def test_a_readers_own_transaction_deposes_no_writer(cluster: Family, make_router: MakeRouter) -> None:
+    """A transaction that a reader has made itself deposes no writer."""
     router = make_router(probe_interval=0.05)
     until_readers_serve(router, 2)
     astray = cluster.readers[0]
@@ -184,10 +191,30 @@ def test_a_transaction_that_a_reader_has_made_itself_deposes_nobody(cluster: Fam
     cluster.kill(astray)  # to be made anew
 
 
+def test_a_reader_that_accepts_writes_is_no_writer(cluster: Family, make_router: MakeRouter) -> None:
+    """A reader that nobody made read-only is often asked after the writer, and has more by then. It still only follows."""
+    heard: list[events.Event] = []
+    router = make_router(probe_interval=0.02, listeners=[heard.append])
+    until_readers_serve(router, 2)
+    careless = cluster.readers[0]
+    off = ("SET GLOBAL read_only = OFF",)
+    try:
+        cluster._order(careless, *off)
+        eventually(lambda: len(router.topology.readers) == 1)
+        with cluster._connect_app(cluster.writer) as connection, connection.cursor() as cursor:
+            for _ in range(1500):
+                cursor.execute("UPDATE item SET stock = stock + 1 WHERE id = 2")
+        assert [e for e in heard if isinstance(e, events.WriterChanged) and e.new != cluster.writer.address] == []
+    finally:
+        on_again = "read_only" if engine(cluster) == "mariadb" else "super_read_only"
+        cluster._order(careless, f"SET GLOBAL {on_again} = ON")
+
+
 # -- units --------------------------------------------------------------------------------------------------------
 
 
-def test_an_automatic_unit_reads_in_autocommit_though_repeatable_read_is_the_servers_default(router: Router) -> None:
+def test_a_unit_reads_in_autocommit_despite_repeatable_read(router: Router) -> None:
+    """An automatic unit reads in autocommit, although repeatable read is the server's default."""
     with sessions(router)() as s:
         assert s.scalar(STOCK) == 10
         assert place(s) == "reader"
@@ -211,7 +238,8 @@ def test_a_unit_declared_read_only_shows_one_snapshot(cluster: Family, router: R
         assert s.scalar(STOCK) == 99
 
 
-def test_a_snapshot_that_is_lost_with_its_reader_is_not_patched_up(cluster: Family, router: Router) -> None:
+def test_a_snapshot_lost_with_its_reader_is_not_patched_up(cluster: Family, router: Router) -> None:
+    """A snapshot that is lost with its reader is not continued elsewhere."""
     with sessions(router)(read_only=True) as s:
         s.scalar(STOCK)
         first = instance_id(s)
@@ -275,7 +303,8 @@ def test_round_trips_are_those_of_the_statements(cluster: Family, make_router: M
         assert sent(to_writer, run) == ["UPDATE", "INSERT", "COMMIT"]
 
 
-def test_a_function_is_what_it_declares_to_be_until_a_reader_refuses_it(cluster: Family, make_router: MakeRouter) -> None:
+def test_a_function_is_what_it_declares_until_a_refusal(cluster: Family, make_router: MakeRouter) -> None:
+    """A function is what it declares to be until a reader refuses it."""
     make_function(cluster, "lookup", "RETURNS BIGINT READS SQL DATA RETURN (SELECT count(*) FROM item)")
     make_function(cluster, "undeclared", "RETURNS BIGINT DETERMINISTIC RETURN 1")
     make_function(cluster, "liar", "RETURNS INT READS SQL DATA BEGIN UPDATE item SET stock = stock + 1; RETURN 1; END")
@@ -295,8 +324,11 @@ def test_a_function_is_what_it_declares_to_be_until_a_reader_refuses_it(cluster:
     assert len([e for e in heard if isinstance(e, events.Learned)]) == 1, "it was sent to a reader once, and never again"
 
 
-def test_a_unit_in_autocommit_cannot_write_on_its_reader_when_that_is_promoted(cluster: Family, make_router: MakeRouter) -> None:
-    """Through a view that calls a function, which no text shows."""
+def test_an_autocommit_unit_cannot_write_on_a_promoted_reader(cluster: Family, make_router: MakeRouter) -> None:
+    """A unit in autocommit cannot write on its reader when that is promoted.
+
+    The text shows a view only, which calls a function that writes.
+    """
     updates = "BEGIN UPDATE item SET stock = stock + 1 WHERE id = 1; RETURN 1; END"
     make_function(cluster, "touch", f"RETURNS INT DETERMINISTIC MODIFIES SQL DATA {updates}")
     on(cluster, "CREATE OR REPLACE VIEW touched AS SELECT touch() AS one")
@@ -323,9 +355,10 @@ def test_a_unit_in_autocommit_cannot_write_on_its_reader_when_that_is_promoted(c
 
 @pytest.mark.parametrize("answer", [False, True], ids=["before the server hears of it", "after it has answered"])
 @pytest.mark.parametrize("step", ["UPDATE item", "INSERT INTO `app`.aurora_router_commits", "COMMIT"])
-def test_a_connection_lost_at_any_step_leaves_the_unit_done_exactly_once(
+def test_a_loss_at_any_step_leaves_the_unit_done_once(
     cluster: Family, proxy: FaultProxy, make: MakeRouter, step: str, answer: bool
 ) -> None:
+    """A connection lost at any step leaves the unit done exactly once."""
     router = make()
     proxy.lose(step, answer=answer)
     assert router.run_transaction(sessions(router), raise_stock) == 11
@@ -334,9 +367,10 @@ def test_a_connection_lost_at_any_step_leaves_the_unit_done_exactly_once(
     assert no_connection_is_left(router)
 
 
-def test_commits_that_are_lost_again_and_again_are_each_found_out(
+def test_commits_lost_several_times_are_each_resolved(
     cluster: Family, proxy: FaultProxy, make: MakeRouter, heard: list[events.Event]
 ) -> None:
+    """Commits that are lost again and again are each resolved."""
     router = make()
     proxy.lose("COMMIT", answer=False, times=3)
     assert router.run_transaction(sessions(router), raise_stock) == 11
@@ -346,9 +380,8 @@ def test_commits_that_are_lost_again_and_again_are_each_found_out(
     assert [e.number for e in heard if isinstance(e, events.RunAgain)] == list(range(1, len(resolved) + 1))
 
 
-def test_a_transaction_that_waits_for_a_commit_that_never_comes_is_waited_for_and_run_again(
-    cluster: Family, proxy: FaultProxy, make: MakeRouter
-) -> None:
+def test_a_commit_that_never_arrives_is_waited_for_and_retried(cluster: Family, proxy: FaultProxy, make: MakeRouter) -> None:
+    """A transaction whose COMMIT never comes is waited for and run again."""
     # MySQL has no such timeout of transactions, only one of all that is idle.
     timeout, usual = ("idle_transaction_timeout", 0) if engine(cluster) == "mariadb" else ("wait_timeout", 28800)
     cluster.execute(f"SET GLOBAL {timeout} = 1")
@@ -361,9 +394,8 @@ def test_a_transaction_that_waits_for_a_commit_that_never_comes_is_waited_for_an
     assert stock(cluster) == 11
 
 
-def test_a_plain_session_whose_commit_is_lost_may_ask_by_the_table_or_is_told_that_nothing_was_noted(
-    cluster: Family, proxy: FaultProxy, make: MakeRouter
-) -> None:
+def test_a_plain_session_resolves_by_the_table_or_knows_nothing(cluster: Family, proxy: FaultProxy, make: MakeRouter) -> None:
+    """A plain session whose COMMIT is lost may ask by the table, or is told that nothing was noted."""
     router = make()
     proxy.lose("COMMIT", answer=True)
     with sessions(router, commit_check="xid")() as s:
@@ -371,7 +403,7 @@ def test_a_plain_session_whose_commit_is_lost_may_ask_by_the_table_or_is_told_th
         with pytest.raises(OutcomeUnknown) as caught:
             s.commit()
     assert caught.value.resolve().value == "committed"
-    proxy.lose("COMMIT", answer=True)
+    proxy.lose("COMMIT", answer=True)  # a new connection sends none of its own
     with sessions(router)() as s:
         s.execute(RAISE)
         with pytest.raises(OutcomeUnknown, match="nothing was noted"):
@@ -391,9 +423,8 @@ def test_a_lost_commit_is_found_on_the_reader_that_was_promoted(cluster: Family,
     assert caught.value.resolve().value == "committed"
 
 
-def test_a_transaction_that_the_server_has_rolled_back_does_not_end_as_done_where_the_error_is_swallowed(
-    cluster: Family, make: MakeRouter
-) -> None:
+def test_a_swallowed_deadlock_does_not_end_as_done(cluster: Family, make: MakeRouter) -> None:
+    """A transaction that the server has rolled back does not end as done if its error is swallowed."""
     router = make()
     runs: list[int] = []
 
@@ -414,9 +445,8 @@ def test_a_transaction_that_the_server_has_rolled_back_does_not_end_as_done_wher
     assert cluster.execute("SELECT stock FROM item WHERE id IN (1, 3) ORDER BY id") == [(12,), (32,)]
 
 
-def test_a_writer_that_is_made_read_only_is_looked_at_at_once_and_its_units_are_run_on_the_next_one(
-    cluster: Family, make_router: MakeRouter
-) -> None:
+def test_a_writer_made_read_only_is_probed_at_once(cluster: Family, make_router: MakeRouter) -> None:
+    """A writer that is made read-only is probed at once, and its units are run on the next one."""
     router = make_router(probe_interval=30.0)
     until_readers_serve(router, 2)
     assert router.run_transaction(sessions(router), raise_stock, commit_check=None) == 11
@@ -428,9 +458,12 @@ def test_a_writer_that_is_made_read_only_is_looked_at_at_once_and_its_units_are_
     assert router.topology.writer.id == cluster.writer.address != old.address
 
 
-def deadlock(cluster: Family, s: RoutingSession) -> None:
-    """Have this unit, which has locked item 1, be the victim of another one, which has written more."""
+def deadlock(cluster: Cluster[Any], s: RoutingSession, *first: str) -> None:
+    """Have this unit, which has locked item 1, be the victim of another one, which has written more. `first`: what that sends
+    before the rest. InnoDB takes no unit for a victim that alone has written to a table without transactions."""
     with cluster.writer.connect(autocommit=False) as other, other.cursor() as cursor:
+        for statement in first:
+            cursor.execute(statement)
         cursor.execute(f"INSERT INTO part (id) {NUMBERS.format(100, 400)} SELECT id FROM n")
         cursor.execute("UPDATE item SET stock = stock WHERE id = 2")
         waits = threading.Thread(target=lambda: cursor.execute("UPDATE item SET stock = stock WHERE id = 1"))
@@ -444,7 +477,8 @@ def deadlock(cluster: Family, s: RoutingSession) -> None:
             other.rollback()
 
 
-def test_old_rows_of_the_commit_table_are_removed_by_nobodys_request(cluster: Family, make: MakeRouter) -> None:
+def test_old_commit_rows_are_removed_outside_of_requests(cluster: Family, make: MakeRouter) -> None:
+    """Old rows of the commit table are removed outside of any request."""
     router = make()
     old = f"{NUMBERS.format(1, 72)} SELECT uuid(), now() - INTERVAL 2 HOUR FROM n, n AS m LIMIT 5100"
     on(cluster, f"INSERT INTO aurora_router_commits (id, at) {old}", "INSERT INTO aurora_router_commits (id) VALUES (uuid())")
@@ -484,8 +518,11 @@ def test_increments_of_what_a_late_reader_shows_are_all_there(cluster: Family, m
     assert Reason.STALE_READ in {e.reason for e in heard if isinstance(e, events.Routed)}
 
 
-def test_own_writes_are_seen_though_the_promotion_has_lost_those_before(cluster: Family, make_router: MakeRouter) -> None:
-    """What is lost no reader will ever have: who had written it is not kept on the writer for ever."""
+def test_own_writes_are_seen_after_a_promotion_that_lost_some(cluster: Family, make_router: MakeRouter) -> None:
+    """A session sees its own writes, although the promotion has lost those before.
+
+    No reader will ever have what is lost, so the session that wrote it is not kept on the writer for ever.
+    """
     router = make_router(probe_interval=0.05)
     for reader in cluster.readers:
         on(cluster, f"STOP {replica(cluster)} IO_THREAD", instance=reader)
@@ -529,9 +566,8 @@ def running(cluster: Family) -> list[str]:
     return [i.address for i in cluster.instances for _ in range(cluster.execute(sleeping, instance=i)[0][0])]
 
 
-def test_a_read_that_takes_longer_than_the_driver_waits_is_sent_once(
-    cluster: Family, impatient: Router, heard: list[events.Event]
-) -> None:
+def test_a_read_that_exceeds_the_read_timeout_is_sent_once(cluster: Family, impatient: Router, heard: list[events.Event]) -> None:
+    """A read that takes longer than the driver waits is sent once."""
     with sessions(impatient)() as s:
         with pytest.raises(exc.OperationalError, match="timed out") as caught:
             s.execute(text("SELECT SLEEP(2)"))
@@ -544,7 +580,8 @@ def test_a_read_that_takes_longer_than_the_driver_waits_is_sent_once(
     assert no_connection_is_left(impatient)
 
 
-def test_a_unit_that_takes_longer_than_the_driver_waits_is_run_once(cluster: Family, impatient: Router) -> None:
+def test_a_unit_that_exceeds_the_read_timeout_is_run_once(cluster: Family, impatient: Router) -> None:
+    """A unit that takes longer than the driver waits is run once."""
     impatient.init_commit_table()
     with impatient.connect() as one, impatient.connect() as other:
         pooled = {connection_id(one), connection_id(other)}
@@ -565,9 +602,10 @@ def test_a_unit_that_takes_longer_than_the_driver_waits_is_run_once(cluster: Fam
     assert impatient.run_transaction(sessions(impatient), raise_stock) == 11
 
 
-def test_a_read_that_waits_for_an_answer_of_a_frozen_reader_is_repeated_when_that_is_found_lost(
+def test_a_read_on_a_frozen_reader_is_repeated_when_it_is_lost(
     cluster: Family, impatient: Router, heard: list[events.Event]
 ) -> None:
+    """A read that waits for a frozen reader is repeated when that is found to be lost."""
     with sessions(impatient)() as s:
         s.get(Item, 1)
         first = instance_id(s)
@@ -580,9 +618,10 @@ def test_a_read_that_waits_for_an_answer_of_a_frozen_reader_is_repeated_when_tha
 
 
 @pytest.mark.engines("mariadb")  # which can hold up COMMIT and nothing else
-def test_a_commit_that_takes_longer_than_the_driver_waits_is_found_out(
+def test_a_commit_that_exceeds_the_read_timeout_is_resolved(
     cluster: Family, impatient: Router, heard: list[events.Event]
 ) -> None:
+    """The outcome of a COMMIT that takes longer than the driver waits is resolved."""
     impatient.init_commit_table()
     found: list[int] = []
     thread = threading.Thread(target=lambda: found.append(impatient.run_transaction(sessions(impatient), raise_stock)))
@@ -597,3 +636,179 @@ def test_a_commit_that_takes_longer_than_the_driver_waits_is_found_out(
     assert found == [11]
     assert stock(cluster) == 11
     assert [e.outcome for e in heard if isinstance(e, events.CommitResolved)] != ["cannot be known"]
+
+
+@pytest.mark.parametrize("read_only", [None, True])
+def test_a_backslash_means_what_sql_mode_says(make_router: MakeRouter, read_only: bool | None) -> None:
+    """A text whose meaning depends on sql_mode is read as its connection reads it, whoever has set the mode there."""
+    hidden = text(r"SELECT 'a\', connection_id() -- '")
+    plain, without = "STRICT_TRANS_TABLES", "NO_BACKSLASH_ESCAPES"
+    for mode, where in (plain, "reader"), (without, "reader" if read_only else "writer"):
+        router = make_router(engine_options={"pool_size": 1, "connect_args": {"init_command": f"SET sql_mode = '{mode}'"}})
+        until_readers_serve(router, 2)
+        with sessions(router)(read_only=read_only) as s:
+            s.execute(hidden).all()
+            assert place(s) == where
+    unlocked = sessions(make_router())
+    with unlocked(read_only=True) as s:
+        assert s.scalars(text(r"SELECT 'a\'; DELETE FROM item; -- '")).all() == ["a'; DELETE FROM item; -- "]
+
+
+def test_a_mode_that_a_raw_connection_left_behind_counts(make_router: MakeRouter) -> None:
+    """A mode that the driver's own cursor has set on a pooled connection counts for the next unit there."""
+    router = make_router(engine_options={"pool_size": 1, "max_overflow": 0})
+    until_readers_serve(router, 2)
+    raws = [router.raw_connection(read_only=True) for _ in range(2)]
+    for raw in raws:
+        raw.cursor().execute("SET SESSION sql_mode = 'NO_BACKSLASH_ESCAPES'")
+    for raw in raws:
+        raw.close()
+    with sessions(router)() as s:
+        s.execute(text(r"SELECT 'a\', connection_id() -- '")).all()
+        assert place(s) == "writer"
+
+
+def test_statements_are_read_as_the_server_reads_them(cluster: Family, make_router: MakeRouter) -> None:
+    """A URL that says mysql may lead to MariaDB: a function that only MariaDB has is a read there."""
+    if engine(cluster) == "mysql":
+        ours, other = "SELECT bin_to_uuid(uuid_to_bin(uuid()))", "SELECT astext(point(1, 1))"
+    else:
+        ours, other = "SELECT astext(point(1, 1))", "SELECT bin_to_uuid('x')"
+    router = make_router(cluster.url.replace("mariadb+", "mysql+"), instances=[reader.address for reader in cluster.readers])
+    until_readers_serve(router, 2)
+    assert router.explain(ours).reason is Reason.READ
+    assert router.explain(other).reason is Reason.NOT_A_READ
+    with sessions(router)() as s:
+        s.execute(text(ours)).all()
+        assert place(s) == "reader"
+
+
+_GRAMMAR_OF = {
+    "mariadb": [
+        "SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY stock) OVER () FROM item",
+        "SELECT AsText(GeomFromText('POINT(1 1)')), X(Point(1, 1)), Within(Point(1, 1), Point(1, 1))",
+        "SELECT name FROM item WHERE ROWNUM() < 2",
+    ],
+    "mysql": [
+        "SELECT stock, count(*) FROM item GROUP BY stock WITH ROLLUP",
+        "SELECT first_value(stock) RESPECT NULLS OVER (ORDER BY id) FROM item",
+        "SELECT JSON_VALUE('[1]', '$[0]' RETURNING DECIMAL(4, 2))",
+    ],
+}
+
+
+def test_what_the_servers_grammar_takes_for_no_call_is_read(cluster: Family, make_router: MakeRouter) -> None:
+    """Types, clauses and functions of the grammar before a parenthesis keep no read from a reader, bound parameters included."""
+    on(cluster, "DROP TABLE IF EXISTS story", "CREATE TABLE story (words varchar(20), FULLTEXT (words))")
+    cluster.wait_in_sync()
+    router = make_router()
+    until_readers_serve(router, 2)
+    for sql in [
+        "SELECT words FROM story WHERE MATCH words AGAINST (:word)",
+        "SELECT words FROM story WHERE MATCH story.words AGAINST ('a' IN BOOLEAN MODE)",
+        "SELECT * FROM JSON_TABLE(:document, :path COLUMNS (a DATETIME(6) PATH '$.a', b TEXT PATH '$.b')) AS t",
+        "SELECT * FROM JSON_TABLE('[]', \"$[*]\" COLUMNS (a INT(11) PATH \"$.a\", NESTED PATH '$.b' COLUMNS (c INT PATH '$'))) t",
+        "SELECT JSON_VALUE(:document, :path), JSON_VALUE('[1]', \"$[0]\")",
+        "SELECT INSERT(name, 1, 1, 'x'), insert (name, 1, 1, INSERT('a', 1, 1, 'b')) FROM item",
+        "SELECT SQL_NO_CACHE (id) FROM item WHERE name LIKE :word ESCAPE ('|')",
+        "SELECT CONVERT(now(), DATETIME(3)), TRIM(BOTH ('x') FROM name) FROM item",
+        *_GRAMMAR_OF[engine(cluster)],
+    ]:
+        with sessions(router)() as s:
+            s.execute(text(sql), {"word": "a", "document": "[]", "path": "$[*]"} if ":" in sql else {}).all()
+            assert place(s) == "reader", sql
+
+
+def test_what_a_read_has_left_is_asked_where_it_ran(make_router: MakeRouter) -> None:
+    """Questions about the statement before are answered by the reader that ran it, though the writer's connection has a past."""
+    router = make_router(engine_options={"pool_size": 1, "max_overflow": 0})
+    until_readers_serve(router, 2)
+    with sessions(router)(read_only=False) as s:
+        s.execute(text("SELECT 1 UNION SELECT 2")).all()
+    with sessions(router)() as s:
+        assert len(s.scalars(select(Item)).all()) == 3
+        assert s.scalar(text("SELECT FOUND_ROWS()")) == 3
+        s.scalars(select(Item)).all()
+        assert s.scalar(text("/*!SELECT FOUND_ROWS()*/")) == 3
+        s.scalars(select(Item)).all()
+        ((_, cost),) = s.execute(text("SHOW STATUS LIKE 'Last_query_cost'")).all()
+        assert float(cost) > 0
+        assert s.scalar(text("SELECT CAST('x' AS SIGNED)")) == 0
+        assert s.scalar(text("SELECT @@warning_count")) == 1
+        s.scalar(text("SELECT CAST('x' AS SIGNED)"))
+        assert [code for _, code, _ in s.execute(text("SHOW WARNINGS"))] == [1292]
+        assert s.scalar(text("SHOW COUNT(*) WARNINGS")) == 1
+        s.execute(text("GET DIAGNOSTICS @number = NUMBER"))
+        assert s.scalar(text("SELECT @number")) == 1
+        with pytest.raises(exc.OperationalError):
+            s.scalars(text("SELECT missing FROM item"))
+        assert [code for _, code, _ in s.execute(text("SHOW ERRORS"))] == [1054]
+        assert s.scalar(text("SELECT LAST_INSERT_ID()")) == 0
+        assert place(s) == "reader"
+        s.execute(RAISE)
+        assert s.scalar(text("SELECT ROW_COUNT()")) == 1
+        assert place(s) == "writer"
+
+
+def test_no_question_of_ours_comes_between_two_statements(make_router: MakeRouter) -> None:
+    """A text whose meaning depends on sql_mode does not disturb what the statement before has left."""
+    router = make_router(engine_options={"pool_size": 1, "max_overflow": 0})
+    until_readers_serve(router, 2)
+    found = text(r"SELECT FOUND_ROWS(), 'a\', connection_id() -- '")
+    for read_only in (None, True, False):
+        with sessions(router)(read_only=read_only) as s:
+            assert len(s.scalars(select(Item)).all()) == 3
+            assert s.execute(found).one()[0] == 3
+            s.scalar(text("SELECT CAST('x' AS SIGNED)"))
+            assert s.scalar(text(r"SELECT @@warning_count, 'it\'s' -- 'connection_id()")) == 1
+            assert place(s) == ("writer" if read_only is False else "reader")
+    with router.connect(read_only=True) as connection:
+        assert len(connection.scalars(select(Item.id)).all()) == 3
+        assert connection.execute(found).one()[0] == 3
+
+
+def test_a_text_in_double_quotes_is_asked_about_at_first(make_router: MakeRouter) -> None:
+    """ANSI_QUOTES the server must be asked for. An automatic unit asks before its first statement; later it moves instead."""
+    router = make_router()
+    until_readers_serve(router, 2)
+    hidden = text(r'SELECT "a\", connection_id() -- "')
+    with sessions(router)() as s:
+        assert s.scalar(hidden) == 'a", connection_id() -- '
+        assert place(s) == "reader"
+    with sessions(router)() as s:
+        assert len(s.scalars(select(Item)).all()) == 3
+        assert s.scalar(hidden) == 'a", connection_id() -- '
+        assert place(s) == "writer"
+        assert s.scalar(text("SELECT FOUND_ROWS()")) == 1, "of the statement that moved"
+    with sessions(router)(read_only=True) as s:
+        s.scalars(select(Item)).all()
+        written = text(r'SELECT "a\"; DELETE FROM item; -- "')
+        assert s.scalar(written) == 'a"; DELETE FROM item; -- '
+
+
+def test_what_no_read_has_left_is_asked_on_the_writer(make_router: MakeRouter) -> None:
+    """A unit that has read nothing on a reader has no past there; a variable's value stays with the connection that set it."""
+    router = make_router()
+    until_readers_serve(router, 2)
+    for question in "SELECT FOUND_ROWS()", "SHOW WARNINGS", "SELECT @number":
+        with sessions(router)() as s:
+            s.execute(text(question)).all()
+            assert place(s) == "writer"
+    with sessions(router)() as s:
+        s.scalar(STOCK)
+        s.scalar(text("SELECT @number := 5"))
+        assert s.scalar(text("SELECT @number")) == 5
+        assert place(s) == "writer"
+
+
+def test_a_lost_past_is_not_asked_of_another_reader(cluster: Family, make_router: MakeRouter) -> None:
+    """When the reader's connection is gone, so is what the read has left there: the question fails, and is not repeated."""
+    router = make_router()
+    until_readers_serve(router, 2)
+    with sessions(router)() as s:
+        s.scalars(select(Item)).all()
+        reader = next(r for r in cluster.readers if r.address == instance_id(s))
+        on(cluster, *(f"KILL {number}" for number in connection_ids(cluster, reader)), instance=reader)
+        with pytest.raises(exc.DBAPIError) as caught:
+            s.scalar(text("SELECT FOUND_ROWS()"))
+        assert classify_error(caught.value).failure is Failure.LOST

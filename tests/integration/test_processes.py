@@ -98,7 +98,7 @@ def test_a_forked_child_has_connections_and_threads_of_its_own(cluster: Postgres
         cluster,
         """
 r = router()
-ask = text("SELECT pg_backend_pid()" if r._dialect == "postgresql" else "SELECT connection_id()")
+ask = text("SELECT pg_backend_pid()" if r._settings.target.dialect == "postgresql" else "SELECT connection_id()")
 def pids():
     with r.connect() as c, r.connect(read_only=True) as d:
         return {c.scalar(ask), d.scalar(ask)}
@@ -147,7 +147,8 @@ with r.connect() as c, r.connect(read_only=True) as d:
 
 
 @BOTH
-def test_a_session_that_was_open_at_the_fork_is_told_so_and_can_begin_anew(cluster: PostgresCluster) -> None:
+def test_a_session_open_at_the_fork_is_told_and_can_go_on(cluster: PostgresCluster) -> None:
+    """A session that was open at the fork is told so in the child and can begin anew."""
     out = run(
         cluster,
         """
@@ -179,7 +180,8 @@ with Session(read_only=False) as s:
 
 
 @BOTH
-def test_a_unit_that_was_open_at_the_fork_is_committed_by_the_parent_alone(cluster: PostgresCluster) -> None:
+def test_a_unit_open_at_the_fork_is_committed_by_the_parent(cluster: PostgresCluster) -> None:
+    """A unit that was open at the fork is committed by the parent alone."""
     out = run(
         cluster,
         """
@@ -216,7 +218,8 @@ print(r.run_transaction(Session, lambda s: s.scalar(text("/*@writer*/ SELECT sto
     assert out == [told, told, told, "13"]
 
 
-def test_locks_that_other_threads_held_at_the_fork_do_not_stall_the_child(cluster: PostgresCluster) -> None:
+def test_locks_held_at_the_fork_do_not_stall_the_child(cluster: PostgresCluster) -> None:
+    """Locks that other threads held at the fork do not stall the child."""
     run(
         cluster,
         """
@@ -243,7 +246,8 @@ stop.set()
     )
 
 
-def test_a_child_forked_while_the_first_connection_is_made_makes_its_own(cluster: PostgresCluster) -> None:
+def test_a_child_forked_during_a_first_connect_makes_its_own(cluster: PostgresCluster) -> None:
+    """A child that is forked while the first connection is made makes its own."""
     run(
         cluster,
         """
@@ -336,9 +340,10 @@ def test_a_machine_that_slept_asks_again_before_it_decides(
     assert router._monitor.trusted
 
 
-def test_a_machine_that_sleeps_again_before_all_were_heard_asks_all_again(
+def test_a_second_sleep_before_all_were_heard_asks_all_again(
     cluster: PostgresCluster, make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A machine that sleeps again before all instances were heard asks all of them again."""
     router = make_router(probe_interval=60, probe_timeout=3)
     router.connect().close()
     old = cluster.writer
@@ -357,10 +362,13 @@ def test_a_machine_that_sleeps_again_before_all_were_heard_asks_all_again(
         assert connection.scalar(text(address)) == promoted.address
 
 
-def test_who_waits_for_a_writer_when_the_machine_wakes_is_not_given_the_one_of_before(
+def test_waiting_for_a_writer_after_a_sleep_finds_the_new_one(
     cluster: PostgresCluster, make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As who finds out what became of a COMMIT does."""
+    """A thread that waits for a writer when the machine wakes is not given the one from before.
+
+    Neither is a thread that looks up the outcome of a COMMIT.
+    """
     router = make_router(probe_interval=60)
     router.connect().close()
     new = cluster.promote()
@@ -371,9 +379,10 @@ def test_who_waits_for_a_writer_when_the_machine_wakes_is_not_given_the_one_of_b
     assert found.writer.id == new.address
 
 
-def test_an_instance_that_does_not_answer_delays_a_process_that_slept_only_for_a_while(
+def test_a_silent_instance_delays_a_woken_process_for_a_while(
     cluster: PostgresCluster, make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """An instance that does not answer delays a process that slept only for a while."""
     router = make_router(probe_interval=60, probe_timeout=0.3)
     router.connect().close()
     frozen = cluster.readers[0]
@@ -418,7 +427,9 @@ print(any(t.name.startswith("aurora-router-probe") for t in threading.enumerate(
 
 
 @pytest.mark.parametrize("function", ["given_back", "returned", "ended", "note"])
-def test_a_connection_whose_return_is_interrupted_goes_back_all_the_same(router: Router, function: str) -> None:
+def test_an_interrupted_checkin_still_returns_the_connection(router: Router, function: str) -> None:
+    """A connection whose return is interrupted goes back to its pool all the same."""
+
     def trace(frame: FrameType, what: str, _: object) -> Any:
         if frame.f_code.co_name == function and frame.f_code.co_filename.startswith(os.path.dirname(aurora_router.__file__)):
             if what == "line":
@@ -441,8 +452,10 @@ def test_a_connection_whose_return_is_interrupted_goes_back_all_the_same(router:
 
 
 @pytest.mark.parametrize("kind", ["KeyboardInterrupt", "Exception"])
-def test_an_exception_out_of_a_signal_handler_leaks_no_connection(cluster: PostgresCluster, kind: str) -> None:
-    """Ctrl-C, or the time limit of a worker, anywhere in this library, or in the driver, where a unit mostly waits for a server.
+def test_an_exception_of_a_signal_handler_leaks_no_connection(cluster: PostgresCluster, kind: str) -> None:
+    """An exception that a signal handler raises leaks no connection.
+
+    Ctrl-C, or the time limit of a worker, anywhere in this library, or in the driver, where a unit mostly waits for a server.
 
     Not anywhere in SQLAlchemy: between two lines of its pool an exception leaks even so, once in a thousand. There is also where
     a listener of its pool begins.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import exc, text
+from sqlalchemy import exc, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import sessionmaker
 
@@ -40,6 +40,7 @@ from tests.integration.shop import (
     place,
     server_address,
     set_password,
+    until_readers_serve,
 )
 
 MakeRouter = Callable[..., Router]
@@ -89,7 +90,8 @@ def test_raw_connections_are_the_drivers(cluster: PostgresCluster, router: Route
 
 
 @BOTH
-def test_a_connection_is_in_autocommit_only_for_the_unit_that_needs_it(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+def test_a_connection_is_in_autocommit_only_for_its_unit(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    """A connection is in autocommit only for the unit that needs it."""
     router = make_router(engine_options={"pool_size": 1, "max_overflow": 0}, instances=[cluster.readers[0].address])
     Session = sessionmaker(class_=RoutingSession, router=router)
     for _ in range(3):
@@ -144,9 +146,8 @@ def test_hosts_are_found_in_the_url(cluster: PostgresCluster, make_router: MakeR
 
 
 @BOTH
-def test_an_instance_added_by_hand_is_used_and_a_removed_one_is_drained(
-    cluster: PostgresCluster, make_router: MakeRouter
-) -> None:
+def test_an_added_instance_is_used_and_a_removed_one_drained(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    """An instance that is added by hand is used, and a removed one is drained."""
     first, second = cluster.readers
     router = make_router(instances=[first.address])
     with router.connect(read_only=True) as in_use:
@@ -165,7 +166,37 @@ def test_an_instance_added_by_hand_is_used_and_a_removed_one_is_drained(
 
 
 @BOTH
-def test_without_readers_reads_go_to_the_writer_or_fail_as_chosen(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+def test_nothing_is_kept_of_an_instance_that_was_removed(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    """Where readers come and go, the router does not grow: only a unit that is still there keeps what it needs."""
+    first, second = cluster.readers
+    router = make_router(instances=[first.address])
+    until_readers_serve(router, 1)
+    log = router._log
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        dead = f"127.0.0.1:{nobody.getsockname()[1]}"
+    router.add_instance(second.address)
+    router.add_instance(dead)
+    until_readers_serve(router, 2)
+    eventually(lambda: {second.address, dead} <= log._states.keys())
+    router.remove_instance(first.address)
+    with router.connect(read_only=True) as connection:
+        router.remove_instance(second.address)
+        router.remove_instance(dead)
+        eventually(lambda: not {second.address, dead} & log._states.keys())
+        assert second.address in router._engines._engines
+        assert connection.scalar(text("SELECT 1")) == 1
+
+    def kept() -> set[str]:
+        parts = [*vars(router._engines).values(), log._states, *([where] for _, where in log._rates)]
+        named = [part for part in parts if isinstance(part, dict | set | list)]
+        return {address for address in (first.address, second.address, dead) for part in named if address in part}
+
+    eventually(lambda: not kept())
+
+
+@BOTH
+def test_without_readers_reads_use_the_writer_or_fail(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    """If there are no readers, reads go to the writer or fail, as chosen."""
     alone = make_router(instances=())
     with alone.connect(read_only=True) as connection:
         assert server_address(connection) == cluster.writer.address
@@ -380,3 +411,57 @@ def test_a_password_is_in_no_repr_event_log_or_statement_error(
     everything = caplog.text + repr(heard) + repr(router) + repr(router.topology) + says(caught.value)
     everything += repr(vars(router)) + repr(vars(router._engines))
     assert cluster.app_password not in everything
+
+
+@BOTH
+@pytest.mark.parametrize("consistency", ["session", "global"])
+def test_a_detached_connection_works_as_on_any_engine(
+    cluster: PostgresCluster, make_router: MakeRouter, consistency: Any
+) -> None:
+    """A connection that was taken out of its pool commits, rolls back and is closed, in a session as well."""
+    router = make_router(consistency=consistency)
+    until_readers_serve(router, 2)
+    router.init_commit_table()
+    raised = text("UPDATE item SET stock = stock + 1 WHERE id = 1")
+    with router.connect() as connection:
+        connection.detach()
+        connection.execute(raised)
+        connection.rollback()
+        connection.execute(raised)
+        connection.commit()
+        transaction = connection.begin()
+        connection.execute(raised)
+        transaction.rollback()
+        with pytest.raises(exc.ProgrammingError):
+            connection.execute(text("SELECT * FROM missing"))
+    with router.connect() as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT").detach()
+        connection.execute(raised)
+    with router.connect(read_only=True) as connection:
+        connection.detach()
+        for _ in range(2):
+            connection.execute(text("SELECT 1"))
+            assert in_a_read_only_transaction(connection)
+            connection.rollback()
+    with router.connect(read_only=True) as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT").detach()
+        connection.execute(text("SELECT stock FROM item")).all()
+    with router.connect() as connection:
+        connection.detach()
+        connection.execute(raised)  # and is closed with a transaction open
+
+    def work(session: RoutingSession) -> None:
+        session.scalar(select(Item.stock))
+        session.connection().detach()
+        session.execute(raised)
+
+    for check in (None, "xid", "table"):
+        router.run_transaction(sessionmaker(class_=RoutingSession, router=router), work, commit_check=check)
+    with RoutingSession(router=router) as session:
+        work(session)
+        session.rollback()
+    with router.raw_connection() as raw:
+        raw.detach()
+        raw.cursor().execute(str(raised))
+        raw.rollback()
+    assert cluster.execute("SELECT stock FROM item WHERE id = 1") == [(15,)]

@@ -23,6 +23,7 @@ from tests.integration.shop import (
     instance_id,
     open_transactions,
     place,
+    until_readers_serve,
 )
 
 Sessions = sessionmaker[RoutingSession]
@@ -94,7 +95,7 @@ _OF = {"postgresql": WRITES, "mariadb": _OF_MARIADB, "mysql": _OF_MYSQL}
 
 def write(what: str, s: RoutingSession) -> object:
     """Do what that is on the engine of the session's router."""
-    return (_OF[s.router._dialect].get(what) or WRITES[what])(s)
+    return (_OF[s.router._settings.target.dialect].get(what) or WRITES[what])(s)
 
 
 @BOTH
@@ -114,7 +115,8 @@ def test_what_is_not_a_read_runs_on_the_writer(Session: Sessions, what: str) -> 
 
 
 @pytest.mark.parametrize("what", WRITES)
-def test_a_unit_moves_to_the_writer_at_the_first_statement_that_is_no_read_and_stays(Session: Sessions, what: str) -> None:
+def test_a_unit_moves_to_the_writer_at_its_first_non_read(Session: Sessions, what: str) -> None:
+    """A unit moves to the writer at the first statement that is no read, and stays there."""
     with Session() as s:
         s.scalar(select(func.count()).select_from(Item))
         assert place(s) == "reader"
@@ -134,7 +136,8 @@ def test_declared_as_writing_everything_runs_on_the_writer(Session: Sessions, wh
 
 
 @pytest.mark.parametrize("what", READS)
-def test_declared_read_only_one_reader_serves_a_read_only_transaction(Session: Sessions, what: str) -> None:
+def test_a_declared_read_only_unit_has_one_read_only_reader(Session: Sessions, what: str) -> None:
+    """One reader serves a unit that is declared read-only, in a read-only transaction."""
     with Session(read_only=True) as s:
         READS[what](s)
         assert place(s) == "reader"
@@ -154,7 +157,8 @@ def test_declared_read_only_a_write_is_refused_before_it_is_sent(cluster: Postgr
     assert cluster.execute("SELECT count(*) FROM item") == [(3,)]
 
 
-def test_declared_read_only_settings_and_savepoints_of_the_transaction_are_allowed(Session: Sessions) -> None:
+def test_a_read_only_unit_may_use_settings_and_savepoints(Session: Sessions) -> None:
+    """Settings and savepoints of the transaction are allowed in a unit that is declared read-only."""
     with Session(read_only=True) as s:
         s.execute(text("SET LOCAL work_mem = '8MB'"))
         with s.begin_nested():
@@ -255,7 +259,29 @@ def test_a_readers_refusal_moves_the_unit_and_is_remembered(cluster: PostgresClu
     assert [type(e).__name__ for e in heard].count("Learned") == 2, "each was sent to a reader once, and never again"
 
 
-def test_a_unit_above_read_committed_runs_on_the_writer_unless_it_is_declared_read_only(make_router: MakeRouter) -> None:
+def test_what_the_writer_refuses_as_well_is_not_learned(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    """A materialized view that is not populated is read on a reader once it is."""
+    cluster.execute("CREATE MATERIALIZED VIEW extra.top AS SELECT 1 AS x WITH NO DATA; GRANT SELECT ON extra.top TO app")
+    try:
+        cluster.wait_in_sync()
+        router = make_router()
+        until_readers_serve(router, 2)
+        Session = sessionmaker(class_=RoutingSession, router=router)
+        for statement in (text("SELECT x FROM extra.top"), select(literal(1)).select_from(text("extra.top"))):
+            with Session() as s, pytest.raises(exc.DBAPIError, match="has not been populated"):
+                s.execute(statement)
+        cluster.execute("REFRESH MATERIALIZED VIEW extra.top")
+        cluster.wait_in_sync()
+        for statement in (text("SELECT x FROM extra.top"), select(literal(1)).select_from(text("extra.top"))):
+            with Session() as s:
+                assert s.scalar(statement) == 1
+                assert place(s) == "reader"
+    finally:
+        cluster.execute("DROP MATERIALIZED VIEW extra.top")
+
+
+def test_a_unit_above_read_committed_runs_on_the_writer(make_router: MakeRouter) -> None:
+    """A unit above READ COMMITTED runs on the writer unless it is declared read-only."""
     router = make_router(engine_options={"isolation_level": "REPEATABLE READ"})
     Session = sessionmaker(class_=RoutingSession, router=router)
     with Session() as s:
@@ -312,7 +338,8 @@ def test_an_automatic_unit_never_has_two_open_transactions(cluster: PostgresClus
 
 
 @BOTH
-def test_rows_of_a_reader_can_be_read_on_after_the_unit_has_moved(Session: Sessions) -> None:
+def test_rows_of_a_reader_can_be_fetched_after_the_unit_moved(Session: Sessions) -> None:
+    """Rows of a reader can be fetched after the unit has moved to the writer."""
     with Session() as s:
         rows = s.execute(select(Item.id).order_by(Item.id))
         assert next(rows).id == 1
@@ -400,6 +427,42 @@ def test_a_session_without_a_router_or_with_a_bind_is_refused(router: Router) ->
     for wrong in ("yes", 0, 1):
         with pytest.raises(ConfigurationError, match="read_only"):
             RoutingSession(router=router, read_only=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("arguments", [("an engine",), ()], ids=["an engine", "nothing"])
+def test_a_session_is_told_what_it_lacks(arguments: tuple[str, ...]) -> None:
+    """A session class of one's own that is made as a plain Session is made says what to write instead."""
+
+    class MySession(RoutingSession):
+        pass
+
+    class Mixed(RoutingMixin, PlainSession):
+        pass
+
+    for kind in (RoutingSession, MySession, Mixed):
+        with pytest.raises(ConfigurationError, match="bind" if arguments else "router= must be a Router"):
+            kind(*arguments)  # type: ignore[call-arg, arg-type]
+
+
+@BOTH
+@pytest.mark.parametrize("read_only", [None, True, False])
+@pytest.mark.parametrize("begin", ["begin_nested()", "begin(nested=True)"])
+def test_a_savepoint_may_be_the_first_thing(router: Router, begin: str, read_only: bool | None) -> None:
+    """A savepoint begins its transaction as well, also where autobegin=False keeps statements from doing so."""
+    for autobegin in (True, False):
+        with RoutingSession(router=router, autobegin=autobegin, read_only=read_only) as s:
+            with s.begin_nested() if begin == "begin_nested()" else s.begin(nested=True):
+                assert s.scalar(select(func.count()).select_from(Item)) == 3
+            assert place(s) == ("reader" if read_only else "writer")
+
+
+def test_without_autobegin_a_statement_begins_nothing(router: Router) -> None:
+    """As in SQLAlchemy's own Session."""
+    with RoutingSession(router=router, autobegin=False) as s:
+        with pytest.raises(exc.InvalidRequestError, match="Autobegin"):
+            s.scalar(select(func.count()).select_from(Item))
+        with s.begin():
+            assert s.scalar(select(func.count()).select_from(Item)) == 3
 
 
 def test_asking_for_the_bind_connects_nowhere(router: Router, Session: Sessions) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -46,7 +47,7 @@ from tests.integration.shop import (
 )
 
 MakeRouter = Callable[..., Router]
-NOTE = "SELECT txid_current()"
+NOTE = "pg_logical_emit_message"
 STOCK = select(Item.stock).where(Item.id == 1)
 SIGN = "INSERT INTO aurora_router_commits"
 
@@ -72,9 +73,10 @@ def router(make: MakeRouter) -> Router:
         ("COMMIT", "table"),
     ],
 )
-def test_a_connection_lost_at_any_step_leaves_the_unit_done_exactly_once(
+def test_a_loss_at_any_step_leaves_the_unit_done_once(
     cluster: PostgresCluster, proxy: FaultProxy, router: Router, step: str, check: str, answer: bool
 ) -> None:
+    """A connection lost at any step leaves the unit done exactly once."""
     proxy.lose(step, answer=answer)
     assert router.run_transaction(sessions(router), raise_stock, commit_check=check) == 11
     assert proxy._losing == [], "it was lost"
@@ -83,9 +85,10 @@ def test_a_connection_lost_at_any_step_leaves_the_unit_done_exactly_once(
 
 
 @pytest.mark.parametrize("check", ["xid", "table"])
-def test_commits_that_are_lost_again_and_again_are_each_found_out(
+def test_commits_lost_several_times_are_each_resolved(
     cluster: PostgresCluster, proxy: FaultProxy, router: Router, heard: list[events.Event], check: str
 ) -> None:
+    """Commits that are lost again and again are each resolved."""
     proxy.lose("COMMIT", answer=False, times=3)
     assert router.run_transaction(sessions(router), raise_stock, commit_check=check) == 11
     assert stock(cluster) == 11
@@ -97,9 +100,10 @@ def test_commits_that_are_lost_again_and_again_are_each_found_out(
 
 
 @pytest.mark.parametrize("check", ["xid", "table"])
-def test_a_transaction_that_waits_for_a_commit_that_never_comes_is_ended_and_run_again(
+def test_a_commit_that_never_arrives_is_ended_and_retried(
     cluster: PostgresCluster, proxy: FaultProxy, router: Router, check: str
 ) -> None:
+    """A transaction whose COMMIT never comes is ended and run again."""
     proxy.lose("COMMIT", answer=False, half_open=True)
     if check == "table":  # it waits for the other transaction until the server notices, or somebody ends it
         cluster.execute("ALTER ROLE app SET idle_in_transaction_session_timeout = '1s'")
@@ -112,9 +116,10 @@ def test_a_transaction_that_waits_for_a_commit_that_never_comes_is_ended_and_run
 
 
 @pytest.mark.parametrize("answer", [False, True])
-def test_without_a_check_the_outcome_is_unknown_and_nothing_is_run_again(
+def test_without_a_check_the_outcome_is_unknown(
     cluster: PostgresCluster, proxy: FaultProxy, router: Router, answer: bool
 ) -> None:
+    """Without a check the outcome is unknown, and nothing is run again."""
     runs: list[int] = []
 
     def count(s: RoutingSession) -> None:
@@ -134,9 +139,10 @@ def test_without_a_check_the_outcome_is_unknown_and_nothing_is_run_again(
 
 @pytest.mark.parametrize("check", ["xid", "table"])
 @pytest.mark.parametrize(("answer", "truth"), [(False, Outcome.NOT_COMMITTED), (True, Outcome.COMMITTED)])
-def test_a_plain_session_that_notes_its_commits_can_find_out_what_became_of_them(
+def test_a_session_that_notes_its_commits_can_resolve_them(
     proxy: FaultProxy, router: Router, check: str, answer: bool, truth: Outcome
 ) -> None:
+    """A plain session that notes its commits can find out what became of them."""
     with sessions(router, commit_check=check)() as s:
         s.execute(RAISE)
         proxy.lose("COMMIT", answer=answer)
@@ -148,7 +154,8 @@ def test_a_plain_session_that_notes_its_commits_can_find_out_what_became_of_them
     assert no_connection_is_left(router)
 
 
-def test_an_interrupted_commit_of_a_plain_session_says_that_nothing_was_noted(proxy: FaultProxy, router: Router) -> None:
+def test_a_lost_commit_of_a_plain_session_was_not_noted(proxy: FaultProxy, router: Router) -> None:
+    """A lost COMMIT of a plain session says that nothing was noted."""
     with sessions(router)() as s:
         s.execute(RAISE)
         proxy.lose("COMMIT", answer=True)
@@ -158,7 +165,8 @@ def test_an_interrupted_commit_of_a_plain_session_says_that_nothing_was_noted(pr
     assert isinstance(caught.value.__cause__, router._engines.driver_error)
 
 
-def test_an_interrupted_commit_of_a_connection_is_of_unknown_outcome_too(proxy: FaultProxy, router: Router) -> None:
+def test_a_lost_commit_of_a_connection_is_of_unknown_outcome(proxy: FaultProxy, router: Router) -> None:
+    """A lost COMMIT of a connection is of unknown outcome as well."""
     with router.connect() as connection:
         connection.execute(RAISE)
         proxy.lose("COMMIT", answer=True)
@@ -178,9 +186,8 @@ def test_a_lost_commit_of_a_unit_that_only_read_is_nothing(proxy: FaultProxy, ro
     assert proxy._losing == []
 
 
-def test_what_a_lost_commit_is_found_to_have_written_its_session_sees_however_late_it_came(
-    cluster: PostgresCluster, proxy: FaultProxy, router: Router
-) -> None:
+def test_a_session_sees_its_late_commit_once_it_is_resolved(cluster: PostgresCluster, proxy: FaultProxy, router: Router) -> None:
+    """A session sees what its lost COMMIT is found to have written, however late the COMMIT came."""
     cluster.execute("""
         CREATE OR REPLACE FUNCTION tarry() RETURNS trigger LANGUAGE plpgsql AS
             'BEGIN PERFORM pg_advisory_xact_lock(77); RETURN NULL; END';
@@ -223,9 +230,10 @@ def test_what_a_lost_commit_is_found_to_have_written_its_session_sees_however_la
         cluster.execute("DROP TRIGGER tarry ON item")
 
 
-def test_the_same_transaction_id_used_by_another_transaction_after_a_failover_is_not_taken_for_this_one(
+def test_a_reused_transaction_id_is_not_taken_for_this_one(
     aurora_cluster_factory: Callable[..., PostgresCluster],
 ) -> None:
+    """A transaction id that another transaction used after a failover is not taken for the first one's."""
     with shop(aurora_cluster_factory) as cluster, routed(cluster) as (router, proxy):
         xid, unknown, _ = lose_a_commit_in_a_failover(cluster, router, proxy)
         use_up_to(cluster, xid)
@@ -233,9 +241,46 @@ def test_the_same_transaction_id_used_by_another_transaction_after_a_failover_is
         assert stock(cluster) == 10
 
 
-def test_two_promotions_later_nothing_can_be_known_and_nothing_is_guessed(
+def test_a_transaction_without_a_record_is_not_found_committed(
     aurora_cluster_factory: Callable[..., PostgresCluster],
 ) -> None:
+    """A COMMIT that no server has heard has not committed, also if nothing of its transaction was in the log before the note."""
+    without_records = (
+        ("NOTIFY paid, '4711'",),
+        ("SAVEPOINT a", "NOTIFY paid, '4711'"),
+        ("INSERT INTO unlogged VALUES (1)",),
+        ("SELECT set_config('app.tenant', '7', false)",),
+    )
+    lost: list[OutcomeUnknown] = []
+    with shop(aurora_cluster_factory) as cluster, routed(cluster) as (router, proxy):
+        (reader,) = cluster.readers
+        cluster.execute("CREATE UNLOGGED TABLE unlogged (n int); GRANT ALL ON unlogged TO app")
+        with cluster.writer.connect(autocommit=False) as lower:
+            lower.execute("SELECT txid_current()")
+            for statements in without_records:
+                with sessions(router, commit_check="xid")() as s:
+                    for statement in statements:
+                        s.execute(text(statement))
+                    proxy.lose("COMMIT", answer=False, half_open=True)  # the server waits on, and aborts nothing
+                    with pytest.raises(OutcomeUnknown) as caught:
+                        s.commit()
+                    lost.append(caught.value)
+            lower.execute("UPDATE item SET stock = 11")  # of a lower id, and behind all the notes
+            lower.commit()
+        ((written,),) = cluster.execute("SELECT pg_current_wal_lsn()::text")  # wait_in_sync() would use an id
+        replayed = "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn"
+        eventually(lambda: cluster.execute(replayed, written, instance=reader) == [(True,)])
+        cluster.kill(cluster.writer)
+        cluster.promote(reader)
+        for _ in range(2 * len(lost)):  # of which some would get the ids of the lost ones
+            cluster.execute("UPDATE item SET stock = stock + 1")
+        assert [each.resolve() for each in lost] == [Outcome.NOT_COMMITTED] * len(without_records)
+
+
+def test_after_two_promotions_nothing_is_guessed(
+    aurora_cluster_factory: Callable[..., PostgresCluster],
+) -> None:
+    """Two promotions later the outcome cannot be known from the id, and it is not guessed."""
     with shop(aurora_cluster_factory, readers=2) as cluster, routed(cluster) as (router, proxy):
         old = cluster.writer
         for check, answer in (("xid", Outcome.UNKNOWN), ("table", Outcome.COMMITTED)):
@@ -340,7 +385,8 @@ def test_two_transactions_that_lock_each_other_out_are_both_done(cluster: Postgr
 
 
 @BOTH
-def test_errors_of_the_function_pass_through_untouched_and_nothing_is_committed(cluster: PostgresCluster, router: Router) -> None:
+def test_errors_of_the_function_pass_through_untouched(cluster: PostgresCluster, router: Router) -> None:
+    """Errors of the function pass through untouched, and nothing is committed."""
     mine = ValueError("mine")
     runs: list[int] = []
 
@@ -391,9 +437,10 @@ def test_what_has_committed_by_itself_is_not_run_again(cluster: PostgresCluster,
 
 
 @pytest.mark.parametrize("how", ["autocommit", "text"])
-def test_a_statement_that_may_commit_by_itself_is_not_run_again_when_its_answer_is_lost(
+def test_a_statement_that_may_commit_is_not_run_again(
     cluster: PostgresCluster, proxy: FaultProxy, router: Router, how: str
 ) -> None:
+    """A statement that may commit by itself is not run again when its answer is lost."""
     runs: list[int] = []
 
     def by_itself(s: RoutingSession) -> None:
@@ -415,9 +462,8 @@ def test_a_statement_that_may_commit_by_itself_is_not_run_again_when_its_answer_
     assert stock(cluster) == 11
 
 
-def test_a_commit_over_two_databases_is_not_run_again_when_it_fails(
-    cluster: PostgresCluster, proxy: FaultProxy, router: Router
-) -> None:
+def test_a_failed_commit_over_two_databases_is_not_run_again(cluster: PostgresCluster, proxy: FaultProxy, router: Router) -> None:
+    """A commit over two databases is not run again when it fails."""
     engine = create_engine(cluster.url)
     runs: list[int] = []
 
@@ -435,7 +481,8 @@ def test_a_commit_over_two_databases_is_not_run_again_when_it_fails(
 
 
 @BOTH
-def test_a_transaction_that_makes_itself_read_only_is_not_run_for_ever(router: Router) -> None:
+def test_a_unit_that_makes_itself_read_only_does_not_loop(router: Router) -> None:
+    """A transaction that makes itself read-only is not run for ever."""
     runs: list[int] = []
 
     def read_only(s: RoutingSession) -> None:
@@ -449,15 +496,16 @@ def test_a_transaction_that_makes_itself_read_only_is_not_run_for_ever(router: R
     assert len(runs) == 3
 
 
-def test_a_unit_that_takes_longer_than_the_servers_time_limit_is_not_run_for_ever(
+def test_a_unit_beyond_the_servers_time_limit_does_not_loop(
     cluster: PostgresCluster, router: Router, heard: list[events.Event]
 ) -> None:
+    """A unit that takes longer than the server's time limit is not run for ever."""
     runs: list[int] = []
 
     def dawdles(s: RoutingSession) -> None:
         runs.append(1)
-        s.execute(text("SET LOCAL idle_in_transaction_session_timeout = 20"))
         (process,) = s.execute(text("SELECT pg_backend_pid()")).one()
+        s.execute(text("SET LOCAL idle_in_transaction_session_timeout = 20"))
         gone = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s"
         eventually(lambda: cluster.execute(gone, process) == [(0,)])
         s.execute(RAISE)
@@ -471,7 +519,9 @@ def test_a_unit_that_takes_longer_than_the_servers_time_limit_is_not_run_for_eve
     assert no_connection_is_left(router)
 
 
-def test_a_failed_statement_whose_error_was_swallowed_does_not_end_as_done(cluster: PostgresCluster, router: Router) -> None:
+def test_a_swallowed_error_does_not_end_as_done(cluster: PostgresCluster, router: Router) -> None:
+    """A failed statement whose error was swallowed does not end as done."""
+
     def swallows(s: RoutingSession) -> None:
         s.execute(RAISE)
         with pytest.raises(IntegrityError):
@@ -502,7 +552,8 @@ def test_objects_of_an_abandoned_run_are_not_in_the_next(cluster: PostgresCluste
     assert cluster.execute("SELECT id FROM item WHERE name = 'new'") == [(101,)]
 
 
-def test_objects_that_the_function_returns_can_be_read_where_they_do_not_expire(router: Router) -> None:
+def test_returned_objects_can_be_read_if_they_do_not_expire(router: Router) -> None:
+    """Objects that the function returns can be read if they do not expire at the commit."""
     item = router.run_transaction(sessions(router, expire_on_commit=False), lambda s: s.get_one(Item, 1))
     assert (item.name, item.stock) == ("one", 10)
     item = router.run_transaction(sessions(router), lambda s: s.get_one(Item, 1))
@@ -510,9 +561,9 @@ def test_objects_that_the_function_returns_can_be_read_where_they_do_not_expire(
         _ = item.name
 
 
-def test_a_run_inside_of_another_is_a_unit_of_its_own_and_done_again_with_it(
-    cluster: PostgresCluster, proxy: FaultProxy, router: Router
-) -> None:
+def test_a_nested_run_is_a_unit_of_its_own_done_again(cluster: PostgresCluster, proxy: FaultProxy, router: Router) -> None:
+    """A run inside another one is a unit of its own, and is done again with it."""
+
     def outer(s: RoutingSession) -> None:
         s.execute(update(Item).where(Item.id == 2).values(stock=Item.stock + 1))
         router.run_transaction(sessions(router), raise_stock)
@@ -525,9 +576,9 @@ def test_a_run_inside_of_another_is_a_unit_of_its_own_and_done_again_with_it(
     assert cluster.execute("SELECT stock FROM item WHERE id < 3 ORDER BY id") == [(12,), (21,)]
 
 
-def test_a_failure_that_the_function_made_its_own_is_not_run_again(
-    cluster: PostgresCluster, proxy: FaultProxy, router: Router
-) -> None:
+def test_a_failure_the_function_made_its_own_is_not_retried(cluster: PostgresCluster, proxy: FaultProxy, router: Router) -> None:
+    """A failure that the function turned into an error of its own is not run again."""
+
     def wraps(s: RoutingSession) -> None:
         proxy.lose("UPDATE item", answer=False)
         try:
@@ -555,9 +606,11 @@ def test_the_loop_runs_its_block_again(cluster: PostgresCluster, proxy: FaultPro
 
 
 @pytest.mark.parametrize("how", ["return in the block", "break after the block"])
-def test_a_loop_that_is_left_early_commits_nothing_and_warns_of_it(
+def test_a_loop_left_early_commits_nothing_and_warns(
     cluster: PostgresCluster, proxy: FaultProxy, router: Router, how: str
 ) -> None:
+    """A loop that is left early commits nothing and warns of it."""
+
     def leaves() -> int:
         for attempt in router.attempts(sessions(router)):
             with attempt as s:
@@ -603,7 +656,99 @@ def test_the_decorator_gives_the_session_and_passes_arguments_on(
     assert stock(cluster) == 15
 
 
-def test_a_scoped_session_lends_its_factory_and_keeps_its_own_session(cluster: PostgresCluster, router: Router) -> None:
+def test_a_decorator_without_parentheses_is_refused(cluster: PostgresCluster, router: Router) -> None:
+    """`@router.transactional` would take the function for a factory of sessions, and never run it: the write would be lost."""
+
+    def add(s: RoutingSession) -> None:
+        s.execute(RAISE)
+
+    def add_to(s: RoutingSession, *, number: int) -> None:
+        s.execute(RAISE)
+
+    def optional(s: RoutingSession | None = None, number: int = 1) -> None:
+        add(sessions(router)())
+
+    def any_number(*arguments: Any, **more: Any) -> None:
+        add(sessions(router)())
+
+    def by_name(*, s: RoutingSession | None = None) -> None:
+        add(sessions(router)())
+
+    def without() -> None:
+        add(sessions(router)())
+
+    class Service:
+        def add(self, s: RoutingSession) -> None:
+            s.execute(RAISE)
+
+        def __call__(self, *arguments: Any) -> None:
+            any_number()
+
+    partial = functools.partial(optional, number=2)
+    cached = functools.lru_cache(without)
+    for fn in (
+        *(add, add_to, optional, any_number, by_name, without, partial, cached, lambda s=None: None),
+        *(Service().add, Service.add, Service(), functools.wraps(add)(any_number)),
+    ):
+        with pytest.raises(ConfigurationError, match=r"@router\.transactional\(Session\)"):
+            router.transactional(fn)  # type: ignore[arg-type]
+    assert stock(cluster) == 10
+
+
+def test_a_function_that_takes_no_session_is_refused(router: Router) -> None:
+    """The decorator says so when the function is defined, and not at its first call."""
+    decorate: Any = router.transactional(sessions(router))
+
+    def without() -> None: ...
+
+    def by_name(*, s: RoutingSession) -> None: ...
+
+    def options(**more: Any) -> None: ...
+
+    for fn in (without, by_name, options):
+        with pytest.raises(ConfigurationError, match=f"{fn.__name__} takes no session"):
+            decorate(fn)
+    with pytest.raises(ConfigurationError, match="decorates a function"):
+        decorate(1)
+
+
+def test_a_function_may_take_its_session_in_any_way(cluster: PostgresCluster, router: Router) -> None:
+    """With parentheses an optional first argument, and any number of them, get the session."""
+
+    @router.transactional(sessions(router))
+    def optional(s: RoutingSession | None = None, number: int = 1) -> None:
+        assert s is not None
+        s.execute(RAISE)
+
+    @router.transactional(sessions(router))
+    def any_number(*arguments: Any) -> None:
+        arguments[0].execute(RAISE)
+
+    optional()
+    optional(number=2)
+    any_number()
+    any_number(1, 2)
+    assert stock(cluster) == 14
+
+
+def test_any_factory_of_sessions_will_do_for_the_decorator(cluster: PostgresCluster, router: Router) -> None:
+    """A sessionmaker, a scoped_session and a function without arguments make sessions."""
+    Session = sessions(router)
+
+    def make(read_only: bool | None = None) -> RoutingSession:
+        return Session(read_only=read_only)
+
+    factories: tuple[Any, ...] = (
+        *(Session, scoped_session(Session), functools.partial(Session, read_only=False)),
+        *(make, lambda: Session(read_only=False)),
+    )
+    for factory in factories:
+        router.transactional(factory)(lambda s: s.execute(RAISE))()
+    assert stock(cluster) == 15
+
+
+def test_a_scoped_session_lends_its_factory_only(cluster: PostgresCluster, router: Router) -> None:
+    """A scoped session lends its factory and keeps its own session."""
     scoped = scoped_session(sessions(router))
     mine = scoped()
     router.run_transaction(scoped, lambda s: s.execute(RAISE))
@@ -629,7 +774,8 @@ def test_only_routing_sessions_of_this_router_are_taken(
     [{"deadline": 0.0}, {"stop": 5}, {"wait": 2.0}, {"commit_check": "xod"}, {"Session": None}],
     ids=lambda wrong: next(iter(wrong)),
 )
-def test_a_mistake_in_the_options_is_told_at_once_and_not_at_the_next_failover(router: Router, wrong: dict[str, object]) -> None:
+def test_a_wrong_option_is_told_at_once(router: Router, wrong: dict[str, object]) -> None:
+    """A mistake in the options is told at once, and not at the next failover."""
     options: dict[str, Any] = {"Session": sessions(router), **wrong}
     with pytest.raises(ConfigurationError, match=next(iter(wrong))):
         router.run_transaction(fn=lambda s: None, **options)
@@ -637,6 +783,13 @@ def test_a_mistake_in_the_options_is_told_at_once_and_not_at_the_next_failover(r
         router.attempts(**options)
     with pytest.raises(ConfigurationError, match=next(iter(wrong))):
         router.transactional(**options)
+
+
+def test_an_unknown_option_of_the_decorator_is_named(router: Router) -> None:
+    """The error is ours, and names the option and those that there are."""
+    options: dict[str, Any] = {"retries": 3}
+    with pytest.raises(ConfigurationError, match=r"retries=.*deadline, stop, wait or commit_check"):
+        router.transactional(sessions(router), **options)
 
 
 def test_a_function_that_would_run_after_its_unit_is_refused(cluster: PostgresCluster, router: Router) -> None:
@@ -680,7 +833,8 @@ def test_a_deadline_ends_the_wait_for_a_writer(cluster: PostgresCluster, make_ro
     assert caught.value.waited < 10, "not the 60 s of failover_timeout; part of the deadline may have passed before"
 
 
-def test_a_deadline_later_than_the_failover_timeout_is_waited_for(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+def test_a_deadline_beyond_the_failover_timeout_is_kept(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    """A deadline later than the failover timeout is waited for."""
     router = make_router(failover_timeout=0.3)
     router.start()
     cluster.kill(cluster.writer)
@@ -707,9 +861,8 @@ def test_a_missing_commit_table_is_named_with_what_to_do(cluster: PostgresCluste
     assert router.run_transaction(sessions(router), raise_stock, commit_check="table") == 11
 
 
-def test_a_commit_table_that_somebody_else_has_made_serves_a_user_who_may_only_use_it(
-    cluster: PostgresCluster, proxy: FaultProxy, router: Router
-) -> None:
+def test_anothers_commit_table_serves_a_user_with_dml_rights(cluster: PostgresCluster, proxy: FaultProxy, router: Router) -> None:
+    """A commit table that somebody else has made serves a user who may only use it."""
     cluster.execute("ALTER TABLE aurora_router_commits OWNER TO CURRENT_USER; REVOKE ALL ON aurora_router_commits FROM app")
     cluster.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON aurora_router_commits TO app")
     cluster.execute("INSERT INTO aurora_router_commits (id, at) VALUES (gen_random_uuid(), now() - interval '2 hours')")
@@ -724,7 +877,8 @@ def test_a_commit_table_that_somebody_else_has_made_serves_a_user_who_may_only_u
     assert stock(cluster) == 11
 
 
-def test_old_rows_of_the_commit_table_are_removed_by_nobodys_request(cluster: PostgresCluster, router: Router) -> None:
+def test_old_commit_rows_are_removed_outside_of_requests(cluster: PostgresCluster, router: Router) -> None:
+    """Old rows of the commit table are removed outside of any request."""
     cluster.execute("""
         INSERT INTO aurora_router_commits (id, at)
         SELECT gen_random_uuid(), now() - interval '2 hours' FROM generate_series(1, 5100)""")

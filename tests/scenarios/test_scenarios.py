@@ -5,9 +5,9 @@ A story is a JSON file: `story`, `instances`, perhaps a `reader_endpoint`, and `
 `asked` (seconds), and what was heard: a `role`, `epoch`, position and `lag` of the `server` (by default the instance's name
 in capitals) in one of its lives (`started`) in a `cluster`, perhaps `pooled`, perhaps `stopped`; or `silence` about a `server`;
 or that a server is to be `forgotten`. A position is an `lsn`, a `gtid` of MariaDB, or a `gtids` of MySQL, where the sources have
-names of one letter; `own` is what the server writes as there. An outcome has `writer`, `readers`, `epoch`, `ambiguous`, and,
-where they matter, a role or a part of the error per instance in `instances`, and `decisions` at a time `now`. A key that is
-not known here is an error.
+names of one letter; `own` is what the server writes as there; `state` is MariaDB's `gtid_binlog_state`. An outcome has
+`writer`, `readers`, `epoch`, `ambiguous`, and, where they matter, a role or a part of the error per instance in `instances`,
+and `decisions` at a time `now`. A key that is not known here is an error.
 """
 
 import json
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from aurora_router.core.gtid import GtidSet, MariadbGtid
+from aurora_router.core.gtid import GtidSet, MariadbGtid, began, behind
 from aurora_router.core.positions import Requirement, WalPosition
 from aurora_router.core.selection import Load, Need, Reason, choose, resolve, round_robin, to_writer
 from aurora_router.core.topology import Instance, Observation, Role, Server, ServerId, Silence, Topology, add, forget, observe
@@ -34,7 +34,8 @@ def check_keys(given, *known, needed=()):
 def position(given):
     epoch = given["epoch"]
     if "gtid" in given:
-        return MariadbGtid.said(epoch, given["gtid"], given.get("own", -1))
+        state = given.get("state", "")
+        return MariadbGtid.said(began(state) if state else epoch, given["gtid"], given.get("own", -1), behind(state))
     if "gtids" in given:
         whole = re.sub(r"\b[a-f](?=:)", lambda name: name[0] * 8 + SOURCE, given["gtids"])
         return GtidSet.said(epoch, whole, given["own"] * 8 + SOURCE if "own" in given else "")
@@ -61,7 +62,17 @@ def heard(topology, given):
         silence = Silence(given["silence"])
         return observe(topology, Observation(given["instance"], asked, asked + 1, about=about, silence=silence, error=error))
     check_keys(
-        given, "lsn", "gtid", "gtids", "lag", "pooled", "stopped", "own", *who, needed=("instance", "asked", "role", "epoch")
+        given,
+        "lsn",
+        "gtid",
+        "gtids",
+        "lag",
+        "pooled",
+        "stopped",
+        "own",
+        "state",
+        *who,
+        needed=("instance", "asked", "role", "epoch"),
     )
     server = Server(
         identity(given),

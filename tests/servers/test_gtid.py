@@ -62,7 +62,8 @@ def test_mariadb_waits_for_a_position_that_is_not_covered(mariadb: Ask, one: str
     assert MariadbGtid.said(1, one).covers(MariadbGtid.said(1, two)) is reached
 
 
-def test_mariadbs_binlog_state_tells_where_the_newest_writer_began(mariadb: Ask) -> None:
+def test_mariadbs_binlog_state_tells_the_newest_writers_start(mariadb: Ask) -> None:
+    """MariaDB's binlog state tells where the newest writer began."""
     mariadb("RESET MASTER")
     mariadb("SET GLOBAL gtid_slave_pos = ''")
     before = 0

@@ -13,7 +13,9 @@ from tests.servers.conftest import connected
 
 TEXTS = 30_000
 MODES = ["", "ANSI_QUOTES", "NO_BACKSLASH_ESCAPES", "ANSI_QUOTES,NO_BACKSLASH_ESCAPES"]
+# The second line: words of the grammar, which may be stored functions all the same; some only in quotes.
 FUNCTIONS = ["f", "1f", "5lower", "1e5lower"]
+FUNCTIONS += ["against", "columns", "escape", "insert", "left", "of", "rollup", "sql_no_cache", "text", "transaction"]
 
 HEADS = [*["select "] * 5, "do ", "(select ", "set @y=", "show tables where ", "explain select ", "desc ", "analyze select "]
 
@@ -24,15 +26,19 @@ def listed(text: str) -> list[str]:
 
 WRITES = listed(r"""
 f(1) | `f`(1) | app.f(1) | "f"(1) | 1f(1) | app.5lower(1) | app.1e5lower(1) | get_lock('a',0) | `GET_LOCK`('a',0)
+`insert`(1) | `left`(1) | `text`(1) | against(1) | columns(1) | escape(1) | rollup(1) | sql_no_cache(1) | of(1)
+`against`(1) | `columns`(1) | app.against(1) | app.rollup (1) | `rollup`(1) | transaction(1) | app.insert(1) | app.text(1)
 get_lock("a",0) | @x:=1 | f (1) | f/**/(1) | f/*!(1)*/ | /*!f*/(1) | (select f(1)) | f/*!99999*/(1) | f#c
 """)
 READS = listed(r"""
 1 | 'a' | "b" | `n` | n | lower('A') | 1.5 | 1e5 | .5 | 0x1F | n'x' | _utf8'x' | 'it''s' | '\\' | '\'' | "\"" | 'a\' | "a\" | '"'
 "'" | `n` as `a'b` | `n` as `a"b` | `n` as `a\` | lower | count | t.n | -1 | not 1 | ((1)) | if(1,2,3) | '/*' | '*/' | '--'
 "#" | '/*!' | 1 as f
+insert('a',1,1,'b') | match c against ('a') | n like 'a' escape ('b') | convert(1, char(3)) | trim(both 'a' from n)
 """)
 GLUE = listed(r"""
 /*c*/ | /*! | */ | /*!50000 | /*!99999 | -- | # | /*M! | /*'*/ | /*"*/ | /*`*/ | ' | " | ` | \ | ( | ) | ; | /* /* */
+match | match n | match n, | against | group by | by | like 'a' | like | columns | select | select sql_no_cache | of | as | over
 /*+ x */ | /*/ | */* | -- ' | # " | \' | \" | . | '\' | "\"" | for update | from t | from t where n=1 | union select | -- ;
 """)
 GLUE += ["\n", "\n", " "]
@@ -66,8 +72,8 @@ class Server:
                     f"CREATE FUNCTION `{name}`(a INT) RETURNS INT DETERMINISTIC MODIFIES SQL DATA "
                     "BEGIN INSERT INTO calls VALUES (1); RETURN a; END"
                 )
-            cursor.execute("CREATE TABLE t (id INT, n INT)")
-            cursor.execute("INSERT INTO t VALUES (1, 1)")
+            cursor.execute("CREATE TABLE t (id INT, n INT, c VARCHAR(9), FULLTEXT (c))")
+            cursor.execute("INSERT INTO t VALUES (1, 1, 'a')")
         self.looking = connected(family, **self.options)
         self.sessions: dict[str, Any] = {}
 

@@ -57,13 +57,15 @@ def test_the_invariants_hold_whatever_happens_to_the_cluster(seeds):
         assert sum(run.sessions.by_readers for run in done) > reads / 5
 
 
-def test_the_invariants_hold_when_the_samples_reach_back_less_than_a_second(monkeypatch):
+def test_invariants_hold_with_samples_of_less_than_a_second(monkeypatch):
+    """The invariants hold when the samples reach back less than a second."""
     monkeypatch.setattr(topology, "SAMPLES", 3)
     for seed in range(CHUNK):
         traced(seed)
 
 
-def test_the_invariants_hold_when_losses_are_forgotten_within_seconds(monkeypatch):
+def test_invariants_hold_when_losses_are_forgotten_quickly(monkeypatch):
+    """The invariants hold when losses are forgotten within seconds."""
     monkeypatch.setattr(topology, "CALM", 1.5)
     monkeypatch.setattr(flapping, "CALM", 1.5)
     for seed in range(CHUNK):
@@ -158,7 +160,9 @@ def test_evidence_that_was_asked_for_before_the_commit_is_found(monkeypatch):
     assert "does not see" in found("b")
 
 
-def test_a_reader_endpoint_that_counts_as_far_as_its_best_server_is_found(monkeypatch):
+def test_an_endpoint_as_far_as_its_best_server_is_found(monkeypatch):
+    """The invariants find a reader endpoint that counts as far as its best server."""
+
     def best(positions):
         known = [position for position in positions if position is not None]
         return max(known, key=lambda position: (position.epoch, position.lsn), default=None)
@@ -172,7 +176,8 @@ def test_a_lag_without_its_margin_of_time_is_found(monkeypatch):
     assert "does not see" in found("b")
 
 
-def test_a_lag_behind_the_old_writer_that_counts_in_the_new_epoch_is_found(monkeypatch):
+def test_an_old_lag_that_counts_in_a_new_epoch_is_found(monkeypatch):
+    """The invariants find a lag behind the old writer that counts in the new epoch."""
     satisfies = selection.satisfies
 
     def hopeful(reader, requirement, found, pin_seconds, now):
@@ -245,7 +250,9 @@ def test_an_outcome_that_is_guessed_is_found(monkeypatch):
     assert "for the second time" in found("f")
 
 
-def test_a_transaction_id_that_is_believed_to_be_the_same_transactions_for_ever_is_found(monkeypatch):
+def test_a_transaction_id_trusted_for_ever_is_found(monkeypatch):
+    """The invariants find trust in a transaction id after it may have been used again."""
+
     def trusting(note, evidence):
         return commits._STATUS.get(evidence.status or "", Outcome.UNKNOWN)
 
@@ -253,18 +260,21 @@ def test_a_transaction_id_that_is_believed_to_be_the_same_transactions_for_ever_
     assert "is said to be committed, and is not" in found("g", seeds=3000)
 
 
-def test_a_unit_that_does_not_keep_in_mind_where_its_read_failed_is_found(monkeypatch):
+def test_a_unit_that_forgets_where_its_read_failed_is_found(monkeypatch):
+    """The invariants find a unit that forgets where its read has failed."""
     monkeypatch.setattr(Sessions, "avoid", lambda self, read, instance: None)
     assert "again, where it has failed" in found("i")
 
 
-def test_a_choice_that_overlooks_where_the_unit_has_failed_is_found(monkeypatch):
+def test_a_choice_that_ignores_where_a_read_failed_is_found(monkeypatch):
+    """The invariants find a choice that overlooks where the unit has failed."""
     rightly = selection.choose
     monkeypatch.setattr(selection, "choose", lambda found, need, *rest: rightly(found, need._replace(avoid=frozenset()), *rest))
     assert "again, where it has failed" in found("i")
 
 
-def test_a_repeated_read_that_forgets_what_its_session_wrote_is_found(monkeypatch):
+def test_a_retried_read_that_forgets_own_writes_is_found(monkeypatch):
+    """The invariants find a repeated read that forgets what its session wrote."""
     rightly = Sessions.need
 
     def forgetful(self, read):
@@ -275,7 +285,8 @@ def test_a_repeated_read_that_forgets_what_its_session_wrote_is_found(monkeypatc
     assert "repeated, session" in found("i")
 
 
-def test_a_lost_read_that_the_application_must_deal_with_is_found(monkeypatch):
+def test_a_lost_read_raised_to_the_application_is_found(monkeypatch):
+    """The invariants find a lost read that the application must deal with."""
     rightly = failures.decide
 
     def timidly(failure, phase):
@@ -285,12 +296,14 @@ def test_a_lost_read_that_the_application_must_deal_with_is_found(monkeypatch):
     assert "ends with an error: the connection was lost" in found("i")
 
 
-def test_a_read_that_hangs_on_a_connection_whose_server_is_gone_is_found(monkeypatch):
+def test_a_read_that_hangs_on_a_lost_server_is_found(monkeypatch):
+    """The invariants find a read that hangs on a connection whose server is gone."""
     monkeypatch.setattr(Simulation, "stuck", lambda self, instance, link: link.broken or not link.machine.reachable)
     assert "has not ended yet" in found("i")
 
 
-def test_a_reader_that_is_used_again_at_once_however_often_it_was_lost_is_found(monkeypatch):
+def test_a_flapping_reader_used_again_at_once_is_found(monkeypatch):
+    """The invariants find a reader that is used again at once, however often it was lost."""
     monkeypatch.setattr(topology, "hold", lambda losses: 0.0)
     assert "chosen too soon" in found("h")
 
@@ -300,7 +313,8 @@ def test_a_wait_that_does_not_grow_is_found(monkeypatch):
     assert "chosen too soon" in found("h")
 
 
-def test_a_wait_that_the_time_without_an_answer_counts_for_is_found(monkeypatch):
+def test_a_hold_time_that_counts_silence_is_found(monkeypatch):
+    """The invariants find a hold time for which the time without an answer counts."""
     answered = topology._answered
 
     def lenient(old, observation, server):
@@ -343,12 +357,14 @@ def test_losses_that_are_never_forgotten_are_found(monkeypatch):
     assert "not taken back" in found("h")
 
 
-def test_a_process_that_trusts_what_it_knew_before_it_stood_still_is_found(monkeypatch):
+def test_trust_in_old_knowledge_after_a_standstill_is_found(monkeypatch):
+    """The invariants find a process that trusts what it knew before it stood still."""
     monkeypatch.setattr(Process, "trusted", True)
     assert "decided on what was heard long ago" in found("j")
 
 
-def test_a_sleep_that_is_looked_for_on_the_clock_that_slept_as_well_is_found(monkeypatch):
+def test_a_sleep_measured_on_the_sleeping_clock_is_found(monkeypatch):
+    """The invariants find a sleep that is looked for on the clock that slept as well."""
     monkeypatch.setattr(Process, "wall", Process.clock)
     assert "decided on what was heard long ago" in found("j")
 
@@ -361,25 +377,29 @@ def drowsy(monkeypatch):
 
 
 @pytest.mark.usefixtures("drowsy")
-def test_the_invariants_hold_for_a_process_that_stands_still_most_of_the_time():
+def test_invariants_hold_for_a_process_that_mostly_sleeps():
+    """The invariants hold for a process that stands still most of the time."""
     for seed in range(CHUNK):
         traced(seed)
 
 
 @pytest.mark.usefixtures("drowsy")
-def test_a_sleep_that_goes_unnoticed_while_another_is_not_got_over_is_found(monkeypatch):
+def test_a_sleep_unnoticed_during_another_ones_check_is_found(monkeypatch):
+    """The invariants find a sleep that goes unnoticed while another one is still being checked."""
     rightly = Process.stood_still
     monkeypatch.setattr(Process, "stood_still", lambda self: self.doubted_at is None and rightly(self))
     assert "decided on what was heard long ago" in found("j", 1000)
 
 
 @pytest.mark.usefixtures("drowsy")
-def test_a_question_after_a_commit_that_goes_to_the_writer_from_before_the_sleep_is_found(monkeypatch):
+def test_a_commit_question_to_the_writer_before_sleep_is_found(monkeypatch):
+    """The invariants find a question after a COMMIT that goes to the writer from before the sleep."""
     monkeypatch.setattr(Transactions, "resolve", Transactions.ask)
     assert "decided on what was heard long ago" in found("j", 1000)
 
 
-def test_one_instance_that_was_heard_again_and_speaks_for_all_is_found(monkeypatch):
+def test_one_instance_that_speaks_for_all_is_found(monkeypatch):
+    """The invariants find one instance that was heard again and speaks for all."""
     monkeypatch.setattr(
         Process, "heard_again", lambda self, doubted: any(instance.heard_at >= doubted for instance in self.s.topology)
     )

@@ -65,10 +65,11 @@ def first(readers: Sequence[Instance], load: Load, rnd: float) -> Instance:
     return min(readers, key=lambda reader: load.in_use(reader.id))
 
 
-def a_router_with_every_option(url: URL) -> Router:
+def a_router_with_many_options(url: URL) -> Router:
     return Router(
         url,
         instances=["db-2:5432", "db-3"],
+        password=lambda: "secret",
         consistency="global",
         max_lag=1.5,
         balance="fastest",
@@ -82,6 +83,9 @@ def a_router_with_every_option(url: URL) -> Router:
         pin_seconds=2,
         read_only_functions=("app.price",),
         engine_options={"pool_size": 10, "connect_args": {"sslmode": "verify-full"}},
+        reader_options={"pool_size": 5},
+        pooler="transaction",
+        accept_new_cluster=True,
         listeners=[listens, print],
     )
 

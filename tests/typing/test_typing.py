@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from aurora_router.settings import SETTINGS
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 IGNORED = re.compile(r"# type: ignore\[(?P<codes>[^]]+)\]$")
+ROUTER = 'from aurora_router import Router\n\nURL = "postgresql+psycopg://db-1/shop"\n'
 ERROR = re.compile(r"^[^:]+:(?P<line>\d+): error: .*\[(?P<code>[a-z-]+)\]$", re.MULTILINE)
 
 pytestmark = pytest.mark.timeout(300)  # the first run reads all of SQLAlchemy
@@ -30,7 +33,8 @@ def test_the_public_api_has_the_types_that_users_rely_on() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_each_mistake_is_an_error_on_its_line_and_nothing_else_is(tmp_path: Path) -> None:
+def test_each_mistake_is_an_error_on_its_line(tmp_path: Path) -> None:
+    """Each mistake is an error on its line, and no other line has one."""
     given = (HERE / "wrong_use.py").read_text().splitlines()
     expected = [
         (number, code)
@@ -45,3 +49,16 @@ def test_each_mistake_is_an_error_on_its_line_and_nothing_else_is(tmp_path: Path
     assert done.returncode == 1, done.stdout + done.stderr
     found = [(int(error["line"]), error["code"]) for error in ERROR.finditer(done.stdout)]
     assert sorted(found) == sorted(expected), done.stdout
+
+
+def test_a_type_checker_knows_each_setting_and_its_type(tmp_path: Path) -> None:
+    """Each setting may be given its default, and none may be given just any object."""
+    names = [each.name for each in SETTINGS]
+    right = [f"Router(URL, {each.name}={each.default!r})" for each in SETTINGS if each.name != "url"]
+    wrong = [f"Router(url=URL, {name}=object())" if name != "url" else "Router(object())" for name in names]
+    checked = tmp_path / "each_setting.py"
+    checked.write_text(ROUTER + "\n".join([*right, *wrong]) + "\n")
+    done = mypy(checked)
+    first = ROUTER.count("\n") + len(right) + 1
+    found = [(int(error["line"]), error["code"]) for error in ERROR.finditer(done.stdout)]
+    assert found == [(first + index, "arg-type") for index in range(len(wrong))], done.stdout

@@ -59,7 +59,8 @@ def test_a_long_pause_forgets_everything():
     assert granted(budget, NOW + 1e6) == FLOOR * SECONDS
 
 
-def test_a_thread_that_looked_at_the_clock_before_another_changes_nothing_of_what_is_newer():
+def test_a_late_caller_does_not_change_newer_counts():
+    """A thread that read the clock before another thread does not overwrite what is newer."""
     budget = Budget()
     budget.unit(NOW)
     budget.unit(NOW - 1)
@@ -96,8 +97,9 @@ def test_threads_together_get_no_more_than_there_is():
     assert next(allowed) == FLOOR * SECONDS
 
 
-@given(st.lists(st.tuples(st.sampled_from((0.0, 0.0, 0.0, 0.3, 2.0)), st.integers(0, 300), st.integers(0, 200)), max_size=30))
-def test_exactly_those_repeats_are_allowed_that_the_last_seconds_pay_for(steps):
+@given(st.lists(st.tuples(st.sampled_from((0.0, 0.0, 0.0, 0.3, 2.0)), st.integers(0, 300), st.integers(0, 200)), max_size=12))
+def test_retries_allowed_are_those_that_recent_units_paid_for(steps):
+    """Exactly the retries that the units of the last seconds pay for are allowed."""
     budget, now = Budget(), 0.0
     units: list[float] = []
     repeats: list[float] = []

@@ -39,13 +39,15 @@ def test_the_same_server_in_the_same_life_tells_the_truth(status):
 
 @pytest.mark.parametrize("status", STATUSES)
 @pytest.mark.parametrize("replayed", [1000, 1001, 5000])
-def test_a_promoted_reader_that_replayed_the_note_knows_that_the_id_is_taken(status, replayed):
+def test_a_promoted_reader_that_replayed_the_note_knows_the_id(status, replayed):
+    """A promoted reader that replayed the note is believed about the transaction's id, which nobody else can have used."""
     assert outcome(note(), Evidence(READER, 4, replayed, True, status)) is TRUTH[status]
 
 
 @pytest.mark.parametrize("status", STATUSES)
 @pytest.mark.parametrize("replayed", [0, 999])
-def test_a_promoted_reader_that_never_saw_the_transaction_is_not_believed_about_its_id(status, replayed):
+def test_a_promoted_reader_without_the_note_is_not_believed(status, replayed):
+    """A promoted reader that never saw the transaction is not believed about its id: the transaction is gone."""
     assert outcome(note(), Evidence(READER, 4, replayed, True, status)) is Outcome.NOT_COMMITTED
 
 
@@ -58,7 +60,8 @@ def test_a_crash_of_the_writer_counts_like_a_promotion(status, life):
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_a_restart_that_wiped_out_where_recovery_ended_leaves_it_unknown(status):
+def test_a_restart_that_erased_the_end_of_recovery_means_unknown(status):
+    """The outcome is unknown if a restart erased the position where recovery ended."""
     assert outcome(note(), Evidence(RESTARTED, 3, None, False, status)) is Outcome.UNKNOWN
     assert outcome(note(), Evidence(READER, 4, None, False, status)) is Outcome.UNKNOWN
 
@@ -69,14 +72,16 @@ def test_any_other_distance_of_epochs_leaves_it_unknown(epoch, status):
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_a_new_writer_that_was_no_reader_at_the_note_leaves_it_unknown(status):
+def test_a_new_writer_that_was_no_reader_means_unknown(status):
+    """The outcome is unknown if the new writer was not a reader when the note was made."""
     restarted_reader = READER._replace(started="201")
     assert outcome(note(), Evidence(STRANGER, 4, 5000, True, status)) is Outcome.UNKNOWN
     assert outcome(note(), Evidence(restarted_reader, 4, 5000, True, status)) is Outcome.UNKNOWN
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_a_crash_since_the_promotion_has_forgotten_where_that_recovery_ended(status):
+def test_a_crash_after_the_promotion_leaves_only_what_is_certain(status):
+    """A crash since the promotion has erased where its recovery ended, so only what is certain without that is told."""
     expected = Outcome.NOT_COMMITTED if status == "aborted" else Outcome.UNKNOWN
     assert outcome(note(), Evidence(READER, 4, 1000, False, status)) is expected
     assert outcome(note(), Evidence(READER, 4, 999, False, status)) is Outcome.NOT_COMMITTED, (
@@ -84,12 +89,14 @@ def test_a_crash_since_the_promotion_has_forgotten_where_that_recovery_ended(sta
     )
 
 
-def test_a_server_reached_at_another_address_is_still_the_same_one():
+def test_a_server_at_another_address_is_the_same_server():
+    """A server that is reached at another address is still the same one."""
     elsewhere = OLD._replace(address="192.168.0.1")
     assert outcome(note(), Evidence(elsewhere, 3, None, False, "committed")) is Outcome.COMMITTED
 
 
-def test_a_note_is_read_with_the_epoch_of_its_writer_and_the_readers_of_that_moment():
+def test_a_note_has_the_writers_epoch_and_the_current_readers():
+    """A note is read with the epoch of its writer and the readers of that moment."""
     seen = {i: Seen(Server(i, role, 3), 1.0, 0.0) for i, role in ((OLD, Role.WRITER), (READER, Role.READER))}
     writer = Instance("a:1", "a", 1, seen=(seen[OLD],), role=Role.WRITER, servers=frozenset({OLD}), epoch=3)
     reader = Instance("b:1", "b", 1, seen=(seen[READER],), role=Role.READER, servers=frozenset({READER}), epoch=3)
@@ -98,7 +105,8 @@ def test_a_note_is_read_with_the_epoch_of_its_writer_and_the_readers_of_that_mom
     assert parse_note((777, "0/3E8", "0/32"), writer, topology) == note(recovered=50)
 
 
-def test_a_reader_that_is_held_back_may_be_promoted_all_the_same_and_is_noted():
+def test_a_note_includes_a_reader_that_is_held_back():
+    """A reader that is held back is noted as well, because it may be promoted all the same."""
     seen = {i: Seen(Server(i, role, 3), 1.0, 0.0) for i, role in ((OLD, Role.WRITER), (READER, Role.READER))}
     writer = Instance("a:1", "a", 1, seen=(seen[OLD],), role=Role.WRITER, servers=frozenset({OLD}), epoch=3)
     held = Instance("b:1", "b", 1, seen=(seen[READER],), losses=5)
@@ -115,7 +123,8 @@ def test_evidence_is_read_from_a_writer_and_from_no_reader():
     assert parse_evidence((*identity, True, None, "0/3E8", True), None) is None
 
 
-def test_a_transaction_that_has_failed_is_told_from_the_drivers_connection():
+def test_an_aborted_transaction_shows_on_psycopgs_connection():
+    """A transaction that has failed is recognized from the state of the driver's connection."""
     for status in TransactionStatus:
         connection = SimpleNamespace(info=SimpleNamespace(transaction_status=status))
         assert is_aborted(connection) is (status is TransactionStatus.INERROR)
@@ -128,3 +137,11 @@ def test_only_an_undefined_table_is_a_missing_table():
     assert is_missing_table(Undefined())
     assert not is_missing_table(ValueError())
     assert not is_future_xid(Undefined())
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_a_cluster_made_anew_knows_nothing_of_the_note(status):
+    """In another cluster the id is another transaction's."""
+    for server, epoch in ((OLD, 3), (READER, 4)):
+        anew = Evidence(server._replace(cluster="2"), epoch, None if epoch == 3 else 5000, True, status)
+        assert outcome(note(), anew) is Outcome.UNKNOWN

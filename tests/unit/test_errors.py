@@ -26,12 +26,15 @@ ERRORS = [
     NoReaderAvailable([], 30.0),
     AmbiguousWriter(["db-1:5432", "db-2:5432"]),
     ReadOnlyViolation("WRITE", "db-2:5432"),
+    ReadOnlyViolation("TRANSACTION", "db-2:5432", unguards=True),
+    NoReaderAvailable([], beyond=True, connected=True),
     WrongServer("db-2:5432", "it reached a server that is not known there"),
 ]
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_every_error_is_a_router_error_of_which_nothing_was_sent_and_all_is_known(error):
+def test_errors_default_to_nothing_sent_and_outcome_known(error):
+    """Every error is a RouterError that says by default that nothing was sent and that the outcome is known."""
     assert isinstance(error, RouterError)
     assert error.sent is False
     assert error.outcome_known is True
@@ -43,7 +46,8 @@ def test_a_configuration_error_is_a_value_error():
     assert issubclass(ConfigurationError, ValueError)
 
 
-def test_no_writer_says_how_long_it_waited_and_what_each_instance_last_said():
+def test_no_writer_available_tells_the_wait_and_each_instance():
+    """NoWriterAvailable says how long it waited and what each instance answered last."""
     error = NoWriterAvailable(2.25, ["db-1:5432: no answer within 1 s", "db-2:5432: reader at 1:0/10"])
     assert error.waited == 2.25
     assert error.tried == ("db-1:5432: no answer within 1 s", "db-2:5432: reader at 1:0/10")
@@ -78,14 +82,24 @@ def test_an_ambiguous_writer_names_both():
     assert "db-1:5432 and db-2:5432" in str(error)
 
 
-def test_a_read_only_violation_says_that_nothing_was_sent_and_where_the_unit_was():
+def test_a_read_only_violation_says_not_sent_and_where():
+    """ReadOnlyViolation says that nothing was sent and on which instance the unit was."""
     error = ReadOnlyViolation("WRITE", "db-2:5432")
     assert error.instance == "db-2:5432"
     assert "WRITE" in str(error)
     assert "not sent" in str(error)
+    assert not error.sent
 
 
-def test_an_unknown_outcome_says_to_ask_only_where_somebody_can_tell():
+def test_a_read_only_violation_tells_when_the_server_refused():
+    """What only the server has seen to be a write was sent."""
+    error = ReadOnlyViolation("WRITE", "db-2:5432", sent=True)
+    assert error.sent
+    assert "db-2:5432; the server refused it. " in str(error)
+
+
+def test_outcome_unknown_says_to_resolve_only_if_it_can():
+    """OutcomeUnknown tells the user to call resolve() only if an instance can tell the outcome."""
     told = OutcomeUnknown("db-1:5432", "transaction 7", lambda timeout: Outcome.COMMITTED)
     assert "db-1:5432" in str(told)
     assert "transaction 7" in str(told)
@@ -97,7 +111,8 @@ def test_an_unknown_outcome_says_to_ask_only_where_somebody_can_tell():
     assert silent.resolve() is Outcome.UNKNOWN
 
 
-def test_a_stale_read_names_the_row_and_the_columns_and_the_way_out():
+def test_a_stale_read_names_the_row_the_columns_and_the_way_out():
+    """StaleRead names the entity, the columns and the way out, and no value is in its message."""
     error = StaleRead("Order", (7, "x"), ["state", "total"], others=2)
     assert (error.entity, error.key, error.columns, error.others) == ("Order", (7, "x"), ("state", "total"), 2)
     assert "an object of Order (and 2 more)" in str(error)

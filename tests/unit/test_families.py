@@ -9,7 +9,7 @@ from aurora_router import Failure, classify_error
 from aurora_router.core.failures import Phase
 from aurora_router.core.topology import Silence
 from aurora_router.diagnosis import driver_failure
-from aurora_router.engines import mistake
+from aurora_router.mistakes import mistake
 from aurora_router.servers import FAMILIES, family_of, knows_xids, mysql, postgresql
 
 
@@ -70,7 +70,7 @@ SLOW = pymysql.OperationalError(2013, "Lost connection to MySQL server during qu
         (LOST, Failure.LOST, True, False, False),
         (pymysql.OperationalError(2003, "Can't connect"), Failure.CONNECT, False, True, True),
         (pymysql.OperationalError(1213, "Deadlock"), Failure.DEADLOCK, True, True, True),
-        (pymysql.IntegrityError(1062, "Duplicate entry"), Failure.OTHER, True, True, False),
+        (pymysql.IntegrityError(1062, "Duplicate entry"), Failure.CONSTRAINT, True, True, False),
     ],
 )
 def test_errors_of_either_driver_are_classified(error, failure, sent, outcome_known, safe_to_repeat):
@@ -83,18 +83,22 @@ def test_errors_of_either_driver_are_classified(error, failure, sent, outcome_kn
         (AssertionError("Could not determine version from string 'version'"), postgresql, "leave row_factory out"),
         (AttributeError("no adapters"), postgresql, "(AttributeError: no adapters); check the URL and its query"),
         (KeyError(0), mysql, "leave cursorclass out"),
+        (ValueError("invalid literal for int(): 'soon'"), mysql, "int(): 'soon'); check the URL and its query"),
+        (ValueError("invalid literal for int(): 'hunter2'"), mysql, "int(): ...); check the URL and its query"),
         (PermissionError(13, "Permission denied"), mysql, "check the files that ssl_ca"),
         (NotImplementedError("compress"), mysql, "(NotImplementedError: compress); check the URL and its query"),
     ],
 )
-def test_an_error_of_connecting_that_is_not_the_drivers_own_is_a_mistake_in_what_it_was_given(error, family, said):
+def test_a_foreign_error_from_connecting_is_a_misconfiguration(error, family, said):
+    """An error from connecting that is not the driver's own is a mistake in the arguments, and the message says what to do."""
     found = mistake(error, family)
     assert found.silence is Silence.MISCONFIGURED
     assert str(found).startswith(f"{family.DRIVER} could not connect (")
     assert said in str(found)
 
 
-def test_what_cannot_be_encoded_is_not_shown_for_it_may_be_a_password():
+def test_text_that_cannot_be_encoded_is_not_shown():
+    """The message does not show text that cannot be encoded, because it may be a password."""
     error = UnicodeEncodeError("latin-1", "geheim\N{EURO SIGN}", 6, 7, "ordinal not in range(256)")
     assert str(mistake(error, mysql)).startswith("pymysql could not connect (UnicodeEncodeError); PyMySQL sends a password")
 

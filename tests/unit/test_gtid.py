@@ -4,12 +4,13 @@ import contextlib
 import itertools
 import time
 import uuid
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aurora_router.core.gtid import LAST, LONGEST, SHORT, GtidSet, MariadbGtid, began
+from aurora_router.core.gtid import LAST, LONGEST, SHORT, GtidSet, MariadbGtid, began, behind
 from aurora_router.core.positions import Requirement, WalPosition, merge, minimum
 from aurora_router.core.tokens import LONGEST as LONGEST_TOKEN
 from aurora_router.core.tokens import SIGNATURE, Token, latest
@@ -60,7 +61,8 @@ small = st.dictionaries(
 @positions
 @SETTINGS
 @given(st.data())
-def test_a_position_reads_back_what_it_writes_and_equal_ones_are_one_in_a_set(kind, data):
+def test_a_position_survives_writing_and_parsing(kind, data):
+    """A position that is written and parsed again is the same one, also in a set."""
     one = data.draw(kind)
     again = type(one).parse(str(one))
     assert again == one
@@ -113,7 +115,8 @@ def test_nothing_compares_across_epochs_or_kinds(kind, data, mine, other):
 @positions
 @SETTINGS
 @given(st.data())
-def test_a_compact_form_is_short_fit_for_urls_and_never_claims_more(kind, data):
+def test_a_compact_position_is_short_and_never_claims_more(kind, data):
+    """A compact form is short, fit for URLs, and never claims more than the position."""
     one = data.draw(kind)
     short = one.compact()
     assert len(short) <= SHORT
@@ -125,7 +128,8 @@ def test_a_compact_form_is_short_fit_for_urls_and_never_claims_more(kind, data):
 @positions
 @SETTINGS
 @given(st.data(), st.sampled_from(["7571234567890123456", "c" * 36]), st.integers(0, 10**11))
-def test_a_token_is_short_whatever_the_position_and_reads_as_far_as_it_goes(kind, data, cluster, made_at):
+def test_a_token_is_short_and_reads_as_far_as_it_goes(kind, data, cluster, made_at):
+    """A token is short whatever the position is, and what it gives back is covered by that position."""
     one = data.draw(kind)
     text = str(Token(cluster, one, made_at))
     assert len(text) <= LONGEST_TOKEN - SIGNATURE
@@ -149,7 +153,8 @@ def test_requirements_of_two_tokens_merge_to_what_covers_both(kind, data):
 
 @SETTINGS
 @given(small, small)
-def test_what_is_covered_and_united_is_what_sets_of_names_contain(one, two):
+def test_covers_and_union_agree_with_sets_of_names(one, two):
+    """Covering, union and equality are those of the sets of transactions that the GTID sets contain."""
     assert one.covers(two) is (members(one) >= members(two))
     assert members(one.union(two)) == members(one) | members(two)
     assert (one == two) is (members(one) == members(two))
@@ -230,7 +235,8 @@ def test_no_text_raises_anything_else(text):
             read(text)
 
 
-def test_a_set_of_many_gaps_is_read_compared_and_united_in_no_time():
+def test_a_gtid_set_with_many_gaps_is_handled_quickly():
+    """A set with very many gaps is parsed, compared and united within a small amount of processor time."""
     odd = mysql(f"{A}:" + ":".join(str(number) for number in range(1, 280_000, 2)))
     even = mysql(f"{A}:" + ":".join(str(number) for number in range(2, 280_000, 2)))
     started = time.process_time()
@@ -241,7 +247,8 @@ def test_a_set_of_many_gaps_is_read_compared_and_united_in_no_time():
     assert time.process_time() - started < 5
 
 
-def test_a_compact_set_is_of_the_one_source_or_of_the_writers_own():
+def test_a_compact_set_holds_one_source_or_the_writers_own():
+    """A compact set holds the transactions of the only source, or else of the writer's own."""
     assert GtidSet.expand(mysql(f"{A}:1-99999999").compact()) == mysql(f"{A}:1-99999999")
     assert GtidSet.expand(mysql(f"{A}:1-5:7").compact()) == mysql(f"{A}:1-5:7")
     assert GtidSet.expand(mysql(f"{A}:tag:1-5").compact()) == mysql(f"{A}:tag:1-5")
@@ -292,7 +299,8 @@ def test_a_token_carries_its_kind_of_position():
     assert str(Token("c" * 36, mysql(f"{A}:1-500000"), 1700000000)) == f"1.{'c' * 36}.0.1700000000"  # no place left
 
 
-def test_of_two_tokens_the_one_that_covers_the_other_counts_or_else_the_one_made_later():
+def test_the_latest_token_covers_the_other_or_is_newer():
+    """Of two tokens the one that covers the other counts, and if none does, the one that was made later."""
     one, more, other = (Token("7", mysql(text), at) for text, at in ((f"{A}:1-5", 9), (f"{A}:1-6", 8), (f"{B}:1", 10)))
     assert latest([one, more]) is latest([more, one]) is more
     assert latest([one, other]) is latest([other, one]) is other
@@ -362,6 +370,11 @@ def test_a_writer_outdoes_another_of_its_epoch_that_has_less(kind, mine, other, 
         (MariadbGtid.said(1, "0-1-5"), MariadbGtid.said(1, "0-1-5", own=1), False),
         (MariadbGtid.said(1, "0-1-5", own=1), MariadbGtid.said(1, "0-1-5"), True),
         (MariadbGtid.said(1, "0-1-5"), MariadbGtid.said(1, "0-1-5"), False),
+        (MariadbGtid.said(1, "0-1-6"), MariadbGtid.said(1, "0-1-5", own=1), False),
+        (MariadbGtid.said(1, "0-1-6,9-8-7"), MariadbGtid.said(1, "0-1-5", own=1), True),
+        (MariadbGtid.said(1, "0-1-6", own=2), MariadbGtid.said(1, "0-1-5", own=1), True),
+        (GtidSet.said(1, f"{ONE}:1-6:tag:1"), GtidSet.said(1, f"{ONE}:1-5", own=ONE), False),
+        (GtidSet.said(1, f"{ONE}:1-6,{TWO}:1"), GtidSet.said(1, f"{ONE}:1-5", own=ONE), True),
         (GtidSet.said(1, f"{ONE}:1-5"), GtidSet.said(1, f"{ONE}:1-5", own=ONE), False),
         (GtidSet.said(1, f"{ONE}:1-5", own=ONE), GtidSet.said(1, f"{ONE}:1-5"), True),
         (GtidSet.said(1, f"{ONE}:1-5"), GtidSet.said(1, f"{ONE}:1-5"), False),
@@ -379,7 +392,8 @@ def test_a_writer_outdoes_another_of_its_epoch_that_has_less(kind, mine, other, 
         (MariadbGtid.said(1, "0-1-5", own=2), GtidSet.said(1, f"{ONE}:1-5", own=ONE), False),
     ],
 )
-def test_of_two_writers_that_have_the_same_the_one_that_became_one_later_is_newer(mine, other, newer):
+def test_of_two_equal_writers_the_later_one_is_newer(mine, other, newer):
+    """If two writers have the same transactions, the one that became a writer later is newer."""
     assert mine.outdoes(other) is newer
 
 
@@ -395,7 +409,8 @@ def test_of_two_writers_that_have_the_same_the_one_that_became_one_later_is_newe
         (MariadbGtid.said(1, "0-1-5", own=1), MariadbGtid.said(1, "0-2-6", own=2), False),
     ],
 )
-def test_a_writer_was_one_before_another_that_was_told_later_and_has_written_since(claims, last, before):
+def test_a_writer_predates_one_that_was_opened_later_and_wrote(claims, last, before):
+    """A writer predates another one that became a writer later and has written since."""
     assert claims.predates(last) is before
 
 
@@ -416,7 +431,8 @@ def test_what_a_reader_made_itself_begins_no_epoch():
 
 @SETTINGS
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 9)), min_size=1, max_size=12))
-def test_mariadbs_epoch_grows_with_each_promotion_and_is_the_same_until_the_next(history):
+def test_mariadbs_epoch_grows_with_each_promotion_only(history):
+    """MariaDB's epoch grows with each promotion and stays the same until the next one."""
     state, number, epochs = {}, 0, []
     for server, transactions in history:
         for _ in range(transactions):
@@ -436,3 +452,92 @@ def test_the_minimum_of_sets_is_one_that_all_cover_or_nothing():
     least, more, other = mysql(f"{A}:1-5"), mysql(f"{A}:1-5,{B}:1"), mysql(f"{A}:1-4,{B}:1-2")
     assert minimum((more, least)) == least
     assert minimum((least, other)) is None
+
+
+# ---------------------------------------------------------------- logs that were begun anew
+
+
+def mariadb_said(text, own=-1, state=""):
+    return MariadbGtid.said(began(state), text, own, behind(state))
+
+
+WRITER = mariadb_said("0-2-150,1-1-60", 2, "0-1-100,0-2-150,1-7-50,1-1-60")
+
+
+def test_the_start_of_the_newest_writer_is_known_per_domain():
+    """The number behind which the newest writer began is known for each domain."""
+    assert behind("") == ()
+    assert behind("0-1-99,0-2-150,7-3-5") == ((0, 99), (7, 0))
+    assert behind("0-1-99,0-3-100,9-3-1", reader=3) == ((0, 0),)
+
+
+@pytest.mark.parametrize(
+    ("text", "state", "placed"),
+    [
+        ("0-2-150,1-1-60", "", True),
+        ("0-2-101,1-1-51", "0-2-101", True),
+        ("0-2-150,1-1-60,9-8-7", "0-1-100,0-2-150,1-7-50,1-1-60,9-8-7", True),
+        ("0-2-100,1-1-60", "", False),
+        ("0-1-100,1-1-60", "", False),
+        ("0-2-150", "", False),
+        ("", "", False),
+        ("0-2-150,1-1-60", "0-3-120,0-2-150,1-1-60", False),
+    ],
+    ids=["no log", "as it began", "more domains", "before it", "another's", "a domain is missing", "nothing", "another reign"],
+)
+def test_a_server_with_the_writers_transactions_is_of_its_epoch(text, state, placed):
+    """A server that has replayed what the writer made since it began is of the writer's epoch, whatever its own log says."""
+    found = mariadb_said(text, 3, state).placed(WRITER)
+    assert (found.epoch == WRITER.epoch) is placed
+    assert found.covers(replace(WRITER, last=found.last)) is placed
+
+
+def test_nothing_is_placed_behind_what_says_nothing():
+    position = mariadb_said("0-2-150", 3)
+    for last in (WalPosition(3, 5), mariadb_said("", 2), mariadb_said("0-9-1", 2)):
+        assert position.placed(last) is position
+    assert mysql(f"{A}:1").placed(mysql(f"{B}:1")) == mysql(f"{A}:1")
+
+
+@pytest.mark.parametrize(
+    ("mine", "known", "lost"),
+    [
+        ("0-2-150", "0-2-150", False),
+        ("0-2-150", "0-2-151", True),
+        ("0-2-150", "0-1-151", False),
+        ("", "0-2-1", True),
+        ("", "0-1-1", False),
+        ("0-2-150", "0-2-150,1-2-9", False),
+        ("1-2-1", "0-2-150", True),
+    ],
+)
+def test_a_writer_that_lost_its_own_transactions_lacks_them(mine, known, lost):
+    assert mariadb_said(mine, 2).lacks(mariadb_said(known, 3)) is lost
+
+
+def test_a_writer_of_mysql_lacks_what_it_said_itself():
+    """A reader may have a transaction before the writer shows it, so only the writer's own earlier word counts."""
+    assert mysql(f"{A}:1-5", own=A).lacks(mysql(f"{A}:1-6", own=A))
+    assert not mysql(f"{A}:1-5", own=A).lacks(mysql(f"{A}:1-6", own=B))
+    assert not mysql(f"{A}:1-6", own=A).lacks(mysql(f"{A}:1-5", own=A))
+    assert not mysql(f"{A}:1-5").lacks(mysql(f"{A}:1-6"))
+
+
+def test_only_the_writer_itself_resumes():
+    assert mariadb_said("", 2).resumes(mariadb_said("0-2-150", 2))
+    assert not mariadb_said("", 3).resumes(mariadb_said("0-2-150", 2))
+    assert not mariadb_said("").resumes(mariadb_said("0-2-150"))
+    assert not mysql(f"{A}:1", own=A).resumes(mysql(f"{A}:1", own=A))
+
+
+@pytest.mark.parametrize("kind", [GtidSet, MariadbGtid, WalPosition])
+def test_what_a_position_reaches_has_nothing_to_do_with_epochs(kind):
+    less, more = {GtidSet: (f"{A}:1-5", f"{A}:1-6"), MariadbGtid: ("0-1-5", "0-1-6"), WalPosition: ("0/5", "0/6")}[kind]
+    assert kind.parse(f"1:{more}").reaches(kind.parse(f"2:{less}"))
+    assert not kind.parse(f"1:{less}").reaches(kind.parse(f"1:{more}"))
+    for stranger in (WalPosition(1, 0), GtidSet(1), MariadbGtid(1)):
+        if type(stranger) is not kind:
+            assert not kind.parse(f"1:{more}").reaches(stranger)
+            assert not kind.parse(f"1:{more}").lacks(stranger)
+            assert not kind.parse(f"1:{more}").resumes(stranger)
+            assert kind.parse(f"1:{more}").placed(stranger) == kind.parse(f"1:{more}")

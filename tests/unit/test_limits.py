@@ -9,10 +9,23 @@ import threading
 import time
 
 import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.pool import NullPool
 
 from aurora_router.core import events
 from aurora_router.core.budget import FLOOR, SECONDS
-from aurora_router.limits import Places, Repeats
+from aurora_router.dialect_patches import limit_connects
+from aurora_router.limits import Place, Places, Repeats
+from tests.interruptions import interrupted_at_each_line
+
+
+@pytest.fixture(autouse=True)
+def _quick_collections():
+    """Have the collector pass over what was there before: it is called very often here."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def until(condition):
@@ -27,36 +40,37 @@ class Waiter:
 
     def __init__(self, places: Places, timeout: float = 30.0) -> None:
         self.got: bool | None = None
+        self.place = Place(places)
         before = places.waiting
-        self.thread = threading.Thread(target=self._take, args=(places, timeout))
+        self.thread = threading.Thread(target=self._take, args=(timeout,))
         self.thread.start()
         until(lambda: places.waiting == before + 1 or self.got is not None)
 
-    def _take(self, places: Places, timeout: float) -> None:
-        self.got = places.take(timeout)
+    def _take(self, timeout: float) -> None:
+        self.got = self.place.take(timeout)
 
 
-class Borrower:
-    """Who has a place, and is forgotten with it."""
-
-    def __init__(self, places: Places) -> None:
-        self.places, self.itself = places, self
-
-    def __del__(self) -> None:
-        self.places.give_back()
+def taken(places: Places, count: int) -> list[Place]:
+    """So many places that were free."""
+    found = [Place(places) for _ in range(count)]
+    assert all(place.take(0) for place in found)
+    return found
 
 
-def test_the_collector_may_give_a_place_back_while_another_one_is_given_back():
+def test_a_place_can_be_released_by_gc_during_a_release():
+    """The garbage collector may give a place back while another one is given back."""
     thresholds = gc.get_threshold()
     for allocations in range(1, 41):
         places = Places(2)
-        assert places.take(0)
-        assert places.take(0)
-        waiter = Waiter(places)
+        (mine,) = taken(places, 1)
+        waiting = []
+        owner = [taken(places, 1)]
+        owner.append(owner)  # only the collector will find it
+        waiting = [Waiter(places)]
         gc.collect()
         gc.disable()
-        Borrower(places)
-        giving = threading.Thread(target=places.give_back, daemon=True)
+        del owner
+        giving = threading.Thread(target=mine.give_back, daemon=True)
         gc.set_threshold(allocations)
         gc.enable()
         try:
@@ -65,8 +79,8 @@ def test_the_collector_may_give_a_place_back_while_another_one_is_given_back():
             assert not giving.is_alive()
         finally:
             gc.set_threshold(*thresholds)
-        waiter.thread.join(10)
-        assert waiter.got
+        waiting[0].thread.join(10)
+        assert waiting[0].got
         gc.collect()
         assert places.crowd == 1
 
@@ -74,79 +88,143 @@ def test_the_collector_may_give_a_place_back_while_another_one_is_given_back():
 def test_a_free_place_is_had_at_once_and_the_crowd_is_known():
     places = Places(2)
     assert places.crowd == 0
-    assert places.take(0)
-    assert places.take(0)
+    first, _second = taken(places, 2)
     assert places.crowd == 2
-    assert not places.take(0)
-    places.give_back()
+    another = Place(places)
+    assert not another.take(0)
+    assert not another.taken
+    first.give_back()
+    first.give_back()
     assert places.crowd == 1
-    assert places.take(0)
+    assert another.take(0)
+    assert another.taken
 
 
 def test_there_can_be_places_without_end():
     places = Places(math.inf)
-    assert all(places.take(0) for _ in range(100))
-    places.give_back()
-    assert places.take(0)
-    assert places.crowd == 0, "who counts nothing knows of no crowd"
+    crowd = taken(places, 100)
+    places.turn_away()
+    crowd[0].give_back()
+    assert crowd[0].take(0)
+    assert (places.crowd, places.waiting) == (0, 0), "who counts nothing knows of no crowd"
 
 
 def test_who_came_first_is_served_first():
     places = Places(1)
-    places.take(0)
+    (held,) = taken(places, 1)
     waiters = [Waiter(places) for _ in range(4)]
     assert places.crowd == 5
     for turn, waiter in enumerate(waiters):
-        places.give_back()
+        held.give_back()
         waiter.thread.join(10)
+        held = waiter.place
         assert [w.got for w in waiters] == [True] * (turn + 1) + [None] * (3 - turn)
-        assert not places.take(0), "nor does one that comes later get in between"
-    places.give_back()
+        assert not Place(places).take(0), "nor does one that comes later get in between"
+    held.give_back()
     assert places.crowd == 0
 
 
 def test_who_waits_in_vain_leaves_the_queue():
     places = Places(1)
-    places.take(0)
-    assert not places.take(0.01)
+    (held,) = taken(places, 1)
+    assert not Place(places).take(0.01)
     assert places.waiting == 0
-    places.give_back()
-    assert places.take(0)
+    held.give_back()
+    assert Place(places).take(0)
 
 
-def test_who_waits_can_be_turned_away_and_those_who_come_later_wait():
+def test_waiting_callers_can_be_turned_away():
+    """Waiting callers can be turned away, and those that come later wait as usual."""
     places = Places(1)
     places.turn_away()
-    places.take(0)
+    (held,) = taken(places, 1)
     waiters = [Waiter(places) for _ in range(3)]
     places.turn_away()
+    held.give_back()  # to nobody: they are over already
     for waiter in waiters:
         waiter.thread.join(10)
     assert [w.got for w in waiters] == [False] * 3
+    assert held.take(0)
     late = Waiter(places)
     assert late.got is None
-    places.give_back()
+    held.give_back()
     late.thread.join(10)
     assert late.got is True
 
 
+def test_a_forked_child_begins_with_all_places_free():
+    places = Places(1)
+    (of_the_parent,) = taken(places, 1)
+    places.forked()
+    assert places.crowd == 0
+    (mine,) = taken(places, 1)
+    of_the_parent.give_back()
+    assert not Place(places).take(0)
+    assert mine.taken
+
+
 def test_a_signal_while_waiting_costs_no_place():
     places = Places(1)
-    places.take(0)
+    (held,) = taken(places, 1)
 
     def interrupt(*_: object) -> None:
-        places.give_back()  # the place is ours at the very moment when we are interrupted
+        held.give_back()  # the place is ours at the very moment when we are interrupted
         raise KeyboardInterrupt
 
     usual = signal.signal(signal.SIGALRM, interrupt)
+    mine = Place(places)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         with pytest.raises(KeyboardInterrupt):
-            places.take(30)
+            mine.take(30)
     finally:
         signal.signal(signal.SIGALRM, usual)
     assert places.crowd == 0
-    assert places.take(0)
+    assert mine.take(0)
+
+
+def test_an_exception_at_any_line_costs_no_place_and_no_call():
+    """Wherever an exception comes between taking a place and giving it back, the place is free again, and who waits gets it."""
+    places = Places(2)
+
+    def work() -> None:
+        place = Place(places)
+        try:
+            assert place.take(0)
+        finally:
+            place.give_back()
+
+    for _ in interrupted_at_each_line(work, "limits.py"):
+        assert places.crowd == 0
+
+    def hand_over() -> None:
+        (mine, other) = taken(places, 2)
+        waiting.append(Waiter(places, timeout=5.0))
+        mine.give_back()
+        other.give_back()
+
+    waiting: list[Waiter] = []
+    for _ in interrupted_at_each_line(hand_over, "limits.py"):
+        while waiting:
+            waiter = waiting.pop()
+            waiter.thread.join(10)
+            assert waiter.got is True
+            del waiter
+        until(lambda: gc.collect() >= 0 and places.crowd == 0)  # a waiter that was not noted down comes to its end, too
+
+
+def test_an_exception_at_any_line_of_a_connect_costs_no_turn():
+    """Wherever an exception out of a signal handler comes while a connection is made, its turn to connect is not lost."""
+    engine = create_engine("sqlite://", poolclass=NullPool)
+    places = Places(1)
+    limit_connects(engine, places, 1.0)
+
+    def work() -> None:
+        engine.dialect.connect(":memory:").close()
+
+    for _ in interrupted_at_each_line(work, "limits.py", "dialect_patches.py"):
+        assert places.crowd == 0
+    work()
 
 
 def test_many_threads_never_have_more_places_than_there_are():
@@ -157,14 +235,15 @@ def test_many_threads_never_have_more_places_than_there_are():
     def work() -> None:
         nonlocal inside, most
         for _ in range(50):
-            assert places.take(30)
+            place = Place(places)
+            assert place.take(30)
             with lock:
                 inside += 1
                 most = max(most, inside)
             time.sleep(0)
             with lock:
                 inside -= 1
-            places.give_back()
+            place.give_back()
 
     threads = [threading.Thread(target=work) for _ in range(12)]
     for thread in threads:

@@ -33,7 +33,8 @@ def test_a_response_with_a_token_is_nobodys_but_its_clients(given: str, made: st
     assert private(given) == made
 
 
-def test_of_several_cache_control_headers_one_is_made_and_those_for_a_cdn_alone_are_left_out() -> None:
+def test_cache_control_headers_are_merged_without_cdn_ones() -> None:
+    """Several Cache-Control headers become one that is private, and headers for a CDN alone are left out."""
     headers = [
         ("Cache-Control", "public"),
         ("content-type", "text/plain"),

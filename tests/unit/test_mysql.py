@@ -10,18 +10,21 @@ import types
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pymysql
 import pytest
 from pymysql.constants import SERVER_STATUS
 from sqlalchemy import create_engine, make_url
+from sqlalchemy.engine.default import DefaultDialect
 
 from aurora_router.core.failures import Failure
 from aurora_router.core.gtid import GtidSet, MariadbGtid
 from aurora_router.core.topology import Role, Server, ServerId, Silence
 from aurora_router.errors import WrongServer
-from aurora_router.servers import Mode, Unsuitable, mysql
+from aurora_router.servers import Mode, Unsuitable, mysql, postgresql
 from aurora_router.servers.mysql import explain_refusal, failure, is_busy, parse_functions, parse_identity, parse_version
+from tests.interruptions import interrupted_at_each_line
 
 MARIADB = ("10.11.6-MariaDB-0+deb12u1", 1)
 MYSQL = ("8.4.0", 0)
@@ -110,7 +113,8 @@ def test_a_server_says_which_of_the_two_it_is(row, found):
         (MYSQL, r"something on the way to MySQL 8.4.0 drops version comments"),
     ],
 )
-def test_a_server_that_is_too_old_or_does_not_say_who_it_is_is_unsuitable_and_the_error_says_why(row, said):
+def test_an_unsuitable_server_error_says_why(row, said):
+    """A server that is too old, or does not say who it is, is unsuitable, and the error says why."""
     with pytest.raises(Unsuitable, match=said):
         parse_identity((*row, 3306, 0, 0))
 
@@ -124,7 +128,8 @@ def test_a_server_that_is_too_old_or_does_not_say_who_it_is_is_unsuitable_and_th
         (MYSQL, (GROUP, UUID, STARTED), ServerId(GROUP, UUID, 3306, f"{STARTED}/{UUID}")),
     ],
 )
-def test_an_identity_is_the_domain_or_the_group_and_the_servers_own_name_and_start(version, said, identity):
+def test_an_identity_is_the_domain_or_group_name_and_start(version, said, identity):
+    """An identity is the domain or the group with the server's own name and start."""
     assert parse_identity((*version, *said, 3306, 0, 0)) == (identity, Role.WRITER)
 
 
@@ -142,12 +147,13 @@ def test_a_server_that_is_read_only_is_a_reader(read_only, of_innodb, role):
     assert parse_identity((*MARIADB, 0, 3, STARTED, 3306, read_only, of_innodb))[1] is role
 
 
-def test_a_fresh_connection_to_a_reader_is_guarded_and_one_to_the_writer_is_not():
+def test_a_new_connection_to_a_reader_is_set_read_only():
+    """A new connection to a reader is guarded by a read-only session, and one to the writer is not."""
     identity = ServerId("mariadb-0", "3", 3306, f"{STARTED}/3")
     ask = asking(("gtid_domain_id", (*MARIADB, 0, 3, STARTED, 3306, 0, 0)))
-    assert mysql.greet(None, ask) == (identity, Role.WRITER)
+    assert mysql.greet(None, ask, None) == (identity, Role.WRITER, False)
     ask = asking(("gtid_domain_id", (*MARIADB, 0, 3, STARTED, 3306, 1, 0)), ("SET SESSION TRANSACTION READ ONLY", []))
-    assert mysql.greet(None, ask) == (identity, Role.READER)
+    assert mysql.greet(None, ask, None) == (identity, Role.READER, False)
 
 
 def test_a_connection_that_is_to_write_is_guarded_no_longer():
@@ -157,13 +163,15 @@ def test_a_connection_that_is_to_write_is_guarded_no_longer():
 # -- MariaDB ------------------------------------------------------------------------------------------------------
 
 
-def test_a_writer_of_mariadb_is_as_far_as_its_log_in_the_epoch_that_its_first_transaction_began():
+def test_a_mariadb_writers_position_comes_from_its_log():
+    """The position of a MariaDB writer is the end of its log, in the epoch that its first transaction began."""
     found = mysql.probe(mariadb(current="0-3-12", state="0-1-10,0-3-12"), asynchronous_commits=False)
     identity = ServerId("mariadb-0", "3", 3306, f"{STARTED}/3")
     assert found == Server(identity, Role.WRITER, 11, MariadbGtid(11, ((0, 3, 12),)), None, "repeatable read")
 
 
-def test_a_reader_of_mariadb_is_as_far_as_it_has_replayed_and_its_word_for_the_epoch_counts_for_its_position_only():
+def test_a_mariadb_readers_epoch_counts_only_for_its_position():
+    """A MariaDB reader's position is what it has replayed, and its epoch counts only for that position."""
     ask = mariadb(read_only=1, current="0-3-13", replayed="0-2-12", state="0-1-10,0-2-12", channels=[RUNS])
     found = mysql.probe(ask, asynchronous_commits=False)
     assert (found.role, found.epoch, found.position) == (Role.READER, 0, MariadbGtid(11, ((0, 2, 12),)))
@@ -171,20 +179,71 @@ def test_a_reader_of_mariadb_is_as_far_as_it_has_replayed_and_its_word_for_the_e
 
 
 @pytest.mark.parametrize(("running", "own"), [("Yes", False), ("No", True)])
-def test_a_server_that_accepts_writes_and_replicates_as_well_is_not_taken_for_a_promoted_one(running, own):
+def test_a_writable_replica_is_not_taken_for_a_promoted_one(running, own):
+    """A server that accepts writes while it replicates is not taken for a promoted one."""
     found = mysql.probe(mariadb(channels=[{**RUNS, "Slave_SQL_Running": running}]), asynchronous_commits=False)
     assert (found.role, found.position.own) == (Role.WRITER, 3 if own else -1)
     found = mysql.probe(oracle(channels=[{**NEWER, "Replica_SQL_Running": running}]), asynchronous_commits=False)
     assert (found.role, found.position.own) == (Role.WRITER, UUID if own else "")
 
 
-def test_a_transaction_that_a_reader_has_made_itself_deposes_no_writer():
+def test_a_readers_own_transaction_deposes_no_writer():
+    """A transaction that a reader has made itself deposes no writer."""
     ask = mariadb(read_only=1, current="", replayed="0-1-52", state="0-1-52,0-3-51", channels=[RUNS])
     assert mysql.probe(ask, asynchronous_commits=False).epoch == 0
 
 
 def test_a_writer_without_a_binary_log_has_no_position():
     assert mysql.probe(mariadb(logs=0, state=None), asynchronous_commits=False).position is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({}, ""),
+        ({"Replicate_Ignore_Table": "", "Replicate_Do_DB": None}, ""),
+        ({"Replicate_Ignore_Table": "app.logs"}, "Replicate_Ignore_Table: app.logs"),
+        ({"Replicate_Do_DB": "app", "Replicate_Rewrite_DB": "a->b"}, "Replicate_Do_DB: app; Replicate_Rewrite_DB: a->b"),
+        ({"Replicate_Wild_Do_Table": "app.%"}, "Replicate_Wild_Do_Table: app.%"),
+        ({"Replicate_Ignore_Domain_Ids": "(5)"}, "Replicate_Ignore_Domain_Ids: (5)"),
+        ({"Replicate_Ignore_Table": "mysql.plugin,innodb_memcache.config_options", "Replicate_Ignore_DB": "mysql, sys"}, ""),
+        ({"Replicate_Wild_Ignore_Table": "mysql.%, other.%"}, "Replicate_Wild_Ignore_Table: other.%"),
+        ({"Replicate_Do_DB": "mysql"}, "Replicate_Do_DB: mysql"),
+    ],
+)
+def test_a_reader_with_replication_filters_says_so(settings, why):
+    """A position says nothing of what a reader was told to leave out, but for the servers' own schemas."""
+    ask = mariadb(read_only=1, channels=[{**RUNS, **settings}])
+    found = mysql.probe(ask, asynchronous_commits=False)
+    assert found.unproven == (f"it replicates a part of the writer's log only ({why})" if why else "")
+    assert found.position is not None
+
+
+@pytest.mark.parametrize(
+    ("server", "show"),
+    [(MARIADB, "SHOW MASTER STATUS"), (("8.0.36", 0), "SHOW MASTER STATUS"), (("8.2.0", 0), "SHOW BINARY LOG STATUS")],
+)
+def test_what_a_writer_leaves_out_of_its_log_is_known(server, show):
+    def log(do, ignore):
+        return asking(("@@version", server), (show, [{"File": "b.1", "Binlog_Do_DB": do, "Binlog_Ignore_DB": ignore}]))
+
+    assert mysql.omissions(log("", "")) == mysql.omissions(log("", "mysql")) == ""
+    assert mysql.omissions(log("", "other,mysql")).endswith("(Binlog_Ignore_DB: other)")
+    assert mysql.omissions(log("app", "")).endswith("(Binlog_Do_DB: app)")
+    assert mysql.omissions(asking(("@@version", server), (show, []))) == "", "it has no log"
+
+
+def test_a_log_that_may_not_be_asked_for_is_taken_for_whole():
+    def ask(sql):
+        if "SHOW" in sql:
+            raise pymysql.OperationalError(number, "no")
+        return (), [MARIADB]
+
+    number = 1227
+    assert mysql.omissions(ask) == ""
+    number = 2013
+    with pytest.raises(pymysql.OperationalError):
+        mysql.omissions(ask)
 
 
 # -- MySQL --------------------------------------------------------------------------------------------------------
@@ -196,20 +255,23 @@ def test_a_server_of_mysql_is_as_far_as_what_it_has_executed():
     assert (found.role, found.epoch, found.position.own, found.isolation) == (Role.WRITER, 1, UUID, "repeatable read")
 
 
-def test_a_server_of_mysql_says_when_it_was_told_to_accept_writes():
+def test_a_mysql_server_says_when_it_became_writable():
+    """A MySQL server says when it was told to accept writes."""
     for opened, said in ((None, 0.0), (Decimal("1795703689.289830"), 1795703689.28983)):
         assert mysql.probe(oracle(opened=opened), asynchronous_commits=False).position.opened == said
 
 
 @pytest.mark.parametrize("mode", ["OFF", "OFF_PERMISSIVE", "ON_PERMISSIVE"])
-def test_where_not_all_transactions_have_a_gtid_there_is_no_position(mode):
+def test_without_gtids_for_all_transactions_no_position(mode):
+    """There is no position if not all transactions have a GTID."""
     assert mysql.probe(oracle(mode=mode), asynchronous_commits=False).position is None
 
 
 @pytest.mark.parametrize(
     ("version", "show", "channel"), [("8.0.21", "SLAVE", RUNS), ("8.0.22", "REPLICA", NEWER), ("8.4.0", "REPLICA", NEWER)]
 )
-def test_a_reader_is_asked_for_its_replication_in_the_words_of_its_version(version, show, channel):
+def test_replication_is_asked_in_the_words_of_the_version(version, show, channel):
+    """A reader is asked for its replication in the words of its version."""
     found = mysql.probe(oracle(read_only=1, version=version, show=show, channels=[channel]), asynchronous_commits=False)
     assert (found.role, found.lag, found.stopped) == (Role.READER, 0.0, "")
 
@@ -225,13 +287,15 @@ def test_a_reader_is_asked_for_its_replication_in_the_words_of_its_version(versi
         (1, [(UUID, "ONLINE"), (OTHER, "UNREACHABLE")], Role.READER, "most of its group cannot be reached"),
     ],
 )
-def test_a_member_of_a_group_is_used_while_it_is_online_and_most_others_can_be_reached(read_only, members, role, stopped):
+def test_a_group_member_needs_to_be_online_in_a_majority(read_only, members, role, stopped):
+    """A member of a group is used while it is online and most of the others can be reached."""
     found = mysql.probe(oracle(read_only=read_only, group=GROUP, members=members), asynchronous_commits=False)
     assert (found.role, found.stopped) == (role, stopped)
     assert found.position.own == GROUP
 
 
-def test_a_group_with_several_writers_is_unsuitable_and_the_error_says_what_to_do():
+def test_a_group_with_several_writers_is_unsuitable():
+    """A group with several writers is unsuitable, and the error says what to do."""
     members = [(UUID, "ONLINE", "PRIMARY"), (OTHER, "ONLINE", "PRIMARY")]
     with pytest.raises(
         Unsuitable, match="has several writers, and may have one only: group_replication_switch_to_single_primary"
@@ -241,7 +305,8 @@ def test_a_group_with_several_writers_is_unsuitable_and_the_error_says_what_to_d
     assert found.role is Role.WRITER
 
 
-def test_between_equals_a_member_of_the_group_is_newer_than_one_that_has_left_it_and_accepts_writes():
+def test_a_group_member_is_newer_than_one_that_left():
+    """Between equals, a member of the group is newer than a server that has left it and accepts writes."""
     executed = f"{GROUP}:1-5"
     left = mysql.probe(oracle(group=GROUP, executed=executed, members=[(UUID, "OFFLINE")]), asynchronous_commits=False)
     member = mysql.probe(oracle(group=GROUP, executed=executed, members=[(UUID, "ONLINE")]), asynchronous_commits=False)
@@ -250,12 +315,14 @@ def test_between_equals_a_member_of_the_group_is_newer_than_one_that_has_left_it
     assert not left.position.outdoes(member.position)
 
 
-def test_a_writer_whose_group_cannot_be_reached_can_commit_nothing_and_is_unsuitable():
+def test_a_writer_without_its_groups_majority_is_unsuitable():
+    """A writer whose group cannot be reached can commit nothing, so it is unsuitable."""
     with pytest.raises(Unsuitable, match="accepts writes, but most of its group cannot be reached"):
         mysql.probe(oracle(group=GROUP, members=[(UUID, "ONLINE"), (OTHER, "UNREACHABLE")]), asynchronous_commits=False)
 
 
-def test_a_reader_that_shares_the_writers_storage_replicates_from_nobody_and_is_used():
+def test_a_reader_on_shared_storage_needs_no_replication():
+    """A reader that shares the writer's storage replicates from nobody and is used."""
     ask = asking(
         ("gtid_executed", ("8.0.28", 0, None, UUID, STARTED, 3306, 0, 1, "", "OFF_PERMISSIVE", None, "REPEATABLE-READ")),
         ("SHOW REPLICA STATUS", []),
@@ -265,7 +332,8 @@ def test_a_reader_that_shares_the_writers_storage_replicates_from_nobody_and_is_
 
 
 @pytest.mark.parametrize("members", [[("", "OFFLINE")], []])
-def test_a_server_that_has_left_its_group_is_asked_for_its_replication(members):
+def test_a_server_that_left_its_group_is_asked_for_replication(members):
+    """A server that has left its group is asked for its replication."""
     ask = oracle(read_only=1, group=GROUP, members=members, channels=[{**NEWER, "Replica_SQL_Running": "No"}])
     assert "SQL thread" in mysql.probe(ask, asynchronous_commits=False).stopped
 
@@ -287,9 +355,8 @@ def test_a_server_that_has_left_its_group_is_asked_for_its_replication(members):
         ({"Slave_IO_Running": "Connecting", "Exec_Master_Log_Pos": 8, "Seconds_Behind_Master": 2}, 3.0),
     ],
 )
-def test_a_reader_that_has_replayed_what_it_received_is_not_behind_and_others_may_be_a_second_more_than_they_say(
-    said, changes, lag
-):
+def test_lag_is_zero_when_caught_up_and_else_rounded_up(said, changes, lag):
+    """A reader that has replayed all it received has no lag; others may be a second later than they say."""
     if said is NEWER:
         changes = {name.replace("Slave", "Replica").replace("Master", "Source"): value for name, value in changes.items()}
     assert mysql.parse_replicas([{**said, **changes}]) == (lag, "")
@@ -313,7 +380,8 @@ def test_a_reader_of_several_sources_is_as_late_as_the_latest():
     assert mysql.parse_replicas([RUNS, unknown]) == (None, "")
 
 
-def test_a_reader_that_does_not_replay_says_why_and_shows_nothing_of_the_data():
+def test_a_stopped_replica_says_why_without_showing_data():
+    """A reader that does not replay says why and shows nothing of the data."""
     lag, stopped = mysql.parse_replicas(
         [RUNS, {**RUNS, "Slave_SQL_Running": "No", "Last_SQL_Errno": 1062, "Last_SQL_Error": "s3cr3t"}]
     )
@@ -324,7 +392,8 @@ def test_a_reader_that_does_not_replay_says_why_and_shows_nothing_of_the_data():
     assert mysql.parse_replicas([]) == (None, "it replicates from nobody")
 
 
-def test_a_function_is_a_read_by_its_name_where_it_declares_to_be_one_in_every_schema():
+def test_a_function_is_a_read_if_it_is_one_in_every_schema():
+    """A function counts as a read by its bare name if it declares to be one in every schema."""
     rows = [("Shop", "F", "READS SQL DATA"), ("crm", "f", "NO SQL"), ("shop", "g", "NO SQL"), ("crm", "g", "CONTAINS SQL"),
             ("shop", "h", "MODIFIES SQL DATA")]  # fmt: skip
     assert parse_functions(rows) == {"f", "shop.f", "crm.f", "shop.g"}
@@ -352,6 +421,7 @@ def test_a_function_is_a_read_by_its_name_where_it_declares_to_be_one_in_every_s
         (3101, "Plugin instructed the server to rollback the current transaction", False, Failure.SERIALIZATION),
         (1213, "Deadlock found when trying to get lock", False, Failure.DEADLOCK),
         (1412, "Table definition has changed, please retry transaction", False, Failure.CONFLICT),
+        (1615, "Prepared statement needs to be re-prepared", False, Failure.OUTDATED),
         (1040, "Too many connections", False, Failure.BUSY),
         (1203, "User app already has more than 'max_user_connections' active connections", False, Failure.BUSY),
         (2003, "Can't connect to MySQL server", False, Failure.CONNECT),
@@ -375,12 +445,22 @@ def test_a_function_is_a_read_by_its_name_where_it_declares_to_be_one_in_every_s
         (1021, "Disk full", False, Failure.BROKEN),
         (1317, "Query execution was interrupted", False, Failure.OTHER),
         (3024, "Query execution was interrupted, maximum statement execution time exceeded", False, Failure.OTHER),
-        (1062, "Duplicate entry", False, Failure.OTHER),
+        (1062, "Duplicate entry", False, Failure.CONSTRAINT),
+        (1451, "Cannot delete or update a parent row", False, Failure.CONSTRAINT),
+        (1452, "Cannot add or update a child row", False, Failure.CONSTRAINT),
+        (1048, "Column cannot be null", False, Failure.CONSTRAINT),
+        (1364, "Field doesn't have a default value", False, Failure.CONSTRAINT),
+        (1264, "Out of range value for column", False, Failure.CONSTRAINT),
+        (1690, "BIGINT UNSIGNED value is out of range", False, Failure.CONSTRAINT),
+        (1369, "CHECK OPTION failed", False, Failure.CONSTRAINT),
+        (1644, "a trigger's own words", False, Failure.CONSTRAINT),
+        (1064, "You have an error in your SQL syntax", False, Failure.OTHER),
         (None, "something else", False, Failure.OTHER),
     ],
 )
 def test_driver_errors_stand_for_the_failure_that_they_are(code, message, disconnected, kind):
     assert failure(code, message, disconnected=disconnected) is kind
+    assert message in mysql.words(pymysql.OperationalError(code, message))
 
 
 @pytest.mark.parametrize(
@@ -411,6 +491,8 @@ def test_some_errors_are_only_met_while_connecting():
         (1049, "Unknown database 'shop'", "misconfigured", "check the database name"),
         (1044, "Access denied for user to database 'shop'", "misconfigured", "check the database name"),
         (1130, "Host '10.0.0.9' is not allowed to connect", "misconfigured", "allow this host"),
+        (1184, "Aborted connection 11 (init_connect command failed)", "misconfigured", "correct init_connect on the server"),
+        (1298, "Unknown or incorrect time zone: '...'", "misconfigured", "check init_command"),
         (1227, "Access denied; you need (at least one of) the SLAVE MONITOR", "misconfigured", "REPLICATION CLIENT on MySQL"),
         (1142, "SELECT command denied", "misconfigured", "performance_schema.replication_group_members"),
         (2026, "SSL connection error", "misconfigured", "check the ssl options"),
@@ -424,7 +506,8 @@ def test_some_errors_are_only_met_while_connecting():
         (None, "waited in vain for a turn to connect", "refused", "in vain"),
     ],
 )
-def test_a_refused_probe_says_in_words_what_to_do_and_whether_trying_again_can_help(code, message, silence, advice):
+def test_a_refused_probe_says_what_to_do_and_if_retry_helps(code, message, silence, advice):
+    """The message of a refused probe says what to do, and its kind says whether trying again can help."""
     kind, words = explain_refusal(code, message)
     assert kind is Silence(silence)
     assert advice in words
@@ -482,13 +565,15 @@ class Database:
         (None, "aurora_router_commits"),
     ],
 )
-def test_a_transaction_is_signed_in_the_database_of_the_url_whatever_it_has_used_since(db, table):
+def test_a_transaction_is_signed_in_the_database_of_the_url(db, table):
+    """A transaction is signed in the database of the URL, whatever database it has used since."""
     database = Database(db)
     assert mysql.sign(database, UUID) == ""
     assert database.sent == [f"INSERT INTO {table} (id) VALUES ('{UUID}')"]
 
 
-def test_a_transaction_that_the_server_has_rolled_back_is_not_signed():
+def test_an_aborted_transaction_is_not_signed():
+    """A transaction that the server has rolled back is not signed."""
     database = Database("app")
     database.aborted_by = pymysql.OperationalError(1213, "Deadlock found")
     with pytest.raises(pymysql.OperationalError, match="Deadlock"):
@@ -516,7 +601,7 @@ def test_a_table_may_be_missing_and_so_may_the_database():
     ],
 )
 def test_a_connection_is_encrypted_unless_the_user_says_how(query, encrypted):
-    assert mysql.encrypted(query) == encrypted
+    assert mysql.encrypted(query, {}) == encrypted
     options = create_engine("mysql+pymysql://h").dialect.create_connect_args(make_url("mysql+pymysql://h").set(query=encrypted))[
         1
     ]
@@ -608,7 +693,9 @@ def connected(peer: Peer, connecting=lambda _: contextlib.nullcontext(), **optio
     return dialect.connect(*arguments, **{**given, "ssl_disabled": True, **options})
 
 
-def test_neither_commit_nor_rollback_is_sent_where_nothing_has_happened(peer: Peer) -> None:
+def test_no_commit_or_rollback_is_sent_if_nothing_happened(peer: Peer) -> None:
+    """Neither COMMIT nor ROLLBACK is sent if nothing has happened since the last one."""
+    peer.answers["SELECT 1"] = rows(b"1")
     connection = connected(peer)
     peer.heard.clear()
     for end in (connection.rollback, connection.commit):
@@ -621,7 +708,24 @@ def test_neither_commit_nor_rollback_is_sent_where_nothing_has_happened(peer: Pe
         peer.heard.clear()
 
 
-def test_in_autocommit_only_a_transaction_that_somebody_has_begun_is_ended(peer: Peer) -> None:
+def test_a_setting_begins_no_transaction(peer: Peer) -> None:
+    """An answer without rows says whether a transaction is open: after a SET none is, and nothing is sent to end it."""
+    peer.answers["INSERT"] = packet(1, b"\0\1\0" + SERVER_STATUS.SERVER_STATUS_IN_TRANS.to_bytes(2, "little") + b"\0\0")
+    connection = connected(peer)
+    peer.heard.clear()
+    for end in (connection.rollback, connection.commit):
+        connection.query("SET NAMES utf8mb4")
+        end()
+        assert peer.heard == ["SET NAMES utf8mb4"]
+        connection.query("INSERT")
+        connection.query("SET NAMES utf8mb4")
+        end()
+        assert peer.heard[-1] == end.__name__.upper()
+        peer.heard.clear()
+
+
+def test_autocommit_ends_only_a_transaction_that_was_begun(peer: Peer) -> None:
+    """In autocommit only a transaction that somebody has begun is ended."""
     connection = connected(peer, autocommit=True)
     peer.heard.clear()
     connection.query("SELECT 1")
@@ -642,6 +746,207 @@ def test_results_that_were_not_read_may_have_begun_a_transaction(peer: Peer) -> 
     assert peer.heard[-1] == "COMMIT"
 
 
+COLUMN = b"\x03def\0\0\0\x01n\x01n\x0c\x3f\0\x0b\0\0\0\x03\0\0\0\0\0"
+END = b"\xfe\0\0\2\0"
+
+
+def rows(*values: bytes) -> bytes:
+    """A result of one column of numbers."""
+    payloads = (b"\x01", COLUMN, END, *(bytes([len(value)]) + value for value in values), END)
+    return b"".join(packet(number, payload) for number, payload in enumerate(payloads, 1))
+
+
+def test_a_stream_that_is_closed_is_read_when_it_is_in_the_way(peer: Peer) -> None:
+    """Its rows are left unread, and read without a warning when the connection is to send something else."""
+    peer.answers["SELECT n"] = rows(b"1", b"2", b"3")
+    connection = connected(peer, autocommit=True)
+    stream = connection.cursor(pymysql.cursors.SSCursor)
+    stream.execute("SELECT n")
+    assert stream.fetchone() == (1,)
+    assert mysql.blocks(connection)
+    stream.close()
+    stream.close()
+    assert mysql.blocks(connection)
+    connection.query("DO 0")
+    assert not mysql.blocks(connection)
+    assert peer.heard[-1] == "DO 0"
+
+
+def test_a_stream_ends_in_an_error_when_its_connection_does(peer: Peer) -> None:
+    """Rows that were never read do not look like the end of the stream, and nothing waits for them."""
+    peer.answers["SELECT n"] = rows(b"1", b"2", b"3")
+    connection = connected(peer)
+    stream = connection.cursor(pymysql.cursors.SSCursor)
+    stream.execute("SELECT n")
+    assert stream.fetchone() == (1,)
+    connection.close()
+    with pytest.raises(pymysql.InterfaceError):
+        stream.fetchone()
+    stream.close()
+
+
+def test_a_stream_that_was_read_to_its_end_is_in_nobodys_way(peer: Peer) -> None:
+    """Nothing is left of it, nor of an ordinary result."""
+    peer.answers["SELECT n"] = rows(b"1", b"2")
+    connection = connected(peer)
+    stream = connection.cursor(pymysql.cursors.SSCursor)
+    stream.execute("SELECT n")
+    assert list(stream) == [(1,), (2,)]
+    assert not mysql.blocks(connection)
+    stream.close()
+    plain = connection.cursor()
+    plain.execute("SELECT n")
+    assert plain.fetchall() == ((1,), (2,))
+    assert not mysql.has_leftovers(connection)
+
+
+def read_in_pieces(connection: Any) -> None:
+    with connection.cursor(pymysql.cursors.SSCursor) as stream:
+        stream.execute("SELECT secret")
+        assert list(stream) == [(1,), (2,)]
+
+
+def read_what_was_left(connection: Any) -> None:
+    stream = connection.cursor(pymysql.cursors.SSCursor)
+    stream.execute("SELECT secret")
+    stream.close()
+    connection.query("DO 0")
+
+
+def read_several(connection: Any) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("CALL p()")
+        while cursor.nextset():
+            pass
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of PyMySQL's results that are half made
+@pytest.mark.filterwarnings("ignore:Previous unbuffered result:UserWarning")
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda connection: connection.query("SELECT secret"),
+        read_in_pieces,
+        read_what_was_left,
+        read_several,
+        lambda connection: connection.ping(reconnect=False),
+        lambda connection: connection.select_db("d"),
+        lambda connection: connection.autocommit(not connection.autocommit),
+        lambda connection: connection.show_warnings(),
+        lambda connection: connection.set_character_set("utf8mb4"),
+    ],
+    ids=["rows", "stream", "stream that was left", "several", "ping", "database", "autocommit", "warnings", "names"],
+)
+def test_an_interrupted_answer_is_never_taken_for_another(peer: Peer, work: Callable[[Any], None]) -> None:
+    """An exception between any two steps of a command leaves a connection that gives right answers, or none."""
+    more = SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS | SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT
+    peer.answers["SELECT secret"] = peer.answers["SHOW WARNINGS"] = rows(b"1", b"2")
+    peer.answers["SELECT mine"] = rows(b"3")
+    peer.answers["CALL p()"] = packet(1, OK + more.to_bytes(2, "little") + b"\0\0") + packet(2, OK + b"\2\0" + b"\0\0")
+    connection = connected(peer, autocommit=True)
+    outcomes = set()
+
+    def interrupted() -> None:
+        work(connection)
+
+    interrupted()  # not yet
+    for _ in interrupted_at_each_line(interrupted, "pymysql/connections.py", "servers/mysql_connection.py", each="opcode"):
+        spoilt = mysql.has_leftovers(connection)
+        try:
+            connection.rollback()
+            connection.query("SELECT mine")
+        except pymysql.MySQLError:
+            assert not connection.open
+            connection = connected(peer, autocommit=True)
+        else:
+            assert not spoilt
+            assert connection._result.rows == ((3,),)
+        outcomes.add(spoilt)
+    connection.close()
+    assert outcomes == {False, True}
+
+
+def test_an_unanswered_connection_can_only_be_closed(peer: Peer) -> None:
+    """Whatever is asked of a connection with an unread answer ends in the error of one that is closed."""
+    peer.answers["SELECT n"] = rows(b"1", b"2")
+    more = SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS | SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT
+    peer.answers["CALL p()"] = packet(1, OK + more.to_bytes(2, "little") + b"\0\0") + packet(2, OK + b"\2\0" + b"\0\0")
+
+    def interrupted(text: str, cursor: Any = None) -> tuple[Any, Any]:
+        connection = connected(peer, autocommit=True)
+        asked = connection.cursor(cursor)
+        asked.execute(text)
+        connection.unanswered = True
+        return connection, asked
+
+    connection, cursor = interrupted("CALL p()")
+    with pytest.raises(pymysql.InterfaceError):
+        cursor.nextset()
+    assert not connection.open
+    connection, stream = interrupted("SELECT n", pymysql.cursors.SSDictCursor)
+    with pytest.raises(pymysql.InterfaceError):
+        stream.fetchone()
+    assert not connection.open
+    for end in ("commit", "rollback"):
+        connection, _ = interrupted("SELECT n")
+        assert mysql.has_leftovers(connection)
+        with pytest.raises(pymysql.InterfaceError):
+            mysql.remove_leftovers(connection, asking())
+        with pytest.raises(pymysql.InterfaceError):
+            getattr(connection, end)()
+        assert not connection.open
+    connection.connect()
+    connection.query("SELECT n")
+    assert connection._result.rows == ((1,), (2,))
+    connection.close()
+
+
+def test_rows_that_cannot_be_read_spoil_their_connection(peer: Peer) -> None:
+    """A converter that fails leaves the rows after its own unread; the next statement does not get them."""
+    peer.answers["SELECT n"] = rows(b"x", b"2")
+    connection = connected(peer, autocommit=True)
+    with pytest.raises(ValueError, match="invalid literal"):
+        connection.query("SELECT n")
+    with pytest.raises(pymysql.InterfaceError):
+        connection.query("DO 0")
+
+
+@pytest.mark.parametrize("number", [1, 5])
+def test_an_error_of_the_server_is_a_whole_answer(peer: Peer, number: int) -> None:
+    """After an error, also one amid the rows of a stream, its connection goes on."""
+    error = b"\xff" + (1317).to_bytes(2, "little") + b"#70100interrupted"
+    peer.answers["SELECT n"] = b"".join(
+        packet(n, payload) for n, payload in enumerate([b"\x01", COLUMN, END, b"\x011"][: number - 1], 1)
+    ) + packet(number, error)
+    connection = connected(peer, autocommit=True)
+    stream = connection.cursor(pymysql.cursors.SSCursor)
+    with pytest.raises(pymysql.OperationalError, match="interrupted"):  # noqa: PT012 - either may be told of it
+        stream.execute("SELECT n")
+        stream.fetchall()
+    connection.query("DO 0")
+    peer.answers["COMMIT"] = packet(1, error)
+    connection.query("START TRANSACTION")
+    with pytest.raises(pymysql.OperationalError, match="interrupted"):
+        connection.commit()
+    connection.query("DO 0")
+
+
+def test_a_stream_in_the_way_of_a_statement_is_warned_of(peer: Peer) -> None:
+    """PyMySQL's warning is kept for a stream that somebody reads still."""
+    peer.answers["SELECT n"] = rows(b"1", b"2")
+    connection = connected(peer, cursorclass=pymysql.cursors.SSCursor)
+    stream = connection.cursor()
+    stream.execute("SELECT n")
+    with pytest.warns(UserWarning, match="left incomplete"):
+        connection.query("DO 0")
+    assert stream.fetchone() is None
+    answer = packet(1, b"\xfe\0\0\2\0")  # neither OK nor an error
+    peer.answers["COMMIT"] = answer
+    with pytest.raises(pymysql.OperationalError):
+        connection.commit()
+    assert mysql.has_leftovers(connection)
+
+
 def test_an_error_does_not_say_whether_a_transaction_is_open(peer: Peer) -> None:
     peer.answers["CALL p()"] = packet(1, b"\xff" + (1644).to_bytes(2, "little") + b"#45000no")
     connection = connected(peer, autocommit=True)
@@ -654,7 +959,8 @@ def test_an_error_does_not_say_whether_a_transaction_is_open(peer: Peer) -> None
     assert peer.heard == ["CALL p()", "ROLLBACK", "CALL p()", "COMMIT"]
 
 
-def test_a_transaction_that_the_server_has_rolled_back_on_its_own_is_known_until_it_is_ended(peer: Peer) -> None:
+def test_a_rollback_by_the_server_is_known_until_the_end(peer: Peer) -> None:
+    """A transaction that the server has rolled back on its own is known as such until it is ended."""
     peer.answers["UPDATE"] = packet(1, b"\xff" + (1213).to_bytes(2, "little") + b"#40001Deadlock found")
     peer.answers["INSERT"] = packet(1, b"\xff" + (1062).to_bytes(2, "little") + b"#23000Duplicate entry")
     connection = connected(peer)
@@ -672,9 +978,8 @@ def test_a_transaction_that_the_server_has_rolled_back_on_its_own_is_known_until
 
 
 @pytest.mark.parametrize(("answer", "aborted"), [("1", True), ("0", False), ("", False)])
-def test_a_wait_for_a_lock_that_took_too_long_ends_the_transaction_where_the_server_is_set_so(
-    peer: Peer, answer: str, aborted: bool
-) -> None:
+def test_a_lock_wait_timeout_may_end_the_transaction(peer: Peer, answer: str, aborted: bool) -> None:
+    """A lock wait timeout ends the transaction if the server's setting says so."""
     peer.answers["UPDATE"] = packet(1, b"\xff" + (1205).to_bytes(2, "little") + b"#HY000Lock wait timeout exceeded")
     column = b"\3def\0\0\0\1c\0\x0c\x3f\0" + b"\1\0\0\0" + b"\x08\0\0\0\0\0"
     rows = packet(1, b"\1"), packet(2, column), packet(3, b"\xfe\0\0\2\0"), packet(4, b"\1" + answer.encode())
@@ -688,7 +993,64 @@ def test_a_wait_for_a_lock_that_took_too_long_ends_the_transaction_where_the_ser
     assert not mysql.is_aborted(connection)
 
 
-def test_what_rolls_back_in_a_later_statement_of_a_text_is_known_though_sqlalchemy_only_logs_its_error(peer: Peer) -> None:
+def warnings(*codes: int) -> bytes:
+    """The answer to SHOW WARNINGS."""
+    column = b"\3def\0\0\0\1c\0\x0c\x3f\0" + b"\1\0\0\0" + b"\xfd\0\0\0\0\0"
+    payloads = [b"\3", *[column] * 3, b"\xfe\0\0\2\0", *(b"\1w" + b"\4%d" % code + b"\1m" for code in codes), b"\xfe\0\0\2\0"]
+    return b"".join(packet(number, payload) for number, payload in enumerate(payloads, 1))
+
+
+WARNED = packet(1, OK + b"\0\0" + b"\1\0")
+
+
+@pytest.mark.parametrize(("codes", "stays"), [((1196,), True), ((1751, 1196), True), ((1751,), False), ((), False)])
+def test_a_rollback_says_what_it_has_not_undone(peer: Peer, codes: tuple[int, ...], stays: bool) -> None:
+    """Its warnings are asked for only if it has any; what they say is told once."""
+    if codes:
+        peer.answers["ROLLBACK"] = WARNED
+        peer.answers["SHOW WARNINGS"] = warnings(*codes)
+    connection = connected(peer)
+    connection.query("INSERT")
+    connection.query("START TRANSACTION")
+    connection.rollback()
+    assert ("SHOW WARNINGS" in peer.heard) is bool(codes)
+    assert [mysql.was_not_undone(connection), mysql.was_not_undone(connection)] == [stays, False]
+    assert not postgresql.was_not_undone(connection)
+
+
+def test_a_rollback_of_the_servers_says_what_it_has_left(peer: Peer) -> None:
+    """The warnings are those of the statement that was the victim, so they are asked for before another statement is sent."""
+    peer.answers["UPDATE"] = packet(1, b"\xff" + (1213).to_bytes(2, "little") + b"#40001Deadlock found")
+    peer.answers["SHOW WARNINGS"] = warnings(1213, 1196)
+    connection = connected(peer)
+    with pytest.raises(pymysql.OperationalError):
+        connection.query("UPDATE")
+    connection.query("INSERT")
+    connection.rollback()
+    assert peer.heard[-4:] == ["UPDATE", "SHOW WARNINGS", "INSERT", "ROLLBACK"]
+    assert mysql.was_not_undone(connection)
+
+
+def test_a_refused_commit_says_what_it_has_left(peer: Peer) -> None:
+    """A COMMIT that the server refuses is a rollback; what one has left does not concern a later transaction that commits."""
+    refused = packet(1, b"\xff" + (1290).to_bytes(2, "little") + b"#HY000The server is running with the --read-only option")
+    peer.answers["SHOW WARNINGS"] = warnings(1290, 1196)
+    connection = connected(peer)
+    for asked in (True, False):
+        peer.answers["COMMIT"] = refused
+        connection.query("START TRANSACTION")
+        with pytest.raises(pymysql.OperationalError):
+            connection.commit()
+        if asked:
+            assert peer.heard[-2:] == ["COMMIT", "SHOW WARNINGS"]
+            assert mysql.was_not_undone(connection)
+        del peer.answers["COMMIT"]
+        connection.commit()
+        assert not mysql.was_not_undone(connection)
+
+
+def test_a_rollback_in_a_later_statement_of_a_text_is_known(peer: Peer) -> None:
+    """A rollback in a later statement of a text is known, although SQLAlchemy only logs its error."""
     more = SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS.to_bytes(2, "little")
     deadlock = packet(2, b"\xff" + (1213).to_bytes(2, "little") + b"#40001Deadlock found")
     peer.answers["UPDATE a; UPDATE b"] = packet(1, OK + more + b"\0\0") + deadlock
@@ -701,9 +1063,9 @@ def test_what_rolls_back_in_a_later_statement_of_a_text_is_known_though_sqlalche
     assert mysql.is_aborted(connection)
 
 
-def test_a_package_that_is_missing_for_the_way_to_log_in_is_an_error_of_the_driver_like_others(
-    peer: Peer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_package_for_the_login_is_a_driver_error(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing package for the authentication method is an error of the driver like others."""
+
     def lacks_a_package(connection: object) -> None:
         raise RuntimeError("'cryptography' package is required for sha256_password or caching_sha2_password auth methods")
 
@@ -743,7 +1105,61 @@ def test_a_mode_costs_a_round_trip_where_something_changes(peer: Peer, mode: Mod
         assert peer.heard == sent
 
 
-def test_on_a_guarded_connection_without_autocommit_a_read_only_transaction_begins_by_itself(peer: Peer) -> None:
+def test_a_connection_that_a_listener_has_used_is_seen(peer: Peer) -> None:
+    """Whether a transaction is open the server has said with its last answer; what was begun is committed."""
+    connection = connected(peer, autocommit=True)
+    mysql.prepare(connection, False, (), lambda: False)
+    assert mysql.is_settled(connection, alone=True)
+    assert not mysql.is_settled(connection, alone=False)
+    mysql.end_transaction(connection)
+    assert "COMMIT" not in peer.heard
+    connection.query("START TRANSACTION")
+    assert not mysql.is_settled(connection, alone=True)
+    mysql.end_transaction(connection)
+    assert peer.heard[-1] == "COMMIT"
+    assert mysql.is_guarded(connection, False)
+    assert not mysql.is_guarded(connection, True), "who has had the driver's connection may have taken the guard off"
+    mysql.prepare(connection, False, (), lambda: True)
+    assert not mysql.is_guarded(connection, False), "and so may a listener"
+    assert not mysql.is_settled(connection, alone=True)
+
+
+def test_a_guarded_connection_knows_who_has_set_something(peer: Peer) -> None:
+    """A SET that SQLAlchemy sends has passed the gate; one of anybody else's may have taken the guard off."""
+    connection = connected(peer, autocommit=True)
+    mysql.prepare(connection, False, (), lambda: False)
+    for touch in (connection.query, connection.cursor().execute):
+        mysql.guard(connection, connection.query, on=True)
+        DefaultDialect().do_execute(connection.cursor(), "SET @a = 1", ())
+        assert mysql.is_guarded(connection, False)
+        assert not mysql.is_guarded(connection, True)
+        assert not mysql.has_lost_guard(connection)
+        touch("SET @b = 1")
+        DefaultDialect().do_execute(connection.cursor(), "SET @a = 1", ())
+        assert not mysql.is_guarded(connection, False)
+        assert mysql.has_lost_guard(connection)
+    connection.query("START TRANSACTION READ ONLY")
+    assert not mysql.has_lost_guard(connection), "until that has ended"
+    connection.rollback()
+    assert mysql.has_lost_guard(connection)
+    mysql.guard(connection, connection.query, on=False)
+    assert not mysql.has_lost_guard(connection)
+
+
+def test_a_connection_of_pymysqls_own_does_not_know(peer: Peer) -> None:
+    """Nobody can tell of one that a tracer has made: it is believed while nobody has had it."""
+    connection = pymysql.connect(host="127.0.0.1", port=peer.port, user="u", autocommit=True, ssl_disabled=True)
+    mysql.prepare(connection, False, (), lambda: False)
+    mysql.guard(connection, connection.query, on=True)
+    connection.query("SET @a = 1")
+    assert mysql.is_guarded(connection, False)
+    assert not mysql.has_lost_guard(connection)
+    mysql.prepare(connection, False, (), lambda: True)
+    assert not mysql.is_guarded(connection, False)
+
+
+def test_a_guarded_connection_begins_read_only_by_itself(peer: Peer) -> None:
+    """On a guarded connection without autocommit a read-only transaction begins by itself."""
     connection = connected(peer)
     peer.heard.clear()
     assert mysql.set_mode(connection, Mode.READ_ONLY, False, guarded=True), "and lasts"
@@ -755,14 +1171,15 @@ def test_on_a_guarded_connection_without_autocommit_a_read_only_transaction_begi
 
 def test_a_connection_has_a_socket_until_it_is_closed(peer: Peer) -> None:
     connection = connected(peer)
-    mysql.prepare(connection)
+    mysql.prepare(connection, False, (), lambda: False)
     assert os.fstat(mysql.fileno(connection))
     assert not mysql.is_closed(connection)
     connection.close()
     assert mysql.is_closed(connection)
 
 
-def test_connections_that_verify_nothing_share_what_they_encrypt_with(peer: Peer) -> None:
+def test_connections_that_verify_nothing_share_a_tls_context(peer: Peer) -> None:
+    """Connections that verify no certificate share their SSL context."""
     first, second, verifying = (
         connected(peer, ssl_disabled=False, ssl=options, defer_connect=True).ctx
         for options in (None, {"check_hostname": False}, {"verify_mode": True})
@@ -785,7 +1202,8 @@ def test_while_it_connects_a_connections_socket_is_shown(peer: Peer) -> None:
     assert connection.host_info == f"socket 127.0.0.1:{peer.port}"
 
 
-def test_a_wait_for_a_connection_ends_when_its_socket_is_shut_and_when_it_takes_too_long() -> None:
+def test_connecting_ends_at_shutdown_of_the_socket_or_timeout() -> None:
+    """The wait for a connection ends when its socket is shut down and when it takes too long."""
     peer = Peer(silent=True)
     twins: list[socket.socket] = []
 
@@ -806,7 +1224,8 @@ def test_a_wait_for_a_connection_ends_when_its_socket_is_shut_and_when_it_takes_
     peer.close()
 
 
-def test_once_connected_a_connection_waits_for_as_long_as_its_user_says(peer: Peer) -> None:
+def test_once_connected_only_the_users_timeout_counts(peer: Peer) -> None:
+    """Once connected, a connection waits for as long as its user says."""
     assert connected(peer, connect_timeout=1)._read_timeout is None
     assert connected(peer, connect_timeout=1, read_timeout=7)._read_timeout == 7
 
@@ -816,7 +1235,8 @@ def test_once_connected_a_connection_waits_for_as_long_as_its_user_says(peer: Pe
     [("SELECT 1", {"read_timeout": 0.1}), ("SELECT 1" + " " * 2**24, {"write_timeout": 0.1, "max_allowed_packet": 2**25})],
     ids=["read", "write"],
 )
-def test_a_time_limit_of_pymysqls_is_told_from_a_connection_that_was_lost(statement, options) -> None:
+def test_a_timeout_of_pymysql_is_no_lost_connection(statement, options) -> None:
+    """A time limit of PyMySQL's is told from a connection that was lost."""
     peer = Peer()
     connection = connected(peer, **options)
     peer.deaf = True
@@ -827,7 +1247,8 @@ def test_a_time_limit_of_pymysqls_is_told_from_a_connection_that_was_lost(statem
 
 
 @pytest.mark.parametrize("options", [{"host": "nowhere.invalid"}, {}, {"bind_address": "127.0.0.1"}], ids=str)
-def test_a_name_that_leads_nowhere_and_a_port_where_nobody_is_are_told_as_pymysql_tells_them(options: dict[str, str]) -> None:
+def test_unreachable_hosts_get_the_error_of_pymysql(options: dict[str, str]) -> None:
+    """A name that does not resolve and a port where nobody listens give the error that PyMySQL gives."""
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         place = types.SimpleNamespace(port=nobody.getsockname()[1])
@@ -837,7 +1258,8 @@ def test_a_name_that_leads_nowhere_and_a_port_where_nobody_is_are_told_as_pymysq
 
 @pytest.mark.parametrize("when", [1, 2], ids=["before it is connected", "when it is connected"])
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
-def test_a_connection_that_is_not_wanted_any_more_leaves_no_socket_behind(peer: Peer, when: int) -> None:
+def test_a_rejected_connection_leaves_no_socket_behind(peer: Peer, when: int) -> None:
+    """A connection that is not wanted any more leaves no open socket behind."""
     shown: list[int] = []
 
     def connecting(number: int):
@@ -860,13 +1282,67 @@ def test_a_socket_that_somebody_else_has_connected_is_used(peer: Peer) -> None:
     connection.close()
 
 
-def test_a_socket_option_that_the_system_does_not_have_is_not_set(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_socket_option_is_not_set(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket option that the system does not have is not set."""
     monkeypatch.setitem(mysql.KEEPALIVE, "TCP_OF_ANOTHER_SYSTEM", 1)
     connected(peer).close()
 
 
-def test_a_connect_function_that_somebody_has_put_in_place_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replaced_connect_function_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connect function that somebody has put in place is left alone."""
     dialect = create_engine("mysql+pymysql://").dialect
     monkeypatch.setattr(dialect, "dbapi", types.SimpleNamespace(connect=lambda: "traced"))
     mysql.watch_connecting(dialect, contextlib.nullcontext)
     assert dialect.connect() == "traced"
+
+
+def test_what_a_backslash_means_is_asked_of_the_connection():
+    """The sql_mode is the session's, and asked for anew each time, unless the server has told enough by itself."""
+    modes = iter(["ANSI_QUOTES", ""])
+    plain, without = (types.SimpleNamespace(server_status=status) for status in (2, 2 | 512))
+    asked = []
+
+    def ask(sql):
+        asked.append(sql)
+        return ["@@sql_mode"], [(next(modes),)]
+
+    assert [mysql.literal_mode(plain, ask), mysql.literal_mode(plain, ask)] == ["ANSI_QUOTES", ""]
+    assert asked == ["SELECT @@sql_mode"] * 2
+    assert mysql.literal_mode(plain, None) is None
+    assert mysql.literal_mode(without, ask) == mysql.literal_mode(without, None) == "NO_BACKSLASH_ESCAPES"
+    assert len(asked) == 2
+
+
+def test_the_dialect_is_that_of_the_server_that_answers():
+    """A URL that says mysql leads to MariaDB as well."""
+    assert mysql.dialect(ServerId("mariadb-0", "1", 3306, "")) == "mariadb"
+    assert mysql.dialect(ServerId("mysql", "uuid", 3306, "")) == "mysql"
+
+
+def test_the_transactions_that_end_are_counted(peer: Peer) -> None:
+    """Whoever ends them and however, but for rollback(); a statement outside of one that may have written is one, too."""
+    connection = connected(peer)
+    connection.autocommit(False)
+    connection.query("START TRANSACTION")
+    connection.query("COMMIT")
+    ends = mysql.count_ends(connection)
+    assert ends() == 0, "nobody wanted to know of those before"
+    connection.query("START TRANSACTION")
+    connection.query("INSERT")
+    assert ends() == 0
+    connection.query("COMMIT")
+    assert ends() == 1
+    connection.query("START TRANSACTION")
+    connection.commit()
+    assert ends() == 2
+    connection.query("START TRANSACTION")
+    connection.rollback()
+    assert (ends(), mysql.count_ends(connection)()) == (2, 2)
+    connection.query("CREATE TABLE")
+    assert ends() == 3
+
+
+def test_where_nobody_counts_there_is_always_one_more() -> None:
+    """A connection that something else has made says nothing."""
+    ends = mysql.count_ends(types.SimpleNamespace())
+    assert ends() != ends()

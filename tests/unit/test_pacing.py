@@ -17,7 +17,8 @@ def test_a_connection_that_comes_alone_is_not_put_off(rnd):
 
 
 @given(st.integers(1, 10_000), st.floats(0, 1, exclude_max=True))
-def test_a_crowd_is_spread_over_a_time_that_grows_with_it_and_is_bounded(ahead, rnd):
+def test_connect_jitter_grows_with_the_crowd_and_is_bounded(ahead, rnd):
+    """Callers are spread over a time that grows with their number and is bounded."""
     assert 0 <= pause(ahead, rnd) <= min(ahead * STEP, MOST)
     assert pause(ahead, rnd) <= pause(ahead + 1, rnd)
 
@@ -30,10 +31,12 @@ def test_two_of_a_crowd_are_not_put_off_alike():
     ("pool", "share", "places"),
     [(15, 0.5, 7), (15, 1.0, 15), (15, 0.01, 1), (1, 0.5, 1), (2, 0.5, 1), (100, 0.25, 25), (math.inf, 0.5, math.inf)],
 )
-def test_reads_have_their_share_of_the_writers_pool_and_at_least_one_place(pool, share, places):
+def test_reads_get_their_share_of_the_pool_and_at_least_one(pool, share, places):
+    """Reads have their share of the writer's pool, and at least one place."""
     assert places_for_reads(pool, share) == places
 
 
 @given(st.integers(2, 1000), st.floats(0.001, 0.999))
-def test_writes_find_a_place_whatever_the_share_is_as_long_as_it_is_not_all(pool, share):
+def test_a_share_below_all_leaves_a_place_for_writes(pool, share):
+    """Writes find a place whatever the share of reads is, as long as it is not all."""
     assert places_for_reads(pool, share) < pool

@@ -19,7 +19,8 @@ class Server:
         return 1
 
 
-def test_what_a_unit_leaves_behind_is_not_lost_where_the_collector_ends_it_while_another_one_is_noted():
+def test_a_unit_that_gc_ends_during_a_note_is_not_lost():
+    """Nothing is lost if the garbage collector ends a unit while another one is noted."""
     past = Past()
     first, late = LastRead(Server(), 1.0, 1), LastRead("late", 60.0, 1)
 
@@ -36,7 +37,8 @@ def test_what_a_unit_leaves_behind_is_not_lost_where_the_collector_ends_it_while
     assert past.last_reads == {late, last}
 
 
-def test_of_each_server_the_last_read_is_kept_and_what_it_showed_no_less_than_goes():
+def test_the_last_read_of_each_server_is_kept_until_covered():
+    """The last read of each server is kept until a later read or requirement shows no less."""
     past = Past()
     one, other, later = LastRead("one", 1.0, 1), LastRead("other", 2.0, 1), LastRead("one", 3.0, 1)
     for read in (later, other, one):

@@ -32,11 +32,13 @@ def at(lsn, epoch=1):
         (at(10), "10", False),
     ],
 )
-def test_a_position_covers_what_is_not_beyond_it_in_the_same_epoch(mine, other, covered):
+def test_a_position_covers_earlier_ones_of_its_epoch(mine, other, covered):
+    """A position covers what is not beyond it in the same epoch."""
     assert mine.covers(other) is covered
 
 
-def test_of_two_writers_on_one_timeline_none_is_known_to_have_more():
+def test_neither_of_two_writers_on_one_timeline_is_newer():
+    """Of two writers on one timeline none is known to have more."""
     assert not at(10).outdoes(at(9))
 
 
@@ -74,7 +76,8 @@ def test_what_is_no_position_raises_value_error(text):
         (2 * SEGMENT - PAGE + 24, 2 * SEGMENT - PAGE),
     ],
 )
-def test_the_end_of_the_last_record_is_before_a_header_that_was_stepped_over(inserted, end):
+def test_the_end_of_a_record_is_before_a_skipped_header(inserted, end):
+    """The end of the last record is before a page header that was stepped over."""
     assert end_of_record(inserted) == end
 
 
@@ -83,14 +86,16 @@ def test_other_page_and_segment_sizes_have_their_own_boundaries(inserted, end):
     assert end_of_record(inserted, page=4096, segment=1024 * 1024) == end
 
 
-def test_the_requirement_that_implies_both_is_the_one_of_the_later_commit():
+def test_merging_requirements_keeps_the_later_commit():
+    """The requirement that implies both is the one of the later commit."""
     early, late = Requirement(1.0, 1), Requirement(2.0, 1)
     assert merge(early, late) is merge(late, early) is late
     assert merge(None, early) is merge(early, None) is early
     assert merge(None, None) is None
 
 
-def test_evidence_is_the_oldest_sample_that_was_asked_for_after_the_commit():
+def test_evidence_is_the_first_sample_after_the_commit():
+    """Evidence is the oldest sample that was asked for after the commit."""
     samples = (Sample(1.0, at(10)), Sample(2.0, at(20)), Sample(3.0, at(30)))
     assert evidence(samples, 1.5) is samples[1]
     assert evidence(samples, 2.0) is samples[1]

@@ -8,13 +8,14 @@ import types
 from collections.abc import Iterator
 
 import pytest
-from psycopg import Connection, OperationalError, ServerCursor
+from psycopg import Connection, IsolationLevel, OperationalError, ServerCursor, pq
 from sqlalchemy import create_engine, make_url
 
-from aurora_router.core.failures import Failure
+from aurora_router.core.failures import Failure, Phase
 from aurora_router.core.positions import WalPosition
 from aurora_router.core.topology import Role, Server, ServerId, Silence
-from aurora_router.servers import postgresql
+from aurora_router.diagnosis import driver_failure
+from aurora_router.servers import mysql, postgresql
 from aurora_router.servers.postgresql import (
     Mode,
     Unsuitable,
@@ -47,25 +48,29 @@ def test_an_identity_is_the_cluster_the_address_and_the_start():
     assert parse_identity((*IDENTITY, True)) == (ID, Role.READER)
 
 
-def test_a_unix_socket_has_no_address_and_a_start_may_come_as_text():
+def test_a_unix_socket_has_no_address_and_a_start_may_be_text():
+    """A server on a Unix socket has no address, and its start may come as text."""
     row = (120000, "7001", None, None, "2026-03-04 05:06:07", True)
     assert parse_identity(row) == (ServerId("7001", None, None, "2026-03-04 05:06:07"), Role.READER)
 
 
-def test_a_server_older_than_12_is_unsuitable_and_the_error_says_what_is_needed():
+def test_a_server_older_than_12_is_unsuitable():
+    """A server older than version 12 is unsuitable, and the error says what is needed."""
     with pytest.raises(Unsuitable, match="runs PostgreSQL 11; version 12 or newer is needed"):
         parse_identity((110022, *IDENTITY[1:], False))
     with pytest.raises(Unsuitable):
         parse_probe((110022, *writer_row()[1:]), asynchronous_commits=False)
 
 
-def test_a_writer_is_as_far_as_it_has_written_on_its_timeline_in_hexadecimal():
+def test_a_writers_position_is_hexadecimal_on_its_timeline():
+    """A writer's position is what it has written on its timeline, both read as hexadecimal."""
     found = parse_probe(writer_row(), asynchronous_commits=False)
     assert found == Server(ID, Role.WRITER, 10, WalPosition(10, 0x5000), None, "read committed")
 
 
 @pytest.mark.parametrize(("synchronous", "elsewhere"), [("off", False), ("on", True), ("off", True)])
-def test_where_commits_are_asynchronous_a_writer_is_as_far_as_it_has_inserted(synchronous, elsewhere):
+def test_asynchronous_commits_count_the_insert_position(synchronous, elsewhere):
+    """A writer's position is what it has inserted if commits are asynchronous anywhere."""
     found = parse_probe(writer_row(synchronous=synchronous), asynchronous_commits=elsewhere)
     assert found.position == WalPosition(10, 0x6000)
 
@@ -80,12 +85,14 @@ def test_where_commits_are_asynchronous_a_writer_is_as_far_as_it_has_inserted(sy
         ("0/1018", 4096, "1024kB", 0x1000),
     ],
 )
-def test_an_insert_position_after_a_header_counts_as_the_end_of_the_last_record(inserted, page, segment, lsn):
+def test_an_insert_position_after_a_header_is_moved_back(inserted, page, segment, lsn):
+    """An insert position right after a header counts as the end of the last record."""
     row = writer_row(inserted=inserted, page=page, segment=segment)
     assert parse_probe(row, asynchronous_commits=True).position == WalPosition(10, lsn)
 
 
-def test_a_reader_that_has_replayed_what_it_received_is_not_behind_however_old_the_last_commit_is():
+def test_a_caught_up_reader_has_no_lag_after_idle_time():
+    """A reader that has replayed what it received has no lag, however old the last commit is."""
     found = parse_probe(reader_row(age=3600.0), asynchronous_commits=False)
     assert found == Server(ID, Role.READER, 1, WalPosition(1, 0x5000), 0.0, "repeatable read")
 
@@ -100,7 +107,8 @@ def test_a_reader_that_has_replayed_what_it_received_is_not_behind_however_old_t
         (reader_row(replayed=None, received=None, age=None), None),
     ],
 )
-def test_a_reader_that_is_behind_says_how_old_the_last_commit_is_that_it_replayed(row, lag):
+def test_a_late_readers_lag_is_the_age_of_its_last_commit(row, lag):
+    """The lag of a reader that is behind is the age of the last commit that it replayed."""
     assert parse_probe(row, asynchronous_commits=False).lag == lag
 
 
@@ -115,7 +123,8 @@ def test_a_reader_that_has_replayed_nothing_has_no_position():
     assert parse_probe(reader_row(replayed=None), asynchronous_commits=False).position is None
 
 
-def test_a_function_is_a_read_by_its_name_where_it_is_one_in_every_schema():
+def test_a_function_is_a_read_if_it_is_one_in_every_schema():
+    """A function counts as a read by its bare name if it is one in every schema."""
     rows = [("public", "f", True), ("shop", "f", True), ("public", "g", True), ("shop", "g", False), ("shop", "h", False)]
     assert parse_functions(rows) == {"f", "public.f", "shop.f", "public.g"}
     assert parse_functions([]) == frozenset()
@@ -129,6 +138,10 @@ def test_a_function_is_a_read_by_its_name_where_it_is_one_in_every_schema():
         ("42501", "permission denied", False, Failure.REFUSED),
         ("25006", "cannot execute INSERT in a read-only transaction", False, Failure.READ_ONLY),
         ("0A000", "not supported", False, Failure.NOT_HERE),
+        ("0A000", "gecachter Plan darf den Ergebnistyp nicht aendern (RevalidateCachedQuery)", False, Failure.OUTDATED),
+        ("26000", 'prepared statement "_pg3_7" does not exist', False, Failure.OUTDATED),
+        ("42P05", 'prepared statement "_pg3_0" already exists', False, Failure.OUTDATED),
+        ("26000", 'prepared statement "mine" does not exist', False, Failure.OTHER),
         ("55000", "recovery is in progress", False, Failure.NOT_HERE),
         ("XX000", "cannot assign TransactionIds during recovery", False, Failure.READ_ONLY),
         ("XX000", "something else", False, Failure.BROKEN),
@@ -150,7 +163,13 @@ def test_a_function_is_a_read_by_its_name_where_it_is_one_in_every_schema():
         ("08006", "connection failure", False, Failure.LOST),
         (None, "server closed the connection unexpectedly", True, Failure.LOST),
         (None, "consuming input failed", False, Failure.OTHER),
-        ("23505", "duplicate key", False, Failure.OTHER),
+        ("23505", "duplicate key", False, Failure.CONSTRAINT),
+        ("23503", "violates foreign key constraint", False, Failure.CONSTRAINT),
+        ("23001", "violates RESTRICT setting", False, Failure.CONSTRAINT),
+        ("23502", "null value", False, Failure.CONSTRAINT),
+        ("44000", "new row violates check option", False, Failure.CONSTRAINT),
+        ("P0001", "a trigger's own words", False, Failure.CONSTRAINT),
+        ("42601", "syntax error", False, Failure.OTHER),
     ],
 )
 def test_driver_errors_stand_for_the_failure_that_they_are(sqlstate, message, disconnected, kind):
@@ -170,13 +189,22 @@ def test_driver_errors_stand_for_the_failure_that_they_are(sqlstate, message, di
         (None, 'server certificate for "a" does not match host name "b"', "misconfigured", "check sslmode and the certificates"),
         (None, 'invalid connection option "ssl_mode"', "misconfigured", "check the URL's query and connect_args"),
         (None, 'invalid sslmode value: "on"', "misconfigured", "check the URL's query and connect_args"),
+        (None, 'connection is bad: weak sslmode "..." may not be used', "misconfigured", "check the URL's query"),
+        ("08P01", "transaction blocks not allowed in statement pooling mode", "misconfigured", "pool_mode=statement"),
+        (None, "connection to server failed: channel binding required, but", "misconfigured", "check the URL's query"),
+        (None, "connection is bad: connection to server failed: No route to host", "refused", "No route"),
+        (None, "connection is bad: could not create socket: Too many open files", "refused", "Too many"),
         ("42501", "permission denied for function pg_control_system", "misconfigured", "let this user run"),
         ("0P000", "some role", "misconfigured", "some role"),
+        ("0A000", "Function pg_last_wal_receive_lsn() is not supported for Aurora", "misconfigured", "not supported for Aurora"),
+        ("42883", "function pg_control_system() does not exist", "misconfigured", "does not exist"),
         (None, "connection failed: connection to server failed: Connection refused", "refused", "Connection refused"),
-        ("57P03", "the database system is starting up", "refused", "starting up"),
+        ("57P03", "the database system is starting up", "not now", "starting up"),
+        (None, "connection failed: FATAL:  the database system is in recovery mode", "not now", "recovery mode"),
     ],
 )
-def test_a_refused_probe_says_in_words_what_to_do_and_whether_trying_again_can_help(sqlstate, message, silence, advice):
+def test_a_refused_probe_says_what_to_do_and_if_retry_helps(sqlstate, message, silence, advice):
+    """The message of a refused probe says what to do, and its kind says whether trying again can help."""
     kind, words = explain_refusal(sqlstate, message)
     assert kind is Silence(silence)
     assert advice in words
@@ -189,6 +217,8 @@ def test_a_refused_probe_says_in_words_what_to_do_and_whether_trying_again_can_h
         ("53300", "", True),
         (None, "FATAL:  sorry, too many clients already", True),
         (None, "FATAL:  remaining connection slots are reserved for roles", True),
+        ("08P01", "query_wait_timeout", True),
+        (None, "FATAL:  no more connections allowed (max_client_conn)", True),
         (None, "Connection refused", False),
         ("57P03", "the database system is starting up", False),
     ],
@@ -197,12 +227,23 @@ def test_a_server_without_room_is_busy_and_not_down(sqlstate, message, busy):
     assert is_busy(sqlstate, message) is busy
 
 
+def nobody() -> bool:
+    """Whether listeners may have used a connection: none has."""
+    return False
+
+
 class Switches:
     """The two attributes of a psycopg connection that a mode sets."""
 
     autocommit = False
     read_only = None
     server_cursor_factory = ServerCursor
+    prepare_threshold = 5
+    aurora_router_shared = False
+    notice_handler = None
+
+    def add_notice_handler(self, handler):
+        self.notice_handler = handler
 
 
 class Talk(Switches):
@@ -219,18 +260,45 @@ class Talk(Switches):
     def cursor(self):
         return contextlib.nullcontext(self)
 
-    def execute(self, sql, values=None):
+    def execute(self, sql, values=None, *, prepare=None):
         self.heard.append((sql, values))
+        self.prepares = prepare
+        return self
 
     def fetchone(self):
         return self.answers.pop(0)
 
 
-def test_a_fresh_connection_is_greeted_in_one_round_trip_that_begins_no_transaction():
-    connection = Talk((*IDENTITY, True))
-    assert postgresql.greet(connection, connection.ask) == (ID, Role.READER)
-    assert connection.heard == [(postgresql.GREETING, True)]
+def test_a_new_connection_is_greeted_in_one_round_trip():
+    """A new connection is greeted in one round trip that begins no transaction."""
+    connection = Talk((*IDENTITY, True, True))
+    connection.pgconn = types.SimpleNamespace(backend_pid=7)
+    assert postgresql.greet(connection, connection.ask, None) == (ID, Role.READER, False)
+    assert connection.heard == [(postgresql.greeting(7, None), True)]
     assert connection.autocommit is False
+
+
+@pytest.mark.parametrize(
+    ("process", "pooler", "condition"),
+    [(-7, None, "OPERATOR(pg_catalog.=) (-7)"), (7, "session", ", true,"), (7, "transaction", ", false,")],
+)
+def test_a_pooler_is_found_out_or_said(process, pooler, condition):
+    """A pooler gives a client a number that is not the one of the server's process."""
+    assert condition in postgresql.greeting(process, pooler)
+
+
+def test_a_shared_connection_is_not_guarded():
+    """What the server sets for one client it would set for the next."""
+    connection = Talk((*IDENTITY, True, False))
+    connection.pgconn = types.SimpleNamespace(backend_pid=-7)
+    found = postgresql.greet(connection, connection.ask, None)
+    assert found.shared
+    assert not found.guarded
+    postgresql.prepare(connection, True, (), nobody)
+    assert connection.prepare_threshold is None
+    connection.prepare_threshold = 5
+    postgresql.prepare(connection, True, ("prepare_threshold",), nobody)
+    assert connection.prepare_threshold == 5
 
 
 def test_a_probe_is_one_round_trip():
@@ -244,6 +312,15 @@ def test_a_guard_is_set_and_taken_off_outside_of_transactions():
     postgresql.guard(connection, connection.ask, True)
     postgresql.guard(connection, connection.ask, False)
     assert connection.heard == [(postgresql.GUARD, True), (postgresql.UNGUARD, True)]
+
+
+def test_what_is_prepared_is_forgotten_as_after_a_rollback():
+    """psycopg forgets at each rollback; the two statements are sent as they are, for a text of several cannot be prepared."""
+    connection = Talk()
+    postgresql.forget_prepared(connection)
+    assert connection.heard == [("BEGIN; ROLLBACK", None)]
+    assert connection.autocommit is True
+    assert connection.prepares is False
 
 
 def test_a_transaction_is_signed_by_a_row_whose_schema_is_told():
@@ -265,16 +342,56 @@ def test_what_a_connection_is_is_asked_of_psycopg():
     assert postgresql.autocommit(connection)
 
 
-def test_an_error_of_psycopg_has_the_servers_code_or_the_connection_that_could_not_be_made():
+def test_a_psycopg_error_has_a_code_or_a_failed_connection():
+    """An error of psycopg has the server's code, or the connection that could not be made."""
     refused = OperationalError()
     assert postgresql.code(refused) is None
     assert not postgresql.is_from_connecting(refused)
     assert postgresql.is_from_connecting(types.SimpleNamespace(pgconn=object()))
 
 
+AT = 'connection failed: connection to server at "10.0.0.1", port 5432 failed: '
+
+
+@pytest.mark.parametrize(
+    ("said", "used_password", "sqlstate", "kind"),
+    [
+        ('FATAL:  password authentication failed for user "app"', True, "28P01", Failure.REFUSED),
+        ('FATAL:  LDAP authentication failed for user "app"', True, "28P01", Failure.REFUSED),
+        ("fe_sendauth: no password supplied", False, "28P01", Failure.REFUSED),
+        ('FATAL:  role "app" is not permitted to log in', True, "28000", Failure.REFUSED),
+        ('FATAL:  no pg_hba.conf entry for host "10.0.0.9", user "app"', False, "28000", Failure.REFUSED),
+        ("FATAL:  kein pg_hba.conf-Eintrag für Host »10.0.0.9«", False, "28000", Failure.REFUSED),
+        ('FATAL:  database "shop" does not exist', True, "3D000", Failure.REFUSED),
+        ('FATAL:  permission denied for database "shop"', True, "42501", Failure.REFUSED),
+        ("FATAL:  sorry, too many clients already", False, "53300", Failure.BUSY),
+        ('FATAL:  too many connections for role "app"', True, "53300", Failure.BUSY),
+        ("FATAL:  the database system is starting up", False, "57P03", Failure.LOST),
+        ("FATAL:  the database system is not yet accepting connections", False, "57P03", Failure.LOST),
+        ("FATAL:  terminating connection due to administrator command", True, "57P01", Failure.LOST),
+        ('ВАЖНО:  пользователь "app" не прошёл проверку подлинности (по паролю)', True, "28000", Failure.REFUSED),
+        ("FATAL:  das Datenbanksystem startet", False, None, Failure.CONNECT),
+        ("server closed the connection unexpectedly", True, None, Failure.CONNECT),
+        ("Connection refused\n\tIs the server running on that host?", False, None, Failure.CONNECT),
+    ],
+)
+def test_an_error_of_connecting_has_the_sqlstate_of_its_words(said, used_password, sqlstate, kind):
+    """libpq drops the SQLSTATE while it connects: it is read from the words, and by what was asked for where they are foreign."""
+    error = OperationalError(AT + said, pgconn=types.SimpleNamespace(used_password=used_password))
+    assert postgresql.code(error) == sqlstate
+    for phase in (Phase.READER_CONNECTING, Phase.WRITER_CONNECTING):
+        assert driver_failure(error, disconnected=False, phase=phase) is kind
+
+
+@pytest.mark.parametrize("said", ["certificate verify failed", 'invalid sslmode value: "on"', 'invalid connection option "x"'])
+def test_what_was_configured_wrong_is_refused_while_connecting(said):
+    """A mistake in what the driver is given is no instance that is down."""
+    assert driver_failure(OperationalError(said), disconnected=False, phase=Phase.WRITER_CONNECTING) is Failure.REFUSED
+
+
 @pytest.mark.parametrize(("given", "mode"), [({}, "require"), ({"sslmode": "disable"}, "disable")])
 def test_a_connection_is_encrypted_unless_the_user_says_how(given, mode):
-    assert postgresql.encrypted(given) == {"sslmode": mode}
+    assert postgresql.encrypted(given, {}) == {"sslmode": mode}
 
 
 @pytest.mark.parametrize(
@@ -294,20 +411,177 @@ def test_a_mode_is_two_attributes_of_the_connection(mode, usual, autocommit, rea
 
 
 @pytest.mark.parametrize(("autocommit", "asked", "hold"), [(True, False, True), (False, False, False), (False, True, True)])
-def test_a_streamed_read_outlives_its_statement_where_there_is_no_transaction(autocommit, asked, hold, monkeypatch):
+def test_a_streamed_read_is_held_if_there_is_no_transaction(autocommit, asked, hold, monkeypatch):
+    """A streamed read outlives its statement if there is no transaction, except behind a pooler."""
     seen = {}
     monkeypatch.setattr(ServerCursor, "__init__", lambda self, connection, name, **options: seen.update(options, name=name))
     monkeypatch.setattr(ServerCursor, "__del__", lambda self: None)
     monkeypatch.setattr(postgresql, "_hold", None)
     connection = Switches()
     connection.autocommit = autocommit
-    postgresql.prepare(connection)
+    postgresql.prepare(connection, False, (), nobody)
     factory = connection.server_cursor_factory
-    postgresql.prepare(connection)
+    postgresql.prepare(connection, False, (), nobody)
     assert connection.server_cursor_factory is factory
     assert issubclass(factory, ServerCursor)
     factory(connection, "c1", withhold=asked)
     assert seen == {"name": "c1", "withhold": hold}
+    postgresql.prepare(connection, True, (), nobody)
+    connection.autocommit = True
+    factory(connection, "c2")
+    assert seen == {"name": "c2", "withhold": False}, "a pooler would keep it for others"
+
+
+@pytest.mark.parametrize(("sqlstate", "is_bystander"), [("00000", False), ("57P02", True)])
+def test_a_connection_notices_the_crash_of_another(sqlstate, is_bystander):
+    """What the server says before it ends all connections after a crash is remembered, and no other notice."""
+    connection = Switches()
+    assert not postgresql.is_bystander(connection)
+    postgresql.prepare(connection, False, (), nobody)
+    connection.notice_handler(types.SimpleNamespace(sqlstate=sqlstate))
+    assert postgresql.is_bystander(connection) is is_bystander
+    assert not mysql.is_bystander(connection)
+
+
+def test_cursors_that_were_left_are_closed(monkeypatch):
+    """The next one closes those that nobody can close any more; what is left then is closed with all others."""
+
+    def made(cursor, connection, name, **_):
+        cursor.name = name
+
+    monkeypatch.setattr(ServerCursor, "__init__", made)
+    monkeypatch.setattr(ServerCursor, "close", lambda self: None)
+    monkeypatch.setattr(ServerCursor, "name", None)
+    monkeypatch.setattr(postgresql, "_hold", None)
+    connection = Talk(())
+    postgresql.prepare(connection, False, (), nobody)
+    connection.autocommit = True
+    assert not postgresql.has_leftovers(connection)
+    kept = connection.server_cursor_factory(connection, "kept")
+    connection.server_cursor_factory(connection, "left")
+    assert connection.heard == []
+    closed = connection.server_cursor_factory(connection, "closed")
+    assert [sql.as_string(None) for sql, _ in connection.heard] == ['CLOSE "left"']
+    closed.close()
+    assert [*connection.aurora_router_held] == ["kept"]
+    assert postgresql.has_leftovers(connection)
+    connection.heard.clear()
+    postgresql.remove_leftovers(connection, connection.ask)
+    assert connection.heard == [("CLOSE ALL", True)]
+    assert not postgresql.has_leftovers(connection)
+    assert not postgresql.blocks(connection)
+    connection.autocommit = False
+    connection.server_cursor_factory(connection, "in a transaction")
+    assert not postgresql.has_leftovers(connection)
+    kept.close()
+
+
+def test_the_first_look_at_a_server_names_its_level():
+    """SQLAlchemy looks at READ COMMITTED, and is told the server's default; then the connection is as it was."""
+    driver = Talk(("serializable",))
+    driver.autocommit, driver.isolation_level, driver.prepare_threshold = True, None, 5
+    driver.info = types.SimpleNamespace(transaction_status=pq.TransactionStatus.IDLE)
+    driver.rollback = lambda: driver.heard.append(("rollback", driver.isolation_level))
+    levels = []
+    dialect = types.SimpleNamespace(
+        initialize=lambda c: driver.heard.append(("look", (driver.autocommit, driver.isolation_level))),
+        set_isolation_level=lambda _, level: levels.append(level),
+    )
+    postgresql.look_anywhere(dialect)
+    dialect.initialize(types.SimpleNamespace(connection=types.SimpleNamespace(dbapi_connection=driver)))
+    at = IsolationLevel.READ_COMMITTED
+    assert driver.heard == [("look", (False, at)), ("rollback", at)]
+    assert (driver.autocommit, driver.isolation_level, driver.prepare_threshold) == (True, None, 5)
+    assert dialect.get_default_isolation_level(driver) == "SERIALIZABLE"
+    dialect.set_isolation_level(driver, "REPEATABLE READ")
+    assert levels == ["REPEATABLE READ"]
+    assert not hasattr(dialect, "default_isolation_level")
+    driver.isolation_level = IsolationLevel.REPEATABLE_READ
+    dialect.initialize(types.SimpleNamespace(connection=types.SimpleNamespace(dbapi_connection=driver)))
+    assert dialect.default_isolation_level == "REPEATABLE READ"  # the engine's, to which SQLAlchemy goes back
+
+
+@pytest.mark.parametrize(
+    ("alone", "status", "guard", "settled"),
+    [
+        (True, "IDLE", b"on", True),
+        (True, "IDLE", None, True),  # before PostgreSQL 14
+        (True, "IDLE", b"off", False),
+        (True, "INTRANS", b"on", False),
+        (False, "INTRANS", b"off", False),
+        (False, "IDLE", b"off", True),
+    ],
+)
+def test_a_connection_that_a_listener_has_used_is_seen(alone, status, guard, settled):
+    """Whether it is in a transaction, and guarded, psycopg knows without asking."""
+    connection = Switches()
+    connection.autocommit = alone
+    connection.read_only = None if alone else True
+    postgresql.prepare(connection, False, (), nobody)
+    connection.pgconn = types.SimpleNamespace(
+        transaction_status=pq.TransactionStatus[status], parameter_status=lambda name: guard
+    )
+    assert postgresql.is_settled(connection, alone) is settled
+    assert not postgresql.is_settled(connection, not alone)
+    assert postgresql.is_guarded(connection, False) is (guard != b"off")
+
+
+@pytest.mark.parametrize("found", [None, False])
+def test_another_access_mode_is_seen(found):
+    """SQLAlchemy's postgresql_readonly leaves False behind, which would begin a transaction that writes."""
+    connection = Switches()
+    connection.autocommit, connection.read_only = False, found
+    connection.pgconn = types.SimpleNamespace(transaction_status=pq.TransactionStatus.IDLE)
+    assert not postgresql.is_settled(connection, False)
+
+
+@pytest.mark.parametrize(
+    ("handed_out", "listened", "believed"), [(False, False, True), (True, False, False), (False, True, False)]
+)
+def test_an_old_server_tells_nothing_of_its_guard(handed_out, listened, believed):
+    """Before PostgreSQL 14 a guard is believed while nobody can have taken it off."""
+    connection = Switches()
+    postgresql.prepare(connection, False, (), lambda: listened)
+    connection.pgconn = types.SimpleNamespace(parameter_status=lambda name: None)
+    assert postgresql.is_guarded(connection, handed_out) is believed
+
+
+@pytest.mark.parametrize(
+    ("alone", "status", "guard", "lost"),
+    [
+        (True, "IDLE", b"off", True),
+        (True, "IDLE", b"on", False),
+        (True, "IDLE", None, False),
+        (True, "INTRANS", b"off", False),
+        (False, "IDLE", b"off", False),
+    ],
+)
+def test_a_guard_that_was_lost_in_autocommit_is_seen(alone, status, guard, lost):
+    """If the server tells; it can be set again where no transaction is open."""
+    connection = Switches()
+    connection.autocommit = alone
+    connection.pgconn = types.SimpleNamespace(
+        transaction_status=pq.TransactionStatus[status], parameter_status=lambda name: guard
+    )
+    assert postgresql.has_lost_guard(connection) is lost
+
+
+@pytest.mark.parametrize(("status", "ended"), [("IDLE", []), ("INTRANS", ["commit"]), ("INERROR", ["rollback"])])
+def test_what_a_listener_has_begun_is_ended(status, ended):
+    """What it has set holds, unless one of its statements has failed."""
+    found = []
+    connection = types.SimpleNamespace(info=types.SimpleNamespace(transaction_status=pq.TransactionStatus[status]))
+    connection.commit, connection.rollback = (lambda end=end: found.append(end) for end in ("commit", "rollback"))
+    postgresql.end_transaction(connection)
+    assert found == ended
+
+
+def test_an_error_has_the_servers_function_beside_its_words():
+    """The words may be in any language."""
+    error = OperationalError("nein")
+    assert postgresql.words(error) == "nein"
+    diag = types.SimpleNamespace(source_function="RevalidateCachedQuery")
+    assert postgresql.words(type("Error", (Exception,), {"diag": diag})("nein")) == "nein (RevalidateCachedQuery)"
 
 
 def test_the_driver_is_the_one_whose_connection_is_switched():
@@ -373,8 +647,57 @@ def test_a_wait_for_a_connection_ends_when_its_socket_is_shut() -> None:
         assert twins
 
 
-def test_a_connect_function_that_somebody_has_put_in_place_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replaced_connect_function_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connect function that somebody has put in place is left alone."""
     dialect = create_engine("postgresql+psycopg://").dialect
     monkeypatch.setattr(dialect, "dbapi", types.SimpleNamespace(connect=lambda: "traced"))
     postgresql.watch_connecting(dialect, contextlib.nullcontext)
     assert dialect.connect() == "traced"
+
+
+def test_what_a_backslash_means_is_known_to_the_driver():
+    """The server tells of each change of standard_conforming_strings, so nothing is asked."""
+    settings = {"standard_conforming_strings": "off"}
+    connection = types.SimpleNamespace(info=types.SimpleNamespace(parameter_status=settings.get))
+    assert postgresql.literal_mode(connection, None) == "off"
+
+
+def test_all_servers_of_postgresql_speak_one_dialect():
+    """The name is the one that the classifier knows."""
+    assert postgresql.dialect(ServerId("7", "db-1", 5432, "")) == "postgresql"
+
+
+def test_a_log_of_postgresql_leaves_nothing_out():
+    assert postgresql.omissions(lambda sql: pytest.fail(sql)) == ""
+
+
+class Waiting:
+    """A psycopg connection of which only the state of its transaction matters."""
+
+    def __init__(self):
+        self.pgconn = types.SimpleNamespace(transaction_status=pq.TransactionStatus.IDLE)
+
+    def wait(self, steps, **_options):
+        self.pgconn.transaction_status = next(steps)
+
+    def _rollback_gen(self):
+        yield pq.TransactionStatus.IDLE
+
+
+def test_the_transactions_that_end_are_counted():
+    """Whoever ends them and however, but for rollback()."""
+
+    def sent(status):
+        connection.wait(iter([status]), interval=0.1)
+        return ends()
+
+    connection = Waiting()
+    ends = postgresql.count_ends(connection)
+    assert sent(pq.TransactionStatus.INTRANS) == 0
+    assert sent(pq.TransactionStatus.INERROR) == 0
+    connection.wait(connection._rollback_gen())
+    assert ends() == 0
+    assert sent(pq.TransactionStatus.INTRANS) == 0
+    assert sent(pq.TransactionStatus.IDLE) == 1
+    assert postgresql.count_ends(connection)() == 1
+    assert sent(pq.TransactionStatus.UNKNOWN) == 1, "the connection is lost"

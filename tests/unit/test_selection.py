@@ -1,6 +1,7 @@
 """choose() and what it asks of a reader: evidence first, then a measured lag, then a fixed time."""
 
 from collections import Counter
+from dataclasses import replace
 from functools import reduce
 from random import Random
 
@@ -17,19 +18,21 @@ from aurora_router.core.selection import (
     choose,
     fastest,
     least_busy,
+    reason_to_write,
     resolve,
     round_robin,
     satisfies,
 )
+from aurora_router.core.statements import Effect, Hint, Verdict
 from aurora_router.core.topology import Instance, Observation, Role, Server, ServerId, Topology, add, observe
 
 WRITER, READER = Role
 PIN = 5.0
 
 
-def said(instance, asked, role, lsn=None, *, epoch=1, lag=None, server=None, took=0.001, pooled=False):
+def said(instance, asked, role, lsn=None, *, epoch=1, lag=None, server=None, took=0.001, pooled=False, unproven=""):
     position = None if lsn is None else WalPosition(epoch, lsn)
-    answer = Server(ServerId("7001", server or instance, 5432, "t0"), role, epoch, position, lag)
+    answer = Server(ServerId("7001", server or instance, 5432, "t0"), role, epoch, position, lag, unproven=unproven)
     return Observation(instance, asked, asked + took, answer, pooled=pooled)
 
 
@@ -48,6 +51,8 @@ WELL = topology(
 ALONE = topology(said("a", 1, WRITER, 100), instances=("a",))
 NO_WRITER = topology(said("b", 2, READER, 120), said("c", 2, READER, 100))
 NOBODY = topology()
+FILTERS = topology(said("a", 1, WRITER, 100), said("b", 2, READER, 120, lag=0.0, unproven="filters"), instances=("a", "b"))
+FILTERED_LOG = topology(said("a", 1, WRITER, 100, unproven="filters"), said("b", 2, READER, 120, lag=0.0), instances=("a", "b"))
 
 
 @pytest.mark.parametrize(
@@ -72,9 +77,14 @@ NOBODY = topology()
         (WELL, Need(requirement=Requirement(2.5, 1), writer_serves_reads=False), "a", Reason.OWN_WRITES),
         (WELL, Need(requirement=Requirement(1.5, 1), avoid=frozenset("b")), "a", Reason.OWN_WRITES),
         (NO_WRITER, Need(requirement=Requirement(1.5, 1)), None, Reason.NO_WRITER),
+        (FILTERS, Need(), "b", Reason.READ),
+        (FILTERS, Need(requirement=Requirement(0.5, 1)), "a", Reason.UNPROVEN),
+        (FILTERED_LOG, Need(), "b", Reason.READ),
+        (FILTERED_LOG, Need(requirement=Requirement(0.5, 1)), "a", Reason.UNPROVEN),
     ],
 )
-def test_a_unit_goes_where_its_need_is_met_and_the_decision_says_why(found, need, instance, reason):
+def test_a_unit_goes_where_its_need_is_met_with_the_reason(found, need, instance, reason):
+    """A unit goes where its need is met, and the decision says why."""
     decision = decide(found, need, now=2.0)
     assert (decision.instance.id if decision.instance else None, decision.reason) == (instance, reason)
 
@@ -83,7 +93,8 @@ def ok(found, reader, requirement, now=100.0):
     return satisfies(found.by_id[reader], requirement, found, PIN, now)
 
 
-def test_a_reader_must_cover_a_position_of_the_writer_that_was_asked_for_after_the_commit():
+def test_a_reader_must_cover_a_sample_from_after_the_commit():
+    """A reader must cover a position of the writer that was asked for after the commit."""
     assert ok(WELL, "c", Requirement(1.0, 1))
     assert not ok(WELL, "c", Requirement(1.001, 1))
     assert ok(WELL, "b", Requirement(1.001, 1))
@@ -96,14 +107,16 @@ def test_a_requirement_with_its_proof_needs_no_sample():
     assert not ok(away, "b", Requirement(8.0, 1, WalPosition(1, 121)))
 
 
-def test_resolve_adds_the_oldest_proof_and_keeps_one_that_is_there():
+def test_resolve_adds_the_oldest_proof_and_keeps_a_present_one():
+    """Resolving adds the oldest proof to a requirement and keeps a proof that is there."""
     assert resolve(Requirement(0.5, 1), WELL).position == WalPosition(1, 100)
     assert resolve(Requirement(1.5, 1), WELL) == Requirement(1.5, 1, WalPosition(1, 120))
     for settled in (Requirement(0.5, 1, WalPosition(1, 7)), Requirement(2.5, 1)):
         assert resolve(settled, WELL) is settled
 
 
-def test_resolve_replaces_the_proof_of_an_older_epoch_by_one_of_this():
+def test_resolve_replaces_a_proof_of_an_older_epoch():
+    """Resolving replaces the proof of an older epoch by one of the current epoch."""
     for unproven in (Requirement(5.0, 1), Requirement(5.0, None), Requirement(5.0, 1, WalPosition(1, 10))):
         assert resolve(unproven, PROMOTED) == Requirement(5.0, unproven.epoch, WalPosition(2, 200))
     too_new = Requirement(11.5, 1, WalPosition(1, 10))
@@ -115,19 +128,22 @@ PROMOTED = topology(said("a", 10, WRITER, 200, epoch=2), said("a", 11, WRITER, 3
 
 
 @pytest.mark.parametrize("requirement", [Requirement(5.0, 1), Requirement(5.0, 1, WalPosition(1, 10)), Requirement(5.0, None)])
-def test_a_requirement_of_an_older_epoch_is_never_compared_but_becomes_all_up_to_the_new_writers_first_sample(requirement):
+def test_an_older_epoch_requires_the_new_writers_first_sample(requirement):
+    """A requirement of an older epoch is not compared: a reader must show all up to the new writer's first sample."""
     assert ok(PROMOTED, "b", requirement)
     assert not ok(PROMOTED, "c", requirement)
     behind = observe(PROMOTED, said("b", 12, READER, 199, epoch=2))
     assert not ok(behind, "b", requirement)
 
 
-def test_a_requirement_of_an_older_epoch_waits_for_the_new_writers_first_sample():
+def test_an_older_epoch_waits_for_the_new_writers_first_sample():
+    """A requirement of an older epoch is not satisfied before the new writer's first sample."""
     promoting = topology(said("b", 11, READER, 250, epoch=2))
     assert not ok(promoting, "b", Requirement(5.0, 1), now=1000.0)
 
 
-def test_a_reader_still_on_the_older_epoch_never_satisfies_a_requirement_of_the_newer():
+def test_a_reader_of_an_older_epoch_never_satisfies_a_newer_one():
+    """A reader that is still on the older epoch never satisfies a requirement of the newer one."""
     assert not ok(PROMOTED, "c", Requirement(10.5, 2))
     assert not ok(PROMOTED, "c", Requirement(10.5, 2, WalPosition(2, 300)), now=1000.0)
 
@@ -135,18 +151,21 @@ def test_a_reader_still_on_the_older_epoch_never_satisfies_a_requirement_of_the_
 LAG_ONLY = topology(said("a", 10, WRITER), said("b", 10, READER, lag=1.0), said("c", 10, READER))
 
 
-def test_where_there_is_no_position_a_measured_lag_and_a_margin_must_have_passed():
+def test_without_a_position_the_lag_and_a_margin_must_pass():
+    """If there is no position, a measured lag and a margin must have passed since the commit."""
     due = 10 - 1.0 - LAG_MARGIN
     assert ok(LAG_ONLY, "b", Requirement(due - 0.01, 1), now=10.0)
     assert not ok(LAG_ONLY, "b", Requirement(due, 1), now=1000.0)
 
 
-def test_where_there_is_no_lag_either_a_fixed_time_must_have_passed():
+def test_without_a_lag_a_fixed_time_must_pass():
+    """If there is no lag either, a fixed time must have passed since the commit."""
     assert not ok(LAG_ONLY, "c", Requirement(10.0, 1), now=10.0 + PIN - 0.01)
     assert ok(LAG_ONLY, "c", Requirement(10.0, 1), now=10.0 + PIN)
 
 
-def test_a_lag_says_nothing_of_a_commit_of_an_older_epoch_so_that_the_fixed_time_counts():
+def test_a_lag_does_not_count_for_an_older_epoch():
+    """A lag says nothing of a commit of an older epoch, so the fixed time counts."""
     found = topology(said("a", 10, WRITER, epoch=2), said("b", 10, READER, epoch=2, lag=0.0))
     assert not ok(found, "b", Requirement(9.0, 1), now=9.0 + PIN - 0.01)
     assert ok(found, "b", Requirement(9.0, 1), now=9.0 + PIN)
@@ -162,7 +181,8 @@ def test_behind_a_pooler_the_fixed_time_is_all_there_is():
     assert ok(found, "b", Requirement(9.0, 1), now=9.0 + PIN)
 
 
-def test_where_only_the_writer_gives_no_position_the_lag_counts_and_then_the_fixed_time():
+def test_without_the_writers_position_lag_then_time_count():
+    """If only the writer gives no position, the lag counts, and without a lag the fixed time."""
     found = topology(said("a", 10, WRITER), said("b", 10, READER, 100, lag=0.0), said("c", 10, READER, 100))
     assert ok(found, "b", Requirement(9.0, 1), now=10.0)
     assert not ok(found, "c", Requirement(9.0, 1), now=9.0 + PIN - 0.01)
@@ -170,7 +190,8 @@ def test_where_only_the_writer_gives_no_position_the_lag_counts_and_then_the_fix
     assert ok(found, "c", Requirement(9.0, 0), now=9.0 + PIN)
 
 
-def test_servers_of_two_epochs_behind_one_name_give_no_evidence_however_small_their_lag_is():
+def test_an_instance_of_two_epochs_gives_no_evidence():
+    """Servers of two epochs behind one name give no evidence, however small their lag is."""
     found = topology(
         said("a", 10, WRITER, 100, epoch=2),
         said("b", 10, READER, 100, epoch=2, lag=0.0),
@@ -198,7 +219,8 @@ def test_every_strategy_spreads_evenly_over_idle_readers(name):
     assert min(counts.values()) > 850
 
 
-def test_the_fastest_is_preferred_and_yet_takes_no_more_than_its_share_of_pairs():
+def test_the_fastest_reader_takes_only_its_share_of_pairs():
+    """The fastest reader is preferred, and yet takes no more than its share of the random pairs."""
     counts = draw(fastest, READERS)
     assert counts["b"] > counts["c"] > counts["d"] > 0
     assert counts["b"] < 2400
@@ -226,13 +248,15 @@ def test_random_takes_each_reader_for_its_part_of_the_range():
     assert [at_random(READERS, Load(lambda _: 0), rnd).id for rnd in (0.0, 0.25, 0.5, 0.999999)] == list("bcde")
 
 
-def test_several_readers_that_qualify_are_balanced_and_one_is_taken_as_it_is():
+def test_several_qualified_readers_are_balanced():
+    """Several readers that qualify are balanced, and a single one is taken as it is."""
     assert [decide(WELL, Need(), turn=turn).instance.id for turn in range(4)] == list("bcbc")
     assert [decide(WELL, Need(max_lag=0.5), turn=turn, now=2.0).instance.id for turn in range(4)] == list("bbbb")
 
 
 @pytest.mark.parametrize(("now", "found"), [(2.5, "b"), (2.501, "a")])
-def test_a_reader_that_was_not_heard_for_longer_than_the_lag_that_is_allowed_is_not_used(now, found):
+def test_a_reader_unheard_for_longer_than_max_lag_is_not_used(now, found):
+    """A reader that was not heard for longer than the allowed lag is not used."""
     assert decide(WELL, Need(max_lag=0.5), now=now).instance.id == found
 
 
@@ -243,14 +267,16 @@ def read(server, at, epoch=1):
     return LastRead(ServerId("7001", server, 5432, "t0"), at, epoch)
 
 
-def test_the_reader_that_has_shown_it_shows_it_again_whatever_is_known_of_it():
+def test_a_reader_that_showed_a_state_is_good_for_it_again():
+    """The server that has shown a state shows it again, whatever else is known of it."""
     assert decide(WELL, Need(last_reads=[read("c", 50.0)])).instance.id == "c"
     assert decide(WELL, Need(last_reads=[read("b", 50.0)], requirement=Requirement(1.5, 1))).instance.id == "b"
     restarted = topology(said("a", 1, WRITER, 100), said("c", 2, READER, 100, server="c"), instances=("a", "c"))
     assert decide(restarted, Need(last_reads=[read("c again", 50.0)])).reason is Reason.OWN_WRITES
 
 
-def test_another_reader_does_when_it_has_what_the_first_or_the_writer_had_afterwards():
+def test_another_reader_must_have_what_the_first_one_had():
+    """Another reader serves if it has what the first reader or the writer had after the read."""
     found = topology(said("a", 1, WRITER, 300), said("b", 5, READER, 120), said("c", 6, READER, 100))
     assert {decide(found, Need(last_reads=[read("c", 5.5)]), turn=turn).instance.id for turn in range(4)} == {"b", "c"}
     assert {decide(found, Need(last_reads=[read("b", 4.5)]), turn=turn).instance.id for turn in range(4)} == {"b"}
@@ -259,7 +285,8 @@ def test_another_reader_does_when_it_has_what_the_first_or_the_writer_had_afterw
     assert decide(gone, Need(last_reads=[read("c", 2.5)])).reason is Reason.OWN_WRITES
 
 
-def test_a_reader_without_positions_does_when_its_lag_is_known_to_be_over():
+def test_without_positions_a_reader_serves_when_its_lag_is_over():
+    """A reader without positions serves when its lag is known to be over."""
     found = topology(said("a", 10, WRITER), said("b", 10, READER, lag=0.0))
     assert decide(found, Need(last_reads=[read("c", 9.0)])).instance.id == "b"
     assert decide(found, Need(last_reads=[read("c", 9.9)], pin_seconds=100.0)).reason is Reason.OWN_WRITES
@@ -272,7 +299,8 @@ def given(after, epoch, lsn):
     return Requirement(after, epoch, WalPosition(epoch, lsn), given=True)
 
 
-def test_a_position_that_was_given_counts_before_any_sample_of_ours_does():
+def test_a_given_position_counts_before_any_own_sample():
+    """A position that a token gave counts before any sample of the router's own."""
     assert ok(WELL, "b", given(50.0, 1, 120))
     assert not ok(WELL, "c", given(50.0, 1, 120))
     assert resolve(given(50.0, 1, 10**6), WELL) == given(50.0, 1, 10**6), "the writer may have got there since it was asked"
@@ -283,7 +311,8 @@ def test_a_position_that_the_writer_has_not_got_to_was_made_up():
     assert resolve(given(1.5, 1, 10**6), WELL) == Requirement(1.5, 1, WalPosition(1, 120))
 
 
-def test_an_epoch_that_nobody_has_heard_of_is_believed_until_all_were_asked():
+def test_an_unknown_epoch_is_believed_until_all_were_asked():
+    """An epoch that no instance has told of is believed until all instances were asked."""
     claim = given(2.5, 7, 10)
     assert not ok(WELL, "b", claim)
     assert resolve(claim, WELL) is claim
@@ -299,3 +328,44 @@ def test_a_given_position_of_an_older_epoch_is_not_compared():
 
 def test_a_strategy_may_be_any_function():
     assert decide(WELL, Need(), balance=lambda readers, load, rnd: readers[-1]).instance.id == "c"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_full_reader_is_not_chosen_while_another_has_room(strategy):
+    """Whatever the strategy, a unit goes to a reader whose pool has room; where none has, to any of them."""
+    rnd = Random(7)
+    for full in ({"b"}, {"b", "c", "d"}, {"c", "e"}, {"b", "c", "d", "e"}):
+        load = Load(lambda reader, full=full: 3 if reader in full else 2, capacity=3)
+        found = Topology(readers=tuple(READERS))
+        chosen = {choose(found, Need(), STRATEGIES[strategy], load, rnd.random(), 100.0).instance.id for _ in range(100)}
+        assert chosen <= (set("bcde") - full or full)
+        load.turn += 1
+
+
+READ = Verdict(Effect.READ, Effect.READ)
+WRITE = Verdict(Effect.WRITE, Effect.WRITE)
+UNKNOWN = Verdict(Effect.WRITE, Effect.READ, frozenset({"f"}))
+
+
+@pytest.mark.parametrize(
+    ("found", "hint", "refused", "reason"),
+    [
+        (READ, None, False, None),
+        (READ, "reader", False, None),
+        (READ, "writer", False, Reason.HINT),
+        (replace(READ, hint="writer"), None, False, Reason.HINT),
+        (replace(READ, hint="writer"), "reader", False, Reason.HINT),
+        (READ, None, True, Reason.NOT_A_READ),
+        (WRITE, None, False, Reason.NOT_A_READ),
+        (WRITE, "reader", False, Reason.NOT_A_READ),
+        (replace(WRITE, hint="reader"), None, False, Reason.NOT_A_READ),
+        (UNKNOWN, None, False, Reason.NOT_A_READ),
+        (UNKNOWN, "reader", False, None),
+        (UNKNOWN, "reader", True, Reason.NOT_A_READ),
+        (replace(UNKNOWN, hint="reader"), None, False, None),
+        (replace(UNKNOWN, hint="reader"), "writer", False, Reason.NOT_A_READ),
+    ],
+)
+def test_what_must_be_on_the_writer(found: Verdict, hint: Hint | None, refused: bool, reason: Reason | None) -> None:
+    """A hint sends a read to the writer, and what nobody knows to a reader. It sends no write there."""
+    assert reason_to_write(found, found.effect, hint, refused) is reason

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from aurora_router.core.statements import Effect, Verdict, classify, verdict
+from aurora_router.core.statements import Effect, Verdict, classify, in_mode, verdict
 
 READ, SERVER, TRANSACTION, SESSION, CONNECTION, WRITE = Effect
 ROWS = json.loads((Path(__file__).parents[1] / "data" / "statements.json").read_text())
@@ -17,7 +17,8 @@ def names(rows):
 
 
 @pytest.mark.parametrize("row", POSTGRESQL, ids=names(POSTGRESQL))
-def test_postgresql_statements_that_were_tried_get_the_effect_that_was_seen(row):
+def test_tried_postgresql_statements_get_the_seen_effect(row):
+    """Statements that were tried on PostgreSQL get the effect that was seen there."""
     found = verdict(row["sql"])
     expected = Effect[row["effect"]]
     if row["undecidable"]:
@@ -63,6 +64,9 @@ TRICKY = [
     ("SELECT pg_catalog . \"nextval\" ('s')", WRITE, "quoted, qualified, spaced"),
     ("SELECT \"pg_catalog\".lower('A')", READ, "quoted system schema"),
     ("SELECT U&\"n\\0065xtval\"('s')", WRITE, "escaped letters"),
+    ("SELECT U&\"n!0065xtval\" UESCAPE '!' ('s')", WRITE, "letters escaped in another way"),
+    ("SELECT pg_catalog.U&\"nextval\" UESCAPE '!' ('s')", WRITE, "an escape that is not used"),
+    ("SELECT U&'d!0061t' UESCAPE '!', U&\"a\" UESCAPE '!' FROM t WHERE b IN (1)", READ, "escapes in literals and columns"),
     ('SELECT u&"s".f(1)', WRITE, "escaped schema"),
     ("SELECT app.lower('A')", WRITE, "somebody's lower"),
     ("SELECT db.pg_catalog.lower('A')", WRITE, "three parts are not looked up"),
@@ -93,7 +97,6 @@ TRICKY = [
     ("SELECT SET_CONFIG('a', lower('B'), TRUE)", TRANSACTION, "local"),
     ("SELECT pg_backend_pid()", CONNECTION, "about this connection"),
     ("SELECT pg_stat_get_numscans(1)", SERVER, "counters of one server"),
-    ("SELECT current_setting('a.b', true)", SERVER, "as SHOW"),
     ("SELECT pg_xact_status(5::xid8)", SERVER, "a reader's answer may be late"),
     ("SELECT txid_current_snapshot()", READ, "a snapshot is a read"),
     ("SELECT * FROM pg_stat_activity", SERVER, "a view over one server"),
@@ -327,8 +330,105 @@ def test_the_lexer_reads_mysql_too(sql, effect):
     assert classify(sql, "mariadb") is effect
 
 
+@pytest.mark.parametrize(
+    ("sql", "effect"),
+    [
+        ("SELECT current_setting('app.tenant')", READ),
+        ("SELECT CURRENT_SETTING ( 'App.Tenant' , TRUE )", READ),
+        ("SELECT pg_catalog.current_setting('request.jwt.claim.sub', %(missing_ok)s)", READ),
+        ("SELECT \"current_setting\"(E'app.tenant')", READ),
+        ("SELECT current_setting('app.tenant'::text, true::boolean)", READ),
+        ("SELECT current_setting(CAST('app.tenant' AS text), CAST(1 AS boolean))", READ),
+        ("SELECT nullif(current_setting('app.tenant', true), '')::int FROM t", READ),
+        ("SELECT * FROM t WHERE tenant = current_setting('app.tenant')::uuid AND lower(a) = 'b'", READ),
+        ("SELECT * FROM current_setting('app.tenant') AS s(v)", READ),
+        ("SHOW app.tenant", READ),
+        ("SHOW App . Tenant ;", READ),
+        ("SELECT current_setting('work_mem')", SERVER),
+        ("SELECT current_setting('cluster_name', true)", SERVER),
+        ("SELECT current_setting('pg_stat_statements.max')", SERVER),
+        ("SELECT current_setting('TimescaleDB.license')", SERVER),
+        ("SELECT current_setting(%(name)s)", SERVER),
+        ("SELECT current_setting($1::text, true)", SERVER),
+        ("SELECT current_setting(name) FROM t", SERVER),
+        ("SELECT current_setting('work' || '_mem')", SERVER),
+        ("SELECT current_setting('app.' || name) FROM t", SERVER),
+        ("SELECT current_setting('app.tenant'::text || name) FROM t", SERVER),
+        ("SELECT current_setting(CAST('app.tenant' AS text) || name) FROM t", SERVER),
+        ("SELECT current_setting(CAST('app.tenant' AS varchar(20)))", SERVER),
+        ("SELECT current_setting(lower('app.tenant'))", SERVER),
+        ("SELECT current_setting(E'app.\\x61')", SERVER),
+        ("SELECT current_setting('')", SERVER),
+        ("SELECT current_setting()", SERVER),
+        ("SELECT current_setting('app.a', current_setting('b')::boolean)", SERVER),
+        ("SELECT current_setting('app.a', " + "not " * 20 + "true)", SERVER),
+        ("SELECT current_setting('app.a', f(1))", WRITE),
+        ("SELECT current_setting('app.a', nextval('s') > 1)", WRITE),
+        ("SELECT app.current_setting('app.a')", WRITE),
+        ("SELECT set_config('app.a', 'b', true), current_setting('app.a')", TRANSACTION),
+        ("SELECT set_config('app.a', 'b', false), current_setting('app.a')", SESSION),
+        ("SHOW work_mem", SERVER),
+        ("SHOW pg_stat_statements.max", SERVER),
+        ("SHOW TIME ZONE", SERVER),
+        ("SHOW ALL", SERVER),
+        ("SHOW", SERVER),
+    ],
+)
+def test_reading_an_applications_own_setting_is_a_read(sql, effect):
+    """A setting with a dot in its name, given as it stands, is the application's and no server's."""
+    assert classify(sql) is effect
+
+
+@pytest.mark.parametrize(
+    ("sql", "known"),
+    [
+        (r"SELECT a LIKE 'x\_%' ESCAPE '\' AND b = 'c' FROM t", READ),
+        (r"SELECT 'a\', 'b'", READ),
+        (r"SELECT '\', nextval('s')", WRITE),
+        (r"SELECT 'it\'s'", WRITE),
+        (r"DELETE FROM t WHERE a = '\' OR b = 'c'", WRITE),
+    ],
+)
+def test_a_known_setting_takes_the_doubt_from_a_backslash(sql, known):
+    """A backslash before a quote is in doubt, unless the connection's standard_conforming_strings is known to be on."""
+    assert (verdict(sql).effect, verdict(sql).in_doubt) == (WRITE, True)
+    assert verdict(sql, in_mode("postgresql", "off")).in_doubt
+    on = verdict(sql, in_mode("postgresql", "on"))
+    assert (on.effect, on.in_doubt) == (known, False)
+
+
+UNGUARDING = """
+SET TRANSACTION READ WRITE | set local transaction isolation level serializable, read  write | SET transaction_read_only = off
+SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE | SET LOCAL transaction_read_only TO DEFAULT
+SET SESSION SESSION CHARACTERISTICS AS TRANSACTION READ WRITE | SET LOCAL SESSION CHARACTERISTICS AS TRANSACTION READ WRITE
+SET "Transaction_Read_Only" = off
+SET default_transaction_read_only = 'off' | SET U&"default_transaction_read!005fonly" UESCAPE '!' = off
+RESET transaction_read_only
+RESET default_transaction_read_only | SELECT set_config('transaction_read_only', 'off', true) | DISCARD ALL
+SELECT pg_catalog."set_config"('default_' || 'transaction_read_only', 'off', false) | BEGIN READ WRITE | COMMIT | END | ABORT
+START TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ WRITE | COMMIT; BEGIN | ROLLBACK AND CHAIN | PREPARE TRANSACTION 'x'
+COMMIT; SELECT 1 | SET TRANSACTION READ ONLY; COMMIT
+""".replace("\n", " | ").strip(" |")
+GUARDING = """
+SET TRANSACTION READ ONLY | SET TRANSACTION ISOLATION LEVEL REPEATABLE READ | SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY
+SET transaction_read_only = on | SET default_transaction_read_only TO 'on' | BEGIN | BEGIN READ ONLY | START TRANSACTION READ ONLY
+SELECT set_config('transaction_read_only', 'on', true) | SELECT set_config('app.tenant', 'x', true) | SET LOCAL app.tenant = 'x'
+RESET app.tenant | DISCARD PLANS | SAVEPOINT a | ROLLBACK TO a | RELEASE a | SELECT 'COMMIT' | SELECT 1
+""".replace("\n", " | ").strip(" |")
+
+
+def test_what_takes_a_read_only_guard_away_is_seen():
+    """A text that changes the access mode or ends the transaction says so; one that only tightens it does not."""
+    for sql in UNGUARDING.split(" | "):
+        found = verdict(sql)
+        assert found.unguards, sql
+        assert found.effect is not READ, sql
+    for sql in GUARDING.split(" | "):
+        assert not verdict(sql).unguards, sql
+
+
 def test_an_unknown_dialect_is_the_only_thing_that_raises():
-    with pytest.raises(ValueError, match="'oracle': known are mariadb, mysql, postgresql"):
+    with pytest.raises(ValueError, match=r"'oracle': known are mariadb, mysql, postgresql$"):
         verdict("SELECT 1", "oracle")
 
 
@@ -373,3 +473,51 @@ def test_an_unknown_dialect_is_the_only_thing_that_raises():
 )
 def test_huge_and_deep_texts_are_read_in_linear_time(text, effect):
     assert classify(text) is effect
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "INSERT INTO t (a, b) VALUES (1, lower('x')), (2, now())",
+        "INSERT INTO t (id) VALUES (nextval('s')) ON CONFLICT (id) DO UPDATE SET (a, b) = (1, 2) RETURNING id",
+        "UPDATE t SET a = a + 1 WHERE id IN (SELECT id FROM u FOR UPDATE SKIP LOCKED)",
+        "WITH x (a) AS (DELETE FROM t RETURNING a) INSERT INTO u (a) SELECT a FROM x",
+        "MERGE INTO t USING u ON (t.a = u.a) WHEN NOT MATCHED THEN INSERT (a) VALUES (u.a)",
+        "SELECT * FROM t FOR UPDATE",
+        "SELECT pg_advisory_xact_lock(7)",
+        "SELECT 'pg_advisory_lock(7)', 1 FROM t FOR UPDATE -- lock(",
+        "DELETE FROM unlock_log WHERE (a, b) = (1, 2)",
+    ],
+)
+def test_a_change_of_rows_leaves_no_traces(sql: str) -> None:
+    """It reads, writes or locks rows, and a rollback takes all of it off the connection."""
+    found = verdict(sql)
+    assert found.effect is Effect.WRITE
+    assert found.traceless
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT pg_advisory_lock(7)",
+        "SELECT pg_advisory_lock/**/(7)",
+        'SELECT "pg_advisory_lock"(7)',
+        "SELECT pg_catalog . pg_try_advisory_lock_shared /* a */ (7)",
+        "SELECT U&\"pg!005ftry_advisory_lock\" UESCAPE '!' (8)",
+        "INSERT INTO t SELECT 1 FROM pg_advisory_lock/**/(7)",
+        "INSERT INTO t SELECT takes(7)",
+        "UPDATE t SET a = takes(7)",
+        "WITH x AS (DELETE FROM t RETURNING a) SELECT pg_advisory_lock(a) FROM x",
+        "INSERT INTO t VALUES (set_config('a.b', 'c', false))",
+        "INSERT INTO t VALUES (1); SELECT pg_advisory_lock(7)",
+        "INSERT INTO t VALUES (1); SET work_mem = 1",
+        "SET work_mem = 1",
+        "PREPARE p AS SELECT 1",
+        "CREATE TEMPORARY TABLE t (a int)",
+        "DO $$ BEGIN PERFORM pg_advisory_lock(7); END $$",
+        "INSERT INTO t VALUES ('",
+    ],
+)
+def test_what_may_stay_on_a_connection_leaves_traces(sql: str) -> None:
+    """A lock by name, a setting or whatever a function does that nobody knows, however its call is written."""
+    assert not verdict(sql).traceless

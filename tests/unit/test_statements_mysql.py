@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aurora_router.core.statements import Effect, Verdict, classify, in_mode, verdict
+from aurora_router.core.statements import Effect, Recall, Verdict, classify, in_mode, verdict
 
 READ, SERVER, TRANSACTION, SESSION, CONNECTION, WRITE = Effect
 DIALECTS = ["mysql", "mariadb"]
@@ -103,6 +103,23 @@ TRICKY = [
     ("TABLE t INTO OUTFILE '/x'", WRITE, "a file of the server"),
     ("WITH a AS (SELECT 1) DELETE FROM t", WRITE, "a change behind WITH"),
     ("SELECT 1 = ANY (SELECT f(1))", WRITE, "ANY calls nothing, f does"),
+    # what looks like grammar
+    ("SELECT MATCH b AGAINST (f(1)) FROM t", WRITE, "AGAINST calls nothing, f does"),
+    ("SELECT app.against(1)", WRITE, "a stored function"),
+    ("SELECT MATCH b, app.against(1)", WRITE, "a stored function"),
+    ("SELECT * FROM JSON_TABLE(f(1), '$' COLUMNS (a INT PATH '$')) j", WRITE, "COLUMNS calls nothing, f does"),
+    ("SELECT 'a', app.columns(1)", WRITE, "a stored function"),
+    ("SELECT app.text(1), app.rollup(1)", WRITE, "stored functions"),
+    ("SELECT `text`(1)", WRITE, "a stored function"),
+    ("SELECT a FROM t GROUP BY ROLLUP(f(a))", WRITE, "ROLLUP calls nothing, f does"),
+    ("SELECT a FROM t GROUP BY `rollup`(a)", WRITE, "a stored function"),
+    ("SELECT INSERT(b, 1, 1, f(1)) FROM t", WRITE, "INSERT() is a function, and f another"),
+    ("SELECT app.insert(1)", WRITE, "a stored function"),
+    ("SELECT `insert`(1), `count`(2), `left`(3)", WRITE, "stored functions"),
+    ("WITH a AS (SELECT 1) UPDATE (t JOIN a) SET b = 1", WRITE, "a change behind WITH"),
+    ("WITH a AS (SELECT 1) INSERT INTO t SELECT 1", WRITE, "a change behind WITH"),
+    ("SELECT SQL_NO_CACHE (f(1))", WRITE, "a call"),
+    ("SELECT `sql_no_cache`(1)", WRITE, "a stored function"),
     # other statements
     ("BEGIN WORK", TRANSACTION, ""),
     ("BEGIN NOT ATOMIC DELETE FROM t", WRITE, "a compound statement"),
@@ -197,6 +214,10 @@ def test_tricky_statements_get_the_safe_effect(sql, effect, why, dialect):
         ("SELECT distance(a, b)", WRITE, WRITE),  # of no MySQL that one can install: a stored function
         ("SELECT json_detailed(a) FROM t", WRITE, READ),
         ("SELECT lateral(1)", READ, WRITE),  # MySQL refuses it
+        ("SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY a) OVER (PARTITION BY b) FROM t", WRITE, READ),
+        ("SELECT AsText(g), GeomFromText('POINT(1 1)'), X(g), Within(g, g), SRID(g) FROM t", WRITE, READ),
+        ("SELECT decode('a', 'b'), a FROM t WHERE ROWNUM() < 3", WRITE, READ),
+        ("SELECT st_geomcollfromtxt('x')", READ, WRITE),
         ("SELECT s.nextval", READ, WRITE),
         ("SELECT s.currval", READ, CONNECTION),
     ],
@@ -231,10 +252,115 @@ SELECT 'größe' AS größe, `Größe` FROM straße
 """.strip().splitlines()
 
 
+READS += r"""
+SELECT b FROM t WHERE MATCH b AGAINST ('x')
+SELECT b FROM t WHERE MATCH t.b, `c` AGAINST (%(x)s IN BOOLEAN MODE) > 0.5
+SELECT * FROM JSON_TABLE('[]', "$[*]" COLUMNS (a INT(11) PATH "$.a" DEFAULT '1' ON EMPTY ERROR ON ERROR)) AS j
+SELECT * FROM JSON_TABLE(%(doc)s, %(path)s COLUMNS (a DATETIME(6) PATH '$.a', b TEXT(10) PATH '$.b', c BIT(3) PATH '$.c')) AS j
+SELECT * FROM JSON_TABLE(%s, %s COLUMNS (n FOR ORDINALITY, e INT EXISTS PATH '$.e', c NCHAR(10) PATH '$.c')) AS j
+SELECT * FROM JSON_TABLE(?, ? COLUMNS (a CHARACTER VARYING(5) PATH '$.a')), JSON_TABLE(:doc, :path COLUMNS (a INT PATH '$')) j
+SELECT * FROM t, JSON_TABLE(t.j, '$' COLUMNS (NESTED PATH "$.a" COLUMNS (a ENUM('x') PATH '$', b SET('y') PATH '$'))) AS j
+SELECT JSON_VALUE(j, "$.a"), JSON_VALUE(j, %(p)s), JSON_VALUE(j, '$.b' RETURNING DECIMAL(4, 2)) FROM t
+SELECT JSON_VALUE(j, '$.b' RETURNING DATETIME(3) NULL ON EMPTY), CONVERT(c, DATETIME(3)), CONVERT(a, NCHAR(3)) FROM t
+SELECT b, count(*) FROM t GROUP BY ROLLUP(b)
+SELECT INSERT('abc', 1, 2, 'x'), insert (b, 1, 2, insert(b, 1, 1, 'y')) FROM t WHERE INSERT(b, 1, 1, 'x') = 'x'
+SELECT first_value(a) RESPECT NULLS OVER (ORDER BY a), nth_value(a, 2) FROM FIRST IGNORE NULLS OVER (ORDER BY b) FROM t
+SELECT SQL_NO_CACHE (a), (b) FROM t
+SELECT HIGH_PRIORITY SQL_SMALL_RESULT SQL_BUFFER_RESULT (a) FROM t
+SELECT a FROM t WHERE b LIKE 'x|_' ESCAPE ('|') OR b LIKE 2 ESCAPE (1 IN (SELECT 1)) OR b LIKE %(x)s ESCAPE ('!')
+SELECT TRIM(BOTH ('x') FROM b), TRIM(LEADING FROM b), POSITION('a' IN (b)), GET_FORMAT(DATE, 'EUR') FROM t
+SELECT st_mlinefromtext('x'), ST_MultiPolygonFromWKB(g), ST_GeometryCollectionFromText('x') FROM t
+SELECT a FROM t FOR SYSTEM_TIME AS OF TRANSACTION (1)
+SELECT sum(a) OVER (w), lag(a) OVER (PARTITION BY b) FROM t WINDOW w AS (ORDER BY a), v AS (PARTITION BY b)
+SHOW FULL COLUMNS FROM t WHERE INSERT(Field, 1, 1, 'x') = 'x'
+""".strip().splitlines()
+
+
 @both
 @pytest.mark.parametrize("sql", READS)
 def test_what_orms_and_people_write_to_read_is_a_read(sql, dialect):
     assert verdict(sql, dialect) == Verdict(READ, READ)
+
+
+# ---------------------------------------------------------------- what a connection remembers
+
+
+@both
+@pytest.mark.parametrize(
+    ("sql", "recalls"),
+    [
+        ("SELECT FOUND_ROWS()", Recall.STATEMENT),
+        ("SELECT found_rows (), ROW_COUNT() AS n", Recall.STATEMENT),
+        ("SELECT LAST_INSERT_ID(), `last_insert_id`()", Recall.STATEMENT),
+        ("SELECT @@warning_count, @@session.error_count, @@LOCAL.`warning_count`", Recall.STATEMENT),
+        ("SELECT @@identity, @@last_insert_id", Recall.STATEMENT),
+        ("SHOW WARNINGS LIMIT 5", Recall.STATEMENT),
+        ("SHOW ERRORS", Recall.STATEMENT),
+        ("SHOW COUNT(*) WARNINGS", Recall.STATEMENT),
+        ("SHOW STATUS LIKE 'Last_query_cost'", Recall.STATEMENT),
+        ('SHOW LOCAL STATUS LIKE "last_query_cost"', Recall.STATEMENT),
+        ("SHOW SESSION STATUS WHERE Variable_name = 'Last_query_cost'", Recall.STATEMENT),
+        ("/*!SELECT FOUND_ROWS()*/", Recall.STATEMENT),
+        ("SELECT /*!99999 a, */ FOUND_ROWS()", Recall.STATEMENT),
+        ("SELECT 1 /*!50000 , FOUND_ROWS() */", Recall.STATEMENT),
+        ("GET DIAGNOSTICS @n = NUMBER", Recall.STATEMENT),
+        ("GET CURRENT DIAGNOSTICS CONDITION 1 @m = MESSAGE_TEXT, @c = MYSQL_ERRNO", Recall.STATEMENT),
+        ("SELECT FOUND_ROWS() FROM t WHERE a = @n", Recall.STATEMENT),
+        ("SELECT @n, @`m`, @'o' FROM t", Recall.VARIABLE),
+        ("SELECT @n := 1", None),
+        ("SELECT @n, @m := @n + 1 FROM t", None),
+        ("SELECT a INTO @n FROM t", None),
+        ("SELECT FOUND_ROWS(), GET_LOCK('a', 1)", None),
+        ("SELECT FOUND_ROWS(), @@hostname", None),
+        ("SELECT FOUND_ROWS(), CONNECTION_ID()", None),
+        ("SELECT SQL_CALC_FOUND_ROWS a FROM t LIMIT 1", None),
+        ("SHOW SESSION STATUS", None),
+        ("SHOW STATUS LIKE 'Threads_connected'", None),
+        ("/*!SELECT FOUND_ROWS()*/; SELECT CONNECTION_ID()", None),
+        ("SET @n = @m", None),
+        ("SELECT FOUND_ROWS(); COMMIT", None),
+    ],
+)
+def test_what_asks_for_the_connections_past_is_told(sql, recalls, dialect):
+    """A statement that only asks for what was left behind can be answered by no other connection."""
+    found = verdict(sql, dialect)
+    assert (found.effect, found.recalls) == (CONNECTION, recalls)
+
+
+@both
+def test_a_change_that_asks_for_the_past_is_a_change(dialect):
+    """What also writes, or sets the session, is judged by that."""
+    assert verdict("INSERT INTO t VALUES (LAST_INSERT_ID())", dialect) == Verdict(WRITE, WRITE)
+    assert verdict("SELECT LAST_INSERT_ID(5)", dialect) == Verdict(SESSION, SESSION)
+    assert verdict("SELECT FOUND_ROWS() FROM t FOR UPDATE", dialect) == Verdict(WRITE, WRITE)
+    found = verdict("SELECT FOUND_ROWS(), f(1)", dialect)
+    assert found == Verdict(WRITE, CONNECTION, frozenset({"f"}))
+    assert found.recalls is Recall.STATEMENT
+    hidden = verdict("SELECT FOUND_ROWS() /*!50000 , GET_LOCK('a', 1) */", dialect)
+    assert (hidden.effect, hidden.recalls) == (CONNECTION, None)
+
+
+@both
+@pytest.mark.parametrize(
+    ("sql", "effect"),
+    [
+        ("SELECT * FROM information_schema.events", SERVER),
+        ("SHOW EVENTS", SERVER),
+        ("SHOW CREATE EVENT e", SERVER),
+        ("SHOW TABLE STATUS LIKE 't'", SERVER),
+        ("SELECT AUTO_INCREMENT FROM information_schema.TABLES WHERE TABLE_NAME = 't'", SERVER),
+        ("SELECT `t`.`auto_increment` FROM `information_schema`.`tables` AS t", SERVER),
+        ("SELECT TABLE_NAME FROM information_schema.tables WHERE UPDATE_TIME > NOW()", SERVER),
+        ("SELECT CREATE_TIME FROM information_schema.partitions", SERVER),
+        ("SELECT TABLE_NAME, ENGINE FROM information_schema.tables", READ),
+        ("SELECT auto_increment, create_time FROM t", READ),
+        ("SHOW CREATE TABLE t", READ),
+        ("SHOW TABLES", READ),
+    ],
+)
+def test_what_a_server_says_of_itself_asks_the_server(sql, effect, dialect):
+    """Events are disabled on readers, and each server has its own counters and times of its tables."""
+    assert classify(sql, dialect) is effect
 
 
 # ---------------------------------------------------------------- sql_mode
@@ -258,18 +384,37 @@ def test_what_orms_and_people_write_to_read_is_a_read(sql, dialect):
         (r"SELECT '\'", WRITE, WRITE, WRITE, READ),
     ],
 )
-def test_a_backslash_before_a_quote_means_what_sql_mode_says_or_the_strongest(sql, unknown, plain, ansi, without):
+def test_a_backslash_before_a_quote_is_read_by_sql_mode(sql, unknown, plain, ansi, without):
+    """A backslash before a quote means what sql_mode says, or the strongest meaning if the mode is unknown."""
     for dialect in DIALECTS:
         assert classify(sql, in_mode(dialect, "STRICT_TRANS_TABLES")) is plain
         assert classify(sql, in_mode(dialect, "ansi_quotes,ansi")) is ansi
         assert classify(sql, in_mode(dialect, "ANSI_QUOTES,NO_BACKSLASH_ESCAPES")) is without
         if sql != r"SELECT '\'":
             assert classify(sql, dialect) is unknown
+        found = verdict(sql, dialect)
+        assert found.in_doubt or found.effect <= min(plain, ansi, without)
+        assert not verdict(sql, in_mode(dialect, "")).in_doubt
 
 
-def test_without_a_known_mode_no_mode_makes_more_of_a_text_than_it_is_taken_for():
+def test_a_mode_that_is_known_in_part_settles_most_texts():
+    """Without NO_BACKSLASH_ESCAPES only a text with backslashes in double quotes is in doubt."""
+    for dialect in DIALECTS:
+        in_part = in_mode(dialect, None)
+        settled = r"SELECT 'a\', connection_id() -- '"
+        assert verdict(settled, dialect).in_doubt
+        assert (classify(settled, in_part), verdict(settled, in_part).in_doubt) == (READ, False)
+        for sql in (r'SELECT "a\"; DELETE FROM t; -- "', r'SELECT "a\", get_lock(1, 2) -- "'):
+            found = verdict(sql, in_part)
+            assert found.in_doubt
+            assert found.effect == max(classify(sql, in_mode(dialect, mode)) for mode in ("", "ANSI_QUOTES"))
+
+
+def test_without_a_mode_a_text_gets_its_strongest_meaning():
+    """If the mode is unknown, no mode makes more of a text than the verdict says."""
     found = verdict(r"SELECT g(2), 'a\', f(1) -- '", "mysql")
     assert found == Verdict(WRITE, READ, frozenset({"f", "g"}))
+    assert found.in_doubt
     assert verdict(r"SELECT g(2), 'a\', nextval(s) -- '", "mysql") == Verdict(WRITE, WRITE)
     assert verdict(r"SELECT 'a\', 1; COMMIT -- '", "mysql").ends
     assert verdict(r"SELECT '\', 1 /*@writer*/ -- '", "mysql").hint == "writer"
@@ -301,6 +446,56 @@ def test_what_commits_implicitly_ends_a_transaction(dialect):
         assert verdict(sql, dialect).ends, sql
     for sql in KEEPING.split(" | "):
         assert not verdict(sql, dialect).ends, sql
+
+
+UNGUARDING = """
+SET SESSION TRANSACTION READ WRITE | SET TRANSACTION READ WRITE | SET LOCAL TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE
+SET @@session.tx_read_only = 0 | SET @@tx_read_only := OFF | SET SESSION `transaction_read_only` = 1 - 1
+SET tx_read_only = DEFAULT
+SET @x = 1, @@local.transaction_read_only = FALSE | SET STATEMENT tx_read_only = 0 FOR SELECT 1
+SET STATEMENT `tx_read_only` = 0 FOR SELECT 1 | COMMIT | ROLLBACK AND CHAIN
+BEGIN | START TRANSACTION | START TRANSACTION READ WRITE | START TRANSACTION READ ONLY; COMMIT | SET autocommit = 1
+SELECT 1; COMMIT
+LOCK TABLES t READ | UNLOCK TABLES | XA START 'x' | /*! COMMIT */
+""".replace("\n", " | ").strip(" |")
+GUARDING = """
+SET SESSION TRANSACTION READ ONLY | SET TRANSACTION READ ONLY | SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ
+SET @@session.tx_read_only = 1 | SET transaction_read_only = ON | SET GLOBAL tx_read_only = 0 | SET GLOBAL TRANSACTION READ WRITE
+START TRANSACTION READ ONLY | START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY | SET @x = 'tx_read_only' | SET NAMES utf8
+SAVEPOINT a | ROLLBACK TO a | SELECT 'COMMIT' | USE app | SET STATEMENT max_statement_time = 1 FOR SELECT 1
+""".replace("\n", " | ").strip(" |")
+
+
+@both
+def test_what_takes_a_read_only_guard_away_is_seen(dialect):
+    """A text that changes the access mode or ends the transaction says so, unless what follows is read-only for certain."""
+    for sql in UNGUARDING.split(" | "):
+        found = verdict(sql, dialect)
+        assert found.unguards, sql
+        assert found.effect is not READ, sql
+    for sql in GUARDING.split(" | "):
+        assert not verdict(sql, dialect).unguards, sql
+
+
+LOCKING = """
+SELECT GET_LOCK('a', 1) | DO get_lock('a', 1) | SELECT `Get_Lock` /* a */ ('a', 1) | SET @x = get_lock('a', 1)
+SELECT 1; SELECT a FROM t WHERE get_lock(a, 1) | SELECT 1 /*!99999 , get_lock('a', 1) */ | SELECT f(get_lock('a', 1))
+EXPLAIN SELECT get_lock('a', 1)
+""".replace("\n", " | ").strip(" |")
+NOT_LOCKING = """
+SELECT 'get_lock(1)' | SELECT app.get_lock('a', 1) | SELECT get_lock FROM t | SELECT connection_id() | SELECT f('get_lock')
+""".replace("\n", " | ").strip(" |")
+
+
+@both
+def test_a_lock_by_name_is_told_from_other_connections_state(dialect):
+    """A text that takes a lock by name says so, for no read-only unit may; its effect is of the connection."""
+    for sql in LOCKING.split(" | "):
+        found = verdict(sql, dialect)
+        assert found.locks, sql
+        assert found.known is CONNECTION, sql
+    for sql in NOT_LOCKING.split(" | "):
+        assert not verdict(sql, dialect).locks, sql
 
 
 # ---------------------------------------------------------------- whatever the text
@@ -338,7 +533,8 @@ def spaced(sql, space):
 
 @SETTINGS
 @given(STATEMENTS, SPACES, SPACES, SPACES, st.sampled_from(["", ";", " ; ", ";;"]), NAMES)
-def test_comments_space_and_a_trailing_semicolon_never_change_a_verdict(sql, before, within, behind, end, dialect):
+def test_comments_space_and_semicolons_change_no_verdict(sql, before, within, behind, end, dialect):
+    """Comments, white space and a trailing semicolon never change a verdict."""
     assert verdict(before + spaced(sql, within) + behind + end, dialect) == verdict(sql, dialect)
 
 
@@ -377,7 +573,8 @@ HIDDEN = ["DELETE FROM t", "; DROP TABLE t;", "FOR UPDATE", "nextval(1)", "/*", 
 
 @SETTINGS
 @given(st.lists(st.sampled_from(HIDDEN) | st.text(alphabet="abc ;()", max_size=5), max_size=5).map(" ".join), NAMES)
-def test_a_keyword_in_a_literal_a_quoted_name_or_a_comment_never_counts(text, dialect):
+def test_a_quoted_or_commented_keyword_never_counts(text, dialect):
+    """A keyword in a literal, a quoted name or a comment never counts."""
     versions = "/*!" in text
     for sql in (
         f"SELECT '{text}', 'it''s {text}' FROM t",
@@ -463,7 +660,8 @@ MODES = st.sampled_from(["", "ANSI_QUOTES", "NO_BACKSLASH_ESCAPES"])
 
 @settings(SETTINGS, max_examples=500)
 @given(st.lists(st.tuples(PIECES, st.integers(0, 80), st.integers(1, 80)), max_size=5), NAMES, MODES)
-def test_nothing_raises_and_no_known_mode_makes_more_of_a_text_that_it_can_execute(pieces, dialect, mode):
+def test_no_text_raises_and_no_mode_makes_more_of_it(pieces, dialect, mode):
+    """No text raises, and no known mode makes more of a text that can be executed in it."""
     text = "".join(sql[start : start + length] for sql, start, length in pieces)
     unknown, known = verdict(text, dialect), verdict(text, in_mode(dialect, mode))
     assert unknown.effect >= unknown.known
@@ -502,10 +700,35 @@ def test_garbage_is_a_write(sql, garbage, dialect):
         ("SHOW " + "FULL " * 100_000, SERVER),
         ("CREATE TEMPORARY TABLE x " + "(" * 100_000 + "SELECT 1", WRITE),
         ("SELECT @@" * 100_000, CONNECTION),
+        ("SELECT " + "information_schema.tables, " * 100_000 + "1", READ),
         ("SELECT " + "#\n" * 300_000 + "1", READ),
+        ("SELECT " + "a, " * 200_000 + "against(1)", WRITE),
+        ("SELECT MATCH " + "a, " * 200_000 + "b AGAINST (1)", READ),
+        ("SELECT " + "against(1), " * 100_000 + "1", WRITE),
         ("--" * 300_000, WRITE),
     ],
-    ids=range(24),
+    ids=range(28),
 )
 def test_huge_and_deep_texts_are_read_in_linear_time(text, effect):
     assert classify(text, "mariadb") is effect
+
+
+@pytest.mark.parametrize(
+    ("sql", "traceless"),
+    [
+        ("INSERT INTO t (a) VALUES (1) ON DUPLICATE KEY UPDATE a = VALUES(a)", True),
+        ("REPLACE INTO t (a) VALUES (LAST_INSERT_ID())", True),
+        ("UPDATE t SET a = INSERT('abc', 1, 2, 'd')", True),
+        ("SELECT a FROM t LOCK IN SHARE MODE", True),
+        ("INSERT INTO t SELECT 1 WHERE 1 = GET_LOCK('a', 1)", False),
+        ("INSERT INTO t SELECT `get_lock` /* a */ ('a', 1)", False),
+        ("UPDATE t SET a = (@n := @n + 1)", False),
+        ("REPLACE INTO t SELECT takes(7)", False),
+        ("SELECT RELEASE_LOCK('a')", False),
+        ("LOCK TABLES t WRITE", False),
+    ],
+)
+@pytest.mark.parametrize("dialect", ["mysql", "mariadb"])
+def test_only_a_change_of_rows_leaves_no_traces(dialect: str, sql: str, traceless: bool) -> None:
+    """On its connection: locks by name and variables stay there, however their functions are spelled."""
+    assert verdict(sql, dialect).traceless is traceless

@@ -44,7 +44,8 @@ def spaced(sql, space):
 
 @SETTINGS
 @given(STATEMENTS, SPACES, SPACES, SPACES, st.sampled_from(["", ";", " ; ", ";;"]))
-def test_comments_space_and_a_trailing_semicolon_never_change_a_verdict(sql, before, within, behind, end):
+def test_comments_space_and_semicolons_change_no_verdict(sql, before, within, behind, end):
+    """Comments, white space and a trailing semicolon never change a verdict."""
     assert verdict(before + spaced(sql, within) + behind + end) == verdict(sql)
 
 
@@ -63,7 +64,8 @@ def test_parentheses_around_a_query_never_change_a_verdict(sql, depth):
 
 @SETTINGS
 @given(st.lists(st.sampled_from(KEYWORDS) | st.text(alphabet="abc ;()", max_size=5), max_size=5).map(" ".join))
-def test_a_keyword_in_a_literal_a_quoted_name_or_a_comment_never_counts(text):
+def test_a_quoted_or_commented_keyword_never_counts(text):
+    """A keyword in a literal, a quoted name or a comment never counts."""
     for sql in (
         f"SELECT '{text}', 'it''s {text}', E'\\'{text}' FROM t",
         f'SELECT a AS "{text}", t."x""{text}" FROM t',

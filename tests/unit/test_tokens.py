@@ -4,6 +4,7 @@ import functools
 import math
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 
 from aurora_router import ConfigurationError, merge_tokens
 from aurora_router.core.positions import Requirement, Sample, WalPosition, merge
+from aurora_router.core.selection import resolve
 from aurora_router.core.tokens import LONGEST, SKEW, Token, latest, renewed
-from aurora_router.tokens import MARGIN, Tokens
+from aurora_router.core.topology import Topology
+from aurora_router.tokens import MARGIN, TokenRefused, Tokens
 
 CLUSTER = "7571234567890123456"
 positions = st.builds(WalPosition, st.integers(1, 2**32 - 1), st.integers(0, 2**64 - 1))
@@ -30,7 +33,8 @@ def read(text, ttl=60.0):
 
 
 @given(tokens)
-def test_a_token_reads_as_it_was_written_and_is_short_and_fit_for_urls_and_headers(token):
+def test_a_token_survives_writing_and_is_short_and_url_safe(token):
+    """A token is parsed as it was written, is short, and fits into URLs and headers."""
     text = str(token)
     assert Token.parse(text) == token
     assert set(text) <= set("0123456789ABCDEFabcdefghijklmnopqrstuvwxyz.-_")
@@ -73,13 +77,15 @@ def test_a_token_of_another_cluster_is_refused_with_both_names():
         Tokens((), 60.0).read("1.8.1-A.1", "7", "after")
 
 
-def test_an_error_names_the_argument_that_the_token_was_given_for():
+def test_a_token_error_names_the_argument():
+    """The error names the argument that the token was given for."""
     for wrong in ("", "x" * 200, 5, "1.8.1-A.1"):
         with pytest.raises(ConfigurationError, match=r"^after: "):
             Tokens((), 60.0).read(wrong, "7", "after")
 
 
-def test_a_signature_keeps_a_client_from_making_one_up_and_old_keys_go_on_being_accepted():
+def test_signatures_stop_forged_tokens_and_old_keys_still_count():
+    """A signature keeps a client from forging a token, and tokens signed with old keys are still accepted."""
     old, new = Tokens([b"old"], 60.0), Tokens(["old", "new"], 60.0)
     before, after = written(WalPosition(1, 10), b"old"), written(WalPosition(1, 10), "old", "new")
     assert new.read(before, "7") is not None
@@ -100,6 +106,41 @@ def test_a_signature_keeps_a_client_from_making_one_up_and_old_keys_go_on_being_
         new.read(after + "\u00e9", "7")
 
 
+SIGNED = Tokens(["key"], 60.0).write("7", Requirement(time.monotonic(), 1, WalPosition(1, 10)))
+ALTERED = sorted(
+    {
+        SIGNED[:at] + new + SIGNED[at + cut :]
+        for at in range(len(SIGNED) + 1)
+        for new in ("", *map(chr, range(128)))
+        for cut in (0, 1)
+    }
+    - {SIGNED}
+)
+
+
+def test_a_signed_token_with_any_character_altered_is_refused():
+    """Whatever is left out of a signed token, added to it or changed in it, the token is refused."""
+    tokens = Tokens(["key"], 86400.0)
+    assert tokens.read(SIGNED, "7") is not None
+    for altered in ALTERED:
+        with pytest.raises(TokenRefused):
+            tokens.read(altered, "7")
+
+
+def test_merging_hands_on_nothing_that_a_header_cannot_hold():
+    """A signature that is not made of a signature's characters is refused when tokens are merged, unverified as it is."""
+    before, signature = SIGNED.rsplit(".", 1)
+    for altered in (
+        f"{before}.{signature[:9]}\r\n{signature[9:]}",
+        f"{before}.\r\nX: y",
+        f"{SIGNED}\n",
+        f"{SIGNED}=",
+        f"{SIGNED}.x",
+    ):
+        with pytest.raises(ConfigurationError, match="cannot be merged"):
+            merge_tokens(altered)
+
+
 def test_where_nothing_can_sign_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "itsdangerous", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'aurora-router\[signing\]'"):
@@ -111,14 +152,16 @@ def test_a_secret_is_in_no_repr():
     assert "hush" not in repr(vars(Tokens(["hush"], 60.0)))
 
 
-def test_a_new_token_is_a_requirement_from_the_moment_it_is_heard_of():
+def test_a_new_token_is_a_requirement_from_its_arrival_on():
+    """A new token is a requirement from the moment when it is read."""
     before = time.monotonic()
     found = read(written(WalPosition(3, 77)))
-    assert found[1:] == (3, WalPosition(3, 77), True)
-    assert before <= found.after <= time.monotonic()
+    assert found[1:4] == (3, WalPosition(3, 77), True)
+    assert before <= found.after <= found.heard_at <= time.monotonic()
 
 
-def test_a_token_speaks_of_the_moment_that_its_position_was_asked_for_less_what_clocks_may_differ():
+def test_a_token_counts_from_its_sample_minus_clock_skew():
+    """A token speaks of the moment when its position was asked for, less the possible difference of clocks."""
     for position in (WalPosition(3, 77), None):
         now = time.monotonic()
         assert read(written(position, after=-10)).after == pytest.approx(now - 10 + MARGIN, abs=0.2)
@@ -135,7 +178,10 @@ def test_a_token_that_is_older_than_its_time_asks_for_nothing():
     made = int(time.time())
     assert read(f"1.7.1-A.{made - 61}000") is None
     assert read(f"1.7.1-A.{made - 50}000") is not None
-    assert read(f"1.7.1-A.{made + 10**6}000") is not None, "from a clock that is ahead"
+    assert read(f"1.7.1-A.{made + 50}000") is not None, "from a clock that is ahead"
+    for ahead in (70, 10**6):
+        with pytest.raises(TokenRefused, match="in the future"):
+            read(f"1.7.1-A.{made + ahead}000")
     assert Token.parse(written(None, after=-(2.0**40))).made_at == 0
 
 
@@ -196,7 +242,8 @@ def test_merging_gives_the_token_that_implies_the_others():
             merge_tokens(early, wrong)
 
 
-def test_a_token_without_a_position_counts_unless_another_one_is_later_by_all_clocks():
+def test_a_token_without_a_position_yields_only_to_a_later_one():
+    """A token without a position counts unless another one is later by all clocks."""
     skew = int(SKEW * 1000)
     blank = Token("7", None, 50_000)
     for made_at, expected in ((50_000 - skew, True), (50_000, True), (50_000 + skew, True), (50_001 + skew, False)):
@@ -207,8 +254,11 @@ def test_a_token_without_a_position_counts_unless_another_one_is_later_by_all_cl
 
 
 @given(st.floats(-30, 0), st.floats(-30, 0), *[st.floats(-SKEW / 2, SKEW / 2)] * 3)
-def test_what_two_hosts_have_committed_a_third_one_sees_by_their_tokens_whatever_their_clocks(placed, blank, one, two, three):
-    """By true time: two commits, a token of each, with a position and without, merged and heard of now by a clock of its own."""
+def test_a_third_host_sees_two_hosts_commits_by_their_tokens(placed, blank, one, two, three):
+    """A third host sees by their tokens what two hosts have committed, whatever the clocks say.
+
+    By true time: two commits, a token of each, with a position and without, merged and heard of now by a clock of its own.
+    """
     now, wall = time.monotonic(), time.time()
     tokens = [
         Token("7", WalPosition(1, 10), math.ceil((wall + placed + one) * 1000)),
@@ -223,13 +273,41 @@ def test_what_two_hosts_have_committed_a_third_one_sees_by_their_tokens_whatever
         assert requirement.after >= now + max(placed, blank) - 0.002
 
 
+@given(st.floats(-50, 50), st.floats(0, 5), st.floats(0.001, 5), st.sampled_from([WalPosition(1, 50), WalPosition(2, 50)]))
+def test_what_a_position_proves_does_not_depend_on_clocks(ahead, commit, heard, position):
+    """Whatever the reader's clock says, no sample that was asked for before the token was heard of replaces its position."""
+    now = time.monotonic()
+    token = Token("7", position, math.ceil((time.time() - commit - ahead) * 1000))
+    requirement = Tokens((), 60.0).read(str(token), "7")
+    assert requirement.heard_at >= now
+    old = Sample(now - heard, WalPosition(2, 40))
+    found = Topology(epoch=2, samples=(old,))
+    assert resolve(requirement, found) == requirement
+    later = Sample(requirement.since, WalPosition(2, 45))
+    asked = resolve(requirement, replace(found, samples=(old, later)))
+    assert asked.position == later.position, "the writer was asked since, and does not have it"
+
+
+@given(st.floats(0, 10), st.floats(0, 10), st.floats(0, 10))
+def test_a_merged_requirement_is_proven_only_since_both_moments(date, heard, own):
+    """What was written here and what a token speaks of are both shown, however wrong the token's date is."""
+    token = Requirement(min(date, heard), 1, WalPosition(1, 50), given=True, heard_at=heard)
+    for both in (merge(token, Requirement(own, 1)), merge(Requirement(own, 1), token)):
+        assert both.since >= max(own, heard)
+        assert both.after >= own
+        assert both.position is None, "nothing proves both yet"
+
+
 commits = st.tuples(st.floats(-8, 0), st.floats(0, 5) | st.none(), st.floats(-SKEW / 2, SKEW / 2))
 
 
 @given(st.lists(commits, min_size=2, max_size=5), st.floats(-SKEW / 2, SKEW / 2), st.booleans())
-def test_no_commit_is_lost_where_tokens_of_several_hosts_are_merged_at_once_or_in_turn(commits, reader, at_once):
-    """A commit, how long after it the writer was asked (None: it could not be), and by how much that host's clock is ahead. A
-    position is the time, by true clocks, until which it holds all."""
+def test_no_commit_is_lost_when_tokens_are_merged(commits, reader, at_once):
+    """No commit is lost when tokens of several hosts are merged, at once or in turn.
+
+    A commit, how long after it the writer was asked (None: it could not be), and by how much that host's clock is ahead. A
+    position is the time, by true clocks, until which it holds all.
+    """
     tokens = []
     for commit, waited, ahead in commits:
         requirement, position = Requirement(1000 + commit, 1), None
@@ -247,7 +325,8 @@ def test_no_commit_is_lost_where_tokens_of_several_hosts_are_merged_at_once_or_i
 GIVEN = Requirement(5.0, 1, WalPosition(1, 50), given=True)
 
 
-def test_a_given_position_proves_nothing_of_what_was_written_here_before_it_was_heard_of():
+def test_a_given_position_proves_no_earlier_local_write():
+    """A given position proves nothing of what was written here before the token was read."""
     unproven = Requirement(4.0, 1)
     assert merge(GIVEN, unproven) == merge(unproven, GIVEN) == Requirement(5.0, 1, None, given=True)
     proven = Requirement(4.0, 1, WalPosition(1, 80))

@@ -5,8 +5,10 @@ from functools import reduce
 
 import pytest
 
-from aurora_router.core.gtid import GtidSet
-from aurora_router.core.positions import WalPosition
+from aurora_router.core import gtid
+from aurora_router.core.gtid import GtidSet, MariadbGtid, began
+from aurora_router.core.positions import Requirement, WalPosition
+from aurora_router.core.selection import satisfies
 from aurora_router.core.topology import (
     SAMPLES,
     Instance,
@@ -22,10 +24,12 @@ from aurora_router.core.topology import (
     hold,
     observe,
     remove,
+    renewed,
+    survived,
 )
 
 WRITER, READER = Role
-REFUSED, TIMEOUT, MISCONFIGURED = Silence
+REFUSED, NOT_NOW, TIMEOUT, MISCONFIGURED = Silence
 
 
 def identity(address, started=None, cluster="7001"):
@@ -88,7 +92,8 @@ def test_an_instance_says_its_role_position_and_lag_or_its_error():
     assert unknown.said()[0] == "a: writer at an unknown position"
 
 
-def test_an_observation_of_an_instance_that_is_not_there_changes_nothing():
+def test_an_observation_of_an_unknown_instance_changes_nothing():
+    """An observation of an instance that is not in the topology changes nothing."""
     assert observe(WELL, said("z", 2, writer("Z", epoch=9))) is WELL
 
 
@@ -134,7 +139,8 @@ def test_an_answer_between_two_silences_starts_the_count_again():
     assert found.by_id["b"].misses == 1
 
 
-def test_the_silence_of_one_server_is_not_undone_by_the_answers_of_another_behind_the_same_name():
+def test_an_answer_of_one_server_hides_no_silence_of_another():
+    """The silence of one server is not undone by the answers of another one behind the same name."""
     found = after(topology("a", reader_endpoint="ro"), said("ro", 1, reader("B")), said("ro", 1.1, reader("C")))
     found = after(found, silent("ro", 2, identity("B")), said("ro", 2.1, reader("C")), silent("ro", 3, identity("B")))
     assert found.by_id["ro"].servers == {identity("C")}
@@ -148,12 +154,14 @@ def test_a_refusal_takes_out_of_use_at_once(silence):
     assert [i.id for i in found.readers] == ["c"]
 
 
-def test_a_probe_that_was_overdue_and_is_then_refused_takes_out_of_use():
+def test_a_late_probe_that_is_then_refused_ends_the_use():
+    """A server whose probe was overdue and is then refused is not used any more."""
     found = after(WELL, silent("b", 2, identity("B")), silent("b", 2, identity("B"), REFUSED))
     assert not found.by_id["b"].healthy
 
 
-def test_one_more_connection_that_failed_says_nothing_of_those_that_are_there():
+def test_a_failed_extra_connection_says_nothing_of_others():
+    """A new connection that failed says nothing of the connections that are there."""
     assert observe(WELL, silent("b", 2, None, REFUSED)) is WELL
     assert observe(WELL, silent("b", 2, identity("Z"), REFUSED)) is WELL
 
@@ -165,7 +173,8 @@ def test_an_instance_that_never_answered_says_why():
     assert after(found, silent("b", 2, None, TIMEOUT)).by_id["b"].error == "timeout at 2"
 
 
-def test_a_restarted_server_replaces_its_older_life_even_further_back_in_its_log():
+def test_a_restarted_server_replaces_its_older_life():
+    """A restarted server replaces its older life, even if it is further back in its log."""
     found = after(WELL, said("b", 2, reader("B", 80, started="t1")))
     assert found.by_id["b"].position == WalPosition(1, 80)
     assert found.by_id["b"].servers == {identity("B", "t1")}
@@ -198,7 +207,8 @@ def test_a_reader_that_tells_of_a_newer_epoch_deposes_the_writer():
     assert "deposed" in found.by_id["a"].error
 
 
-def test_two_writers_of_the_same_epoch_are_ambiguous_and_nobody_is_the_writer():
+def test_two_writers_of_the_same_epoch_are_ambiguous():
+    """Two writers of the same epoch are ambiguous, and none of them is the writer."""
     found = after(WELL, said("b", 2, writer("B")))
     assert found.writer is None
     assert found.ambiguous == ("a", "b")
@@ -209,7 +219,8 @@ def test_two_writers_of_the_same_epoch_are_ambiguous_and_nobody_is_the_writer():
 @pytest.mark.parametrize(
     "end", [silent("b", 3, identity("B"), REFUSED), said("b", 3, reader("B")), said("a", 3, writer("A", epoch=2))]
 )
-def test_an_ambiguity_resolves_when_one_of_them_is_gone_follows_or_is_newer(end):
+def test_an_ambiguity_ends_when_one_is_gone_follows_or_is_newer(end):
+    """An ambiguity ends when one writer is gone, follows the other, or is newer."""
     found = after(WELL, said("b", 2, writer("B")), end)
     assert found.writer.id == "a"
     assert found.ambiguous == ()
@@ -221,7 +232,8 @@ def mysql(address, text, opened=0.0):
     return Server(identity(address), WRITER, 1, GtidSet.said(1, sources, f"00000000-0000-0000-0000-{made[address]:012}", opened))
 
 
-def test_a_writer_of_the_same_epoch_that_was_deposed_is_none_either_when_the_newer_one_is_gone():
+def test_a_deposed_writer_is_none_when_the_newer_one_is_gone():
+    """A deposed writer of the same epoch does not become the writer when the newer one is gone."""
     promoted = after(
         ABC, said("a", 1, mysql("A", "A5")), silent("a", 2, identity("A"), REFUSED), said("b", 3, mysql("B", "A5B2", 9))
     )
@@ -232,7 +244,8 @@ def test_a_writer_of_the_same_epoch_that_was_deposed_is_none_either_when_the_new
     assert after(alone, said("b", 6, mysql("B", "A5B2"))).writer.id == "b", "restarted, and nobody told it anything since"
 
 
-def test_a_writer_of_the_same_epoch_that_was_deposed_with_what_the_newer_one_lacks_is_not_ambiguous():
+def test_a_deposed_writer_with_lost_commits_is_not_ambiguous():
+    """A deposed writer is not ambiguous, even if it has transactions that the newer one lacks."""
     promoted = after(
         ABC, said("a", 1, mysql("A", "A7")), silent("a", 2, identity("A"), REFUSED), said("b", 3, mysql("B", "A5B2", 9))
     )
@@ -240,13 +253,148 @@ def test_a_writer_of_the_same_epoch_that_was_deposed_with_what_the_newer_one_lac
     assert (promoted.writer.id, found.writer.id, found.ambiguous) == ("b", "b", ())
 
 
-def test_a_writer_that_was_promoted_since_with_the_loss_of_transactions_is_the_writer():
+def test_a_later_promotion_that_lost_transactions_wins():
+    """A server that was promoted since is the writer, even if transactions were lost."""
     start = after(ABC, said("b", 1, mysql("B", "A5B2", 9)), silent("b", 2, identity("B"), REFUSED))
     assert after(start, said("c", 3, mysql("C", "A5", 10))).writer.id == "c"
     assert after(start, said("c", 3, mysql("C", "A5B2"))).writer.id == "c", "by a restart, but it has all"
 
 
-def test_one_server_under_two_names_is_the_writer_under_the_first():
+def mariadb(address, role, text, own, state):
+    epoch = began(state, own if role is READER else None)
+    position = MariadbGtid.said(epoch, text, own, gtid.behind(state, own if role is READER else None))
+    return Server(identity(address), role, epoch if role is WRITER else 0, position, 0.0 if role is READER else None)
+
+
+ANEW = after(
+    ABC,
+    said("a", 1, mariadb("A", WRITER, "0-1-50", 1, "0-1-50")),
+    said("b", 1, mariadb("B", READER, "0-1-50", 2, "0-1-50")),
+    said("a", 2, mariadb("A", WRITER, "", 1, "")),
+)
+
+
+def test_a_writer_whose_log_was_begun_anew_is_the_writer_still():
+    """RESET MASTER takes the epoch back; readers that follow the old log serve, but prove nothing."""
+    assert (WELL.by_id["b"].unproven, ANEW.epoch, ANEW.writer.id) == ("", 0, "a")
+    assert [i.id for i in ANEW.readers] == ["b"]
+    assert ANEW.by_id["b"].position is None
+    assert "RESET MASTER" in ANEW.by_id["b"].unproven
+    own = Requirement(1.5, 1)
+    assert not satisfies(ANEW.by_id["b"], own, ANEW, 5.0, 10**6)
+    going_on = after(ANEW, said("a", 3, mariadb("A", WRITER, "0-1-70", 1, "0-1-70")))
+    still = after(going_on, said("b", 4, mariadb("B", READER, "0-1-50", 2, "0-1-50")))
+    assert not satisfies(still.by_id["b"], own, still, 5.0, 10**6)
+
+
+def test_a_reader_with_filters_serves_who_has_written_nothing():
+    filtered = replace(reader("C"), unproven="it has filters")
+    found = after(WELL, said("a", 2, writer("A")), said("c", 2, filtered), said("b", 2, reader("B")))
+    assert [i.id for i in found.readers] == ["b", "c"]
+    assert (found.by_id["c"].unproven, found.by_id["c"].position) == ("it has filters", None)
+    own = Requirement(1.5, 1)
+    assert [satisfies(found.by_id[i], own, found, 5.0, 10**6) for i in "bc"] == [True, False]
+    down = after(found, silent("c", 3, identity("C"), REFUSED))
+    assert down.by_id["c"].unproven == "it has filters", "nobody is warned again when it is back"
+
+
+def test_a_writer_with_filters_keeps_who_has_written():
+    found = after(WELL, said("a", 2, replace(writer("A"), unproven="its log has filters")), said("b", 2, reader("B")))
+    assert (found.writer.id, found.writer.position, found.samples[-1].asked_at) == ("a", None, 1)
+    own = Requirement(1.5, 1)
+    assert not any(satisfies(found.by_id[i], own, found, 5.0, 10**6) for i in "bc")
+
+
+def test_a_reader_that_went_back_or_restarted_is_proven_again():
+    """A reader that went back or was restarted is no longer taken to be astray."""
+    made_anew = after(ANEW, said("b", 3, mariadb("B", READER, "", 2, "")))
+    assert made_anew.by_id["b"].unproven == ""
+    restarted = mariadb("B", READER, "0-1-50", 2, "0-1-50")
+    restarted = replace(restarted, id=identity("B", "t1"))
+    assert after(ANEW, silent("a", 3, identity("A"), REFUSED), said("b", 3, restarted)).by_id["b"].unproven == ""
+
+
+def own_writes_are_proved(found):
+    return satisfies(found.by_id["b"], Requirement(0.9, 1), found, 5.0, 10**6)
+
+
+def line(asked, number, *, took=0.001):
+    """The writer's answer, whose log was begun anew before anybody asked."""
+    return said("a", asked, mariadb("A", WRITER, number and f"0-1-{number}", 1, number and f"0-1-{number}"), took=took)
+
+
+def other_line(asked):
+    """The answer of its reader, which has transactions of before."""
+    return said("b", asked, mariadb("B", READER, "0-1-50", 2, "0-1-50"))
+
+
+def test_a_reader_asked_with_the_writer_proves_nothing_yet():
+    """Of two answers at the same time nobody knows whether the reader is on the writer's line or only further by then."""
+    together = after(ABC, other_line(1), line(1, 7))
+    assert (together.by_id["b"].position, together.by_id["b"].unproven) == (None, "")
+    assert not own_writes_are_proved(together)
+    same_line = after(together, line(2, 50))
+    assert own_writes_are_proved(same_line)
+    assert "RESET MASTER" in after(together, line(2, 8)).by_id["b"].unproven
+
+
+def test_a_reader_that_answers_sooner_is_seen_to_be_astray():
+    """A writer that takes longer than its readers, and so is always asked before their newest answers, can tell all the same."""
+    found = after(ABC, *(answer for n in range(1, 4) for answer in (other_line(n), other_line(n + 0.9), line(n, n, took=1.0))))
+    assert "RESET MASTER" in found.by_id["b"].unproven
+
+
+def test_a_reader_that_once_had_the_same_line_proves_ahead_of_it():
+    """What the reader has got since the writer was asked is the writer's."""
+    found = after(ABC, line(1, 50), other_line(1), said("b", 2, mariadb("B", READER, "0-1-60", 2, "0-1-60")))
+    assert found.by_id["b"].position == MariadbGtid(1, ((0, 1, 60),))
+    restarted = replace(mariadb("B", READER, "0-1-60", 2, "0-1-60"), id=identity("B", "t1"))
+    assert after(found, said("b", 3, restarted)).by_id["b"].position is None, "it may be another's copy"
+    assert own_writes_are_proved(after(found, said("b", 3, restarted), line(4, 60)))
+
+
+def test_a_server_without_a_position_is_in_no_epoch_but_its_own():
+    found = after(ANEW, said("c", 3, Server(identity("C"), READER, 0)), said("a", 4, Server(identity("A"), WRITER, 0)))
+    assert (found.writer.id, found.by_id["c"].role) == ("a", READER)
+
+
+def test_a_promoted_reader_whose_log_forgot_the_epoch_is_of_it():
+    start = after(
+        ABC,
+        said("a", 1, mariadb("A", WRITER, "0-1-60", 1, "0-9-50,0-1-60")),
+        said("b", 1, mariadb("B", READER, "0-1-60", 2, "0-1-60")),
+    )
+    assert start.by_id["b"].position == MariadbGtid(51, ((0, 1, 60),))
+    promoted = after(start, silent("a", 2, identity("A"), REFUSED), said("b", 3, mariadb("B", WRITER, "0-1-59", 2, "0-1-59")))
+    assert (promoted.writer.id, promoted.epoch) == ("b", 51)
+
+
+def test_a_mysql_writer_that_lost_transactions_misleads_readers():
+    """A MySQL writer that has less than it said leads its readers astray."""
+    b = Server(identity("B"), READER, 1, mysql("B", "A9").position, 0.0)
+    found = after(ABC, said("a", 1, mysql("A", "A9")), said("b", 1, b), said("a", 2, mysql("A", "A2")))
+    assert "RESET MASTER" in found.by_id["b"].unproven
+
+
+def test_a_writer_that_came_back_before_the_reset_stays_deposed():
+    """What accepted writes in an older epoch stays deposed, though the epoch goes back, until it was seen as a reader."""
+    promoted = after(
+        ABC,
+        said("a", 1, mariadb("A", WRITER, "0-1-60", 1, "0-1-60")),
+        said("b", 2, mariadb("B", WRITER, "0-2-51", 2, "0-1-50,0-2-51")),
+        said("b", 3, mariadb("B", WRITER, "0-2-1", 2, "0-2-1")),
+    )
+    back = after(promoted, said("a", 4, mariadb("A", WRITER, "0-1-90", 1, "0-1-90")))
+    assert (back.epoch, back.writer.id, back.ambiguous) == (1, "b", ())
+    assert back.by_id["a"].error.startswith("deposed")
+    alone = after(back, silent("b", 5, identity("B"), REFUSED))
+    assert (alone.writer, alone.ambiguous) == (None, ())
+    follows = after(alone, said("a", 6, mariadb("A", READER, "0-2-1", 1, "0-2-1")))
+    assert after(follows, said("a", 7, mariadb("A", WRITER, "0-2-1", 1, "0-2-1"))).writer.id == "a"
+
+
+def test_one_server_under_two_names_is_the_writer_under_one():
+    """One server under two names is the writer under the first one."""
     found = after(topology("a", "vip"), said("a", 1, writer("A")), said("vip", 1, writer("A")))
     assert found.writer.id == "a"
     assert found.ambiguous == ()
@@ -269,7 +417,8 @@ def test_a_reader_endpoint_never_serves_as_the_writer():
     assert found.ambiguous == ()
 
 
-def test_a_reader_endpoint_is_only_as_far_as_the_least_of_its_servers():
+def test_a_reader_endpoint_counts_as_its_furthest_behind_server():
+    """A reader endpoint is only as far as the least of its servers."""
     start = after(topology("a", reader_endpoint="ro"), said("a", 1, writer("A")))
     found = after(start, said("ro", 1, reader("B", 100, lag=0.5), took=0.25), said("ro", 2, reader("C", 90, lag=2.0)))
     ro = found.by_id["ro"]
@@ -290,19 +439,88 @@ def test_one_of_two_servers_that_dies_leaves_the_other():
     assert found.by_id["ro"].error == ""
 
 
-def test_a_promoted_server_behind_the_reader_endpoint_is_not_read_from_there():
+def test_a_promoted_server_leaves_the_reader_endpoint():
+    """A promoted server behind the reader endpoint is not read from there."""
     start = after(topology("a", reader_endpoint="ro"), said("ro", 1, reader("B")), said("ro", 1.1, reader("C")))
     found = after(start, said("ro", 2, writer("B", epoch=2)))
     assert found.by_id["ro"].servers == {identity("C")}
 
 
-def test_an_instance_of_another_cluster_is_refused_and_the_error_names_both():
+def test_an_instance_of_another_cluster_is_refused():
+    """An instance of another cluster is refused, and the error names both clusters."""
     found = after(WELL, silent("c", 2, identity("C"), REFUSED), said("c", 3, reader("C", cluster="9")))
     assert not found.by_id["c"].healthy
     assert found.by_id["c"].error == "belongs to another cluster (9, not 7001)"
     assert found.by_id["c"].silence is MISCONFIGURED
     assert found.epoch == 1
     assert after(WELL, said("c", 3, writer("C", cluster="9", epoch=7))).epoch == 1
+
+
+def of_mariadb(address, cluster, role=READER, started=None):
+    server = mariadb(address, role, "0-1-50", {"A": 1, "B": 2}[address], "0-1-50")
+    return replace(server, id=identity(address, started, cluster=cluster))
+
+
+MARIA = after(topology("a", "b"), said("a", 1, of_mariadb("A", "mariadb-0", WRITER)), said("b", 1, of_mariadb("B", "mariadb-0")))
+
+
+def test_servers_whose_cluster_gets_another_name_go_on():
+    """SET GLOBAL gtid_domain_id, or a name for a group, on one server after the other."""
+    reader_first = after(MARIA, said("b", 2, of_mariadb("B", "mariadb-42")))
+    assert (reader_first.cluster, reader_first.writer.id, [i.id for i in reader_first.readers]) == ("mariadb-0", "a", ["b"])
+    both = after(reader_first, said("a", 3, of_mariadb("A", "mariadb-42", WRITER)))
+    assert (both.cluster, both.writer.id, [i.id for i in both.readers]) == ("mariadb-42", "a", ["b"])
+    dead = after(both, silent("a", 4, identity("A", cluster="mariadb-42"), REFUSED))
+    assert (dead.writer, dead.by_id["a"].healthy) == (None, False)
+    assert after(dead, said("a", 5, of_mariadb("A", "mariadb-42", WRITER))).writer.id == "a"
+    promoted = after(reader_first, silent("a", 4, identity("A", cluster="mariadb-0"), REFUSED))
+    promoted = after(promoted, said("b", 5, of_mariadb("B", "mariadb-42", WRITER)))
+    assert (promoted.cluster, promoted.writer.id) == ("mariadb-42", "b")
+
+
+def test_a_writer_that_was_lost_a_moment_is_known_by_its_run():
+    lost = after(MARIA, silent("a", 2, identity("A", cluster="mariadb-0"), REFUSED))
+    assert after(lost, said("a", 3, of_mariadb("A", "mariadb-42", WRITER))).writer.id == "a"
+    assert after(lost, said("a", 3, of_mariadb("A", "mariadb-42", WRITER, "t1"))).writer is None
+
+
+def stranger(address, role=READER, **options):
+    make = writer if role is WRITER else reader
+    return make(address, cluster="9009", started=f"{address} anew", **options)
+
+
+def test_a_stranger_takes_what_stood_at_its_place_out_of_use():
+    """A cluster that was made anew is none that a unit is sent to, and what stood there before it is not healthy for ever."""
+    found = after(WELL, said("a", 2, stranger("A", WRITER, epoch=7)))
+    assert (found.writer, found.by_id["a"].foreign, found.epoch, found.cluster) == (None, "9009", 1, "7001")
+    assert [i.id for i in found.readers] == ["b", "c"]
+    assert found.successor is None
+    assert "; check where its name leads" in found.said()[0]
+    assert found.trouble(found.by_id["a"]) == "belongs to another cluster (9009, not 7001); check where its name leads"
+    assert observe(found, said("a", 1.5, stranger("A", WRITER))) is found
+    down = after(found, silent("a", 3, identity("A", "A anew", cluster="9009"), REFUSED))
+    assert (down.by_id["a"].foreign, down.by_id["a"].error) == (None, "refused at 3")
+    back = after(found, said("a", 3, writer("A")))
+    assert (back.writer.id, back.by_id["a"].foreign) == ("a", None)
+
+
+def test_a_stranger_behind_a_reader_endpoint_leaves_the_others():
+    start = after(topology("a", reader_endpoint="ro"), said("ro", 1, reader("B")), said("ro", 1.1, reader("C")))
+    assert after(start, said("ro", 2, stranger("C"))).by_id["ro"].servers == {identity("B")}
+
+
+def test_a_cluster_that_all_instances_name_may_succeed():
+    """A cluster that all instances name may take the place of the old one."""
+    two = after(WELL, said("a", 2, stranger("A", WRITER)), said("b", 2, stranger("B")))
+    assert (two.successor, two.writer) == (None, None), "one of the old ones may be the writer tomorrow"
+    all_three = after(two, said("c", 2, stranger("C")))
+    assert all_three.successor == "9009"
+    assert all("set accept_new_cluster=True or start this process again" in line for line in all_three.said())
+    anew = renewed(all_three)
+    assert (anew.cluster, anew.epoch, anew.samples, anew.probed) == (None, 0, (), False)
+    assert [i.id for i in anew] == ["a", "b", "c"]
+    assert after(anew, said("a", 3, stranger("A", WRITER))).writer.id == "a"
+    assert Topology().successor is None
 
 
 def test_behind_a_pooler_positions_are_no_evidence_from_then_on():
@@ -337,7 +555,8 @@ def test_what_is_not_known_cannot_be_forgotten(instance, address):
     assert forget(WELL, instance, identity(address)) is WELL
 
 
-def test_a_name_that_leads_to_another_server_of_the_same_epoch_follows_it():
+def test_a_name_follows_to_another_server_of_the_same_epoch():
+    """An instance whose name leads to another server of the same epoch follows it."""
     moved = observe(forget(WELL, "b", identity("B")), said("b", 2, reader("D", 95)))
     assert moved.by_id["b"].servers == {identity("D")}
 
@@ -356,7 +575,8 @@ def test_samples_are_positions_of_the_writer_in_the_order_asked():
     assert [(s.asked_at, s.position.lsn) for s in found.samples] == [(1, 100), (2, 120), (4, 140)]
 
 
-def test_samples_begin_again_with_a_new_epoch_and_stay_while_the_writer_is_away():
+def test_samples_start_anew_with_a_new_epoch():
+    """Samples begin again with a new epoch, and stay while the writer is away."""
     away = after(WELL, silent("a", 2, identity("A"), REFUSED))
     assert away.samples == WELL.samples
     assert after(away, said("c", 3, reader("C", epoch=2))).samples == ()
@@ -375,11 +595,13 @@ def test_samples_are_bounded_and_the_oldest_go_first():
     assert found.samples[0].asked_at == SAMPLES
 
 
-def test_a_clock_that_answers_before_it_was_asked_gives_no_negative_latency():
+def test_a_clock_that_goes_back_gives_no_negative_latency():
+    """A clock that shows the answer before the question gives no negative latency."""
     assert after(ABC, said("a", 1, writer("A"), took=-0.5)).by_id["a"].latency == 0.0
 
 
-def test_an_instance_is_on_the_newest_epoch_of_its_servers_and_on_none_before_it_answers() -> None:
+def test_an_instances_epoch_is_the_newest_of_its_servers() -> None:
+    """An instance is on the newest epoch of its servers, and on none before it answers."""
     silent = Instance("db:5432", "db", 5432)
     assert silent.epoch == 0
     server = Server(ServerId("7001", "10.0.0.1", 5432, "1"), Role.READER, 7)
@@ -387,12 +609,29 @@ def test_an_instance_is_on_the_newest_epoch_of_its_servers_and_on_none_before_it
     assert answered.by_id["db:5432"].epoch == 7
 
 
-def test_each_loss_doubles_the_time_that_a_reader_must_have_answered_up_to_a_minute():
+def test_a_server_has_survived_if_it_answers_in_the_same_life():
+    """A server has survived a crash if it answers in the same life; while it is asked, or recovers, nobody can tell."""
+    b = identity("B")
+    assert survived(WELL, "nobody", b, 2) is False
+    assert survived(WELL, "b", b, 0.5) is True
+    assert survived(WELL, "b", b, 2) is None
+    recovering = after(WELL, silent("b", 3, b, NOT_NOW))
+    assert survived(recovering, "b", b, 2) is None
+    assert survived(after(recovering, said("b", 4, reader("B"))), "b", b, 2) is True
+    assert survived(after(recovering, said("b", 4, reader("B", started="later"))), "b", b, 2) is False
+    lost = after(WELL, silent("b", 3, b, REFUSED))
+    assert survived(lost, "b", b, 2) is False
+    assert survived(lost, "b", b, 2.95) is None
+
+
+def test_each_loss_doubles_the_hold_time_up_to_a_minute():
+    """Each loss doubles the time for which a reader must have answered, up to a minute."""
     assert [hold(losses) for losses in range(10)] == [0, 0, 1, 2, 4, 8, 16, 32, 60, 60]
     assert hold(10**6) == 60
 
 
-def test_a_reader_that_is_held_back_says_how_often_it_was_lost_and_for_how_long_it_must_answer():
+def test_a_held_reader_tells_its_losses_and_its_hold_time():
+    """A reader that is held back says how often it was lost and for how long it must answer."""
     topology = observe(Topology(), Observation("r", 1.0, 1.0))
     topology = add(topology, Instance("r", "r", 5432))
     server = Server(ServerId("1", "r", 5432, "0"), Role.READER, 1)
@@ -419,7 +658,8 @@ def lost_twice(epoch=1):
     )
 
 
-def test_a_quick_restart_does_not_begin_the_wait_of_a_held_reader_anew():
+def test_a_quick_restart_does_not_extend_the_hold():
+    """A quick restart does not begin the wait of a held reader anew."""
     held = lost_twice()
     assert [i.id for i in held.readers] == ["b"]
     forgotten = forget(held, "c", identity("C"))
@@ -428,11 +668,13 @@ def test_a_quick_restart_does_not_begin_the_wait_of_a_held_reader_anew():
     assert [i.id for i in observe(again, said("c", 8, reader("C", started="later"))).readers] == ["b", "c"]
 
 
-def test_a_held_reader_that_does_not_follow_the_newest_writer_yet_is_not_called_deposed():
+def test_a_held_reader_behind_a_new_writer_is_not_deposed():
+    """A held reader that does not follow the newest writer yet is not called deposed."""
     assert "was lost 2 times" in lost_twice(epoch=2).by_id["c"].error
 
 
-def test_a_reader_that_has_ceased_to_replay_is_not_used_and_says_why():
+def test_a_reader_that_stopped_replaying_is_not_used():
+    """A reader that has stopped replaying is not used and says why."""
     stopped = replace(reader("B", lag=None), stopped="its SQL thread has stopped (error 1062)")
     found = after(WELL, said("b", 2, stopped))
     assert [i.id for i in found.readers] == ["c"]
@@ -447,7 +689,8 @@ def gtids(text, own):
 A1, B1 = "a" * 8 + "-aaaa-aaaa-aaaa-" + "a" * 12, "b" * 8 + "-bbbb-bbbb-bbbb-" + "b" * 12
 
 
-def test_of_two_writers_of_one_epoch_the_one_that_has_all_of_the_other_is_the_writer_and_the_other_deposed():
+def test_of_two_writers_the_one_with_all_transactions_wins():
+    """Of two writers of one epoch the one that has all of the other is the writer, and the other is deposed."""
     old = Server(identity("A"), WRITER, 1, gtids(f"{A1}:1-9", A1))
     new = Server(identity("B"), WRITER, 1, gtids(f"{A1}:1-9,{B1}:1-2", B1))
     found = after(topology("a", "b"), said("a", 1, old), said("b", 1, new))
@@ -456,7 +699,8 @@ def test_of_two_writers_of_one_epoch_the_one_that_has_all_of_the_other_is_the_wr
     assert "b does so, too, and is newer" in found.by_id["a"].error
 
 
-def test_a_writer_that_lacks_what_an_earlier_one_of_its_epoch_had_begins_the_samples_anew():
+def test_samples_start_anew_if_a_new_writer_lacks_transactions():
+    """A writer that lacks what an earlier one of its epoch had begins the samples anew."""
     old = Server(identity("A"), WRITER, 1, gtids(f"{A1}:1-9", A1))
     new = Server(identity("B"), WRITER, 1, gtids(f"{A1}:1-7,{B1}:1", B1))
     found = after(topology("a", "b"), said("a", 1, old), silent("a", 2, identity("A"), REFUSED), said("b", 3, new))
@@ -464,7 +708,8 @@ def test_a_writer_that_lacks_what_an_earlier_one_of_its_epoch_had_begins_the_sam
     assert [sample.asked_at for sample in found.samples] == [3]
 
 
-def test_what_a_server_has_said_last_is_found_whatever_its_address_and_not_that_of_another_life():
+def test_a_servers_last_report_is_found_at_any_address():
+    """The last report of a server is found at any address, and never that of another life."""
     (seen,) = WELL.by_id["b"].seen
     assert behind(WELL, "b", identity("B")) is seen
     assert behind(WELL, "b", identity("B")._replace(address="another of its addresses")) is seen
@@ -473,3 +718,27 @@ def test_what_a_server_has_said_last_is_found_whatever_its_address_and_not_that_
     assert behind(WELL, "nowhere", identity("B")) is None
     lost = after(WELL, silent("b", 2, identity("B"), REFUSED))
     assert behind(lost, "b", identity("B")) is None
+
+
+def test_waiting_is_in_vain_where_all_that_could_write_refuse():
+    """A healthy reader changes nothing, for it is none; an instance that may come back by itself does."""
+    refused = after(WELL, silent("a", 3, identity("A"), MISCONFIGURED))
+    assert [i.id for i in refused.in_vain] == ["a"]
+    assert after(refused, said("a", 4, writer("A"))).in_vain == ()
+    assert after(WELL, silent("a", 3, identity("A"), REFUSED)).in_vain == ()
+    assert after(ABC, silent("a", 1, None, MISCONFIGURED)).in_vain == (), "the others were not asked yet"
+    assert WELL.in_vain == topology().in_vain == ()
+
+
+def test_an_instance_that_cannot_write_ends_no_wait():
+    """Of another cluster, or a reader endpoint: neither could be the writer, so their mistakes end no wait for it."""
+    stranger = after(WELL, silent("c", 2, identity("C"), REFUSED), said("c", 3, reader("C", cluster="9")))
+    assert stranger.by_id["c"].stranger
+    assert remove(stranger, "a").in_vain == (), "b may be promoted"
+    replaced = after(
+        topology("a"), said("a", 1, writer("A")), silent("a", 2, identity("A"), REFUSED), said("a", 3, writer("A", cluster="9"))
+    )
+    assert [i.id for i in replaced.in_vain] == ["a"], "all of it is another cluster now"
+    endpoint = add(WELL, Instance("ro", "ro", 5432, reader_only=True))
+    wrong = after(endpoint, silent("ro", 2, None, MISCONFIGURED), silent("a", 3, identity("A"), REFUSED))
+    assert wrong.in_vain == ()

@@ -9,7 +9,8 @@ What the text cannot show is not assumed where another reading is possible:
 - Comments like `/*!80000 ... */` and `/*M! ... */` are part of the statement on some servers and comments on others. A text with
   such is read both ways. Where comments are for more than one version, or hold other comments, it is a write.
 
-It is assumed that nobody shadows a built-in function of a newer version, and that no `USE` hides the name of a system schema.
+It is assumed that nobody shadows a built-in function of a newer version, that nobody has a stored function named like one that
+the server knows only directly before its parenthesis (`count (1)`), and that no `USE` hides the name of a system schema.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from typing import Final
 
 from aurora_router.core import lexer
 from aurora_router.core.dialects import mysql_functions as words
-from aurora_router.core.effects import Effect
-from aurora_router.core.queries import CHANGES, MARKS, QUERY_HEADS, Dialect, Head, Mark, Reading
+from aurora_router.core.effects import Effect, Recall
+from aurora_router.core.queries import CHANGES, MARKS, QUERY_HEADS, Dialect, Head, Mark, Reading, after, after_literal
 
 # ---------------------------------------------------------------- cutting a text up
 
@@ -119,39 +120,44 @@ def _content(raw: list[str]) -> list[str] | None:
 
 _TABLES: Final = frozenset({"table", "tables"})
 _EXPLAIN_OPTIONS: Final = frozenset({"analyze", "extended", "partitions"})
+_ACCESS_MODES: Final = frozenset({"transaction_read_only", "tx_read_only"})
+_ON: Final = (["1"], ["on"], ["true"], ["'on'"])
 _GLOBAL: Final = frozenset({"global", "persist", "persist_only"})
 _SHOW: Final[Mapping[str, Effect]] = {
-    **dict.fromkeys(("character", "charset", "collation", "columns", "create", "databases", "events", "fields"), Effect.READ),
+    **dict.fromkeys(("character", "charset", "collation", "columns", "create", "databases", "fields"), Effect.READ),
     **dict.fromkeys(("function", "index", "indexes", "keys", "procedure", "schemas"), Effect.READ),
     **dict.fromkeys(("table", "tables", "triggers"), Effect.READ),
-    **dict.fromkeys(("count", "errors", "local", "profile", "profiles", "session"), Effect.CONNECTION),
-    **dict.fromkeys(("status", "variables", "warnings"), Effect.CONNECTION),
+    **dict.fromkeys(("local", "profile", "profiles", "session", "status", "variables"), Effect.CONNECTION),
 }
 
 
 def _ending(reading: Reading, _start: int, _stop: int) -> Effect:
-    reading.ends = True
+    reading.end()
     return Effect.WRITE
 
 
 def _begin(reading: Reading, start: int, stop: int) -> Effect:
-    reading.ends = True
+    reading.end()
     return Effect.TRANSACTION if reading.low[start:stop] in ([], ["work"]) else Effect.WRITE  # BEGIN NOT ATOMIC
 
 
-def _start(reading: Reading, start: int, _stop: int) -> Effect:
+def _start(reading: Reading, start: int, stop: int) -> Effect:
     reading.ends = True
-    return Effect.TRANSACTION if reading.low[start] == "transaction" else Effect.WRITE  # START SLAVE
+    if reading.low[start] != "transaction":
+        return Effect.WRITE  # START SLAVE
+    if "only" not in reading.low[start:stop]:  # a read-only one guards as well as the one that it ends
+        reading.unguards = True
+    return Effect.TRANSACTION
 
 
 def _finish(reading: Reading, start: int, stop: int) -> Effect:
     if "to" not in reading.low[start:stop]:  # ROLLBACK TO a savepoint
-        reading.ends = True
+        reading.end()
     return Effect.TRANSACTION
 
 
 def _xa(reading: Reading, start: int, _stop: int) -> Effect:
-    reading.ends = True
+    reading.end()
     return Effect.CONNECTION if reading.low[start] in ("begin", "end", "start") else Effect.WRITE
 
 
@@ -193,7 +199,11 @@ def _analyze(reading: Reading, start: int, stop: int) -> Effect:
 def _show(reading: Reading, start: int, stop: int) -> Effect:
     while reading.low[start] in ("extended", "full"):
         start += 1
-    effect = _SHOW.get(reading.low[start], Effect.SERVER)
+    word = reading.low[start]
+    of_last = word in ("count", "errors", "warnings") or not words.STATUS_OF_LAST.isdisjoint(reading.low[start:stop])
+    effect = reading.recall(Recall.STATEMENT) if of_last else _SHOW.get(word, Effect.SERVER)
+    if reading.low[start : start + 2] in (["create", "event"], ["table", "status"]):
+        effect = Effect.SERVER
     condition = reading.find("where", start, stop)
     return max(effect, reading.query(min(condition + 1, stop), stop))
 
@@ -207,19 +217,26 @@ def _set(reading: Reading, start: int, stop: int) -> Effect:
         inner = reading.find("for", start, stop)
         if inner == stop or low[inner + 1] == "set":
             return Effect.WRITE
+        if not _ACCESS_MODES.isdisjoint(word.strip('`"') for word in low[start:inner]):
+            reading.unguards = True
+            return max(scope, reading.statement(inner + 1, stop))
         return max(reading.query(start + 1, inner), reading.statement(inner + 1, stop))
-    if low[start + 1 : start + 2] == ["transaction"]:
-        return Effect.SERVER if word == "global" else scope
-    if word == "transaction":
-        return Effect.TRANSACTION
+    if low[start + 1 : start + 2] == ["transaction"] and word == "global":
+        return Effect.SERVER
+    if "transaction" in low[start : start + 2]:
+        if "write" in low[start:stop]:
+            reading.unguards = True
+        return Effect.TRANSACTION if word == "transaction" else scope
     effect = Effect.SERVER
     while start < stop:
         end = reading.find(",", start, stop)
         value = reading.find("=", start, end)
         target = {name.strip('`"') for name in low[start:value]}
         if "autocommit" in target:
-            reading.ends = True
+            reading.end()
         scope = Effect.SERVER if not _GLOBAL.isdisjoint(low[start : start + 2]) and value < end else Effect.SESSION
+        if scope is Effect.SESSION and not _ACCESS_MODES.isdisjoint(target) and low[value + 1 : end] not in _ON:
+            reading.unguards = True
         effect = max(effect, scope, reading.query(min(value + 1, end), end))
         start = end + 1
     return effect
@@ -244,33 +261,37 @@ def _drop(reading: Reading, start: int, stop: int) -> Effect:
 
 
 def _flush(reading: Reading, start: int, stop: int) -> Effect:
-    reading.ends = True
+    reading.end()
     tail = reading.low[start:stop][-3:]
     return Effect.CONNECTION if tail == ["with", "read", "lock"] or tail[-2:] == ["for", "export"] else Effect.WRITE
 
 
 def _lock(reading: Reading, start: int, stop: int) -> Effect:
-    reading.ends = True
+    reading.end()
     return Effect.WRITE if "write" in reading.low[start:stop] else Effect.CONNECTION
 
 
 def _unlock(reading: Reading, _start: int, _stop: int) -> Effect:
-    reading.ends = True
+    reading.end()
     return Effect.CONNECTION
 
 
 def _reset(reading: Reading, start: int, _stop: int) -> Effect:
-    reading.ends = True
+    reading.end()
     return Effect.SERVER if reading.low[start] == "query" else Effect.WRITE
 
 
 def _backup(reading: Reading, start: int, _stop: int) -> Effect:
-    reading.ends = True
+    reading.end()
     return Effect.SERVER if reading.low[start] == "stage" else Effect.WRITE
 
 
 def _checksum(reading: Reading, start: int, stop: int) -> Effect:
     return Effect.READ if reading.low[start] in _TABLES else Effect.WRITE
+
+
+def _get(reading: Reading, _start: int, _stop: int) -> Effect:
+    return reading.recall(Recall.STATEMENT)
 
 
 def _do(reading: Reading, start: int, stop: int) -> Effect:
@@ -296,7 +317,7 @@ _HEADS: Final[Mapping[str, Head]] = {
     "drop": _drop,
     "explain": _explain,
     "flush": _flush,
-    "get": Effect.CONNECTION,
+    "get": _get,
     "handler": _with_connection,
     "help": Effect.READ,
     "insert": Effect.WRITE,
@@ -321,13 +342,32 @@ _HEADS: Final[Mapping[str, Head]] = {
 
 # ---------------------------------------------------------------- queries
 
-_COMPARISONS: Final = frozenset("=<>")
-_GRAMMAR: Final[Mapping[str, frozenset[str]]] = {
-    "against": frozenset({")"}),
-    "any": _COMPARISONS,
-    "of": frozenset({"member"}),
-    "over": frozenset({")"}),
-    "some": _COMPARISONS,
+_SELECT_OPTIONS: Final = ("high_priority", "sql_big_result", "sql_buffer_result", "sql_cache", "sql_no_cache", "sql_small_result")
+_after_select = after("select", "straight_join", *_SELECT_OPTIONS)
+
+
+def _after_match(reading: Reading, at: int) -> bool:
+    """Is AGAINST behind MATCH and its columns, which may stand without parentheses?"""
+    at -= 1
+    if reading.low[at] == ")":
+        return True
+    while reading.low[at] in (".", ",") or (reading.name(at) and reading.low[at] != "match"):
+        at -= 1
+    return reading.low[at] == "match"
+
+
+# Of MariaDB: to MySQL all these words are keywords, and none of them can be called without quotes.
+_GRAMMAR: Final = {
+    "against": _after_match,
+    "any": after("=", "<", ">"),
+    "columns": after_literal,
+    "escape": after_literal,
+    "of": after("member"),
+    "rollup": lambda reading, at: reading.low[at - 2 : at] == ["group", "by"],
+    "some": after("=", "<", ">"),
+    "sql_buffer_result": _after_select,
+    "sql_no_cache": _after_select,
+    "transaction": after("of"),
 }
 _SCHEMAS: Final[Mapping[str, Mapping[str, Effect]]] = {
     "information_schema": {
@@ -338,38 +378,42 @@ _SCHEMAS: Final[Mapping[str, Mapping[str, Effect]]] = {
     "performance_schema": dict.fromkeys(words.CONNECTION_RELATIONS, Effect.CONNECTION),
     "sys": {},
 }
+_SERVER_COLUMNS: Final = frozenset(quote + name + quote for name in words.SERVER_COLUMNS for quote in ("", "`", '"'))
 _MARKS: Final[Mapping[str, Mark | Effect]] = {
     **MARKS,
     **dict.fromkeys(("lock", "procedure"), Mark.WRITES),
     **{quote + schema + quote: Mark.SCHEMA for schema in _SCHEMAS for quote in ("", "`", '"')},
-    "@": Effect.CONNECTION,
+    "@": Mark.USER_VARIABLE,
     "@@": Mark.VARIABLE,
     "sql_calc_found_rows": Effect.CONNECTION,  # for FOUND_ROWS()
 }
 _FUNCTIONS: Final[Mapping[str, Effect]] = {
     **dict.fromkeys(words.READ, Effect.READ),
     **dict.fromkeys(words.SERVER, Effect.SERVER),
-    **dict.fromkeys(words.SESSION, Effect.SESSION),
     **dict.fromkeys(words.CONNECTION, Effect.CONNECTION),
     **dict.fromkeys(words.WRITE, Effect.WRITE),
 }
 
 
-def _last_insert_id(low: list[str], closing: int) -> Effect:
-    return Effect.CONNECTION if low[closing - 1] == "(" else Effect.SESSION
+def _last_insert_id(reading: Reading, closing: int) -> Effect:
+    # With an argument it sets what it says from then on.
+    return reading.recall(Recall.STATEMENT) if reading.low[closing - 1] == "(" else Effect.SESSION
 
 
 #: By what is known of `sql_mode`: whether backslashes escape in '...' and in "...", for each possibility.
 MODES: Final[Mapping[str, tuple[tuple[bool, bool], ...]]] = {
     "": ((True, True), (True, False), (False, False)),
+    ":escapes": ((True, True), (True, False)),
     ":plain": ((True, True),),
     ":ansi_quotes": ((True, False),),
     ":no_backslash_escapes": ((False, False),),
 }
 
 
-def mode(sql_mode: str) -> str:
-    """The mode of `MODES` that the server's `@@sql_mode` means."""
+def mode(sql_mode: str | None) -> str:
+    """The mode of `MODES` that the server's `@@sql_mode` means. None: it is only known that it lacks NO_BACKSLASH_ESCAPES."""
+    if sql_mode is None:
+        return ":escapes"
     modes = sql_mode.upper().split(",")
     if "NO_BACKSLASH_ESCAPES" in modes:
         return ":no_backslash_escapes"
@@ -398,9 +442,14 @@ def _dialect(known: str, read: frozenset[str], keywords: frozenset[str], marks: 
         quiet=lexer.SIGNS | words.KEYWORDS | keywords | words.READ | read,
         grammar=_GRAMMAR,
         functions={**_FUNCTIONS, **dict.fromkeys(read, Effect.READ)},
+        unquoted=words.UNQUOTED,
         looks={quote + "last_insert_id" + quote: _last_insert_id for quote in ("", "`", '"')},
         schemas=_SCHEMAS,
+        server_columns=_SERVER_COLUMNS,
+        recalled=words.RECALLED,
+        locks=words.LOCKS,
         variables=words.SERVER_VARIABLES,
+        transient=words.TRANSIENT,
         targets=frozenset("@"),
         folds_quoted=True,
     )

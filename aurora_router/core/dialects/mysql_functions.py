@@ -21,46 +21,70 @@ READ: Final = _words("""
     concat_ws conv convert convert_tz cos cot count crc32 cume_dist curdate current_date current_role current_time
     current_timestamp current_user curtime database date date_add date_format date_sub datediff day dayname dayofmonth
     dayofweek dayofyear default degrees dense_rank elt exp export_set extract extractvalue field find_in_set first_value
-    floor format from_base64 from_days from_unixtime geometrycollection get_format greatest group_concat
-    hex hour if ifnull inet6_aton inet6_ntoa inet_aton inet_ntoa insert instr interval is_ipv4 is_ipv4_compat
-    is_ipv4_mapped is_ipv6 isnull json_array json_array_append json_array_insert json_arrayagg json_contains
-    json_contains_path json_depth json_extract json_insert json_keys json_length json_merge json_merge_patch
-    json_merge_preserve json_object json_objectagg json_overlaps json_pretty json_quote json_remove json_replace
-    json_schema_valid json_search json_set json_table json_type json_unquote json_valid json_value lag last_day
-    last_value lcase lead least left length linestring ln localtime localtimestamp locate log log10 log2 lower lpad ltrim
-    make_set makedate maketime match max mbrcontains mbrdisjoint mbrequals mbrintersects mbroverlaps mbrtouches mbrwithin
-    md5 microsecond mid min minute mod month monthname multilinestring multipoint multipolygon name_const now nth_value
-    ntile nullif oct octet_length ord percent_rank period_add period_diff pi point polygon position pow power quarter
-    quote radians rand random_bytes rank regexp_instr regexp_replace regexp_substr repeat replace reverse right round row
-    row_number rpad rtrim schema sec_to_time second session_user sha sha1 sha2 sign sin sleep soundex space sqrt
-    st_area st_asbinary st_asgeojson st_astext st_aswkb st_aswkt st_buffer st_centroid st_contains st_convexhull
-    st_crosses st_difference st_dimension st_disjoint st_distance st_distance_sphere st_endpoint st_envelope st_equals
-    st_exteriorring st_geomcollfromtext st_geomcollfromwkb st_geometryfromtext st_geometryfromwkb st_geometryn
+    floor format from_base64 from_days from_unixtime geometrycollection get_format greatest group_concat hex hour if ifnull
+    inet6_aton inet6_ntoa inet_aton inet_ntoa insert instr interval is_ipv4 is_ipv4_compat is_ipv4_mapped is_ipv6 isnull
+    json_array json_array_append json_array_insert json_arrayagg json_contains json_contains_path json_depth json_extract
+    json_insert json_keys json_length json_merge json_merge_patch json_merge_preserve json_object json_objectagg
+    json_overlaps json_pretty json_quote json_remove json_replace json_schema_valid json_search json_set json_table
+    json_type json_unquote json_valid json_value lag last_day last_insert_id last_value lcase lead least left length linestring ln
+    localtime localtimestamp locate log log10 log2 lower lpad ltrim make_set makedate maketime match max mbrcontains
+    mbrdisjoint mbrequals mbrintersects mbroverlaps mbrtouches mbrwithin md5 microsecond mid min minute mod month monthname
+    multilinestring multipoint multipolygon name_const now nth_value ntile nullif oct octet_length ord percent_rank
+    period_add period_diff pi point polygon position pow power quarter quote radians rand random_bytes rank regexp_instr
+    regexp_replace regexp_substr repeat replace reverse right round row row_number rpad rtrim schema sec_to_time second
+    session_user sha sha1 sha2 sign sin sleep soundex space sqrt st_area st_asbinary st_asgeojson st_astext st_aswkb
+    st_aswkt st_buffer st_centroid st_contains st_convexhull st_crosses st_difference st_dimension st_disjoint st_distance
+    st_distance_sphere st_endpoint st_envelope st_equals st_exteriorring st_geomcollfromtext st_geomcollfromwkb
+    st_geometrycollectionfromtext st_geometrycollectionfromwkb st_geometryfromtext st_geometryfromwkb st_geometryn
     st_geometrytype st_geomfromgeojson st_geomfromtext st_geomfromwkb st_interiorringn st_intersection st_intersects
-    st_isclosed st_isempty st_issimple st_length st_linefromtext st_linefromwkb st_linestringfromtext
-    st_linestringfromwkb st_numgeometries st_numinteriorrings st_numpoints st_overlaps st_pointfromtext st_pointfromwkb
-    st_pointn st_polyfromtext st_polyfromwkb st_polygonfromtext st_polygonfromwkb st_srid st_startpoint
-    st_symdifference st_touches st_union st_within st_x st_y std stddev stddev_pop stddev_samp str_to_date strcmp subdate
-    substr substring substring_index subtime sum sysdate system_user tan time time_format time_to_sec timediff timestamp
-    timestampadd timestampdiff to_base64 to_days to_seconds trim truncate ucase uncompress uncompressed_length unhex
-    unix_timestamp updatexml upper user utc_date utc_time utc_timestamp uuid uuid_short values var_pop var_samp variance
-    week weekday weekofyear weight_string year yearweek
+    st_isclosed st_isempty st_issimple st_length st_linefromtext st_linefromwkb st_linestringfromtext st_linestringfromwkb
+    st_mlinefromtext st_mlinefromwkb st_mpointfromtext st_mpointfromwkb st_mpolyfromtext st_mpolyfromwkb
+    st_multilinestringfromtext st_multilinestringfromwkb st_multipointfromtext st_multipointfromwkb st_multipolygonfromtext
+    st_multipolygonfromwkb st_numgeometries st_numinteriorrings st_numpoints st_overlaps st_pointfromtext st_pointfromwkb
+    st_pointn st_polyfromtext st_polyfromwkb st_polygonfromtext st_polygonfromwkb st_srid st_startpoint st_symdifference
+    st_touches st_union st_within st_x st_y std stddev stddev_pop stddev_samp str_to_date strcmp subdate substr substring
+    substring_index subtime sum sysdate system_user tan time time_format time_to_sec timediff timestamp timestampadd
+    timestampdiff to_base64 to_days to_seconds trim truncate ucase uncompress uncompressed_length unhex unix_timestamp
+    updatexml upper user utc_date utc_time utc_timestamp uuid uuid_short values var_pop var_samp variance week weekday
+    weekofyear weight_string year yearweek
 """)
 MYSQL_READ: Final = _words("""
     any_value bin_to_uuid etag format_bytes format_pico_time from_vector geomcollection grouping gtid_subset gtid_subtract
     icu_version is_uuid json_schema_validation_report json_storage_free json_storage_size mbrcoveredby mbrcovers regexp_like
-    st_collect st_frechetdistance st_geohash st_hausdorffdistance st_isvalid st_latfromgeohash st_latitude st_lineinterpolatepoint
-    st_lineinterpolatepoints st_longfromgeohash st_longitude st_makeenvelope st_mlinefromtext st_mpointfromtext
-    st_mpolyfromtext st_pointatdistance st_pointfromgeohash st_simplify st_swapxy st_transform st_validate statement_digest
-    statement_digest_text string_to_vector to_vector uuid_to_bin vector_dim vector_to_string
+    st_collect st_frechetdistance st_geohash st_geomcollfromtxt st_hausdorffdistance st_isvalid st_latfromgeohash st_latitude
+    st_lineinterpolatepoint st_lineinterpolatepoints st_longfromgeohash st_longitude st_makeenvelope st_pointatdistance
+    st_pointfromgeohash st_simplify st_swapxy st_transform st_validate statement_digest statement_digest_text string_to_vector
+    to_vector uuid_to_bin vector_dim vector_to_string
 """)
 MARIADB_READ: Final = _words("""
-    add_months chr column_add column_check column_create column_delete column_exists column_get column_json column_list
-    concat_operator_oracle crc32c decode_histogram decode_oracle json_array_intersect json_compact json_detailed json_equals
-    json_exists json_loose json_normalize json_object_filter_keys json_object_to_array json_query kdf lengthb lpad_oracle
-    ltrim_oracle median natural_sort_key nvl nvl2 old_password password percentile_cont percentile_disc replace_oracle
-    rpad_oracle rtrim_oracle sformat st_boundary st_isring st_pointonsurface st_relate substr_oracle sys_guid to_char
-    trim_oracle uuid_v4 uuid_v7 value vec_distance vec_distance_cosine vec_distance_euclidean vec_fromtext vec_totext
+    add_months area asbinary astext aswkb aswkt boundary buffer centroid chr column_add column_check column_create
+    column_delete column_exists column_get column_json column_list concat_operator_oracle contains convexhull crc32c crosses
+    decode decode_histogram decode_oracle dimension disjoint encode encrypt endpoint envelope equals exteriorring
+    geomcollfromtext geomcollfromwkb geometrycollectionfromtext geometrycollectionfromwkb geometryfromtext geometryfromwkb
+    geometryn geometrytype geomfromtext geomfromwkb glength interiorringn intersects isclosed isempty isring issimple
+    json_array_intersect json_compact json_detailed json_equals json_exists json_loose json_normalize json_object_filter_keys
+    json_object_to_array json_query kdf lengthb linefromtext linefromwkb linestringfromtext linestringfromwkb lpad_oracle
+    ltrim_oracle mbrequal median mlinefromtext mlinefromwkb mpointfromtext mpointfromwkb mpolyfromtext mpolyfromwkb
+    multilinestringfromtext multilinestringfromwkb multipointfromtext multipointfromwkb multipolygonfromtext
+    multipolygonfromwkb natural_sort_key numgeometries numinteriorrings numpoints nvl nvl2 old_password overlaps password
+    percentile_cont percentile_disc pointfromtext pointfromwkb pointn pointonsurface polyfromtext polyfromwkb polygonfromtext
+    polygonfromwkb replace_oracle rownum rpad_oracle rtrim_oracle sformat srid st_boundary st_isring st_pointonsurface
+    st_relate startpoint substr_oracle sys_guid to_char touches trim_oracle uuid_v4 uuid_v7 value vec_distance
+    vec_distance_cosine vec_distance_euclidean vec_fromtext vec_totext within x y
+""")
+
+# Of these and the next ones: those that one of the servers knows by its grammar. In quotes they are stored functions.
+UNQUOTED: Final = _words("""
+    adddate ascii avg bit_and bit_or bit_xor cast charset coalesce collation column_add column_create column_delete
+    column_get contains convert count cume_dist curdate current_date current_role current_time current_timestamp
+    current_user curtime database date date_add date_sub day default dense_rank extract first_value format
+    geometrycollection get_format group_concat grouping hour if insert interval json_arrayagg json_objectagg json_table
+    json_value lag last_value lastval lead left linestring localtime localtimestamp match max median microsecond mid min
+    minute mod month multilinestring multipoint multipolygon now nth_value ntile old_password password percent_rank
+    percentile_cont percentile_disc point polygon position quarter rank repeat replace reverse right row row_count
+    row_number rownum schema second session_user st_collect std stddev stddev_pop stddev_samp subdate substr substring sum
+    sysdate system_user time timestamp timestampadd timestampdiff trim trim_oracle truncate user utc_date utc_time
+    utc_timestamp value values var_pop var_samp variance week weight_string year
 """)
 
 # The answer belongs to the server that is asked.
@@ -70,36 +94,48 @@ SERVER: Final = _words("""
     wsrep_sync_wait_upto_gtid
 """)
 
-# With an argument it sets what it says from then on: another connection would not say it.
-SESSION: Final = frozenset({"last_insert_id"})
-
 # The answer is about one connection, or the lock is held by one.
 CONNECTION: Final = _words("""
     connection_id found_rows get_lock lastval ps_current_thread_id row_count wsrep_last_seen_gtid wsrep_last_written_gtid
 """)
 
+LOCKS: Final = frozenset({"get_lock"})  # of these: what a reader gives, and means nothing to those who ask the writer for it
+
+# Functions and system variables that speak of the statements before, which have run on this connection.
+RECALLED: Final = frozenset({"error_count", "found_rows", "identity", "last_insert_id", "row_count", "warning_count"})
+
 # Writes, and what asks the wrong server on a reader, which accepts it silently.
 WRITE: Final = _words("is_free_lock is_used_lock nextval release_all_locks release_lock setval")
+TRANSIENT: Final = frozenset({"nextval", "setval"})  # of these: what is not left on the connection
 
-# Reserved words of both families that may stand before a parenthesis. A word that is not reserved may be a stored function.
+# Words of both families that may stand before a parenthesis, and cannot be called without quotes: reserved words and types.
 KEYWORDS: Final = _words("""
-    all and as asc between bigint binary by case char check collate dec decimal desc distinct distinctrow div double else
-    except exists float for force from having in index inner int integer intersect join key left like limit mediumint not
-    numeric on or outer partition real regexp right rlike select smallint straight_join then tinyint union using varbinary
-    varchar when where xor
+    all and as asc between bigint binary bit blob both by case char character check collate datetime dec decimal desc distinct
+    distinctrow div double else enum except exists fixed float for force from group having high_priority in index inner int
+    integer intersect join key leading left like limit mediumint nchar not numeric nvarchar on or outer over partition real
+    regexp right rlike select set smallint sql_big_result sql_calc_found_rows sql_small_result straight_join text then tinyint
+    trailing union using varbinary varchar varying when where xor
 """)
-MYSQL_KEYWORDS: Final = frozenset({"lateral"})
+# MySQL takes no keyword for the name of a function, be it reserved or not; MariaDB takes these.
+MYSQL_KEYWORDS: Final = _words("against any columns cube escape lateral of rollup some sql_buffer_result sql_no_cache")
 
 # Schemas of the server itself, and what of them is no matter of one server. What is not named here is.
 SHARED_RELATIONS: Final = _words("""
     applicable_roles character_sets check_constraints collation_character_set_applicability collations column_privileges
-    columns enabled_roles events keywords key_column_usage parameters partitions referential_constraints routines
+    columns enabled_roles keywords key_column_usage parameters partitions referential_constraints routines
     schema_privileges schemata sequences sql_functions statistics table_constraints table_privileges tables triggers
     user_privileges views
 """)
+# Columns of those that each server fills in for itself: when it made a table, and its own counters.
+SERVER_COLUMNS: Final = _words("auto_increment check_time create_time update_time")
 CONNECTION_RELATIONS: Final = _words("""
     profiling session_account_connect_attrs session_connect_attrs session_status session_variables
 """)
+
+# Status variables that speak of the statement before, as SHOW STATUS names them.
+STATUS_OF_LAST: Final = frozenset(
+    quote + name + quote for name in ("last_query_cost", "last_query_partial_plans") for quote in ("'", '"')
+)
 
 # System variables that one server has, and none of its connections.
 SERVER_VARIABLES: Final = _words("""

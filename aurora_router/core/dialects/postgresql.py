@@ -1,8 +1,8 @@
 """PostgreSQL: its tokens, its statements that are no queries, and what is particular in its queries.
 
-What the text cannot show is assumed: `standard_conforming_strings` is on (a text that would lex differently
-if it were off is a write); nobody shadows a built-in function, operator, cast or SQL construct through the
-`search_path`; views and operators are what they seem.
+What the text cannot show is assumed: `standard_conforming_strings` is on (unless that is known, a text that would lex differently
+if it were off is a write); nobody shadows a built-in function, operator, cast or SQL construct through the `search_path`; views
+and operators are what they seem.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 from aurora_router.core import lexer
 from aurora_router.core.dialects import postgresql_functions as words
 from aurora_router.core.effects import Effect
-from aurora_router.core.queries import CHANGES, MARKS, QUERY_HEADS, TEMPORARY, Dialect, Head, Reading
+from aurora_router.core.queries import CHANGES, MARKS, QUERY_HEADS, TEMPORARY, Dialect, Head, Reading, after, after_literal
 
 _TOKENS: Final = (
     rf"{lexer.SPACE}|--[^\n\r]*+",
@@ -34,20 +34,21 @@ _TOKENS: Final = (
 )
 
 # Words that may be functions elsewhere, and are part of the grammar after these.
-_GRAMMAR: Final[Mapping[str, frozenset[str]]] = {
-    "bernoulli": frozenset({"tablesample"}),
-    "by": frozenset({"group", "order", "partition"}),
-    "conflict": frozenset({"on"}),
-    "filter": frozenset({")"}),
-    "first": frozenset({"fetch"}),
-    "materialized": frozenset({"as", "not"}),
-    "next": frozenset({"fetch"}),
-    "over": frozenset({")"}),
-    "repeatable": frozenset({")"}),
-    "sets": frozenset({"grouping"}),
-    "system": frozenset({"tablesample"}),
-    "varying": frozenset({"bit", "char", "character", "nchar"}),
-    "zone": frozenset({"time"}),
+_GRAMMAR: Final = {
+    "bernoulli": after("tablesample"),
+    "by": after("group", "order", "partition"),
+    "columns": after_literal,
+    "conflict": after("on"),
+    "filter": after(")"),
+    "first": after("fetch"),
+    "materialized": after("as", "not"),
+    "next": after("fetch"),
+    "over": after(")"),
+    "repeatable": after(")"),
+    "sets": after("grouping"),
+    "system": after("tablesample"),
+    "varying": after("bit", "char", "character", "nchar"),
+    "zone": after("time"),
 }
 
 _FALSE: Final = frozenset({"0", "false", "off", "'0'", "'false'", "'off'"})
@@ -70,15 +71,19 @@ _EXPLAIN_OPTIONS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """How the server cuts a text up: in one way, or it is garbage, or may be cut up in two ways."""
+    """How the server cuts a text up: in one way, or it is garbage, or may be cut up in two ways.
+
+    standard: is `standard_conforming_strings` known to be on?
+    """
 
     found_by: re.Pattern[str]
+    standard: bool
 
     def __call__(self, sql: str) -> tuple[list[str], ...]:
         raw = lexer.tokens(sql, self.found_by)
         if None in raw[-2:] and "/*" in sql:
             raw = lexer.across_nested_comments(sql, self.found_by)
-        return () if None in raw[-2:] or _doubtful(sql, raw) else (raw,)
+        return () if None in raw[-2:] or (not self.standard and _doubtful(sql, raw)) else (raw,)
 
 
 def _doubtful(sql: str, raw: list[str]) -> bool:
@@ -95,8 +100,45 @@ def _doubtful(sql: str, raw: list[str]) -> bool:
     return "\\'" in raw[first][:-1] or any("'" in token for token in raw[first + 1 :])
 
 
-def _set_config(low: list[str], closing: int) -> Effect:
-    return Effect.TRANSACTION if low[closing - 2 : closing] == [",", "true"] else Effect.SESSION
+_READ_BACK: Final = 16  # tokens: a call that names its setting is rarely longer
+_ACCESS_MODES: Final = frozenset({"default_transaction_read_only", "transaction_read_only"})
+_ON: Final = frozenset({"1", "on", "true", "'1'", "'on'", "'true'"})
+
+
+def _set_config(reading: Reading, closing: int) -> Effect:
+    if any("transaction_read_only" in token for token in reading.low[max(closing - _READ_BACK, 0) : closing]):
+        reading.unguards = reading.unguards or reading.low[closing - 3] not in _ON
+    return Effect.TRANSACTION if reading.low[closing - 2 : closing] == [",", "true"] else Effect.SESSION
+
+
+@cache
+def _setting(form: str) -> re.Pattern[str]:
+    """The name of a setting with a prefix: an application's, or an extension's. Made when it is needed, for that takes 10 ms."""
+    return re.compile(form.format(rf"({lexer.WORD})(?:\.{lexer.WORD})+"))
+
+
+def _current_setting(reading: Reading, closing: int) -> Effect:
+    call = reading.low[max(closing - _READ_BACK, 0) : closing]
+    opening = next((at for at in range(len(call) - 1, 0, -1) if call[at - 1].strip('"') == "current_setting"), len(call))
+    arguments = call[opening + 1 :]
+    if arguments[:2] == ["cast", "("]:
+        name, end = arguments[2:3], 6 if arguments[3:4] == ["as"] and arguments[5:6] == [")"] else 0
+    else:
+        name, end = arguments[:1], 3 if arguments[1:2] == ["::"] else 1
+    if not name or arguments[end : end + 1] not in ([], [","]):
+        return Effect.SERVER
+    return _asks_setting(_setting("e?'{}'").fullmatch(name[0]))
+
+
+def _asks_setting(named: re.Match[str] | None) -> Effect:
+    """What reading a setting asks. An application's own is the same on each server, unless its session has set it: such a
+    session's unit is on the writer.
+    """
+    return Effect.SERVER if named is None or named[1] in words.SERVER_SETTINGS else Effect.READ
+
+
+def _show(reading: Reading, start: int, stop: int) -> Effect:
+    return _asks_setting(_setting("{}").fullmatch("".join(reading.low[start:stop])))
 
 
 # What the other statements do; `start` is the token after the first word.
@@ -118,7 +160,7 @@ def _explain(reading: Reading, start: int, stop: int) -> Effect:
     head = reading.head(start, stop)
     if head not in QUERY_HEADS and head not in CHANGES:
         return Effect.WRITE
-    reading.query(start, stop, to_the_end=True)  # planning may run functions, so those count; nothing else does
+    reading.query(start, stop)  # planning may run functions, so those count; nothing else does
     return Effect.READ
 
 
@@ -154,19 +196,47 @@ def _declare(reading: Reading, start: int, stop: int) -> Effect:
 
 def _prepare(reading: Reading, start: int, stop: int) -> Effect:
     if reading.low[start] == "transaction":
-        reading.ends = True
+        reading.end()
         return Effect.TRANSACTION
     return max(Effect.CONNECTION, reading.preparable(reading.find("as", start, stop) + 1, stop))
 
 
-def _set(reading: Reading, start: int, _stop: int) -> Effect:
-    local = reading.low[start] in ("constraints", "local", "transaction")
+def _begin(reading: Reading, start: int, stop: int) -> Effect:
+    if "write" in reading.low[start:stop]:  # within a transaction it changes that one
+        reading.unguards = True
+    return Effect.TRANSACTION
+
+
+def _set(reading: Reading, start: int, stop: int) -> Effect:
+    low = reading.low
+    local = low[start] in ("constraints", "local", "transaction")
+    name = start + (low[start] in ("local", "session"))
+    if low[name] == "transaction" or "characteristics" in low[name : name + 2]:
+        changes = "write" in low[start:stop]
+    else:
+        changes = _is_access_mode(low[name]) and low[stop - 1] not in _ON
+    reading.unguards = reading.unguards or changes
     return Effect.TRANSACTION if local else Effect.SESSION
+
+
+def _is_access_mode(name: str) -> bool:
+    """May this be the name of a setting that says whether transactions write? U&"..." hides its letters."""
+    return name.strip('"') in _ACCESS_MODES or name[:2] == "u&"
+
+
+def _reset(reading: Reading, start: int, _stop: int) -> Effect:
+    reading.unguards = reading.unguards or _is_access_mode(reading.low[start])
+    return Effect.SESSION
+
+
+def _discard(reading: Reading, start: int, _stop: int) -> Effect:
+    reading.unguards = reading.unguards or reading.low[start] == "all"
+    return Effect.SESSION
 
 
 def _finish(reading: Reading, start: int, stop: int) -> Effect:
     if "to" not in reading.low[start:stop]:  # ROLLBACK TO a savepoint
-        reading.ends = True
+        reading.end()
     return Effect.WRITE if reading.low[start] == "prepared" else Effect.TRANSACTION
 
 
@@ -194,7 +264,7 @@ def _alter(reading: Reading, start: int, _stop: int) -> Effect:
 _HEADS: Final[Mapping[str, Head]] = {
     "abort": _finish,
     "alter": _alter,
-    "begin": Effect.TRANSACTION,
+    "begin": _begin,
     "checkpoint": Effect.SERVER,  # a reader accepts it too, and makes a restart point
     "close": Effect.CONNECTION,
     "commit": _finish,
@@ -202,7 +272,7 @@ _HEADS: Final[Mapping[str, Head]] = {
     "create": _create,
     "deallocate": Effect.CONNECTION,
     "declare": _declare,
-    "discard": Effect.SESSION,
+    "discard": _discard,
     "end": _finish,
     "explain": _explain,
     "fetch": Effect.CONNECTION,
@@ -212,12 +282,12 @@ _HEADS: Final[Mapping[str, Head]] = {
     "move": Effect.CONNECTION,
     "prepare": _prepare,
     "release": Effect.TRANSACTION,
-    "reset": Effect.SESSION,
+    "reset": _reset,
     "rollback": _finish,
     "savepoint": Effect.TRANSACTION,
     "set": _set,
-    "show": Effect.SERVER,
-    "start": Effect.TRANSACTION,
+    "show": _show,
+    "start": _begin,
     "unlisten": Effect.CONNECTION,
     # Everything else is a write: EXECUTE too, for what was prepared may write.
 }
@@ -231,12 +301,21 @@ _EFFECTS: Final = {
 }
 
 
+#: What may be known of `standard_conforming_strings`: nothing, or that it is on.
+MODES: Final = ("", ":standard")
+
+
+def mode(standard_conforming_strings: str | None) -> str:
+    """The mode of `MODES` that the server's setting means. None: it is not known."""
+    return ":standard" if standard_conforming_strings == "on" else ""
+
+
 # Made at first use: compiling the pattern is most of what importing this module would cost.
 @cache
-def dialect() -> Dialect:
-    """PostgreSQL, as all its versions read it."""
+def dialect(known: str) -> Dialect:
+    """PostgreSQL, as all its versions read it, where this (of `MODES`) is known."""
     return Dialect(
-        cut=_Cut(lexer.pattern(*_TOKENS)),
+        cut=_Cut(lexer.pattern(*_TOKENS), known == ":standard"),
         heads=_HEADS,
         marks={
             **MARKS,
@@ -247,7 +326,12 @@ def dialect() -> Dialect:
         grammar=_GRAMMAR,
         functions={name: effect for effect, names in _EFFECTS.items() for name in names},
         prefixes=("pg_stat_get_",),  # some 130 counters of one server
-        looks=dict.fromkeys(("set_config", '"set_config"'), _set_config),
+        looks={
+            quote + name + quote: look
+            for name, look in (("current_setting", _current_setting), ("set_config", _set_config))
+            for quote in ("", '"')
+        },
+        transient=words.TRANSIENT,
         targets=TEMPORARY,
         system_schema="pg_catalog",
     )

@@ -27,7 +27,7 @@ READ: Final = _words("""
     broadcast btrim bytea cardinality casefold cash_words cbrt ceil ceiling center char char_length
     character_length chr cidr circle clock_timestamp col_description concat concat_ws convert convert_from
     convert_to corr cos cosd cosh cot cotd count covar_pop covar_samp crc32 crc32c cume_dist
-    current_database current_query current_schema current_schemas current_user database_to_xml
+    current_database current_query current_schema current_schemas current_setting current_user database_to_xml
     database_to_xml_and_xmlschema database_to_xmlschema date date_add date_bin date_cmp_timestamptz
     date_part date_subtract date_trunc datemultirange daterange decode degrees dense_rank dexp diagonal
     diameter div dlog1 dlog10 dround dtrunc encode enum_first enum_last enum_range enum_send erf erfc every
@@ -114,9 +114,9 @@ READ: Final = _words("""
 """)
 
 # The answer, or the change, belongs to the server that is asked (so do all `pg_stat_get_*`, by prefix).
-# `current_setting` is here because SHOW is, `pg_xact_status` because a reader's answer may be late.
+# `pg_xact_status` is here because a reader's answer may be late.
 SERVER: Final = _words("""
-    current_setting inet_server_addr inet_server_port pg_available_extension_versions
+    inet_server_addr inet_server_port pg_available_extension_versions
     pg_available_extensions pg_available_wal_summaries pg_backup_start_time pg_collation_actual_version
     pg_conf_load_time pg_config pg_control_checkpoint pg_control_init pg_control_recovery pg_control_system
     pg_current_logfile pg_database_collation_actual_version pg_extension_update_paths pg_get_aios
@@ -172,6 +172,12 @@ WRITE: Final = _words("""
     pg_try_advisory_xact_lock_shared pg_wal_replay_pause pg_wal_replay_resume setval txid_current
 """)
 
+# Of these: what ends with the transaction, or is not left on the connection.
+TRANSIENT: Final = _words("""
+    nextval pg_advisory_xact_lock pg_advisory_xact_lock_shared pg_current_xact_id pg_logical_emit_message pg_notify
+    pg_try_advisory_xact_lock pg_try_advisory_xact_lock_shared setval txid_current
+""")
+
 # Reserved words, and those that can be no function's name: PostgreSQL's pg_get_keywords(), categories R and C of
 # 16 to 18, and those of T that stand before a parenthesis. CUBE, ROLLUP and OPERATOR are constructs too.
 KEYWORDS: Final = _words("""
@@ -188,6 +194,13 @@ KEYWORDS: Final = _words("""
     xmlconcat xmlelement xmlexists xmlforest xmlnamespaces xmlparse xmlpi xmlroot xmlserialize xmltable
     current_schema ilike is isnull join left like notnull overlaps right similar verbose cube operator
     rollup
+""")
+
+# The first parts of settings that a server has, not an application: those of the extensions and services that are widely used.
+SERVER_SETTINGS: Final = _words("""
+    alloydb apg_plan_mgmt auth_delay auto_explain azure babelfishpg_tds basic_archive citus cloudsql cron isn neon passwordcheck
+    pg_hint_plan pg_partman_bgw pg_prewarm pg_stat_monitor pg_stat_statements pg_trgm pg_wait_sampling pgaudit pglogical plperl
+    plpgsql pltcl plv8 postgis postgres_fdw rds repmgr sepgsql spock supautils timescaledb
 """)
 
 # Views over the functions above: reading them is asking one server, or one connection.

@@ -1,0 +1,147 @@
+"""What an operator reads of a cluster's troubles: the log lines that the events of a router become, few however much happens."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Final
+
+from aurora_router.core import events
+from aurora_router.core.pacing import Rate, Steady, more
+from aurora_router.core.topology import Topology
+
+log = logging.getLogger("aurora_router")
+
+AGAIN: Final = 10.0
+"""Seconds between two lines of one kind, and of one instance."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """says: what a line says of its subject, in short: two that say the same need not both be written."""
+
+    level: int
+    says: str | None
+    text: str = field(compare=False)
+
+
+class Log:
+    """A listener that writes what it hears to the logger `aurora_router`: WARNING for trouble, INFO for its end.
+
+    What an instance is, and who the writer is, is said when it changes, and of many changes in a short time only what became of
+    them. When a trouble ends of which a line was written, the line that says so is written at once. What happens again and again
+    is said once in AGAIN seconds. clock: monotonic seconds.
+    """
+
+    KINDS: Final = frozenset(
+        {
+            events.InstanceUp,
+            events.InstanceDown,
+            events.WriterChanged,
+            events.WaitingForWriter,
+            events.NoReaderQualifies,
+            events.MovedByListener,
+            events.ConnectFailed,
+            events.ConnectionRefused,
+            events.RetriesRefused,
+        }
+    )
+    """The events that it is to hear."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._started = False
+        self.forked()
+
+    def forked(self) -> None:
+        """In a forked child, and at first: nothing was said, nobody holds the lock."""
+        self._lock = threading.Lock()
+        self._last_writer: str | None = None
+        self._states: dict[str, Steady[_Line]] = {}
+        self._rates: dict[tuple[type[events.Event], str | None], Rate] = {}
+        self._failures: dict[tuple[type[events.Event], int], Rate] = {}
+
+    def started(self, topology: Topology) -> None:
+        """The router has started, with these instances. Until then an error of start() says what is wrong."""
+        self._started = True
+        for instance in topology:
+            if instance.probed and not instance.healthy:
+                self(events.InstanceDown(instance.id, instance.error))
+
+    def __call__(self, event: events.Event) -> None:
+        """Say what the event means, now or later."""
+        match event:
+            case events.InstanceUp(instance=where, role=role):
+                self._is(where, _Line(logging.INFO, role, f"{where} is used as a {role}"))
+            case events.InstanceDown(instance=where, error=error):
+                if self._started:
+                    self._is(where, _Line(logging.WARNING, None, f"{where} is not used: {error}"))
+            case events.WriterChanged(old=old, new=None):
+                self._last_writer = old
+                self._is("", _Line(logging.WARNING, None, f"there is no writer (it was {old}): units that need one wait"))
+            case events.WriterChanged(old=old, new=new, epoch=epoch):
+                old, self._last_writer = old or self._last_writer, new
+                since = "" if old is None else " again" if old == new else f" (was {old})"
+                self._is("", _Line(logging.INFO, new, f"the writer is {new}{since}, epoch {epoch}"))
+            case events.WaitingForWriter(units=units, said=said):
+                self._again(event, None, f"units that wait for a writer: {units}; {'; '.join(said)}")
+            case events.NoReaderQualifies(writer=writer, reads=reads, said=said):
+                self._again(event, None, f"no reader qualifies, {writer} serves the reads ({reads} of late): {'; '.join(said)}")
+            case events.MovedByListener(instance=where):
+                cause = f"a listener of connections or of after_begin sends what no reader may run to {where}"
+                self._again(event, None, f"units go to the writer: {cause}. Let it read and SET only (no SET LOCAL)")
+            case events.ConnectFailed(instance=where, why=why):
+                self._again(event, where, f"a new connection to {where} could not be made: {why}")
+            case events.ConnectionRefused(instance=where, why=why):
+                self._again(event, where, f"a new connection to {where} was discarded: {why}")
+            case events.RetriesRefused(instance=failed_at, refused=refused):
+                where = "run_transaction" if failed_at is None else failed_at
+                self._again(event, None, f"too many units try again: {refused} were refused, the last one at {where}")
+
+    def listener_failed(self, number: int, event: events.Event) -> None:
+        """Log what a listener has raised, in its `except` clause: each unit may meet it.
+
+        number: which one of the listeners.
+        """
+        with self._lock:
+            came = self._failures.setdefault((type(event), number), Rate(AGAIN)).passes(self._clock())
+        if came:
+            log.exception("a listener failed on %s%s", type(event).__name__, more(came))
+
+    def tick(self) -> None:
+        """Say what was put off, where its time has come. Called every now and then."""
+        now = self._clock()
+        with self._lock:
+            lines = [state.due(now) for state in self._states.values() if state.owes]
+        for line in lines:
+            _write(line)
+
+    def keep(self, instances: Collection[str]) -> None:
+        """Forget what was said of other instances than these."""
+        with self._lock:
+            for subject in self._states.keys() - {"", *instances}:
+                del self._states[subject]
+            for key in [key for key in self._rates if key[1] is not None and key[1] not in instances]:
+                del self._rates[key]
+
+    def _is(self, subject: str, line: _Line) -> None:
+        """What an instance, or the writer (""), is from now on."""
+        with self._lock:
+            state = self._states.setdefault(subject, Steady())
+            now_said = state.change(line, self._clock(), trouble=line.level == logging.WARNING)
+        _write(now_said)
+
+    def _again(self, event: events.Event, where: str | None, text: str) -> None:
+        """What may happen again and again, at that instance."""
+        with self._lock:
+            came = self._rates.setdefault((type(event), where), Rate(AGAIN)).passes(self._clock())
+        if came:
+            log.warning("%s", text + more(came))
+
+
+def _write(line: _Line | None) -> None:
+    if line is not None:
+        log.log(line.level, "%s", line.text)

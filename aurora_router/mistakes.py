@@ -1,0 +1,70 @@
+"""What goes wrong while connecting, in words for the user that repeat no value of an option."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from aurora_router.core.redaction import hide
+from aurora_router.core.topology import Silence
+from aurora_router.errors import ConfigurationError
+from aurora_router.monitor import ProbeError
+from aurora_router.servers import Family
+
+
+def hide_values(error: BaseException, values: Iterable[object], shown: Collection[object]) -> None:
+    """Take what is of these values out of an error, and out of those that it holds on to. shown: see `hide()`."""
+    found, left = [*values], [error]
+    done: list[BaseException] = []
+    while left:
+        each = left.pop()
+        if each not in done:
+            done.append(each)
+            each.args = tuple(hide(said, found, shown) if isinstance(said, str) else said for said in each.args)
+            if isinstance(each, OSError) and each.filename is not None:
+                each.filename = "..."
+            left += [other for other in (each.__cause__, each.__context__) if other is not None]
+
+
+def refusal(error: Exception, server: Family, values: Iterable[object], shown: Collection[object]) -> ConfigurationError | None:
+    """The error to be raised instead of one of connecting, of which it takes the values out; None if it is to stay."""
+    hide_values(error, values, shown)
+    return ConfigurationError(str(mistake(error, server))) if is_mistake(error) else None
+
+
+def is_mistake(error: BaseException) -> bool:
+    """Whether an error says that the driver, or SQLAlchemy, can do nothing with what it was given."""
+    original = getattr(error, "orig", None) or error
+    if isinstance(original, OSError):
+        return not isinstance(original, TimeoutError | ConnectionError)  # signal handlers raise the former
+    return isinstance(original, TypeError | ValueError | LookupError | AttributeError | AssertionError | NotImplementedError)
+
+
+def probe_error(error: Exception, server: Family) -> ProbeError:
+    """The driver's error as one line for the user."""
+    original: Any = getattr(error, "orig", None) or error
+    code = server.code(original)
+    text = " ".join(str(original).split())
+    kind, words = server.explain_refusal(code, text)
+    return ProbeError(words, kind, busy=server.is_busy(code, text))
+
+
+UNKNOWN_HOST = re.compile(r"\[Errno (-2|-5|8)\]|could not translate host name")
+"""How getaddrinfo() says that there is no such name, or nothing behind it (8: on macOS), and libpq."""
+
+
+_VALUE = re.compile(r"""(['"])(?![a-z]{1,5}\1$).*\1""")
+"""A value that could not be read, but for a short word ("soon"): it may be a password in the wrong place."""
+
+
+def mistake(error: Exception, server: Family) -> ProbeError:
+    """An error of connecting that is not the driver's own, as one line for the user: the driver was given what it cannot use."""
+    error = getattr(error, "orig", None) or error
+    said = type(error).__name__
+    if not isinstance(error, UnicodeError):  # which shows parts of the password
+        words = " ".join(str(error).split())
+        said += f": {_VALUE.sub('...', words) if isinstance(error, ValueError | LookupError) else words}"
+    usual = "check the URL and its query, and connect_args"
+    advice = next((advice for pattern, advice in server.MISTAKES if re.search(pattern, said)), usual)
+    return ProbeError(f"{server.DRIVER} could not connect ({said}); {advice}", Silence.MISCONFIGURED)

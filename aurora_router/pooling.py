@@ -1,0 +1,173 @@
+"""What belongs to one pooled connection: the keys of its `info`, its socket, and the pool that has it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool
+from sqlalchemy.pool.base import _ConnectionFairy, _ConnectionRecord
+from sqlalchemy.util.queue import Empty
+
+from aurora_router.core.topology import Silence
+from aurora_router.monitor import ProbeError
+
+SERVER = "aurora_router_server"
+MODE = "aurora_router_mode"
+GUARDED = "aurora_router_guarded"
+HANDED_OUT = "aurora_router_handed_out"
+AUTOCOMMIT = "aurora_router_autocommit"
+POLL = "aurora_router_poll"
+POOL = "aurora_router_pool"
+ENTERED = "aurora_router_entered"
+OUTDATED = "aurora_router_outdated"
+SHARED = "aurora_router_shared"
+UNIT = "aurora_router_unit"
+"""Keys of a pooled connection's `info`."""
+
+
+def distrust(raw: PoolProxiedConnection) -> None:
+    """Note that the user has the driver's connection and may set anything on it: the next unit believes nothing of it."""
+    raw.info.update({MODE: None, HANDED_OUT: True})
+
+
+class PoolFull(Exception):
+    """A reader's pool is full, and its unit has not looked yet whether another reader has room."""
+
+
+class RouterPool(QueuePool):
+    """SQLAlchemy's pool, but that a place whose connection could not be made goes to the next who waits for one. SQLAlchemy's
+    own wakes nobody then: with the writer dead, those who wait would wait until pool_timeout."""
+
+    __module__ = QueuePool.__module__  # SQLAlchemy names a pool's logger after it
+
+    over = False  # its engine has another one: what comes back is closed
+    before_waiting: Callable[[], None] | None = None  # may raise PoolFull
+    checked_out: Callable[[PoolProxiedConnection], None] | None = None
+    """Cheaper than SQLAlchemy's event of that name. As there, a DisconnectionError has the connection replaced; a new connection
+    must not raise it."""
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        if self._overflow >= self._max_overflow > -1 and self.before_waiting is not None:
+            try:
+                return self._pool.get(False)
+            except Empty:
+                self.before_waiting()
+        return QueuePool._do_get(self)
+
+    def connect(self) -> PoolProxiedConnection:
+        connection = _ConnectionFairy._checkout(self)
+        if self.checked_out is not None:
+            try:
+                self.checked_out(connection)
+            except DisconnectionError as dead:
+                connection.invalidate(dead)
+                return self.connect()
+        return connection
+
+    def recreate(self) -> QueuePool:
+        pool = super().recreate()
+        assert isinstance(pool, RouterPool)
+        pool.before_waiting, pool.checked_out = self.before_waiting, self.checked_out
+        return pool
+
+    def _create_connection(self) -> ConnectionPoolEntry:
+        record = _ConnectionRecord(self, connect=False)  # it connects when it is checked out; failing, it comes back as any other
+        setattr(record, POOL, self)
+        return record
+
+    def take_back(self, record: ConnectionPoolEntry) -> None:
+        """What follows a checkin, unless a listener of that raises."""
+        self._return_conn(record)
+
+
+class Line:
+    """The socket of a connection: the driver's number for it, and a twin, which another thread may shut at any time.
+
+    info: of the pooled connection, once it is one. since: monotonic seconds; when the server behind it was last found to be one
+    of the topology's, or just before.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.since = time.monotonic()
+        self.twin = socket.socket(fileno=os.dup(number))
+        self.info: dict[Any, Any] | None = None
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):  # a signal handler's exception may come before there is one
+            self.twin.close()
+
+    def leads_to(self, number: int) -> bool:
+        """Whether that number of the driver's is of the same socket still."""
+        return self.number == number and os.path.sameopenfile(number, self.twin.fileno())
+
+    def cut(self) -> bool:
+        """Shut the socket, which wakes the thread that waits for it; whether it was open."""
+        try:
+            self.twin.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return False
+        return True
+
+    def forsake(self, dead: socket.socket) -> None:
+        """In a forked child: put a dead socket in place of the parent's, so that whatever is done with the connection here
+        reaches nobody."""
+        with contextlib.suppress(OSError):
+            if os.path.sameopenfile(self.number, self.twin.fileno()):  # else the driver has closed it
+                os.dup2(dead.fileno(), self.number, inheritable=False)
+        self.twin.close()
+        if self.info is not None:
+            self.info.clear()
+
+
+def line_of(driver: Any) -> Line | None:
+    """The line of a driver's connection; None before it has one."""
+    line: Line | None = getattr(driver, "aurora_router_line", None)
+    return line
+
+
+def poll_of(twin: socket.socket) -> Callable[[int], list[Any]]:
+    """A question that can be asked cheaply and often: what is there to read? The twin stays open as long as the record lives,
+    so that its number is never another socket's."""
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(twin, select.POLLIN)
+        return poll.poll
+    return lambda _: select.select([twin], [], [], 0)[0]
+
+
+class Opening:
+    """A probe's connection from its first socket until it is a Probe: SQLAlchemy's first look at the server is in between."""
+
+    def __init__(self) -> None:
+        self._line: Line | None = None
+        self._is_cut = False
+
+    def watch(self, number: int) -> None:
+        """Have cut() shut this socket, the only one from now on. Raises ProbeError if cut() was called already."""
+        line = self._line
+        if line is None or not line.leads_to(number):
+            self.close()
+            self._line = Line(number)
+        if self._is_cut:
+            raise ProbeError("no answer in time", Silence.TIMEOUT)
+
+    def cut(self) -> None:
+        """Shut the socket, and every later one."""
+        self._is_cut = True
+        line = self._line
+        if line is not None:
+            line.cut()
+
+    def close(self) -> None:
+        """Watch it no longer."""
+        line, self._line = self._line, None
+        if line is not None:
+            line.twin.close()

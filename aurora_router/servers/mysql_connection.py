@@ -1,0 +1,402 @@
+"""PyMySQL's connection as the router uses it: its switches, and a subclass that knows more of what its server has done."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from itertools import count
+from types import FrameType
+from typing import Any
+
+KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_USER_TIMEOUT": 25000}
+"""Seconds, seconds, milliseconds. Of a peer that vanished without a word only the kernel can tell."""
+
+NO_PACKAGE = 2061  # that a plugin for logging in is not there
+_ROLLED_BACK = frozenset({1020, 1206, 1213, 1614})
+"""Errors with which the server has rolled back the whole transaction, and goes on in another one as if nothing had been."""
+_TIMED_OUT = 1205
+_OUT_OF_SYNC = 2014  # PyMySQL: what came is not what it waited for
+_NOT_UNDONE = 1196  # a warning of ROLLBACK: "Some non-transactional changed tables couldn't be rolled back"
+ROLLS_BACK_ON_TIMEOUT = "SELECT @@global.innodb_rollback_on_timeout"
+"""Whether that is one of those errors as well, or only the statement has failed: the default."""
+
+
+def code(error: BaseException | None) -> int | None:
+    """The number of the server's or PyMySQL's error; 0 is what PyMySQL says on a connection that it has closed."""
+    number = error.args[0] if error is not None and error.args else None
+    return number if isinstance(number, int) else None
+
+
+def is_on(setting: object) -> bool:
+    """Whether a setting of the server's is on, NULL being off."""
+    return str(setting).upper() not in ("0", "OFF", "NONE")  # newer MariaDB has words where older has numbers
+
+
+def fileno(connection: Any) -> int:
+    """The number of the connection's socket. PyMySQL has no public way."""
+    number: int = connection._sock.fileno()
+    return number
+
+
+def is_closed(connection: Any) -> bool:
+    """Whether the connection has ended."""
+    return not connection.open
+
+
+AUTOCOMMIT = 2  # PyMySQL's SERVER_STATUS_AUTOCOMMIT; its get_autocommit() takes twice as long
+
+
+def autocommit(connection: Any) -> bool:
+    """Whether each statement is on its own, as the server has said last."""
+    return bool(connection.server_status & AUTOCOMMIT)
+
+
+def watch_connecting(dialect: Any, connecting: Callable[[int], AbstractContextManager[None]]) -> None:
+    """Have a dialect's new connections wait for the server within `connecting(number of the socket)`, which may end the wait by
+    shutting the socket. Where something has taken the place of PyMySQL's own connect(), to trace it, say, it is left alone."""
+    import pymysql
+
+    if dialect.loaded_dbapi.connect is pymysql.connections.Connection:
+        dialect.connect = type("Connection", (_connection(),), {"connecting": staticmethod(connecting)})
+
+
+def note_guard(connection: Any, on: bool) -> None:
+    """Have a connection notice from now on whether its guard may have been taken off, or no longer."""
+    if hasattr(connection, "touched"):
+        connection.touched = False if on else None
+
+
+_JUDGED = ("sqlalchemy.", "aurora_router.")
+
+
+def _is_by_others() -> bool:
+    """Whether what PyMySQL has just sent is of neither SQLAlchemy, whose statements pass the gate, nor this library."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and (name := frame.f_globals.get("__name__", "")).startswith(("pymysql.", __name__)):
+        frame = frame.f_back
+    return not name.startswith(_JUDGED)
+
+
+def count_ends(connection: Any) -> Callable[[], int]:
+    """Count the transactions that end on a connection, but for those that rollback() ends. Of a connection that is PyMySQL's own
+    nobody can tell, so there it is always one more."""
+    if not hasattr(connection, "ends"):
+        return count(1).__next__
+    connection.ends = connection.ends or 0
+    return lambda: connection.ends
+
+
+def blocks(connection: Any) -> bool:
+    """Whether rows of a streamed result are unread. PyMySQL reads them all before it sends anything else."""
+    result = connection._result
+    return result is not None and bool(result.unbuffered_active)
+
+
+class _Autocommit:
+    """PyMySQL's method of that name, which can be asked as well: psycopg has an attribute there."""
+
+    __slots__ = ("_connection", "_set")
+
+    def __init__(self, connection: Any, set_: Callable[[Any], None]) -> None:
+        self._connection = connection
+        self._set = set_
+
+    def __call__(self, value: Any) -> None:
+        self._set(value)
+
+    def __bool__(self) -> bool:
+        return autocommit(self._connection)
+
+
+_made: Any = None
+
+
+def _connection() -> Any:
+    global _made
+    if _made is not None:
+        return _made
+
+    from pymysql.connections import Connection as Base
+    from pymysql.connections import MySQLResult
+    from pymysql.constants.SERVER_STATUS import SERVER_STATUS_IN_TRANS
+    from pymysql.cursors import DictCursorMixin, SSCursor, SSDictCursor
+    from pymysql.err import InterfaceError, MySQLError, OperationalError
+
+    contexts: list[Any] = []
+
+    class Stream(SSCursor):  # type: ignore[misc,unused-ignore]
+        """PyMySQL's cursor for streams, but that it leaves the rows unread when it is closed: the connection reads them when it
+        must send something else, and never if it is closed first. After that no row can be read, and the stream does not seem
+        to have come to its end."""
+
+        connection: Any
+
+        def close(self) -> None:
+            if self.connection is not None and blocks(self.connection) and self.connection._result is self._result:
+                self._result.abandoned = True
+                self.connection = None
+            else:
+                super().close()
+
+        __del__ = close
+
+    class DictStream(DictCursorMixin, Stream):  # type: ignore[misc,unused-ignore]
+        """The same whose rows are dictionaries."""
+
+    streams = {SSCursor: Stream, SSDictCursor: DictStream}
+
+    class Rows(MySQLResult):  # type: ignore[misc,unused-ignore]
+        """PyMySQL's result of a stream, but that its connection knows while one of its rows is being read.
+
+        abandoned: nobody wants the rows that are unread. cut: its connection was closed before its end, so that it must not seem
+        to have come to it.
+        """
+
+        connection: Any
+        abandoned = False
+        cut = False
+
+        def _read_rowdata_packet_unbuffered(self) -> Any:
+            connection = self.connection
+            if connection is None:
+                return super()._read_rowdata_packet_unbuffered()
+            if connection.unanswered:
+                connection._force_close()
+            if self.cut:
+                raise InterfaceError(0, "")
+            connection.unanswered = True
+            try:
+                row = super()._read_rowdata_packet_unbuffered()
+            except MySQLError:  # the server's last word, or the connection is closed
+                connection.unanswered = False
+                raise
+            connection.unanswered = False
+            return row
+
+    class Connection(Base):  # type: ignore[misc,unused-ignore]
+        """PyMySQL's, but that it sends COMMIT and ROLLBACK only where they do something, may be closed twice, never waits for an
+        answer while connecting for longer than connect_timeout, knows when the server has rolled back on its own, and does not
+        read what is left of a stream when it is closed.
+
+        quiet: nothing was sent since the last transaction ended. failed: a statement has failed since then. aborted_by: the error
+        with which the server has rolled back. not_undone: a rollback has left what was written to a table without transactions.
+        ends: transactions that have ended, other than by rollback(), and statements outside of one that may have written; None:
+        nobody wants to know. touched: somebody has sent a SET, or its like, past the gate since the connection was guarded; None:
+        it is not guarded. unanswered: a command was sent, or is about to be, and its answer was not read to its end. Where nobody
+        reads it, because an exception came between, the connection is closed instead of being used again.
+        """
+
+        connecting: Callable[[int], AbstractContextManager[None]]
+        _read_timeout: float | None
+        _write_timeout: float | None
+        cursorclass: Any
+        quiet = True
+        failed = False
+        aborted_by: Exception | None = None
+        not_undone = False
+        ends: int | None = None
+        touched: bool | None = None
+        unanswered = False
+        _warnings = 0
+
+        @property
+        def autocommit(self) -> _Autocommit:
+            return _Autocommit(self, super().autocommit)
+
+        def connect(self, sock: Any = None) -> None:
+            patience = self._read_timeout, self._write_timeout
+            self._read_timeout = self._write_timeout = self.connect_timeout
+            self.unanswered = False
+            self.cursorclass = streams.get(self.cursorclass, self.cursorclass)
+            try:
+                if sock is not None or self.unix_socket:
+                    super().connect(sock)
+                    return
+                sock = self._reach()
+                try:
+                    with self.connecting(sock.fileno()):
+                        super().connect(sock)
+                except BaseException:
+                    sock.close()
+                    raise
+            except RuntimeError as error:  # the way to log in needs a package that is not there
+                raise OperationalError(NO_PACKAGE, str(error)) from None
+            finally:
+                self._read_timeout, self._write_timeout = patience
+
+        def _reach(self) -> socket.socket:
+            failed: OSError | None = None
+            try:
+                for family, kind, protocol, _, address in socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM):
+                    sock = socket.socket(family, kind, protocol)
+                    try:
+                        sock.settimeout(self.connect_timeout)
+                        if self.bind_address is not None:
+                            sock.bind((self.bind_address, 0))
+                        with self.connecting(sock.fileno()):
+                            sock.connect(address)
+                        _keep_alive(sock)
+                        self.host_info = f"socket {self.host}:{self.port}"
+                        return sock
+                    except OSError as error:
+                        sock.close()
+                        failed = error
+                    except BaseException:
+                        sock.close()
+                        raise
+            except OSError as error:  # the name does not resolve
+                failed = error
+            raise OperationalError(2003, f"Can't connect to MySQL server on {self.host!r} ({failed})") from failed
+
+        def _create_ssl_ctx(self, options: Any) -> Any:
+            # Without certificates of its own a context verifies nothing, and one does for all connections. PyMySQL makes one for
+            # each, and loads the certificates of the system for it: 20 ms, more than all else that connecting takes.
+            if not isinstance(options, dict) or options.keys() - {"check_hostname"}:
+                return super()._create_ssl_ctx(options)
+            if not contexts:
+                contexts.append(super()._create_ssl_ctx(options))
+            return contexts[0]
+
+        def close(self) -> None:
+            with contextlib.suppress(MySQLError):  # closed already
+                super().close()
+
+        def _force_close(self) -> None:
+            result = getattr(self, "_result", None)
+            if result is not None and result.unbuffered_active:
+                result.unbuffered_active, result.cut = False, True
+            super()._force_close()
+
+        __del__ = _force_close
+
+        def cursor(self, cursor: Any = None) -> Any:
+            return super().cursor(streams.get(cursor, cursor))
+
+        def _execute_command(self, command: Any, sql: Any) -> None:
+            if self.unanswered:
+                self._force_close()  # what follows says that it is closed
+            result = self._result
+            if result is not None and (result.unbuffered_active or result.has_next):
+                self._read_what_is_left(result)
+            self.unanswered = True
+            super()._execute_command(command, sql)
+
+        def _read_what_is_left(self, result: Any) -> None:
+            """Read what PyMySQL would read itself before it sends something; of that the connection would not know."""
+            if result.unbuffered_active:
+                if not result.abandoned:
+                    warnings.warn("Previous unbuffered result was left incomplete", stacklevel=2)
+                self.unanswered = True
+                result._finish_unbuffered_query()
+                self.unanswered = False
+            while self._result.has_next:
+                self.next_result()
+
+        def next_result(self, unbuffered: bool = False) -> Any:
+            if self.unanswered:
+                self._force_close()
+                raise InterfaceError(0, "")
+            self.unanswered = True
+            return super().next_result(unbuffered)
+
+        def set_character_set(self, *arguments: Any, **options: Any) -> None:
+            super().set_character_set(*arguments, **options)
+            self.unanswered = False
+
+        def show_warnings(self) -> Any:
+            found = super().show_warnings()
+            self.unanswered = False
+            return found
+
+        def _note_error(self, error: MySQLError) -> None:
+            """An error of the server's is all of its answer."""
+            if code(error) != _OUT_OF_SYNC:
+                self.unanswered = False
+
+        def _read_query_result(self, unbuffered: bool = False) -> Any:
+            # Of each statement in a text: SQLAlchemy logs the error of a later one, and goes on.
+            quiet, self.quiet = self.quiet, False
+            was_open = self.server_status & SERVER_STATUS_IN_TRANS
+            try:
+                affected = super()._read_query_result(unbuffered)
+                if self.ends is not None and not self.server_status & SERVER_STATUS_IN_TRANS:
+                    self.ends += bool(was_open or autocommit(self) or self._result.description is None)
+                if self._result.server_status is not None and not affected:
+                    self.quiet = quiet  # a SET, or its like: an answer without rows tells whether a transaction is open
+                    if self.touched is False:
+                        self.touched = _is_by_others()
+                if unbuffered and self._result.unbuffered_active:
+                    self._result.__class__ = Rows
+                self.unanswered = False
+                return affected
+            except MySQLError as error:
+                self._note_error(error)
+                self.failed = True
+                if code(error) in _ROLLED_BACK or code(error) == _TIMED_OUT:
+                    self._note_what_stays()  # before another statement has warnings of its own
+                    if code(error) in _ROLLED_BACK or self._rolls_back_on_timeout():
+                        self.aborted_by = error
+                raise
+
+        def _rolls_back_on_timeout(self) -> bool:
+            with contextlib.suppress(MySQLError):  # the next statement will meet it, too
+                super().query(ROLLS_BACK_ON_TIMEOUT)
+                return is_on(self._result.rows[0][0])
+            return False
+
+        def commit(self) -> None:
+            if self._in_transaction():
+                try:
+                    super().commit()
+                except MySQLError:
+                    self._note_what_stays()  # a COMMIT that is refused is a rollback
+                    raise
+                if self.ends is not None:
+                    self.ends += 1
+            self.quiet, self.failed, self.aborted_by, self.not_undone = True, False, None, False
+
+        def rollback(self) -> None:
+            if self._in_transaction():
+                super().rollback()
+                if self._warnings:
+                    self._note_what_stays()
+            self.quiet, self.failed, self.aborted_by = True, False, None
+
+        def _read_ok_packet(self) -> Any:
+            try:
+                answer = super()._read_ok_packet()
+            except MySQLError as error:
+                self._note_error(error)
+                raise
+            self._warnings = answer.warning_count
+            self.unanswered = False
+            return answer
+
+        def _note_what_stays(self) -> None:
+            with contextlib.suppress(MySQLError):  # the connection is lost, and the next statement will meet it, too
+                super().query("SHOW WARNINGS")
+                if any(int(row[1]) == _NOT_UNDONE for row in self._result.rows or ()):
+                    self.not_undone = True
+
+        def _in_transaction(self) -> bool:
+            """Whether COMMIT and ROLLBACK may do something. The answer to a SELECT does not tell PyMySQL: without autocommit any
+            may have begun a transaction. Nor does an error, and before it a procedure may have."""
+            result = self._result
+            unread = result is not None and (result.has_next or result.unbuffered_active)
+            unsaid = self.failed or self.unanswered or not (self.quiet or autocommit(self))
+            return unread or unsaid or bool(self.server_status & SERVER_STATUS_IN_TRANS)
+
+    _made = Connection
+    return _made
+
+
+def _keep_alive(sock: socket.socket) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+        if hasattr(socket, name):  # not everywhere
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -1,0 +1,201 @@
+"""URLs and addresses of a cluster, read and checked. Every refusal says what to write instead, and repeats no password."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from aurora_router.core.topology import Instance
+from aurora_router.errors import ConfigurationError
+from aurora_router.servers import FAMILIES, Family
+
+_URL = re.compile(r"(?P<login>\w[\w+]*://(?:[^:/]*(?::[^@]*)?@)?)(?P<hosts>[^/?]*)(?P<rest>.*)", re.DOTALL)
+"""Cut up where SQLAlchemy does it: what ends the password is the first @ behind it."""
+_HOST = re.compile(r"[\w.-]+")
+_IPV6 = re.compile(r"[0-9A-Fa-f:.]+(%[\w.-]+)?")
+_MANAGED = re.compile(
+    r".+\.rds(-fips)?(\.[a-z0-9-]+)?"
+    r"\.(amazonaws\.(com(\.cn)?|eu|au|uk)|c2s\.ic\.gov|sc2s\.sgov\.gov|cloud\.adc-e\.uk|csp\.hci\.ic\.gov)"
+)
+"""Hosts of Amazon RDS; in China and in some others of its partitions the region stands behind "rds"."""
+_ON, _OFF = ("1", "true", "yes", "on", "y", "t"), ("", "0", "false", "no", "off", "n", "f")
+_PASSWORDS = ("password", "passwd")
+"""What the drivers call it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A URL taken apart: how to connect, the family and the SQL dialect of its servers, the hosts that it names, in order."""
+
+    url: URL
+    server: Family
+    dialect: str
+    hosts: tuple[tuple[str, int], ...]
+
+    def at(self, instance: Instance, arguments: Mapping[str, Any]) -> URL:
+        """The URL of one instance. Whatever named it, a managed host is remote: nothing goes there in the clear unless the user
+        says so. arguments: `connect_args`, which the driver is given over what the URL says."""
+        url = self.url.set(host=instance.host, port=instance.port)
+        host = arguments.get("host") or instance.host
+        if any(_MANAGED.fullmatch(name.lower().removesuffix(".")) for name in str(host).split(",")):
+            url = url.set(query=self.server.encrypted(dict(url.query), arguments))
+        return url
+
+
+def parse_url(given: str | URL) -> Target:
+    """The URL of a cluster. Several hosts may be given as libpq has them ("h1:5432,h2:5432") or as SQLAlchemy has them
+    ("?host=h1:5432&host=h2:5432").
+
+    Raises ConfigurationError, which repeats nothing of the URL: any part of it may be a password in the wrong place."""
+    example = FAMILIES["postgresql"].EXAMPLE
+    listed: list[str] = []
+    if isinstance(given, str):
+        given = _with_quoted_query(given)
+        parts = _URL.fullmatch(given)
+        if parts is not None:
+            if given.count("@") > 1:  # what stands before the last one may be of the password
+                raise ConfigurationError(f"the URL has more than one @; {_like(example)}. In the query write it as %40, too")
+            if "," in parts["hosts"]:
+                listed = parts["hosts"].split(",")
+                given = parts["login"] + listed[0] + parts["rest"]
+    elif not isinstance(given, URL):
+        raise ConfigurationError(f"the URL must be a string or a sqlalchemy URL, like {example}")
+    url = _parsed(given)
+    if url is None:
+        raise ConfigurationError(f"the URL cannot be read; {_like(example)}")
+    dialect, _, driver = url.drivername.partition("+")
+    server = FAMILIES.get("postgresql" if dialect == "postgres" else dialect)
+    if server is None:
+        examples = dict.fromkeys(family.EXAMPLE for family in FAMILIES.values())
+        raise ConfigurationError(f"the database that the URL names is not supported; use {' or '.join(examples)}")
+    example = server.EXAMPLE
+    if not driver:
+        raise ConfigurationError(f"the URL names no driver; write {example}")
+    if dialect not in FAMILIES or driver != server.DRIVER:
+        raise ConfigurationError(f"the URL's driver is not supported; write {example}")
+    query = dict(url.query)
+    hosts = query.pop("host", ())
+    ports = query.pop("port", ())
+    from_query = [h for entry in ([hosts] if isinstance(hosts, str) else hosts) for h in entry.split(",")]
+    port_list = [p for entry in ([ports] if isinstance(ports, str) else ports) for p in entry.split(",")]
+    if port_list and len(port_list) not in (1, len(from_query)):
+        raise ConfigurationError("the URL's query gives other numbers of hosts and ports")
+    for index, host in enumerate(from_query):
+        port = port_list[index if len(port_list) > 1 else 0] if port_list else ""
+        listed.append(f"{host}:{port}" if port else host)
+    for name in _PASSWORDS:
+        secret = query.pop(name, None)
+        if isinstance(secret, str):
+            url = url.set(password=secret)  # where SQLAlchemy hides it
+    disabled = str(query.get("ssl_disabled", "1")).lower()
+    if disabled in _OFF:
+        del query["ssl_disabled"]  # PyMySQL would take any text for true
+    elif disabled not in _ON:
+        raise ConfigurationError("ssl_disabled cannot be read in the URL's query; write ssl_disabled=true, or leave it out")
+    query.pop("target_session_attrs", None)  # the router decides which instance it wants
+    query.pop("load_balance_hosts", None)
+    if not listed and url.host:
+        host = f"[{url.host}]" if ":" in url.host else url.host
+        listed = [host if url.port is None else f"{host}:{url.port}"]
+    if not listed:
+        raise ConfigurationError(f"the URL names no host; write {example}")
+    pairs = tuple(address for address in (_address(given, server) for given in listed) if address is not None)
+    if len(pairs) < len(listed) or "@" in (url.database or ""):
+        raise ConfigurationError(f"a host or port of the URL cannot be read; {_like(example)}")
+    return Target(url.set(query=query, host=pairs[0][0], port=pairs[0][1]), server, dialect, pairs)
+
+
+def _with_quoted_query(given: str) -> str:
+    """The URL, with each @ of its query as %40, for SQLAlchemy may take one for the end of the login. It is left alone unless all
+    that follows the ? are options of the driver: the ? may be part of a password."""
+    head, mark, query = given.partition("?")
+    dialect, _, rest = head.partition("://")
+    server = FAMILIES.get(dialect.partition("+")[0])
+    if "@" not in query or server is None or not ("@" in rest or "/" in rest):
+        return given
+    named = {name if value else "" for name, value, _ in (item.partition("=") for item in query.split("&"))}
+    return head + mark + query.replace("@", "%40") if named <= server.options() else given
+
+
+def _parsed(given: str | URL) -> URL | None:
+    """The URL as SQLAlchemy reads it; None if it cannot. Its error holds parts of the URL, so none of ours may have it as its
+    context."""
+    try:
+        return make_url(given)
+    except (ArgumentError, ValueError):
+        return None
+
+
+def _like(example: str) -> str:
+    return f"it should look like {example}, with @ : / , ? in a password as %40 %3A %2F %2C %3F; or give it as password="
+
+
+def parse_instances(target: Target, others: Iterable[str], reader_endpoint: str | None) -> tuple[Instance, ...]:
+    """All instances of a router, the URL's first. Raises ConfigurationError, which repeats nothing that may hold a password."""
+    named = [_checked(f"instances[{n}]", other, target.server) for n, other in enumerate(others)]
+    pairs = list(dict.fromkeys([*target.hosts, *named]))
+    if reader_endpoint is None:
+        return tuple(_instance(pair, reader_only=False) for pair in pairs)
+    reader = _checked("reader_endpoint", reader_endpoint, target.server)
+    if reader in pairs:
+        raise ConfigurationError(f"the reader endpoint {_id(reader)} is among the other instances as well")
+    return (*(_instance(pair, reader_only=False) for pair in pairs), _instance(reader, reader_only=True))
+
+
+def find_fixed_address(target: Target, *engine_options: Mapping[str, Any] | None) -> str:
+    """What in the URL's query or in `connect_args` leads every instance to one server; "" if nothing does."""
+    arguments = [(options or {}).get("connect_args", {}) for options in engine_options]
+    found = (target.server.fixed_address(dict(target.url.query), given) for given in arguments)
+    return next(filter(None, found), "")
+
+
+def check_distinct(instances: Iterable[Instance], fixed: str) -> None:
+    """Raises ConfigurationError if several instances would all be the same server. fixed: as `find_fixed_address()` says it."""
+    if fixed and len({instance.id for instance in instances}) > 1:
+        raise ConfigurationError(
+            f"{fixed} leads every connection to the same server, so several instances would be one; leave it out, or name one "
+            "instance only"
+        )
+
+
+def parse_instance(address: str, server: Family) -> Instance:
+    """One instance from "host:port" or "host". Raises ConfigurationError, which does not repeat it."""
+    return _instance(_checked("the instance", address, server), reader_only=False)
+
+
+def instance_id(url: URL, server: Family) -> str:
+    """The id of the instance that a URL names."""
+    return _id((url.host or "", url.port or server.DEFAULT_PORT))
+
+
+def _instance(pair: tuple[str, int], *, reader_only: bool) -> Instance:
+    return Instance(_id(pair), *pair, reader_only=reader_only)
+
+
+def _id(pair: tuple[str, int]) -> str:
+    host, port = pair
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _checked(name: str, address: object, server: Family) -> tuple[str, int]:
+    found = _address(address, server)
+    if found is None:
+        raise ConfigurationError(f'{name} cannot be read; write "host:port": user, password and database come from the URL')
+    return found
+
+
+def _address(address: object, server: Family) -> tuple[str, int] | None:
+    """Host and port; None for what is no address."""
+    if not isinstance(address, str):
+        return None
+    match = re.fullmatch(r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:]+))(?::(?P<port>[0-9]{1,5}))?", address.strip())
+    if match is None:
+        return None
+    host, pattern = (match["v6"], _IPV6) if match["v6"] else (match["host"], _HOST)
+    port = int(match["port"] or server.DEFAULT_PORT)
+    return (host, port) if pattern.fullmatch(host) and 0 < port < 65536 else None

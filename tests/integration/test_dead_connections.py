@@ -1,0 +1,93 @@
+"""A pooled connection that has died is replaced at its checkout, whoever takes it out of the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.engine import Engine
+
+from aurora_router import Router
+from aurora_router.local.cluster import Cluster, LocalInstance
+from tests.integration.shop import BOTH, connection_ids, eventually, family, sessions, until_readers_serve
+
+MakeRouter = Callable[..., Router]
+pytestmark = BOTH
+
+ONE = {"engine_options": {"pool_size": 1, "max_overflow": 0}}
+
+
+_ENDED = {
+    "postgresql": ("SELECT pg_backend_pid()", "SELECT pg_terminate_backend({}, 30000)"),
+    "mysql": ("SELECT connection_id()", "KILL {}"),
+}
+
+
+def kill(cluster: Cluster[Any], instance: LocalInstance, engine: Engine) -> None:
+    """Have a server end the idle connections of an engine's pool, and wait until they are gone."""
+    asked, end = _ENDED[family(cluster)]
+    numbers = []
+    with ExitStack() as stack:
+        for _ in range(engine.pool.checkedin()):  # type: ignore[attr-defined]
+            raw: Any = stack.enter_context(closing(engine.raw_connection()))
+            cursor = raw.cursor()
+            cursor.execute(asked)
+            numbers.append(cursor.fetchone()[0])
+    for number in numbers:
+        cluster.execute(end.format(number), instance=instance)
+    if family(cluster) != "postgresql":
+        eventually(lambda: not connection_ids(cluster, instance).intersection(numbers))
+
+
+def by_connection(engine: Engine) -> int:
+    with engine.connect() as connection:
+        return int(connection.scalar(text("SELECT 1")) or 0)
+
+
+def by_begin(engine: Engine) -> int:
+    with engine.begin() as connection:
+        return int(connection.scalar(text("SELECT 1")) or 0)
+
+
+def by_raw_connection(engine: Engine) -> int:
+    with closing(engine.raw_connection()) as raw:
+        cursor: Any = raw.cursor()
+        cursor.execute("SELECT 1")
+        return int(cursor.fetchone()[0])
+
+
+WAYS = [by_connection, by_begin, by_raw_connection]
+
+
+@pytest.mark.parametrize("role", ["writer", "reader"])
+@pytest.mark.parametrize("before", ["nothing", "automatic", "read-only", "writing"])
+def test_a_dead_connection_of_nobodys_is_replaced(cluster: Cluster[Any], make_router: MakeRouter, role: str, before: str) -> None:
+    """An engine of the router gives another one, whatever unit has had it before."""
+    router = make_router(instances=[cluster.readers[0].address] if role == "reader" else [], **ONE)
+    until_readers_serve(router, int(role == "reader"))
+    instance = cluster.readers[0] if role == "reader" else cluster.writer
+    engine = router.engine(router.topology.by_id[instance.address])
+    for way in WAYS:
+        assert way(engine) == 1
+        if before != "nothing":
+            with sessions(router)(read_only={"automatic": None, "read-only": True, "writing": False}[before]) as s:
+                s.execute(text("SELECT 1")).all()
+        kill(cluster, instance, engine)
+        assert way(engine) == 1
+
+
+def test_all_dead_connections_of_a_pool_are_replaced(cluster: Cluster[Any], make_router: MakeRouter) -> None:
+    """None of them is given to anybody, and nothing is left checked out."""
+    router = make_router(instances=[])
+    engine = router.writer_engine()
+    with ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(engine.connect())
+    kill(cluster, cluster.writer, engine)
+    with ExitStack() as stack:
+        for _ in range(4):
+            assert stack.enter_context(engine.connect()).scalar(text("SELECT 1")) == 1
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]

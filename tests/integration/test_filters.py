@@ -1,0 +1,124 @@
+"""Readers that replicate a part only, and writers whose log has a part only: own writes are seen all the same."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from aurora_router import Router
+from aurora_router.core.selection import Reason
+from aurora_router.local.cluster import Cluster
+from tests.integration.shop import engine, eventually, instance_id, place, sessions
+
+pytestmark = pytest.mark.engines("mariadb", "mysql")
+
+Factory = Callable[..., Cluster[Any]]
+
+
+def filter_replication(cluster: Cluster[Any], reader: Any) -> None:
+    """Have a reader leave out the table `logs`."""
+    if engine(cluster) == "mariadb":
+        cluster._order(reader, "STOP SLAVE", "SET GLOBAL replicate_ignore_table = 'app.logs'", "START SLAVE")  # type: ignore[attr-defined]
+        return
+    change = "CHANGE REPLICATION FILTER REPLICATE_IGNORE_TABLE = (app.logs)"
+    cluster._order(reader, "STOP REPLICA SQL_THREAD", change, "START REPLICA SQL_THREAD")  # type: ignore[attr-defined]
+
+
+def warnings(caplog: pytest.LogCaptureFixture, what: str) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING and what in r.getMessage()]
+
+
+def reads_its_own_writes(router: Router, table: str) -> set[str]:
+    """Write, and read until each instance was asked twice since; gives where the reads went."""
+    places = set()
+    with sessions(router)() as s:
+        for number in range(1, 4):
+            s.execute(text(f"INSERT INTO {table} VALUES (:n)"), {"n": number})
+            s.commit()
+            for _ in range(2):
+                asked = [i.heard_at for i in router.topology]
+                heard = asked
+                while any(now <= before for now, before in zip(heard, asked, strict=True)):
+                    assert s.scalar(text(f"SELECT count(*) FROM {table} WHERE id = :n"), {"n": number}) == 1
+                    places.add(instance_id(s))
+                    s.rollback()
+                    heard = [i.heard_at for i in router.topology]
+    return places
+
+
+def test_a_filtered_reader_is_not_used_for_own_writes(aurora_cluster_factory: Factory, caplog: pytest.LogCaptureFixture) -> None:
+    """A reader with replication filters serves only sessions that have written nothing; a warning says so, once."""
+    cluster = aurora_cluster_factory(readers=2)
+    filtered = cluster.readers[0]
+    cluster.execute("CREATE TABLE logs (id int PRIMARY KEY)")
+    cluster.wait_in_sync()
+    filter_replication(cluster, filtered)
+    with Router(cluster.url, instances=[r.address for r in cluster.readers], probe_interval=0.05) as router:
+        eventually(lambda: len(router.topology.readers) == 2)
+        assert filtered.address not in reads_its_own_writes(router, "logs")
+        seen = []
+        for _ in range(4):
+            with sessions(router)() as fresh:
+                fresh.scalar(text("SELECT count(*) FROM logs"))
+                seen.append(instance_id(fresh))
+        assert filtered.address in seen, "who has written nothing is served"
+        (said,) = warnings(caplog, "session that has written")
+        assert said.startswith(f"{filtered.address}: it serves no session that has written: it replicates a part")
+        assert "app.logs" in said
+    cluster.stop()
+
+
+def test_a_filtered_log_keeps_who_has_written_on_the_writer(
+    aurora_cluster_factory: Factory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the writer leaves out of its log no reader ever has."""
+    cluster = aurora_cluster_factory(readers=1)
+    cluster.execute("CREATE DATABASE other")
+    cluster.execute("CREATE TABLE other.x (id int PRIMARY KEY)")
+    cluster.execute("GRANT ALL ON other.* TO app@'%'")
+    cluster.wait_in_sync()
+    cluster._settings = {"binlog_ignore_db": "other"}
+    cluster.restart(cluster.writer)
+    with Router(cluster.url, instances=[cluster.readers[0].address], probe_interval=0.05) as router:
+        eventually(lambda: len(router.topology.readers) == 1)
+        assert reads_its_own_writes(router, "other.x") == {cluster.writer.address}
+        with sessions(router)() as s:
+            s.scalar(text("SELECT count(*) FROM other.x"))
+            assert place(s) == "reader"
+        (said,) = warnings(caplog, "session that has written")
+        assert said.startswith(f"{cluster.writer.address}: no reader serves a session that has written: its log")
+        cluster.kill(cluster.writer)
+        cluster.promote()
+        eventually(lambda: router.topology.writer is not None and router.topology.writer.id == cluster.writer.address)
+        with sessions(router)() as s:
+            s.execute(text("INSERT INTO other.x VALUES (7)"))
+            s.commit()
+    cluster.stop()
+
+
+def test_no_time_is_long_enough_for_a_filtered_reader(aurora_cluster_factory: Factory) -> None:
+    """Where no reader qualifies the writer serves; nobody waits for a reader that never will, and explain() says why."""
+    cluster = aurora_cluster_factory(readers=1)
+    cluster.execute("CREATE TABLE logs (id int PRIMARY KEY)")
+    cluster.wait_in_sync()
+    filter_replication(cluster, cluster.readers[0])
+    options = {"probe_interval": 0.05, "pin_seconds": 0.01, "wait_for_reader": 30.0, "consistency": "global"}
+    with Router(cluster.url, instances=[cluster.readers[0].address], **options) as router:
+        eventually(lambda: len(router.topology.readers) == 1)
+        assert reads_its_own_writes(router, "logs") == {cluster.writer.address}
+        assert router.explain("SELECT 1").reason is Reason.UNPROVEN
+        with router.causal_scope() as scope, router.begin() as connection:
+            connection.execute(text("INSERT INTO logs VALUES (9)"))
+        token = scope.token
+    with Router(cluster.url, instances=[cluster.readers[0].address], probe_interval=0.05) as other:
+        eventually(lambda: len(other.topology.readers) == 1)
+        with sessions(other)(after=token) as s:
+            assert s.scalar(text("SELECT count(*) FROM logs WHERE id = 9")) == 1
+            assert place(s) == "writer"
+        with other.connect(read_only=True, after=token) as connection:
+            assert connection.scalar(text("SELECT count(*) FROM logs WHERE id = 9")) == 1
+    cluster.stop()

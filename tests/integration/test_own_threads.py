@@ -1,0 +1,198 @@
+"""The router's own threads go on, whatever code of the application's raises in them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import event, make_url, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import Pool
+
+from aurora_router import ConfigurationError, Router
+from aurora_router.core import events
+from aurora_router.local import PostgresCluster
+from tests.integration.shop import eventually, until_readers_serve
+
+MakeRouter = Callable[..., Router]
+ENDS = [SystemExit, KeyboardInterrupt, GeneratorExit]
+
+
+def in_own_thread() -> bool:
+    return threading.current_thread().name.startswith("aurora-router-")
+
+
+def lose_both_readers_in_turn(cluster: PostgresCluster, router: Router) -> list[str]:
+    """Their ids, in the order in which the router was seen to have lost them."""
+    until_readers_serve(router, 2)
+    lost = []
+    for reader in cluster.readers:
+        with router.engine(router.topology.by_id[reader.address]).connect():
+            pass
+        pool = router.engine(router.topology.by_id[reader.address]).pool
+        cluster.kill(reader)
+        eventually(lambda reader=reader, pool=pool: router.engine(router.topology.by_id[reader.address]).pool is not pool)
+        lost.append(reader.address)
+    return lost
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_listener_that_ends_its_thread_is_logged(
+    cluster: PostgresCluster,
+    make_router: MakeRouter,
+    heard: list[events.Event],
+    caplog: pytest.LogCaptureFixture,
+    end: type[BaseException],
+) -> None:
+    """A listener that raises SystemExit or the like is logged. The others hear, and pools are discarded later, too."""
+
+    def ends(event: events.Event) -> None:
+        if in_own_thread():
+            raise end
+
+    router = make_router(listeners=[ends, heard.append])
+    lost = lose_both_readers_in_turn(cluster, router)
+    eventually(lambda: [e.instance for e in heard if isinstance(e, events.InstanceDown)] == lost)
+    eventually(lambda: {e.instance for e in heard if isinstance(e, events.ConnectionsDiscarded)} >= set(lost))
+    assert "a listener failed on InstanceDown" in caplog.text
+
+
+def test_a_listener_that_hangs_holds_up_no_cut(
+    cluster: PostgresCluster, make_router: MakeRouter, heard: list[events.Event]
+) -> None:
+    """Pools are discarded, and a thread on a frozen writer is woken, although a listener has not come back from an earlier event.
+
+    What has happened meanwhile it hears later, in order.
+    """
+    goes_on, hangs = threading.Event(), threading.Event()
+
+    def hang(event: events.Event) -> None:
+        if in_own_thread() and isinstance(event, events.InstanceDown):
+            hangs.set()
+            assert goes_on.wait(60)
+
+    router = make_router(listeners=[hang, heard.append], probe_timeout=0.3, probe_interval=0.1)
+    try:
+        lost = lose_both_readers_in_turn(cluster, router)
+        assert hangs.is_set()
+        with router.connect() as connection:
+            connection.execute(text("SELECT 1"))
+            cluster.freeze(cluster.writer)
+            with pytest.raises(DBAPIError):
+                connection.execute(text("SELECT 1"))
+    finally:
+        goes_on.set()
+    eventually(lambda: [e.instance for e in heard if isinstance(e, events.InstanceDown)] == [*lost, cluster.writer.address])
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_listener_on_a_pool_that_ends_its_thread_is_logged(
+    cluster: PostgresCluster,
+    make_router: MakeRouter,
+    heard: list[events.Event],
+    caplog: pytest.LogCaptureFixture,
+    end: type[BaseException],
+) -> None:
+    """Where a listener on a pool raises while the pool is closed, the sockets in use are cut all the same."""
+    router = make_router(listeners=[heard.append])
+    until_readers_serve(router, 2)
+    first = router.engine(router.topology.readers[0])
+
+    @event.listens_for(first, "close")
+    def ends(dbapi: Any, _: object) -> None:
+        if in_own_thread():
+            dbapi.close()
+            raise end
+
+    lost = lose_both_readers_in_turn(cluster, router)
+    eventually(lambda: [e.instance for e in heard if isinstance(e, events.InstanceDown)] == lost)
+    assert "were not discarded completely" in caplog.text
+
+
+def test_probes_that_always_fail_oddly_are_logged_now_and_then(
+    cluster: PostgresCluster, make_router: MakeRouter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are repeated in a hurry, but of each instance there is one traceback at first, and then one in 10 s."""
+    calls: list[float] = []
+
+    def password() -> str:
+        calls.append(time.monotonic())
+        raise SystemExit(3)
+
+    url = make_url(cluster.url).set(password=None)
+    router = make_router(url, instances=[reader.address for reader in cluster.readers], password=password)
+    with pytest.raises(ConfigurationError, match="unexpected end"):
+        router.start()
+    eventually(lambda: len(calls) > 60)
+    lines = sum("unexpected end" in record.getMessage() for record in caplog.records)
+    assert 3 <= lines <= 3 * (1 + (calls[-1] - calls[0]) / 10)
+    assert sum(record.exc_info is not None for record in caplog.records) == lines
+
+
+@pytest.fixture
+def connecting_ends() -> Iterator[list[type[BaseException]]]:
+    """What the next connections of the router's own threads raise, in turn, in a listener on all pools."""
+    left: list[type[BaseException]] = []
+
+    def ends(dbapi: Any, _: object) -> None:
+        if left and in_own_thread():
+            dbapi.close()
+            raise left.pop()
+
+    event.listen(Pool, "connect", ends)
+    yield left
+    event.remove(Pool, "connect", ends)
+
+
+def test_a_probe_that_ends_its_thread_is_repeated(
+    cluster: PostgresCluster, make_router: MakeRouter, connecting_ends: list[type[BaseException]]
+) -> None:
+    """An instance is asked again although the application's code has raised SystemExit in the thread that asks it."""
+    router = make_router(probe_interval=0.1)
+    until_readers_serve(router, 2)
+    reader = cluster.readers[0]
+    cluster.kill(reader)
+    eventually(lambda: len(router.topology.readers) == 1)
+    connecting_ends.extend(ENDS * 2)  # more than there are threads in reserve
+    cluster.restart(reader)
+    until_readers_serve(router, 2)
+    assert connecting_ends == []
+
+
+def test_a_handler_of_logs_that_ends_its_thread_ends_none(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    """Pools are discarded although the application's handler of logs raises SystemExit at each line."""
+
+    class Ends(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if in_own_thread():
+                raise SystemExit
+
+    logger, handler = logging.getLogger("aurora_router"), Ends()
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        lose_both_readers_in_turn(cluster, make_router())
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
+def test_ctrl_c_in_a_listener_is_not_swallowed(make_router: MakeRouter, end: type[BaseException]) -> None:
+    """In the application's own thread an exception that a signal handler raises in a listener ends what the thread does."""
+
+    def interrupted(event: Any) -> None:
+        if isinstance(event, events.Routed):
+            raise end
+
+    router = make_router(listeners=[interrupted])
+    with pytest.raises(end):
+        router.connect()
+    router.emit.listeners = ()
+    with router.connect():
+        pass

@@ -1,0 +1,59 @@
+"""Exceptions as a signal handler raises them: at each line in turn."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+
+class Interrupted(BaseException):
+    """What a signal handler raises."""
+
+
+class SoftTimeLimitExceeded(Exception):
+    """The same as Celery raises it: SQLAlchemy takes it for no reason to close a connection."""
+
+
+def interrupted_at_each_line(
+    work: Callable[[], object], *files: str, each: str = "line", by: type[BaseException] = Interrupted
+) -> Iterator[None]:
+    """Do the work again and again, each time with an exception at the next line of these files that it comes to.
+
+    each: "opcode" has it come between any two steps of the interpreter. by: the exception.
+    """
+    number = 0
+    before = sys.gettrace()  # that of coverage, if it is measured
+
+    def trace(frame: FrameType, what: str, _: object) -> Any:
+        nonlocal left
+        callers = (frame.f_code.co_name, frame.f_back.f_code.co_name if frame.f_back is not None else "")
+        if "__del__" in callers or not frame.f_code.co_filename.endswith(files):
+            return None
+        frame.f_trace_opcodes = each == "opcode"
+        if what == each:
+            left -= 1
+            if left == 0:
+                raise by
+        return trace
+
+    gc.collect()
+    gc.freeze()  # what was there before is passed over, so that looking for what is left is quick
+    while True:
+        number += 1
+        left = number
+        sys.settrace(trace)
+        try:
+            work()
+        except by:
+            pass
+        finally:
+            sys.settrace(before)
+        gc.collect()
+        yield
+        if left > 0:
+            gc.unfreeze()
+            assert number > 10, "it never came to these files"
+            return

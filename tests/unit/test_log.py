@@ -1,0 +1,263 @@
+"""What the log says of a cluster's troubles, and that it stays short: with a clock of the test's own."""
+
+import logging
+
+import pytest
+
+from aurora_router.core import events
+from aurora_router.core.pacing import Rate, Steady
+from aurora_router.core.topology import Topology
+from aurora_router.listeners import Listeners
+from aurora_router.log import AGAIN, Log
+from tests.unit.test_topology import ABC, MISCONFIGURED, after, silent
+
+
+class Told:
+    """A log with a clock that is set by hand, and what it has written."""
+
+    def __init__(self, caplog):
+        caplog.set_level(logging.DEBUG, logger="aurora_router")
+        self.now = 1000.0
+        self.log = Log(lambda: self.now)
+        self.log.started(Topology())
+        self._caplog = caplog
+
+    def hear(self, *heard):
+        for event in heard:
+            self.log(event)
+
+    @property
+    def lines(self):
+        found = [(record.levelname, record.getMessage()) for record in self._caplog.records]
+        self._caplog.clear()
+        return found
+
+
+@pytest.fixture
+def told(caplog):
+    return Told(caplog)
+
+
+DOWN, UP = events.InstanceDown("db-2:5432", "Connection refused"), events.InstanceUp("db-2:5432", "reader")
+IS_DOWN, IS_UP = ("WARNING", "db-2:5432 is not used: Connection refused"), ("INFO", "db-2:5432 is used as a reader")
+
+
+def test_an_instance_that_is_lost_and_back_is_told_at_once(told):
+    """A loss is a WARNING with its reason, the return an INFO."""
+    told.hear(DOWN)
+    assert told.lines == [IS_DOWN]
+    told.now += 1.2
+    told.hear(UP)
+    assert told.lines == [IS_UP]
+
+
+def test_an_instance_that_flaps_is_told_of_at_a_bounded_rate(told):
+    """A thousand changes in five minutes are some sixteen lines; what is said last is what is so."""
+    lines = []
+    for _ in range(500):
+        told.now += 0.3
+        told.hear(DOWN)
+        lines += told.lines
+        told.now += 0.3
+        told.hear(UP)
+        told.log.tick()
+        lines += told.lines
+    told.hear(DOWN)
+    assert 5 <= len(lines) <= Steady.AT_ONCE + 300 / Steady.APART + 1
+    told.now += Steady.APART
+    told.log.tick()
+    assert (lines + told.lines)[-1] == IS_DOWN
+    told.now += 1000.0
+    told.log.tick()
+    assert told.lines == [], "it was told"
+
+
+def test_a_flap_that_ends_where_it_began_is_not_told_later(told):
+    """What was said last still holds, so there is nothing to say."""
+    for _ in range(Steady.AT_ONCE):
+        told.hear(DOWN, UP)
+    assert len(told.lines) == Steady.AT_ONCE
+    told.now += 1000.0
+    told.log.tick()
+    assert told.lines == []
+
+
+def test_each_instance_has_a_rate_of_its_own(told):
+    """One that flaps does not hide another that is lost."""
+    told.hear(*[DOWN, UP] * 100)
+    assert len(told.lines) == Steady.AT_ONCE
+    told.hear(events.InstanceDown("db-3:5432", "no answer within 1 s"))
+    assert told.lines == [("WARNING", "db-3:5432 is not used: no answer within 1 s")]
+
+
+def test_the_loss_of_the_writer_is_a_warning_a_new_one_is_none(told):
+    """A writer that is gone is trouble; another one is not."""
+    told.hear(events.WriterChanged("db-1:5432", None, 3), events.WriterChanged(None, "db-2:5432", 4))
+    assert told.lines == [
+        ("WARNING", "there is no writer (it was db-1:5432): units that need one wait"),
+        ("INFO", "the writer is db-2:5432 (was db-1:5432), epoch 4"),
+    ]
+
+
+def test_the_writer_that_was_is_named(told):
+    """Neither the first writer, nor one that is back, nor one that follows after a while without any, was None before."""
+    told.hear(events.WriterChanged(None, "db-1:5432", 3))
+    told.hear(events.WriterChanged("db-1:5432", None, 3), events.WriterChanged(None, "db-1:5432", 3))
+    told.hear(events.WriterChanged("db-1:5432", "db-2:5432", 4))
+    assert [line for level, line in told.lines if level == "INFO"] == [
+        "the writer is db-1:5432, epoch 3",
+        "the writer is db-1:5432 again, epoch 3",
+        "the writer is db-2:5432 (was db-1:5432), epoch 4",
+    ]
+
+
+@pytest.mark.parametrize("outages", range(1, 9))
+def test_the_end_of_a_trouble_that_was_told_is_told_at_once(told, outages):
+    """However many there were before: no WARNING is the last word on what is over."""
+    told.hear(events.WriterChanged(None, "db-0:5432", 0))
+    for number in range(outages):
+        told.now += 1.0
+        told.hear(events.WriterChanged(f"db-{number}:5432", None, number))
+        told.now += 1.0
+        told.hear(events.WriterChanged(None, f"db-{number + 1}:5432", number + 1))
+        told.hear(DOWN, UP)
+    last = {}
+    for level, line in told.lines:
+        last["db-2" if line.startswith("db-2") else "writer"] = level
+    assert last == {"db-2": "INFO", "writer": "INFO"}
+
+
+def test_a_trouble_that_lasts_is_told_after_a_flood(told):
+    """Too many changes put the line off; a trouble that has not ended by then is told."""
+    told.hear(*[DOWN, UP] * 10, DOWN)
+    assert told.lines[-1] == IS_UP
+    told.now += Steady.APART / 2
+    told.log.tick()
+    assert told.lines == []
+    told.now += Steady.APART / 2
+    told.log.tick()
+    assert told.lines == [IS_DOWN]
+    told.hear(UP)
+    assert told.lines == [IS_UP]
+
+
+SAID = ("db-1:5432: Connection refused", "db-2:5432: reader at 1/20")
+
+
+@pytest.mark.parametrize(
+    ("event", "text"),
+    [
+        (events.WaitingForWriter(7, SAID), "units that wait for a writer: 7; db-1:5432: Connection refused; db-2"),
+        (events.NoReaderQualifies("db-1:5432", 12, SAID), "no reader qualifies, db-1:5432 serves the reads (12 of late): db-1"),
+        (events.ConnectFailed("db-1:5432", "refused"), "a new connection to db-1:5432 could not be made: refused"),
+        (events.ConnectionRefused("db-1:5432", "another"), "a new connection to db-1:5432 was discarded: another"),
+        (events.RetriesRefused(None, 4), "too many units try again: 4 were refused, the last one at run_transaction"),
+        (events.RetriesRefused("db-1:5432", 4), "too many units try again: 4 were refused, the last one at db-1:5432"),
+    ],
+)
+def test_what_happens_again_and_again_is_told_now_and_then(told, event, text):
+    """At once, and then at most once in some seconds, with how often it came."""
+    told.hear(event)
+    ((level, line),) = told.lines
+    assert level == "WARNING"
+    assert line.startswith(text)
+    told.hear(*[event] * 100)
+    assert told.lines == []
+    told.now += AGAIN
+    told.log.tick()
+    assert told.lines == [], "it is not so any more, as far as is known"
+    told.hear(event)
+    ((_, line),) = told.lines
+    assert line.endswith("(100 more like this since the last such line)")
+
+
+def test_an_instance_that_was_never_usable_is_told_once(caplog):
+    """When the router has started, with the reason; before, an error of the start says it."""
+    caplog.set_level(logging.DEBUG, logger="aurora_router")
+    log = Log(lambda: 0.0)
+    log(events.InstanceDown("c", "refused"))
+    assert caplog.records == []
+    log.started(after(ABC, silent("c", 1, None, MISCONFIGURED)))
+    log(events.InstanceDown("c", "silence"))
+    assert [record.getMessage() for record in caplog.records] == ["c is not used: misconfigured at 1"]
+
+
+def test_a_forked_child_says_again_what_it_finds(told):
+    """Nobody has said anything there yet."""
+    told.hear(DOWN)
+    told.log.forked()
+    told.hear(DOWN)
+    assert told.lines == [IS_DOWN, IS_DOWN]
+
+
+def test_an_event_that_nobody_hears_is_not_made():
+    """The log costs nothing where it has nothing to say."""
+    made = []
+
+    class Costly(events.Moved):
+        def __new__(cls, *values):
+            made.append(values)
+
+    Listeners((), Log())(Costly, "db-1:5432", None)
+    assert made == []
+
+
+def test_the_log_hears_as_well_as_the_users_listeners(told):
+    """Its kinds of events reach both, the others only the user's; what a listener raises harms nobody."""
+    heard = []
+
+    def fails(event):
+        raise ValueError
+
+    emit = Listeners((fails, heard.append), told.log)
+    emit(events.InstanceDown, "db-2:5432", "Connection refused")
+    emit(events.Learned, "db-2:5432", "0A000")
+    assert heard == [DOWN, events.Learned("db-2:5432", "0A000")]
+    assert told.lines == [IS_DOWN, ("ERROR", "a listener failed on InstanceDown"), ("ERROR", "a listener failed on Learned")]
+
+
+def test_a_listener_that_always_fails_is_told_now_and_then(told, caplog):
+    """The first time with its traceback; then once in some seconds, with how often it came. Each listener and kind for itself."""
+
+    def fails(event):
+        raise SystemExit
+
+    def fails_too(event):
+        raise ValueError
+
+    emit = Listeners((fails, fails_too), told.log)
+    emit.from_own_thread(events.Learned, "db-2:5432", "0A000")
+    assert [record.exc_info[0] for record in caplog.records] == [SystemExit, ValueError]
+    assert told.lines == [("ERROR", "a listener failed on Learned")] * 2
+    for _ in range(100):
+        emit.from_own_thread(events.Learned, "db-2:5432", "0A000")
+    assert told.lines == []
+    emit.from_own_thread(events.Repeated, "db-2:5432", "OperationalError")
+    assert told.lines == [("ERROR", "a listener failed on Repeated")] * 2
+    told.now += AGAIN
+    emit.from_own_thread(events.Learned, "db-2:5432", "0A000")
+    assert told.lines == [("ERROR", "a listener failed on Learned (100 more like this since the last such line)")] * 2
+
+
+def test_a_log_that_cannot_be_written_harms_nobody(told):
+    """Not even where it is to say that a listener has failed."""
+
+    class Broken(logging.Handler):
+        def emit(self, record):
+            raise OSError
+
+    def fails(event):
+        raise ValueError
+
+    broken = Broken()
+    logging.getLogger("aurora_router").addHandler(broken)
+    try:
+        Listeners((fails,), told.log)(events.Learned, "db-2:5432", "0A000")
+    finally:
+        logging.getLogger("aurora_router").removeHandler(broken)
+
+
+def test_a_rate_lets_through_once_in_a_while_and_counts():
+    """The first passes; those that come too soon are counted for the next that passes."""
+    rate = Rate(10.0)
+    assert [rate.passes(now) for now in (0.0, 1.0, 9.9, 10.0, 10.1, 100.0)] == [1, 0, 0, 3, 0, 2]

@@ -1,0 +1,79 @@
+"""Whatever is sent on the router's own account means the same, whoever has put objects of the same names in its way."""
+
+import re
+
+import pytest
+
+from aurora_router.servers import mysql, postgresql
+
+SQL = re.compile(r"\s*(SELECT|INSERT|DELETE|UPDATE|REPLACE|CREATE|SET|RESET|SHOW|START|WITH|XA)\b")
+LITERAL = re.compile(r"'[^']*'|%\(\w+\)s")
+
+
+def statements(module):
+    """All that a server module has to send, by the names of its constants."""
+    found = {}
+    for name, value in vars(module).items():
+        texts = value if isinstance(value, tuple) and all(isinstance(part, str) for part in value) else (value,)
+        for number, text in enumerate(texts):
+            if name.isupper() and isinstance(text, str) and SQL.match(text):
+                found[f"{name}[{number}]" if len(texts) > 1 else name] = LITERAL.sub(" 0 ", text)
+    return found
+
+
+OF_POSTGRESQL, OF_MYSQL = statements(postgresql), statements(mysql)
+OF_POSTGRESQL["GREETING"] = LITERAL.sub(" 0 ", postgresql.greeting(7, None))
+OF_POSTGRESQL["greeting"] = LITERAL.sub(" 0 ", postgresql.greeting(4711, None))
+GRAMMAR = {
+    "ALL",
+    "AND",
+    "ANY",
+    "ARRAY",
+    "AS",
+    "EXISTS",
+    "KEY",
+    "OPERATOR",
+    "OR",
+    "RETURNING",
+    "SELECT",
+    "THEN",
+    "VALUES",
+    "WHEN",
+    "WHERE",
+}
+"""What stands before a parenthesis and is looked for nowhere."""
+GRAMMAR |= {"coalesce", "extract", "greatest"}  # expressions: a function of such a name is called by its schema only
+
+
+def test_the_statements_are_found():
+    """A check of nothing would pass."""
+    known = {"IDENTITY", "greeting", "PROBE", "NOTE", "EVIDENCE", "STATUS", "SEAL", "END_IDLE", "HAS_COMMITS", "SIGN", "THERE"}
+    assert known | {"FENCE", "SIGNED", "PRUNE", "FUNCTIONS", "CREATE_COMMITS[0]", "CREATE_COMMITS[1]"} <= {*OF_POSTGRESQL}
+    assert {"IDENTITY", "PROBE", "MEMBERS", "HAS_COMMITS", "FENCE", "SIGNED", "SEAL", "PRUNE", "FUNCTIONS"} <= {*OF_MYSQL}
+
+
+@pytest.mark.parametrize("name", OF_POSTGRESQL)
+def test_functions_operators_and_types_are_of_pg_catalog(name):
+    """The search path decides about none of them, so that nothing of another schema runs with the router's rights."""
+    text = OF_POSTGRESQL[name]
+    table = postgresql.COMMITS
+    for schema, function in re.findall(r"(\w+\.)?(\w+)\s*\(", text):
+        assert schema == "pg_catalog." or function in GRAMMAR or function.startswith(table), function
+    assert not re.search(r"::(?!pg_catalog\.\w)", text)
+    assert not re.search(r"(?i)\b(IN|LIKE|ILIKE|SIMILAR|BETWEEN|USING|NULLIF|CAST|DISTINCT|OVERLAPS)\b", text)
+    assert not re.search(r"(?i)\bCASE\s+(?!WHEN)", text), "the short form compares"
+    left = re.sub(r"OPERATOR\(pg_catalog\.[^)]+\)|::", " ", text)
+    assert not re.findall(r"[-+*/<>=~!@#%^&|`?]+", left)
+    for relation in re.findall(r"(?i)\b(?:FROM|JOIN|INTO|TABLE IF NOT EXISTS)\s+([\w.]+)(?!\w*\s*\.)", text):
+        assert relation.startswith("pg_catalog.") or relation == table, relation
+
+
+@pytest.mark.parametrize("name", OF_MYSQL)
+def test_functions_are_built_in_and_tables_have_their_schema(name):
+    """A stored function is called in the place of a built-in one only where a space stands before the parenthesis."""
+    text = OF_MYSQL[name]
+    keywords = {"IN", "AND", "EXISTS", "VALUES", "KEY", mysql.COMMITS, f"{mysql.COMMITS}_at"}
+    for function, space in re.findall(r"(\w+)(\s*)\(", text):
+        assert not space or function in keywords, function
+    for relation in re.findall(r"(?i)\b(?:FROM|JOIN|INTO|TABLE IF NOT EXISTS)\s+([\w.]+)", text):
+        assert relation == mysql.COMMITS or relation.startswith(("information_schema.", "performance_schema.")), relation

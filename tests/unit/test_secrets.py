@@ -1,0 +1,180 @@
+"""No part of a password is in an error, its chain or a repr, wherever a user may have put it by mistake."""
+
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from aurora_router import ConfigurationError, Router, urls
+from aurora_router.__main__ import main
+from aurora_router.mistakes import mistake
+from aurora_router.servers import mysql, postgresql
+from tests.unit.test_config import everything
+
+PIECE = st.sampled_from(["Zq0", "Zq1x", "Zq22", "Zqé", "ZQ3-z"])
+BETWEEN = st.sampled_from(
+    [",", "@", ":", "/", "//", "?", "#", "%", "%4", " ", "&", "=", "+", "[", "]", "::", "\\", "'", '"', "\n", ""]
+)
+HEADS = st.sampled_from(["postgresql+psycopg", "mysql+pymysql", "mariadb+pymysql", "postgresql", "mysql+mysqldb", "oracle"])
+
+
+@st.composite
+def passwords(draw):
+    """Pieces that are in no text of ours, and between them what means something in a URL."""
+    pieces = draw(st.lists(PIECE, min_size=1, max_size=4))
+    return "".join(draw(BETWEEN) + piece for piece in pieces) + draw(BETWEEN)
+
+
+def hidden(said):
+    return "zq" not in said.lower()
+
+
+IN_QUERY = ["{head}://app@db-1/shop?password={password}", "{head}://app@db-1/shop?passwd={password}"]
+WITHOUT_SLASHES = "{head}:{password}@db-1"
+URLS = [
+    "{head}://app:{password}@db-1:5432/shop",
+    "{head}://app:{password}@db-1,db-2/shop?application_name=x",
+    "{head}://app:{password}@[::1]:5432/shop",
+    "{head}://app:{password}@/shop?host=db-1&host=db-2",
+    "{head}://app:{password}@/shop",
+    "{head}://app@db-1:{password}/shop",
+    "{head}://db-1:5432@app:{password}/shop",
+    "{head}:///app:{password}@db-1/shop",
+    "{head}://app@/shop?host=app:{password}@db-1",
+    *IN_QUERY,
+    "app:{password}@db-1/shop",
+    "{password}",
+    WITHOUT_SLASHES,
+]
+
+
+@settings(deadline=None)
+@given(head=HEADS, url=st.sampled_from(URLS), password=passwords(), as_bytes=st.booleans())
+@example(head="postgresql+psycopg", url=URLS[0], password="Zq0,Zq1/Zq2", as_bytes=False)
+@example(head="postgresql+psycopg", url=URLS[0], password="Zq0@Zq1?Zq2", as_bytes=False)
+@example(head="postgresql+psycopg", url=URLS[0], password="Zq0@Zq1?x=Zq2", as_bytes=False)
+@example(head="postgresql+psycopg", url=URLS[5], password="Zq0", as_bytes=False)
+@example(head="postgresql+psycopg", url=URLS[5], password="@Zq0/", as_bytes=False)
+def test_no_part_of_a_password_in_a_url_is_shown(head, url, password, as_bytes):
+    """A URL is taken, with the password hidden and no part of it for a host; or refused, and nothing of it repeated."""
+    # Then it is a URL with a user's name, or has an option of that name: both are shown.
+    assume(not (url == WITHOUT_SLASHES and password.startswith("//")) and not (url in IN_QUERY and "&" in password))
+    text = url.format(head=head, password=password)
+    refused, target = None, None
+    try:
+        target = urls.parse_url(text.encode() if as_bytes else text)
+    except ConfigurationError as error:
+        refused = error
+    if target is None:
+        assert hidden(everything(refused))
+        return
+    found = urls.parse_instances(target, (), None)
+    assert hidden(repr(target))
+    assert hidden(repr(found))
+    assert all(hidden(repr(target.at(instance, {}))) for instance in found)
+
+
+WRONG = ["{head}://app:{p}@db-2/shop", "app:{p}@db-2:5432", "app:{p}@db-2", "db-2:{p}", "//app:{p}@db-2", "app@{p}:db-2"]
+
+
+@settings(deadline=None)
+@given(head=HEADS, wrong=st.sampled_from(WRONG), password=passwords(), place=st.integers(0, 5))
+def test_no_part_of_a_password_in_an_address_is_shown(head, wrong, password, place):
+    """A URL, or a part of one, in the place of an address is refused, and nothing of it repeated."""
+    text = wrong.format(head=head, p=password)
+    url = "postgresql+psycopg://app@db-1/shop"
+    options = [
+        {"instances": text},
+        {"instances": ["db-3", text]},
+        {"instances": [text.encode()]},
+        {"instances": text.split(",") if "," in text else [text]},
+        {"reader_endpoint": text},
+        {"instances": text.encode()},
+    ][place]
+    with pytest.raises(ConfigurationError) as caught:
+        Router(url, **options)
+    assert hidden(everything(caught.value))
+    with Router(url) as router:
+        for change in (router.add_instance, router.remove_instance):
+            with pytest.raises(ConfigurationError) as caught:
+                change(text)
+            assert hidden(everything(caught.value))
+        assert hidden(repr(router.__repr__()))
+
+
+@pytest.mark.parametrize(
+    "arguments", [["init-commit-table", "db", "{}"], ["topology", "--interval", "{}"], ["topology", "--x={}"], ["{}"]]
+)
+def test_a_misplaced_url_on_the_command_line_is_not_shown(arguments, capsys):
+    """The command line's own complaint about an argument does not repeat a URL."""
+    url = "postgresql+psycopg://app:Zq0@db-2/shop"
+    assert main([argument.format(url) for argument in arguments]) > 0
+    said = capsys.readouterr()
+    assert "--help" in said.err
+    assert hidden(said.err + said.out)
+
+
+def under(name, *path):
+    """A Router's setting that is the value, or has it at this path inside."""
+
+    def make(value):
+        for key in reversed(path):
+            value = {key: value}
+        return {name: value}
+
+    return make
+
+
+SETTINGS = [
+    *(under(name) for name in ("pooler", "consistency", "no_reader", "balance", "failover_timeout", "writer_share_for_reads")),
+    *(under(name) for name in ("engine_options", "reader_options", "accept_new_cluster", "connects_at_once")),
+    *(
+        under(options, *path)
+        for options in ("engine_options", "reader_options")
+        for path in (
+            *(("pool_size",), ("max_overflow",), ("pool_timeout",), ("isolation_level",), ("paramstyle",), ("echo",)),
+            *(("execution_options", "isolation_level"), ("execution_options",), ("connect_args",), ("plugins",), ("unknown",)),
+            *(("connect_args", "conninfo"), ("poolclass",)),
+        )
+    ),
+]
+
+
+@settings(deadline=None)
+@given(
+    setting=st.sampled_from(SETTINGS), value=passwords(), head=HEADS.filter(lambda head: head.endswith(("psycopg", "pymysql")))
+)
+def test_no_value_of_a_wrong_setting_is_shown(setting, value, head):
+    """What a Router cannot use it refuses by name. The value may be a secret in the wrong place."""
+    given = setting(value)
+    if "plugins" in str(given):
+        given = {name: {"plugins": [options["plugins"]]} for name, options in given.items()}
+    with pytest.raises(ConfigurationError) as caught:
+        Router(f"{head}://app@db-1/shop", **given)
+    assert hidden(everything(caught.value))
+    assert next(iter(given)) in str(caught.value)
+
+
+@pytest.mark.parametrize("found", ["service", "socket"])
+def test_the_file_that_fixes_an_address_is_not_shown(found, tmp_path, monkeypatch):
+    """Neither is the name of the service in it."""
+    file = tmp_path / "Zq0"
+    file.write_text("[Zq1]\nhostaddr=10.0.0.9\nsocket=/Zq2\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(file))
+    query = {"service": "service=Zq1", "socket": f"read_default_file={file}&read_default_group=Zq1"}[found]
+    head = {"service": "postgresql+psycopg", "socket": "mysql+pymysql"}[found]
+    with pytest.raises(ConfigurationError, match=found) as caught:
+        Router(f"{head}://app@db-1,db-2/shop?{query}")
+    assert hidden(everything(caught.value))
+
+
+@settings(deadline=None)
+@given(password=passwords())
+def test_no_value_that_a_driver_cannot_use_is_shown(password):
+    """An option's value may be a password in the wrong place: neither libpq's words nor Python's repeat it."""
+    said = f'connection is bad: invalid sslmode value: "{password}"'
+    assert hidden(postgresql.explain_refusal(None, " ".join(said.split()))[1])
+    said = f'connection is bad: invalid integer value "{password}" for connection option "port"'
+    assert hidden(postgresql.explain_refusal(None, " ".join(said.split()))[1])
+    for family in (postgresql, mysql):
+        for error in (ValueError(f"invalid literal for int(): {password!r}"), KeyError(password)):
+            assert hidden(str(mistake(error, family)))

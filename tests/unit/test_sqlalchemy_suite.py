@@ -1,0 +1,21 @@
+"""How the outcomes of SQLAlchemy's own tests are compared."""
+
+from tests.sqlalchemy_suite.__main__ import compare
+
+
+def test_a_difference_without_a_reason_is_named() -> None:
+    """What fails, or is missing, with one kind of session only, needs a reason; what is the same with both needs none."""
+    plain = {"a": "passed", "b": "passed", "c": "failed", "d": "passed", "e": "passed"}
+    routed = {"a": "passed", "b": "failed", "c": "failed", "d": "failed"}
+    lines, unexplained = compare(plain, routed, {"d": "it counts connections"})
+    assert unexplained == {"b", "e"}
+    assert "d: passed with Session, failed with RoutingSession" in lines
+    assert "    it counts connections" in lines
+    assert "3 differences, 2 of them not explained" in lines
+
+
+def test_a_reason_that_explains_nothing_is_said() -> None:
+    lines, unexplained = compare({"a": "passed"}, {"a": "passed"}, {"a": "it was different once", "of another file": "?"})
+    assert not unexplained
+    assert "a: no longer different, take it out of differences.json" in lines
+    assert not any("of another file" in line for line in lines)
