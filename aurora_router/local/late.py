@@ -120,6 +120,8 @@ class LateLine:
             except OSError:
                 data = b""
             with self._changed:
+                if link.over:  # nobody takes it out of the queue any more
+                    return
                 link.queue.append((time.monotonic() if link.dumping else 0.0, data))
                 self._held += len(data)
                 self._changed.notify_all()
