@@ -436,10 +436,17 @@ ENDED = "somebody has ended it (pg_terminate_backend), or its process has crashe
 _OVERTIME = frozenset({"25P03", "25P04"})  # idle in a transaction, or a transaction, for longer than its settings allow
 _SOCKET_CLOSED = "connection socket closed"
 """psycopg's own words for a reset seen before the kernel lets anybody read it; the connection does not say that it is broken."""
-_OUTDATED = {"0A000": "RevalidateCachedQuery", "26000": "_pg3_", "42P05": "_pg3_"}
-"""Errors of a statement that psycopg has prepared, and how they are told from others of the same code: by the function that
-compares the result types of a cached plan, or by the names that psycopg gives. The first follows a change of a table. The others
-are met behind a pooler, which changes the server's side of a connection."""
+_OUTDATED = {
+    "0A000": "RevalidateCachedQuery",
+    "26000": "_pg3_",
+    "42P05": "_pg3_",
+    "42704": "lookup_type_cache",
+    "XX000": r"getType(Binary)?(Input|Output)Info|TupleDescInitEntry",
+}
+"""Errors of a statement that psycopg has prepared, and how they are told from others of the same code: by the names that psycopg
+gives, or by the function of the server that raises them. The first follows a change of a table, and the last two a type that was
+dropped and made anew: the prepared statement knows the old one by its number. The others are met behind a pooler, which changes
+the server's side of a connection."""
 _BROKEN = ("53100", "53200", "58", "XX")  # disk full, out of memory, system errors, internal errors
 
 
@@ -451,7 +458,7 @@ def failure(sqlstate: str | None, message: str, *, disconnected: bool) -> Failur
     """
     if sqlstate in _REFUSED:
         return Failure.REFUSED
-    if sqlstate in _OUTDATED and _OUTDATED[sqlstate] in message:
+    if sqlstate in _OUTDATED and re.search(_OUTDATED[sqlstate], message):
         return Failure.OUTDATED
     if sqlstate is not None and sqlstate.startswith(_CONSTRAINT):
         return Failure.CONSTRAINT

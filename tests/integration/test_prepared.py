@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
@@ -69,6 +69,43 @@ def test_a_read_outlives_a_change_of_its_table(
             assert place(s) == "reader"
     assert kinds(heard).count("Repeated") == 1, "the first that failed has told the other connections"
     assert "Learned" not in kinds(heard)
+    assert not prepared.gate.learned
+
+
+@pytest.fixture
+def renew_types(cluster: PostgresCluster) -> Iterator[Callable[[], None]]:
+    """Types of the user's own, made anew under their names when this is called."""
+    drop = "DROP TYPE IF EXISTS kind; DROP DOMAIN IF EXISTS word"
+
+    def do() -> None:
+        cluster.execute(f"{drop}; CREATE TYPE kind AS ENUM ('a', 'b'); CREATE DOMAIN word AS text")
+        cluster.wait_in_sync()
+
+    do()
+    yield do
+    cluster.execute(drop)
+
+
+@pytest.mark.parametrize("read_only", [None, True, False])
+@pytest.mark.parametrize(
+    "sql",
+    ["SELECT CAST(:x AS kind) = 'a'", "SELECT CAST(:x AS kind)", "SELECT CAST(CAST(:x AS text) AS word)", "SELECT 'a'::kind"],
+)
+def test_a_read_outlives_a_type_that_is_made_anew(
+    prepared: Router, renew_types: Callable[[], None], heard: list[events.Event], sql: str, read_only: bool | None
+) -> None:
+    """A migration drops a type and makes it again: what was prepared with the old one is repeated once, where it was."""
+    Session = sessionmaker(class_=RoutingSession, router=prepared, read_only=read_only)
+    given = {"x": "a"} if ":x" in sql else {}
+    with Session.begin() as one, Session.begin() as two:  # a rollback would drop what is prepared
+        assert one.execute(text(sql), given).all() == two.execute(text(sql), given).all()
+    renew_types()
+    heard.clear()
+    for _ in range(4):
+        with Session() as s:
+            assert len(s.execute(text(sql), given).all()) == 1
+            assert place(s) == ("writer" if read_only is False else "reader")
+    assert kinds(heard).count("Repeated") == 1
     assert not prepared.gate.learned
 
 
