@@ -250,8 +250,8 @@ def test_a_black_hole_hangs_a_query_and_a_reset_wakes_it(cluster: PostgresCluste
     with closing(connect(cluster, wire)) as connection:  # a reset that comes while it sends leaves it open, as psycopg sees it
         wire.black_hole()
         timer = threading.Timer(0.2, wire.reset_all)
-        timer.start()
         started = time.monotonic()
+        timer.start()
         with pytest.raises(psycopg.OperationalError):
             connection.execute("SELECT 1")
         assert time.monotonic() - started >= 0.2
