@@ -45,6 +45,7 @@ R = TypeVar("R")
 
 MARK = "aurora_router.loaded_from_a_reader"
 COLLECTIONS = "aurora_router.collections_from_a_reader"  # of an object that has been checked
+REPLACED = "aurora_router.replaced"  # of an object: its collections that were; of a class: it says so
 ROWS_AT_ONCE = 1000  # that one SELECT asks for
 
 
@@ -54,7 +55,16 @@ ROWS_AT_ONCE = 1000  # that one SELECT asks for
 def loaded(session: Any, state: InstanceState[Any]) -> None:
     """Mark an object that was loaded from a reader. An event of the session's: sessions of others pay nothing for it."""
     if session._guarding and _doubtful(session, state, state.runid or 0):
-        state.info[MARK] = True
+        _mark(state)
+
+
+def _mark(state: InstanceState[Any]) -> None:
+    state.info[MARK] = True
+    if REPLACED not in state.manager.info:
+        state.manager.info[REPLACED] = True
+        for each in _relationships_of(state.mapper).having:
+            if each.uselist:
+                event.listen(getattr(state.mapper.class_, each.key), "dispose_collection", _replaced, raw=True)
 
 
 def _refreshed(state: InstanceState[Any], context: Any, attributes: Collection[str] | None) -> None:
@@ -66,7 +76,7 @@ def _refreshed(state: InstanceState[Any], context: Any, attributes: Collection[s
     columns = set(state.mapper.column_attrs.keys())
     if _doubtful(session, state, context.runid):
         if attributes is None or not columns.isdisjoint(attributes):
-            state.info[MARK] = True
+            _mark(state)
     elif not session._read_only and (attributes is None or columns.intersection(state.dict).issubset(attributes)):
         state.info.pop(MARK, None)
 
@@ -317,21 +327,32 @@ def _relationships_of(mapper: Mapper[Any]) -> _Relationships:
     return found
 
 
-def _check_members(session: Any, unit: Unit) -> None:
-    """Raise StaleRead if a flush removes something from a collection that a reader has shown, or changes what its members refer
-    to, and the writer has more in it.
+def _replaced(state: InstanceState[Any], _: Any, adapter: Any) -> None:
+    """A collection has another one in its place, which may be the same but for what a reader did not show."""
+    state.info[REPLACED] = {*state.info.get(REPLACED, ()), adapter.attr.key}
 
-    A collection that was replaced or emptied was meant as a whole. What is only added does not depend on what was shown. A query
-    may have left something out, or the unit have written it: nobody can tell that from a late reader, but one more run, on the
-    writer, is right in any case. So only units that are run again are compared.
+
+def _check_members(session: Any, unit: Unit) -> None:
+    """Raise StaleRead if a flush replaces a collection that a reader has shown, removes something from it, or changes what its
+    members refer to, and the writer has more in it.
+
+    A collection that was replaced or emptied was meant as a whole. What is only added does not depend on what was shown, unless
+    it takes the place of what has the same key. A query may have left something out, or the unit have written it: nobody can
+    tell that from a late reader, but one more run, on the writer, is right in any case. So only units that are run again are
+    compared.
     """
     changed: dict[tuple[Mapper[Any], RelationshipProperty[Any]], list[InstanceState[Any]]] = {}
     for state, (deleted, _) in session._flush_context.states.items():
         if state.key is not None and (MARK in state.info or COLLECTIONS in state.info):
-            following = _following(state)
+            following, replaced = _following(state), state.info.pop(REPLACED, ())
             for each in _relationships_of(state.mapper).having:
                 if each.key in state.committed_state and (
-                    deleted or not each.uselist or each in following or state.attrs[each.key].history.deleted
+                    deleted
+                    or not each.uselist
+                    or each in following
+                    or each.key in replaced
+                    or isinstance(state.dict.get(each.key), dict)
+                    or state.attrs[each.key].history.deleted
                 ):
                     changed.setdefault((state.mapper, each), []).append(state)
     found: dict[Row, tuple[str, ...]] = {}

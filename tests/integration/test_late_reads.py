@@ -12,6 +12,7 @@ from sqlalchemy.orm import (
     DeclarativeBase,
     DynamicMapped,
     Mapped,
+    attribute_keyed_dict,
     foreign,
     mapped_column,
     object_session,
@@ -56,6 +57,7 @@ class Root(Base):
     flower: Mapped[Flower | None] = relationship(cascade="all, delete-orphan")
     stones: Mapped[list[Stone]] = relationship(cascade="all", passive_deletes=True)
     worms: DynamicMapped[Worm] = relationship(cascade="all, delete-orphan")
+    nests: Mapped[dict[str, Nest]] = relationship(cascade="all, delete-orphan", collection_class=attribute_keyed_dict("place"))
 
 
 class Branch(Base):
@@ -101,6 +103,15 @@ class Worm(Base):
     __tablename__ = "worm"
     id: Mapped[int] = mapped_column(primary_key=True)
     root_id: Mapped[int] = mapped_column(ForeignKey("root.id"))
+
+
+class Nest(Base):
+    """One for each place."""
+
+    __tablename__ = "nest"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    root_id: Mapped[int] = mapped_column(ForeignKey("root.id"))
+    place: Mapped[str] = mapped_column(String(9))
 
 
 class Label(Base):
@@ -361,6 +372,7 @@ MEANWHILE = (
     "INSERT INTO flower VALUES (1, 1)",
     "INSERT INTO stone VALUES (1, 1)",
     "INSERT INTO worm VALUES (1, 1)",
+    "INSERT INTO nest VALUES (1, 1, 'high')",
     "INSERT INTO label (name) VALUES ('new')",
     "INSERT INTO link VALUES (1, 'new')",
 )
@@ -370,6 +382,7 @@ ALL = (
     selectinload(Root.labels),
     selectinload(Root.flower),
     selectinload(Root.stones),
+    selectinload(Root.nests),
 )
 
 
@@ -439,6 +452,28 @@ def remove_each_branch(root: Root) -> None:
         root.branches.remove(branch)
 
 
+def replace_branches_by_the_same(root: Root) -> None:
+    root.branches = [branch for branch in root.branches if branch.id == 1]
+
+
+def replace_branches_by_more(root: Root) -> None:
+    root.branches = [*(branch for branch in root.branches if branch.id == 1), Branch(id=9)]
+
+
+def replace_none_by_none(root: Root) -> None:
+    root.nests = {}
+
+
+def merge_branches(root: Root) -> None:
+    session = object_session(root)
+    assert session is not None
+    session.merge(Root(id=1, branches=[Branch(id=1)]))
+
+
+def build_a_nest(root: Root) -> None:
+    root.nests["high"] = Nest(id=9, place="high")
+
+
 def replace_birds(root: Root) -> None:
     root.birds = []
 
@@ -467,6 +502,11 @@ def save_one_branch_and_delete(root: Root) -> None:
         (clear_branches, "SELECT id FROM branch"),
         (cut_branches_off, "SELECT id FROM branch"),
         (remove_each_branch, "SELECT id FROM branch"),
+        (replace_branches_by_the_same, "SELECT id FROM branch WHERE id <> 1"),
+        (replace_branches_by_more, "SELECT id FROM branch WHERE id NOT IN (1, 9)"),
+        (replace_none_by_none, "SELECT id FROM nest"),
+        (merge_branches, "SELECT id FROM branch WHERE id <> 1"),
+        (build_a_nest, "SELECT id FROM nest WHERE id <> 9"),
         (replace_birds, "SELECT id FROM bird WHERE root_id = 1"),
         (replace_labels, "SELECT label_name FROM link WHERE label_name <> 'other'"),
         (replace_flower, "SELECT id FROM flower WHERE id <> 9"),
@@ -477,7 +517,7 @@ def save_one_branch_and_delete(root: Root) -> None:
 def test_what_a_collection_hid_is_taken_out_with_the_rest(
     cluster: Cluster[Any], router: Router, change: Callable[[Root], None], left: str, flushed: bool
 ) -> None:
-    """A function that replaces or empties a collection of which a late reader has shown a part is run again on the writer."""
+    """A function that replaces or empties a collection is run again on the writer if a late reader has shown a part of it."""
     on_the_writer(cluster, *MEANWHILE)
     began: list[str] = []
 
