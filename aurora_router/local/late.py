@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import threading
 import time
 from collections import deque
@@ -16,6 +17,7 @@ from collections.abc import Callable
 
 _CHUNK = 256 * 1024
 _HELD_AT_MOST = 64 * 2**20  # bytes, then the writer must wait
+_RESET = struct.pack("ii", 1, 0)  # to close is to reset: on, and 0 seconds to linger
 _BINLOG_DUMP = (b"\0\x12", b"\0\x1e")  # how the packet begins in which a reader asks for the log, behind its length
 
 
@@ -86,6 +88,7 @@ class LateLine:
         """From the reader to the writer; the way back is another thread's."""
         with reader, contextlib.suppress(OSError), socket.create_connection(self.target, 10) as writer:
             writer.settimeout(None)
+            writer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)  # or it may wait for a minute to send on
             for side in (reader, writer):
                 side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._changed:
