@@ -38,24 +38,25 @@ class Causality:
         self._lock = threading.RLock()  # the collector may end a unit while it is held
         self._committing.clear()
         self._in_hands.clear()
+        Past.forked()
         for scope in current(self.owner):
-            scope.forked()
+            scope.clear()
 
     def begin(self, unit: Unit, past: Past | None = None) -> None:
         """Say what a new unit must see. past: of its session, or what the user gave for it."""
         scopes = current(self.owner)
-        if scopes:
-            unit.pasts = scopes
-            if self.consistency != "eventual":
-                unit.scopes = scopes
-                for scope in scopes:
-                    scope.catch_up()
-        if past is not None:
-            unit.pasts = (past, *scopes)
-        for each in unit.pasts:  # the last reads first: another thread may put a requirement in their place in between
-            if each.last_reads:
-                unit.last_reads |= each.last_reads
-            unit.requirement = merge(unit.requirement, each.requirement)
+        if scopes and self.consistency != "eventual":
+            unit.scopes = scopes
+            for scope in scopes:
+                scope.catch_up()
+        pasts = scopes if past is None else (past, *scopes)
+        if pasts:
+            unit.pasts = pasts
+            for each in pasts:  # the last reads first: another thread may put a requirement in their place in between
+                if each.last_reads:
+                    unit.last_reads |= each.last_reads
+                if each.requirement is not None:
+                    unit.requirement = merge(unit.requirement, each.requirement)
         if self.is_global:
             unit.requirement = merge(unit.requirement, self._of_all())
 
@@ -121,22 +122,24 @@ class Causality:
                 if not unit.handed_out:
                     self._committing.discard(unit)
         if unit.pasts:
-            left = unit.left_behind(None if wrote or (unit.committed and unit.may_write) else unit.read_at)
+            at = None if wrote or (unit.committed and unit.may_write) else unit.read_at
+            requirement, last_read = unit.left_behind(at)
             for past in unit.pasts:
-                past.note(*left, known=unit.last_reads, wrote=wrote)
+                past.note(requirement, last_read, known=unit.last_reads, wrote=wrote)
 
     def ended(self, unit: Unit) -> None:
         """Note what a unit leaves behind, unless that is `noted`: it has given its connection back, and ends, or gets another."""
         if not unit.noted:
-            if unit.wrote or unit.counts:
+            if (unit.pasts or self.is_global) and (unit.wrote or unit.counts):
                 self.committed(unit)
             unit.noted = True
         if self.is_global and (unit.handed_out or unit.ends is not None):
             with self._lock:
                 self._committing.discard(unit)
                 self._in_hands.discard(unit)
-        for scope in unit.scopes:
-            scope.units.discard(unit)
+        if unit.scopes:
+            for scope in unit.scopes:
+                scope.units.discard(unit)
 
     def _of_all(self) -> Requirement | None:
         if self._committing:  # a commit may have been acknowledged already, and its connection not yet come back

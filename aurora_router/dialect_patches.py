@@ -51,7 +51,7 @@ class Gatekeeper(Protocol):
 
 
 def put_around_rollbacks(engine: Engine, server: Family, gate: Gatekeeper) -> None:
-    """Close a connection instead of a rollback that fails, or that would take long.
+    """Close a connection instead of a rollback that fails, or that would take long; leave out one that would send nothing.
 
     - One that fails: the server rolls back when the connection ends, and a unit that only read has nothing to be told. A
       connection that is gone fails so, and one whose last statement was interrupted by an exception out of a signal handler. It
@@ -72,7 +72,11 @@ def put_around_rollbacks(engine: Engine, server: Family, gate: Gatekeeper) -> No
 
     rollback = plain if server.ROLLS_ALL_BACK else careful
 
+    is_idle = server.is_idle
+
     def tolerant(connection: Any) -> None:
+        if is_idle(connection.dbapi_connection):
+            return
         try:
             rollback(connection)
         except dialect.loaded_dbapi.Error as error:

@@ -47,7 +47,6 @@ from aurora_router.pooling import (
     MODE,
     OUTDATED,
     POLL,
-    POOL,
     SERVER,
     SHARED,
     UNIT,
@@ -563,9 +562,9 @@ class Engines:
         limit_connects(engine, self._connects.setdefault(instance.id, Places(self._connects_at_once)), self._connect_turn_timeout)
 
         def listened() -> bool:
-            """Whether listeners of the application may use a connection between two units. One of checkin is the router's."""
+            """Whether listeners of the application may use a connection between two units."""
             on = engine.pool.dispatch
-            return bool(on.checkout or on.reset or len(on.checkin) > 1 or engine.dispatch.engine_connect)
+            return bool(on.checkout or on.reset or len(on.checkin) > checkins or engine.dispatch.engine_connect)
 
         @event.listens_for(engine, "connect", insert=True)
         def made(dbapi: Any, _: Any) -> None:
@@ -634,31 +633,36 @@ class Engines:
         put_around_commits(engine, self._gate)
         put_around_options(engine, self._gate)
 
-        @event.listens_for(engine, "detach")
-        def given_back(_: Any, record: Any) -> None:
-            unit = record.info.pop(UNIT, None)
-            spoilt = unit is not None and self._gate.returned(unit)
-            pool = getattr(record, POOL, None)
-            if spoilt or self._closed or (pool is not None and pool.over):
-                record.invalidate()  # nobody will ask its pool for it
-
-        @event.listens_for(engine, "checkin")
-        def checked_in(dbapi: Any, record: Any) -> None:
-            unit = None  # an exception may come wherever something is called
+        def came_back(record: ConnectionPoolEntry, over: bool) -> None:
+            """A connection has left its unit: keep it as the next one must find it, or close it."""
+            info = record.info
+            unit = info.get(UNIT)
             try:
-                unit = record.info.get(UNIT)
+                dbapi = record.dbapi_connection
                 if dbapi is not None and self._server.has_leftovers(dbapi):
                     self._remove_leftovers(dbapi, record)
-                given_back(dbapi, record)
-            except BaseException:  # of a signal handler, say: the pool will take it for returned already, and it would not be
-                try:
-                    if unit is not None:
-                        self._gate.returned(unit)  # once more, for it would stay under way in its scopes
-                finally:
-                    if (pool := getattr(record, POOL, None)) is not None:
-                        pool.take_back(record)
+                info[UNIT] = None
+                spoilt = unit is not None and self._gate.returned(unit)
+            except BaseException:  # of a signal handler, say: once more, for the unit would stay under way in its scopes
+                if unit is not None:
+                    self._gate.returned(unit)
                 raise
+            if spoilt or over or self._closed:
+                record.invalidate()  # nobody will ask its pool for it
 
+        @event.listens_for(engine, "detach")
+        def detached(_: Any, record: Any) -> None:
+            came_back(record, False)
+
+        if isinstance(engine.pool, RouterPool):
+            engine.pool.checked_in = came_back
+        else:
+
+            @event.listens_for(engine, "checkin")
+            def checked_in(_: Any, record: Any) -> None:
+                came_back(record, False)
+
+        checkins = len(engine.pool.dispatch.checkin)  # the router's own
         return engine
 
 

@@ -122,19 +122,21 @@ class Entrance:
 
         A reader that cannot be reached is passed over; for a writer the unit waits up to failover_timeout.
         """
+        if write is None and unit.read_only is False:
+            write = Reason.DECLARED_WRITE
         try:
-            return self._enter(unit, door, write)
+            try:
+                return self._enter_once(unit, door, write, None)
+            except _Again as again:
+                failed = again
+            return self._enter_again(unit, door, write, failed)
         except BaseException:
             unit.give_back()
             raise
 
-    def _enter(self, unit: Unit, door: Door[T], write: Reason | None) -> T:
-        if write is None and unit.read_only is False:
-            write = Reason.DECLARED_WRITE
-        try:
-            return self._enter_once(unit, door, write, None)
-        except _Again as again:
-            failed, began = again, again.began
+    def _enter_again(self, unit: Unit, door: Door[T], write: Reason | None, failed: _Again) -> T:
+        """Connect a unit to the writer, which could not be reached at first, as soon as there is one that can."""
+        began = failed.began
         self._repeats.allowed(failed.instance.id, first=True)
         left = self._time_left(unit, began)
         until = time.monotonic() + left
@@ -182,14 +184,15 @@ class Entrance:
         unit.queues = False
         while True:
             decision = self.decide(unit, write)
-            if write is None and door.judge is not None:
-                write = self._judge(door, decision)
-                if write is not None:
-                    continue  # before it waits for a reader, or takes a place or a connection of one
+            if write is None:
+                if door.judge is not None:
+                    write = self._judge(door, decision)
+                    if write is not None:
+                        continue  # before it waits for a reader, or takes a place or a connection of one
+                if decision.reason is _OWN_WRITES and self._wait and not unit.waited:
+                    self._wait_for_reader(unit)
+                    continue
             instance, reason, _ = decision
-            if reason is _OWN_WRITES and self._wait and not unit.waited:
-                self._wait_for_reader(unit)
-                continue
             if instance is None:
                 if refused is not None:
                     raise refused  # in the server's words; nobody is left to ask

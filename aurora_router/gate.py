@@ -159,12 +159,13 @@ class Gate:
         unit.shown = unit.text is not None
         unit.text = text
         unit.committing = False
+        read_only, on_writer = unit.read_only, unit.on_writer
         found = verdict(text, self.dialect)
         effect = self.effect(found) if found.functions else found.effect
-        if effect is not _READ and found.in_doubt and (unit.read_only or not unit.on_writer or found.ends):
+        if effect is not _READ and found.in_doubt and (read_only or not on_writer or found.ends):
             found = self._in_mode(text, connection.connection, unit)
             effect = self.effect(found)
-        if unit.read_only is None and not unit.on_writer:
+        if read_only is None and not on_writer:
             hint = unit.hint
             if hint is None:
                 hint = context.execution_options.get("route")  # an option of the connection, or of a statement put in its place
@@ -186,13 +187,13 @@ class Gate:
             if unit.run is not None:
                 unit.run.has_read_on_reader = True
             return
-        if unit.read_only and not unit.on_writer and "writer" in (unit.hint, found.hint, context.execution_options.get("route")):
+        if read_only and not on_writer and "writer" in (unit.hint, found.hint, context.execution_options.get("route")):
             self._asks_for_writer(unit, effect)
-        if effect is _READ and (unit.read_only or text not in self.learned or not self.has_learned(text)):
+        if effect is _READ and (read_only or text not in self.learned or not self.has_learned(text)):
             return
-        if unit.read_only:
+        if read_only:
             # On the writer nothing but this gate stands between an unknown function and the data.
-            writes = found.effect is Effect.WRITE and (found.known is Effect.WRITE or (unit.on_writer and effect is Effect.WRITE))
+            writes = found.effect is Effect.WRITE and (found.known is Effect.WRITE or (on_writer and effect is Effect.WRITE))
             if writes or found.locks:
                 raise ReadOnlyViolation(effect.name, unit.instance.id if unit.instance is not None else "?")
             if found.unguards:
@@ -202,10 +203,11 @@ class Gate:
             unit.wrote = True
             unit.only_reads = False
             unit.read_at = None  # nobody says when a flush has come to its end
-            if not self.asynchronous_commits and _names_synchronous_commit(text, rest[0]):
-                self.asynchronous_commits = True
-            if unit.run is not None and (effect is _READ or not found.traceless):  # whatever a view's function does
-                unit.leaves_traces = True
+            if effect is _READ or not found.traceless:  # whatever a view's function does
+                if unit.run is not None:
+                    unit.leaves_traces = True
+                if not self.asynchronous_commits and _names_synchronous_commit(text, rest[0]):
+                    self.asynchronous_commits = True
             driver: Any = connection.connection.dbapi_connection  # also of one that was detached from its pool
             if found.ends or driver.autocommit:  # it may commit without SQLAlchemy's knowing
                 unit.committing = True
@@ -498,10 +500,7 @@ class Gate:
 
     def _servers_level(self) -> str:
         """The level that the servers have where nobody asks for one."""
-        for instance in self.monitor.topology.instances:
-            if instance.seen:
-                return instance.seen[0].server.isolation
-        return self.server.DEFAULT_ISOLATION
+        return self.monitor.topology.isolation or self.server.DEFAULT_ISOLATION
 
     def _has_snapshot(self, unit: Unit) -> bool:
         """Whether the statements of a unit's transaction must see one snapshot. An automatic one has asked for none where that is
@@ -516,10 +515,12 @@ class Gate:
     def commit(self, raw: PoolProxiedConnection, send: Callable[[Any], None]) -> None:
         """Send a COMMIT. Where its answer is lost: find out what became of it, if the unit has a way to, and go on as if the
         answer had come where it has committed."""
-        refuse_inherited(raw)
-        unit: Unit | None = raw.info.get(UNIT)
+        info = raw.info
+        if SERVER not in info:
+            refuse_inherited(raw)
+        unit: Unit | None = info.get(UNIT)
         # A stream that was begun on the reader keeps its connection when the unit moves: nothing is to be committed there.
-        if unit is None or not (unit.wrote or unit.may_write) or unit.instance is None or raw.info[SERVER] != unit.server:
+        if unit is None or not (unit.wrote or unit.may_write) or unit.instance is None or info[SERVER] != unit.server:
             if unit is not None and unit.of_session and self.server.blocks(raw.dbapi_connection):
                 raw.invalidate()  # else the driver would read the stream to its end
             else:
@@ -528,15 +529,7 @@ class Gate:
         if unit.ends is not None:
             self._note_unseen_ends(unit)
         self.causality.commit_begins(unit)
-        if unit.check in self._by_table:
-            self.monitor.prunes = True
-        try:
-            ask = prepare(raw.dbapi_connection, unit, self.server, self.monitor.topology)
-        except Exception:
-            with contextlib.suppress(self.engines.driver_error):
-                raw.rollback()  # SQLAlchemy takes a COMMIT that failed for the end of the transaction
-            self.rolled_back(raw)
-            raise
+        ask = self._prepare(unit, raw) if unit.check is not None or unit.run is not None else None
         unit.committing = True
         try:
             send(raw)
@@ -549,6 +542,18 @@ class Gate:
             raw.invalidate(error)
         unit.committing = False
         self._committed(unit)
+
+    def _prepare(self, unit: Unit, raw: PoolProxiedConnection) -> Ask | None:
+        """Note what will tell the fate of the COMMIT that is about to be sent; roll back if that fails."""
+        if unit.check in self._by_table:
+            self.monitor.prunes = True
+        try:
+            return prepare(raw.dbapi_connection, unit, self.server, self.monitor.topology)
+        except Exception:
+            with contextlib.suppress(self.engines.driver_error):
+                raw.rollback()  # SQLAlchemy takes a COMMIT that failed for the end of the transaction
+            self.rolled_back(raw)
+            raise
 
     def ends(self, raw: PoolProxiedConnection) -> bool:
         """Whether a rollback ends the unit of a connection: that of a session. Others may go on with their connection."""
@@ -631,7 +636,8 @@ class Gate:
     def returned(self, unit: Unit) -> bool:
         """A unit's connection is back in its pool: whatever was committed on it has been acknowledged by now. Gives whether no
         other unit may have it."""
-        unit.give_back()
+        if unit.borrowed is not None:
+            unit.give_back()
         if unit.ends is not None and not unit.committing:
             self._note_unseen_ends(unit)
         self.causality.ended(unit)
@@ -641,11 +647,13 @@ class Gate:
 def own(unit: Unit, connection: object, raw: PoolProxiedConnection) -> None:
     """Note a unit on both connections: only one that the router gave out, and that SQLAlchemy has not made anew since, has
     the same unit on both."""
-    raw.info[UNIT] = unit
-    unit.server = raw.info.get(SERVER)
+    info = raw.info
+    info[UNIT] = unit
+    unit.server = info.get(SERVER)
     unit.noted = False
-    for scope in unit.scopes:
-        scope.units.add(unit)  # what it does is seen by those that begin from now on, though it has not ended
+    if unit.scopes:
+        for scope in unit.scopes:
+            scope.units.add(unit)  # what it does is seen by those that begin from now on, though it has not ended
     if raw is not connection:
         setattr(connection, UNIT, unit)
 

@@ -24,7 +24,6 @@ GUARDED = "aurora_router_guarded"
 HANDED_OUT = "aurora_router_handed_out"
 AUTOCOMMIT = "aurora_router_autocommit"
 POLL = "aurora_router_poll"
-POOL = "aurora_router_pool"
 ENTERED = "aurora_router_entered"
 OUTDATED = "aurora_router_outdated"
 SHARED = "aurora_router_shared"
@@ -50,8 +49,10 @@ class RouterPool(QueuePool):
     over = False  # its engine has another one: what comes back is closed
     before_waiting: Callable[[], None] | None = None  # may raise PoolFull
     checked_out: Callable[[PoolProxiedConnection], None] | None = None
-    """Cheaper than SQLAlchemy's event of that name. As there, a DisconnectionError has the connection replaced; a new connection
-    must not raise it."""
+    """Cheaper than SQLAlchemy's event "checkout". As there, a DisconnectionError has the connection replaced; a new one must not
+    raise it."""
+    checked_in: Callable[[ConnectionPoolEntry, bool], None] | None = None
+    """Cheaper than SQLAlchemy's event "checkin", after which it comes. The second argument says whether the pool is over."""
 
     def _do_get(self) -> ConnectionPoolEntry:
         if self._overflow >= self._max_overflow > -1 and self.before_waiting is not None:
@@ -74,17 +75,18 @@ class RouterPool(QueuePool):
     def recreate(self) -> QueuePool:
         pool = super().recreate()
         assert isinstance(pool, RouterPool)
-        pool.before_waiting, pool.checked_out = self.before_waiting, self.checked_out
+        pool.before_waiting, pool.checked_out, pool.checked_in = self.before_waiting, self.checked_out, self.checked_in
         return pool
 
     def _create_connection(self) -> ConnectionPoolEntry:
-        record = _ConnectionRecord(self, connect=False)  # it connects when it is checked out; failing, it comes back as any other
-        setattr(record, POOL, self)
-        return record
+        return _ConnectionRecord(self, connect=False)  # it connects when it is checked out; failing, it comes back as any other
 
-    def take_back(self, record: ConnectionPoolEntry) -> None:
-        """What follows a checkin, unless a listener of that raises."""
-        self._return_conn(record)
+    def _return_conn(self, record: ConnectionPoolEntry) -> None:
+        try:
+            if self.checked_in is not None:
+                self.checked_in(record, self.over)
+        finally:  # an exception of a signal handler takes no place from the others
+            self._do_return_conn(record)
 
 
 class Line:

@@ -56,9 +56,7 @@ class _Call:
 
     left: int
 
-    def __init__(
-        self, statement: Any, parameters: Any, options: Mapping[str, Any] | None, route: Any, *, of_write: bool = False
-    ) -> None:
+    def __init__(self, statement: Any, parameters: Any, options: Mapping[str, Any] | None, route: Any, of_write: bool) -> None:
         self.statement = statement
         self.parameters = parameters
         self.options = options
@@ -83,7 +81,7 @@ class _BySession:
 
     def connect(self, engine: Engine) -> Connection:
         self.engine = engine
-        return Session.connection(self.session, bind_arguments={"bind": engine}, execution_options=self.options)
+        return self.session._connection_for_bind(engine, execution_options=self.options)
 
     def pooled(self, connection: Connection) -> PoolProxiedConnection:
         return connection.connection
@@ -94,12 +92,12 @@ class _BySession:
 
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
     """A unit leaves behind what it has written and read, however it ends."""
-    assert isinstance(session, RoutingMixin)
-    unit = session._unit
+    routed: RoutingMixin = session  # type: ignore[assignment]
+    unit = routed._unit
     if unit is None or transaction.parent is not None:
         return
-    session.router.causality.ended(unit)
-    session._unit = session._unit_of = None  # the transaction knows its session: together they would wait for the collector
+    routed.router.causality.ended(unit)
+    routed._unit = routed._unit_of = None  # the transaction knows its session: together they would wait for the collector
 
 
 def _after_begin(session: Session, _: SessionTransaction, connection: Connection) -> None:
@@ -132,8 +130,8 @@ class RoutingMixin(_Base):
 
     router: Router
     _run: Run | None = None
-    _commit_check: CommitCheck | None
-    _read_only: bool | None
+    _commit_check: CommitCheck | None = None
+    _read_only: bool | None = None
     _unit: Unit | None = None
     _unit_of: SessionTransaction | None = None
     _past: Past
@@ -159,24 +157,28 @@ class RoutingMixin(_Base):
         after: str | None = None,
         **options: Any,
     ) -> None:
-        bind = options.get("bind")
-        if args or not (bind is None or isinstance(bind, Connection)):
+        if args:
             raise ConfigurationError(_BINDS)
         if not isinstance(router, Router):
             raise ConfigurationError("router= must be a Router")
-        if read_only is not None and read_only is not True and read_only is not False:  # 0 is neither
-            raise ConfigurationError(f"read_only={read_only!r}: use True, False or None")
-        if commit_check is not None and commit_check not in ("xid", "table"):
-            raise ConfigurationError(f'commit_check={commit_check!r}: use "xid", "table" or None')
+        if read_only is not None:
+            if read_only is not True and read_only is not False:  # 0 is neither
+                raise ConfigurationError(f"read_only={read_only!r}: use True, False or None")
+            self._read_only = read_only
+        if commit_check is not None:
+            if commit_check not in ("xid", "table"):
+                raise ConfigurationError(f'commit_check={commit_check!r}: use "xid", "table" or None')
+            self._commit_check = commit_check
         self.router = router
-        self._read_only = read_only
-        self._commit_check = commit_check
         self._past = Past() if after is None else router.past(after)
+        self._guarding = router.stale_write_guard
         if options.get("binds"):
             self._elsewhere = self._was_elsewhere = True
-        self._guarding = router.stale_write_guard and bind is None
-        if bind is not None:
+        if (bind := options.get("bind")) is not None:
+            if not isinstance(bind, Connection):
+                raise ConfigurationError(_BINDS)
             self._joined = bind
+            self._guarding = False
             self._elsewhere = self._was_elsewhere = True
         super().__init__(**options)
 
@@ -254,14 +256,16 @@ class RoutingMixin(_Base):
             if self._joined is not None:
                 return self._joined
         unit = self._current_unit()
-        if unit.read_only and read_only is False:
+        if read_only is False and unit.read_only:
             unit.hint = "writer"
-        if unit.instance is not None and (unit.on_writer or unit.read_only):
-            engine = self.router.engine(unit.instance)
+        instance = unit.instance
+        if instance is not None and (unit.on_writer or unit.read_only):
+            engine = self.router.engine(instance)
         else:
             engine = self._engine_for(unit, mapper, clause, read_only)
-        if self._call is not None:
-            self._call.left = self._left
+        call = self._call
+        if call is not None:
+            call.left = self._left
         return engine
 
     def _engine_for(self, unit: Unit, mapper: Any, clause: Any, read_only: bool | None) -> Engine:
@@ -354,8 +358,12 @@ class RoutingMixin(_Base):
             unit = self._unit = Unit(self._read_only)
             unit.of_session = True
             self.router.causality.begin(unit, self._past)
-            unit.run, unit.check = self._run, self._commit_check
-        unit.hint = self._call.route if self._call is not None else None
+            if self._run is not None:
+                unit.run = self._run
+            if self._commit_check is not None:
+                unit.check = self._commit_check
+        call = self._call
+        unit.hint = call.route if call is not None else None
         return unit
 
     def _engine(self, unit: Unit) -> Engine:
@@ -370,7 +378,8 @@ class RoutingMixin(_Base):
         judge: Judge | None = None,
     ) -> Engine:
         """Connect the unit where it belongs; the connection joins the session's transaction."""
-        unit.isolation = (options.get("isolation_level") if options else None) or self._isolation()
+        if options or self.execution_options:
+            unit.isolation = (options.get("isolation_level") if options else None) or self._isolation()
         door = _BySession(self, options, judge)
         try:
             connection = self.router.enter(unit, door, write)
@@ -495,7 +504,8 @@ class RoutingMixin(_Base):
         outer = self._call
         given = options.get("execution_options")
         of_write = options.get("_add_event") is not None  # only bulk statements use it; a scoped_session gives None
-        self._call = call = _Call(statement, params, given, self._option("route", statement, given), of_write=of_write)
+        route = self._option("route", statement, given)
+        self._call = call = _Call(statement, params, given, route, of_write)
         if self.dispatch.do_orm_execute and not of_write:
             options["_add_event"] = self._after_listeners
         try:

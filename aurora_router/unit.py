@@ -93,16 +93,18 @@ class Past:
     of each server. wrote: since `given`.
     """
 
+    last_reads: frozenset[LastRead] = frozenset()
+    wrote = False
+    _lock = threading.RLock()  # of all, held for a microsecond; the collector may end a unit meanwhile
+
     def __init__(self, given: str | None = None, requirement: Requirement | None = None) -> None:
         self.given = given
         self.requirement = requirement
-        self.last_reads: frozenset[LastRead] = frozenset()
-        self.wrote = False
-        self._lock = threading.RLock()  # the threads of a scope share it; the collector may end a unit while it is held
 
-    def forked(self) -> None:
+    @staticmethod
+    def forked() -> None:
         """In a forked child: nobody holds the lock."""
-        self._lock = threading.RLock()
+        Past._lock = threading.RLock()
 
     def note(
         self,
@@ -113,12 +115,15 @@ class Past:
         wrote: bool = False,
     ) -> None:
         """Add what a unit leaves behind. known: reads than which `last_read` showed no less."""
-        with self._lock:
-            self.wrote = self.wrote or wrote
+        with Past._lock:
+            if wrote:
+                self.wrote = True
             while True:
                 mine, reads = self.requirement, self.last_reads
                 both, left = merge(mine, requirement), reads
-                if last_read is not None and not reads:
+                if last_read is None and not reads:
+                    pass
+                elif last_read is not None and not reads:
                     left = frozenset((last_read,))
                 elif last_read is not None:
                     others = reads - known
@@ -133,7 +138,7 @@ class Past:
 
     def lapse(self) -> None:
         """Ask no longer for what its token speaks of: it was honoured for long enough."""
-        with self._lock:
+        with Past._lock:
             if self.requirement is not None and self.requirement.given:
                 self.requirement = None
 
@@ -174,9 +179,8 @@ class Scope(Past):
             open_here.remove(self)
             _scopes.set(tuple(open_here))
 
-    def forked(self) -> None:
+    def clear(self) -> None:
         """In a forked child: what is under way is the parent's."""
-        super().forked()
         self.units.clear()
 
     def catch_up(self, but: Unit | None = None) -> None:

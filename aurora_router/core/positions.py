@@ -170,7 +170,9 @@ class Requirement(NamedTuple):
 def merge(mine: Requirement | None, other: Requirement | None) -> Requirement | None:
     """A requirement that implies both. What was asked for after the later moment proves them."""
     if mine is None or other is None:
-        return mine or other
+        return other if mine is None else mine
+    if not mine.given and not other.given:
+        return mine if mine.after > other.after else other
     later, earlier = (mine, other) if mine.since > other.since else (other, mine)
     if not later.given:
         return later

@@ -235,6 +235,7 @@ class Topology:
     deposed: the places of servers that accepted writes before it, and have not been seen as readers since.
     peak: the highest epoch ever seen.
     by_id: the instances by their ids.
+    isolation: the level of a transaction that asks for none, as the first instance says that has said anything.
     """
 
     instances: tuple[Instance, ...] = ()
@@ -248,6 +249,7 @@ class Topology:
     deposed: frozenset[tuple[str | None, int | None]] = frozenset()
     peak: int = 0
     by_id: dict[str, Instance] = field(default_factory=dict, compare=False, repr=False)
+    isolation: str | None = None
 
     def __iter__(self) -> Iterator[Instance]:
         return iter(self.instances)
@@ -520,6 +522,7 @@ def _settle(topology: Topology, instances: tuple[Instance, ...]) -> Topology:
         deposed=frozenset(deposed),
         peak=peak,
         by_id={i.id: i for i in settled},
+        isolation=next((i.seen[0].server.isolation for i in settled if i.seen), None),
     )
 
 

@@ -230,6 +230,10 @@ class Family(Protocol):
         again because no transaction is open. Asks nobody."""
         ...
 
+    def is_idle(self, connection: Any) -> bool:
+        """Whether a rollback on a connection is known to send nothing and to change nothing."""
+        ...
+
     def end_transaction(self, connection: Any) -> None:
         """End what a listener of the application has begun on a connection before its unit has it: with COMMIT, so that what it
         has set holds. Sends nothing if nothing was begun."""

@@ -579,6 +579,11 @@ def has_lost_guard(connection: Any) -> bool:
     return is_touched and autocommit(connection) and not connection.server_status & _IN_TRANSACTION
 
 
+def is_idle(connection: Any) -> bool:
+    """Never known: PyMySQL sends each rollback."""
+    return False
+
+
 def end_transaction(connection: Any) -> None:
     """End what a listener has begun: with COMMIT, as it is for PostgreSQL."""
     connection.commit()

@@ -588,6 +588,13 @@ def has_lost_guard(connection: Any) -> bool:
     return is_off and bool(connection.autocommit) and bool(driver.transaction_status == _IDLE)
 
 
+def is_idle(connection: Any) -> bool:
+    """Whether a rollback on a connection is known to send nothing and to change nothing. In a pipeline it would end that. While
+    a transaction is prepared psycopg refuses it."""
+    driver = connection.pgconn
+    return bool(driver.transaction_status == _IDLE and not driver.pipeline_status and connection._tpc is None)
+
+
 def end_transaction(connection: Any) -> None:
     """End what a listener has begun: with COMMIT, so that what it has set holds."""
     status = connection.info.transaction_status.name

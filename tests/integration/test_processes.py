@@ -426,7 +426,7 @@ print(any(t.name.startswith("aurora-router-probe") for t in threading.enumerate(
         assert "Traceback" not in err, err
 
 
-@pytest.mark.parametrize("function", ["given_back", "returned", "ended", "note"])
+@pytest.mark.parametrize("function", ["came_back", "returned", "ended", "note"])
 def test_an_interrupted_checkin_still_returns_the_connection(router: Router, function: str) -> None:
     """A connection whose return is interrupted goes back to its pool all the same."""
 
