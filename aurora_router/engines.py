@@ -634,19 +634,14 @@ class Engines:
         put_around_options(engine, self._gate)
 
         def came_back(record: ConnectionPoolEntry, over: bool) -> None:
-            """A connection has left its unit: keep it as the next one must find it, or close it."""
+            """A connection has left its unit: keep it as the next one must find it, or close it. May be called twice."""
             info = record.info
             unit = info.get(UNIT)
-            try:
-                dbapi = record.dbapi_connection
-                if dbapi is not None and self._server.has_leftovers(dbapi):
-                    self._remove_leftovers(dbapi, record)
-                info[UNIT] = None
-                spoilt = unit is not None and self._gate.returned(unit)
-            except BaseException:  # of a signal handler, say: once more, for the unit would stay under way in its scopes
-                if unit is not None:
-                    self._gate.returned(unit)
-                raise
+            dbapi = record.dbapi_connection
+            if dbapi is not None and self._server.has_leftovers(dbapi):
+                self._remove_leftovers(dbapi, record)
+            spoilt = unit is not None and self._gate.returned(unit)
+            info[UNIT] = None
             if spoilt or over or self._closed:
                 record.invalidate()  # nobody will ask its pool for it
 

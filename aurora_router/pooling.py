@@ -85,7 +85,11 @@ class RouterPool(QueuePool):
         try:
             if self.checked_in is not None:
                 self.checked_in(record, self.over)
-        finally:  # an exception of a signal handler takes no place from the others
+        except BaseException:  # a signal handler's: once more, or the unit would stay under way in its scopes
+            if self.checked_in is not None:
+                self.checked_in(record, True)
+            raise
+        finally:
             self._do_return_conn(record)
 
 
