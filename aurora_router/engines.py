@@ -324,14 +324,14 @@ class Engines:
             return
         info[MODE] = None  # unknown, should the switch fail half-way
         self._server.end_transaction(driver)
-        if info.get(OUTDATED):
-            self._server.forget_prepared(driver)
-            info[OUTDATED] = False
-        guarded = info[GUARDED]
+        guarded, outdated = info[GUARDED], info.get(OUTDATED)
         guard = guarded if mode is Mode.READ_ONLY else mode is Mode.AUTOCOMMIT
-        if guarded is not guard or (guard and not self._server.is_guarded(driver, info[HANDED_OUT])):
+        if guarded is not guard or (guard and (outdated or not self._server.is_guarded(driver, info[HANDED_OUT]))):
             self._server.guard(driver, self._asking(driver), guard)
             info[GUARDED] = guard
+        if outdated:
+            self._server.forget_prepared(driver)
+            info[OUTDATED] = False
         info[HANDED_OUT] = False
         lasts = self._server.set_mode(driver, mode, info[AUTOCOMMIT], info[GUARDED])
         if isolation is not None and mode is Mode.DEFAULT:
@@ -360,8 +360,8 @@ class Engines:
             self._server.guard(driver, self._asking(driver), True)
 
     def forget_prepared(self, instance_id: str) -> None:
-        """Have each pooled connection to an instance drop what it has prepared when it is checked out next: what is out of date
-        on one of them is so on all. Costs connections that were not marked nothing."""
+        """Have each pooled connection to an instance drop what it has prepared when it is checked out next, and a reader's guard
+        be set again: what is out of date on one of them is so on all. Costs connections that were not marked nothing."""
         with self._lock:
             for line in self._lines.get(instance_id, ()):
                 if line.info is not None:

@@ -437,7 +437,7 @@ _OVERTIME = frozenset({"25P03", "25P04"})  # idle in a transaction, or a transac
 _SOCKET_CLOSED = "connection socket closed"
 """psycopg's own words for a reset seen before the kernel lets anybody read it; the connection does not say that it is broken."""
 _OUTDATED = {
-    "0A000": "RevalidateCachedQuery",
+    "0A000": "RevalidateCachedQuery|GetSerializableTransactionSnapshot",
     "26000": "_pg3_",
     "42P05": "_pg3_",
     "42704": "lookup_type_cache",
@@ -446,7 +446,8 @@ _OUTDATED = {
 """Errors of a statement that psycopg has prepared, and how they are told from others of the same code: by the names that psycopg
 gives, or by the function of the server that raises them. The first follows a change of a table, and the last two a type that was
 dropped and made anew: the prepared statement knows the old one by its number. The others are met behind a pooler, which changes
-the server's side of a connection."""
+the server's side of a connection. GetSerializableTransactionSnapshot refuses a level that only the connection's default is: one
+that the unit has asked for is refused by another function."""
 _BROKEN = ("53100", "53200", "58", "XX")  # disk full, out of memory, system errors, internal errors
 
 

@@ -198,3 +198,17 @@ def test_a_connection_that_asks_for_too_much_can_go_on(cluster: Cluster[Any], ma
     with router.connect() as connection:
         assert connection.execution_options(isolation_level="SERIALIZABLE").scalar(COUNT) == 3
     assert where(router) == "reader"
+
+
+@pytest.mark.parametrize("read_only", [None, True])
+def test_a_default_that_was_left_behind_is_set_back(make_router: MakeRouter, read_only: bool | None) -> None:
+    """SERIALIZABLE that somebody has made the default of a pooled connection to a reader costs the next unit no error."""
+    router = make_router()
+    until_readers_serve(router, 2)
+    everywhere = [router.raw_connection(read_only=True) for _ in range(4)]
+    for raw in everywhere:
+        raw.driver_connection.execute("SET default_transaction_isolation = 'serializable'")
+        raw.driver_connection.commit()
+        raw.close()
+    assert [where(router, read_only=read_only) for _ in range(8)] == ["reader"] * 8
+    assert not router.gate.learned

@@ -139,6 +139,8 @@ def test_a_function_is_a_read_if_it_is_one_in_every_schema():
         ("25006", "cannot execute INSERT in a read-only transaction", False, Failure.READ_ONLY),
         ("0A000", "not supported", False, Failure.NOT_HERE),
         ("0A000", "gecachter Plan darf den Ergebnistyp nicht aendern (RevalidateCachedQuery)", False, Failure.OUTDATED),
+        ("0A000", "cannot use serializable mode (GetSerializableTransactionSnapshot)", False, Failure.OUTDATED),
+        ("0A000", "cannot use serializable mode (check_transaction_isolation)", False, Failure.NOT_HERE),
         ("26000", 'prepared statement "_pg3_7" does not exist', False, Failure.OUTDATED),
         ("42P05", 'prepared statement "_pg3_0" already exists', False, Failure.OUTDATED),
         ("XX000", "cache lookup failed for type 16437\nCONTEXT: ... (getTypeInputInfo)", False, Failure.OUTDATED),
