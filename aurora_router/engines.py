@@ -104,8 +104,8 @@ class Engines:
         self._server = server
         ours = {"connect_timeout": CONNECT_TIMEOUT, **server.CONNECT}
         usual = {name: value for name, value in ours.items() if name not in url.query}
-        self._options = _with_connect_args(usual, settings.options)
-        self._reader_options = self._options if of_readers is None else _with_connect_args(usual, of_readers)
+        self._options = _with_connect_args(usual, settings.options, server)
+        self._reader_options = self._options if of_readers is None else _with_connect_args(usual, of_readers, server)
         self._password = settings.password if callable(settings.password) else None
         self.unasked: BaseException | None = None  # what the function that is asked for the password has last raised for a probe
         self._connects_at_once = settings.connects_at_once
@@ -725,8 +725,11 @@ def _refuse_to_connect(*_: object) -> NoReturn:
     )
 
 
-def _with_connect_args(usual: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    return {**options, "connect_args": {**usual, **options.get("connect_args", {})}}
+def _with_connect_args(usual: Mapping[str, Any], options: Mapping[str, Any], server: Family) -> dict[str, Any]:
+    arguments = {**usual, **options.get("connect_args", {})}
+    if not arguments.get(server.ENCRYPTION, True):  # it says nothing, and would undo what is asked for in the URL
+        del arguments[server.ENCRYPTION]
+    return {**options, "connect_args": arguments}
 
 
 def asking(dbapi: Any, server: Family) -> Ask:

@@ -93,6 +93,11 @@ class Family(Protocol):
         """
         ...
 
+    @property
+    def ENCRYPTION(self) -> str:
+        """The argument of the driver's connect() that goes before what the URL says of encryption."""
+        ...
+
     def fixed_address(self, options: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
         """What leads every connection to one server, whichever instance it is for; "" if nothing does.
 

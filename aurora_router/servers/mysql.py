@@ -33,6 +33,7 @@ DIALECT = "mysql"
 DRIVER = "pymysql"
 EXAMPLE = "mysql+pymysql://user:password@host:3306/database"
 DEFAULT_PORT = 3306
+ENCRYPTION = "ssl"
 DEFAULT_ISOLATION = "repeatable read"
 BEYOND_READERS: frozenset[str] = frozenset()
 ONCE: Final[Mapping[str, Any]] = {}

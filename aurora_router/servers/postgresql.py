@@ -22,6 +22,7 @@ DIALECT = "postgresql"
 DRIVER = "psycopg"
 EXAMPLE = "postgresql+psycopg://user:password@host:5432/database"
 DEFAULT_PORT = 5432
+ENCRYPTION = "sslmode"
 DEFAULT_ISOLATION = "read committed"
 BEYOND_READERS = frozenset({"serializable"})
 ONCE: Final[Mapping[str, Any]] = {"prepare": False}

@@ -2,12 +2,15 @@
 
 import math
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
 
 from aurora_router import Router, config, urls
+from aurora_router.core.topology import Role
 from aurora_router.errors import ConfigurationError
 from aurora_router.servers import mysql, postgresql
 from aurora_router.settings import Settings
@@ -211,6 +214,34 @@ def test_the_host_that_the_driver_is_given_decides_on_tls(url, encrypted):
     """A host in connect_args goes before the URL's."""
     assert tls_of(url.format("localhost"), {"host": AT_AMAZON}) == encrypted
     assert tls_of(url.format(AT_AMAZON), {"host": "localhost"}) == {}
+
+
+@pytest.mark.parametrize(
+    ("url", "empty", "encrypted"),
+    [
+        (f"postgresql+psycopg://app@{AT_AMAZON}/shop", {"sslmode": None}, {"sslmode": "require"}),
+        (f"postgresql+psycopg://app@{AT_AMAZON}/shop", {"sslmode": ""}, {"sslmode": "require"}),
+        (f"mysql+pymysql://app@{AT_AMAZON}/shop", {"ssl": {}}, {"ssl": {"check_hostname": False}}),
+        (f"mysql+pymysql://app@{AT_AMAZON}/shop", {"ssl": None}, {"ssl": {"check_hostname": False}}),
+        ("mysql+pymysql://app@db-1/shop?ssl_ca=/ca.pem", {"ssl": {}}, {"ssl": {"ca": "/ca.pem"}}),
+    ],
+)
+@pytest.mark.parametrize("options", ["engine_options", "reader_options"])
+def test_an_empty_argument_takes_no_encryption_away(url, empty, encrypted, options):
+    """An argument that says nothing of encryption does not go before what is asked for in the URL."""
+    router = Router(url, **{options: {"connect_args": empty}})
+    instance = replace(router._monitor.topology.instances[0], role=Role.READER)
+    given = []
+
+    def do_connect(dialect, record, arguments, options):
+        given.append(options)
+        raise ConfigurationError("enough is known")
+
+    engine = router.engine(instance)
+    event.listen(engine, "do_connect", do_connect)
+    with pytest.raises(ConfigurationError, match="enough"):
+        engine.connect()
+    assert given[0].items() >= encrypted.items()
 
 
 def test_a_text_that_pymysql_would_take_for_true_is_refused():
