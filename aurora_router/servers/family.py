@@ -275,8 +275,8 @@ class Family(Protocol):
         ...
 
     def has_leftovers(self, connection: Any) -> bool:
-        """Whether the last unit has left something that must not stay on a pooled connection: an open stream, or an answer that
-        nobody has read."""
+        """Whether the last unit has left something that must not stay on a pooled connection: an open stream, an open
+        transaction, or an answer that nobody has read."""
         ...
 
     def remove_leftovers(self, connection: Any, ask: Ask) -> None:

@@ -18,7 +18,7 @@ from aurora_router.core.gtid import GtidSet, MariadbGtid, began, behind
 from aurora_router.core.positions import Position
 from aurora_router.core.topology import Role, Server, ServerId, Silence
 from aurora_router.servers.family import Ask, Greeting, Mode, Pooler, Unsuitable
-from aurora_router.servers.mysql_connection import AUTOCOMMIT, NO_PACKAGE, is_on, note_guard
+from aurora_router.servers.mysql_connection import AUTOCOMMIT, NO_PACKAGE, has_open_end, is_on, note_guard
 from aurora_router.servers.mysql_connection import KEEPALIVE as KEEPALIVE
 from aurora_router.servers.mysql_connection import ROLLS_BACK_ON_TIMEOUT as ROLLS_BACK_ON_TIMEOUT
 from aurora_router.servers.mysql_connection import autocommit as autocommit
@@ -623,8 +623,9 @@ def is_bystander(connection: Any) -> bool:
 
 
 def has_leftovers(connection: Any) -> bool:
-    """Whether an answer was not read to its end, because an exception came between. A stream does not outlive its unit."""
-    return getattr(connection, "unanswered", False)
+    """Whether an answer was not read to its end, or a transaction is open, because an exception came between. A stream does not
+    outlive its unit."""
+    return has_open_end(connection)
 
 
 def remove_leftovers(connection: Any, ask: Ask) -> None:

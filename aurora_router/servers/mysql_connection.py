@@ -96,6 +96,12 @@ def blocks(connection: Any) -> bool:
     return result is not None and bool(result.unbuffered_active)
 
 
+def has_open_end(connection: Any) -> bool:
+    """Whether an answer was not read to its end, or a transaction may be open. Of a connection that is PyMySQL's own nobody can
+    tell."""
+    return hasattr(connection, "unanswered") and (connection.unanswered or connection._in_transaction())
+
+
 class _Autocommit:
     """PyMySQL's method of that name, which can be asked as well: psycopg has an attribute there."""
 

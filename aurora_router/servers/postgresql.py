@@ -561,7 +561,7 @@ def guard(connection: Any, ask: Ask, on: bool) -> None:
     ask(GUARD if on else UNGUARD)
 
 
-_IDLE = 0  # psycopg's enum is slow to look up on the request path
+_IDLE, _UNKNOWN = 0, 4  # psycopg's enum is slow to look up on the request path
 
 
 def is_settled(connection: Any, alone: bool) -> bool:
@@ -755,12 +755,13 @@ def blocks(connection: Any) -> bool:
 
 
 def has_leftovers(connection: Any) -> bool:
-    """Whether cursors WITH HOLD were left open."""
-    return bool(connection.aurora_router_held)
+    """Whether cursors WITH HOLD were left open, or a transaction, because an exception came in the midst of a COMMIT."""
+    return bool(connection.aurora_router_held) or _IDLE < connection.pgconn.transaction_status < _UNKNOWN
 
 
 def remove_leftovers(connection: Any, ask: Ask) -> None:
-    """Close the cursors of an idle connection; the server keeps the rows of each in memory or on disk until then."""
+    """Close the cursors of a connection; the server keeps the rows of each in memory or on disk until then. Raises psycopg's
+    error if a transaction is open."""
     connection.autocommit = True
     ask("CLOSE ALL")
     connection.aurora_router_held.clear()

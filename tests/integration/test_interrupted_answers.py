@@ -8,13 +8,15 @@ from itertools import count
 from types import FrameType
 from typing import Any
 
+import psycopg
+import pymysql
 import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError, StatementError
 
 from aurora_router import Router
 from aurora_router.local.cluster import Cluster
-from tests.integration.shop import RAISE, Item, eventually, no_connection_is_left, sessions, until_readers_serve
+from tests.integration.shop import BOTH, RAISE, Item, eventually, no_connection_is_left, sessions, until_readers_serve
 from tests.interruptions import SoftTimeLimitExceeded, interrupted_at_each_line
 
 MakeRouter = Callable[..., Router]
@@ -90,6 +92,38 @@ def test_an_interrupted_read_answers_no_other(only: Router, way: str) -> None:
     for _ in interrupted_at_each_line(interrupted, "pymysql/connections.py", by=SoftTimeLimitExceeded):
         for _ in range(2):
             assert read(only) == 0
+    assert no_connection_is_left(only)
+
+
+@BOTH
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of PyMySQL's results that are half made
+def test_an_interrupted_commit_harms_no_later_unit(cluster: Cluster[Any], only: Router) -> None:
+    """Wherever a unit that writes is interrupted, COMMIT included, its transaction ends, and the next one has its own."""
+
+    def write() -> None:
+        with sessions(only)() as s:
+            s.execute(RAISE)
+            s.commit()
+
+    def interrupted() -> None:
+        try:
+            write()
+        except StatementError as error:  # SQLAlchemy's, around whatever comes out of the driver
+            if not isinstance(error.orig, SoftTimeLimitExceeded):
+                raise
+
+    def is_free() -> bool:
+        try:
+            cluster.execute("SELECT * FROM item WHERE id = 1 FOR UPDATE NOWAIT")
+        except (psycopg.Error, pymysql.Error):
+            return False
+        return True
+
+    write()  # what is made at first is made
+    files = "psycopg/_connection_base.py", "pymysql/connections.py", "aurora_router/gate.py"
+    for _ in interrupted_at_each_line(interrupted, *files, by=SoftTimeLimitExceeded):
+        eventually(is_free)
+        write()
     assert no_connection_is_left(only)
 
 

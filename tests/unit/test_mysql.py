@@ -788,7 +788,7 @@ def test_a_stream_ends_in_an_error_when_its_connection_does(peer: Peer) -> None:
 def test_a_stream_that_was_read_to_its_end_is_in_nobodys_way(peer: Peer) -> None:
     """Nothing is left of it, nor of an ordinary result."""
     peer.answers["SELECT n"] = rows(b"1", b"2")
-    connection = connected(peer)
+    connection = connected(peer, autocommit=True)
     stream = connection.cursor(pymysql.cursors.SSCursor)
     stream.execute("SELECT n")
     assert list(stream) == [(1,), (2,)]
@@ -851,7 +851,7 @@ def test_an_interrupted_answer_is_never_taken_for_another(peer: Peer, work: Call
 
     interrupted()  # not yet
     for _ in interrupted_at_each_line(interrupted, "pymysql/connections.py", "servers/mysql_connection.py", each="opcode"):
-        spoilt = mysql.has_leftovers(connection)
+        spoilt = connection.unanswered
         try:
             connection.rollback()
             connection.query("SELECT mine")
@@ -864,6 +864,16 @@ def test_an_interrupted_answer_is_never_taken_for_another(peer: Peer, work: Call
         outcomes.add(spoilt)
     connection.close()
     assert outcomes == {False, True}
+
+
+def test_a_transaction_that_was_not_ended_is_a_leftover(peer: Peer) -> None:
+    """Whatever has begun it: without autocommit a read may have. After a rollback there is none."""
+    peer.answers["SELECT n"] = rows(b"1")
+    connection = connected(peer)
+    connection.query("SELECT n")
+    assert mysql.has_leftovers(connection)
+    connection.rollback()
+    assert not mysql.has_leftovers(connection)
 
 
 def test_an_unanswered_connection_can_only_be_closed(peer: Peer) -> None:

@@ -246,6 +246,7 @@ class Switches:
     server_cursor_factory = ServerCursor
     prepare_threshold = 5
     aurora_router_shared = False
+    pgconn = types.SimpleNamespace(transaction_status=0)
     notice_handler = None
 
     def add_notice_handler(self, handler):
@@ -480,6 +481,14 @@ def test_cursors_that_were_left_are_closed(monkeypatch):
     connection.server_cursor_factory(connection, "in a transaction")
     assert not postgresql.has_leftovers(connection)
     kept.close()
+
+
+@pytest.mark.parametrize(("status", "is_left"), [("IDLE", False), ("ACTIVE", True), ("INTRANS", True), ("INERROR", True)])
+def test_a_transaction_that_was_not_ended_is_a_leftover(status, is_left):
+    connection = Talk()
+    postgresql.prepare(connection, False, (), nobody)
+    connection.pgconn = types.SimpleNamespace(transaction_status=pq.TransactionStatus[status])
+    assert postgresql.has_leftovers(connection) is is_left
 
 
 def test_the_first_look_at_a_server_names_its_level():
