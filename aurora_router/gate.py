@@ -48,6 +48,7 @@ LEAST_PATIENCE = 1.0  # seconds to ask for the fate of a COMMIT, also where the 
 WRITES = 1000  # texts of text() that are known to write
 LONGEST_WRITE = 10_000  # characters of one
 LEARNED = 1000  # statements remembered because a reader refused them
+LEARNED_LENGTH = 4 * 2**20  # characters of all of them
 LEARNED_FOR = 600.0  # seconds: a function or a view may be replaced, an extension installed
 
 _LEVELS_ON_READERS = frozenset({"autocommit", "read uncommitted", "read committed"})
@@ -318,9 +319,9 @@ class Gate:
         if text is not None:
             with self._lock:
                 self.learned.pop(text, None)
-                while len(self.learned) >= LEARNED:
-                    del self.learned[next(iter(self.learned))]
                 self.learned[text] = time.monotonic()
+                while len(self.learned) > LEARNED or sum(map(len, self.learned)) > LEARNED_LENGTH:
+                    del self.learned[next(iter(self.learned))]
 
     def forget(self, text: str) -> None:
         """The writer has refused this text, too: readers may be asked again."""

@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import Column, Integer, MetaData, Table, select
 from sqlalchemy.dialects import mysql, postgresql
 
+from aurora_router import Router
 from aurora_router.core.statements import Cache, Effect, Verdict, verdict
 
 READ = Verdict(Effect.READ, Effect.READ)
@@ -101,3 +102,16 @@ def test_threads_get_the_verdict_on_their_own_text():
         thread.join()
     assert not wrong
     assert sum(len(sql) for sql, _ in cache.recent) < SIZE
+
+
+def test_refused_texts_are_bounded_by_their_length_in_all():
+    """However long the texts are that readers have refused: those that were refused last are remembered, and few megabytes."""
+    gate = Router("postgresql+psycopg://app@db-1/shop").gate
+    long = "SELECT 1 FROM writes /*" + 2**20 * "x" + "*/ LIMIT "
+    for number in range(20):
+        gate.learn(f"{long}{number}")
+    assert gate.has_learned(f"{long}19")
+    assert sum(map(len, gate.learned)) <= 4 * 2**20
+    for number in range(3000):
+        gate.learn(f"SELECT {number} FROM writes")
+    assert [*gate.learned] == [f"SELECT {number} FROM writes" for number in range(2000, 3000)]
