@@ -595,7 +595,7 @@ class _Watcher:
                     self._probe(self._links)
                 except BaseException as error:
                     self.report("the probe of %s came to an unexpected end")
-                    strange = ProbeError(f"the probe came to an unexpected end: {error!r}", Silence.MISCONFIGURED)
+                    strange = ProbeError(f"the probe came to an unexpected end: {type(error).__name__}", Silence.MISCONFIGURED)
                     self._failed(time.monotonic(), strange, self._lost or {None})
                 if not self._current:
                     return
