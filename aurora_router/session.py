@@ -22,6 +22,7 @@ from aurora_router import config, guard
 from aurora_router.core import events
 from aurora_router.core.failures import Action
 from aurora_router.core.selection import Reason
+from aurora_router.core.statements import verdict
 from aurora_router.diagnosis import FACTS
 from aurora_router.errors import ConfigurationError, RouterError
 from aurora_router.gate import refuse_inherited, watch
@@ -49,12 +50,13 @@ class _Call:
 
     parameters: as Session.execute() takes them. options: given in the call. route: what all its execution options ask for.
     of_write: whether SQLAlchemy reads with it what an UPDATE or DELETE will change, if it sends it at all.
-    left: how many places its session had left when this statement got its own.
+    left: how many places its session had left when this statement got its own; None before that.
+    listeners_made: what listeners of do_orm_execute have made of the statement; None without listeners.
     """
 
-    __slots__ = ("left", "of_write", "options", "parameters", "route", "statement")
+    __slots__ = ("left", "listeners_made", "of_write", "options", "parameters", "route", "statement")
 
-    left: int
+    left: int | None
 
     def __init__(self, statement: Any, parameters: Any, options: Mapping[str, Any] | None, route: Any, of_write: bool) -> None:
         self.statement = statement
@@ -62,6 +64,7 @@ class _Call:
         self.options = options
         self.route = route
         self.of_write = of_write
+        self.listeners_made: Any = None
 
 
 class _BySession:
@@ -264,7 +267,7 @@ class RoutingMixin(_Base):
         else:
             engine = self._engine_for(unit, mapper, clause, read_only)
         call = self._call
-        if call is not None:
+        if call is not None and call.left is None:
             call.left = self._left
         return engine
 
@@ -274,8 +277,10 @@ class RoutingMixin(_Base):
             clause = self._call.statement  # SQLAlchemy passes neither for some statements: a union of mapped columns
         if mapper is None and clause is None:
             return self.router.writer_engine()  # somebody wants to look at an engine, not to connect
+        if clause is not None and self._call is not None and self._call.listeners_made is not None:
+            clause = self._call.listeners_made
         if unit.read_only:
-            return self._enter(unit, Reason.HINT if unit.hint == "writer" else None)
+            return self._enter(unit, Reason.HINT if unit.hint == "writer" or self._names_writer(clause) else None)
         judging: Engine | None = None
         reason: Reason | None = None
         # A text is the same on every engine, and most that write need no reader chosen first.
@@ -344,6 +349,11 @@ class RoutingMixin(_Base):
         if reason is not None and isinstance(clause, TextClause):
             self.router.gate.note_write(clause.text, text)
         return reason
+
+    def _names_writer(self, clause: Any) -> bool:
+        """Whether the text of a text() has a hint that asks for the writer."""
+        text = clause.text if isinstance(clause, TextClause) else ""
+        return "@writer" in text and verdict(text, self.router.gate.dialect).hint == "writer"
 
     def _isolation(self) -> str | None:
         level: str | None = self.execution_options.get("isolation_level")
@@ -510,7 +520,7 @@ class RoutingMixin(_Base):
             options["_add_event"] = self._after_listeners
         try:
             while True:
-                call.left = self._left
+                call.left = None
                 try:
                     result = execute(statement, params, **options)
                     unit = self._unit
@@ -528,9 +538,10 @@ class RoutingMixin(_Base):
             self._call = outer
 
     def _after_listeners(self, state: ORMExecuteState) -> None:
-        """Note what the application's listeners of do_orm_execute have made of the options: this one comes last."""
+        """Note what the application's listeners of do_orm_execute have made of the statement and its options: this comes last."""
         call = self._call
         assert call is not None
+        call.listeners_made = state.statement
         call.parameters, call.options = state.parameters, state.local_execution_options
         call.route = self._option("route", state.statement, call.options)
 
@@ -554,7 +565,7 @@ class RoutingMixin(_Base):
         unit = self._unit
         if unit is None or unit.instance is None:
             return False
-        if call.left != self._left and _lacks_connection(error):
+        if call.left is not None and call.left != self._left and _lacks_connection(error):
             return True  # what its parameters have loaded has brought the unit elsewhere: nothing was sent of it
         if isinstance(error, NotARead) and not unit.on_writer:
             self._move(unit, error.reason)

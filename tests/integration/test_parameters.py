@@ -106,6 +106,22 @@ def test_a_reader_may_die_while_a_parameter_loads(router: Router, proxies: list[
         assert item.stock == 10
 
 
+@BOTH
+@pytest.mark.parametrize("write", [RoutingSession.flush, RoutingSession.connection, RoutingSession.begin_nested])
+def test_a_parameter_may_write_itself(router: Router, write: Callable[[RoutingSession], object]) -> None:
+    """What its function does without a statement of its own may bring the unit to the writer, too."""
+    with sessions(router)() as s:
+        item = s.get_one(Item, 1)
+
+        def number() -> int:
+            item.stock = 7
+            write(s)
+            return 2
+
+        assert s.scalars(select(Item.id).where(Item.id < bindparam("number", callable_=number))).all() == [1]
+        assert place(s) == "writer"
+
+
 def test_the_same_in_a_read_only_unit(router: Router, proxies: list[FaultProxy]) -> None:
     """A read-only transaction that has shown no snapshot goes on where the load has found a reader."""
     with sessions(router)(read_only=True) as s:

@@ -32,11 +32,11 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection, Engine, Result
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import ORMExecuteState, aliased
 from sqlalchemy.orm import Session as PlainSession
-from sqlalchemy.orm import aliased
 from sqlalchemy.sql.functions import FunctionElement
 
 from aurora_router import NoReaderAvailable, ReadOnlyViolation, Router, RoutingSession
@@ -370,6 +370,34 @@ def test_a_read_is_compiled_once_on_each_engine(cluster: Cluster[Any], make_rout
             assert s.scalar(select(counted())) == 3
             assert place(s) == "reader"
     assert counted.times == 1
+
+
+def invoke_lock(state: ORMExecuteState) -> Result[Any]:
+    return state.invoke_statement(statement=text("SELECT id FROM item FOR UPDATE"))
+
+
+def set_lock(state: ORMExecuteState) -> None:
+    state.statement = text("SELECT id FROM item FOR UPDATE")
+
+
+@BOTH
+@pytest.mark.parametrize("listener", [invoke_lock, set_lock])
+def test_what_a_listener_puts_in_its_place_is_judged(make_router: MakeRouter, listener: Callable[[ORMExecuteState], Any]) -> None:
+    """A listener of do_orm_execute may make a write of a read: it needs no reader either."""
+    with sessions(make_router(instances=[], no_reader="error"))() as s:
+        event.listen(s, "do_orm_execute", listener)
+        assert len(s.execute(text("SELECT 1")).all()) == 3
+        assert place(s) == "writer"
+
+
+@BOTH
+def test_a_hint_in_a_text_needs_no_reader(make_router: MakeRouter) -> None:
+    """A read-only unit that begins with a text which asks for the writer goes there at once."""
+    with sessions(make_router(instances=[], no_reader="error"))(read_only=True) as s, listening(s) as ears:
+        assert s.scalar(text("/*@writer*/ SELECT count(*) FROM item")) == 3
+        assert set(ears.heard.values()) == {1}
+        with pytest.raises(ReadOnlyViolation):
+            s.execute(text(INSERT))
 
 
 @BOTH
