@@ -794,8 +794,11 @@ def _hold_cursor() -> Any:
                     held[name] = weakref.ref(self)
 
             def close(self) -> None:
-                super().close()
-                self._held.pop(self.name, None)
+                if self.withhold and self.name not in self._held:
+                    super(ServerCursor, self).close()  # the server has closed it: its connection went back to the pool
+                else:
+                    super().close()
+                    self._held.pop(self.name, None)
 
             def __del__(self, *_: Any) -> None:
                 """No warning, unlike psycopg's: it will be closed."""

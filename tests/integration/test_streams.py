@@ -139,6 +139,19 @@ def test_a_stream_outside_of_a_transaction_leaves_no_cursor(only: Router, query:
     assert left_open(only) == 0
 
 
+def test_a_stream_closed_after_its_unit_disturbs_nobody(only: Router, query: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Its cursor is gone by then, and its connection may be in the midst of another unit's transaction."""
+    with sessions(only)() as s:
+        streamed = s.execute(query, execution_options=STREAM)
+        streamed.fetchone()
+        assert place(s) == "reader"
+    with sessions(only)(read_only=True) as s:
+        assert s.scalar(text("SELECT 1")) == 1
+        streamed.close()
+        assert s.scalar(text("SELECT 2")) == 2
+    assert caplog.records == []
+
+
 def test_a_connection_without_a_stream_is_told_nothing(only: Router, cluster: PostgresCluster) -> None:
     """What was read to its end costs no round trip when the connection comes back."""
     with sessions(only)() as s:
