@@ -236,13 +236,15 @@ class Entrance:
                 door.drop(connection)
             except (DBAPIError, WrongServer, self._engines.driver_error) as error:
                 self._give_up(unit, door, connection)
-                phase = _CONNECTING[on_writer] if connection is None else _UNSENT[on_writer]
+                # What a listener of the application has executed has a statement.
+                connects = connection is None and getattr(error, "statement", None) is None
+                phase = _CONNECTING[on_writer] if connects else _UNSENT[on_writer]
                 failure = self._engines.failure(error, phase)
-                if connection is None and not isinstance(error, WrongServer):  # which was told already
+                if connects and not isinstance(error, WrongServer):  # which was told already
                     self._emit(events.ConnectFailed, instance.id, self._engines.explain(error))
                 if failure in SUSPICIOUS:
                     self._monitor.suspect(instance.id)
-                if connection is None and (mistake := self._engines.mistake(error)) is not None:
+                if connects and (mistake := self._engines.mistake(error)) is not None:
                     raise mistake from None
                 if decide(failure, phase) is Action.RAISE:
                     raise

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, text
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import Pool
 
@@ -278,3 +279,25 @@ def test_a_listener_that_writes_takes_units_to_the_writer(
     assert stock(cluster) == (13 if "UPDATE" in statement else 10)
     assert any(isinstance(e, events.MovedByListener) for e in heard)
     assert sum("a listener" in line for line in caplog.messages) == 1
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["engine_connect", "begin", "after_begin"])
+def test_a_listener_that_fails_gets_its_own_error(make_router: MakeRouter, heard: list[events.Event], name: str) -> None:
+    """What a listener's statement is refused for is no failure to connect, and the unit gets that error as it is."""
+
+    def listener(*given: Any) -> None:
+        given[-1].execute(text("SELECT nothing FROM item"))
+
+    router = make_router(listeners=[heard.append])
+    until_readers_serve(router, 2)
+    target = Session if name == "after_begin" else Engine
+    event.listen(target, name, listener)
+    try:
+        for read_only in (None, True, False):
+            with sessions(router, read_only=read_only)() as s, pytest.raises(DBAPIError, match="SELECT nothing") as caught:
+                s.scalar(COUNT)
+            assert "nothing" in str(caught.value.orig)
+    finally:
+        event.remove(target, name, listener)
+    assert not any(isinstance(e, events.ConnectFailed) for e in heard)
