@@ -576,6 +576,7 @@ class _Watcher:
             self.thread, self._go = old
             raise
         self._stuck += 1
+        old[1].set()  # it may have come back since, and wait to be told
         self.asked_at = None
         self.looked_at = time.monotonic()
 

@@ -15,7 +15,10 @@ from sqlalchemy.pool import Pool
 
 from aurora_router import ConfigurationError, Router
 from aurora_router.core import events
+from aurora_router.core.topology import Instance
 from aurora_router.local import PostgresCluster
+from aurora_router.monitor import Monitor, ProbeConnection, ProbeError
+from aurora_router.settings import Settings
 from tests.integration.shop import eventually, until_readers_serve
 
 MakeRouter = Callable[..., Router]
@@ -162,6 +165,30 @@ def test_a_probe_that_ends_its_thread_is_repeated(
     cluster.restart(reader)
     until_readers_serve(router, 2)
     assert connecting_ends == []
+
+
+def test_a_probe_that_ends_while_it_is_replaced_leaves_no_thread() -> None:
+    """A thread that comes back just when it is taken for one that hangs ends, and does not count as hanging."""
+    is_cut = threading.Event()
+
+    def connect(_: Instance) -> ProbeConnection:
+        is_cut.wait(30)
+        raise ProbeError("it is gone")
+
+    def cut(_: str) -> None:
+        if not is_cut.is_set():
+            is_cut.set()
+            eventually(lambda: watcher.asked_at is None)
+
+    settings = Settings("postgresql+psycopg://app@db-1/shop", probe_interval=0.05, probe_timeout=0.05)
+    monitor = Monitor(settings, connect, cut, lambda *_: (), lambda _: False)
+    monitor.start()
+    (watcher,) = monitor._watchers.values()
+    first = watcher.thread
+    eventually(lambda: watcher.thread is not first)
+    eventually(lambda: not first.is_alive())
+    assert watcher._stuck == 0
+    monitor.close()
 
 
 def test_a_handler_of_logs_that_ends_its_thread_ends_none(cluster: PostgresCluster, make_router: MakeRouter) -> None:
