@@ -289,7 +289,8 @@ class Engines:
         if self._pooler is None and instance_id not in self._behind:
             self._behind.add(instance_id)
             what = "a pooler stands before %s: no setting is left on its connections, and no statement is prepared there"
-            log.info(f'{what}. Say pooler="session" if it keeps a client on one connection.', instance_id)
+            with contextlib.suppress(Exception):  # of a handler or filter of the application's
+                log.info(f'{what}. Say pooler="session" if it keeps a client on one connection.', instance_id)
 
     def sound(self, connection: PoolProxiedConnection, instance: Instance, now: float) -> bool:
         """Whether a connection that was just checked out leads to a server that stood behind the instance when it was chosen,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -139,9 +140,10 @@ class Log:
         with self._lock:
             came = self._rates.setdefault((type(event), where), Rate(AGAIN)).passes(self._clock())
         if came:
-            log.warning("%s", text + more(came))
+            _write(_Line(logging.WARNING, None, text + more(came)))
 
 
 def _write(line: _Line | None) -> None:
     if line is not None:
-        log.log(line.level, "%s", line.text)
+        with contextlib.suppress(Exception):  # of a handler or filter of the application's
+            log.log(line.level, "%s", line.text)

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 
+from aurora_router import Router
 from aurora_router.core import events
 from aurora_router.core.pacing import Rate, Steady
 from aurora_router.core.topology import Topology
@@ -240,7 +241,7 @@ def test_a_listener_that_always_fails_is_told_now_and_then(told, caplog):
 
 
 def test_a_log_that_cannot_be_written_harms_nobody(told):
-    """Not even where it is to say that a listener has failed."""
+    """Not even where it is to say that a listener has failed, or in the unit that starts the router or meets a pooler."""
 
     class Broken(logging.Handler):
         def emit(self, record):
@@ -253,6 +254,8 @@ def test_a_log_that_cannot_be_written_harms_nobody(told):
     logging.getLogger("aurora_router").addHandler(broken)
     try:
         Listeners((fails,), told.log)(events.Learned, "db-2:5432", "0A000")
+        told.log.started(after(ABC, silent("c", 1, None, MISCONFIGURED)))
+        Router("postgresql+psycopg://app@db-1/shop")._engines._found_pooler("db-1:5432")
     finally:
         logging.getLogger("aurora_router").removeHandler(broken)
 
