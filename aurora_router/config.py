@@ -55,9 +55,9 @@ def check_password(name: str, password: object) -> str | Callable[[], str] | Non
     return ask
 
 
-def check_parts(url: URL) -> None:
-    """Raises ConfigurationError for a URL with a NUL character in any of its parts."""
-    _refuse_nul("the URL", url.username, url.password, url.database, *url.query, *url.query.values())
+def check_parts(url: URL, secrets: Iterable[object]) -> None:
+    """Raises ConfigurationError for a URL with a NUL character in any of its parts. secrets: those that were taken out of it."""
+    _refuse_nul("the URL", url.username, url.password, url.database, *url.query, *url.query.values(), *secrets)
 
 
 def _refuse_nul(what: str, *values: object) -> None:

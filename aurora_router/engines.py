@@ -102,7 +102,7 @@ class Engines:
         self._pooler = settings.pooler
         self._behind: set[str] = set()  # instances before which a pooler was found
         self._server = server
-        ours = {"connect_timeout": CONNECT_TIMEOUT, **server.CONNECT}
+        ours = {"connect_timeout": CONNECT_TIMEOUT, **server.CONNECT, **target.secrets}
         usual = {name: value for name, value in ours.items() if name not in url.query}
         self._options = _with_connect_args(usual, settings.options, server)
         self._reader_options = self._options if of_readers is None else _with_connect_args(usual, of_readers, server)

@@ -208,7 +208,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         target = parse_url(self.url)
-        check_parts(target.url)
+        check_parts(target.url, target.secrets.values())
         for each in SETTINGS:
             self._keep(each.name, each.metadata["check"](each.name, getattr(self, each.name)))
         if isinstance(self.password, str):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy.engine import URL, make_url
@@ -26,16 +26,22 @@ _MANAGED = re.compile(
 _ON, _OFF = ("1", "true", "yes", "on", "y", "t"), ("", "0", "false", "no", "off", "n", "f")
 _PASSWORDS = ("password", "passwd")
 """What the drivers call it."""
+_KEY_PASSWORDS = ("sslpassword", "ssl_key_password")
+"""What they call the password of a private key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A URL taken apart: how to connect, the family and the SQL dialect of its servers, the hosts that it names, in order."""
+    """A URL taken apart: how to connect, the family and the SQL dialect of its servers, the hosts that it names, in order.
+
+    secrets: what stands in its query and must be in no repr; arguments of the driver's connect().
+    """
 
     url: URL
     server: Family
     dialect: str
     hosts: tuple[tuple[str, int], ...]
+    secrets: Mapping[str, Any] = field(repr=False)
 
     def at(self, instance: Instance, arguments: Mapping[str, Any]) -> URL:
         """The URL of one instance. Whatever named it, a managed host is remote: nothing goes there in the clear unless the user
@@ -92,6 +98,7 @@ def parse_url(given: str | URL) -> Target:
         secret = query.pop(name, None)
         if isinstance(secret, str):
             url = url.set(password=secret)  # where SQLAlchemy hides it
+    secrets = {name: query.pop(name) for name in _KEY_PASSWORDS if name in query}
     disabled = str(query.get("ssl_disabled", "1")).lower()
     if disabled in _OFF:
         del query["ssl_disabled"]  # PyMySQL would take any text for true
@@ -107,7 +114,7 @@ def parse_url(given: str | URL) -> Target:
     pairs = tuple(address for address in (_address(given, server) for given in listed) if address is not None)
     if len(pairs) < len(listed) or "@" in (url.database or ""):
         raise ConfigurationError(f"a host or port of the URL cannot be read; {_like(example)}")
-    return Target(url.set(query=query, host=pairs[0][0], port=pairs[0][1]), server, dialect, pairs)
+    return Target(url.set(query=query, host=pairs[0][0], port=pairs[0][1]), server, dialect, pairs, secrets)
 
 
 def _with_quoted_query(given: str) -> str:

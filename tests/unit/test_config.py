@@ -196,7 +196,7 @@ ONLY_ENCRYPTED = {"ssl_check_hostname": "false"}
         ("?ssl_disabled=true", {}, {"ssl_disabled": "true"}),
         ("?ssl_disabled=false", {}, ONLY_ENCRYPTED),
         ("?ssl_disabled=0", {}, ONLY_ENCRYPTED),
-        ("?ssl_key_password=x", {}, {**ONLY_ENCRYPTED, "ssl_key_password": "x"}),
+        ("?ssl_key_password=x", {}, ONLY_ENCRYPTED),
     ],
 )
 def test_pymysqls_own_ways_to_ask_for_tls_stand(tmp_path, query, arguments, encrypted):

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import event
 
 from aurora_router import ConfigurationError, Router, urls
 from aurora_router.__main__ import main
@@ -152,6 +153,27 @@ def test_no_value_of_a_wrong_setting_is_shown(setting, value, head):
         Router(f"{head}://app@db-1/shop", **given)
     assert hidden(everything(caught.value))
     assert next(iter(given)) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [("postgresql+psycopg://app@db-1/shop", "sslpassword"), ("mysql+pymysql://app@db-1/shop", "ssl_key_password")],
+)
+def test_a_keys_password_in_a_url_is_in_no_repr(url, name):
+    """What a URL's query has for a password of a private key is in no repr, and the driver gets it all the same."""
+    router = Router(f"{url}?{name}=Zq0")
+    engine = router.engine(router._monitor.topology.instances[0])
+    assert hidden(repr((engine, engine.url, router._settings.target)))
+    given = []
+
+    def do_connect(dialect, record, arguments, options):
+        given.append(options)
+        raise ConfigurationError("enough is known")
+
+    event.listen(engine, "do_connect", do_connect)
+    with pytest.raises(ConfigurationError, match="enough"):
+        engine.connect()
+    assert given[0][name] == "Zq0"
 
 
 @pytest.mark.parametrize("found", ["service", "socket"])
