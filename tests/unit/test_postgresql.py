@@ -453,8 +453,8 @@ def test_a_connection_notices_the_crash_of_another(sqlstate, is_bystander):
 def test_cursors_that_were_left_are_closed(monkeypatch):
     """The next one closes those that nobody can close any more; what is left then is closed with all others."""
 
-    def made(cursor, connection, name, **_):
-        cursor.name = name
+    def made(cursor, connection, name, *, withhold=False):
+        cursor.name, cursor._withhold = name, withhold
 
     monkeypatch.setattr(ServerCursor, "__init__", made)
     monkeypatch.setattr(ServerCursor, "close", lambda self: None)
