@@ -306,11 +306,12 @@ class RoutingMixin(_Base):
         return self._move(unit, reason)
 
     def _checked_bind(self, mapper: Any, clause: Any) -> Engine | Connection:
-        """get_bind() of a bulk statement, within the transaction that SQLAlchemy rolls back if this raises StaleRead. What the
-        statement writes to another database leaves the check to the first one that writes to the cluster."""
+        """get_bind() of a bulk statement, within the transaction that SQLAlchemy rolls back if this raises StaleRead. What it
+        writes to another database, or a listener reads, leaves the check to the first one that writes to the cluster."""
         states, self._in_bulk = self._in_bulk or [], None
         engine = self.get_bind(mapper, clause=clause)
-        if self._unit is not None and self._unit.instance is not None and engine is self._engine(self._unit):
+        unit = self._unit
+        if unit is not None and unit.instance is not None and unit.on_writer and engine is self._engine(unit):
             guard.check_bulk(self, Session.connection(self, bind_arguments={"bind": engine}), states)
         else:
             self._in_bulk = states
@@ -518,6 +519,9 @@ class RoutingMixin(_Base):
         self._call = call = _Call(statement, params, given, route, of_write)
         if self.dispatch.do_orm_execute and not of_write:
             options["_add_event"] = self._after_listeners
+        is_update = type(params) is list and getattr(statement, "is_update", False)
+        if is_update:
+            self._in_bulk = self._named_in(statement, params)
         try:
             while True:
                 call.left = None
@@ -530,12 +534,21 @@ class RoutingMixin(_Base):
                 except Exception as error:
                     if self._recovered(error, call):
                         continue
+                    if isinstance(error, StaleDataError):
+                        self._note_refused(error)
                     own = error.orig if type(error) is StatementError else None
                     if isinstance(own, RouterError):  # of what a parameter has loaded
                         raise own from own.__cause__
                     raise
         finally:
             self._call = outer
+            if is_update:
+                self._in_bulk = None
+
+    def _named_in(self, statement: Any, parameters: list[Any]) -> list[InstanceState[Any]] | None:
+        """The objects whose rows an UPDATE of the ORM names by their primary keys, as far as they are to be checked."""
+        entity = getattr(statement, "entity_description", {}).get("entity") if self._guarding else None
+        return guard.named(self, inspect(entity).mapper, parameters) or None if entity is not None else None
 
     def _after_listeners(self, state: ORMExecuteState) -> None:
         """Note what the application's listeners of do_orm_execute have made of the statement and its options: this comes last."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import Column, ForeignKey, String, Table, create_engine, insert, select, text
+from sqlalchemy import Column, ForeignKey, String, Table, create_engine, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -235,6 +235,11 @@ def use_the_old_version_in_bulk(s: RoutingSession) -> None:
     s.bulk_update_mappings(Counted, [{"id": 1, "stock": counted.stock + 1, "version": counted.version}])
 
 
+def use_the_old_version_by_key(s: RoutingSession) -> None:
+    counted = s.get_one(Counted, 1)
+    s.execute(update(Counted), [{"id": 1, "stock": counted.stock + 1, "version": counted.version}])
+
+
 GONE = "DELETE FROM link;DELETE FROM leaf;DELETE FROM branch;DELETE FROM bird;DELETE FROM root"
 
 
@@ -252,6 +257,7 @@ GONE = "DELETE FROM link;DELETE FROM leaf;DELETE FROM branch;DELETE FROM bird;DE
         (delete_what_is_referred_to, "INSERT INTO label (name) VALUES ('used');INSERT INTO link VALUES (1, 'used')"),
         (use_the_old_version, "UPDATE counted SET stock = 5, version = 2"),
         (use_the_old_version_in_bulk, "UPDATE counted SET stock = 5, version = 2"),
+        (use_the_old_version_by_key, "UPDATE counted SET stock = 5, version = 2"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
