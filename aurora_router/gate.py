@@ -411,8 +411,9 @@ class Gate:
             context.is_disconnect = True  # SQLAlchemy does not always know
         if failure is Failure.OUTDATED and unit.instance is not None:
             self.engines.forget_prepared(unit.instance.id)
-            driver = connection.connection.dbapi_connection if connection is not None else None
-            if driver is not None and self.server.autocommit(driver):  # there will be no rollback, with which a driver forgets
+        if connection is not None and not (context.is_disconnect or connection.invalidated):
+            driver = connection.connection.dbapi_connection
+            if self.server.autocommit(driver):  # there will be no rollback, with which a driver forgets what it has prepared
                 with contextlib.suppress(self.engines.driver_error):
                     self.server.forget_prepared(driver)
         phase = self.phase(unit)

@@ -442,11 +442,12 @@ _OUTDATED = {
     "26000": "_pg3_",
     "42P05": "_pg3_",
     "42704": "lookup_type_cache",
-    "XX000": r"getType(Binary)?(Input|Output)Info|TupleDescInitEntry",
+    "XX000": r"cache lookup failed for type (?s:(?!.*PL/pgSQL))",
 }
 """Errors of a statement that psycopg has prepared, and how they are told from others of the same code: by the names that psycopg
 gives, or by the function of the server that raises them. The first follows a change of a table, and the last two a type that was
-dropped and made anew: the prepared statement knows the old one by its number. The others are met behind a pooler, which changes
+dropped and made anew: the prepared statement knows the old one by its number. (What a function knows of it, nobody can have it
+forget.) The others are met behind a pooler, which changes
 the server's side of a connection. GetSerializableTransactionSnapshot refuses a level that only the connection's default is: one
 that the unit has asked for is refused by another function."""
 _BROKEN = ("53100", "53200", "58", "XX")  # disk full, out of memory, system errors, internal errors

@@ -109,6 +109,34 @@ def test_a_read_outlives_a_type_that_is_made_anew(
     assert not prepared.gate.learned
 
 
+@pytest.fixture
+def code(cluster: PostgresCluster) -> Iterator[None]:
+    """A table whose only column is a text, until somebody changes that."""
+    cluster.execute("CREATE TABLE code (v text); INSERT INTO code VALUES ('7'); GRANT SELECT ON code TO app")
+    cluster.wait_in_sync()
+    yield
+    cluster.execute("DROP TABLE code")
+
+
+@pytest.mark.usefixtures("code")
+def test_a_parameter_of_the_old_type_fails_once(prepared: Router, cluster: PostgresCluster) -> None:
+    """What was prepared for a text cannot be compared with a number. As on any engine that costs a connection one error."""
+    Session = sessionmaker(class_=RoutingSession, router=prepared)
+
+    def count() -> int:
+        with Session() as s:
+            found: int = s.scalar(text("SELECT count(*) FROM code WHERE v = :v"), {"v": "7"})
+            assert place(s) == "reader"
+            return found
+
+    assert count() == 1
+    cluster.execute("ALTER TABLE code ALTER v TYPE int USING v::int")
+    cluster.wait_in_sync()
+    with pytest.raises(exc.ProgrammingError):
+        count()
+    assert [count(), count()] == [1, 1]
+
+
 def test_a_stream_and_a_change_of_its_table(prepared: Router, change: Callable[[], None], heard: list[events.Event]) -> None:
     """A unit that has an unread stream repeats a statement that is out of date, and the stream goes on."""
     Session = sessionmaker(class_=RoutingSession, router=prepared)

@@ -145,6 +145,7 @@ def test_a_function_is_a_read_if_it_is_one_in_every_schema():
         ("42P05", 'prepared statement "_pg3_0" already exists', False, Failure.OUTDATED),
         ("XX000", "cache lookup failed for type 16437\nCONTEXT: ... (getTypeInputInfo)", False, Failure.OUTDATED),
         ("XX000", "cache lookup failed for type 16437 (TupleDescInitEntry)", False, Failure.OUTDATED),
+        ("XX000", "cache lookup failed for type 16437\nCONTEXT: PL/pgSQL function f()", False, Failure.BROKEN),
         ("42704", "Typ mit OID 16432 existiert nicht (lookup_type_cache)", False, Failure.OUTDATED),
         ("42704", 'type "kind" does not exist (typenameType)', False, Failure.OTHER),
         ("26000", 'prepared statement "mine" does not exist', False, Failure.OTHER),
