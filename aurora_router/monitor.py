@@ -56,6 +56,12 @@ def _report(rate: Rate, message: str, *values: object) -> None:
             log.exception(message + more(came), *values)
 
 
+def _warn(message: str, *values: object) -> None:
+    """Log a warning, whatever a handler of logs raises."""
+    with contextlib.suppress(BaseException):
+        log.warning(message, *values)
+
+
 class ProbeConnection(Protocol):
     """A connection to one server that its watcher owns; only cut() is called by another thread."""
 
@@ -365,7 +371,7 @@ class Monitor:
         """The topology, or one that begins anew where another cluster stands under all names, and that is accepted."""
         if not self._accept_new_cluster or (successor := topology.successor) is None:
             return topology
-        log.warning("the cluster %s was replaced by %s under the same names: it is used from now on", topology.cluster, successor)
+        _warn("the cluster %s was replaced by %s under the same names: it is used from now on", topology.cluster, successor)
         return pure.renewed(topology)
 
     def _forgotten(self, instance: str, server: ServerId) -> None:
@@ -642,7 +648,7 @@ class _Watcher:
             errand(link.connection)
         except ProbeError as error:
             if not self._stopped and self._complaints.setdefault(failed, Rate(COMPLAIN)).passes(time.monotonic()):
-                log.warning(failed, self.id, error)  # were it stopped, it would have been cut by close()
+                _warn(failed, self.id, error)  # were it stopped, it would have been cut by close()
         finally:
             self._asking = None
 

@@ -15,7 +15,8 @@ from sqlalchemy.pool import Pool
 
 from aurora_router import ConfigurationError, Router
 from aurora_router.core import events
-from aurora_router.core.topology import Instance
+from aurora_router.core.positions import WalPosition
+from aurora_router.core.topology import Instance, Role, Server, ServerId, Silence
 from aurora_router.local import PostgresCluster
 from aurora_router.monitor import Monitor, ProbeConnection, ProbeError
 from aurora_router.settings import Settings
@@ -189,6 +190,46 @@ def test_a_probe_that_ends_while_it_is_replaced_leaves_no_thread() -> None:
     eventually(lambda: not first.is_alive())
     assert watcher._stuck == 0
     monitor.close()
+
+
+def test_a_warning_that_cannot_be_logged_costs_no_instance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler of logs that raises, when the catalog cannot be read, takes no instance out of use."""
+    said: list[str] = []
+    known: list[Silence | None] = []
+
+    class Broken(logging.Handler):
+        def handle(self, record: logging.LogRecord) -> bool:
+            said.append(record.getMessage())
+            raise OSError
+
+    class WithoutCatalog:
+        def ask(self) -> Server:
+            return Server(ServerId("cluster", None, None, "run"), Role.WRITER, 1, WalPosition(1, 1), None, "read committed")
+
+        def functions(self) -> frozenset[str]:
+            raise ProbeError("permission denied")
+
+        def prune(self) -> bool:
+            return False
+
+        def cut(self) -> None: ...
+
+        def close(self) -> None: ...
+
+    broken = Broken()
+    logging.getLogger("aurora_router").addHandler(broken)
+    try:
+        settings = Settings("postgresql+psycopg://app@db-1/shop", probe_interval=0.05)
+        monitor = Monitor(settings, lambda _: WithoutCatalog(), lambda _: None, lambda *_: (), lambda _: False)
+        monkeypatch.setattr(monitor, "_observed", lambda observation: known.append(observation.silence))
+        monitor.start()
+        eventually(lambda: any("could not be read" in line for line in said))
+        asked = len(known)
+        eventually(lambda: len(known) > asked + 1)
+        monitor.close()
+    finally:
+        logging.getLogger("aurora_router").removeHandler(broken)
+    assert set(known) == {None}
 
 
 def test_a_handler_of_logs_that_ends_its_thread_ends_none(cluster: PostgresCluster, make_router: MakeRouter) -> None:
