@@ -17,7 +17,7 @@ class Failure(enum.Enum):
     LOST = "the connection was lost"
     ENDED = "the connection was lost by the statement's own fault: it was killed, or is too much for a server"
     BROKEN = "the instance failed inside: its disk, its memory, an internal error"
-    CONFLICT = "the reader cancelled the statement because replay needed its rows gone"
+    CONFLICT = "the reader has just not what the statement needs: replay took it away, or has not brought it"
     READ_ONLY = "the instance is read-only"
     NOT_HERE = "the instance cannot do this, as a reader or at all"
     OUTDATED = "what the connection had prepared is out of date"

@@ -447,9 +447,8 @@ _OUTDATED = {
 """Errors of a statement that psycopg has prepared, and how they are told from others of the same code: by the names that psycopg
 gives, or by the function of the server that raises them. The first follows a change of a table, and the last two a type that was
 dropped and made anew: the prepared statement knows the old one by its number. (What a function knows of it, nobody can have it
-forget.) The others are met behind a pooler, which changes
-the server's side of a connection. GetSerializableTransactionSnapshot refuses a level that only the connection's default is: one
-that the unit has asked for is refused by another function."""
+forget.) The others are met behind a pooler, which changes the server's side of a connection. GetSerializableTransactionSnapshot
+refuses a level that only the connection's default is: one that the unit has asked for is refused by another function."""
 _BROKEN = ("53100", "53200", "58", "XX")  # disk full, out of memory, system errors, internal errors
 
 
@@ -465,6 +464,8 @@ def failure(sqlstate: str | None, message: str, *, disconnected: bool) -> Failur
         return Failure.OUTDATED
     if sqlstate is not None and sqlstate.startswith(_CONSTRAINT):
         return Failure.CONSTRAINT
+    if sqlstate == "55000" and "ExecOpenScanRelation" in message:
+        return Failure.CONFLICT  # a materialized view that the reader has not filled yet: another one may have
     if sqlstate in _NOT_HERE:
         return Failure.NOT_HERE
     if sqlstate == "25006" or (sqlstate == "XX000" and "recovery" in message):

@@ -330,3 +330,26 @@ def test_what_a_reader_refused_is_tried_again_later(
         s.execute(text(sql))
         assert place(s) == "reader"
         assert instance_id(s) in {reader.address for reader in cluster.readers}
+
+
+def test_a_view_that_a_late_reader_lacks_is_no_lesson(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    """A view that a late reader has not filled is read elsewhere, and on that reader again when it has caught up."""
+    reader = cluster.readers[0]
+    router = make_router(instances=[reader.address])
+    until_readers_serve(router, 1)
+    cluster.execute("CREATE MATERIALIZED VIEW filled_later AS SELECT 1 AS a WITH NO DATA")
+    try:
+        cluster.execute("GRANT SELECT ON filled_later TO app")
+        cluster.wait_in_sync()
+        cluster.pause_replay(reader)
+        cluster.execute("REFRESH MATERIALIZED VIEW filled_later")
+        found = []
+        for _ in range(2):
+            with RoutingSession(router=router) as s:
+                found.append((s.scalar(text("SELECT a FROM filled_later")), place(s)))
+            cluster.resume_replay(reader)
+            cluster.wait_in_sync()
+        assert found == [(1, "writer"), (1, "reader")]
+    finally:
+        cluster.resume_replay(reader)
+        cluster.execute("DROP MATERIALIZED VIEW filled_later")

@@ -150,6 +150,7 @@ def test_a_function_is_a_read_if_it_is_one_in_every_schema():
         ("42704", 'type "kind" does not exist (typenameType)', False, Failure.OTHER),
         ("26000", 'prepared statement "mine" does not exist', False, Failure.OTHER),
         ("55000", "recovery is in progress", False, Failure.NOT_HERE),
+        ("55000", 'materialized view "mv" has not been populated (ExecOpenScanRelation)', False, Failure.CONFLICT),
         ("XX000", "cannot assign TransactionIds during recovery", False, Failure.READ_ONLY),
         ("XX000", "something else", False, Failure.BROKEN),
         ("XX001", "invalid page in block 0", False, Failure.BROKEN),
