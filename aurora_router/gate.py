@@ -46,6 +46,7 @@ from aurora_router.unit import NotARead, Unit
 
 LEAST_PATIENCE = 1.0  # seconds to ask for the fate of a COMMIT, also where the deadline has passed
 WRITES = 1000  # texts of text() that are known to write
+READS = 1000  # statements that are known to read
 LONGEST_WRITE = 10_000  # characters of one
 LEARNED = 1000  # statements remembered because a reader refused them
 LEARNED_LENGTH = 4 * 2**20  # characters of all of them
@@ -114,6 +115,7 @@ class Gate:
         self._catalog: frozenset[str] = frozenset()
         self._harmless = self._allowed
         self.writes: set[str] = set()  # texts of text() that write, whatever else is known, as session.py has found out
+        self.reads: set[object] = set()  # keys of statements that only read, as session.py has found out
         self.learned: dict[str, float] = {}  # texts that looked like reads, and when a reader refused them, oldest first
         self._lock = threading.Lock()
 
@@ -274,6 +276,15 @@ class Gate:
             if len(self.writes) >= WRITES:
                 self.writes.clear()
             self.writes.add(text)
+
+    def note_read(self, key: object, sent: str) -> None:
+        """Remember the key of a statement if what is sent for it only reads: then its text need not be looked up before a reader
+        is chosen for it. It is looked at all the same when it is sent."""
+        found = verdict(sent, self.dialect)
+        if found.effect is _READ and found.hint is None:
+            if len(self.reads) >= READS:
+                self.reads.clear()
+            self.reads.add(key)
 
     def set_options(self, connection: Connection, options: Mapping[str, Any], send: Callable[[], None]) -> None:
         """Set execution options of a connection, except what would let a read-only unit write, or fail on its reader.

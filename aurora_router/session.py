@@ -27,7 +27,7 @@ from aurora_router.diagnosis import FACTS
 from aurora_router.errors import ConfigurationError, RouterError
 from aurora_router.gate import refuse_inherited, watch
 from aurora_router.router import Router
-from aurora_router.texts import text_of
+from aurora_router.texts import key_of, text_of
 from aurora_router.unit import CommitCheck, Judge, NotARead, Past, Run, Unit
 
 if TYPE_CHECKING:
@@ -338,6 +338,10 @@ class RoutingMixin(_Base):
     def _judge(self, unit: Unit, clause: Any, engine: Engine, thorough: bool) -> Reason | None:
         """Why the unit must be on the writer for the text that this engine would send; None when it may be a read, or the text is
         not known yet: then the gate looks at it."""
+        gate = self.router.gate
+        key = None if thorough or gate.learned else key_of(clause)
+        if key is not None and key in gate.reads:
+            return None
         call = self._call
         parameters = translation = None
         if call is not None:
@@ -346,9 +350,12 @@ class RoutingMixin(_Base):
         text = text_of(clause, parameters, engine, translation, thorough=thorough)
         if text is None:
             return None
-        reason = self.router.gate.reason_to_write(text, unit, thorough)
-        if reason is not None and isinstance(clause, TextClause):
-            self.router.gate.note_write(clause.text, text)
+        reason = gate.reason_to_write(text, unit, thorough)
+        if reason is None:
+            if key is not None:
+                gate.note_read(key, text)
+        elif isinstance(clause, TextClause):
+            gate.note_write(clause.text, text)
         return reason
 
     def _names_writer(self, clause: Any) -> bool:

@@ -44,6 +44,14 @@ def text_of(
     return text
 
 
+def key_of(statement: Any) -> object:
+    """What statements with the same text have in common, but for the values of their parameters; None if nobody knows."""
+    if not isinstance(statement, Executable):
+        return None
+    key: Any = statement._generate_cache_key()  # type: ignore[attr-defined]  # SQLAlchemy asks for it, too, and keeps it
+    return key.key if key is not None else None
+
+
 def _some_value(found: re.Match[str]) -> str:
     """A value in the expression that its type puts around it."""
     return f"{found['before'] or ''}NULL{found['after'] or ''}"

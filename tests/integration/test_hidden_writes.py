@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from aurora_router import OutcomeUnknown, Router, RoutingSession
+from aurora_router.core import events
 from aurora_router.local import FaultProxy
 from aurora_router.local.cluster import Cluster
 from tests.integration.shop import BOTH, family, place, sessions, through, until_readers_serve
@@ -163,3 +164,23 @@ def test_a_hidden_write_is_an_own_write(cluster: Cluster[Any], router: Router, n
     finally:
         for reader in cluster.readers:
             cluster.set_lag(reader, 0)
+
+
+@BOTH
+def test_a_read_that_has_become_a_write_needs_no_reader(
+    cluster: Cluster[Any], make_router: Callable[..., Router], notes: Callable[[], int], heard: list[events.Event]
+) -> None:
+    """A text that was a read, and that a reader has refused since, goes to the writer at once."""
+    security = "" if family(cluster) == "postgresql" else "SQL SECURITY INVOKER"
+    router = make_router(listeners=[heard.append])
+    until_readers_serve(router, 2)
+    places = []
+    for body in ("1", "1", "noted()", "noted()"):
+        cluster.execute(f"CREATE OR REPLACE {security} VIEW noting AS SELECT {body} AS a")
+        cluster.wait_in_sync()
+        heard.clear()
+        with sessions(router)() as s:
+            s.execute(NOTE).all()
+            places.append(place(s))
+    assert places == ["reader", "reader", "writer", "writer"]
+    assert not [event for event in heard if isinstance(event, events.Moved)]

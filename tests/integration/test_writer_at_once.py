@@ -286,7 +286,6 @@ def test_a_write_needs_no_reader_at_all(cluster: Cluster[Any], make_router: Make
 
 
 @BOTH
-@BOTH
 @pytest.mark.parametrize("what", [update(Item).where(Item.id == 3).values(stock=1), delete(Part).where(Part.id == 1)])
 def test_what_a_bulk_write_fetches_needs_no_reader(make_router: MakeRouter, what: Any) -> None:
     """The SELECT before a bulk statement (synchronize_session="fetch") is of the write, where SQLAlchemy sends it at all."""
