@@ -231,6 +231,8 @@ class Entrance:
                 if self._engines.sound(raw, instance, now):
                     if raw.info.get(UNIT) is not unit:  # else it has sent something there already: a listener has
                         self._engines.set_mode(raw, mode, unit.isolation)
+                    if unit.read_only and not unit.of_session:
+                        self._engines.keep_read_only(raw)
                     break
                 # Dead, or not the server that the decision was about: what spoke for the instance does not speak for it.
                 door.drop(connection)

@@ -153,9 +153,7 @@ class Router:
         connection = self.enter(unit, _CONNECTION)
         unit.wrote = not read_only  # whatever the driver's own cursors do with it
         watch(connection, self.gate.server)
-        if read_only:
-            self._engines.keep_read_only(connection.connection)
-        elif unit.scopes or self.causality.is_global:
+        if not read_only and (unit.scopes or self.causality.is_global):
             self.gate.hand_out(unit, connection.connection)
         return connection
 
@@ -177,8 +175,6 @@ class Router:
         config.check_flag("read_only", read_only)
         unit = self._unit(read_only, after)
         connection = self.enter(unit, _RAW_CONNECTION)
-        if read_only:
-            self._engines.keep_read_only(connection)
         distrust(connection)
         unit.wrote = not read_only
         self.causality.handed_out(unit)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
+import pymysql
 import pytest
 from sqlalchemy import event, func, select, text
 from sqlalchemy.engine import Connection
@@ -13,9 +14,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import Pool
 
 from aurora_router import ReadOnlyViolation, Router, RouterError, RoutingSession
-from aurora_router.local import PostgresCluster
+from aurora_router.local import FaultProxy, PostgresCluster
 from aurora_router.local.cluster import Cluster
-from tests.integration.shop import end_connections, eventually, family, place, sessions, until_readers_serve
+from tests.integration.shop import end_connections, eventually, family, place, sessions, through, until_readers_serve
 
 MakeRouter = Callable[..., Router]
 
@@ -532,3 +533,18 @@ def test_a_listener_may_use_another_session_first(
     with LookingUp(router=router, read_only=True) as s, pytest.raises(ReadOnlyViolation):
         s.execute(COUNT).all()
     assert noted() == 0
+
+
+@pytest.mark.engines("mariadb", "mysql")
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_connection_lost_while_it_is_guarded_is_replaced(
+    cluster: Cluster[Any], make_router: MakeRouter, proxy: FaultProxy, raw: bool
+) -> None:
+    """A read-only connection is made anew if it is lost in the midst of being made read-only."""
+    router = make_router(through(proxy, cluster), instances=[])
+    connect = router.raw_connection if raw else router.connect
+    proxy.lose("SET SESSION TRANSACTION READ ONLY", answer=True)
+    with closing(connect(read_only=True)) as connection:
+        driver: Any = (connection if raw else connection.connection).dbapi_connection
+        with driver.cursor() as cursor, pytest.raises(pymysql.Error, match="1792"):
+            cursor.execute("INSERT INTO item (id) VALUES (9)")
