@@ -206,11 +206,10 @@ class Gate:
             unit.wrote = True
             unit.only_reads = False
             unit.read_at = None  # nobody says when a flush has come to its end
-            if effect is _READ or not found.traceless:  # whatever a view's function does
-                if unit.run is not None:
-                    unit.leaves_traces = True
-                if not self.asynchronous_commits and _names_synchronous_commit(text, rest[0]):
-                    self.asynchronous_commits = True
+            if not self.asynchronous_commits and _names_synchronous_commit(text, rest[0]):
+                self.asynchronous_commits = True
+            if unit.run is not None and (effect is _READ or not found.traceless):  # whatever a view's function does
+                unit.leaves_traces = True
             driver: Any = connection.connection.dbapi_connection  # also of one that was detached from its pool
             if found.ends or driver.autocommit:  # it may commit without SQLAlchemy's knowing
                 unit.committing = True

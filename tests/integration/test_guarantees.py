@@ -78,11 +78,17 @@ def test_a_detached_connection_does_not_pin_everybody_for_ever(cluster: Postgres
     eventually(on_reader)
 
 
-def test_a_bound_parameter_may_name_synchronous_commit(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+@pytest.mark.parametrize(
+    "statement",
+    ["SELECT set_config(:name, 'off', true)", "INSERT INTO part (id, name) SELECT :id, set_config(:name, 'off', true)"],
+)
+def test_a_bound_parameter_may_name_synchronous_commit(cluster: PostgresCluster, make_router: MakeRouter, statement: str) -> None:
+    """Own writes are seen though a bound parameter has switched to commits that do not wait for the log."""
     router = make_router(position_interval=0.01)
     with sessions(router)() as s:
         for expected in range(11, 61):
-            s.execute(text("SELECT set_config(:name, 'off', true)"), {"name": "synchronous_commit"})
+            s.execute(text(statement), {"name": "synchronous_commit", "id": expected + 1000})
+            assert router.gate.asynchronous_commits
             s.execute(RAISE)
             s.commit()
             for _ in range(3):
