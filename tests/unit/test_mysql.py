@@ -1356,3 +1356,8 @@ def test_where_nobody_counts_there_is_always_one_more() -> None:
     """A connection that something else has made says nothing."""
     ends = mysql.count_ends(types.SimpleNamespace())
     assert ends() != ends()
+
+
+def test_no_rollback_is_known_to_do_nothing() -> None:
+    """A rollback is never left out: PyMySQL sends each."""
+    assert not mysql.is_idle(object())

@@ -718,3 +718,13 @@ def test_the_transactions_that_end_are_counted():
     assert sent(pq.TransactionStatus.IDLE) == 1
     assert postgresql.count_ends(connection)() == 1
     assert sent(pq.TransactionStatus.UNKNOWN) == 1, "the connection is lost"
+
+
+@pytest.mark.parametrize(
+    ("status", "pipeline", "tpc", "expected"),
+    [(0, 0, None, True), (2, 0, None, False), (4, 0, None, False), (0, 1, None, False), (0, 0, ("xid", True), False)],
+)
+def test_a_rollback_is_known_to_do_nothing(status: int, pipeline: int, tpc: object, expected: bool) -> None:
+    """A rollback may be left out on an idle connection that is not in a pipeline, and has prepared no transaction."""
+    driver = types.SimpleNamespace(transaction_status=status, pipeline_status=pipeline)
+    assert postgresql.is_idle(types.SimpleNamespace(pgconn=driver, _tpc=tpc)) is expected
