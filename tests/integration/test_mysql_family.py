@@ -469,7 +469,12 @@ def deadlock(cluster: Cluster[Any], s: RoutingSession, *first: str) -> None:
         waits = threading.Thread(target=lambda: cursor.execute("UPDATE item SET stock = stock WHERE id = 1"))
         waits.start()
         blocked = "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
-        eventually(lambda: cluster.execute(blocked) == [(1,)])
+
+        def is_blocked() -> bool:
+            time.sleep(0.15)  # while InnoDB is asked again within 0.1 s, it repeats itself
+            return cluster.execute(blocked) == [(1,)]
+
+        eventually(is_blocked)
         try:
             s.execute(update(Item).where(Item.id == 2).values(stock=0))
         finally:
