@@ -1,4 +1,4 @@
-"""Statements that would fail wherever they run: to repeat such a one takes one server after the other down."""
+"""Statements that fail on every server. Retrying such a statement takes down one server after the other."""
 
 from __future__ import annotations
 
@@ -15,26 +15,32 @@ _ALIVE = "the server is alive, and has ended the connection"
 
 
 def breaks_everywhere(unit: Unit) -> bool:
-    """Whether a statement for which its instance has failed inside would break the next one, too: it was the second one, or the
-    writer, after which there is nobody to ask."""
+    """Whether a statement that broke its instance would break the next instance, too.
+
+    True for the second broken instance. True at once on the writer, because no other server could run the statement.
+    """
     trouble = _meets(unit, Failure.BROKEN)
     return unit.on_writer or (trouble is not None and trouble.times > 1)
 
 
 def loses_everywhere(unit: Unit, driver: Any, code: Any, server: Family, monitor: Monitor, patience: float) -> str | None:
-    """Why a statement that has lost its connection would lose the next one, too; None if it may not.
+    """Say why a statement that lost its connection would lose the next one, too. None if there is no such reason.
 
-    It was killed, or this is the second time, and both times the server has survived it, or the third time, whatever has become
-    of the servers. It is not to blame for what another one has done to the server.
+    - It was killed outside a run, and its server is alive.
+    - This is the second time, and the servers survived both times.
+    - This is the third time, whatever has become of the servers.
 
-    driver: the connection. code: of the error. patience: seconds for which a server that recovers is waited for, unless the run
-    has a deadline.
+    A statement is not to blame if another connection's statement made the server end the connection.
+
+    driver: the driver's connection.
+    code: the code of the error.
+    patience: seconds to wait for a server that is recovering, unless the run has a deadline.
     """
     if server.is_bystander(driver):
         return None
     before, now = _last(unit), _meets(unit, Failure.LOST)
     if now is None:
-        return None  # nobody repeats it
+        return None  # nobody retries it
     if now.times >= LOSSES:
         return f"the same statement has lost its connection {now.times} times"
     if before is None or now.times == 1:
@@ -48,7 +54,7 @@ def loses_everywhere(unit: Unit, driver: Any, code: Any, server: Family, monitor
 
 
 def _meets(unit: Unit, failure: Failure) -> Trouble | None:
-    """Note that the statement of a unit has met a failure for which it would be repeated; None if nobody repeats it."""
+    """Record that the unit's statement met a failure after which it would be retried. None if nobody retries it."""
     if unit.instance is None or unit.server is None or not (unit.of_session or unit.run is not None):
         return None
     before = _last(unit)
@@ -61,5 +67,5 @@ def _meets(unit: Unit, failure: Failure) -> Trouble | None:
 
 
 def _last(unit: Unit) -> Trouble | None:
-    """What a statement of the unit, or of its run and the earlier ones, has met last."""
+    """The last trouble of the unit, or else of its run and the runs before."""
     return unit.trouble or (unit.run.trouble if unit.run is not None else None)

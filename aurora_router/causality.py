@@ -1,6 +1,6 @@
-"""What units must see, and what they leave behind: for their session, for the scopes around them, for all units of a router.
+"""What units must see and leave behind: for their session, for the scopes around them, and for all units of a router.
 
-A read may not miss what was written before it in the same session or scope, nor show less than an earlier read did.
+A read may not miss earlier writes of its session or scope, nor show less than an earlier read did.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from aurora_router.unit import Past, Unit, current
 class Causality:
     """What the units of one router must see.
 
-    owner: whose scopes count. topology: gives the newest.
+    owner: a weak reference to the router whose scopes count.
+    topology: returns the newest topology.
     """
 
     def __init__(self, consistency: Consistency, owner: object, topology: Callable[[], Topology]) -> None:
@@ -30,12 +31,12 @@ class Causality:
         self._topology = topology
         self._shared: Requirement | None = None
         self._committing: set[Unit] = set()
-        self._in_hands: set[Unit] = set()  # of the user: their connections
+        self._in_hands: set[Unit] = set()  # units whose connection the user has
         self.forked()
 
     def forked(self) -> None:
-        """In a forked child, and at first: no commit is under way, and nobody holds the lock."""
-        self._lock = threading.RLock()  # the collector may end a unit while it is held
+        """Begin anew, at first and in a forked child: no commit is under way, and no thread holds the lock."""
+        self._lock = threading.RLock()  # the garbage collector may end a unit while it is held
         self._committing.clear()
         self._in_hands.clear()
         Past.forked()
@@ -43,7 +44,10 @@ class Causality:
             scope.clear()
 
     def begin(self, unit: Unit, past: Past | None = None) -> None:
-        """Say what a new unit must see. past: of its session, or what the user gave for it."""
+        """Set what a new unit must see.
+
+        past: that of its session, or of the token that the user gave for the unit.
+        """
         scopes = current(self.owner)
         if scopes and self.consistency != "eventual":
             unit.scopes = scopes
@@ -52,7 +56,8 @@ class Causality:
         pasts = scopes if past is None else (past, *scopes)
         if pasts:
             unit.pasts = pasts
-            for each in pasts:  # the last reads first: another thread may put a requirement in their place in between
+            for each in pasts:
+                # The last reads come first, because another thread may replace them by a requirement in between.
                 if each.last_reads:
                     unit.last_reads |= each.last_reads
                 if each.requirement is not None:
@@ -61,7 +66,7 @@ class Causality:
             unit.requirement = merge(unit.requirement, self._of_all())
 
     def overtaken(self, unit: Unit) -> bool:
-        """Whether others have written since this unit began, or were shown what its reader may not show."""
+        """Whether others have written since this unit began, or have read what its reader may not show."""
         known = unit.requirement.after if unit.requirement is not None else 0.0
         if self.is_global:
             newest = self._of_all()
@@ -80,7 +85,10 @@ class Causality:
         return False
 
     def commit_begins(self, unit: Unit) -> None:
-        """Note that a unit's commit may be acknowledged from now on; until it comes back nobody is told of an older state."""
+        """Note that a unit's commit may be acknowledged from now on.
+
+        If consistency is "global", no unit that begins may see an older state until the connection comes back.
+        """
         if self.consistency == "eventual" or not unit.wrote:
             return
         unit.may_have_committed, unit.noted = True, False
@@ -91,19 +99,21 @@ class Causality:
                 self._committing.add(unit)
 
     def in_hands(self, unit: Unit) -> None:
-        """Note that the user has the connection of a unit, and may commit where nobody sees it: whoever asks what there is to see
-        looks at `unit.ends`."""
+        """Note that the user has a unit's connection, and may commit on it unseen by the router.
+
+        So each question about what a unit must see looks at `unit.ends`.
+        """
         if self.is_global:
             with self._lock:
                 self._in_hands.add(unit)
 
     def handed_out(self, unit: Unit) -> None:
-        """Note that the driver's connection of a unit is the user's: until it comes back nobody says what is done with it."""
+        """Note that the user has the driver's connection of a unit: its use is unknown until it comes back."""
         unit.handed_out = True
         self.commit_begins(unit)
 
     def left(self, unit: Unit) -> None:
-        """Note what a unit has read where it was until now, for what it and others read elsewhere."""
+        """Note what a unit has read on the instance that it leaves, so that no later read elsewhere shows less."""
         if self.consistency != "eventual" and unit.shown and unit.server is not None:
             read = LastRead(unit.server, time.monotonic(), unit.epoch)
             unit.last_reads |= {read}
@@ -111,8 +121,11 @@ class Causality:
                 past.note(None, read)
 
     def committed(self, unit: Unit) -> None:
-        """Note what a unit has written and read, for those that come after it. It may have written whatever it looks like: a
-        commit without an answer, COMMIT as text and autocommit look like a rollback."""
+        """Note what a unit has written and read, for the units after it.
+
+        The unit may have written even if it seems to have rolled back. A commit without an answer, a COMMIT as text and
+        autocommit look like a rollback.
+        """
         if self.consistency == "eventual":
             return
         wrote = unit.wrote
@@ -128,7 +141,10 @@ class Causality:
                 past.note(requirement, last_read, known=unit.last_reads, wrote=wrote)
 
     def ended(self, unit: Unit) -> None:
-        """Note what a unit leaves behind, unless that is `noted`: it has given its connection back, and ends, or gets another."""
+        """Note what a unit leaves behind, unless that is `noted`.
+
+        The unit has released its connection. It ends, or gets another connection.
+        """
         if not unit.noted:
             if (unit.pasts or self.is_global) and (unit.wrote or unit.counts):
                 self.committed(unit)
@@ -142,11 +158,11 @@ class Causality:
                 scope.units.discard(unit)
 
     def _of_all(self) -> Requirement | None:
-        if self._committing:  # a commit may have been acknowledged already, and its connection not yet come back
+        if self._committing:  # a commit may be acknowledged before its connection is back
             return Requirement(time.monotonic(), self._topology().epoch)
         if self._in_hands:
             with self._lock:
-                for unit in [*self._in_hands]:  # the collector may end one
+                for unit in [*self._in_hands]:  # a copy, because the garbage collector may end one
                     ended_at = unit.unseen_end()
                     if ended_at is not None:
                         self._shared = merge(self._shared, Requirement(ended_at, unit.epoch))

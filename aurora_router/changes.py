@@ -1,4 +1,4 @@
-"""What happens when one topology takes the place of another: what it makes useless is discarded, and there is news to tell."""
+"""Apply a new topology: discard the connections that it makes useless, and collect the news of what has changed."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ MIXED = (
 def take_in(
     engines: Engines, emit: Callable[..., None], old: Topology, new: Topology, published_at: float
 ) -> list[Callable[[], object]]:
-    """Discard the connections that the new topology makes useless; the news of it, to be called in order.
+    """Discard the connections that the new topology makes useless, and return the news: functions to be called in order.
 
-    What was connected since `published_at` was proven against the new topology, or a newer one, and is left alone.
+    Connections made since `published_at` stay, because they were checked against this topology or a newer one.
 
     emit: called with an event's class and its values; must not raise.
-    published_at: monotonic seconds.
+    published_at: seconds, monotonic.
     """
     news: list[Callable[[], object]] = []
 
@@ -39,7 +39,8 @@ def take_in(
     def discarding(instance_id: str) -> Iterator[None]:
         try:
             yield
-        except BaseException:  # of an application's listener on its pools; those of the other instances must still end
+        except BaseException:
+            # An application's listener on the pool has raised this. The pools of other instances must still be discarded.
             log.exception("the connections to %s were not discarded completely", instance_id)
 
     def discard(instance_id: str, reason: str, cut_before: float | None = None) -> None:
@@ -56,10 +57,10 @@ def take_in(
             discard(was.id, now.error, published_at)
             tell(events.InstanceDown, was.id, new.trouble(now))
         elif was.role is now.role and was.servers != now.servers and _runs(was) == _runs(now):
-            discard(was.id, "its cluster has another name")  # the connections in use are as good as before
+            discard(was.id, "its cluster has another name")  # the connections in use are still good
         elif was.servers and now.servers.isdisjoint(was.servers):
             places = {(server.address, server.port) for server in now.servers}
-            over = all((server.address, server.port) in places for server in was.servers)  # a newer life of the same
+            over = all((server.address, server.port) in places for server in was.servers)  # same places, but restarted
             reason = "it was restarted" if over else "the name leads to another server"
             cut = over or was.role is not now.role
             discard(was.id, reason, published_at if cut else None)
@@ -92,5 +93,5 @@ def _runs(instance: Instance) -> set[object]:
 
 
 def _is_new_trouble(before: Instance, now: Instance) -> bool:
-    """Whether an instance without a role has none for the first time, or belongs to another cluster by now."""
+    """Whether an instance without a role was probed for the first time, or belongs to another cluster by now."""
     return not before.probed or (not before.healthy and now.foreign is not None and now.foreign != before.foreign)

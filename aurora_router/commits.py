@@ -1,4 +1,4 @@
-"""What became of a COMMIT whose answer was lost: what is noted before it, and asking the newest writer until it knows."""
+"""The commit check: note something before a COMMIT. If the answer is lost, ask the newest writer for the outcome."""
 
 from __future__ import annotations
 
@@ -29,13 +29,16 @@ class Ask(Protocol):
 
 
 def prepare(driver: Any, unit: Unit, server: Family, topology: Topology) -> Ask | None:
-    """Note, in the transaction that is about to commit, what will tell its fate; None where the unit does not want to know.
+    """Note something by which the outcome of the transaction can be looked up. None if the unit has no commit check.
 
-    driver: its connection. One round trip. Raises the driver's errors; nothing has been committed then.
+    The note is part of the transaction that is about to commit, and takes one round trip.
+
+    driver: the driver's connection.
+    Raises the driver's errors. Nothing has been committed then.
     """
     if unit.check is None or unit.instance is None:
         if unit.run is not None and server.is_aborted(driver):
-            server.refuse_aborted(driver)  # a COMMIT would be none, and the run would pass for done
+            server.refuse_aborted(driver)  # COMMIT would roll back, and the run would pass for done
         return None
     if unit.check == "xid" and knows_xids(server):
         with driver.cursor() as cursor:
@@ -57,12 +60,13 @@ def prepare(driver: Any, unit: Unit, server: Family, topology: Topology) -> Ask 
 
 @dataclass(slots=True)
 class ByXid:
-    """Asks for the transaction by its id.
+    """A question for the outcome of a transaction by its id.
 
-    row: the answer to the family's NOTE. writer: it, and topology: the one of that moment. Nearly all COMMITs are answered, so
-    that nobody reads them.
-    had_it: the epoch and the server that was found to have the COMMIT. A crash makes that server forget by what it was known, but
-    not the COMMIT: what a promoted reader has replayed, it had on its disk.
+    row: the answer to the family's NOTE. It is parsed only when needed, because nearly all COMMITs are answered.
+    writer: the instance that gave the answer.
+    topology: the topology at that moment.
+    had_it: the epoch, address and port of the server that was found to have the COMMIT. A crash makes this server forget the
+        proof, but not the COMMIT. A promoted reader has on its disk what it has replayed.
     """
 
     row: Sequence[Any]
@@ -73,7 +77,7 @@ class ByXid:
 
     @property
     def note(self) -> Note:
-        """What was noted of the transaction."""
+        """The note of the transaction."""
         return self.server.parse_note(self.row, self.writer, self.topology)
 
     def __call__(self, connection: Connection) -> Outcome:
@@ -88,7 +92,7 @@ class ByXid:
             status = None
         evidence = self.server.parse_evidence(row, status)
         if evidence is None:
-            return Outcome.PENDING  # it was about to be the writer, or has just ceased to be
+            return Outcome.PENDING  # the server is not the writer yet, or not any more
         found = outcome(note, evidence)
         here = evidence.epoch, evidence.server.address, evidence.server.port
         if found is Outcome.COMMITTED:
@@ -106,10 +110,10 @@ class ByXid:
 
 @dataclass(frozen=True, slots=True)
 class BySignature:
-    """Looks for the row that the transaction has written; where there is none, keeps it from coming.
+    """A question for the outcome by the row that the transaction wrote. It keeps a missing row from being written later.
 
-    schema: of the table where it is, as one writes it. written_at: monotonic seconds; rows are removed when they are old, and
-    say nothing then.
+    schema: the schema of the row's table, quoted if it must be.
+    written_at: seconds, monotonic. Old rows are removed, so later a missing row proves nothing.
     """
 
     id: UUID
@@ -133,10 +137,11 @@ class BySignature:
 
 
 def find_out(connect: Callable[[float], Connection], ask: Ask, timeout: float) -> Outcome:
-    """Ask on a connection to the newest writer until the answer is certain; UNKNOWN after `timeout` seconds. Where COMMITs
-    wait for a reader, and there is none, this waits like them.
+    """Ask the newest writer until the answer is certain. UNKNOWN after `timeout` seconds.
 
-    connect: gives such a connection, within the seconds that are left.
+    If COMMITs wait for a reader here, and there is none, this waits, too.
+
+    connect: makes a connection to the newest writer, within the seconds that it is called with.
     """
     deadline = time.monotonic() + timeout
 
@@ -144,7 +149,7 @@ def find_out(connect: Callable[[float], Connection], ask: Ask, timeout: float) -
         with connect(max(deadline - time.monotonic(), 0.0)) as connection:
             found = ask(connection)
             if found is Outcome.COMMITTED:
-                # The writer has it. This COMMIT is answered when those have it, too, for whom COMMITs wait here.
+                # The writer has the COMMIT. Synchronous readers have it, too, when this later COMMIT is answered.
                 connection.exec_driver_sql(ask.server.SEAL)
                 connection.commit()
             return found
@@ -158,6 +163,6 @@ def find_out(connect: Callable[[float], Connection], ask: Ask, timeout: float) -
     )
     try:
         found: Outcome = retrying(once)
-    except NoWriterAvailable:  # for all the time that there was
+    except NoWriterAvailable:  # until the timeout
         return Outcome.UNKNOWN
     return found

@@ -1,6 +1,6 @@
-"""What a user may give, checked. Every refusal says what to write instead, and repeats no secret.
+"""Check the values that users pass. Every error says what to write instead, and repeats no secret.
 
-A check takes the name of what was given and its value, and returns the value as it is kept.
+A check takes the name and the value of an argument, and returns the value to keep.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Check = Callable[[str, Any], Any]
 
 
 def optional(check: Check) -> Check:
-    """The same check, which accepts None as well."""
+    """Return the same check, which accepts None as well."""
     return lambda name, value: None if value is None else check(name, value)
 
 
@@ -39,7 +39,10 @@ def check_password(name: str, password: object) -> str | Callable[[], str] | Non
         raise ConfigurationError(f"{name}: give a text, or a function without arguments that returns one")
 
     def ask() -> str:
-        """Raises ConfigurationError."""
+        """Return the password.
+
+        Raises ConfigurationError.
+        """
         try:
             secret = password()
         except Exception as error:
@@ -56,19 +59,26 @@ def check_password(name: str, password: object) -> str | Callable[[], str] | Non
 
 
 def check_parts(url: URL, secrets: Iterable[object]) -> None:
-    """Raises ConfigurationError for a URL with a NUL character in any of its parts. secrets: those that were taken out of it."""
+    """Refuse a URL with a NUL character in any of its parts.
+
+    secrets: values that were taken out of the URL.
+
+    Raises ConfigurationError.
+    """
     _refuse_nul("the URL", url.username, url.password, url.database, *url.query, *url.query.values(), *secrets)
 
 
 def _refuse_nul(what: str, *values: object) -> None:
-    """Raises ConfigurationError for a text with a NUL character, which it does not repeat. libpq reads no further than to there:
-    the host and the port may come after it."""
+    """Refuse a text with a NUL character. libpq stops reading there, and the host and the port may come after it.
+
+    Raises ConfigurationError, which does not repeat the text.
+    """
     if any("\0" in value for value in values if isinstance(value, str)):
         raise ConfigurationError(f"{what} has a NUL character (%00 in a URL), where the driver would stop reading; leave it out")
 
 
 def _named(name: str, value: object) -> str:
-    """What was given, as an error may show it: whatever is no number may be a secret in the wrong place, or hold one."""
+    """Return an argument as an error may show it. Any value but a number may be a secret in the wrong place, or hold one."""
     return f"{name}={value!r}" if value is None or isinstance(value, int | float) else f"{name}=..."
 
 
@@ -114,7 +124,7 @@ def check_count(name: str, value: T) -> T:
 
 
 def check_addresses(name: str, value: Iterable[str]) -> tuple[str, ...]:
-    """Raises ConfigurationError unless the value is a collection, of addresses that are read later. Does not repeat it."""
+    """Raises ConfigurationError, which does not repeat the value, unless it is a collection. The addresses are read later."""
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise ConfigurationError(f'{name} must be a list, like ["db-2:5432", "db-3:5432"]')
     return tuple(value)
@@ -160,7 +170,7 @@ def check_run(
     commit_check: object = "xid",
     **unknown: object,
 ) -> None:
-    """Raises ConfigurationError for what Router.run_transaction() cannot work with: better now than at the next failover."""
+    """Raises ConfigurationError for arguments that Router.run_transaction() cannot use: now, not at the next failover."""
     if unknown:
         names = ", ".join(f"{name}=" for name in unknown)
         raise ConfigurationError(f"transactional() does not know {names}: use deadline, stop, wait or commit_check")
@@ -175,16 +185,16 @@ def check_run(
 
 
 def check_route(route: object) -> None:
-    """Raises ConfigurationError for what the execution option `route` does not know."""
+    """Raises ConfigurationError unless the execution option `route` may have this value."""
     if route not in (None, "writer", "reader"):
         raise ConfigurationError('execution option route=...: use "writer" or "reader"')
 
 
 def check_factory(factory: object) -> None:
-    """Raises ConfigurationError for what Router.transactional() cannot be sure to make sessions with.
+    """Raises ConfigurationError unless Router.transactional() can be sure that the factory makes sessions.
 
-    If the parentheses are forgotten, the factory is the decorated function, and that would never run. What could take a session
-    must therefore say that it returns one.
+    If the parentheses are forgotten, the factory is the decorated function, which would never run. So a factory that could
+    take a session must say that it returns one.
     """
     made: Any = factory
     while isinstance(made, functools.partial):
@@ -217,16 +227,16 @@ def _is_session(kind: object) -> bool:
 
 
 def _returned_by(function: Any) -> object:
-    """What the annotations of a function, or of an object that can be called, say that it returns; None if they do not tell."""
+    """Return the annotated return type of a function, or of an object that can be called. None if it is unknown."""
     annotated = function if inspect.isroutine(function) or hasattr(function, "__wrapped__") else type(function).__call__
     try:
         return get_type_hints(annotated).get("return")
-    except Exception:  # names that are there for type checkers alone
+    except Exception:  # some names exist for type checkers alone
         return None
 
 
 def check_function(fn: object) -> None:
-    """Raises ConfigurationError for what Router.transactional() cannot decorate."""
+    """Raises ConfigurationError unless Router.transactional() can decorate the function."""
     if not callable(fn):
         raise ConfigurationError("transactional() decorates a function; write @router.transactional(Session) above one")
     name = getattr(fn, "__name__", fn)
@@ -250,11 +260,14 @@ _OURS = {
 _LEVELS = ("AUTOCOMMIT", "READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 
 _NESTED = ("connect_args", "execution_options")
-"""Options that are dicts: of readers, they are put over those of all item by item."""
+"""Options that are dicts. The options of readers are merged into those of all instances item by item."""
 
 
 def check_engine_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of the options. Raises ConfigurationError for options of create_engine() that would defeat the router."""
+    """Return a copy of the options.
+
+    Raises ConfigurationError for options of create_engine() that would defeat the router.
+    """
     if not isinstance(options, Mapping):
         raise ConfigurationError(f"{name} must be a dict of create_engine() options")
     for option, why in _OURS.items():
@@ -279,7 +292,7 @@ def check_engine_options(name: str, options: Mapping[str, Any]) -> dict[str, Any
 
 
 def check_reader_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """check_engine_options() for options that hold for readers alone."""
+    """Check options for readers alone, as check_engine_options() does."""
     checked = check_engine_options(name, options)
     if get_isolation(checked) is not None:
         raise ConfigurationError(f"{name} cannot have an isolation level: units are sent by that of engine_options")
@@ -287,19 +300,19 @@ def check_reader_options(name: str, options: Mapping[str, Any]) -> dict[str, Any
 
 
 def merge_options(options: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Put engine options over others, and what is a dict in both item by item."""
+    """Merge engine options over others. Options that are dicts are merged item by item."""
     nested = {option: {**options.get(option, {}), **over[option]} for option in _NESTED if option in over}
     return {**options, **over, **nested}
 
 
 def get_pool_limits(options: Mapping[str, Any]) -> tuple[float, float]:
-    """How many connections the pool of an instance may have, and the seconds to wait for one, as create_engine() reads them."""
+    """Return how many connections an instance's pool may have, and the seconds to wait for one, as create_engine() reads them."""
     size, overflow, timeout = (options.get(name, usual) for name, usual in _POOL.items())
     return (math.inf if size <= 0 or overflow < 0 else size + overflow), max(timeout, 0.0)
 
 
 _POOL = {"pool_size": 5, "max_overflow": 10, "pool_timeout": 30.0}
-"""What SQLAlchemy's pool has where nothing else is asked for."""
+"""The defaults of SQLAlchemy's pool."""
 
 
 def get_isolation(options: Mapping[str, Any]) -> str | None:

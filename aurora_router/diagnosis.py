@@ -1,4 +1,4 @@
-"""Which failure an exception stands for, and what that means for whoever made the call."""
+"""Tell which failure an exception stands for, and what the failure means for the caller."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from aurora_router.errors import (
 from aurora_router.servers import family_of
 
 FACTS = "aurora_router_facts"
-"""The attribute of an error that a router has looked at when it happened, and knows more of than the error tells."""
+"""An attribute of errors that passed through a router: what it knew when the error happened. The error itself shows less."""
 
 
 def classify_error(error: BaseException) -> Facts:
     """Say what is known of a failed call: was anything sent, is the outcome known, may the unit run again from its beginning.
 
-    error: from a router's session or connection, or any other error of SQLAlchemy or the driver.
+    For an error that did not pass through a router, it assumes that statements run in a transaction. The driver's own error does
+    not say whether it came in COMMIT. So if the connection was lost, it may have been a COMMIT.
 
-    For an error that did not pass a router, it assumes that statements run in a transaction. The driver's own error does not
-    say whether it came in COMMIT. So if the connection was lost, it may have been a COMMIT.
+    error: from a router's session or connection, or any other error of SQLAlchemy or the driver.
     """
     if isinstance(error, RouterError):
         return _of_router(error)
@@ -64,8 +64,10 @@ def classify_error(error: BaseException) -> Facts:
 
 
 def driver_failure(error: BaseException | None, *, disconnected: bool, phase: Phase = Phase.WRITER_STATEMENT) -> Failure:
-    """The failure that an error of the driver stands for. While connecting, what will be refused until somebody changes something
-    is REFUSED, and without a code there was nothing to be had."""
+    """Return the failure that an error of the driver stands for.
+
+    While connecting, an error that lasts until somebody changes something is REFUSED. One without a code is CONNECT.
+    """
     family = family_of(error)
     if error is None or family is None:
         return Failure.OTHER

@@ -1,4 +1,4 @@
-"""What stands around the functions of a SQLAlchemy dialect, because no event comes where the router must do something."""
+"""Wrappers around functions of a SQLAlchemy dialect, for steps of the router that no event of SQLAlchemy covers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from aurora_router.servers import Family
 
 
 class Gatekeeper(Protocol):
-    """What looks at everything that passes between SQLAlchemy and the driver: see gate.Gate."""
+    """The interceptor of everything that passes between SQLAlchemy and the driver: see gate.Gate."""
 
     dialect: str
 
@@ -34,7 +34,7 @@ class Gatekeeper(Protocol):
     def statement(self, cursor: Any, text: str, /, *rest: Any) -> None: ...
 
     def ends(self, raw: PoolProxiedConnection, /) -> bool:
-        """Whether a rollback ends the unit of a connection, so that nothing more is sent in it."""
+        """Whether a rollback ends the unit of a connection, so nothing more is sent in the unit."""
         ...
 
     def failed(self, context: ExceptionContext, /) -> BaseException | None: ...
@@ -51,12 +51,12 @@ class Gatekeeper(Protocol):
 
 
 def put_around_rollbacks(engine: Engine, server: Family, gate: Gatekeeper) -> None:
-    """Close a connection instead of a rollback that fails, or that would take long; leave out one that would send nothing.
+    """Close a connection if its rollback fails or would take long, and skip a rollback that would send nothing.
 
-    - One that fails: the server rolls back when the connection ends, and a unit that only read has nothing to be told. A
-      connection that is gone fails so, and one whose last statement was interrupted by an exception out of a signal handler. It
-      is replaced when it is next checked out.
-    - One at the end of a unit whose stream was not read to its end: PyMySQL would read all that is left first.
+    - A rollback fails if the connection is gone, or if a signal handler's exception interrupted its last statement. The
+      server rolls back when the connection ends. A unit that only read need not learn of it. The connection is replaced at
+      its next checkout.
+    - A rollback takes long at the end of a unit that has not read its stream to the end. PyMySQL would read the rest first.
     """
     dialect: Any = engine.dialect
     plain = dialect.do_rollback
@@ -67,7 +67,8 @@ def put_around_rollbacks(engine: Engine, server: Family, gate: Gatekeeper) -> No
             return
         try:
             plain(connection)
-        finally:  # the server may have rolled back before, and the connection be lost since
+        finally:
+            # The server may have rolled back before the connection was lost.
             gate.rolled_back(connection)
 
     rollback = plain if server.ROLLS_ALL_BACK else careful
@@ -82,21 +83,24 @@ def put_around_rollbacks(engine: Engine, server: Family, gate: Gatekeeper) -> No
         except dialect.loaded_dbapi.Error as error:
             try:
                 connection.info[SERVER] = None
-            except NotImplementedError:  # SQLAlchemy's first look at a server, on a connection of no pool: it has failed
+            except NotImplementedError:  # it has no pool: SQLAlchemy's first look at a server failed
                 raise error from None
             driver: Any = connection.dbapi_connection
             with contextlib.suppress(dialect.loaded_dbapi.Error):  # closed already
                 driver.close()
             line = line_of(driver)
             if line is not None:
-                line.cut()  # its twin would keep the socket open, and so a transaction with its locks
+                # The twin would keep the socket open, and with it a transaction and its locks.
+                line.cut()
 
     dialect.do_rollback = tolerant
 
 
 def put_around_commits(engine: Engine, gate: Gatekeeper) -> None:
-    """Have each COMMIT go through the gate, and both steps of one in two phases. The engine's own event comes before COMMIT only,
-    and costs every statement."""
+    """Have each COMMIT go through the gate, and both steps of a COMMIT in two phases.
+
+    The engine's own event comes only before a COMMIT, and slows down every statement.
+    """
     dialect: Any = engine.dialect
 
     def through_the_gate(step: Callable[..., None]) -> Callable[..., None]:
@@ -111,8 +115,10 @@ def put_around_commits(engine: Engine, gate: Gatekeeper) -> None:
 
 
 def put_around_options(engine: Engine, gate: Gatekeeper) -> None:
-    """Have each execution option of a connection that means something to its driver go through the gate. The engine's own event
-    costs every statement."""
+    """Have execution options that change something in the driver's connection go through the gate.
+
+    The engine's own event slows down every statement.
+    """
     dialect: Any = engine.dialect
     set_options = dialect.set_connection_execution_options
 
@@ -123,9 +129,11 @@ def put_around_options(engine: Engine, gate: Gatekeeper) -> None:
 
 
 def explain_mistakes(engine: Engine, server: Family, options: Mapping[str, Any]) -> None:
-    """Have errors of connecting repeat no value of an option, and be ConfigurationErrors if the driver can do nothing with one.
+    """Hide the values of options in errors of connecting, and raise ConfigurationError if the driver cannot use a value.
 
-    SQLAlchemy's first look at a server is part of it. options: those that the engine was made with.
+    This includes SQLAlchemy's first look at a server.
+
+    options: the options that the engine was made with.
     """
     dialect: Any = engine.dialect
     url = engine.url
@@ -140,7 +148,8 @@ def explain_mistakes(engine: Engine, server: Family, options: Mapping[str, Any])
                 refused = refusal(error, server, [*of_engine, *given.values()], shown | given.keys())
                 if refused is None:
                     raise
-            raise refused  # without the driver's error, which may hold on to more than it says
+            # Not from the driver's error, because that may hold more than its message says.
+            raise refused
 
         return do
 
@@ -149,7 +158,7 @@ def explain_mistakes(engine: Engine, server: Family, options: Mapping[str, Any])
 
 
 def ask_for_password(engine: Engine, password: Callable[[], str] | None) -> None:
-    """Have each new connection log in with what `password` returns then."""
+    """Have each new connection log in with the current result of `password`."""
     if password is None:
         return
     dialect: Any = engine.dialect
@@ -162,9 +171,13 @@ def ask_for_password(engine: Engine, password: Callable[[], str] | None) -> None
 
 
 def limit_connects(engine: Engine, places: Places, timeout: float) -> None:
-    """Let few connects be under way at once, and spread those that come in a crowd; who waits is turned away when one fails, for
-    it would fare no better. It gets what a connect that fails gives. This stands around the driver's own connect: a connection
-    that comes from the pool never waits."""
+    """Let few connects run at once, and spread many that come at the same time.
+
+    If one connect fails, every waiting thread fails with an error of the driver: its connect would fail, too.
+    Only the driver's own connect is wrapped, so a connection from the pool never waits.
+
+    timeout: seconds to wait for a turn.
+    """
     dialect: Any = engine.dialect
     connect = dialect.connect
 

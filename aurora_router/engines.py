@@ -1,4 +1,4 @@
-"""One SQLAlchemy Engine per instance: what a new connection must prove, what a pooled one must still be, and cutting.
+"""One SQLAlchemy Engine per instance: the checks of new and of pooled connections, and cutting.
 
 SQLAlchemy's engine, pool and dialect are the connection layer; this module only listens to their events.
 """
@@ -63,12 +63,12 @@ log = logging.getLogger("aurora_router")
 
 _READER = Role.READER  # an enum's members are slow to look up on the request path
 CONNECT_TIMEOUT = 3  # seconds; a server that is frozen answers no handshake
-FRESH = 0.01  # seconds for which a connection that was found alive is not looked at again
+FRESH = 0.01  # seconds before a living connection is checked again
 _PROBE_OPTIONS = ("connect_args", "creator", "module", "paramstyle", "client_encoding")
 
 
 class RoutedConnection(Connection):
-    """A connection on which the library's own signals pass for no errors: listeners of handle_error do not hear of them."""
+    """A connection that hides the library's own signals from listeners of handle_error, because they are no errors."""
 
     def _handle_dbapi_exception(
         self, e: BaseException, statement: Any, parameters: Any, cursor: Any, context: Any, *more: Any, **options: Any
@@ -83,10 +83,10 @@ class RoutedConnection(Connection):
 class Engines:
     """The engines of one router.
 
-    known: the servers that an instance may lead to at this moment, in the role it has.
-    surprised: told of an instance that led to another.
-    gate: what looks at statements, COMMITs and errors.
-    stand_in: an engine that stands for the cluster where a session class chooses among several engines. It never connects.
+    known: gives the servers that an instance may lead to at this moment, in its role.
+    surprised: called with an instance that led to another server, and the reason.
+    gate: the interceptor of statements, COMMITs and errors.
+    stand_in: an engine that stands for the cluster if a session class chooses among several engines. It never connects.
     """
 
     def __init__(
@@ -100,14 +100,15 @@ class Engines:
         url, server = target.url, target.server
         self._at = target.at
         self._pooler = settings.pooler
-        self._behind: set[str] = set()  # instances before which a pooler was found
+        self._behind: set[str] = set()  # instances that were found to be behind a pooler
         self._server = server
         ours = {"connect_timeout": CONNECT_TIMEOUT, **server.CONNECT, **target.secrets}
         usual = {name: value for name, value in ours.items() if name not in url.query}
         self._options = _with_connect_args(usual, settings.options, server)
         self._reader_options = self._options if of_readers is None else _with_connect_args(usual, of_readers, server)
         self._password = settings.password if callable(settings.password) else None
-        self.unasked: BaseException | None = None  # what the function that is asked for the password has last raised for a probe
+        # The error of the user's password function in the last probe; None if a probe has connected since.
+        self.unasked: BaseException | None = None
         self._connects_at_once = settings.connects_at_once
         _, pool_timeout = get_pool_limits(settings.options)
         self._connect_turn_timeout = max(pool_timeout, CONNECT_TIMEOUT)
@@ -129,22 +130,22 @@ class Engines:
         self._outside: dict[str, Engine] = {}
         self._closed = False
         self._connects: dict[str, Places] = {}
-        self._lines: dict[str, weakref.WeakSet[Line]] = {}  # held by their connections: none outlives its own
+        self._lines: dict[str, weakref.WeakSet[Line]] = {}  # each is held by its connection, and ends with it
         self._reached: set[str] = set()  # instances to which a probe has connected
-        self._proven: weakref.WeakSet[Engine] = weakref.WeakSet()  # those that have connected
-        self._opening = threading.local()  # .now: what the probe of this thread has opened until now
+        self._proven: weakref.WeakSet[Engine] = weakref.WeakSet()  # engines that have connected
+        self._opening = threading.local()  # .now: the connection that this thread's probe is opening
         self._openings: dict[str, set[Opening]] = {}
         self._probing: weakref.WeakSet[Probe] = weakref.WeakSet()
         self._inherited: list[Pool] = []
 
     def _engine_with(self, name: str, url: URL, options: Mapping[str, Any]) -> Engine:
-        """An engine with these options. Raises ConfigurationError for what create_engine() does not take."""
+        """Make an engine with these options. Raises ConfigurationError for options that create_engine() does not take."""
         given = {key: value for key, value in options.items() if key != "connect_args"}
         try:
             engine = create_engine(url.set(query={}), **{"poolclass": RouterPool, **given})
-            text("").compile(dialect=engine.dialect)  # a paramstyle is looked up here
+            text("").compile(dialect=engine.dialect)  # fails for an unknown paramstyle
             return engine
-        except ImportError:  # or it lacks a library of its own
+        except ImportError:  # the driver is missing, or a library that it needs
             install = f"pip install 'aurora-router[{self._server.DIALECT}]'"  # the extra has the family's name
             wrong = f"{url.drivername} needs {self._server.DRIVER}: {install}"
         except Exception as error:
@@ -171,16 +172,18 @@ class Engines:
         return count() if count is not None else 0
 
     def _count(self, instance_id: str, engine: Engine) -> None:
-        """Look the pool's counter up once, for a balancing strategy asks for it at each unit."""
+        """Look the pool's counter up once, because a balancing strategy reads it for each unit."""
         if isinstance(engine.pool, QueuePool) and self._of_readers.get(instance_id) is engine:
             self._in_use[instance_id] = engine.pool.checkedout
 
     def discard(self, instance_id: str, *, cut_before: float | None = None) -> int:
-        """Close the pooled connections of an instance at once; those in use end when they come back, or now where they were
-        made before that time (monotonic seconds). Returns how many sockets were cut.
+        """Close the idle connections of an instance at once, and those in use when they come back.
+
+        cut_before: seconds, monotonic. Connections that were made before it are cut now.
+        Returns how many sockets were cut.
         """
         try:
-            with contextlib.ExitStack() as stack:  # each is renewed whatever becomes of the others
+            with contextlib.ExitStack() as stack:  # renews all, even if one of them raises
                 for engines in self._by_role:
                     stack.callback(self._renew, instance_id, engines)
         finally:
@@ -193,14 +196,14 @@ class Engines:
             return
         try:
             self._dispose(engine)
-        finally:  # a listener of the application's on the pool may have raised something
+        finally:  # the application's listeners on the pool may raise
             self._count(instance_id, engine)
 
     def _cut(self, instance_id: str, before: float) -> int:
-        """Shut the sockets that were made before that time, those outside of the pool included, which may be all that there are.
+        """Shut all sockets that were made before that time. Some are outside of the pool, and there may be no others.
 
-        It comes after the pool was replaced: threads that wake come back to a pool that takes no place from those that wait
-        there.
+        Call this after the pool is replaced. The threads that wake return their connections to the old pool. Nothing empties
+        that pool any more, so the threads that wait there get the places.
         """
         with self._lock:
             sockets = sum(line.cut() for line in self._lines.get(instance_id, ()) if line.since < before)
@@ -209,12 +212,12 @@ class Engines:
         return sockets
 
     def leave_role(self, was: Instance) -> None:
-        """Close the pooled connections of an instance that were made for the role that it had, where each role has its own."""
+        """Close the pooled connections for the former role of an instance, if each role has its own connections."""
         if len(self._by_role) > 1:
             self._renew(was.id, self._of_readers if was.role is _READER else self._engines)
 
     def keep(self, instances: Mapping[str, object]) -> None:
-        """Forget other instances than these, except those to which a connection is still open: a unit may be there."""
+        """Forget all instances except these. An instance with an open connection stays, because a unit may be there."""
         each: dict[str, Any]
         with self._lock:
             for gone in {*self._probes, *self._lines} - instances.keys():
@@ -225,13 +228,14 @@ class Engines:
                     self._behind.discard(gone)
 
     def _dispose(self, engine: Engine) -> None:
-        """Give an engine a new pool, and close what is idle in the old one at once, what is in use when it comes back.
+        """Give an engine a new pool. Close the old pool's idle connections at once, and those in use when they come back.
 
-        Who waits there for a connection gets the place of one that came back, and connects afresh.
+        A thread that waits in the old pool gets the place of a connection that came back, and connects afresh.
         """
         old = engine.pool
         if isinstance(old, RouterPool):
-            old.over = True  # not a listener: to add one while another thread calls them is an error there
+            # A listener would not do: SQLAlchemy fails if one is added while another thread calls the listeners.
+            old.over = True
         engine.dispose(close=False)
         if isinstance(old, QueuePool) and old.checkedin():
             old.dispose()
@@ -249,9 +253,9 @@ class Engines:
             probe.dispose()
 
     def forked(self) -> None:
-        """In a forked child: begin without connections. The parent's stay open and hear nothing from here.
+        """In a forked child, begin without connections. The parent's connections stay open, and nothing is sent on them.
 
-        Their pools are kept, not emptied: psycopg never says goodbye on a connection of another process, and no more may we.
+        The parent's pools are kept and not emptied. psycopg does not end another process's session, nor may the router.
         """
         self._lock = threading.Lock()
         dead, other = socket.socketpair()
@@ -275,11 +279,12 @@ class Engines:
                 if engine in self._proven:
                     engine.dispose(close=False)
                     self._count(place, engine)
-                else:  # another thread may have left SQLAlchemy's first look at the server half-done
+                else:
+                    # A thread of the parent may have left SQLAlchemy's first look at the server half-done.
                     del engines[place]
 
     def may_queue(self, instance_id: str) -> bool:
-        """Whether a probe of an instance may wait in a pooler's queue for a place that units of this router have."""
+        """Whether a probe of an instance may wait in a pooler's queue because units of this router have the places."""
         if self._pooler is None and instance_id not in self._behind:
             return False
         made = [engine for engines in self._by_role if (engine := engines.get(instance_id)) is not None]
@@ -289,41 +294,49 @@ class Engines:
         if self._pooler is None and instance_id not in self._behind:
             self._behind.add(instance_id)
             what = "a pooler stands before %s: no setting is left on its connections, and no statement is prepared there"
-            with contextlib.suppress(Exception):  # of a handler or filter of the application's
+            with contextlib.suppress(Exception):  # the application's handlers and filters may raise
                 log.info(f'{what}. Say pooler="session" if it keeps a client on one connection.', instance_id)
 
     def sound(self, connection: PoolProxiedConnection, instance: Instance, now: float) -> bool:
-        """Whether a connection that was just checked out leads to a server that stood behind the instance when it was chosen,
-        and is alive as far as can be told for free."""
+        """Whether a connection that was just checked out leads to the right server and seems alive.
+
+        Sends a ping only if the socket has something to read.
+
+        instance: the instance when it was chosen, with the servers behind it.
+        now: seconds, monotonic.
+        """
         info = connection.info
         if info[SERVER] not in instance.servers:
             return False
         if now - info[ENTERED] < FRESH:
             return True
         info[ENTERED] = now
-        # Something to read on an idle connection is a closed socket, or a notice: only then is a ping worth it.
+        # An idle connection that has something to read was closed, or got a notice. Only then is a ping worth it.
         return not info[POLL](0) or _alive(self._dialect, connection.dbapi_connection)
 
     def is_alive(self, connection: PoolProxiedConnection) -> bool:
-        """Whether a connection that was just checked out is new, or alive as far as can be told for free."""
+        """Whether a connection that was just checked out is new or seems alive."""
         info = connection.info
         entered_at, info[ENTERED] = info[ENTERED], time.monotonic()
         return entered_at == -math.inf or not info[POLL](0) or _alive(self._dialect, connection.dbapi_connection)
 
     def set_mode(self, connection: PoolProxiedConnection, mode: Mode, isolation: str | None = None) -> None:
-        """Switch a connection that was just checked out; `isolation` is what SQLAlchemy has set on it for this unit already.
+        """Switch a connection that was just checked out to a mode. This sends something in two cases only.
 
-        Sends something only to a connection that was made to a reader and is to write, or the other way round: after a
-        promotion in place. And where a guard may have been taken off, and the server does not tell: it is set again.
+        - A connection was made to a reader and is to write, or the other way round, after a promotion in place.
+        - The guard may have been removed, and the server does not report that. Then the guard is set again.
+
+        isolation: the level that SQLAlchemy has already set on the connection for this unit.
         """
         info = connection.info
         driver: Any = connection.dbapi_connection
         if info.get(MODE) is mode and (mode is Mode.DEFAULT or self._server.is_settled(driver, mode is Mode.AUTOCOMMIT)):
             return
-        if mode is Mode.AUTOCOMMIT and info[SHARED]:  # without a guard only a transaction keeps a promoted reader from writing
+        if mode is Mode.AUTOCOMMIT and info[SHARED]:
+            # A shared connection has no guard. If the reader is promoted, only a read-only transaction prevents writes.
             self.set_mode(connection, Mode.READ_ONLY)
             return
-        info[MODE] = None  # unknown, should the switch fail half-way
+        info[MODE] = None  # unknown if the switch fails half-way
         self._server.end_transaction(driver)
         guarded, outdated = info[GUARDED], info.get(OUTDATED)
         guard = guarded if mode is Mode.READ_ONLY else mode is Mode.AUTOCOMMIT
@@ -341,7 +354,7 @@ class Engines:
             info[MODE] = mode
 
     def keep_guarded(self, connection: PoolProxiedConnection) -> None:
-        """Guard the connection of a read-only unit: its transactions are not read-only by themselves."""
+        """Guard the connection of a read-only unit whose transactions are not read-only by themselves."""
         info = connection.info
         driver: Any = connection.dbapi_connection
         info[MODE] = None
@@ -350,32 +363,37 @@ class Engines:
             info[GUARDED] = True
 
     def keep_read_only(self, connection: PoolProxiedConnection) -> None:
-        """Have each transaction of a connection be read-only if its mode holds for the first one only."""
+        """Have each transaction of a connection be read-only if its mode holds only for the first one."""
         if connection.info[MODE] is None and not connection.info[SHARED]:
             self.keep_guarded(connection)
 
     def guard_again(self, connection: PoolProxiedConnection) -> None:
-        """Guard a connection anew if its unit, which is alone with its guard, has taken that off."""
+        """Guard a connection in autocommit again if its unit has removed the guard. Nothing else keeps the unit from writing."""
         driver: Any = connection.dbapi_connection
         if self._server.has_lost_guard(driver):
             self._server.guard(driver, self._asking(driver), True)
 
     def forget_prepared(self, instance_id: str) -> None:
-        """Have each pooled connection to an instance drop what it has prepared when it is checked out next, and a reader's guard
-        be set again: what is out of date on one of them is so on all. Costs connections that were not marked nothing."""
+        """Have each pooled connection to an instance drop its prepared statements at its next checkout.
+
+        A statement that is out of date on one connection is out of date on all. A reader's guard is set again, too.
+        Connections that are not marked pay nothing for this.
+        """
         with self._lock:
             for line in self._lines.get(instance_id, ()):
                 if line.info is not None:
                     line.info.update({MODE: None, OUTDATED: True})
 
     def literal_mode(self, connection: PoolProxiedConnection, *, ask: bool) -> str | None:
-        """What decides now how the server reads backslashes in a text of this connection: see `Family.literal_mode`.
-        ask: whether the server may be asked."""
+        """The setting for backslashes in texts of this connection, as it is now: see `Family.literal_mode`.
+
+        ask: whether the server may be asked.
+        """
         driver: Any = connection.dbapi_connection
         return self._server.literal_mode(driver, self._asking(driver) if ask else None)
 
     def _remove_leftovers(self, dbapi: Any, record: ConnectionPoolEntry) -> None:
-        """Leave nothing of the last unit on a connection that has come back; close it if that cannot be had."""
+        """Remove the last unit's leftovers from a connection that has come back. Close the connection if that fails."""
         record.info[MODE] = None
         try:
             self._server.remove_leftovers(dbapi, self._asking(dbapi))
@@ -388,7 +406,7 @@ class Engines:
         return asking(dbapi, self._server)
 
     def failure(self, error: BaseException, phase: Phase) -> Failure:
-        """What kind of failure an exception from SQLAlchemy or the driver stands for."""
+        """The kind of failure that an exception from SQLAlchemy or the driver stands for."""
         if isinstance(error, WrongServer):
             return Failure.CONNECT
         if isinstance(error, exc.DBAPIError):
@@ -398,18 +416,20 @@ class Engines:
         return Failure.OTHER
 
     def mistake(self, error: Exception) -> ConfigurationError | None:
-        """The error to be raised instead of one of the driver's that says that it was given what it cannot use; it may repeat the
-        value, which may be a password in the wrong place. None if it says something else."""
+        """The error to raise in place of the driver's for an option that it cannot use; None for other errors.
+
+        The driver's error may repeat the option's value, which may be a password in the wrong place.
+        """
         if re.search(self._server.UNUSABLE, str(getattr(error, "orig", None) or error)):
             return ConfigurationError(self.explain(error))
         return None
 
     def explain(self, error: Exception) -> str:
-        """The same exception in words."""
+        """An error of connecting as one line for the user."""
         return str(probe_error(error, self._server))
 
     def outside(self, instance: Instance) -> Connection:
-        """A connection that is in no pool, made for this call; it is cut with the others when the instance is lost."""
+        """Make a connection that is in no pool. It is cut with the others when the instance is lost."""
         with self._lock:
             engine = self._outside.get(instance.id)
             if engine is None:
@@ -422,7 +442,10 @@ class Engines:
     # -- the monitor's connections --------------------------------------------------------------------------------
 
     def probe(self, instance: Instance) -> Probe:
-        """A connection for the monitor, outside of the pool: a full pool must not blind it. Raises ProbeError."""
+        """Make a connection for the monitor, outside of the pool, because a full pool must not blind the monitor.
+
+        Raises ProbeError.
+        """
         opening = self._opening.now = Opening()
         try:
             with self._lock:
@@ -438,9 +461,9 @@ class Engines:
             opening.close()
 
     def cut_probe(self, instance_id: str) -> None:
-        """Shut the sockets of the probes that connect to that instance, and let them make no other, so that their threads end.
+        """Shut the sockets of the probes that are connecting to that instance, and let them open no others.
 
-        A server that sends and sends without an end would otherwise keep them, and fill the memory.
+        This ends their threads. Otherwise a server that never stops sending would keep the threads, and fill the memory.
         """
         with self._lock:
             openings = [*self._openings.get(instance_id, ())]
@@ -458,7 +481,7 @@ class Engines:
             if UNKNOWN_HOST.search(str(refused)):
                 refused = self._unasked(instance, f"{refused}; check the host")
             raise refused from None
-        except ConfigurationError as error:  # no password was to be had
+        except ConfigurationError as error:  # the password function gave no password
             self.unasked = error.__cause__
             raise self._unasked(instance, str(error)) from None
         except Exception as error:
@@ -480,8 +503,11 @@ class Engines:
         yield
 
     def _unasked(self, instance: Instance, said: str) -> ProbeError:
-        """The error of a probe that found nobody to ask, or no password to ask with: a mistake, unless it has worked before. Then
-        it may pass, and a unit that waits for a writer should go on waiting."""
+        """The error of a probe that found no such host, or got no password.
+
+        It counts as a mistake unless a probe has connected before. Then the trouble may pass, so a unit that waits for a writer
+        should go on waiting.
+        """
         return ProbeError(said, Silence.REFUSED if instance.id in self._reached else Silence.MISCONFIGURED)
 
     def _probing_engine(self, instance: Instance) -> Engine:
@@ -489,10 +515,10 @@ class Engines:
             engine = self._probes.get(instance.id)
             if engine is None:
                 options = {key: self._options[key] for key in _PROBE_OPTIONS if key in self._options}
-                # libpq's shortest; the monitor's own deadline is what counts, this frees the thread
+                # 2 is libpq's shortest timeout. It only frees the thread, because the monitor has a deadline of its own.
                 ours = {"connect_timeout": 2, "autocommit": True}
                 options["connect_args"] = {**options.get("connect_args", {}), **ours}
-                # There is nothing to reset: a probe's connection is not used again. SQLAlchemy would log that it is lost.
+                # A probe's connection is not used again, so it needs no reset. If it is lost, SQLAlchemy would log an error.
                 pool = {"poolclass": NullPool, "pool_reset_on_return": None}
                 engine = self._create(instance, {**pool, **self._server.BARE, **options})
                 self._check_connect_timeout(engine.url)
@@ -504,9 +530,9 @@ class Engines:
             return engine
 
     def _check_connect_timeout(self, url: URL) -> None:
-        """Raise ConfigurationError for a time limit that the driver cannot use, which may be a password in the wrong place.
+        """Raise ConfigurationError for a timeout that the driver cannot use, which may be a password in the wrong place.
 
-        A probe has a time limit of its own, so only units would meet it.
+        A probe has a timeout of its own, so only units would meet the driver's error.
         """
         for given in (url.query, self._options["connect_args"], self._reader_options["connect_args"]):
             seconds: Any = given.get("connect_timeout")
@@ -520,7 +546,7 @@ class Engines:
     # -- one instance's engine ------------------------------------------------------------------------------------
 
     def _create(self, instance: Instance, options: Mapping[str, Any]) -> Engine:
-        """Raises ConfigurationError for a URL, or options, of which no engine can be made."""
+        """Make an engine. Raises ConfigurationError if SQLAlchemy cannot use the URL or the options."""
         url = self._at(instance, options["connect_args"])
         try:
             return create_engine(url, **options)
@@ -541,7 +567,7 @@ class Engines:
         given = {*engine.url.query, *options.get("connect_args", {})}
 
         def watch(number: int) -> Line:
-            """Have discard() cut this socket. Raises WrongServer when it has been called already, and so will not."""
+            """Have discard() cut this socket. Raises WrongServer if discard() was called already, and would miss the socket."""
             line = Line(number)
             with self._lock:
                 lines.add(line)
@@ -569,15 +595,15 @@ class Engines:
 
         @event.listens_for(engine, "connect", insert=True)
         def made(dbapi: Any, _: Any) -> None:
-            """SQLAlchemy's first look at a server comes before connected(): a thread that hangs there must wake, too."""
-            with contextlib.suppress(OSError, self.driver_error):  # it was closed at once, as connected() will find
+            """Have discard() wake a thread that hangs in SQLAlchemy's first look at a server, which comes before connected()."""
+            with contextlib.suppress(OSError, self.driver_error):  # closed already, as connected() will find
                 line = dbapi.aurora_router_line = Line(self._server.fileno(dbapi))
                 with self._lock:
                     lines.add(line)
 
         @event.listens_for(engine, "connect")
         def connected(dbapi: Any, record: Any) -> None:
-            """Which server is this? It must be one that the topology knows here."""
+            """Find out which server this is. It must be one that the topology knows here."""
             try:
                 line = dbapi.aurora_router_line = watch(self._server.fileno(dbapi))
                 self._server.end_transaction(dbapi)
@@ -595,7 +621,7 @@ class Engines:
                         AUTOCOMMIT: usual,
                         MODE: None if greeting.role is Role.READER else Mode.DEFAULT,
                         GUARDED: greeting.guarded,
-                        HANDED_OUT: len(engine.pool.dispatch.connect) > ours,  # another listener may come after this one
+                        HANDED_OUT: len(engine.pool.dispatch.connect) > ours,  # the application's listeners come after this one
                         SHARED: greeting.shared,
                         POLL: poll_of(line.twin),
                         ENTERED: -math.inf,
@@ -627,7 +653,8 @@ class Engines:
 
         ours = len(engine.pool.dispatch.connect)
 
-        # The dialect's events and not the connection's: one of those makes SQLAlchemy ask for all of them, 20 us a statement.
+        # These are events of the dialect. One listener for the connection's events makes SQLAlchemy check for all of them,
+        # which takes 20 us a statement.
         for name in ("do_execute", "do_executemany", "do_execute_no_params"):
             event.listen(engine, name, self._gate.statement)
         event.listen(engine, "handle_error", self._gate.failed)
@@ -635,7 +662,7 @@ class Engines:
         put_around_options(engine, self._gate)
 
         def came_back(record: ConnectionPoolEntry, over: bool) -> None:
-            """A connection has left its unit: keep it as the next one must find it, or close it. May be called twice."""
+            """Make a connection that has left its unit ready for the next unit, or close it. May be called twice."""
             info = record.info
             unit = info.get(UNIT)
             dbapi = record.dbapi_connection
@@ -644,7 +671,7 @@ class Engines:
             spoilt = unit is not None and self._gate.returned(unit)
             info[UNIT] = None
             if spoilt or over or self._closed:
-                record.invalidate()  # nobody will ask its pool for it
+                record.invalidate()  # no unit may, or will, check it out again
 
         @event.listens_for(engine, "detach")
         def detached(_: Any, record: Any) -> None:
@@ -677,7 +704,7 @@ class Probe:
         server.end_transaction(driver)
 
     def ask(self) -> Server:
-        """What the server says of itself. Raises ProbeError."""
+        """Ask the server for its state. Raises ProbeError."""
         try:
             said = self._server.probe(self._ask, asynchronous_commits=self._gate.asynchronous_commits)
             if said.role is Role.WRITER:
@@ -692,7 +719,7 @@ class Probe:
         return said
 
     def functions(self) -> frozenset[str]:
-        """The user functions that the catalog says do not write. Raises ProbeError."""
+        """The user functions that do not write, according to the catalog. Raises ProbeError."""
         try:
             _, rows = self._ask(self._server.FUNCTIONS)
             return self._server.parse_functions(rows)
@@ -700,7 +727,7 @@ class Probe:
             raise probe_error(error, self._server) from None
 
     def prune(self) -> bool:
-        """Remove old rows of the commit table; whether there may be more of them. Raises ProbeError."""
+        """Remove old rows of the commit table. Return whether there may be more of them. Raises ProbeError."""
         try:
             removed = self._connection.exec_driver_sql(self._server.PRUNE).rowcount
             return bool(removed >= self._server.PRUNED)
@@ -708,7 +735,7 @@ class Probe:
             raise probe_error(error, self._server) from None
 
     def cut(self) -> None:
-        """Shut the socket; wakes a thread that waits for an answer."""
+        """Shut the socket, which wakes a thread that waits for an answer."""
         self.line.cut()
 
     def close(self) -> None:
@@ -719,7 +746,7 @@ class Probe:
 
 
 def _refuse_to_connect(*_: object) -> NoReturn:
-    """What connecting with the engine that stands for the whole cluster leads to."""
+    """Refuse to connect with the engine that stands for the whole cluster."""
     raise ConfigurationError(
         "this engine stands for the router's cluster and never connects: get_bind() may look at it, and return it. "
         "To connect, use router.connect() or session.connection()."
@@ -728,13 +755,14 @@ def _refuse_to_connect(*_: object) -> NoReturn:
 
 def _with_connect_args(usual: Mapping[str, Any], options: Mapping[str, Any], server: Family) -> dict[str, Any]:
     arguments = {**usual, **options.get("connect_args", {})}
-    if not arguments.get(server.ENCRYPTION, True):  # it says nothing, and would undo what is asked for in the URL
+    if not arguments.get(server.ENCRYPTION, True):
+        # An empty value asks for nothing, but would undo the encryption that the URL asks for.
         del arguments[server.ENCRYPTION]
     return {**options, "connect_args": arguments}
 
 
 def asking(dbapi: Any, server: Family) -> Ask:
-    """Asks on a connection of the driver's; of several statements in a text the last one is answered."""
+    """Make a function that asks on a driver's connection. It returns the answer to the last statement of a text."""
 
     def ask(sql: str) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
         with contextlib.closing(dbapi.cursor()) as cursor:

@@ -1,6 +1,6 @@
-"""Where units enter: from what a unit needs to an instance and a connection there, waiting for a writer where there is none.
+"""How units enter: from what a unit needs to an instance and a connection there. If there is no writer, the unit waits for one.
 
-The request path; it never blocks on discovery.
+This is the request path. It never blocks on discovery.
 """
 
 from __future__ import annotations
@@ -53,17 +53,18 @@ from aurora_router.unit import Door, Unit
 
 T = TypeVar("T")
 
-REMIND = 10.0  # seconds between two reports of units that wait for a writer, or of reads that no reader serves
-LEAST_PAUSE = 0.05  # seconds before a unit asks again whether it may try once more
+# Seconds between two reports of units that wait for a writer, or of reads that no reader serves.
+REMIND = 10.0
+LEAST_PAUSE = 0.05  # seconds before a unit asks again whether it may retry
 _DEFAULT, _AUTOCOMMIT, _READ_ONLY = Mode  # an enum's members are slow to look up on the request path
 _WRITER = Role.WRITER
-_CONNECTING = (Phase.READER_CONNECTING, Phase.WRITER_CONNECTING)  # by whether it is the writer
+_CONNECTING = (Phase.READER_CONNECTING, Phase.WRITER_CONNECTING)  # indexed by on_writer
 _UNSENT = (Phase.READER_UNSENT, Phase.WRITER_UNSENT)
 _NO_READER, _OWN_WRITES = Reason.NO_READER, Reason.OWN_WRITES
 
 
 class _Again(Exception):
-    """The writer could not be reached; nothing was sent."""
+    """The writer could not be reached, and nothing was sent."""
 
     def __init__(self, instance: Instance, cause: Exception, began: float) -> None:
         self.instance = instance
@@ -74,7 +75,7 @@ class _Again(Exception):
 class Entrance:
     """Brings the units of one router to its instances.
 
-    for_reads: the places of the writer that reads may have.
+    for_reads: the places in the writer's pool that reads may have.
     """
 
     def __init__(
@@ -113,14 +114,16 @@ class Entrance:
         self.closed = False
 
     def close(self) -> None:
-        """Turn away who waits; those that the monitor wakes hear of it, too."""
+        """End all waiting for places. Units that wait for a topology see `closed` when the monitor wakes them."""
         self.closed = True
         self._for_reads.turn_away()
 
     def enter(self, unit: Unit, door: Door[T], write: Reason | None = None) -> T:
-        """Connect a unit to the instance that it needs; `write` says why it must be the writer, where it must.
+        """Connect a unit to the instance that it needs.
 
-        A reader that cannot be reached is passed over; for a writer the unit waits up to failover_timeout.
+        If a reader cannot be reached, the unit tries another instance. For a writer it waits up to failover_timeout.
+
+        write: why the unit must be on the writer, if it must.
         """
         if write is None and unit.read_only is False:
             write = Reason.DECLARED_WRITE
@@ -135,7 +138,7 @@ class Entrance:
             raise
 
     def _enter_again(self, unit: Unit, door: Door[T], write: Reason | None, failed: _Again) -> T:
-        """Connect a unit to the writer, which could not be reached at first, as soon as there is one that can."""
+        """Connect a unit to the writer, after a first attempt has failed, as soon as one can be reached."""
         began = failed.began
         self._repeats.allowed(failed.instance.id, first=True)
         left = self._time_left(unit, began)
@@ -163,8 +166,12 @@ class Entrance:
             raise self._no_writer(began, again) from again.cause
 
     def _pause(self, seconds: float, failed: _Again, until: float) -> None:
-        """Sleep, but not longer than until the monitor sees another writer than the one that failed, or none any more. While too
-        many repeat already, sleep on: to wait costs nobody anything, and an attempt at an instance in trouble does."""
+        """Sleep, but only until the monitor sees another writer than the failed one, or none.
+
+        While too many units retry already, sleep on. Waiting costs nothing, but an attempt at an instance in trouble does.
+
+        until: seconds, monotonic.
+        """
         servers = failed.instance.servers
         while True:
             topology = self._monitor.wait_for(lambda t: t.writer is None or t.writer.servers != servers, seconds)
@@ -177,10 +184,13 @@ class Entrance:
             seconds = max(seconds, LEAST_PAUSE)
 
     def _enter_once(self, unit: Unit, door: Door[T], write: Reason | None, began: float | None) -> T:
-        """One attempt. began: when the first one did; None for the first, which only looks at the clock when it must."""
+        """Make one attempt.
+
+        began: when the first attempt began, seconds, monotonic. None for the first, which reads the clock only if it must.
+        """
         until: float | None = None
-        timeout: exc.TimeoutError | None = None  # of the reader's pool that it has waited for
-        refused: Exception | None = None  # with which a reader has let nobody in
+        timeout: exc.TimeoutError | None = None  # of a reader's pool that the unit has waited for
+        refused: Exception | None = None  # of a reader that refused the credentials or the database
         unit.queues = False
         while True:
             decision = self.decide(unit, write)
@@ -188,18 +198,19 @@ class Entrance:
                 if door.judge is not None:
                     write = self._judge(door, decision)
                     if write is not None:
-                        continue  # before it waits for a reader, or takes a place or a connection of one
+                        # Decide again before the unit waits for a reader, or takes a place, or connects to a reader.
+                        continue
                 if decision.reason is _OWN_WRITES and self._wait and not unit.waited:
                     self._wait_for_reader(unit)
                     continue
             instance, reason, _ = decision
             if instance is None:
                 if refused is not None:
-                    raise refused  # in the server's words; nobody is left to ask
+                    raise refused  # in the server's words: no other instance is left
                 began = began or time.monotonic()
                 found = self._wait_for_writer(unit, decision, began)
                 if found is None or reason is Reason.NO_INSTANCE:
-                    continue  # a read that no reader would serve
+                    continue  # the token has lapsed, or no reader would serve the read
                 instance = found
             if (
                 reason is _NO_READER
@@ -209,7 +220,7 @@ class Entrance:
                 reads = self._say_no_reader.passes(time.monotonic())
                 if reads:
                     self._emit(events.NoReaderQualifies, instance.id, reads, self._monitor.topology.said(avoided=unit.avoid))
-                # What a cluster of several instances lends to reads is less than its writer's pool: writes must find room.
+                # With several instances, reads get only a share of the writer's pool, because writes must find room.
                 place = unit.borrowed = Place(self._for_reads)  # the unit owns it before it is taken
                 if not place.take(0.0):
                     until = until or time.monotonic() + min(self._pool_timeout, self._time_left(unit, time.monotonic()))
@@ -229,20 +240,21 @@ class Entrance:
                 raw = door.pooled(connection)
                 now = time.monotonic()
                 if self._engines.sound(raw, instance, now):
-                    if raw.info.get(UNIT) is not unit:  # else it has sent something there already: a listener has
+                    # Otherwise a listener of the application has sent something there already, and the mode is set.
+                    if raw.info.get(UNIT) is not unit:
                         self._engines.set_mode(raw, mode, unit.isolation)
                     if unit.read_only and not unit.of_session:
                         self._engines.keep_read_only(raw)
                     break
-                # Dead, or not the server that the decision was about: what spoke for the instance does not speak for it.
+                # The connection is dead, or leads to another server. The reasons for choosing this instance do not apply to it.
                 door.drop(connection)
             except (DBAPIError, WrongServer, self._engines.driver_error) as error:
                 self._give_up(unit, door, connection)
-                # What a listener of the application has executed has a statement.
+                # An error that has a statement comes from a listener of the application, not from connecting.
                 connects = connection is None and getattr(error, "statement", None) is None
                 phase = _CONNECTING[on_writer] if connects else _UNSENT[on_writer]
                 failure = self._engines.failure(error, phase)
-                if connects and not isinstance(error, WrongServer):  # which was told already
+                if connects and not isinstance(error, WrongServer):  # that one was reported already
                     self._emit(events.ConnectFailed, instance.id, self._engines.explain(error))
                 if failure in SUSPICIOUS:
                     self._monitor.suspect(instance.id)
@@ -256,7 +268,7 @@ class Entrance:
                     raise _Again(instance, error, began or time.monotonic()) from error
                 unit.avoid |= {instance.id}
                 self._emit(events.Repeated, instance.id, type(error).__name__)
-            except ConfigurationError as error:  # no password was to be had
+            except ConfigurationError as error:  # there is no password
                 self._give_up(unit, door, connection)
                 if connection is None:
                     self._emit(events.ConnectFailed, instance.id, str(error))
@@ -285,36 +297,40 @@ class Entrance:
         return connection
 
     def _judge(self, door: Door[T], decision: Decision) -> Reason | None:
-        """Why the statement that a unit enters for must be on the writer; None if it may be a read, as far as that is known.
+        """Why the statement for which a unit enters must be on the writer; None if it may be a read, as far as known.
 
-        If no reader would do, it is found out at any price.
+        If no reader qualifies, find out at any price.
         """
         assert door.judge is not None
         topology = self._monitor.topology
         engine = self._engines.engine(decision.instance or topology.writer or topology.instances[0])
         if engine.dialect.server_version_info is None and topology.writer is not None:
-            engine = self._engines.engine(topology.writer)  # who only writes has never connected to that reader
+            # A process that only writes has never connected to that reader.
+            engine = self._engines.engine(topology.writer)
         return door.judge(engine, decision.instance is None or decision.reason is _NO_READER)
 
     def _finds_room(self, unit: Unit) -> bool:
-        """Whether a reader that would do has room in its pool."""
+        """Whether a reader that qualifies has room in its pool."""
         decision = self.decide(unit, None)
         return decision.instance is None or self._load.has_room(decision.instance.id)
 
     def _give_up(self, unit: Unit, door: Door[T], connection: T | None) -> None:
-        """Leave nothing of an attempt that failed: what its error holds on to would take a place in the pool meanwhile."""
+        """Discard the connection of a failed attempt. Its error would keep the connection, and with it a place in the pool."""
         unit.instance = None
         if connection is not None:
             with contextlib.suppress(Exception):
                 door.drop(connection)
 
     def decide(self, unit: Unit, write: Reason | None) -> Decision:
-        """Where the unit would go now; `write` says why to the writer, where it must."""
+        """Decide on which instance the unit would be now.
+
+        write: why it must be on the writer, if it must.
+        """
         if time.time() > self._monitor.trusted_until:
             self._monitor.wait_until_trusted()
         topology = self._monitor.topology
         if write is not None:
-            if unit.requirement is not None and unit.requirement.given:  # maybe of a newer writer than any that is known here
+            if unit.requirement is not None and unit.requirement.given:  # maybe of a newer writer than any known here
                 topology = self._resolve(unit, unit.requirement, topology)
             return to_writer(topology, write)
         if unit.read_only and self._gate.beyond_readers(unit.isolation):
@@ -332,12 +348,12 @@ class Entrance:
         return decision
 
     def _resolve(self, unit: Unit, requirement: Requirement, topology: Topology) -> Topology:
-        """Find the proof of what the unit must see, as far as that can be had; the topology that has it."""
+        """Add the position that proves the unit's requirement, if one can be had, and return the topology that has it."""
         requirement = resolve(requirement, topology)
         epoch = requirement.epoch
         if requirement.given and epoch is not None and epoch > topology.epoch:
-            # A token speaks of a newer writer than any that is known here. All that answer are asked before it is doubted: once
-            # for all who wait, and not more often than for positions, because anybody may make up such a token.
+            # The token names a newer epoch than any known here. Probe all instances that answer before doubting the token.
+            # Anybody may make up such a token. So probe once for all waiting units, and not more often than for positions.
             claim = requirement
             topology = self._monitor.wait_for(
                 lambda t: t.epoch >= epoch or was_looked_for(claim, t), self._look_timeout, haste=Haste.SHARED
@@ -347,19 +363,25 @@ class Entrance:
         return topology
 
     def _wait_for_reader(self, unit: Unit) -> None:
-        """Wait until a reader has what the unit must see, or it has waited for long enough."""
+        """Wait until a reader has what the unit must see, or until wait_for_reader is over."""
         unit.waited = True
         need = self._need._replace(requirement=unit.requirement, last_reads=unit.last_reads, avoid=unit.avoid)
 
         def found(topology: Topology) -> bool:
             return choose(topology, need, round_robin, self._load, 0.0, time.monotonic()).reason is not _OWN_WRITES
 
-        made_up = unit.requirement is not None and unit.requirement.given  # perhaps
+        made_up = unit.requirement is not None and unit.requirement.given  # perhaps: anybody may write a token
         self._monitor.wait_for(found, self._wait, haste=Haste.SHARED if made_up else Haste.ALONE)
 
     def _wait_for_place(self, place: Place, until: float) -> None:
-        """Wait until that time for a place in the writer's pool that the unit may keep until it ends, for it may write there, or
-        for a topology with readers; then it must be decided again. Raises NoReaderAvailable."""
+        """Wait for a place in the writer's pool, or for a topology with readers. Then the caller must decide again.
+
+        The unit may keep the place until it ends, because it may write there.
+
+        until: seconds, monotonic.
+
+        Raises NoReaderAvailable if the time is up.
+        """
         if place.take(until - time.monotonic()):
             return
         if self.closed:
@@ -368,22 +390,28 @@ class Entrance:
             raise NoReaderAvailable(self._monitor.topology.said(), self._pool_timeout)
 
     def _time_left(self, unit: Unit, began: float) -> float:
-        """Seconds for which a unit that began to wait then may go on waiting for a writer."""
+        """How many more seconds a unit may wait for a writer.
+
+        began: when it began to wait, seconds, monotonic.
+        """
         until = began + self._failover_timeout
         if unit.run is not None and unit.run.deadline is not None:
             until = unit.run.deadline
         return max(until - time.monotonic(), 0.0)
 
     def writer(self) -> Instance:
-        """The writer, waiting for one as a unit would."""
+        """Return the writer. If there is none, wait as a unit would."""
         unit = Unit(False)
         decision = self.decide(unit, Reason.DECLARED_WRITE)
         instance = decision.instance or self._wait_for_writer(unit, decision, time.monotonic())
-        assert instance is not None  # it has no token
+        assert instance is not None  # the unit has no token that could lapse
         return instance
 
     def _wait_for_writer(self, unit: Unit, decision: Decision, began: float) -> Instance | None:
-        """The writer, once there is one; None where a token would keep the unit waiting for longer than it is honoured."""
+        """Return the writer, once there is one; None if the unit's token lapses before that.
+
+        A token lapses when it has been honoured for token_ttl.
+        """
         if decision.reason is Reason.ISOLATION:
             raise NoReaderAvailable(self._monitor.topology.said(), beyond=True)
         if decision.reason is Reason.NO_INSTANCE and not self._need.writer_serves_reads:
@@ -412,8 +440,10 @@ class Entrance:
         raise self._no_writer(began, None)
 
     def _wait_until_decided(self, until: float) -> Topology:
-        """Wait until that time for a topology with a writer, or for one that needs somebody to change something first, and say so
-        every now and then."""
+        """Wait for a topology with a writer, or for one in which waiting alone will not bring one. Report that now and then.
+
+        until: seconds, monotonic.
+        """
         me = object()
         self._waiting.add(me)
         try:

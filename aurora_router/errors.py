@@ -1,4 +1,4 @@
-"""What can go wrong, and what each error knows. Every message says what happened, on which instance, and what to do."""
+"""The errors of the library. Every message says what happened, on which instance, and what to do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Outcome(enum.Enum):
-    """What became of a transaction whose COMMIT was not answered."""
+    """The outcome of a transaction whose COMMIT was not answered."""
 
     COMMITTED = "committed"
     NOT_COMMITTED = "not committed"
@@ -30,7 +30,7 @@ class RouterError(Exception):
 
 
 class Signal(RouterError):
-    """Raised by the library for itself: no error, and no listener of errors hears of it."""
+    """A signal within the library. It is no error, and listeners of errors do not get it."""
 
 
 class ConfigurationError(RouterError, ValueError):
@@ -57,10 +57,10 @@ class NoWriterAvailable(RouterError):
 class NoReaderAvailable(RouterError):
     """No reader qualifies, and the writer may not be used. Nothing was sent.
 
-    Either `no_reader="error"` forbids the writer, or other reads have the whole part of its pool that is for reads.
+    Either `no_reader="error"` forbids the writer, or other reads use all of its connections that are for reads.
 
     said: what each instance last said.
-    waited: seconds for a place in the writer's pool; None if the writer is forbidden.
+    waited: seconds that the unit waited for a connection to the writer; None if the writer is forbidden.
     beyond: whether readers refuse the unit's isolation level.
     connected: whether the unit has its reader already.
     """
@@ -102,8 +102,7 @@ class ReadOnlyViolation(RouterError):
 
     instance: where the unit was.
     sent: whether the server refused the statement. Otherwise its text showed what it does, and it was not sent.
-    unguards: whether the statement would end the unit's transaction, or make it, or later ones of its connection, accept
-        writes.
+    unguards: whether the statement would end the unit's transaction, or let this one or later ones of the connection write.
     """
 
     def __init__(self, effect: str, instance: str, *, sent: bool = False, unguards: bool = False) -> None:
@@ -145,11 +144,11 @@ class StaleRead(RouterError):
 
 
 class OutcomeUnknown(RouterError):
-    """The connection was lost during COMMIT: the transaction may have committed or not. Do not repeat it blindly.
+    """The connection was lost during COMMIT: the transaction may have committed or not. Do not retry it blindly.
 
     instance: where the COMMIT was sent.
     noted: what is known of the transaction, in words.
-    resolve: asks what became of it, for so many seconds; None if nothing can tell.
+    resolve: asks for the outcome, for at most so many seconds; None if nothing can tell.
     """
 
     sent = True
@@ -166,12 +165,13 @@ class OutcomeUnknown(RouterError):
         )
 
     def resolve(self, timeout: float = 60.0) -> Outcome:
-        """Ask the newest writer what became of the transaction.
-
-        timeout: seconds, at most.
+        """Ask the newest writer for the outcome of the transaction.
 
         COMMITTED and NOT_COMMITTED are certain. UNKNOWN means that nothing can tell, for example because the session has no
-        `commit_check`, or that no writer could be asked in time. If the COMMIT waits for a reader to have it, so does COMMITTED.
+        `commit_check`, or that no writer could be asked in time. If a COMMIT waits until a reader has the transaction, the answer
+        COMMITTED waits for that, too.
+
+        timeout: seconds, at most.
         """
         return Outcome.UNKNOWN if self._resolve is None else self._resolve(timeout)
 

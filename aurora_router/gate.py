@@ -1,6 +1,6 @@
 """The gate between SQLAlchemy and the driver: every statement, COMMIT and error of a router's connections passes here.
 
-It judges the text that is really sent, notes in the unit what it does, and says of each error what it means.
+It judges the text that is really sent, and notes in the unit what the text does. On each error it notes what the error means.
 """
 
 from __future__ import annotations
@@ -44,13 +44,14 @@ from aurora_router.servers import Family, Mode
 from aurora_router.settings import Settings
 from aurora_router.unit import NotARead, Unit
 
-LEAST_PATIENCE = 1.0  # seconds to ask for the fate of a COMMIT, also where the deadline has passed
+LEAST_PATIENCE = 1.0  # seconds to look up a COMMIT, even after the deadline
 WRITES = 1000  # texts of text() that are known to write
 READS = 1000  # statements that are known to read
-LONGEST_WRITE = 10_000  # characters of one
+LONGEST_WRITE = 10_000  # characters of one text that is known to write
 LEARNED = 1000  # statements remembered because a reader refused them
 LEARNED_LENGTH = 4 * 2**20  # characters of all of them
-LEARNED_FOR = 600.0  # seconds: a function or a view may be replaced, an extension installed
+# Seconds. It is limited because somebody may replace a function or a view, or install an extension.
+LEARNED_FOR = 600.0
 
 _LEVELS_ON_READERS = frozenset({"autocommit", "read uncommitted", "read committed"})
 _STATEMENTS = frozenset({Phase.READ, Phase.READER_TRANSACTION, Phase.WRITER_FIRST, Phase.WRITER_STATEMENT})
@@ -58,7 +59,7 @@ _READ = Effect.READ  # an enum's members are slow to look up on the request path
 
 
 class Attempt:
-    """The unit that a thread is connecting, the mode that it is to have, and the engine where."""
+    """The unit that a thread is connecting, its future mode, and the engine that it connects with."""
 
     __slots__ = ("__weakref__", "engine", "mode", "unit")
 
@@ -71,23 +72,23 @@ class Attempt:
 class _Entering(threading.local):
     """The attempt that is under way in this thread.
 
-    A listener of the application may have another unit enter meanwhile. An attempt that an exception out of a signal handler has
-    ended, before it could say so, is forgotten with its frame.
+    A listener of the application may make another unit enter meanwhile. The reference is weak, because an exception of a signal
+    handler may end an attempt at any moment. Then the attempt is forgotten with its frame.
     """
 
     known: weakref.ref[Attempt] | None = None
 
     @property
     def attempt(self) -> Attempt | None:
-        """It, or None."""
+        """The attempt; None without one."""
         known = self.known
         return known() if known is not None else None
 
 
 class Gate:
-    """What is known of the statements and the commits of one router.
+    """The gate of one router: what it knows of statements and commits.
 
-    causality: what its units must see.
+    causality: what the router's units must see.
     emit: called with an event's class and its values.
     """
 
@@ -103,24 +104,29 @@ class Gate:
         self.server = server = settings.target.server
         self.causality = causality
         self.entering = _Entering()
-        self.asynchronous_commits = False  # some session is known to commit without waiting for the log
+        self.asynchronous_commits = False  # whether some session commits without waiting for the log
         self._isolation = get_isolation(settings.options)
         self._failover_timeout = settings.failover_timeout
         self._emit = emit
-        self.dialect = settings.target.dialect  # until a server has said which it is
+        self.dialect = settings.target.dialect  # until a server has shown which one it has
         self._by_table = ("table",) if server.XIDS else ("table", "xid")
         self._usual = frozenset({*_LEVELS_ON_READERS, server.DEFAULT_ISOLATION})
         self._is_global = causality.is_global
         self._allowed = frozenset(settings.read_only_functions)
         self._catalog: frozenset[str] = frozenset()
         self._harmless = self._allowed
-        self.writes: set[str] = set()  # texts of text() that write, whatever else is known, as session.py has found out
-        self.reads: set[object] = set()  # keys of statements that only read, as session.py has found out
-        self.learned: dict[str, float] = {}  # texts that looked like reads, and when a reader refused them, oldest first
+        # The session has found these: texts of text() that certainly write, and keys of statements that only read.
+        self.writes: set[str] = set()
+        self.reads: set[object] = set()
+        # Texts that looked like reads, and when a reader refused them, oldest first.
+        self.learned: dict[str, float] = {}
         self._lock = threading.Lock()
 
     def before_waiting(self) -> None:
-        """A pool is full: a unit that comes to a reader looks first whether another one has room. Raises PoolFull."""
+        """Make a unit look for another reader with room before it waits for the full pool of its reader.
+
+        Raises PoolFull.
+        """
         entering = self.entering.attempt
         if entering is not None:
             unit = entering.unit
@@ -128,8 +134,12 @@ class Gate:
                 raise PoolFull
 
     def checked_out(self, raw: PoolProxiedConnection) -> None:
-        """A connection has left its pool. If no unit is being entered, somebody has it from an engine directly: what is committed
-        on it counts all the same. Raises DisconnectionError for one that has died in the pool, as pre-ping does."""
+        """Note that a connection has left its pool.
+
+        If no unit is entering, somebody has taken the connection from an engine directly. Its commits count all the same.
+
+        Raises DisconnectionError for a connection that has died in the pool, as pre-ping does.
+        """
         if self.entering.attempt is None:
             if not self.engines.is_alive(raw):
                 raise DisconnectionError("the connection was closed while it was idle")
@@ -141,7 +151,7 @@ class Gate:
             own(unit, raw, raw)
 
     def _nobodys(self) -> Unit:
-        """A unit that nobody has entered: it behaves as on any engine."""
+        """Make a unit for a connection that was taken from an engine directly. It behaves as on any engine."""
         unit = Unit(False)
         unit.on_writer = unit.wrote = True
         unit.epoch = self.monitor.topology.epoch
@@ -150,7 +160,7 @@ class Gate:
     # -- statements -----------------------------------------------------------------------------------------------
 
     def statement(self, _cursor: Any, text: str, *rest: Any) -> None:
-        """Nothing passes to a reader, and nothing is sent in a read-only unit, without being looked at here."""
+        """Look at a statement before it is sent. Nothing passes to a reader, or in a read-only unit, without this."""
         context = rest[-1]
         connection: Connection = context.root_connection
         known: Unit | None = getattr(connection, UNIT, None)
@@ -171,7 +181,8 @@ class Gate:
         if read_only is None and not on_writer:
             hint = unit.hint
             if hint is None:
-                hint = context.execution_options.get("route")  # an option of the connection, or of a statement put in its place
+                # This is an option of the connection, or of a statement that replaced the session's.
+                hint = context.execution_options.get("route")
                 if hint is not None:
                     check_route(hint)
             reason = reason_to_write(found, effect, hint, text in self.learned and self.has_learned(text))
@@ -184,7 +195,7 @@ class Gate:
                     return
                 if reason is not Reason.NOT_A_READ or not _recalls_reads(unit, found, effect, unit.shown):
                     raise NotARead(effect, reason)
-                unit.only_reads = False  # no other connection has the same past
+                unit.only_reads = False  # no other connection has the same history
             if context.execution_options.get("stream_results"):
                 unit.streaming = unit.watched = True
             if unit.run is not None:
@@ -195,7 +206,7 @@ class Gate:
         if effect is _READ and (read_only or text not in self.learned or not self.has_learned(text)):
             return
         if read_only:
-            # On the writer nothing but this gate stands between an unknown function and the data.
+            # On the writer only this gate stands between an unknown function and the data.
             writes = found.effect is Effect.WRITE and (found.known is Effect.WRITE or (on_writer and effect is Effect.WRITE))
             if writes or found.locks:
                 raise ReadOnlyViolation(effect.name, unit.instance.id if unit.instance is not None else "?")
@@ -205,31 +216,35 @@ class Gate:
         else:
             unit.wrote = True
             unit.only_reads = False
-            unit.read_at = None  # nobody says when a flush has come to its end
+            unit.read_at = None  # nothing reports the end of a flush
             if not self.asynchronous_commits and _names_synchronous_commit(text, rest[0]):
                 self.asynchronous_commits = True
-            if unit.run is not None and (effect is _READ or not found.traceless):  # whatever a view's function does
+            # A read may leave traces, too, because a view may call any function.
+            if unit.run is not None and (effect is _READ or not found.traceless):
                 unit.leaves_traces = True
-            driver: Any = connection.connection.dbapi_connection  # also of one that was detached from its pool
-            if found.ends or driver.autocommit:  # it may commit without SQLAlchemy's knowing
+            driver: Any = connection.connection.dbapi_connection  # also if it is detached from its pool
+            if found.ends or driver.autocommit:  # it may commit unseen by SQLAlchemy
                 unit.committing = True
                 if unit.run is not None:
                     unit.run.is_undoable = False
                 self.causality.commit_begins(unit)
 
     def _look(self, unit: Unit, connection: Connection) -> None:
-        """What must be so before a statement of a unit that streams, or that is read-only and in autocommit. Raises NotARead."""
+        """Check what must hold before a statement of a unit that streams, or that is read-only and in autocommit.
+
+        Raises NotARead.
+        """
         if unit.streaming and connection.info.get(SERVER) != unit.server:
-            raise NotARead(_READ, Reason.NOT_A_READ)  # its unit has moved, and only rows are still read here
+            raise NotARead(_READ, Reason.NOT_A_READ)  # the unit has moved, and only its stream is here
         if unit.read_only:
             self.engines.guard_again(connection.connection)
 
     def _in_mode(self, text: str, raw: PoolProxiedConnection, unit: Unit) -> Verdict:
-        """The verdict on a text that is in doubt, as its connection reads it.
+        """The verdict on a text that is in doubt, as the text's connection reads it.
 
-        Nothing of ours is sent between two statements of the unit, because the second one may ask what the first one has left
-        (FOUND_ROWS(), SHOW WARNINGS). Then a text that is still in doubt counts as the strongest of what it may be. In a
-        read-only unit that would be an error, so the server is asked all the same.
+        The router sends nothing between two statements of the unit. The second one may ask what the first one has left
+        (FOUND_ROWS(), SHOW WARNINGS). So a text that is still in doubt then counts as the strongest of its possible effects. In a
+        read-only unit that would be an error, so the router asks the server all the same.
         """
         found = verdict(text, in_mode(self.dialect, self.engines.literal_mode(raw, ask=False)))
         if found.in_doubt and (unit.read_only or not unit.shown):
@@ -237,8 +252,13 @@ class Gate:
         return found
 
     def _asks_for_writer(self, unit: Unit, effect: Effect) -> None:
-        """A statement of a read-only unit on a reader asks for the writer. The first one of a session is served there, in a
-        read-only transaction. Raises NotARead, or else ConfigurationError, because the unit has one transaction only."""
+        """Refuse a statement that asks for the writer in a read-only unit on a reader.
+
+        The first statement of a session then runs on the writer, in a read-only transaction. Later statements cannot, because the
+        unit has one transaction only.
+
+        Raises NotARead for the first statement of a session, else ConfigurationError.
+        """
         if unit.of_session and not unit.shown and not unit.handed_out:
             raise NotARead(effect, Reason.HINT)
         where = unit.instance.id if unit.instance is not None else "?"
@@ -248,28 +268,33 @@ class Gate:
         raise ConfigurationError(f"{what}. Begin the unit with such a statement, or leave read_only out.")
 
     def _only_sets(self, unit: Unit, found: Verdict, effect: Effect) -> bool:
-        """Whether this is of a listener of the application that prepares a reader's connection for a unit which is about to have
-        it. What it sets holds for the unit: in a transaction, as on any engine. SET LOCAL is no such thing: it is part of the
-        transaction of its unit, which is the writer's."""
+        """Whether a listener of the application sets something on a reader's connection for the unit that is entering.
+
+        The setting holds for the unit, in a transaction, as on any engine. SET LOCAL does not count, because it is part of its
+        unit's transaction, and that runs on the writer.
+        """
         entering = self.entering.attempt
         is_setting = effect in (Effect.SERVER, Effect.SESSION) and not found.unguards
         return is_setting and entering is not None and entering.unit is unit
 
     def reason_to_write(self, text: str, unit: Unit, thorough: bool) -> Reason | None:
-        """Why an automatic unit that is not there must be on the writer for this text; None if a reader may serve it.
+        """Why an automatic unit must move to the writer for this text; None if a reader may serve it.
 
-        thorough: whether a text that is in doubt counts as the strongest of what it may be: no reader has room to tell.
+        thorough: whether a text in doubt counts as the strongest of its possible effects, because no reader has room to tell.
         """
         found = verdict(text, self.dialect)
         effect = self.effect(found) if found.functions else found.effect
         if effect is not _READ and not thorough:
             past = unit.instance is not None and unit.text is not None
             if found.in_doubt or _recalls_reads(unit, found, effect, past):
-                return None  # the reader's connection tells
+                return None  # the reader's connection decides
         return reason_to_write(found, effect, unit.hint, text in self.learned and self.has_learned(text))
 
     def note_write(self, text: str, sent: str) -> None:
-        """Remember the text of a text() if what is sent for it writes for certain: then it need not be compiled to be judged."""
+        """Remember the text of a text() that certainly writes. It need not be compiled any more to be judged.
+
+        sent: the text that SQLAlchemy sends for it.
+        """
         found = verdict(sent, self.dialect)
         if found.known is Effect.WRITE and not found.in_doubt and len(text) <= LONGEST_WRITE:
             if len(self.writes) >= WRITES:
@@ -277,8 +302,12 @@ class Gate:
             self.writes.add(text)
 
     def note_read(self, key: object, sent: str) -> None:
-        """Remember the key of a statement if what is sent for it only reads: then its text need not be looked up before a reader
-        is chosen for it. It is looked at all the same when it is sent."""
+        """Remember the key of a statement that only reads. A reader can be chosen for it without looking up its text.
+
+        The gate still judges the text when it is sent.
+
+        sent: the text that SQLAlchemy sends for it.
+        """
         found = verdict(sent, self.dialect)
         if found.effect is _READ and found.hint is None:
             if len(self.reads) >= READS:
@@ -286,7 +315,7 @@ class Gate:
             self.reads.add(key)
 
     def set_options(self, connection: Connection, options: Mapping[str, Any], send: Callable[[], None]) -> None:
-        """Set execution options of a connection, except what would let a read-only unit write, or fail on its reader.
+        """Set execution options of a connection, except options that let a read-only unit write, or that its reader refuses.
 
         Raises ReadOnlyViolation, NoReaderAvailable, ConfigurationError.
         """
@@ -312,7 +341,7 @@ class Gate:
             unit.watched = True
 
     def effect(self, found: Verdict) -> Effect:
-        """A statement's effect, given what the user and the catalog say of its functions."""
+        """The effect of a statement. It depends on what the user and the catalog say of the statement's functions."""
         if not found.functions:
             return found.effect
         catalog = self.monitor.functions
@@ -325,7 +354,7 @@ class Gate:
         return effect
 
     def learn(self, text: str | None) -> None:
-        """A reader has refused this text, which looked like a read: it goes to the writer for some minutes."""
+        """Remember for some minutes that a reader has refused this text, which looked like a read. It goes to the writer."""
         if text is not None:
             with self._lock:
                 self.learned.pop(text, None)
@@ -334,18 +363,21 @@ class Gate:
                     del self.learned[next(iter(self.learned))]
 
     def forget(self, text: str) -> None:
-        """The writer has refused this text, too: readers may be asked again."""
+        """Forget that a reader has refused this text, because the writer has refused it, too."""
         with self._lock:
             self.learned.pop(text, None)
 
     def has_learned(self, text: str) -> bool:
-        """Whether a reader has refused this text not long ago."""
+        """Whether a reader has refused this text in the last minutes."""
         refused_at = self.learned.get(text)
         return refused_at is not None and time.monotonic() - refused_at < LEARNED_FOR
 
     def _adopt(self, connection: Connection, unit: Unit | None) -> Unit | None:
-        """The unit of a connection that does not show it: one that is being entered right now, that SQLAlchemy made anew on its
-        own, or that was had from an engine directly. None for SQLAlchemy's own first look at a server."""
+        """Find the unit of a connection that is not marked with it, and mark the connection.
+
+        The unit is entering right now, or SQLAlchemy has replaced its connection. Or the connection was taken from an engine
+        directly. None for SQLAlchemy's own first look at a server.
+        """
         try:
             raw = connection.connection
             found: Unit | None = raw.info.pop(UNIT, None)
@@ -361,7 +393,7 @@ class Gate:
         elif unit is None:
             unit, mode = self._nobodys(), Mode.DEFAULT
         else:
-            if found is not None:  # SQLAlchemy has checked it out for a connection that was lost
+            if found is not None:  # from the checkout that replaced a lost connection
                 found.noted = True
                 self.causality.ended(found)
             writer = self.monitor.topology.writer
@@ -373,7 +405,7 @@ class Gate:
                 why = "it is another server than before, which may not have all that this connection must see; make a new one"
                 raise WrongServer(where, why)
             mode = Mode.READ_ONLY if unit.read_only else Mode.DEFAULT
-            unit.outcome = unit.unknown = None  # what is known of the COMMIT that went with the connection is of that COMMIT
+            unit.outcome = unit.unknown = None  # they are about a COMMIT on the lost connection
             if unit.ends is not None:
                 unit.ends = None
                 self.hand_out(unit, raw)
@@ -384,15 +416,17 @@ class Gate:
         return unit
 
     def hand_out(self, unit: Unit, raw: PoolProxiedConnection) -> None:
-        """The user gets a unit's connection to the writer. Whatever is taken out of it, its driver says when a transaction has
-        ended."""
+        """Note that the user gets a unit's connection to the writer.
+
+        The driver's connection counts the transactions that end, even if the user takes it out.
+        """
         if unit.ends is None:
             unit.ends = self.server.count_ends(raw.dbapi_connection)
             unit.ends_known = unit.ends()
             self.causality.in_hands(unit)
 
     def _gone(self, unit: Unit) -> NoWriterAvailable:
-        """The connection of a unit was lost, and where it was is the writer no longer."""
+        """Make the error of a unit that has lost its connection, and whose instance is the writer no longer."""
         error = NoWriterAvailable(0.0, (f"{unit.instance.id if unit.instance else '?'} is the writer no longer",))
         if unit.run is not None:
             unit.run.failed = Facts(Failure.LOST, sent=False, outcome_known=True, safe_to_repeat=True)
@@ -400,15 +434,18 @@ class Gate:
         return error
 
     def forked(self) -> None:
-        """In a forked child: nobody holds a lock."""
+        """Make a new lock in a forked child, in which no thread holds the old one."""
         self._lock = threading.Lock()
         self.causality.forked()
 
     # -- errors ---------------------------------------------------------------------------------------------------
 
     def failed(self, context: ExceptionContext) -> RouterError | None:
-        """Note on an error of the driver what it means; gives the error to be raised instead if a COMMIT's fate is unknown, or if
-        a read-only unit was to write what its text did not show."""
+        """Note on an error of the driver what it means, and return the error to raise instead, if any.
+
+        There is one if the outcome of a COMMIT is unknown. There also is one if a read-only unit tried a write that its text did
+        not show.
+        """
         connection = context.connection
         unit: Unit | None = getattr(connection, UNIT, None)
         if unit is None or not isinstance(context.original_exception, self.engines.driver_error):
@@ -418,24 +455,25 @@ class Gate:
         if failure in SUSPICIOUS and unit.instance is not None:
             self.monitor.suspect(unit.instance.id)
         if failure is Failure.LOST:
-            context.is_disconnect = True  # SQLAlchemy does not always know
+            context.is_disconnect = True  # SQLAlchemy does not always notice
         if failure is Failure.OUTDATED and unit.instance is not None:
             self.engines.forget_prepared(unit.instance.id)
         if connection is not None and not (context.is_disconnect or connection.invalidated):
             driver = connection.connection.dbapi_connection
-            if self.server.autocommit(driver):  # there will be no rollback, with which a driver forgets what it has prepared
+            # In autocommit there will be no rollback, at which a driver forgets its prepared statements.
+            if self.server.autocommit(driver):
                 with contextlib.suppress(self.engines.driver_error):
                     self.server.forget_prepared(driver)
         phase = self.phase(unit)
-        is_futile = False  # to repeat it
+        is_futile = False  # to retry the statement
         if failure is Failure.TIMED_OUT:
             if phase is not Phase.COMMIT and self._says(unit) is None:
-                failure = Failure.LOST  # it is not the statement that is slow
+                failure = Failure.LOST  # the server is lost, so the statement is not to blame
             else:
-                context.invalidate_pool_on_disconnect = False  # the others of its pool are as good as before
+                context.invalidate_pool_on_disconnect = False  # the other connections of the pool are still good
         elif failure is Failure.READ_ONLY and unit.on_writer and not unit.read_only:
-            # It may be the writer no longer, before anybody has seen that: the next unit is to know, and it is the transaction's
-            # own fault only where the writer says that it is the writer.
+            # The server may be deposed, unseen as yet. Ask it, so that the next unit knows. The transaction itself is at fault
+            # only if the server says that it is the writer.
             is_writer = self._says(unit) is Role.WRITER
             if unit.run is not None:
                 unit.run.refusals += is_writer
@@ -466,7 +504,7 @@ class Gate:
         return instead
 
     def _says(self, unit: Unit) -> Role | None:
-        """What the server of a unit is, as it says when it is asked now; None where it is lost."""
+        """Ask the server of a unit for its role now. None if the server is lost."""
         if unit.instance is None or unit.server is None:
             return None
         return self.monitor.ask_anew(unit.instance.id, unit.server)
@@ -476,7 +514,8 @@ class Gate:
         if unit.committing:
             return Phase.COMMIT
         if unit.only_reads and unit.on_writer and unit.read_only is False:
-            # It was declared to write, and what looks like a read may: all of its transaction is gone then, not this read alone.
+            # The unit was declared to write, and a statement that looks like a read may write, too. Then the error has cost the
+            # whole transaction, not this read alone.
             if self._is_autocommit(unit):
                 return Phase.COMMIT
             if not unit.shown:
@@ -495,15 +534,22 @@ class Gate:
         return level is not None and _as_servers_say(level) == "autocommit"
 
     def above_read_committed(self, level: str | None) -> bool:
-        """Whether a unit at this isolation level (None: the engine's or the server's default) must be on the writer. What is the
-        family's own default nobody has asked for."""
+        """Whether a unit at this isolation level must be on the writer.
+
+        The family's own default does not count, because nobody has asked for it.
+
+        level: None stands for the engine's or the server's default.
+        """
         asked = level or self._isolation
         if asked is None:
             return self._servers_level() not in self._usual
         return _as_servers_say(asked) not in _LEVELS_ON_READERS
 
     def beyond_readers(self, level: str | None) -> bool:
-        """Whether a reader refuses what runs at this isolation level (None: the engine's or the server's default)."""
+        """Whether a reader refuses statements at this isolation level.
+
+        level: None stands for the engine's or the server's default.
+        """
         refused = self.server.BEYOND_READERS
         if not refused:
             return False
@@ -511,12 +557,14 @@ class Gate:
         return (self._servers_level() if asked is None else _as_servers_say(asked)) in refused
 
     def _servers_level(self) -> str:
-        """The level that the servers have where nobody asks for one."""
+        """The level that the servers use if nobody asks for one."""
         return self.monitor.topology.isolation or self.server.DEFAULT_ISOLATION
 
     def _has_snapshot(self, unit: Unit) -> bool:
-        """Whether the statements of a unit's transaction must see one snapshot. An automatic one has asked for none where that is
-        only the family's own default."""
+        """Whether the statements of a unit's transaction must see one snapshot.
+
+        An automatic unit has not asked for a snapshot if only the family's own default gives one.
+        """
         level = unit.isolation or self._isolation
         if level is None and unit.read_only is not None:
             level = self._servers_level()
@@ -525,16 +573,18 @@ class Gate:
     # -- commits --------------------------------------------------------------------------------------------------
 
     def commit(self, raw: PoolProxiedConnection, send: Callable[[Any], None]) -> None:
-        """Send a COMMIT. Where its answer is lost: find out what became of it, if the unit has a way to, and go on as if the
-        answer had come where it has committed."""
+        """Send a COMMIT. If its answer is lost, look up the outcome, if the unit has a commit check.
+
+        If the transaction has committed, go on as if the answer had come.
+        """
         info = raw.info
         if SERVER not in info:
             refuse_inherited(raw)
         unit: Unit | None = info.get(UNIT)
-        # A stream that was begun on the reader keeps its connection when the unit moves: nothing is to be committed there.
+        # A stream that began on the reader keeps its connection when the unit moves. There is nothing to commit on it.
         if unit is None or not (unit.wrote or unit.may_write) or unit.instance is None or info[SERVER] != unit.server:
             if unit is not None and unit.of_session and self.server.blocks(raw.dbapi_connection):
-                raw.invalidate()  # else the driver would read the stream to its end
+                raw.invalidate()  # otherwise the driver would read the stream to its end
             else:
                 send(raw)
             return
@@ -546,7 +596,7 @@ class Gate:
         try:
             send(raw)
         except self.engines.driver_error as error:
-            self.rolled_back(raw)  # if it was refused
+            self.rolled_back(raw)  # a refused COMMIT is a rollback
             if decide(self._commit_failure(error, raw), Phase.COMMIT) is not Action.RESOLVE:
                 raise
             if not self._found_committed(unit, unit.instance.id, ask):
@@ -556,37 +606,40 @@ class Gate:
         self._committed(unit)
 
     def _prepare(self, unit: Unit, raw: PoolProxiedConnection) -> Ask | None:
-        """Note what will tell the fate of the COMMIT that is about to be sent; roll back if that fails."""
+        """Note something by which the outcome of the coming COMMIT can be looked up. Roll back if that fails."""
         if unit.check in self._by_table:
             self.monitor.prunes = True
         try:
             return prepare(raw.dbapi_connection, unit, self.server, self.monitor.topology)
         except Exception:
             with contextlib.suppress(self.engines.driver_error):
-                raw.rollback()  # SQLAlchemy takes a COMMIT that failed for the end of the transaction
+                # SQLAlchemy assumes that a failed COMMIT has ended the transaction.
+                raw.rollback()
             self.rolled_back(raw)
             raise
 
     def ends(self, raw: PoolProxiedConnection) -> bool:
-        """Whether a rollback ends the unit of a connection: that of a session. Others may go on with their connection."""
+        """Whether a rollback ends the unit of a connection. It ends a session's unit. Others may go on with their connection."""
         unit: Unit | None = raw.info.get(UNIT)
         return unit is not None and unit.of_session
 
     def rolled_back(self, raw: PoolProxiedConnection) -> None:
-        """Note what a rollback has left, or a COMMIT that was one: what is there already is not to be written again."""
+        """Note whether a rollback, or a COMMIT that became one, has left writes in place. They must not be written again."""
         if self.server.was_not_undone(raw.dbapi_connection):
             unit: Unit | None = raw.info.get(UNIT)
             if unit is not None and unit.run is not None:
                 unit.run.is_undoable = False
 
     def _note_unseen_ends(self, unit: Unit) -> None:
-        """What the driver's own connection has committed in a run is there already."""
+        """Note that a run cannot be undone if the driver's own connection has committed something in it."""
         if unit.run is not None and unit.unseen_end() is not None:
             unit.run.is_undoable = False
 
     def commit_in_two_phases(self, connection: Connection, send: Callable[[], None]) -> None:
-        """Send PREPARE TRANSACTION or COMMIT PREPARED. Nothing was noted of them: what becomes of a prepared transaction is said
-        by somebody else, maybe much later."""
+        """Send PREPARE TRANSACTION or COMMIT PREPARED.
+
+        There is no commit check for them, because somebody else decides about a prepared transaction, maybe much later.
+        """
         refuse_inherited(connection.connection)
         unit: Unit | None = getattr(connection, UNIT, None)
         if unit is None or unit.instance is None:
@@ -604,7 +657,10 @@ class Gate:
         self._committed(unit)
 
     def _committed(self, unit: Unit) -> None:
-        """Whoever comes next must see it: a listener of after_commit, or whatever happens while the connection is still open."""
+        """Note a commit at once.
+
+        Whatever comes next must see it: a listener of after_commit, or a unit that begins while the connection is still open.
+        """
         unit.committed = True
         self.causality.committed(unit)
         unit.noted = unit.of_session and not unit.handed_out
@@ -616,7 +672,7 @@ class Gate:
         return driver_failure(error, disconnected=self.server.is_closed(driver))
 
     def _found_committed(self, unit: Unit, instance_id: str, ask: Ask | None) -> bool:
-        """Whether the transaction whose COMMIT was not answered has committed; where not, the unit says what is known."""
+        """Whether the transaction of an unanswered COMMIT has committed. If not, note in the unit what is known."""
         self.monitor.suspect(instance_id)
         if ask is None:
             unit.unknown = OutcomeUnknown(instance_id, "no commit_check was asked for, so nothing was noted that could tell")
@@ -627,7 +683,7 @@ class Gate:
             found = find_out(self._asking_connection, ask, timeout)
             self._emit(events.CommitResolved, instance_id, found.value, time.monotonic() - began)
             if found is Outcome.COMMITTED:
-                self.causality.committed(unit)  # maybe long after its session took it for ended
+                self.causality.committed(unit)  # maybe long after its session believed it to be over
             return found
 
         if unit.run is not None:
@@ -639,15 +695,20 @@ class Gate:
         return False
 
     def _asking_connection(self, timeout: float) -> Connection:
-        """A connection to the newest writer outside of its pool: those that ask must not wait for those that they ask about."""
+        """Connect to the newest writer, outside of its pool. Threads whose COMMIT is in doubt still hold places in the pool.
+
+        timeout: seconds to wait for a writer.
+        """
         topology = self.monitor.wait_for(lambda t: t.writer is not None, timeout)
         if topology.writer is None:
             raise NoWriterAvailable(timeout, topology.said())
         return self.engines.outside(topology.writer)
 
     def returned(self, unit: Unit) -> bool:
-        """A unit's connection is back in its pool: whatever was committed on it has been acknowledged by now. Gives whether no
-        other unit may have it."""
+        """Note that a unit's connection is back in its pool. All commits on it have been acknowledged by now.
+
+        Return whether no other unit may get the connection.
+        """
         if unit.borrowed is not None:
             unit.give_back()
         if unit.ends is not None and not unit.committing:
@@ -657,22 +718,27 @@ class Gate:
 
 
 def own(unit: Unit, connection: object, raw: PoolProxiedConnection) -> None:
-    """Note a unit on both connections: only one that the router gave out, and that SQLAlchemy has not made anew since, has
-    the same unit on both."""
+    """Note a unit on SQLAlchemy's connection and on the pooled one.
+
+    Both have the same unit only if the router gave out the connection and SQLAlchemy has not replaced it since.
+    """
     info = raw.info
     info[UNIT] = unit
     unit.server = info.get(SERVER)
     unit.noted = False
     if unit.scopes:
         for scope in unit.scopes:
-            scope.units.add(unit)  # what it does is seen by those that begin from now on, though it has not ended
+            # Units that begin from now on must see what it does, although it has not ended.
+            scope.units.add(unit)
     if raw is not connection:
         setattr(connection, UNIT, unit)
 
 
 class _WatchedConnection(RoutedConnection):
-    """A Connection whose user may take the driver's connection out of it. SQLAlchemy takes it, too, and is told apart by the
-    module that asks: where SQLAlchemy alone has worked the settings are as they were."""
+    """A Connection that notices if its user takes the driver's connection out.
+
+    SQLAlchemy takes it out, too, but leaves the settings as they were. The name of the calling module tells the two apart.
+    """
 
     @property
     def connection(self) -> PoolProxiedConnection:
@@ -683,8 +749,10 @@ class _WatchedConnection(RoutedConnection):
 
 
 def watch(connection: Connection, server: Family) -> None:
-    """Have a connection that is handed to the user say when its driver's connection is taken, unless the server says of a guard
-    itself whether it is on."""
+    """Notice from now on if the user of a connection takes the driver's connection out.
+
+    This is not needed if the server reports by itself whether the guard is on.
+    """
     if type(connection) is not RoutedConnection or connection.invalidated:
         return
     if not server.is_guarded(connection.connection.dbapi_connection, True):
@@ -696,9 +764,10 @@ def _as_servers_say(level: str) -> str:
 
 
 def _recalls_reads(unit: Unit, found: Verdict, effect: Effect, past: bool) -> bool:
-    """Whether a statement asks for what the unit's reads on its reader have left: no other connection can tell.
+    """Whether a statement asks for what the unit's reads have left on its reader, because no other connection knows.
 
-    A user's variable counts if such a statement came before: only GET DIAGNOSTICS sets one on a reader.
+    A user's variable counts if such a statement came before, because only GET DIAGNOSTICS sets one on a reader.
+
     past: whether there were reads.
     """
     if found.recalls is None or effect is not Effect.CONNECTION or not past:
@@ -707,13 +776,13 @@ def _recalls_reads(unit: Unit, found: Verdict, effect: Effect, past: bool) -> bo
 
 
 def refuse_inherited(raw: PoolProxiedConnection) -> None:
-    """Raises RouterError for a connection that was open at a fork: what was begun there is the parent's to end."""
+    """Raise RouterError for a connection that was open at a fork, because only the parent may end its transaction."""
     if SERVER not in raw.info:
         raise RouterError("this connection is of the process that forked this one; roll back or close, and begin anew")
 
 
 def _names_synchronous_commit(text: str, parameters: Any) -> bool:
-    """Whether a statement may switch to commits that are acknowledged before the log is written."""
+    """Whether a statement may switch to commits that the server acknowledges before it writes the log."""
     lower = text.lower()
     if "synchronous_commit" in lower:
         return True

@@ -1,14 +1,15 @@
-"""No lost updates from stale reads: before an object is written, the writer is asked whether a reader has shown it as it is.
+"""Prevent lost updates from stale reads: compare an object that a reader has shown with the writer, before it is written.
 
-What was loaded from a reader carries a mark in its InstanceState.info, and so takes it along to other sessions. The first thing
-that a flush does is to read and lock the rows of the marked objects that it is to change; where one of them differs from what
-was loaded, it raises StaleRead. A run of run_transaction() that follows locks those rows before it reads anything: it needs no
-luck, however many want the same rows, and what its own triggers and Core statements change meanwhile is not taken for others'.
+An object that was loaded from a reader carries a mark in its InstanceState.info, and so takes it along to other sessions. A
+flush first reads and locks the rows of the marked objects that it is to change. If a row differs from what was loaded, the
+flush raises StaleRead. The next run of run_transaction() locks those rows before it reads anything. So it needs no luck, however
+many units want the same rows. Changes by its own triggers and Core statements are then not taken for changes by others.
 
 Objects that are given to bulk_save_objects() or named in bulk_update_mappings() are checked in the same way, before the bulk
 statement changes their rows. Other statements of Core and the ORM write rows, not objects, and are not checked.
 
-A collection from which something was removed is compared with the writer as well: what a reader has not shown of it would stay.
+A collection from which something was removed is also compared with the writer. Otherwise the members that a reader has not
+shown would stay.
 """
 
 from __future__ import annotations
@@ -44,16 +45,17 @@ from aurora_router.unit import Row, Run, Unit
 R = TypeVar("R")
 
 MARK = "aurora_router.loaded_from_a_reader"
-COLLECTIONS = "aurora_router.collections_from_a_reader"  # of an object that has been checked
-REPLACED = "aurora_router.replaced"  # of an object: its collections that were; of a class: it says so
-ROWS_AT_ONCE = 1000  # that one SELECT asks for
+COLLECTIONS = "aurora_router.collections_from_a_reader"  # on an object that has been checked
+# On an object: the collections that were replaced. On a class: whether its objects note that.
+REPLACED = "aurora_router.replaced"
+ROWS_AT_ONCE = 1000  # the most that one SELECT asks for
 
 
 # -- what is marked -----------------------------------------------------------------------------------------------
 
 
 def loaded(session: Any, state: InstanceState[Any]) -> None:
-    """Mark an object that was loaded from a reader. An event of the session's: sessions of others pay nothing for it."""
+    """Mark an object that was loaded from a reader. This listens to the session's class, so other sessions pay nothing for it."""
     if session._guarding and _doubtful(session, state, state.runid or 0):
         _mark(state)
 
@@ -68,9 +70,9 @@ def _mark(state: InstanceState[Any]) -> None:
 
 
 def _refreshed(state: InstanceState[Any], context: Any, attributes: Collection[str] | None) -> None:
-    """Mark an object that was loaded anew from a reader; take the mark from one of which nothing but what the writer has shown
-    is left."""
-    session: Any = getattr(context, "session", None)  # no context: an UPDATE was carried over to the object, and nothing was read
+    """Mark an object that was loaded again from a reader. Remove the mark if the object has only values of the writer left."""
+    # Without a context an UPDATE was carried over to the object, and nothing was read.
+    session: Any = getattr(context, "session", None)
     if not getattr(session, "_guarding", False):
         return
     columns = set(state.mapper.column_attrs.keys())
@@ -82,8 +84,10 @@ def _refreshed(state: InstanceState[Any], context: Any, attributes: Collection[s
 
 
 def _doubtful(session: Any, state: InstanceState[Any], asked: int) -> bool:
-    """Whether what an object has just been loaded with must be looked up before the object is written. asked: when its statement
-    was executed, as SQLAlchemy counts: rows of a reader may be read on long after the unit has moved."""
+    """Return whether the values just loaded into an object must be checked before the object is written.
+
+    asked: when the statement was executed, as SQLAlchemy counts. Rows of a reader may be read on long after the unit has moved.
+    """
     unit: Unit | None = session._unit
     if unit is None:
         return session._read_only is None
@@ -95,8 +99,10 @@ def _doubtful(session: Any, state: InstanceState[Any], asked: int) -> bool:
 
 
 def on_writer(unit: Unit, connection: Connection) -> None:
-    """An automatic unit has come to the writer: what it reads from now on is no reader's, and what an earlier run has read stale
-    nobody shall change before this one does."""
+    """Note that an automatic unit has come to the writer, and lock the rows that earlier runs have read stale.
+
+    From here on the unit reads on the writer. The locks keep others from changing those rows before this run does.
+    """
     unit.on_writer_since = _new_runid()
     if unit.run is not None and unit.run.stale:
         stale = _by_mapper(unit.run.stale)
@@ -117,8 +123,11 @@ def _before_delete(mapper: Mapper[Any], connection: Connection, state: InstanceS
 
 
 def _before_write(connection: Connection, state: InstanceState[Any], *, deleted: bool) -> None:
-    """Check all that a flush is to change, at the first object that it comes to: after all listeners of before_flush, and before
-    any statement, the triggers of which might change rows. What the flush itself finds to be changed later is checked then."""
+    """Check all objects that a flush is to change, when it comes to the first one.
+
+    That is after all listeners of before_flush, and before any statement, because its triggers might change rows. If the flush
+    finds more objects to change later, they are checked then.
+    """
     session: Any = state.session
     unit: Unit = getattr(connection, UNIT)
     if not getattr(session, "_guarding", False) or unit.read_only or unit is not session._unit:
@@ -134,15 +143,21 @@ def _before_write(connection: Connection, state: InstanceState[Any], *, deleted:
 
 
 def flush_begins(session: Any, context: Any, _: Any) -> None:
-    """Keep what a flush knows of its objects, and read anew what it is to delete along with others. An event of the session's."""
+    """Keep the context of a flush, and read again the collections whose members it is to change along with their owners.
+
+    This listens to the session's class.
+    """
     session._flush_context = context
     if session._guarding and not session._read_only and len(session.identity_map):  # else all is new
         _read_collections_anew(session)
 
 
 def _to_be_written(session: Any) -> Iterator[InstanceState[Any]]:
-    """The marked objects that the flush is to write, as far as it knows by now. One in which nothing was set is there because
-    another object's relationship changes its row: a child of a new parent, or of one whose primary key has changed."""
+    """Yield the marked objects that the flush is to write, as far as it knows by now.
+
+    An object in which nothing was set is among them if another object's relationship changes its row. It is the child of a new
+    parent, or of a parent whose primary key has changed.
+    """
     for state, (deleted, _) in session._flush_context.states.items():
         if state.key is not None and MARK in state.info and (deleted or not state.modified or _changed(session, state)):
             yield state
@@ -157,7 +172,7 @@ def named(session: Session, mapper: Mapper[Any], mappings: Iterable[Mapping[str,
 
 
 def marked(instances: Iterable[object]) -> list[InstanceState[Any]]:
-    """Those that a reader has shown, and nobody has looked up since."""
+    """Return the objects that a reader has shown and that were not checked since."""
     states: Iterable[InstanceState[Any]] = map(inspect, instances)
     return [state for state in states if state.key is not None and MARK in state.info]
 
@@ -174,7 +189,7 @@ def _changed(session: Session, state: InstanceState[Any]) -> bool:
 
 
 def _check(session: Any, connection: Connection, unit: Unit, states: Iterable[InstanceState[Any]]) -> None:
-    """Raise StaleRead where a row is not what its object was loaded with; else the rows are locked, and the marks are gone."""
+    """Raise StaleRead if a row differs from what its object was loaded with. Otherwise lock the rows, and remove the marks."""
     found: dict[Row, tuple[str, ...]] = {}
     to_check, has_written = list(states), unit.wrote
     checkable = {mapper for mapper in {state.mapper for state in to_check} if _checkable(session, mapper, connection)}
@@ -197,10 +212,12 @@ def _check(session: Any, connection: Connection, unit: Unit, states: Iterable[In
 def _differing(
     connection: Connection, mapper: Mapper[Any], known: dict[tuple[Any, ...], dict[str, Any]]
 ) -> dict[Row, tuple[str, ...]]:
-    """Lock rows. Give the columns of each that are not as they are known, or none of a row that is gone.
+    """Lock rows. Return each row that differs, with the columns that differ, or with none if the row is gone.
 
-    Values without an equality of their own, which are not found to be the same, are read once more. If two reads of a locked row
-    differ as well, nothing can compare such values, and they prove nothing.
+    known: the values that the columns were loaded with, by primary key.
+
+    If values without an equality of their own seem to differ, they are read once more. If two reads of the locked row differ,
+    too, such values cannot be compared, and prove nothing.
     """
     loaded_of_some = set().union(*known.values())
     asked = {p.key: p.columns[0] for p in mapper.column_attrs if p.key in loaded_of_some}
@@ -233,13 +250,13 @@ def _differing(
 
 
 def _has_equality(value: Any) -> bool:
-    """Whether a value may be equal to another one than itself."""
+    """Return whether a value may be equal to a value other than itself."""
     equality: Any = type(value).__eq__
     return value is None or equality is not object.__eq__
 
 
 def _checkable(session: Any, mapper: Mapper[Any], connection: Connection) -> bool:
-    """Whether the rows of a mapper can be looked up on the writer, and nobody else sees to it."""
+    """Return whether the rows of a mapper can be checked on the writer, and have no version column that protects them."""
     if mapper.version_id_col is not None or not _lockable(mapper.persist_selectable):
         return False
     return bool(session.serves(mapper, connection))
@@ -252,7 +269,7 @@ def _lockable(table: FromClause) -> bool:
 
 
 def _shown(state: InstanceState[Any]) -> dict[str, Any]:
-    """What the columns of an object were loaded with. That is not known of what was set unseen, or changed in place."""
+    """Return the values that an object's columns were loaded with, unless they were replaced unseen, or changed in place."""
     tables, attributes = state.mapper.tables, state.attrs
     shown: dict[str, Any] = {}
     for property_ in state.mapper.column_attrs:
@@ -274,8 +291,11 @@ def _stale(run: Run | None, found: dict[Row, tuple[str, ...]]) -> StaleRead:
 
 
 def _same(dialect: Dialect, column: ColumnElement[Any], shown: Any, now: Any) -> bool:
-    """Whether two values of a column are the same. They may be equal to nothing (NaN), or to themselves only: then what is sent
-    to the server for them is compared, and at last their pickles."""
+    """Return whether two values of a column are the same.
+
+    Some values are equal to nothing (NaN), or only to themselves. Those are compared by what is sent to the server for them, and
+    last by their pickles.
+    """
     with contextlib.suppress(Exception):  # arrays of numpy compare element by element
         if column.type.compare_values(shown, now):
             return True
@@ -293,7 +313,7 @@ def _same(dialect: Dialect, column: ColumnElement[Any], shown: Any, now: Any) ->
 
 
 class _Relationships(NamedTuple):
-    """Of a mapper.
+    """The relationships of a mapper, by what a flush does to the objects at their other side.
 
     having: those to objects that refer to this one, loaded as a whole.
     owned: as `having`, if a flush that deletes this object also deletes the others or clears their foreign keys.
@@ -328,18 +348,19 @@ def _relationships_of(mapper: Mapper[Any]) -> _Relationships:
 
 
 def _replaced(state: InstanceState[Any], _: Any, adapter: Any) -> None:
-    """A collection has another one in its place, which may be the same but for what a reader did not show."""
+    """Note that a collection was replaced. The new one may have just the members that the reader has shown."""
     state.info[REPLACED] = {*state.info.get(REPLACED, ()), adapter.attr.key}
 
 
 def _check_members(session: Any, unit: Unit) -> None:
-    """Raise StaleRead if a flush replaces a collection that a reader has shown, removes something from it, or changes what its
-    members refer to, and the writer has more in it.
+    """Raise StaleRead if a flush changes a collection that a reader has shown, and the writer has more in it.
 
-    A collection that was replaced or emptied was meant as a whole. What is only added does not depend on what was shown, unless
-    it takes the place of what has the same key. A query may have left something out, or the unit have written it: nobody can
-    tell that from a late reader, but one more run, on the writer, is right in any case. So only units that are run again are
-    compared.
+    To change means to replace the collection, to remove something from it, or to change the key that its members refer to. A
+    collection that was replaced or emptied was meant as a whole. An addition does not depend on what was shown, unless it takes
+    the place of a member with the same key.
+
+    A query may have left something out, or the unit may have written it. That looks the same as a late reader, but one more run
+    on the writer is right in any case. So only units that can run again are compared.
     """
     changed: dict[tuple[Mapper[Any], RelationshipProperty[Any]], list[InstanceState[Any]]] = {}
     for state, (deleted, _) in session._flush_context.states.items():
@@ -367,14 +388,17 @@ def _check_members(session: Any, unit: Unit) -> None:
 
 
 def _members(state: InstanceState[Any], relationship: RelationshipProperty[Any]) -> Iterator[InstanceState[Any]]:
-    """What is in a collection, and what was removed from it since it was loaded."""
+    """Yield the members of a collection, and those that were removed from it since it was loaded."""
     return (inspect(child) for child in state.attrs[relationship.key].history.sum() if child is not None)
 
 
 def _members_now(
     session: Any, mapper: Mapper[Any], relationship: RelationshipProperty[Any], keys: list[tuple[Any, ...]]
 ) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """What the writer has in the collections of these owners: for each object the owner's primary key, and its identity key."""
+    """Yield the members that the writer has in the collections of these owners.
+
+    Each member is a pair of the owner's primary key and the member's identity key.
+    """
     other = relationship.mapper
     child = aliased(other)
     owner = [getattr(mapper.class_, mapper.get_property_by_column(column).key) for column in mapper.primary_key]
@@ -388,20 +412,23 @@ def _members_now(
 
 
 def _is_own(session: Any, key: Any) -> bool:
-    """Whether this session has inserted the row itself, and never read it. No reader has hidden such a row."""
+    """Return whether this session has inserted the row itself, and never read it. No reader has hidden such a row."""
     known = session.identity_map.get(key)
     return known is not None and inspect(known).runid is None
 
 
 def _read_collections_anew(session: Any) -> None:
-    """Read on the writer what a reader has shown of the collections of objects that are to be deleted, or to get another key.
-    What is not in them would stay behind, or stand in the way. A collection that was changed is left as it is (see
-    _check_members())."""
+    """Read a reader's collections again on the writer, if their owners are to be deleted or to get another key.
+
+    Members that the reader has not shown would stay behind, or stand in the way. A collection that was changed is left as it is
+    (see _check_members()).
+    """
     done: set[InstanceState[Any]] = set()
     dirty: list[InstanceState[Any]] = [*map(inspect, session.dirty)]
     doomed = [*map(inspect, session.deleted), *_orphans(dirty)]
     if doomed:
-        session.get_bind(doomed[0].mapper)  # what the flush loads by itself decides what it writes
+        # This moves the unit to the writer, because the rows that the flush loads by itself decide what it writes.
+        session.get_bind(doomed[0].mapper)
     while doomed:
         done.update(doomed)
         _read_anew(session, ((state, _relationships_of(state.mapper).owned) for state in doomed))
@@ -413,7 +440,7 @@ def _read_collections_anew(session: Any) -> None:
 
 
 def _orphans(dirty: Iterable[InstanceState[Any]]) -> Iterator[InstanceState[Any]]:
-    """Objects that the flush will find to be orphans."""
+    """Yield the objects that the flush will find to be orphans."""
     for state in dirty:
         for relationship in _relationships_of(state.mapper).orphaning:
             if relationship.key in state.committed_state:
@@ -423,7 +450,7 @@ def _orphans(dirty: Iterable[InstanceState[Any]]) -> Iterator[InstanceState[Any]
 
 
 def _following(state: InstanceState[Any]) -> list[RelationshipProperty[Any]]:
-    """The relationships of an object whose other side refers to a column that was set, and gets the new value by the flush."""
+    """Return the relationships whose other side refers to a column that was set, and gets the new value by the flush."""
     following = _relationships_of(state.mapper).following
     if not following:
         return []
@@ -451,7 +478,7 @@ def _read_anew(session: Any, wanted: Iterable[tuple[InstanceState[Any], Collecti
 
 
 def _children(session: Any, state: InstanceState[Any]) -> Iterator[InstanceState[Any]]:
-    """What is deleted along with an object, as far as it is loaded."""
+    """Yield the objects that are deleted along with an object: loaded ones, and the present members of dynamic relationships."""
     for relationship in _relationships_of(state.mapper).owned:
         if relationship.cascade.delete and relationship.key in state.dict:
             for child in state.attrs[relationship.key].history.non_deleted():
@@ -477,8 +504,10 @@ def _row(state: InstanceState[Any]) -> Row:
 
 
 def _by_mapper(rows: Iterable[Row]) -> list[tuple[Mapper[Any], list[tuple[Any, ...]]]]:
-    """In the same order for everybody, as far as that can be had: as a flush writes, first what others refer to. Who locks in
-    another order may wait for ever."""
+    """Group rows by mapper, in the same order for every unit, as far as possible.
+
+    The order is that of a flush: tables that others refer to come first. Units that lock in different orders may deadlock.
+    """
     keys: dict[Mapper[Any], list[tuple[Any, ...]]] = {}
     for mapper, key in rows:
         keys.setdefault(mapper, []).append(key)
@@ -498,8 +527,10 @@ def _one_of(mapper: Mapper[Any], keys: list[tuple[Any, ...]]) -> ColumnElement[b
 
 
 def _as_asked(keys: Iterable[tuple[Any, ...]]) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
-    """Turns a key that the server gives into the same one as it was asked for. An object that was made with a str for its UUID
-    keeps that in its identity."""
+    """Return a function that turns a key from the server into the key that was asked for.
+
+    The two may differ in type. An object that was made with a str for its UUID keeps the str in its identity.
+    """
     known = {key: key for key in keys}
     by_text = {(*map(str, key),): key for key in known}
     return lambda key: known.get(key) or by_text.get((*map(str, key),), key)
@@ -508,8 +539,11 @@ def _as_asked(keys: Iterable[tuple[Any, ...]]) -> Callable[[tuple[Any, ...]], tu
 def _lock(
     connection: Connection, mapper: Mapper[Any], keys: list[tuple[Any, ...]], columns: Iterable[ColumnElement[Any]]
 ) -> dict[tuple[Any, ...], tuple[Any, ...]]:
-    """Lock these rows and give what the columns are now, by primary key. The lock is the one that an UPDATE takes: a stronger one
-    would stand in the way of those who insert what refers to these rows, and meet them in deadlocks."""
+    """Lock these rows, and return the present values of the columns, by primary key.
+
+    The lock is the one that an UPDATE takes. A stronger lock would block units that insert rows referring to these, and deadlock
+    with them.
+    """
     primary = mapper.primary_key
     wanted = select(*primary, *columns).select_from(mapper.persist_selectable).order_by(*primary)
     locks = _locks_at(connection)
@@ -539,8 +573,10 @@ def _locks_at(connection: Connection) -> WeakKeyDictionary[Mapper[Any], bool]:
 
 
 def _looking(connection: Connection, mappers: Collection[Mapper[Any]], look: Callable[[], list[R]]) -> list[R]:
-    """Give what a look at rows of these mappers finds. PostgreSQL cannot lock the rows of some views, and an error ends its
-    transaction. So if that has not been tried yet, the first try can be undone. The rows of such a view are read without a lock.
+    """Return what `look` finds in rows of these mappers.
+
+    PostgreSQL cannot lock the rows of some views, and an error ends its transaction. So the first try of each mapper can be
+    undone. The rows of such a view are read without a lock.
     """
     locks = _locks_at(connection)
     if connection.dialect.name != "postgresql" or all(mapper in locks for mapper in mappers):

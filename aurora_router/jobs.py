@@ -1,4 +1,6 @@
-"""Let a job see what was written before it was sent: a token in the message's headers, and a causal scope in the worker.
+"""Let a job see all that was written before the job was sent.
+
+The message carries a token in its headers, and the worker opens a causal scope with it.
 
     put_token(router, headers)            # where a message is sent
     with scope_of(router, headers): ...   # where it is worked on
@@ -18,7 +20,7 @@ HEADER = "aurora-router-token"
 
 
 class Headers(Protocol):
-    """A mapping, or anything else that has a mapping's get(), as Celery's `task.request`."""
+    """A mapping, or anything else with a mapping's get(), such as Celery's `task.request`."""
 
     def get(self, key: str, /) -> Any: ...
 
@@ -26,8 +28,8 @@ class Headers(Protocol):
 def put_token(router: Router, headers: MutableMapping[str, Any]) -> None:
     """Put the token of the causal scopes that are open here into a message's headers.
 
-    It puts nothing if nothing was written in them and no token given. It may ask the writer, as `scope.token` does. Uncommitted
-    changes do not count.
+    It puts nothing if nothing was written in the scopes and they began without a token. It may send a query to the writer, as
+    `scope.token` does. Uncommitted changes do not count.
 
     router: the Router whose scopes are open.
     headers: the headers of the message, a mapping.
@@ -38,8 +40,9 @@ def put_token(router: Router, headers: MutableMapping[str, Any]) -> None:
 
 
 def scope_of(router: Router, headers: Headers) -> Scope:
-    """Return a causal scope that begins with the token in a message's headers, if there is one: `with scope_of(router, headers):
-    ...`.
+    """Return a causal scope that begins with the token in a message's headers, if there is one.
+
+    Use it as a block: `with scope_of(router, headers): ...`.
 
     A token that does not count here (expired, malformed, of another cluster, not signed) is ignored, and a listener hears
     TokenIgnored.

@@ -1,4 +1,4 @@
-"""What keeps a router from overrunning its servers: places of which only so many are taken at once, and a budget for repeats."""
+"""Limits that keep a router from overrunning its servers: a semaphore that serves in order, and a budget for retries."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from collections.abc import Callable
 from aurora_router.core import events
 from aurora_router.core.budget import Budget
 
-LOOK = 0.5  # seconds after which waiting threads look themselves: an exception may have come before they were called
+# Seconds after which a waiting thread looks by itself, because an exception may have come before it was called.
+LOOK = 0.5
 
 
 class Places:
-    """A number of places for which all wait in one line. Those at its head have a place, as many as there are.
+    """A FIFO semaphore: all wait in one line, and those at its head have a place.
 
-    There is no lock and nothing that is counted: each step is one operation on a dict, which is done or not done when an
-    exception comes out of a signal handler.
+    There is no lock and no counter, because a signal handler may raise an exception at any moment. Each step is one
+    operation on a dict, which is then either done or not done.
     """
 
     def __init__(self, number: float) -> None:
@@ -27,16 +28,16 @@ class Places:
 
     @property
     def crowd(self) -> int:
-        """How many have a place or wait for one; 0 if the number of places has no limit."""
+        """The number of turns that have a place or wait for one; 0 if places have no limit."""
         return len(self._line) if self._number is not None else 0
 
     @property
     def waiting(self) -> int:
-        """How many wait."""
+        """The number of turns that wait."""
         return max(len(self._line) - self._number, 0) if self._number is not None else 0
 
     def turn_away(self) -> None:
-        """End the waiting of all that wait now: what they wait for is of no use any more."""
+        """Have all that wait now give up, because a place is of no use to them any more."""
         if self.waiting:
             for turn in [*self._line][self._number :]:
                 turn.is_over = True
@@ -60,10 +61,10 @@ class Places:
 
 
 class Place:
-    """One place of several, which may be taken. It is made before that, so that there is an owner at every moment.
+    """The owner of one place, made before the place is acquired, so that a place always has an owner.
 
-    An owner calls give_back() in the end. A place whose owner could not do that, because an exception out of a signal handler
-    came first, is free again when this object is forgotten.
+    Call give_back() in the end. If an exception out of a signal handler prevents that, the place is free again when this
+    object is collected.
     """
 
     _turn: _Turn | None = None
@@ -76,11 +77,11 @@ class Place:
 
     @property
     def taken(self) -> bool:
-        """Whether it is this object's until give_back()."""
+        """Whether this object has a place."""
         return self._turn is not None
 
     def take(self, timeout: float) -> bool:
-        """Whether there was a place within that many seconds, before turn_away(); first come, first served."""
+        """Acquire a place, first come, first served. False after `timeout` seconds or turn_away()."""
         until = time.monotonic() + timeout
         self._turn = turn = _Turn()
         self._places._enter(turn)
@@ -99,7 +100,7 @@ class Place:
         return False
 
     def give_back(self) -> None:
-        """Leave the place to the next; does nothing where none was taken."""
+        """Release the place. Does nothing if none was acquired."""
         turn = self._turn
         if turn is not None:
             self._places._leave(turn)
@@ -107,15 +108,15 @@ class Place:
 
 
 class _Turn:
-    """A position in the line for places.
+    """One entry in the line for places.
 
-    is_over: it ends without a place if it has none yet.
+    is_over: it gives up unless it has a place already.
     """
 
     __slots__ = ("_called", "is_over")
 
     def __init__(self) -> None:
-        self._called = threading.Lock()  # not an Event, in the midst of which an exception may come
+        self._called = threading.Lock()  # an Event can be left half-done by an exception
         self._called.acquire()
         self.is_over = False
 
@@ -123,14 +124,15 @@ class _Turn:
         self._called.acquire(timeout=timeout)
 
     def call(self) -> None:
-        with contextlib.suppress(RuntimeError):  # it was called before
+        with contextlib.suppress(RuntimeError):  # it was called already
             self._called.release()
 
 
 class Repeats:
-    """Says whether units may try again, and tells the listeners when they may not.
+    """Decides whether units may retry, and publishes an event if they may not.
 
-    count: counts a unit, given the time. emit: called with an event's class and its values.
+    count: counts a unit; takes the time in seconds, monotonic.
+    emit: called with an event's class and its values.
     """
 
     def __init__(self, emit: Callable[..., None]) -> None:
@@ -138,12 +140,12 @@ class Repeats:
         self.forked()
 
     def forked(self) -> None:
-        """In a forked child, and at first: begin to count; nobody holds the lock."""
+        """Begin to count anew, with a free lock: at first and in a forked child."""
         self.budget = Budget(threading.Lock())
         self.count = self.budget.unit
 
     def allowed(self, instance: str | None, *, first: bool) -> bool:
-        """Whether a unit may try once more after a failure on that instance. first: it is the unit's first repeat."""
+        """Whether a unit may retry after a failure on that instance. first: whether this is the unit's first retry."""
         now = time.monotonic()
         if self.budget.spend(now, first=first):
             return True

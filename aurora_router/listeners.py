@@ -1,4 +1,4 @@
-"""Telling the log and the user's listeners what happens."""
+"""Send events to the log and to the user's listeners."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ _LOGGED = Log.KINDS
 
 
 class Listeners:
-    """Called with an event's class and its values, makes the event, if anybody listens, and calls each listener with it.
+    """The log and the user's listeners, called as one with an event's class and its values.
 
-    listeners: the user's. log: hears the events of its own kinds, so that the others cost nothing where the user has no listener.
-    What a listener raises is logged, at most once in 10 s for each kind of event, and does no harm. In the application's own
-    threads this does not hold for what ends a thread or the program (KeyboardInterrupt, SystemExit): a signal handler may have
-    raised it while a listener ran.
+    The event is made only if somebody listens. Exceptions of listeners are logged, at most once in 10 s for each listener and
+    kind of event. But in the application's own threads KeyboardInterrupt and SystemExit pass, because a signal handler may have
+    raised them while a listener ran.
+
+    listeners: the user's.
+    log: gets only the events of its own kinds, so the others cost nothing if the user has no listener.
     """
 
     def __init__(self, listeners: tuple[Callable[[events.Event], object], ...], log: Log) -> None:
@@ -30,7 +32,7 @@ class Listeners:
             self._tell(kind, values, Exception)
 
     def from_own_thread(self, kind: Callable[..., events.Event], *values: object) -> None:
-        """The same in a thread of the router's own, which no listener may end: whatever a listener raises is logged."""
+        """Do the same in a thread of the router's own. No listener may end that thread, so all that it raises is logged."""
         if self.listeners or kind in _LOGGED:
             self._tell(kind, values, BaseException)
 

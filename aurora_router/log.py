@@ -1,4 +1,4 @@
-"""What an operator reads of a cluster's troubles: the log lines that the events of a router become, few however much happens."""
+"""Turn the events of a router into log lines for an operator. The lines are few, however much happens."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from aurora_router.core.topology import Topology
 log = logging.getLogger("aurora_router")
 
 AGAIN: Final = 10.0
-"""Seconds between two lines of one kind, and of one instance."""
+"""Seconds between two lines of one kind about one instance."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """says: what a line says of its subject, in short: two that say the same need not both be written."""
+    """A log line.
+
+    says: the state of its subject, in short. Of two lines of one level and state only one need be written.
+    """
 
     level: int
     says: str | None
@@ -30,11 +33,12 @@ class _Line:
 
 
 class Log:
-    """A listener that writes what it hears to the logger `aurora_router`: WARNING for trouble, INFO for its end.
+    """A listener that writes events to the logger `aurora_router`: WARNING for trouble, INFO for its end.
 
-    What an instance is, and who the writer is, is said when it changes, and of many changes in a short time only what became of
-    them. When a trouble ends of which a line was written, the line that says so is written at once. What happens again and again
-    is said once in AGAIN seconds. clock: monotonic seconds.
+    A change of an instance or of the writer is logged when it happens. Of many changes in a short time only the last state is
+    logged. If a trouble was logged, its end is logged at once. Other events are logged at most once in AGAIN seconds.
+
+    clock: returns seconds, monotonic.
     """
 
     KINDS: Final = frozenset(
@@ -50,7 +54,7 @@ class Log:
             events.RetriesRefused,
         }
     )
-    """The events that it is to hear."""
+    """The events that it must get."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -58,7 +62,7 @@ class Log:
         self.forked()
 
     def forked(self) -> None:
-        """In a forked child, and at first: nothing was said, nobody holds the lock."""
+        """Begin anew, at first and in a forked child: nothing was logged yet, and nobody holds the lock."""
         self._lock = threading.Lock()
         self._last_writer: str | None = None
         self._states: dict[str, Steady[_Line]] = {}
@@ -66,14 +70,14 @@ class Log:
         self._failures: dict[tuple[type[events.Event], int], Rate] = {}
 
     def started(self, topology: Topology) -> None:
-        """The router has started, with these instances. Until then an error of start() says what is wrong."""
+        """Log the instances that are down when the router has started. Before that, an error of start() names them."""
         self._started = True
         for instance in topology:
             if instance.probed and not instance.healthy:
                 self(events.InstanceDown(instance.id, instance.error))
 
     def __call__(self, event: events.Event) -> None:
-        """Say what the event means, now or later."""
+        """Log the event, now or later."""
         match event:
             case events.InstanceUp(instance=where, role=role):
                 self._is(where, _Line(logging.INFO, role, f"{where} is used as a {role}"))
@@ -103,7 +107,7 @@ class Log:
                 self._again(event, None, f"too many units try again: {refused} were refused, the last one at {where}")
 
     def listener_failed(self, number: int, event: events.Event) -> None:
-        """Log what a listener has raised, in its `except` clause: each unit may meet it.
+        """Log the exception of a listener. Call this in the `except` clause. The rate is limited: each unit may meet it.
 
         number: which one of the listeners.
         """
@@ -113,7 +117,7 @@ class Log:
             log.exception("a listener failed on %s%s", type(event).__name__, more(came))
 
     def tick(self) -> None:
-        """Say what was put off, where its time has come. Called every now and then."""
+        """Log the lines that were put off and are due by now. Call this from time to time."""
         now = self._clock()
         with self._lock:
             lines = [state.due(now) for state in self._states.values() if state.owes]
@@ -121,7 +125,7 @@ class Log:
             _write(line)
 
     def keep(self, instances: Collection[str]) -> None:
-        """Forget what was said of other instances than these."""
+        """Forget what was logged about other instances than these."""
         with self._lock:
             for subject in self._states.keys() - {"", *instances}:
                 del self._states[subject]
@@ -129,14 +133,14 @@ class Log:
                 del self._rates[key]
 
     def _is(self, subject: str, line: _Line) -> None:
-        """What an instance, or the writer (""), is from now on."""
+        """Take note of the state of an instance, or of the writer (""), and log it if it is due."""
         with self._lock:
             state = self._states.setdefault(subject, Steady())
             now_said = state.change(line, self._clock(), trouble=line.level == logging.WARNING)
         _write(now_said)
 
     def _again(self, event: events.Event, where: str | None, text: str) -> None:
-        """What may happen again and again, at that instance."""
+        """Log what may happen again and again at that instance, at most once in AGAIN seconds."""
         with self._lock:
             came = self._rates.setdefault((type(event), where), Rate(AGAIN)).passes(self._clock())
         if came:
@@ -145,5 +149,5 @@ class Log:
 
 def _write(line: _Line | None) -> None:
     if line is not None:
-        with contextlib.suppress(Exception):  # of a handler or filter of the application's
+        with contextlib.suppress(Exception):  # a handler or filter of the application may raise
             log.log(line.level, "%s", line.text)

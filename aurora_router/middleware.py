@@ -5,7 +5,8 @@
     flask.wsgi_app = WsgiMiddleware(flask.wsgi_app, router)
 
 A client's token comes in a cookie, or in a header if the client has no cookies. A response is touched only if its request has
-written before the headers left. It gets a new token, in the way in which the old one came, and no shared cache may keep it.
+written before the headers left. Such a response gets a new token, by cookie or header as the old one came. No shared cache may
+keep the response.
 """
 
 from __future__ import annotations
@@ -79,10 +80,10 @@ class AsgiMiddleware(_Middleware[AsgiApp]):
     secure: whether the cookie is for https only. None: if the request came by https.
 
     A token that does not count here (malformed, expired, of another cluster, not signed) is ignored, and a listener hears
-    TokenIgnored. The token of a request that has written is asked for in asyncio's default executor, for at most
-    `probe_timeout` seconds.
+    TokenIgnored. If the request has written, the new token comes from a call in asyncio's default executor. The call takes at
+    most `probe_timeout` seconds.
 
-    Raises ConfigurationError.
+    Raises ConfigurationError for a bad argument.
     """
 
     def _as_named_here(self) -> tuple[bytes, bytes]:
@@ -127,8 +128,8 @@ class AsgiMiddleware(_Middleware[AsgiApp]):
 class WsgiMiddleware(_Middleware[WSGIApplication]):
     """A WSGI application that opens a causal scope of a router for each request of `app`, until its response is closed.
 
-    Arguments, ignored tokens and errors are those of AsgiMiddleware. The thread that serves the request waits for the token of
-    what the request has written.
+    Arguments, ignored tokens and errors are those of AsgiMiddleware. If the request has written, the thread that serves it
+    waits for the new token.
     """
 
     def _as_named_here(self) -> tuple[str, str]:
@@ -154,7 +155,8 @@ class WsgiMiddleware(_Middleware[WSGIApplication]):
             body = self.app(environ, response.start)
         wrapper = environ.get("wsgi.file_wrapper")
         if isinstance(body, list | tuple) or (isinstance(wrapper, type) and isinstance(body, wrapper)):
-            response.leave()  # there is nothing to run in it, and servers know these
+            # No code of the application runs in such a body, and servers have special ways for these types.
+            response.leave()
             return body
         return response.of(body)
 
@@ -162,7 +164,7 @@ class WsgiMiddleware(_Middleware[WSGIApplication]):
 class _Response:
     """A WSGI response whose headers leave with the first part of its body, and whose body is made inside the scope.
 
-    A server may iterate and close in any thread and context: the scope is entered for each step alone.
+    A server may iterate and close in any thread and context, so each step enters the scope by itself.
     """
 
     _body: Iterable[bytes]
@@ -172,14 +174,14 @@ class _Response:
         self._scope = scope
         self._start_response = start_response
         self._answered = answered
-        self._begun: tuple[Any, ...] | None = None  # status, headers and perhaps an error, which have not left
+        self._begun: tuple[Any, ...] | None = None  # status, headers and perhaps an error, not sent yet
         self._write: Callable[[bytes], object] | None = None  # the server's
 
     def start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Callable[[bytes], object]:
-        """start_response() as the application has it."""
+        """Take the status and headers from the application, as its start_response()."""
         if self._write is not None or (self._begun is not None and exc_info is None):
             self.leave()
-            return self._start_response(status, headers, exc_info)  # the server knows what that means
+            return self._start_response(status, headers, exc_info)  # the server decides what a second call means
         self._begun = (status, headers) if exc_info is None else (status, headers, exc_info)
         return self._write_at_once
 
@@ -189,13 +191,13 @@ class _Response:
         return self._write(data)
 
     def leave(self) -> None:
-        """Give the headers to the server, with the token of what was written until now."""
+        """Give the headers to the server, with the token of the writes until now."""
         if self._begun is not None:
             (status, headers, *error), self._begun = self._begun, None
             self._write = self._start_response(status, list(self._answered(headers)), *error)
 
     def of(self, body: Iterable[bytes]) -> _Response:
-        """The response with its body."""
+        """Set the body, and return the response."""
         self._body = body
         with self._scope:
             self._parts = iter(body)

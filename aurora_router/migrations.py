@@ -1,4 +1,4 @@
-"""Keep a migration tool from the router's own table, which is none of the application's."""
+"""Keep a migration tool away from the router's own table, because the table does not belong to the application."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong while connecting, in words for the user that repeat no value of an option."""
+"""Errors of connecting, in words for the user that repeat no value of an option."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aurora_router.servers import Family
 
 
 def hide_values(error: BaseException, values: Iterable[object], shown: Collection[object]) -> None:
-    """Take what is of these values out of an error, and out of those that it holds on to. shown: see `hide()`."""
+    """Hide these values in an error, and in its causes and contexts. shown: see `hide()`."""
     found, left = [*values], [error]
     done: list[BaseException] = []
     while left:
@@ -28,16 +28,16 @@ def hide_values(error: BaseException, values: Iterable[object], shown: Collectio
 
 
 def refusal(error: Exception, server: Family, values: Iterable[object], shown: Collection[object]) -> ConfigurationError | None:
-    """The error to be raised instead of one of connecting, of which it takes the values out; None if it is to stay."""
+    """The error to raise in place of an error of connecting; None if that is to stay. Hides the values in both."""
     hide_values(error, values, shown)
     return ConfigurationError(str(mistake(error, server))) if is_mistake(error) else None
 
 
 def is_mistake(error: BaseException) -> bool:
-    """Whether an error says that the driver, or SQLAlchemy, can do nothing with what it was given."""
+    """Whether an error says that the driver, or SQLAlchemy, cannot use its arguments."""
     original = getattr(error, "orig", None) or error
     if isinstance(original, OSError):
-        return not isinstance(original, TimeoutError | ConnectionError)  # signal handlers raise the former
+        return not isinstance(original, TimeoutError | ConnectionError)  # signal handlers raise TimeoutError
     return isinstance(original, TypeError | ValueError | LookupError | AttributeError | AssertionError | NotImplementedError)
 
 
@@ -51,18 +51,18 @@ def probe_error(error: Exception, server: Family) -> ProbeError:
 
 
 UNKNOWN_HOST = re.compile(r"\[Errno (-2|-5|8)\]|could not translate host name")
-"""How getaddrinfo() says that there is no such name, or nothing behind it (8: on macOS), and libpq."""
+"""The words of getaddrinfo() and libpq for a name that does not exist or has no address. 8 is the number on macOS."""
 
 
 _VALUE = re.compile(r"""(['"])(?![a-z]{1,5}\1$).*\1""")
-"""A value that could not be read, but for a short word ("soon"): it may be a password in the wrong place."""
+"""A quoted value that could not be parsed. It may be a password in the wrong place, unless it is a short word ("soon")."""
 
 
 def mistake(error: Exception, server: Family) -> ProbeError:
-    """An error of connecting that is not the driver's own, as one line for the user: the driver was given what it cannot use."""
+    """An error for arguments that the driver cannot use, as one line for the user. It is not the driver's own error."""
     error = getattr(error, "orig", None) or error
     said = type(error).__name__
-    if not isinstance(error, UnicodeError):  # which shows parts of the password
+    if not isinstance(error, UnicodeError):  # a UnicodeError shows parts of the password
         words = " ".join(str(error).split())
         said += f": {_VALUE.sub('...', words) if isinstance(error, ValueError | LookupError) else words}"
     usual = "check the URL and its query, and connect_args"

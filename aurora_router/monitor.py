@@ -1,8 +1,8 @@
-"""The only code that talks to servers on its own account: probes instances, publishes frozen topologies, wakes who waits.
+"""Probe the instances, publish frozen topologies, and wake waiting threads. No other code talks to servers on its own account.
 
-One thread keeps the time, and each instance has a thread that does nothing but ask it, so that a server that hangs or a
-name that does not resolve holds up nobody else: the time-keeper declares an overdue probe silent, cuts its connection, also
-while that is being made, and the answer, should it ever come, is dropped as late.
+One thread keeps the time, and each instance has a thread that only probes it. So a server that hangs, or a name that does not
+resolve, holds up no other instance. The time-keeper declares an overdue probe silent and cuts its connection, even while that is
+being made. If the answer comes after all, it is dropped.
 """
 
 from __future__ import annotations
@@ -25,21 +25,30 @@ from aurora_router.settings import Settings
 log = logging.getLogger("aurora_router")
 
 HURRY = 0.02  # seconds between probes while something is suspect
-LATE = 0.25  # the part of the time for a probe after which a writer that has not answered makes the others be asked in a hurry
-RENEW = 30.0  # seconds after which a name is resolved and connected to afresh
-SCOUT = 5.0  # the same for a reader endpoint, behind which other servers may stand
-WRITERLESS = 0.5  # the same for all while there is no writer: its name may lead to another server by now
-FORGET = 60.0  # seconds after which a server behind a reader endpoint that no fresh connection reached is let go
+# The part of probe_timeout after which a silent writer makes all instances be probed in a hurry.
+LATE = 0.25
+RENEW = 30.0  # seconds until a name is resolved and connected to afresh
+SCOUT = 5.0  # RENEW of a reader endpoint: other servers may stand there
+# RENEW of all instances while there is no writer, because the writer's name may lead to another server by now.
+WRITERLESS = 0.5
+# Seconds after which a server behind a reader endpoint is forgotten if no fresh connection has reached it.
+FORGET = 60.0
 CATALOG = 30.0  # seconds between looks at the functions in the catalog
 PRUNE = 60.0  # seconds between looks for old rows of the commit table
-CATALOG_HURRY = 1.0  # the same when an unknown function was called
-QUEUE = 10.0  # seconds for which a probe of a reader may wait for a place in a pooler while units of this router are there
-LOOKS = 4  # fresh connections in a row when other servers may stand behind a reader endpoint
-TRUST = 5.0  # seconds (at least) without the time-keeper after which nothing that was heard before counts
-STUCK = 4  # threads of one instance that may hang (in name resolution, say) before no more are started
+CATALOG_HURRY = 1.0  # CATALOG after a call of an unknown function
+# Seconds for which a probe of a reader may wait for a place in a pooler while units of this router have places there.
+QUEUE = 10.0
+# Fresh connections in a row if other servers may stand behind a reader endpoint.
+LOOKS = 4
+# Seconds (at least) without the time-keeper, after which earlier observations do not count.
+TRUST = 5.0
+# Threads of one instance that may hang (for example in name resolution). After that no more are started.
+STUCK = 4
 REPORT = 10.0  # seconds between two reports of the same unexpected exception
-COMPLAIN = 60.0  # seconds between two warnings that the same thing could not be done on a probe's connection
-UNTOLD = 1000  # topologies whose news wait for a listener that does not come back, before later news is left out
+# Seconds between two warnings that the same thing could not be done on a probe's connection.
+COMPLAIN = 60.0
+# Topologies whose news may wait for a listener that does not return. Later news is left out.
+UNTOLD = 1000
 MAX_SERVERS = 16  # servers that are watched behind one reader endpoint
 
 
@@ -47,9 +56,11 @@ _NOBODY = ServerId("", None, None, "")
 
 
 def _report(rate: Rate, message: str, *values: object) -> None:
-    """Log the exception that is being handled, in a thread of this module's own, as often as the rate allows. Code of the
-    application's has run there (a listener, a handler of logs, a way to connect), and nothing that it raises may end the thread,
-    SystemExit included."""
+    """Log the exception that is being handled, in a thread of this module, as often as the rate allows.
+
+    Code of the application may have raised it: a listener, a log handler, a way to connect. Nothing that it raises may end the
+    thread, SystemExit included.
+    """
     came = rate.passes(time.monotonic())
     if came:
         with contextlib.suppress(BaseException):
@@ -57,24 +68,27 @@ def _report(rate: Rate, message: str, *values: object) -> None:
 
 
 def _warn(message: str, *values: object) -> None:
-    """Log a warning, whatever a handler of logs raises."""
+    """Log a warning, whatever a log handler raises."""
     with contextlib.suppress(BaseException):
         log.warning(message, *values)
 
 
 class ProbeConnection(Protocol):
-    """A connection to one server that its watcher owns; only cut() is called by another thread."""
+    """A connection to one server. Its watcher owns it, and other threads call only cut().
+
+    All methods but cut() and close() may raise ProbeError.
+    """
 
     def ask(self) -> Server:
-        """Raises ProbeError."""
+        """Ask the server for its state."""
         ...
 
     def functions(self) -> frozenset[str]:
-        """Names of user functions that do not write. Raises ProbeError."""
+        """Return the names of user functions that do not write."""
         ...
 
     def prune(self) -> bool:
-        """Remove old rows of the commit table; whether there may be more of them. Raises ProbeError."""
+        """Remove old rows of the commit table, and return whether there may be more."""
         ...
 
     def cut(self) -> None:
@@ -85,7 +99,10 @@ class ProbeConnection(Protocol):
 
 
 class ProbeError(Exception):
-    """A probe that failed, in words for the user. busy: the server lives, but has no room for one more connection."""
+    """A probe that failed, in words for the user.
+
+    busy: the server lives, but has no room for one more connection.
+    """
 
     def __init__(self, message: str, silence: Silence = Silence.REFUSED, *, busy: bool = False) -> None:
         super().__init__(message)
@@ -94,9 +111,10 @@ class ProbeError(Exception):
 
 
 class Haste(enum.Enum):
-    """How soon those that wait want an answer.
+    """How soon waiting threads want an answer.
 
-    ALONE: at once, and then in a hurry. SHARED: once for all that wait, and not more often than every position_interval.
+    ALONE: at once, and then in a hurry.
+    SHARED: once for all of them, and not more often than every position_interval.
     """
 
     ALONE = 1
@@ -104,13 +122,13 @@ class Haste(enum.Enum):
 
 
 class Monitor:
-    """Watches a set of instances.
+    """Watch a set of instances.
 
     connect: opens a probe connection to an instance; raises ProbeError.
-    cut: ends what connects to an instance at this moment, by its id; called by another thread.
-    changed: called with the old topology, the new one and when that was published (monotonic seconds), in a thread of its own;
-        what changed while it was busy is told as one change. What it returns is called in another thread, which listeners may
-        hold up.
+    cut: ends a connect to an instance that is under way, by its id; called by another thread.
+    changed: called with the old topology, the new one and when that was published (seconds, monotonic), in a thread of its own.
+        All changes during one call become one change. The functions that it returns are called in another thread, which
+        listeners may hold up.
     may_queue: whether a probe of an instance may wait in a pooler's queue for a place that units have.
     """
 
@@ -127,42 +145,47 @@ class Monitor:
             topology = pure.add(topology, instance)
         self.topology = topology
         self.functions: frozenset[str] = frozenset()
-        self.prunes = False  # the commit table is in use, and is to be kept small
+        self.prunes = False  # whether the commit table is used, so that old rows must go
         self.pruned_at = float("-inf")
         self._connect = connect
         self._cut = cut
         self._changed = changed
         self._may_queue = may_queue
         self._interval = settings.probe_interval
-        if settings.max_lag is not None:  # an answer says how late a reader is only for as long as max_lag lasts
+        if settings.max_lag is not None:
+            # An answer does not prove a lag below max_lag for longer than max_lag, so probes must come more often.
             self._interval = min(self._interval, max(settings.max_lag / 4, HURRY))
         self._timeout = settings.probe_timeout
         self._position_interval = settings.position_interval
-        self._failover_timeout = settings.failover_timeout  # for which it hurries on without a writer though nobody waits for one
+        # Without a writer, probes are in a hurry for this long, even if no thread waits for a writer.
+        self._failover_timeout = settings.failover_timeout
         self._accept_new_cluster = settings.accept_new_cluster
-        self.trusted_until = float("inf")  # by the wall clock, which goes on while a process or its machine sleeps
+        # By the wall clock, because it goes on while the process or its machine sleeps.
+        self.trusted_until = float("inf")
         self._announcer: threading.Thread | None = None
         self._teller: threading.Thread | None = None
         self._news: queue.SimpleQueue[Iterable[Callable[[], object]] | None] = queue.SimpleQueue()
-        self._moved = threading.Condition()  # guards what is below; notified with each new topology
+        self._moved = threading.Condition()  # guards the attributes below; notified of each new topology
         self._poke = threading.Event()
         self._watchers: dict[str, _Watcher] = {}
         self._waiting: set[object] = set()
-        self._hasty: dict[Haste, set[object]] = {haste: set() for haste in Haste}  # those of them that wait for an answer
+        self._hasty: dict[Haste, set[object]] = {haste: set() for haste in Haste}  # those of them that want a probe sooner
         self._hasty_since = dict.fromkeys(Haste, 0.0)
         self._suspects: dict[str, float] = {}
         self._wanted_at = 0.0
         self._served_at = 0.0
         self._writerless_since = self._published_at = time.monotonic()
-        self._doubted_at: float | None = None  # what was heard before is not trusted, until all have been heard since
-        self._awake_until = float("inf")  # by the wall clock; a time-keeper that runs later than that has stood still
+        # Observations from before this moment are not trusted until all instances were observed since.
+        self._doubted_at: float | None = None
+        # By the wall clock. If the time-keeper runs later than that, the process has stood still.
+        self._awake_until = float("inf")
         self._catalog_at = float("-inf")
         self._catalog_wanted = False
         self._thread: threading.Thread | None = None
         self._closed = False
 
     def start(self) -> None:
-        """Begin to probe; does nothing when it has begun."""
+        """Begin to probe. Do nothing if that has begun."""
         with self._moved:
             if self._thread is not None or self._closed:
                 return
@@ -181,8 +204,10 @@ class Monitor:
             self._teller.start()
 
     def close(self) -> None:
-        """Stop probing, close the probe connections, join the threads; one that hangs in a connect is waited for no longer
-        than a probe may take, all in all. Idempotent."""
+        """Stop probing, close the probe connections, and join the threads. Idempotent.
+
+        If threads hang in a connect, the whole wait for them is no longer than probe_timeout.
+        """
         with self._moved:
             self._closed = True
             watchers = list(self._watchers.values())
@@ -197,7 +222,7 @@ class Monitor:
                 thread.join(max(deadline - time.monotonic(), 0.0))
 
     def forked(self) -> None:
-        """In a forked child: begin without threads. What the parent knew is trusted when each instance was heard again."""
+        """Begin anew without threads, in a forked child. The topology is trusted when each instance was observed again."""
         self._moved = threading.Condition()
         self._poke = threading.Event()
         self._watchers = {}
@@ -211,10 +236,13 @@ class Monitor:
         self.trusted_until = float("-inf")
 
     def wait_for(self, satisfied: Callable[[Topology], bool], timeout: float, *, haste: Haste | None = None) -> Topology:
-        """The newest topology, as soon as it is trusted and satisfies the condition, the time (seconds) is up or the monitor is
-        closed. Who waits while the machine sleeps is not to go on with what was heard before.
+        """Wait until the topology is trusted and satisfies the condition, and return the newest one.
 
-        haste: probe all that answer sooner than they are due.
+        The wait also ends at the timeout, or if the monitor is closed. If the machine sleeps during the wait, older observations
+        must not end it, so the topology must be trusted.
+
+        timeout: seconds.
+        haste: probe all instances that answer sooner than they are due.
         """
         deadline = time.monotonic() + timeout
         with self._moved:
@@ -239,23 +267,26 @@ class Monitor:
 
     @property
     def trusted(self) -> bool:
-        """Whether the topology is of the present. It is not after this process stood still: stopped, or its machine asleep."""
+        """Whether the topology is current. It is not after this process stood still: stopped, or its machine asleep."""
         return time.time() <= self.trusted_until
 
     def wait_until_trusted(self) -> None:
-        """Wait until each instance was heard again or has had its time."""
+        """Wait until each instance was observed again or has timed out."""
         self.wait_for(lambda _: True, self._timeout + 1.0)
 
     def suspect(self, instance: str) -> None:
-        """Something failed there: probe it at once."""
+        """Probe an instance at once, because something failed there."""
         with self._moved:
             if instance in self.topology.by_id:
                 self._suspects[instance] = time.monotonic()
         self._poke.set()
 
     def ask_anew(self, instance: str, server: ServerId) -> Role | None:
-        """The role of a server by its answer to a question that is asked now; None where it stands there no longer, or where
-        that would take longer than to be sure that it is lost."""
+        """Ask a server now, and return the role that it answers with.
+
+        Return None if it no longer stands behind the instance, or if it has not answered in time. That is the time after which a
+        silent server is known to be lost.
+        """
         now = time.monotonic()
         self.suspect(instance)
 
@@ -268,8 +299,11 @@ class Monitor:
         return seen.server.role if seen is not None and seen.asked_at > now else None
 
     def survived(self, instance: str, server: ServerId, since: float, until: float) -> bool:
-        """Whether a server has lived on after what happened to it at `since` (monotonic seconds). One that is recovering from a
-        crash is waited for `until` then."""
+        """Wait for evidence that a server has lived on since a moment, and return whether it has.
+
+        since: seconds, monotonic.
+        until: the end of the wait for a server that is recovering from a crash; seconds, monotonic.
+        """
         usual = time.monotonic() + pure.MISSES * (self._timeout + HURRY) + HURRY
         self.suspect(instance)
 
@@ -283,7 +317,7 @@ class Monitor:
         return pure.survived(topology, instance, server, since) is True
 
     def look(self, instance: str) -> None:
-        """A connection reached a server that is not known there: find out who stands behind that name now."""
+        """Find out which servers stand behind an instance now, because a connection reached an unknown one there."""
         with self._moved:
             watcher = self._watchers.get(instance)
             if watcher is not None:
@@ -291,17 +325,18 @@ class Monitor:
         self.suspect(instance)
 
     def want_positions(self) -> None:
-        """A session that has written wants to read: ask for positions now, once for all, at most every position_interval."""
-        if self._wanted_at <= self._served_at:  # else a round that begins after this moment is on its way already
+        """Ask for positions now, once for all sessions that have written and want to read, at most every position_interval."""
+        # Otherwise a round is wanted already that has not begun yet. It will do.
+        if self._wanted_at <= self._served_at:
             self._wanted_at = time.monotonic()
             self._poke.set()
 
     def want_functions(self) -> None:
-        """A function was called that the catalog did not list when it was last read."""
+        """Read the catalog soon, because a function was called that it did not list when it was last read."""
         self._catalog_wanted = True
 
     def add(self, instance: Instance) -> None:
-        """Watch one more instance; does nothing when it is watched already."""
+        """Watch one more instance. Do nothing if it is watched already."""
         if instance.id in self.topology.by_id:
             return
         self._publish(lambda topology: pure.add(topology, instance))
@@ -311,7 +346,7 @@ class Monitor:
         self._poke.set()
 
     def remove(self, instance: str) -> None:
-        """Watch that instance no longer."""
+        """Stop watching an instance."""
         with self._moved:
             watcher = self._watchers.pop(instance, None)
             self._suspects.pop(instance, None)
@@ -331,7 +366,7 @@ class Monitor:
                 self._moved.notify_all()
 
     def _announce(self, told: Topology) -> None:
-        """Have each newest topology taken in, in a thread of its own, which waits for no listener."""
+        """Call `changed` with each newest topology, in a thread of its own, which waits for no listener."""
         news, rate = self._news, Rate(REPORT)
         while True:
             with self._moved:
@@ -350,7 +385,7 @@ class Monitor:
             told = new
 
     def _tell(self) -> None:
-        """Tell the news, in a thread of its own: who listens may take its time, or wait for a writer itself."""
+        """Tell the news, in a thread of its own. A listener may take its time, or wait for a writer itself."""
         rate = Rate(REPORT)
         while (news := self._news.get()) is not None:
             for tell in news:
@@ -368,7 +403,7 @@ class Monitor:
         self._publish(lambda topology: self._accepted(pure.observe(topology, observation)))
 
     def _accepted(self, topology: Topology) -> Topology:
-        """The topology, or one that begins anew where another cluster stands under all names, and that is accepted."""
+        """Return the topology, or one that begins anew if all names lead to another cluster and that is accepted."""
         if not self._accept_new_cluster or (successor := topology.successor) is None:
             return topology
         _warn("the cluster %s was replaced by %s under the same names: it is used from now on", topology.cluster, successor)
@@ -388,19 +423,23 @@ class Monitor:
             for watcher in watchers:
                 try:
                     wake = min(wake, self._attend(watcher, now))
-                except BaseException:  # for example no more threads: this instance must wait, the others must not
+                except BaseException:
+                    # For example no thread can be started. This instance must wait then, but the others must not.
                     watcher.report("%s could not be attended to")
             self._poke.wait(max(wake - time.monotonic(), 0.0))
 
     def _trust(self, watchers: list[_Watcher], now: float) -> None:
-        """Trust the topology for another while, unless this thread has not run for long: then doubt it until each instance
-        was heard again or has had its time."""
+        """Trust the topology for a while longer, unless this thread has not run for long.
+
+        In that case doubt the topology until each instance was observed again or has timed out.
+        """
         wall = time.time()
-        if wall > self._awake_until:  # perhaps in the midst of a doubt: a machine may wake for a moment only
+        # A doubt may be under way already, because a machine may wake for only a moment.
+        if wall > self._awake_until:
             self._doubted_at = now
             for watcher in watchers:
                 if watcher.asked_at is not None:
-                    watcher.asked_at = now  # it is not the instance that kept silent
+                    watcher.asked_at = now  # the silence was not the instance's
         self._awake_until = wall + max(3 * self._interval, TRUST)
         doubted = self._doubted_at
         if doubted is None or now - doubted > self._timeout + 1.0 or all(i.heard_at >= doubted for i in self.topology):
@@ -410,7 +449,7 @@ class Monitor:
                 self._moved.notify_all()
 
     def _attend(self, watcher: _Watcher, now: float) -> float:
-        """Begin a probe that is due, end one that is overdue. When to look again."""
+        """Begin a probe that is due, end one that is overdue, and return when to look again (seconds, monotonic)."""
         pace = self._pace(watcher, now)
         asked_at = watcher.asked_at
         if asked_at is not None:
@@ -433,10 +472,10 @@ class Monitor:
         return max(due, now + 0.001)
 
     def _time_in_queue(self, watcher: _Watcher) -> float:
-        """Seconds for which a probe may keep silent that has been silent for probe_timeout.
+        """Return the seconds for which a probe may be silent in all, if it has been silent for probe_timeout.
 
         It may wait in a pooler's queue for a place that units of this router have. Then its silence says nothing of the server.
-        For the writer there is time, because its loss is seen by the promotion of another. Nobody else tells of a reader's.
+        For the writer there is time, because the promotion of another server shows its loss. Nothing else shows a reader's loss.
         """
         instance = self.topology.by_id.get(watcher.id)
         if instance is None or not instance.healthy or instance.misses or not self._may_queue(watcher.id):
@@ -444,7 +483,7 @@ class Monitor:
         return max(self._timeout, self._failover_timeout if instance.role is Role.WRITER else QUEUE)
 
     def _pace(self, watcher: _Watcher, now: float) -> float:
-        """Seconds that are to pass between two probes of an instance, as things are."""
+        """Return the seconds between two probes of an instance, as things are."""
         topology = self.topology
         instance = topology.by_id.get(watcher.id)
         if instance is not None and instance.seen and (instance.misses or watcher.id in self._suspects):
@@ -455,7 +494,8 @@ class Monitor:
         if writer is None and (self._waiting or now - self._writerless_since < self._failover_timeout):
             return HURRY
         if writer is not None and (writer.id in self._suspects or self._is_late(writer, now)):
-            return HURRY  # another may have been promoted: that is sooner seen than certain that this one hangs
+            # Another may have been promoted. The promotion can be seen before it is certain that this writer hangs.
+            return HURRY
         answers = instance is not None and bool(instance.seen)
         if self._hasty[Haste.ALONE] and instance is not None and instance.healthy:
             return 0.0 if watcher.last_at < self._hasty_since[Haste.ALONE] else HURRY
@@ -466,7 +506,7 @@ class Monitor:
         return self._interval
 
     def _is_late(self, instance: Instance, now: float) -> bool:
-        """Whether it missed its last probe, or has had a good part of the time for this one."""
+        """Whether an instance missed its last probe, or has had a good part of the time for this one."""
         watcher = self._watchers.get(instance.id)
         asked_at = watcher.asked_at if watcher is not None else None
         return instance.misses > 0 or (asked_at is not None and now - asked_at >= self._timeout * LATE)
@@ -477,7 +517,7 @@ class Monitor:
         return now - watcher.looked_at >= every
 
     def _catalog_due(self, watcher: _Watcher, now: float) -> bool:
-        """Whether this watcher is to read the catalog now: the writer's, or any while there is none."""
+        """Whether this watcher must read the catalog now. The writer's does that, or any while there is no writer."""
         writer = self.topology.writer
         if writer is not None and writer.id != watcher.id:
             return False
@@ -503,10 +543,10 @@ class _Link:
 
 
 class _Watcher:
-    """The thread of one instance: asks the servers behind it when it is told to, and reports each answer as an observation.
+    """The thread of one instance. On request it asks the servers behind it, and reports each answer as an observation.
 
-    A thread that hangs where it cannot be cut (in name resolution) is replaced by another that takes its connections over;
-    what it brings in the end it closes itself.
+    If a thread hangs and cannot be cut (in name resolution), another replaces it and takes over its connections. A connection
+    that the old thread makes after all is closed by that thread.
     """
 
     def __init__(self, monitor: Monitor, instance: Instance) -> None:
@@ -519,7 +559,7 @@ class _Watcher:
         self.look = False
         self._links: list[_Link] = []
         self._asking: _Link | None = None
-        self._complaints: dict[str, Rate] = {}  # of what cannot be done for it
+        self._complaints: dict[str, Rate] = {}  # of log lines, by their messages
         self._lost: set[ServerId] = set()  # servers whose connection was lost and not regained
         self._go = threading.Event()
         self._stopped = False
@@ -542,7 +582,10 @@ class _Watcher:
         self.monitor._cut(self.id)
 
     def report(self, message: str) -> None:
-        """Log the exception that is being handled, if it was not done a moment ago. message: with a place for the instance."""
+        """Log the exception that is being handled, unless that was done a moment ago.
+
+        message: with a place for the instance.
+        """
         _report(self._complaints.setdefault(message, Rate(REPORT)), message, self.id)
 
     def ask(self, now: float) -> None:
@@ -551,19 +594,24 @@ class _Watcher:
         self._go.set()
 
     def overdue(self, asked_at: float, timeout: float) -> None:
-        """The probe that began then has had its time: report silence, and free the thread or replace it."""
+        """Report an overdue probe as silent, and free its thread or replace it.
+
+        asked_at: when the probe began; seconds, monotonic.
+        timeout: seconds that it had.
+        """
         asking = self._asking
         about: set[ServerId | None]
         if asking is not None and asking.server is not _NOBODY:
             about = {asking.server}
         else:
-            about = set() if self._links else {*self._lost} or {None}  # a look that hangs says nothing of what is there
+            # A fresh connection hangs. That says nothing of the servers to which there are connections.
+            about = set() if self._links else {*self._lost} or {None}
         self.asked_at = time.monotonic()
         if asking is not None:
             self.last_at = self.asked_at
             asking.connection.cut()
         else:
-            self.monitor._cut(self.id)  # it ends the thread that connects, unless that hangs elsewhere
+            self.monitor._cut(self.id)  # it ends the connect, unless the thread hangs elsewhere
         error = f"no answer within {timeout:g} s"
         for server in about:
             self.monitor._observed(
@@ -573,7 +621,7 @@ class _Watcher:
             self._replace()
 
     def _replace(self) -> None:
-        """Have a new thread in the place of one that hangs. If none can be had, the old one may still come back."""
+        """Replace a thread that hangs by a new one. If none can be started, the old one may still come back."""
         old = self.thread, self._go
         self._go = threading.Event()
         try:
@@ -582,7 +630,7 @@ class _Watcher:
             self.thread, self._go = old
             raise
         self._stuck += 1
-        old[1].set()  # it may have come back since, and wait to be told
+        old[1].set()  # if the old thread has come back, it must wake and end
         self.asked_at = None
         self.looked_at = time.monotonic()
 
@@ -608,7 +656,7 @@ class _Watcher:
                     return
                 self.asked_at = None
                 if any(self.monitor._hasty.values()):
-                    self.monitor._poke.set()  # who came meanwhile needs another
+                    self.monitor._poke.set()  # threads that came meanwhile need another probe
         finally:
             if self.thread is threading.current_thread():
                 for link in self._links:
@@ -641,14 +689,15 @@ class _Watcher:
             self.monitor.pruned_at = float("-inf")
 
     def _aside(self, link: _Link, errand: Callable[[ProbeConnection], None], failed: str) -> None:
-        """Have something else done on a probe's connection; it is cut like a probe when it takes too long."""
+        """Do something else on a probe's connection. It is cut like a probe if it takes too long."""
         self._asking = link
         self.asked_at = time.monotonic()
         try:
             errand(link.connection)
         except ProbeError as error:
+            # After stop(), the error may only say that stop() has cut the connection.
             if not self._stopped and self._complaints.setdefault(failed, Rate(COMPLAIN)).passes(time.monotonic()):
-                _warn(failed, self.id, error)  # were it stopped, it would have been cut by close()
+                _warn(failed, self.id, error)
         finally:
             self._asking = None
 
@@ -664,7 +713,8 @@ class _Watcher:
             link.connection.close()
             if links:
                 self._failed(asked_at, error, {link.server})
-            else:  # the server may be well and only this connection gone: it is down when a fresh one fails as well
+            else:
+                # Only this connection may be broken. The server is down if a fresh one fails, too.
                 self._lost.add(link.server)
                 self._reach(links)
             return
@@ -673,7 +723,8 @@ class _Watcher:
         before, link.server = link.server, server.id
         pooled = server.id.run != before.run
         self._report(Observation(self.id, asked_at, time.monotonic(), server=server, pooled=pooled))
-        if pooled and not self.instance.reader_only:  # one server stands there: it has another name, or is another
+        # Only one server stands there. So it has another name now, or it is another server.
+        if pooled and not self.instance.reader_only:
             self.monitor._forgotten(self.id, before)
         if self.instance.reader_only and len(links) > 1 and asked_at - link.reached_at > FORGET:
             links.remove(link)
@@ -681,7 +732,7 @@ class _Watcher:
             self.monitor._forgotten(self.id, link.server)
 
     def _reach(self, links: list[_Link]) -> bool:
-        """Open a fresh connection and ask the server that it leads to. False when it failed."""
+        """Open a fresh connection, ask the server that it leads to, and return whether that succeeded."""
         asked_at = time.monotonic()
         self.asked_at = asked_at
         connection: ProbeConnection | None = None
@@ -696,7 +747,8 @@ class _Watcher:
         except ProbeError as error:
             if connection is not None:
                 connection.close()
-            is_overdue = self.asked_at != asked_at  # then its silence was told, and this is the error of being cut
+            # An overdue probe was reported as silent already, and this error comes from its cut.
+            is_overdue = self.asked_at != asked_at
             if not links and not is_overdue and not (error.busy and self._lost):
                 self._failed(asked_at, error, self._lost or {None})
             return False

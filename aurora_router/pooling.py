@@ -1,4 +1,4 @@
-"""What belongs to one pooled connection: the keys of its `info`, its socket, and the pool that has it."""
+"""The parts of one pooled connection: the keys of its `info`, its socket, and the pool that has it."""
 
 from __future__ import annotations
 
@@ -32,27 +32,30 @@ UNIT = "aurora_router_unit"
 
 
 def distrust(raw: PoolProxiedConnection) -> None:
-    """Note that the user has the driver's connection and may set anything on it: the next unit believes nothing of it."""
+    """Record that the user has the driver's connection and may set anything, so the next unit trusts no setting."""
     raw.info.update({MODE: None, HANDED_OUT: True})
 
 
 class PoolFull(Exception):
-    """A reader's pool is full, and its unit has not looked yet whether another reader has room."""
+    """Raised if a reader's pool is full and the unit has not checked yet whether another reader has room."""
 
 
 class RouterPool(QueuePool):
-    """SQLAlchemy's pool, but that a place whose connection could not be made goes to the next who waits for one. SQLAlchemy's
-    own wakes nobody then: with the writer dead, those who wait would wait until pool_timeout."""
+    """SQLAlchemy's pool, except that a failed connect releases its place to the next waiting thread.
+
+    SQLAlchemy's own pool wakes no thread then. If the writer is dead, all waiting threads would wait until pool_timeout.
+    """
 
     __module__ = QueuePool.__module__  # SQLAlchemy names a pool's logger after it
 
-    over = False  # its engine has another one: what comes back is closed
+    # Set when the engine has a new pool. Connections that come back to this one are closed then.
+    over = False
     before_waiting: Callable[[], None] | None = None  # may raise PoolFull
     checked_out: Callable[[PoolProxiedConnection], None] | None = None
-    """Cheaper than SQLAlchemy's event "checkout". As there, a DisconnectionError has the connection replaced; a new one must not
-    raise it."""
+    """Cheaper than SQLAlchemy's event "checkout". As there, raise DisconnectionError to have the connection replaced. Do not
+    raise it for a new connection."""
     checked_in: Callable[[ConnectionPoolEntry, bool], None] | None = None
-    """Cheaper than SQLAlchemy's event "checkin", after which it comes. The second argument says whether the pool is over."""
+    """Cheaper than SQLAlchemy's event "checkin", and called after it. The second argument says whether the pool is over."""
 
     def _do_get(self) -> ConnectionPoolEntry:
         if self._overflow >= self._max_overflow > -1 and self.before_waiting is not None:
@@ -79,13 +82,15 @@ class RouterPool(QueuePool):
         return pool
 
     def _create_connection(self) -> ConnectionPoolEntry:
-        return _ConnectionRecord(self, connect=False)  # it connects when it is checked out; failing, it comes back as any other
+        # The record connects at checkout. If that fails, it comes back to the pool like any other.
+        return _ConnectionRecord(self, connect=False)
 
     def _return_conn(self, record: ConnectionPoolEntry) -> None:
         try:
             if self.checked_in is not None:
                 self.checked_in(record, self.over)
-        except BaseException:  # a signal handler's: once more, or the unit would stay under way in its scopes
+        except BaseException:
+            # A signal handler has raised it. Without a second call the unit would stay under way in its scopes.
             if self.checked_in is not None:
                 self.checked_in(record, True)
             raise
@@ -94,10 +99,10 @@ class RouterPool(QueuePool):
 
 
 class Line:
-    """The socket of a connection: the driver's number for it, and a twin, which another thread may shut at any time.
+    """The socket of a connection: the driver's file descriptor, and a twin, which another thread may shut at any time.
 
-    info: of the pooled connection, once it is one. since: monotonic seconds; when the server behind it was last found to be one
-    of the topology's, or just before.
+    info: the `info` of the pooled connection; None until it is pooled.
+    since: seconds, monotonic. Its server was last found in the topology then, or just after.
     """
 
     def __init__(self, number: int) -> None:
@@ -107,15 +112,15 @@ class Line:
         self.info: dict[Any, Any] | None = None
 
     def __del__(self) -> None:
-        with contextlib.suppress(AttributeError):  # a signal handler's exception may come before there is one
+        with contextlib.suppress(AttributeError):  # a signal handler may raise before there is a twin
             self.twin.close()
 
     def leads_to(self, number: int) -> bool:
-        """Whether that number of the driver's is of the same socket still."""
+        """Whether this file descriptor of the driver's still belongs to the same socket."""
         return self.number == number and os.path.sameopenfile(number, self.twin.fileno())
 
     def cut(self) -> bool:
-        """Shut the socket, which wakes the thread that waits for it; whether it was open."""
+        """Shut the socket, which wakes a thread that waits for it. Return whether it was open."""
         try:
             self.twin.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -123,10 +128,9 @@ class Line:
         return True
 
     def forsake(self, dead: socket.socket) -> None:
-        """In a forked child: put a dead socket in place of the parent's, so that whatever is done with the connection here
-        reaches nobody."""
+        """In a forked child, put a dead socket in place of the parent's, so nothing sent here reaches the server."""
         with contextlib.suppress(OSError):
-            if os.path.sameopenfile(self.number, self.twin.fileno()):  # else the driver has closed it
+            if os.path.sameopenfile(self.number, self.twin.fileno()):  # otherwise the driver has closed it
                 os.dup2(dead.fileno(), self.number, inheritable=False)
         self.twin.close()
         if self.info is not None:
@@ -134,14 +138,16 @@ class Line:
 
 
 def line_of(driver: Any) -> Line | None:
-    """The line of a driver's connection; None before it has one."""
+    """The line of a driver's connection; None if it has none yet."""
     line: Line | None = getattr(driver, "aurora_router_line", None)
     return line
 
 
 def poll_of(twin: socket.socket) -> Callable[[int], list[Any]]:
-    """A question that can be asked cheaply and often: what is there to read? The twin stays open as long as the record lives,
-    so that its number is never another socket's."""
+    """A cheap function that tells what there is to read on a socket.
+
+    The twin stays open as long as the pooled connection, so its file descriptor never becomes another socket's.
+    """
     if hasattr(select, "poll"):
         poll = select.poll()
         poll.register(twin, select.POLLIN)
@@ -150,14 +156,14 @@ def poll_of(twin: socket.socket) -> Callable[[int], list[Any]]:
 
 
 class Opening:
-    """A probe's connection from its first socket until it is a Probe: SQLAlchemy's first look at the server is in between."""
+    """A probe's connection from its first socket until it is a Probe. SQLAlchemy's first look at the server is in between."""
 
     def __init__(self) -> None:
         self._line: Line | None = None
         self._is_cut = False
 
     def watch(self, number: int) -> None:
-        """Have cut() shut this socket, the only one from now on. Raises ProbeError if cut() was called already."""
+        """Have cut() shut this socket, and no other one. Raises ProbeError if cut() was called already."""
         line = self._line
         if line is None or not line.leads_to(number):
             self.close()
@@ -173,7 +179,7 @@ class Opening:
             line.cut()
 
     def close(self) -> None:
-        """Watch it no longer."""
+        """Watch the socket no longer."""
         line, self._line = self._line, None
         if line is not None:
             line.twin.close()

@@ -1,4 +1,4 @@
-"""Router: what a service makes one of, and its settings."""
+"""The Router, of which a service makes one."""
 
 from __future__ import annotations
 
@@ -62,11 +62,12 @@ class RunOptions(TypedDict, total=False):
     commit_check: CommitCheck | None
 
 
-REPEATS = 10  # times that one unit's reads are repeated before the error is the application's
+# Retries of one unit's reads before the application gets the error.
+REPEATS = 10
 
 
 class Router:
-    """Routes units of work over the instances of one cluster. Its arguments are its settings: see `__init__()`.
+    """Route units of work over the instances of one cluster. Its arguments are its settings: see `__init__()`.
 
     It connects at its first use, not when it is made. It raises ConfigurationError at once for a mistake that can be seen at
     once. Mistakes that only the servers can see (credentials, an instance of another cluster) are raised at the first use.
@@ -85,8 +86,8 @@ class Router:
         pool, _ = config.get_pool_limits(settings.options)
         self._for_reads = Places(places_for_reads(pool, settings.writer_share_for_reads))
         self._ready = False
-        self._refused_at = float("-inf")  # monotonic seconds: when start() has failed last
-        # What the engines and the monitor call must not keep the router alive: it closes when it is forgotten.
+        self._refused_at = float("-inf")  # monotonic seconds: when start() last failed
+        # The callbacks of the engines and the monitor must not keep the router alive: it closes when it is garbage collected.
         me = weakref.ref(self)
         self._repeats = Repeats(self.emit)
         self.causality = Causality(settings.consistency, me, _weakly(me, Router._newest, Topology()))
@@ -122,7 +123,7 @@ class Router:
         return self._ready
 
     def start(self) -> None:
-        """Begin to watch the instances, and wait until each has answered once or has had its time. The first use does this.
+        """Begin to watch the instances, and wait until each has answered once or has timed out. The first use does this.
 
         Raises ConfigurationError if the instances do not fit together, or if the servers refuse to let the user in.
         """
@@ -131,7 +132,8 @@ class Router:
         if self._entrance.closed:
             raise RouterError("this router is closed; make a new one")
         self._monitor.start()
-        since = self._refused_at  # what was wrong then may have been put right: the instances are asked again
+        # A fault that made the last start fail may have been repaired since, so wait for newer answers.
+        since = self._refused_at
         topology = self._monitor.wait_for(lambda t: all(i.heard_at > since for i in t), self._settings.probe_timeout + 1.0)
         strangers = [i for i in topology if i.stranger]
         if strangers or topology.in_vain:
@@ -151,7 +153,7 @@ class Router:
         config.check_flag("read_only", read_only)
         unit = self._unit(read_only, after)
         connection = self.enter(unit, _CONNECTION)
-        unit.wrote = not read_only  # whatever the driver's own cursors do with it
+        unit.wrote = not read_only  # because the driver's own cursors may write
         watch(connection, self.gate.server)
         if not read_only and (unit.scopes or self.causality.is_global):
             self.gate.hand_out(unit, connection.connection)
@@ -193,10 +195,10 @@ class Router:
             with router.causal_scope() as scope:
                 ...
 
-        Each unit that begins inside sees what the others have written, and never less than they have read. Inside is what runs
-        in this thread or task. So is what starts with a copy of its context, as asyncio's tasks and asyncio.to_thread() do.
-        Scopes may be nested; an inner one counts for the outer ones, too. `scope.token` is the token for others that must see
-        what was written here.
+        Each unit that begins inside sees what the others have written, and never less than they have read. Code that runs in
+        this thread or task is inside. So is code that starts with a copy of its context, as asyncio's tasks and
+        asyncio.to_thread() do. Scopes may be nested; an inner one counts for the outer ones, too. `scope.token` is the token for
+        others that must see what was written here.
 
         token: a consistency token. The units see what it speaks of.
 
@@ -205,7 +207,7 @@ class Router:
         return self.scope(self.past(token, "token") if token is not None else Past())
 
     def scope(self, past: Past) -> Scope:
-        """A causal scope that begins with this past, for who enters it step by step."""
+        """Make a causal scope that begins with this past, for callers that enter and leave it by themselves."""
         return Scope(self.causality.owner, past, self.token)
 
     def current_token(self) -> str | None:
@@ -216,8 +218,12 @@ class Router:
         return merge_tokens(*(scope.token for scope in current(self.causality.owner)))
 
     def past(self, token: str, argument: str = "after") -> Past:
-        """What a session that begins with this token must see; nothing where it has expired. argument: how its caller calls it.
-        Raises ConfigurationError."""
+        """Return what a session that begins with this token must see; nothing if the token has expired.
+
+        argument: the caller's name for the token.
+
+        Raises ConfigurationError.
+        """
         self.start()
         requirement = self._tokens.read(token, self._monitor.topology.cluster, argument)
         if requirement is None:
@@ -226,21 +232,20 @@ class Router:
         return Past(token, requirement)
 
     def told(self, token: object) -> Past:
-        """past() of what came with a request or a message: where that does not count there is an event, and never an error."""
+        """Return the past() of a token from a request or a message. If the token does not count, send an event, not an error."""
         try:
-            return self.past(token)  # type: ignore[arg-type]  # which it refuses
+            return self.past(token)  # type: ignore[arg-type]  # past() refuses it if it is no text
         except TokenRefused as refused:
             self.emit(events.TokenIgnored, refused.reason)
-        except RouterError as error:  # for whoever asks the router for something
+        except RouterError as error:  # the next use of the router raises it
             self.emit(events.TokenIgnored, f"the router cannot start: {type(error).__name__}")
         return Past()
 
     def token(self, past: Past) -> str | None:
-        """What a later reader must have replayed to show what was written in this past; None where nothing was written, and no
-        token given.
+        """Return the token of what was written in this past; None if nothing was written and no token given.
 
-        Where the proof is not known yet the writer is asked, once for all who wait for it. If it cannot be had within
-        probe_timeout, the token has no position, which keeps who has it on the writer for longer.
+        If the position that proves it is not known yet, the writer is asked, once for all waiting callers. If there is no answer
+        within probe_timeout, the token has no position. Then the sessions that get it stay on the writer for longer.
         """
         written = past.requirement
         if not past.wrote or written is None:
@@ -267,8 +272,11 @@ class Router:
         wait: wait_base | None = None,
         commit_check: CommitCheck | None = "xid",
     ) -> Iterator[Attempt[S]]:
-        """Loop over the runs of a unit, as run_transaction() does: `for attempt in router.attempts(Session): with attempt as
-        session: ...`.
+        """Loop over the runs of a unit, as run_transaction() does.
+
+            for attempt in router.attempts(Session):
+                with attempt as session:
+                    ...
 
         The block is one unit, which commits when the loop goes on after it. A loop that is left by return or break has
         committed nothing, and warns of it. Code in the loop after the block runs before the COMMIT, and each time. Arguments
@@ -305,18 +313,18 @@ class Router:
         collection counts as misled also if a filter of its own left out a part of the collection.
 
         So `fn` must have no effects outside of its session that may not happen twice. It must let the database's errors
-        through, and leave commit() to this. Its own errors are raised as they are. Mapped objects that it returns are detached;
-        with expire_on_commit=False you can read what was loaded.
+        through, and leave commit() to run_transaction(). Its own errors are raised as they are. Mapped objects that it returns
+        are detached; with expire_on_commit=False you can read what was loaded.
 
         Session: a sessionmaker of RoutingSession.
         fn: a function of a session.
         deadline: seconds from now. After that nothing is run again, and no writer is waited for. None: failover_timeout, from
             the first failure on.
-        stop, wait: policies of tenacity. `stop` replaces the deadline for another run. `wait` replaces the exponential wait
-            with full jitter from 20 ms to 2 s. Waiting for a writer still ends at the deadline.
-        commit_check: how the outcome of a COMMIT is found out whose answer was lost. "xid": by the transaction's id, for one
-            round trip. "table": by a row in aurora_router_commits (see init_commit_table()). None: not at all. On MySQL and
-            MariaDB both are by the table, which must exist.
+        stop, wait: policies of tenacity. `stop` decides about another run instead of the deadline. `wait` replaces the
+            exponential backoff with full jitter from 20 ms to 2 s. Waiting for a writer still ends at the deadline.
+        commit_check: how to find out the outcome of a COMMIT if its answer was lost. "xid": by the transaction's id, which costs
+            one round trip. "table": by a row in aurora_router_commits (see init_commit_table()). None: not at all. On MySQL and
+            MariaDB both use the table, which must exist.
 
         Raises OutcomeUnknown if the outcome of a COMMIT cannot be found out, the last error if there is no time left, and
         NoWriterAvailable.
@@ -365,7 +373,7 @@ class Router:
         """
         self.start()
         try:
-            # A connection of no pool: what its last unit has said (USE, search_path) would decide where the table is made.
+            # Use no pooled connection: USE or search_path of its last unit would decide in which database the table is made.
             with self._engines.outside(self._entrance.writer()) as connection, connection.begin():
                 if connection.exec_driver_sql(self._server.HAS_COMMITS).scalar_one():
                     return
@@ -435,9 +443,11 @@ class Router:
     # -- units ----------------------------------------------------------------------------------------------------
 
     def enter(self, unit: Unit, door: Door[T], write: Reason | None = None) -> T:
-        """Connect a unit to the instance that it needs; `write` says why it must be the writer, where it must.
+        """Connect a unit to the instance that it needs.
 
-        A reader that cannot be reached is passed over; for a writer the unit waits up to failover_timeout.
+        A reader that cannot be reached is passed over. For a writer the unit waits up to failover_timeout.
+
+        write: why the unit must be on the writer; None if it need not be.
         """
         if not self._ready:
             self.start()
@@ -450,7 +460,7 @@ class Router:
         return self.gate.above_read_committed(level)
 
     def failed_read(self, unit: Unit, error: DBAPIError) -> Action:
-        """What to do about an error that a statement of this unit met; takes note of what it teaches."""
+        """Decide what to do about an error of a statement of this unit, and remember what the error shows."""
         instance = unit.instance
         if instance is None:
             return Action.RAISE
@@ -471,7 +481,7 @@ class Router:
                 unit.avoid |= {instance.id}
             self.emit(events.Repeated, instance.id, type(error).__name__)
         elif unit.on_writer and unit.refused is not None and unit.refused == error.statement:
-            self.gate.forget(unit.refused)  # the writer does not serve it either, so that it was not the reader's fault
+            self.gate.forget(unit.refused)  # the reader was not at fault: the writer refuses it, too
         return action
 
     def engine(self, instance: Instance) -> Engine:
@@ -480,16 +490,16 @@ class Router:
 
     @property
     def stand_in(self) -> Engine:
-        """An engine that stands for the cluster where a session class chooses among several engines. It never connects."""
+        """An engine that stands for the cluster if a session class chooses among several engines. It never connects."""
         return self._engines.stand_in
 
     def writer_engine(self) -> Engine:
-        """The engine of the writer, waiting for one as a unit would."""
+        """Return the engine of the writer. Wait for a writer as a unit would."""
         self.start()
         return self.engine(self._entrance.writer())
 
     def connected_writer_engine(self) -> Engine | None:
-        """The engine of the writer if it has connected before; waits for nobody."""
+        """Return the engine of the writer if it has connected before. Do not wait."""
         writer = self._monitor.topology.writer
         engine = self.engine(writer) if writer is not None else None
         return engine if engine is not None and engine.dialect.server_version_info is not None else None
@@ -501,7 +511,7 @@ class Router:
             return False
         return urls.instance_id(url, self._server) in self._monitor.topology.by_id
 
-    # -- what the engines and the monitor call --------------------------------------------------------------------
+    # -- callbacks of the engines and the monitor -----------------------------------------------------------------
 
     def _known(self, instance_id: str) -> frozenset[ServerId]:
         instance = self._monitor.topology.by_id.get(instance_id)
@@ -515,7 +525,7 @@ class Router:
         self._monitor.look(instance_id)
 
     def _forked(self) -> None:
-        """In a forked child: connections, threads and held locks are the parent's; what it knew is to be heard again."""
+        """Begin anew in a forked child. Connections, threads and held locks are the parent's, and its topology may be old."""
         self._ready = False
         self._log.forked()
         self.gate.forked()
@@ -526,14 +536,14 @@ class Router:
 
     def _changed(self, old: Topology, new: Topology, published_at: float) -> list[Callable[[], object]]:
         if new.readers:
-            self._for_reads.turn_away()  # to look whether one of them will do
+            self._for_reads.turn_away()  # so that waiting reads try the readers
         news = take_in(self._engines, self.emit.from_own_thread, old, new, published_at)
         self._engines.keep(new.by_id)
         return [*news, functools.partial(self._log.keep, new.by_id), self._log.tick]
 
 
 class _ByConnection:
-    """A unit that is a Connection of SQLAlchemy's."""
+    """The door of a unit that is a Connection of SQLAlchemy."""
 
     judge: Judge | None = None
 
@@ -549,7 +559,7 @@ class _ByConnection:
 
 
 class _ByRawConnection:
-    """A unit that is a connection of an engine's pool."""
+    """The door of a unit that is a connection of an engine's pool."""
 
     judge: Judge | None = None
 

@@ -1,8 +1,8 @@
 """RoutingSession: a SQLAlchemy Session whose units of work go to the instance that they need.
 
-The session stays SQLAlchemy's. What is added: get_bind() enters the unit where it belongs, execute() and its kin repeat a
-statement that had to move, and a commit leaves a requirement behind. What touches SQLAlchemy's private attributes is in the
-functions _connection_to() and _leave(), and nowhere else.
+The session stays SQLAlchemy's, with three additions. get_bind() connects the unit where it belongs. execute(), scalar() and
+scalars() retry a statement whose unit had to move. A commit leaves a requirement behind. Only the functions _connection_to()
+and _leave() touch private attributes of SQLAlchemy's transactions.
 """
 
 from __future__ import annotations
@@ -48,10 +48,12 @@ _BINDS = "a routing session gets its engines from the router; leave out bind, or
 class _Call:
     """A statement that a session is executing.
 
-    parameters: as Session.execute() takes them. options: given in the call. route: what all its execution options ask for.
-    of_write: whether SQLAlchemy reads with it what an UPDATE or DELETE will change, if it sends it at all.
-    left: how many places its session had left when this statement got its own; None before that.
-    listeners_made: what listeners of do_orm_execute have made of the statement; None without listeners.
+    parameters: as Session.execute() takes them.
+    options: the execution options of the call.
+    route: the hint of all its execution options.
+    of_write: whether SQLAlchemy would use it to read the rows that an UPDATE or DELETE will change.
+    left: the session's `_left` when this statement got its engine; None before that.
+    listeners_made: the statement that the listeners of do_orm_execute have left; None without listeners.
     """
 
     __slots__ = ("left", "listeners_made", "of_write", "options", "parameters", "route", "statement")
@@ -68,9 +70,9 @@ class _Call:
 
 
 class _BySession:
-    """A unit of a session: its connection joins the session's transaction.
+    """The door of a session's unit, whose connection joins the session's transaction.
 
-    engine: where it tries, or has tried last.
+    engine: the engine that it tries, or has tried last.
     """
 
     __slots__ = ("engine", "judge", "options", "session")
@@ -94,18 +96,21 @@ class _BySession:
 
 
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
-    """A unit leaves behind what it has written and read, however it ends."""
+    """Record what the unit has written and read, however it has ended."""
     routed: RoutingMixin = session  # type: ignore[assignment]
     unit = routed._unit
     if unit is None or transaction.parent is not None:
         return
     routed.router.causality.ended(unit)
-    routed._unit = routed._unit_of = None  # the transaction knows its session: together they would wait for the collector
+    # The transaction refers to its session. Without this, both would wait for the garbage collector.
+    routed._unit = routed._unit_of = None
 
 
 def _after_begin(session: Session, _: SessionTransaction, connection: Connection) -> None:
-    """Of a class that chooses among several engines: note whether its sessions use another one than the router's, and give one of
-    the router's the options that the class has chosen."""
+    """Note that the session uses an engine that is not the router's, or else apply the options that its class has chosen.
+
+    Only classes that choose among several engines have this listener.
+    """
     assert isinstance(session, RoutingMixin)
     unit = session._unit
     if unit is None or unit.instance is None or connection.engine is not session._engine(unit):
@@ -115,20 +120,21 @@ def _after_begin(session: Session, _: SessionTransaction, connection: Connection
 
 
 class RoutingMixin(_Base):
-    """Makes a class of sessions a routing one: `class MySession(RoutingMixin, SQLModelSession)`.
+    """Make a class of sessions a routing one: `class MySession(RoutingMixin, SQLModelSession)`.
 
     router: the Router.
-    read_only: True: one reader and one read-only transaction for each unit. False: the writer. None: the router decides; reads
-        before the first other statement run on a reader, in autocommit.
-    commit_check: how an OutcomeUnknown of this session finds out what happened, "xid" or "table", for one more round trip each
-        commit (see Router.run_transaction()). None: it cannot.
-    after: a consistency token. Every read sees what it speaks of.
+    read_only: True: one reader and one read-only transaction for each unit. False: the writer. None: the router decides, and
+        reads before the first other statement run on a reader, in autocommit.
+    commit_check: "xid" or "table", the way in which an OutcomeUnknown of this session finds out what happened. It costs one more
+        round trip each commit (see Router.run_transaction()). None: it cannot find out.
+    after: a consistency token. Every read sees the writes that the token speaks of.
     options: other arguments of the Session. `binds` may send some mappers to other engines. `bind` may be a Connection, for
         tests: everything runs on it, in its transaction (see `join_transaction_mode`), and nothing is routed.
 
-    A session class with a get_bind() of its own, as Flask-SQLAlchemy's, still chooses the engines of other databases. The
-    engine that it returns when it is asked for none in particular stands for the cluster. So does any engine of the router's
-    database.
+    A session class with a get_bind() of its own, such as Flask-SQLAlchemy's, still chooses the engines of other databases. The
+    engine that this get_bind() returns without arguments stands for the cluster. So does any engine of the router's database.
+
+    Raises ConfigurationError for a bad argument.
     """
 
     router: Router
@@ -139,17 +145,18 @@ class RoutingMixin(_Base):
     _unit_of: SessionTransaction | None = None
     _past: Past
     _joined: Connection | None = None  # the connection that everything runs on
-    _bind: Engine | Connection | None = None  # what Session.get_bind() finds as its own
+    _bind: Engine | Connection | None = None  # the session's own bind, as Session.get_bind() sees it
     _call: _Call | None = None  # the statement that is being executed
-    _left = 0  # places that units of this session have left, with the connection that they had there
-    _elsewhere = False  # statements may go to other engines than the router's: the class mixed in chooses, or `binds` do
-    _chosen_options: Mapping[str, Any] = {}  # that the class mixed in gives the cluster's engine
+    _left = 0  # how often its units have left a place and its connection
+    # Statements may go to engines that are not the router's, because `binds` or the class mixed in chooses them.
+    _elsewhere = False
+    _chosen_options: Mapping[str, Any] = {}  # those that the class mixed in gives the cluster's engine
     _overridden = False  # some class has a get_bind() of its own
-    _was_elsewhere = False  # a statement may have gone there
+    _was_elsewhere = False  # a statement may have gone to such an engine
     _guarding: bool
-    _unchecked = False  # what the flush that is under way is to write
-    _flush_context: Any = None  # SQLAlchemy's, of that flush
-    _in_bulk: list[InstanceState[Any]] | None = None  # objects that a bulk statement is about to write, to be checked before
+    _unchecked = False  # the flush under way has not checked its objects yet
+    _flush_context: Any = None  # SQLAlchemy's context of that flush
+    _in_bulk: list[InstanceState[Any]] | None = None  # objects to check before a bulk statement writes them
 
     def __init__(
         self,
@@ -210,7 +217,7 @@ class RoutingMixin(_Base):
             listen("after_begin", _after_begin)
 
     def run_under(self, run: Run, commit_check: CommitCheck | None) -> None:
-        """Have this session's units belong to a run of Router.run_transaction()."""
+        """Make this session's units part of a run of Router.run_transaction()."""
         self._run, self._commit_check = run, commit_check
 
     @property
@@ -219,20 +226,20 @@ class RoutingMixin(_Base):
         return self._was_elsewhere
 
     def serves(self, mapper: Mapper[Any], connection: Connection) -> bool:
-        """Whether the rows of a mapper are where this connection of the unit leads."""
+        """Return whether this connection of the unit leads to the rows of a mapper."""
         return not (self._elsewhere or self._overridden) or self.get_bind(mapper) is connection.engine
 
     @property
     def consistency_token(self) -> str | None:
-        """The token of what this session has committed, for another session's `after`; None if it has committed nothing and was
-        given none.
+        """The token of this session's commits, for another session's `after`.
 
-        A unit that has not ended does not count, because its commit is still to come. It costs at most one query on the writer,
-        and nothing if nothing was written since the last time.
+        It is None if the session has committed nothing and began without a token. A unit that has not ended does not count,
+        because its commit is still to come. The token costs at most one query on the writer, and nothing if nothing was written
+        since the last time.
         """
         unit = self._unit
         if unit is not None and not unit.noted and (unit.may_have_committed or unit.unseen_end() is not None):
-            # As text, in autocommit, or on the driver's own connection.
+            # The unit may have committed by a text, in autocommit, or on the driver's own connection.
             self.router.causality.committed(unit)
         return self.router.token(self._past)
 
@@ -247,7 +254,7 @@ class RoutingMixin(_Base):
         read_only: bool | None = None,
         **options: Any,
     ) -> Engine | Connection:
-        """The engine of the instance where the unit is, after entering it there. `read_only` speaks for one statement."""
+        """Return the engine of the unit's instance, after connecting the unit there. `read_only` counts for one statement."""
         if bind is not None:
             return bind
         if self._in_bulk is not None:
@@ -272,18 +279,19 @@ class RoutingMixin(_Base):
         return engine
 
     def _engine_for(self, unit: Unit, mapper: Any, clause: Any, read_only: bool | None) -> Engine:
-        """The engine of a unit that is nowhere yet, or may have to leave its reader, after entering it there."""
+        """Connect a unit that has no instance yet, or may have to leave its reader. Return its engine."""
         if mapper is None and clause is None and self._call is not None:
-            clause = self._call.statement  # SQLAlchemy passes neither for some statements: a union of mapped columns
+            # SQLAlchemy passes neither for some statements, for example a union of mapped columns.
+            clause = self._call.statement
         if mapper is None and clause is None:
-            return self.router.writer_engine()  # somebody wants to look at an engine, not to connect
+            return self.router.writer_engine()  # the caller wants to look at an engine, not to connect
         if clause is not None and self._call is not None and self._call.listeners_made is not None:
             clause = self._call.listeners_made
         if unit.read_only:
             return self._enter(unit, Reason.HINT if unit.hint == "writer" or self._names_writer(clause) else None)
         judging: Engine | None = None
         reason: Reason | None = None
-        # A text is the same on every engine, and most that write need no reader chosen first.
+        # A text() is the same on every engine. So most texts that write are known before a reader is chosen.
         if isinstance(clause, TextClause) and unit.read_only is None and read_only is None and unit.hint is None:
             if clause.text in self.router.gate.writes:
                 return self._move(unit, Reason.NOT_A_READ)
@@ -306,8 +314,11 @@ class RoutingMixin(_Base):
         return self._move(unit, reason)
 
     def _checked_bind(self, mapper: Any, clause: Any) -> Engine | Connection:
-        """get_bind() of a bulk statement, within the transaction that SQLAlchemy rolls back if this raises StaleRead. What it
-        writes to another database, or a listener reads, leaves the check to the first one that writes to the cluster."""
+        """Return the engine of a bulk statement, after checking the objects that it writes.
+
+        This happens within the transaction that SQLAlchemy rolls back if this raises StaleRead. A statement to another database,
+        or a listener's read, leaves the check to the first statement that writes to the cluster.
+        """
         states, self._in_bulk = self._in_bulk or [], None
         engine = self.get_bind(mapper, clause=clause)
         unit = self._unit
@@ -318,7 +329,7 @@ class RoutingMixin(_Base):
         return engine
 
     def _reason_to_write(self, unit: Unit, clause: Any, read_only: bool | None) -> Reason | None:
-        """Why the unit must be on the writer for this clause; None when it may be a read, which the text will tell."""
+        """Return why the unit must be on the writer for this clause; None if it may be a read, as the text will show."""
         if unit.read_only is False or read_only is False:
             return Reason.DECLARED_WRITE
         if unit.hint == "writer":
@@ -328,7 +339,8 @@ class RoutingMixin(_Base):
         if unit.run is not None and unit.run.on_writer:
             return Reason.STALE_READ
         if self._flush_context is not None or (self._call is not None and self._call.of_write):
-            return Reason.NOT_A_READ  # what a flush, or a bulk statement, loads decides what it writes
+            # The rows that a flush or a bulk statement loads decide what it writes.
+            return Reason.NOT_A_READ
         if unit.instance is None and self.router.above_read_committed(self._isolation()):
             return Reason.ISOLATION
         if read_only:
@@ -336,8 +348,10 @@ class RoutingMixin(_Base):
         return None
 
     def _judge(self, unit: Unit, clause: Any, engine: Engine, thorough: bool) -> Reason | None:
-        """Why the unit must be on the writer for the text that this engine would send; None when it may be a read, or the text is
-        not known yet: then the gate looks at it."""
+        """Return why the unit must be on the writer for the text that this engine would send.
+
+        It is None if the text may be a read, or is not known yet. Then the gate looks at the text.
+        """
         gate = self.router.gate
         key = None if thorough or gate.learned else key_of(clause)
         if key is not None and key in gate.reads:
@@ -401,14 +415,15 @@ class RoutingMixin(_Base):
         door = _BySession(self, options, judge)
         try:
             connection = self.router.enter(unit, door, write)
-        except NotARead:  # a listener has sent more than reads and settings: what it did belongs to the unit
+        except NotARead:
+            # A listener has sent more than reads and settings. Its statements belong to the unit, so the unit must move.
             self.router.emit(events.MovedByListener, f"{door.engine.url.host}:{door.engine.url.port}")
             _leave(self, door.engine)
             connection = self.router.enter(unit, door, Reason.NOT_A_READ)
         self._unit_of = self.get_transaction()
         if unit.on_writer and not unit.read_only:
             if unit.read_only is False:
-                unit.wrote = True  # as it was declared, whatever its texts look like
+                unit.wrote = True  # because it is declared, whatever its texts look like
             guard.on_writer(unit, connection)
         return connection.engine
 
@@ -431,7 +446,7 @@ class RoutingMixin(_Base):
         unit.instance = None
 
     def _other_engine(self, mapper: Any, clause: Any, options: dict[str, Any]) -> Engine | Connection | None:
-        """The engine that `binds`, or the class mixed in, choose for this mapper or clause; None for the cluster."""
+        """Return the engine that `binds` or the class mixed in chooses for this mapper or clause; None for the cluster."""
         found = self._chosen(mapper, clause=clause, **options)
         stand_in = self.router.stand_in
         if isinstance(found, Engine) and found.pool is stand_in.pool:
@@ -444,7 +459,7 @@ class RoutingMixin(_Base):
         return found
 
     def _chosen(self, *arguments: Any, **options: Any) -> Engine | Connection:
-        """The engine that the session would use without the mixin, the router's stand-in where it would have no other."""
+        """Return the engine that the session would use without the mixin, or the router's stand-in if it would have none."""
         self._bind = self.router.stand_in if self._joined is None else self._joined
         try:
             return super().get_bind(*arguments, **options)
@@ -452,8 +467,12 @@ class RoutingMixin(_Base):
             self._bind = self._joined
 
     def _choose_options(self, options: Mapping[str, Any]) -> None:
-        """Give the unit's connection these execution options, which the class mixed in has given the cluster's engine, until it
-        gives it others. Raises ConfigurationError for an isolation level, which would come too late."""
+        """Give the unit's connection these execution options, until the class mixed in chooses others.
+
+        options: those that the class has given the cluster's engine.
+
+        Raises ConfigurationError for an isolation level, because it would come too late.
+        """
         before = self._chosen_options
         if options == before:
             return
@@ -469,20 +488,24 @@ class RoutingMixin(_Base):
             connection.execution_options(**{**dict.fromkeys(before), **options})
 
     def _stands_for_the_cluster(self, found: Engine | Connection) -> bool:
-        """Whether the class gives this engine when it is asked for none in particular, or it leads to the router's database. One
-        with execution options of its own does not stand for the cluster: it may mean another schema."""
+        """Return whether the class returns this engine without arguments, or the engine leads to the router's database.
+
+        An engine with execution options of its own does not stand for the cluster, because it may mean another schema.
+        """
         if type(found) is not Engine:
             return False
         try:
             usual = self._chosen()
-        except Exception:  # a class that cannot answer without a mapper has no usual engine
-            usual = None
+        except Exception:
+            usual = None  # a class that needs a mapper to answer has no usual engine
         return found is usual or self.router.is_database(found.url)
 
     @property
     def bind(self) -> Engine | Connection | None:
-        """The Connection that the session was made with, on which everything runs; else None. Setting it to anything else raises
-        ConfigurationError, because it would change nothing."""
+        """The Connection that the session was made with and on which everything runs; None without one.
+
+        Raises ConfigurationError if it is set to anything else, because that would change nothing.
+        """
         return self._bind
 
     @bind.setter
@@ -501,9 +524,10 @@ class RoutingMixin(_Base):
         self._elsewhere = self._was_elsewhere = True
         super().bind_table(table, bind)
 
-    # -- statements that may have to be repeated ------------------------------------------------------------------
+    # -- statements that may have to be retried -------------------------------------------------------------------
 
-    if not TYPE_CHECKING:  # for type checkers these are the Session's own, with all their overloads
+    # Type checkers see the Session's own methods, with all their overloads.
+    if not TYPE_CHECKING:
         execution_options: Mapping[str, Any] = getattr(Session, "execution_options", {})  # SQLAlchemy 2.0 has none
 
         def execute(self, statement: Any, params: Any = None, **options: Any) -> Any:
@@ -544,7 +568,7 @@ class RoutingMixin(_Base):
                     if isinstance(error, StaleDataError):
                         self._note_refused(error)
                     own = error.orig if type(error) is StatementError else None
-                    if isinstance(own, RouterError):  # of what a parameter has loaded
+                    if isinstance(own, RouterError):  # raised when a parameter loaded something
                         raise own from own.__cause__
                     raise
         finally:
@@ -553,12 +577,12 @@ class RoutingMixin(_Base):
                 self._in_bulk = None
 
     def _named_in(self, statement: Any, parameters: list[Any]) -> list[InstanceState[Any]] | None:
-        """The objects whose rows an UPDATE of the ORM names by their primary keys, as far as they are to be checked."""
+        """Return the objects to check whose rows an UPDATE of the ORM names by primary key; None without any."""
         entity = getattr(statement, "entity_description", {}).get("entity") if self._guarding else None
         return guard.named(self, inspect(entity).mapper, parameters) or None if entity is not None else None
 
     def _after_listeners(self, state: ORMExecuteState) -> None:
-        """Note what the application's listeners of do_orm_execute have made of the statement and its options: this comes last."""
+        """Note the statement and options that the application's listeners of do_orm_execute have left. This one comes last."""
         call = self._call
         assert call is not None
         call.listeners_made = state.statement
@@ -566,7 +590,7 @@ class RoutingMixin(_Base):
         call.route = self._option("route", state.statement, call.options)
 
     def _option(self, name: str, statement: Any, given: Mapping[str, Any] | None) -> Any:
-        """An execution option of a statement, in SQLAlchemy's order; None without one."""
+        """Return an execution option of a statement, by SQLAlchemy's order of precedence; None without one."""
         own = getattr(statement, "_execution_options", None)
         options = self.execution_options
         if not (given or own or options):
@@ -581,20 +605,21 @@ class RoutingMixin(_Base):
         return value
 
     def _recovered(self, error: Exception, call: _Call) -> bool:
-        """Whether the unit has been brought to another place, where the statement may be repeated."""
+        """Move the unit if a retry elsewhere may succeed. Return whether the statement can be retried."""
         unit = self._unit
         if unit is None or unit.instance is None:
             return False
         if call.left is not None and call.left != self._left and _lacks_connection(error):
-            return True  # what its parameters have loaded has brought the unit elsewhere: nothing was sent of it
+            # The unit has moved because the statement's parameters loaded something. Nothing of the statement was sent.
+            return True
         if isinstance(error, NotARead) and not unit.on_writer:
             self._move(unit, error.reason)
             return True
         if not isinstance(error, DBAPIError) or error.statement is not unit.text:
-            return False  # another engine's, or not the database's at all
+            return False  # an error of another engine, or of no database at all
         transaction = self.get_transaction()
         if transaction is not None and not transaction.is_active:
-            return False  # of a flush, after which SQLAlchemy has rolled back
+            return False  # an error of a flush, after which SQLAlchemy has rolled back
         action = self.router.failed_read(unit, error)
         if action is Action.TO_WRITER:
             self._move(unit, Reason.NOT_A_READ)
@@ -612,7 +637,7 @@ class RoutingMixin(_Base):
         bind_arguments: dict[str, Any] | None = None,
         execution_options: CoreExecuteOptionsParameter | None = None,
     ) -> Connection:
-        """As Session.connection(): in a unit that is not read-only, the writer's."""
+        """As Session.connection(). A unit that is not read-only gets a connection to the writer."""
         if self._joined is None and (bind_arguments is None or not bind_arguments.get("bind")):
             unit = self._current_unit()
             if not ((self._elsewhere or self._overridden) and bind_arguments) and self._enter_for_keeps(unit, execution_options):
@@ -624,7 +649,7 @@ class RoutingMixin(_Base):
             watch(connection, self.router.gate.server)
             is_whole = not connection.invalidated and unit.instance is not None and connection.engine is self._engine(unit)
             if is_whole and unit.on_writer and not unit.read_only:
-                unit.wrote = True  # whatever is done with the connection
+                unit.wrote = True  # because the user may do anything with the connection
                 self.router.gate.hand_out(unit, connection.connection)
             return connection
         return super().connection(bind_arguments, execution_options)
@@ -633,7 +658,8 @@ class RoutingMixin(_Base):
         """As Session.begin(): a savepoint needs a transaction, so an automatic unit moves to the writer."""
         if nested and self._joined is None:
             if self.get_transaction() is None:
-                super().begin()  # as SQLAlchemy does, also where autobegin=False keeps anything else from beginning
+                # SQLAlchemy begins here, too, even if autobegin=False keeps anything else from beginning.
+                super().begin()
             unit = self._current_unit()
             self._enter_for_keeps(unit)
             unit.only_reads = False
@@ -651,7 +677,7 @@ class RoutingMixin(_Base):
             self._flush_context = None
 
     def _note_refused(self, error: StaleDataError) -> None:
-        """Note what it means that a row was deleted by others, or is of another version by now."""
+        """Note in the error what it means: others have deleted a row, or given it another version."""
         if self._run is not None:
             setattr(error, FACTS, self._run.refused())
 
@@ -661,8 +687,7 @@ class RoutingMixin(_Base):
         self._bulk(lambda: guard.marked(given), lambda: super(RoutingMixin, self).bulk_save_objects(given, *args, **options))
 
     def bulk_update_mappings(self, mapper: Any, mappings: Iterable[dict[str, Any]]) -> None:
-        """As Session.bulk_update_mappings(); objects of these rows that were read from a reader are looked up on the writer
-        before."""
+        """As Session.bulk_update_mappings(); objects of these rows that came from a reader are looked up on the writer before."""
         given = [*mappings]
         self._bulk(
             lambda: guard.named(self, inspect(mapper), given),
@@ -680,8 +705,10 @@ class RoutingMixin(_Base):
             self._in_bulk = None
 
     def _enter_for_keeps(self, unit: Unit, options: Any = None) -> bool:
-        """Have the unit where it can stay whatever comes: a read-only one on its instance, any other on the writer. Whether it
-        went there just now."""
+        """Bring the unit to where it can stay: a read-only one to its instance, any other to the writer.
+
+        Return whether the unit went there just now.
+        """
         if unit.read_only:
             if unit.instance is not None:
                 return False
@@ -693,19 +720,20 @@ class RoutingMixin(_Base):
         return True
 
 
-# Type checkers ask for it. At runtime its absence must be an error that says what to write, and no bare TypeError.
+# Type checkers require `router`. At runtime its absence must raise an error that says what to write, not a bare TypeError.
 _init: Any = RoutingMixin.__init__
 _init.__kwdefaults__["router"] = None
 
 
 class RoutingSession(RoutingMixin, Session):
-    """A SQLAlchemy Session that is routed: `sessionmaker(class_=RoutingSession, router=router)`. Arguments are those of
-    RoutingMixin.
+    """A SQLAlchemy Session that is routed: `sessionmaker(class_=RoutingSession, router=router)`.
+
+    Arguments and errors are those of RoutingMixin.
     """
 
 
 def _is_no_read(clause: Any) -> bool:
-    """Whether a statement is certain to be none, whatever its text."""
+    """Return whether a statement is certainly not a read, whatever its text."""
     return (
         getattr(clause, "is_dml", False)
         or getattr(clause, "_for_update_arg", None) is not None
@@ -714,15 +742,15 @@ def _is_no_read(clause: Any) -> bool:
 
 
 def _lacks_connection(error: Exception) -> bool:
-    """Whether this may be the error of a statement whose connection was taken away before it was sent."""
+    """Return whether this may be the error of a statement that lost its connection before it was sent."""
     return isinstance(error, (StatementError, ResourceClosedError, NotARead)) and not isinstance(error, DBAPIError)
 
 
 def _connection_to(session: Session, engine: Engine) -> Connection | None:
-    """The connection to this engine that the session's transaction has; None if it has none.
+    """Return the connection to this engine that the session's transaction has; None if it has none.
 
     SQLAlchemy has no public way: SessionTransaction._connections maps both the engine and the connection to
-    (connection, transaction, should_commit, autoclose). Seen in 2.0 and 2.1; a test per version holds it.
+    (connection, transaction, should_commit, autoclose). This is so in 2.0 and 2.1, and a test for each version makes sure of it.
     """
     transaction = session.get_transaction()
     entry = transaction._connections.get(engine) if transaction is not None else None
@@ -737,5 +765,6 @@ def _leave(session: Session, engine: Engine, *, invalidate: bool = False) -> Non
     if invalidate:
         connection.invalidate()
     connection.close()
-    for key in (engine, connection):  # last: what interrupts the closing leaves it to the session's own
+    # This comes last: if close() is interrupted, the session still has the connection and closes it itself.
+    for key in (engine, connection):
         transaction._connections.pop(key, None)

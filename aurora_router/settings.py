@@ -1,6 +1,6 @@
-"""Settings: what a Router may be given. A field has a setting's type, default, check and documentation, which stand nowhere else.
+"""The settings of a Router. Each is one field: its type, default, check and documentation are here and nowhere else.
 
-The parameters of `Router()`, their documentation and the table in docs/settings.md are made of the fields.
+The parameters of `Router()`, their documentation and the table in docs/settings.md are made from the fields.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ NoReader = Literal["writer", "error"]
 
 
 def setting(default: T, check: Check, meaning: str, unit: str = "") -> T:
-    """A field of Settings.
+    """Make a field of Settings.
 
-    check: takes the name and what was given, and returns what is kept; raises ConfigurationError.
+    check: takes the name and the value, and returns the value to keep. It raises ConfigurationError.
     meaning: Markdown for docs/settings.md, in lines that help() shows as they are.
     """
     return field(default=default, metadata=_about(check, meaning, unit))
@@ -58,7 +58,7 @@ def _about(check: Check, meaning: str, unit: str = "") -> dict[str, Any]:
 
 
 def _check_later(_: str, value: T) -> T:
-    """For what can be checked only together with other settings."""
+    """Accept a value that can be checked only together with other settings."""
     return value
 
 
@@ -68,7 +68,10 @@ def _check_balance(name: str, value: T) -> T:
 
 @dataclass(frozen=True, repr=False, eq=False)  # a repr would show secrets
 class Settings:
-    """What a Router was given, checked. Raises ConfigurationError."""
+    """The settings of a Router, checked.
+
+    Raises ConfigurationError.
+    """
 
     url: str | URL = field(
         metadata=_about(
@@ -221,12 +224,12 @@ class Settings:
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """For the engines of all instances."""
+        """Options for the engines of all instances."""
         return self.engine_options or {}
 
     @cached_property
     def options_of_readers(self) -> Mapping[str, Any] | None:
-        """For the engines of readers; None if they have no options of their own."""
+        """Options for the engines of readers. None if they have no options of their own."""
         return None if self.reader_options is None else merge_options(self.options, self.reader_options)
 
 
@@ -241,7 +244,7 @@ def takes_settings(make: Callable[P, Settings]) -> Callable[[Callable[[T, Settin
 
     def decorate(init: Callable[[T, Settings], None]) -> Callable[Concatenate[T, P], None]:
         signature: Any = Settings.__init__
-        signature.__qualname__ = init.__qualname__  # a TypeError names what was called
+        signature.__qualname__ = init.__qualname__  # so that a TypeError names the called function
 
         @functools.wraps(signature)
         def taking(self: T, /, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -255,7 +258,7 @@ def takes_settings(make: Callable[P, Settings]) -> Callable[[Callable[[T, Settin
 
 
 def as_help() -> str:
-    """The settings and what they mean, as a docstring has them."""
+    """Return the settings and their meanings, in the format of a docstring."""
     lines = []
     for each in SETTINGS:
         unit = each.metadata["unit"].replace("`", "")
@@ -264,7 +267,7 @@ def as_help() -> str:
 
 
 def as_markdown() -> str:
-    """The settings as the table in docs/settings.md has them."""
+    """Return the settings as the table in docs/settings.md."""
     lines = ["| name | default | meaning | unit |", "|---|---|---|---|"]
     for each in SETTINGS:
         default = f'"{each.default}"' if isinstance(each.default, str) else repr(each.default)

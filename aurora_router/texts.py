@@ -1,7 +1,7 @@
 """The text that SQLAlchemy will send for a statement, before it has a connection to send it on.
 
-A statement that SQLAlchemy has compiled before is found in the engine's own cache, where it looks again when it executes the
-statement: to know the text costs one more look, and nothing is compiled twice.
+A statement that SQLAlchemy has compiled before is in the engine's own cache. SQLAlchemy looks there again when it executes the
+statement. So the text costs one more look-up, and nothing is compiled twice.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.sql import compiler
 from sqlalchemy.sql.functions import FunctionElement
 
-# What SQLAlchemy fills in when it sends the text: the values of IN (...), those that are no parameters, and names of schemas.
+# SQLAlchemy fills these in when it sends the text: values of IN (...), values that are not parameters, and schema names.
 _VALUE = re.compile(r"__\[POSTCOMPILE_[^\]~]+(?:~~(?P<before>.*?)~~REPL~~(?P<after>.*?)~~)?\]", re.DOTALL)
 _SCHEMA = re.compile(r"__\[SCHEMA_[^\]]+\]")
 
@@ -24,18 +24,20 @@ _SCHEMA = re.compile(r"__\[SCHEMA_[^\]]+\]")
 def text_of(
     statement: Any, parameters: Any, engine: Engine, translation: Mapping[str | None, str | None] | None, *, thorough: bool
 ) -> str | None:
-    """The text that SQLAlchemy sends for this statement on an engine; None if that is not known before it is sent.
+    """Return the text that SQLAlchemy sends for this statement on an engine; None if it is unknown before it is sent.
 
-    parameters: as Session.execute() takes them. translation: the option `schema_translate_map`.
-    thorough: whether to compile what SQLAlchemy does not cache, and will compile once more.
+    parameters: as Session.execute() takes them.
+    translation: the option `schema_translate_map`.
+    thorough: whether to compile also a statement that SQLAlchemy does not cache, and so will compile once more.
     """
     if isinstance(statement, FunctionElement):
         statement = statement.select()  # as SQLAlchemy does
     if not isinstance(statement, Executable):
-        return None  # somebody asks for the engine of a table
+        return None  # not a statement: the caller wants the engine of a table
     try:
         text = _compiled(statement, parameters, engine, translation, thorough)
-    except SQLAlchemyError:  # the application gets it when the statement is executed, unless a connected engine can compile it
+    except SQLAlchemyError:
+        # The application gets this error when the statement is executed, unless a connected engine can compile the statement.
         return None
     if text is not None and "__[" in text:
         text = _SCHEMA.sub("s", _VALUE.sub(_some_value, text))
@@ -45,22 +47,24 @@ def text_of(
 
 
 def key_of(statement: Any) -> object:
-    """What statements with the same text have in common, but for the values of their parameters; None if nobody knows."""
+    """Return a key that is the same for statements that differ only in parameter values; None if SQLAlchemy has no such key."""
     if not isinstance(statement, Executable):
         return None
-    key: Any = statement._generate_cache_key()  # type: ignore[attr-defined]  # SQLAlchemy asks for it, too, and keeps it
+    # This costs nothing extra, because SQLAlchemy needs the key, too, and keeps it.
+    key: Any = statement._generate_cache_key()  # type: ignore[attr-defined]
     return key.key if key is not None else None
 
 
 def _some_value(found: re.Match[str]) -> str:
-    """A value in the expression that its type puts around it."""
+    """Return NULL inside the expression that the value's type puts around the value."""
     return f"{found['before'] or ''}NULL{found['after'] or ''}"
 
 
 def _compiled(statement: Any, parameters: Any, engine: Engine, translation: Any, thorough: bool) -> str | None:
     dialect: Any = engine.dialect
     cache = engine._compiled_cache
-    connected = dialect.server_version_info is not None  # before, it does not know how its server wants things said
+    # A dialect that has not connected yet does not know what syntax its server wants.
+    connected = dialect.server_version_info is not None
     if not connected or cache is None or statement._generate_cache_key() is None:
         if connected and not thorough:
             return None

@@ -1,4 +1,4 @@
-"""Signing tokens, and what a token means here: a requirement from the moment that it speaks of, by the clock of this host."""
+"""Sign tokens, and turn a token into a requirement: all that was committed by its moment, by the clock of this host."""
 
 from __future__ import annotations
 
@@ -17,11 +17,15 @@ if TYPE_CHECKING:
     from itsdangerous import Signer
 
 _SALT = b"aurora_router.token"
-MARGIN = 2 * SKEW  # of the host that made a token, and of one whose token it stands for (see core.tokens.latest())
+# One SKEW is of the host that made a token, one of a host whose token it stands for (see core.tokens.latest()).
+MARGIN = 2 * SKEW
 
 
 class TokenRefused(ConfigurationError):
-    """A text is no consistency token that counts here. reason: why, in words that hold nothing of the text."""
+    """A text is no consistency token that counts here.
+
+    reason: why, in words that contain nothing of the text.
+    """
 
     def __init__(self, reason: str, message: str) -> None:
         self.reason = reason
@@ -31,30 +35,34 @@ class TokenRefused(ConfigurationError):
 class Tokens:
     """Writes and reads the tokens of one router.
 
-    keys: secrets to sign with; the last one signs, all are accepted. Without any, nothing is signed. ttl: seconds.
+    keys: secrets to sign with. The last one signs, all are accepted. Without any, nothing is signed.
+    ttl: seconds for which a token counts.
     """
 
     def __init__(self, keys: Iterable[str | bytes], ttl: float) -> None:
         secrets = [key.encode() if isinstance(key, str) else key for key in keys]
         self._signer = _signer(secrets) if secrets else None
         self.ttl = ttl
-        self._parse_once = functools.lru_cache(1024)(self._parse)  # a client comes with the same one until it writes again
+        self._parse_once = functools.lru_cache(1024)(self._parse)  # a client sends the same token until it writes again
 
     def write(self, cluster: str, requirement: Requirement) -> str:
-        """A token of what the requirement speaks of."""
+        """Return a token that carries the requirement."""
         ago = time.monotonic() - requirement.after
         if requirement.given and requirement.position is not None:
-            ago += MARGIN  # which was taken off when it was read: its position does not prove what was committed since
+            # read() has taken this off the age. Undo that, because the position does not prove later commits.
+            ago += MARGIN
         made_at = math.ceil((time.time() - ago) * 1000)
         text = str(Token(cluster, requirement.position, max(made_at, 0)))
         return self._signer.sign(text).decode() if self._signer is not None else text
 
     def read(self, text: str, cluster: str | None, argument: str = "token") -> Requirement | None:
-        """What the token asks for; None when it is older than `ttl`. cluster: that it must be of. argument: how the caller calls
-        it.
+        """Return what the token requires; None if it is older than `ttl`.
 
-        Raises TokenRefused for one that is malformed, of another cluster, not signed with one of the keys, or dated so far in the
-        future that it would be honoured for more than twice its time.
+        cluster: the one that the token must be of; None if that is unknown.
+        argument: the caller's name for the token.
+
+        Raises TokenRefused for a token that is malformed, of another cluster, or not signed with one of the keys. It also refuses
+        a token with a date so far in the future that it would count for more than twice its time.
         """
         if not isinstance(text, str) or len(text) > LONGEST or not text.isascii():
             raise TokenRefused("malformed", f"{argument}: a consistency token is a text of at most {LONGEST} ASCII characters")
@@ -78,7 +86,8 @@ class Tokens:
 
     def _parse(self, text: str) -> Token:
         if self._signer is not None:
-            bare = unsigned(text)  # first, because the signer overlooks characters that are not of a signature's alphabet
+            # This is first, because the signer ignores characters that are not of a signature's alphabet.
+            bare = unsigned(text)
             if bare is None or not self._signer.validate(text):
                 message = "the consistency token is not signed with a key of this router"
                 raise TokenRefused("not signed with a key of this router", message)
@@ -91,7 +100,7 @@ class Tokens:
 
 def _signer(secrets: list[bytes]) -> Signer:
     try:
-        from itsdangerous import Signer  # 4 ms that only those wait for who sign
+        from itsdangerous import Signer  # this takes 4 ms, so only signing routers do it
     except ImportError:
         raise ConfigurationError("token_keys need itsdangerous: pip install 'aurora-router[signing]'") from None
 

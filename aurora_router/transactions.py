@@ -1,4 +1,4 @@
-"""Units that are run again when they fail for a reason that lies in the cluster and not in them."""
+"""Run a unit again if it fails because of the cluster and not because of what it does."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from aurora_router.unit import CommitCheck, Run
 S = TypeVar("S", bound=Session)
 
 WAIT = tenacity.wait_random_exponential(multiplier=0.02, max=2.0)
-REFUSALS = 3  # times that a writer may say "read-only", and be the writer, before it must be the transaction's own fault
+# If a server that is the writer refuses a write as "read-only" this many times, the transaction itself is at fault.
+REFUSALS = 3
 
 
 class Runnable(Protocol):
@@ -40,14 +41,16 @@ class Runnable(Protocol):
 
 
 class Attempt(Generic[S]):
-    """One run of a unit: `with attempt as session:`. It commits when the loop goes on after the block, and not before: a block
-    that was left by return or break cannot be run again, nor can the caller be told that its COMMIT failed.
+    """One run of a unit: `with attempt as session:`.
+
+    The unit commits when the loop goes on after the block, and not before. A block that was left by return or break cannot run
+    again, and its caller could not learn that the COMMIT failed.
     """
 
     def __init__(self, number: int, run: Run, make: Callable[[Run], S]) -> None:
         self.number = number
-        self.error: Exception | None = None  # the one for which the unit is to be run again
-        self.left = False  # the loop has ended: nobody will commit
+        self.error: Exception | None = None  # the error because of which the unit runs again
+        self.left = False  # the loop has ended, so nobody will commit
         self.run = run
         self._make = make
         self._session: S | None = None
@@ -67,16 +70,19 @@ class Attempt(Generic[S]):
         return self.error is not None
 
     def commit(self) -> None:
-        """Commit what the block did, if it came to its end. Raises what went wrong, unless the unit may be run again."""
+        """Commit what the block did, if the block came to its end.
+
+        Raises the error of the flush or the COMMIT, unless the unit may run again.
+        """
         session = self._session
         if session is None:
             return
         try:
             session.commit()
         except Exception as failed:
-            # Another database may have committed before this one could not; what a flush finds, it finds before any has.
+            # With several databases, another one may have committed already. A flush raises StaleRead before any COMMIT.
             late = cast(Runnable, session).spans_databases and not isinstance(failed, StaleRead)
-            self.leave()  # the rollback tells whether all was undone
+            self.leave()  # the rollback shows whether everything was undone
             if late or not self._may_run_again(failed):
                 raise
             self.error = failed
@@ -84,7 +90,7 @@ class Attempt(Generic[S]):
             self.leave()
 
     def leave(self) -> bool:
-        """Close the session; whether there was one that had not been committed or closed."""
+        """Close the session. Return whether there was one that was neither committed nor closed."""
         session, self._session = self._session, None
         if session is not None:
             session.close()
@@ -98,13 +104,17 @@ class Attempt(Generic[S]):
         last = self.run.failed
         known: Facts | None = last if isinstance(error, PendingRollbackError) else getattr(error, FACTS, None)
         if known is None or known is not last:
-            return False  # another database's error, or one that was met before and is an application's way of speaking
+            # This is another database's error, or an earlier one that the application raises again on its own account.
+            return False
         return known.safe_to_repeat and (known.failure is not Failure.READ_ONLY or self.run.refusals < REFUSALS)
 
 
 def fault_of_nobody(error: BaseException) -> bool:
-    """Whether a run failed by what units do to each other, by a change of a table, by what a late reader has shown, or met two
-    writers and has sent nothing: that is no instance's trouble, and the waits between the runs are enough to spare it."""
+    """Return whether a run failed without any trouble of an instance.
+
+    Such a run was in conflict with other units, met a change of a table, or was misled by a late reader. Or it met two writers
+    and has sent nothing. Then the waits between the runs are enough to spare the instances.
+    """
     return isinstance(error, AmbiguousWriter) or classify_error(error).failure in _NOBODYS
 
 
@@ -120,10 +130,17 @@ def attempts(
     wait: wait_base | None,
     repeats: Callable[[int, BaseException], bool],
 ) -> Iterator[Attempt[S]]:
-    """Attempts until one comes to a good end, or `stop` says no more; then the last error is raised.
+    """Yield attempts until one succeeds, or until `stop` or `repeats` allows no more.
 
-    router: of the sessions that Session makes. deadline: monotonic seconds; None: time counts from the first failure. repeats:
-    given the number of a run that failed and its error, whether another may follow.
+    router: the router of the sessions that Session makes.
+    Session: makes a routing session, as a sessionmaker does.
+    commit_check: that of the sessions.
+    deadline: seconds, monotonic. None: `stop` counts the time from the first failure.
+    stop: whether to stop after a failure.
+    wait: how long to wait between two runs, in seconds. None: WAIT.
+    repeats: whether another run may follow, by the number of the run that failed and its error.
+
+    Raises the last error if no more attempts are allowed, and ConfigurationError for a Session of another router.
     """
 
     def make(run: Run) -> S:
@@ -144,7 +161,7 @@ def attempts(
         attempt = Attempt(number, run, make)
         try:
             yield attempt
-        except GeneratorExit:  # what is raised here would reach nobody
+        except GeneratorExit:  # an error raised here would reach nobody, so it only warns
             attempt.left = True
             if attempt.leave():
                 warnings.warn(

@@ -1,4 +1,4 @@
-"""One unit of work: where it is, what was done in it and before it, and the door by which it gets to an engine."""
+"""One unit of work: its place, its history, and the door by which it gets a connection from an engine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 CommitCheck = Literal["xid", "table"]
 
 Row: TypeAlias = tuple[Mapper[Any], tuple[Any, ...]]
-"""A row as its objects know it: their mapper and the primary key."""
+"""A row as the session identifies it: the mapper and the primary key."""
 
 
 class NotARead(Signal):
@@ -40,7 +40,8 @@ class NotARead(Signal):
 class Trouble(NamedTuple):
     """A statement that has broken an instance or lost its connection, and where.
 
-    at: monotonic seconds. times: how often in a row the same statement has met the same failure.
+    at: seconds, monotonic.
+    times: how often in a row the same statement has met the same failure.
     """
 
     text: str | None
@@ -52,19 +53,21 @@ class Trouble(NamedTuple):
 
 
 class Run:
-    """One run of a function that may be run again: what the units in it must know, and what they leave behind.
+    """One run of a function that may be run again: what its units must know, and what they leave behind.
 
-    deadline: monotonic seconds until which they may wait for a writer; None: as long as any unit may. before: the run that has
-    failed. stale: rows that earlier runs have read stale. on_writer: whether an earlier run was misled by a reader, so that the
-    units are on the writer from the start. refusals: how often the writer has refused, until now, to write in them and in the
-    earlier runs, though it is the writer. trouble: what a statement of this run and the earlier ones has met last.
+    deadline: seconds, monotonic, until which the units may wait for a writer. None: as long as any unit may.
+    before: the run before this one, which has failed.
+    stale: rows that earlier runs have read stale.
+    on_writer: whether a reader has misled an earlier run. Then the units are on the writer from the start.
+    refusals: how often the writer has refused to write, although it is the writer. Earlier runs count, too.
+    trouble: the last failure that a statement of this run or an earlier one has met.
     """
 
-    is_undoable = True  # nothing of it was committed, or has stayed in spite of a rollback, as far as anybody knows
+    is_undoable = True  # nothing is known to be committed, or to outlive a rollback
     failed: Facts | None = None  # what the last error of its units means
-    found_stale: frozenset[Row] = frozenset()  # rows that it has read stale itself
+    found_stale: frozenset[Row] = frozenset()  # rows that this run itself has read stale
     has_read_on_reader = False
-    misled = False  # by what a reader had shown
+    misled = False  # by a late reader
     stale: frozenset[Row] = frozenset()
     on_writer = False
     refusals = 0
@@ -79,8 +82,11 @@ class Run:
             self.trouble = before.trouble
 
     def refused(self) -> Facts:
-        """What it means that the writer has refused what the run wants to write. What a late reader has shown may be to blame:
-        then the next run reads on the writer, and what is refused there is the application's."""
+        """Note that the writer has refused a write of this run, and return what that means.
+
+        If the run has read on a reader, late rows may be the cause. Then the next run reads on the writer, and a refusal there
+        is the application's own error.
+        """
         self.misled = self.has_read_on_reader
         self.failed = facts(Failure.MISLED if self.misled else Failure.CONSTRAINT, Phase.WRITER_STATEMENT)
         return self.failed
@@ -89,13 +95,16 @@ class Run:
 class Past:
     """What the units of a session, or of a causal scope, have written and read so far.
 
-    given: the token that it began with. requirement: what a reader must have replayed. last_reads: what it may not undercut, one
-    of each server. wrote: since `given`.
+    given: the token that the session or scope began with.
+    requirement: what a reader must have replayed.
+    last_reads: the last read on each server. Later reads may not show less.
+    wrote: whether anything was written after `given`.
     """
 
     last_reads: frozenset[LastRead] = frozenset()
     wrote = False
-    _lock = threading.RLock()  # of all, held for a microsecond; the collector may end a unit meanwhile
+    # One lock for all, held for a microsecond. It is reentrant because the garbage collector may end a unit meanwhile.
+    _lock = threading.RLock()
 
     def __init__(self, given: str | None = None, requirement: Requirement | None = None) -> None:
         self.given = given
@@ -103,7 +112,7 @@ class Past:
 
     @staticmethod
     def forked() -> None:
-        """In a forked child: nobody holds the lock."""
+        """Make a new lock in a forked child, in which no thread holds the old one."""
         Past._lock = threading.RLock()
 
     def note(
@@ -114,7 +123,10 @@ class Past:
         known: frozenset[LastRead] = frozenset(),
         wrote: bool = False,
     ) -> None:
-        """Add what a unit leaves behind. known: reads than which `last_read` showed no less."""
+        """Add what a unit leaves behind.
+
+        known: earlier reads that `last_read` already covers.
+        """
         with Past._lock:
             if wrote:
                 self.wrote = True
@@ -130,14 +142,15 @@ class Past:
                     same = [other for other in others if other.server == last_read.server]
                     left = others.difference(same) | {max(last_read, *same, key=_at) if same else last_read}
                 elif reads and requirement is not None and not requirement.given:
-                    # Who has replayed that shows all that any reader had shown by then.
+                    # A reader that has replayed the requirement shows all that any reader had shown by that time.
                     left = frozenset(read for read in reads if read.at > requirement.after)
-                if self.requirement is mine and self.last_reads is reads:  # else the collector has ended a unit meanwhile
+                # Otherwise the garbage collector has ended a unit meanwhile, which called this method: begin again.
+                if self.requirement is mine and self.last_reads is reads:
                     self.requirement, self.last_reads = both, left
                     return
 
     def lapse(self) -> None:
-        """Ask no longer for what its token speaks of: it was honoured for long enough."""
+        """Drop the requirement of the token, which was honoured for long enough."""
         with Past._lock:
             if self.requirement is not None and self.requirement.given:
                 self.requirement = None
@@ -148,20 +161,23 @@ def _at(read: LastRead) -> float:
 
 
 class Scope(Past):
-    """A causal scope: what everything that happens inside it has written and read. `with scope:` may be used again and again.
+    """A causal scope: what all units inside it have written and read.
 
-    Inside is what runs in this thread or task until the block ends, and what starts there with a copy of its context.
+    Inside are the units of this thread or task until the block ends. So are those of tasks and threads that start there with a
+    copy of its context.
+
+    `with scope:` may be used again and again.
     """
 
     def __init__(self, owner: object, past: Past, ask: Callable[[Past], str | None]) -> None:
         super().__init__(past.given, past.requirement)
         self.owner = owner
         self._ask = ask
-        self.units: set[Unit] = set()  # that have a connection
+        self.units: set[Unit] = set()  # those that have a connection
 
     @property
     def token(self) -> str | None:
-        """The token of what was written here; None if nothing was written and no token given.
+        """The token of the writes in this scope; None if there were none and the scope began without a token.
 
         It costs at most one query on the writer, and nothing if nothing was written since the last time.
         """
@@ -173,20 +189,23 @@ class Scope(Past):
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Not reset(): blocks of generators may end in another order, or in another context, than they began.
+        # No reset(): blocks in generators may end in another order than they began, or in another context.
         open_here = [*_scopes.get()]
         if self in open_here:
             open_here.remove(self)
             _scopes.set(tuple(open_here))
 
     def clear(self) -> None:
-        """In a forked child: what is under way is the parent's."""
+        """Forget the open units in a forked child, because they are the parent's."""
         self.units.clear()
 
     def catch_up(self, but: Unit | None = None) -> None:
-        """Note what the units that are under way here, `but` this one, have committed and were shown until now."""
+        """Note what the open units of this scope have committed and read until now.
+
+        but: a unit to leave out.
+        """
         if len(self.units) == (but is not None):
-            return  # there is nobody else: `but` has a connection
+            return  # `but` has a connection, so it is in the set, alone
         for unit in [*self.units]:
             if unit is not but and unit.counts:
                 unseen = unit.unseen_end() is not None
@@ -197,57 +216,61 @@ _scopes: ContextVar[tuple[Scope, ...]] = ContextVar("aurora_router_scopes", defa
 
 
 def current(owner: object) -> tuple[Scope, ...]:
-    """The scopes of a router that are open here."""
+    """The scopes of a router that are open in this context."""
     scopes = _scopes.get()
     return tuple(scope for scope in scopes if scope.owner is owner) if scopes else ()
 
 
 class Unit:
-    """One unit of work: where it is, and what was done in it.
+    """One unit of work: its place, and what was done in it.
 
-    read_only: what the user declared; None lets the router decide. instance: None before the first statement.
+    read_only: what the user declared. None: the router decides.
+    instance: None before the first statement.
     """
 
     instance: Instance | None = None
     on_writer = False
-    server: ServerId | None = None  # that its connection leads to
-    on_writer_since = 0  # as SQLAlchemy counts its loading
+    server: ServerId | None = None  # the server behind its connection
+    on_writer_since = 0  # a number from SQLAlchemy's counter of loads
     epoch = 0
     requirement: Requirement | None = None
     last_reads: frozenset[LastRead] = frozenset()
-    pasts: tuple[Past, ...] = ()  # of its session and of the scopes around it
-    scopes: tuple[Scope, ...] = ()  # those, where they count what it does
-    of_session = False  # which says when it has ended; otherwise it ends with its connection
-    read_at: float | None = None  # monotonic seconds: when its session had executed the last statement; None: it cannot tell
-    noted = False  # all that it leaves behind, with its commit or with its connection
-    handed_out = False  # its connection
-    ends: Callable[[], int] | None = None  # transactions that have ended on a connection that the user has
+    pasts: tuple[Past, ...] = ()  # those of its session and of the scopes around it
+    scopes: tuple[Scope, ...] = ()  # the same scopes, unless consistency is "eventual"
+    of_session = False  # it ends when its session says so, not with its connection
+    # Seconds, monotonic: when the session had executed the last statement. None: the session cannot tell.
+    read_at: float | None = None
+    noted = False  # all that it leaves behind, with its commit or its connection
+    handed_out = False  # the user has its connection
+    ends: Callable[[], int] | None = None  # counts transactions that ended on the user's connection
     ends_known = 0
     _ended_at: float | None = None
     waited = False  # for a reader
-    shown = False  # where it is now it has executed a statement
-    queues = False  # it waits for a connection of its reader's pool, because no other reader has room
+    shown = False  # it has executed a statement on its present instance
+    queues = False  # for its reader's pool, because no other reader has room
     avoid: frozenset[str] = frozenset()
     hint: Literal["writer", "reader"] | None = None  # of the statement that is being executed
     text: str | None = None  # of the last statement that passed the gate
     wrote = False
-    may_have_committed = False  # something of that
+    may_have_committed = False  # some of its writes
     committed = False  # by the COMMIT at its end
     only_reads = True  # nothing but READ statements so far
     repeats = 0
     refused: str | None = None  # the text for which it had to leave its reader
-    trouble: Trouble | None = None  # that one of its statements has met last
-    leaves_traces = False  # on its connection, which a rollback does not take away
+    trouble: Trouble | None = None  # the last that one of its statements has met
+    leaves_traces = False  # on its connection; a rollback does not remove them
     streaming = False  # a server-side cursor may be open
-    watched = False  # before each statement there is something to look at: it streams, or only a guard keeps it from writing
-    holds = False  # a read-only transaction on its reader, because a listener of the application has set something there
-    isolation: str | None = None  # what the session asked SQLAlchemy for
+    # The gate must look before each statement: the unit streams, or only a guard keeps it from writing.
+    watched = False
+    # It holds a read-only transaction on its reader, because a listener of the application has set something there.
+    holds = False
+    isolation: str | None = None  # the level that the session asked SQLAlchemy for
     run: Run | None = None
-    check: CommitCheck | None = None  # how the fate of a COMMIT whose answer is lost is to be found out
-    committing = False  # what was sent last may have committed
-    outcome: Outcome | None = None  # of a COMMIT that was not answered, where the router found it out
-    unknown: OutcomeUnknown | None = None  # the same, where it did not
-    borrowed: Place | None = None  # one of those that the writer lends to reads, given back when the unit ends
+    check: CommitCheck | None = None  # how to find the outcome of a COMMIT whose answer is lost
+    committing = False  # the last statement sent may have committed
+    outcome: Outcome | None = None  # of an unanswered COMMIT, if the router has found it
+    unknown: OutcomeUnknown | None = None  # the error of an unanswered COMMIT, if it has not
+    borrowed: Place | None = None  # a place that the writer lends to reads, until the unit ends
 
     def __init__(self, read_only: bool | None) -> None:
         self.read_only = read_only
@@ -259,28 +282,34 @@ class Unit:
 
     @property
     def spoils_connection(self) -> bool:
-        """Whether the next unit would meet on its connection what a run that has failed has left there."""
+        """Whether its connection has traces of a failed run, which the next unit must not meet."""
         return self.leaves_traces and self.run is not None and not self.committed
 
     @property
     def counts(self) -> bool:
-        """Whether it may have been shown something, or have committed it, that was not noted yet."""
+        """Whether it may have read or committed something that was not noted yet."""
         told = self.wrote or self.read_at is not None or not self.of_session
         sent = self.handed_out or (self.text is not None and told)
         return not self.noted and (sent or (self.ends is not None and self.unseen_end() is not None))
 
     def unseen_end(self) -> float | None:
-        """When it was found last that a transaction had ended on the connection that the user has (monotonic seconds); None if
-        none has. Nobody needs to have seen its COMMIT."""
+        """When the router last noticed the end of a transaction on the user's connection; None if none has ended.
+
+        In seconds, monotonic. The router need not have seen its COMMIT.
+        """
         if self.ends is not None:
             ends = self.ends()
             if ends != self.ends_known:
-                self._ended_at = time.monotonic()  # first: other threads look at it, too
+                # First, because other threads call this method, too.
+                self._ended_at = time.monotonic()
                 self.ends_known = ends
         return self._ended_at
 
     def left_behind(self, at: float | None) -> tuple[Requirement | None, LastRead | None]:
-        """What those must see who are to see what it was shown by this moment (monotonic seconds; None: now)."""
+        """What later units must see if they are to see all that this unit had seen by a moment.
+
+        at: the moment, seconds, monotonic. None: now.
+        """
         if at is None:
             at = time.monotonic()
         if self.on_writer:
@@ -290,18 +319,20 @@ class Unit:
         return self.requirement, LastRead(self.server, at, self.epoch)
 
     def give_back(self) -> None:
-        """Leave the place of the writer's that it has borrowed, if it has."""
+        """Release the place that it has borrowed from the writer, if any."""
         if self.borrowed is not None:
             self.borrowed.give_back()
 
 
 Judge: TypeAlias = Callable[[Engine, bool], Reason | None]
-"""Why the statement that a unit enters for must be on the writer, as that engine would send it; None if it may be a read. The
-second argument says whether to find out at any price."""
+"""Why the statement for which a unit enters must be on the writer, as that engine would send it; None if it may be a read.
+
+The second argument says whether to find out at any price.
+"""
 
 
 class Door(Protocol[T]):
-    """How a unit gets in at an engine."""
+    """How a unit gets a connection from an engine."""
 
     @property
     def judge(self) -> Judge | None: ...
@@ -309,9 +340,9 @@ class Door(Protocol[T]):
     def connect(self, engine: Engine) -> T: ...
 
     def pooled(self, connection: T) -> PoolProxiedConnection:
-        """The pool's connection inside of what connect() gave."""
+        """The pool's connection inside the result of connect()."""
         ...
 
     def drop(self, connection: T) -> None:
-        """Get rid of it."""
+        """Discard the connection."""
         ...

@@ -1,4 +1,4 @@
-"""URLs and addresses of a cluster, read and checked. Every refusal says what to write instead, and repeats no password."""
+"""Read and check the URLs and addresses of a cluster. Every error says what to write instead, and repeats no password."""
 
 from __future__ import annotations
 
@@ -15,26 +15,30 @@ from aurora_router.errors import ConfigurationError
 from aurora_router.servers import FAMILIES, Family
 
 _URL = re.compile(r"(?P<login>\w[\w+]*://(?:[^:/]*(?::[^@]*)?@)?)(?P<hosts>[^/?]*)(?P<rest>.*)", re.DOTALL)
-"""Cut up where SQLAlchemy does it: what ends the password is the first @ behind it."""
+"""It splits a URL where SQLAlchemy does: the password ends at the first @."""
 _HOST = re.compile(r"[\w.-]+")
 _IPV6 = re.compile(r"[0-9A-Fa-f:.]+(%[\w.-]+)?")
 _MANAGED = re.compile(
     r".+\.rds(-fips)?(\.[a-z0-9-]+)?"
     r"\.(amazonaws\.(com(\.cn)?|eu|au|uk)|c2s\.ic\.gov|sc2s\.sgov\.gov|cloud\.adc-e\.uk|csp\.hci\.ic\.gov)"
 )
-"""Hosts of Amazon RDS; in China and in some others of its partitions the region stands behind "rds"."""
+"""Hosts of Amazon RDS. In China and some other partitions the region stands after "rds"."""
 _ON, _OFF = ("1", "true", "yes", "on", "y", "t"), ("", "0", "false", "no", "off", "n", "f")
 _PASSWORDS = ("password", "passwd")
-"""What the drivers call it."""
+"""The drivers' names for the password."""
 _KEY_PASSWORDS = ("sslpassword", "ssl_key_password")
-"""What they call the password of a private key."""
+"""Their names for the password of a private key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A URL taken apart: how to connect, the family and the SQL dialect of its servers, the hosts that it names, in order.
+    """A parsed URL of a cluster.
 
-    secrets: what stands in its query and must be in no repr; arguments of the driver's connect().
+    url: how to connect.
+    server: the family of its servers.
+    dialect: the SQL dialect of its servers.
+    hosts: the hosts and ports that it names, in order.
+    secrets: arguments of the driver's connect() from the URL's query that must be in no repr.
     """
 
     url: URL
@@ -44,8 +48,12 @@ class Target:
     secrets: Mapping[str, Any] = field(repr=False)
 
     def at(self, instance: Instance, arguments: Mapping[str, Any]) -> URL:
-        """The URL of one instance. Whatever named it, a managed host is remote: nothing goes there in the clear unless the user
-        says so. arguments: `connect_args`, which the driver is given over what the URL says."""
+        """Return the URL of one instance. A connection to a managed host is encrypted unless the user says otherwise.
+
+        A managed host is remote, wherever its name comes from.
+
+        arguments: `connect_args`. For the driver they override the URL.
+        """
         url = self.url.set(host=instance.host, port=instance.port)
         host = arguments.get("host") or instance.host
         if any(_MANAGED.fullmatch(name.lower().removesuffix(".")) for name in str(host).split(",")):
@@ -54,17 +62,19 @@ class Target:
 
 
 def parse_url(given: str | URL) -> Target:
-    """The URL of a cluster. Several hosts may be given as libpq has them ("h1:5432,h2:5432") or as SQLAlchemy has them
-    ("?host=h1:5432&host=h2:5432").
+    """Parse the URL of a cluster.
 
-    Raises ConfigurationError, which repeats nothing of the URL: any part of it may be a password in the wrong place."""
+    It may name several hosts, as libpq does ("h1:5432,h2:5432") or as SQLAlchemy does ("?host=h1:5432&host=h2:5432").
+
+    Raises ConfigurationError, which repeats nothing of the URL: any part of it may be a password in the wrong place.
+    """
     example = FAMILIES["postgresql"].EXAMPLE
     listed: list[str] = []
     if isinstance(given, str):
         given = _with_quoted_query(given)
         parts = _URL.fullmatch(given)
         if parts is not None:
-            if given.count("@") > 1:  # what stands before the last one may be of the password
+            if given.count("@") > 1:  # text before the last one may belong to the password
                 raise ConfigurationError(f"the URL has more than one @; {_like(example)}. In the query write it as %40, too")
             if "," in parts["hosts"]:
                 listed = parts["hosts"].split(",")
@@ -97,7 +107,7 @@ def parse_url(given: str | URL) -> Target:
     for name in _PASSWORDS:
         secret = query.pop(name, None)
         if isinstance(secret, str):
-            url = url.set(password=secret)  # where SQLAlchemy hides it
+            url = url.set(password=secret)  # SQLAlchemy hides it there
     secrets = {name: query.pop(name) for name in _KEY_PASSWORDS if name in query}
     disabled = str(query.get("ssl_disabled", "1")).lower()
     if disabled in _OFF:
@@ -118,8 +128,10 @@ def parse_url(given: str | URL) -> Target:
 
 
 def _with_quoted_query(given: str) -> str:
-    """The URL, with each @ of its query as %40, for SQLAlchemy may take one for the end of the login. It is left alone unless all
-    that follows the ? are options of the driver: the ? may be part of a password."""
+    """Return the URL with each @ of its query as %40, because SQLAlchemy may take one for the end of the login.
+
+    The URL is unchanged unless all names after the ? are options of the driver: the ? may be part of a password.
+    """
     head, mark, query = given.partition("?")
     dialect, _, rest = head.partition("://")
     server = FAMILIES.get(dialect.partition("+")[0])
@@ -130,8 +142,10 @@ def _with_quoted_query(given: str) -> str:
 
 
 def _parsed(given: str | URL) -> URL | None:
-    """The URL as SQLAlchemy reads it; None if it cannot. Its error holds parts of the URL, so none of ours may have it as its
-    context."""
+    """Return the URL as SQLAlchemy reads it, or None if it cannot.
+
+    SQLAlchemy's error holds parts of the URL, so it must not become the context of one of ours.
+    """
     try:
         return make_url(given)
     except (ArgumentError, ValueError):
@@ -143,7 +157,10 @@ def _like(example: str) -> str:
 
 
 def parse_instances(target: Target, others: Iterable[str], reader_endpoint: str | None) -> tuple[Instance, ...]:
-    """All instances of a router, the URL's first. Raises ConfigurationError, which repeats nothing that may hold a password."""
+    """Return all instances of a router, the URL's first.
+
+    Raises ConfigurationError, which repeats nothing that may hold a password.
+    """
     named = [_checked(f"instances[{n}]", other, target.server) for n, other in enumerate(others)]
     pairs = list(dict.fromkeys([*target.hosts, *named]))
     if reader_endpoint is None:
@@ -155,14 +172,19 @@ def parse_instances(target: Target, others: Iterable[str], reader_endpoint: str 
 
 
 def find_fixed_address(target: Target, *engine_options: Mapping[str, Any] | None) -> str:
-    """What in the URL's query or in `connect_args` leads every instance to one server; "" if nothing does."""
+    """Name the option, in the URL's query or in `connect_args`, that leads every instance to one server. "" if there is none."""
     arguments = [(options or {}).get("connect_args", {}) for options in engine_options]
     found = (target.server.fixed_address(dict(target.url.query), given) for given in arguments)
     return next(filter(None, found), "")
 
 
 def check_distinct(instances: Iterable[Instance], fixed: str) -> None:
-    """Raises ConfigurationError if several instances would all be the same server. fixed: as `find_fixed_address()` says it."""
+    """Refuse several instances that would all be the same server.
+
+    fixed: the result of `find_fixed_address()`.
+
+    Raises ConfigurationError.
+    """
     if fixed and len({instance.id for instance in instances}) > 1:
         raise ConfigurationError(
             f"{fixed} leads every connection to the same server, so several instances would be one; leave it out, or name one "
@@ -171,7 +193,10 @@ def check_distinct(instances: Iterable[Instance], fixed: str) -> None:
 
 
 def parse_instance(address: str, server: Family) -> Instance:
-    """One instance from "host:port" or "host". Raises ConfigurationError, which does not repeat it."""
+    """Parse one instance from "host:port" or "host".
+
+    Raises ConfigurationError, which does not repeat the address.
+    """
     return _instance(_checked("the instance", address, server), reader_only=False)
 
 
@@ -197,7 +222,7 @@ def _checked(name: str, address: object, server: Family) -> tuple[str, int]:
 
 
 def _address(address: object, server: Family) -> tuple[str, int] | None:
-    """Host and port; None for what is no address."""
+    """Return host and port, or None if this is no address."""
     if not isinstance(address, str):
         return None
     match = re.fullmatch(r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:]+))(?::(?P<port>[0-9]{1,5}))?", address.strip())

@@ -1,4 +1,4 @@
-"""How Sphinx makes a site of the pages in this directory: scripts/docs."""
+"""The configuration with which Sphinx makes a site of the pages in this directory (scripts/docs)."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"aurora_router {version}"
 default_role = "code"
-myst_heading_anchors = 4  # those that a forge gives to headings, so that a link is right in both places
+myst_heading_anchors = 4  # the anchors of a forge, so that a link is right in both places
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_type_aliases = {"events.Event": "events.Event"}
 
 nitpicky = True
-nitpick_ignore_regex = [  # what signatures mention of the inside, and of libraries that are not linked
+nitpick_ignore_regex = [  # names of internal modules and of libraries that are not linked
     ("py:class", r"aurora_router\.(core|jobs|local|middleware|router|transactions|unit)\..*"),
     ("py:class", r"tenacity\..*"),
     ("py:class", r"P|Requirement|LastRead|TypeAliasForwardRef|.*\[.*"),
@@ -74,8 +74,8 @@ intersphinx_mapping = {
 
 
 def as_restructured_text(_app: Any, _what: str, _name: str, documented: Any, _options: Any, lines: list[str]) -> None:
-    """Make a list of the names that a docstring explains, and code of an indented paragraph."""
-    docstring = "\n".join(lines) if documented.__doc__ else ""  # else it is inherited, from SQLAlchemy
+    """Turn the names that a docstring explains into a list, and an indented paragraph into code."""
+    docstring = "\n".join(lines) if documented.__doc__ else ""  # without __doc__ it is inherited from SQLAlchemy
     lines.clear()
     for sentences, explained in paragraphs(documented, docstring):
         if sentences.startswith("    "):
@@ -89,7 +89,7 @@ def as_restructured_text(_app: Any, _what: str, _name: str, documented: Any, _op
 def without_constructor(
     _app: Any, what: str, name: str, _documented: Any, _options: Any, signature: str | None, _returns: Any
 ) -> tuple[str, str] | None:
-    """Show no signature of a class that only the library makes."""
+    """Hide the signature of a class that only the library makes."""
     return ("", "") if signature and (what == "exception" or name in MADE_BY_THE_LIBRARY) else None
 
 

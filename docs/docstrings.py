@@ -1,4 +1,4 @@
-"""What the docstrings of the library say, in parts: its sentences, and the names that it explains ("name: text")."""
+"""The library's docstrings in parts: sentences, and the names that they explain ("name: text")."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 
 def paragraphs(documented: Any, docstring: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Each paragraph: its sentences, and the names that it explains, with what it says of them.
+    """Each paragraph: its sentences, and the names that it explains, with their explanations.
 
     A name is a parameter or a field. Names that share an explanation are one, as in "probe_interval, probe_timeout". Sentences
-    that follow on a list of names, beginning with "Raises", have the name "".
+    after a list of names that begin with "Raises" have the name "".
     """
     names = "|".join(sorted(map(re.escape, _parameters(documented)), key=len, reverse=True)) or "(?!)"
     begins = re.compile(rf"(?:^|(?<=[.)] )|(?<=\n))(?:((?:{names})(?:, (?:{names}))*): |(?=Raises ))", re.MULTILINE)
@@ -26,7 +26,7 @@ def paragraphs(documented: Any, docstring: str) -> Iterator[tuple[str, list[tupl
 
 
 def as_row(documented: type) -> str:
-    """A row of a table in Markdown: the name of a class, its sentences, and what they say of its attributes."""
+    """A row of a table in Markdown: the name of a class, its sentences, and the explanations of its attributes."""
     sentences, said_of = [], {name: f"`{name}`" for name in inspect.get_annotations(documented)}
     source, known = inspect.getsource(documented), {*vars(documented), *said_of}
     for said, explained in paragraphs(documented, inspect.getdoc(documented) or ""):
@@ -48,5 +48,5 @@ def _parameters(documented: Any) -> set[str]:
     names = {*inspect.get_annotations(documented)} if isinstance(documented, type) else set()
     try:
         return names | {*inspect.signature(documented).parameters}
-    except (TypeError, ValueError):  # of the builtin kind
+    except (TypeError, ValueError):  # builtins have no signature
         return names

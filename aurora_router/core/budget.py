@@ -1,6 +1,6 @@
-"""How often units may try again: repeats are a share of recent traffic, so that trying again never becomes the load itself.
+"""The budget for retries: a share of recent traffic, so that retries never become the load themselves.
 
-Pure arithmetic; the time is an argument, and so is the lock where threads share a budget.
+This is pure arithmetic. The time is an argument, and so is the lock if threads share a budget.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 SECONDS = 10  # how far back the traffic counts
-SHARE = 0.2  # repeats that each unit of the traffic pays for
-FLOOR = 10.0  # repeats a second that are there without any traffic
+SHARE = 0.2  # retries that each unit of the traffic pays for
+FLOOR = 10.0  # retries a second that are allowed without any traffic
 TELL = 1.0  # seconds between two reports of refusals
 
 
 class Budget:
-    """Counts units and repeats of the last SECONDS, second by second.
+    """The numbers of units and retries in each of the last SECONDS.
 
-    lock: guards it where threads share it. Units are counted without it: one that is lost now and then spoils no share.
+    lock: protects the numbers if threads share them. Units are counted without it, because a rare lost count does no harm.
     """
 
     def __init__(self, lock: AbstractContextManager[Any] | None = None) -> None:
@@ -38,10 +38,11 @@ class Budget:
         self._units[second % SECONDS] += 1
 
     def spend(self, now: float, *, first: bool) -> bool:
-        """Whether a unit may try once more; counts that it does.
+        """Whether a unit may retry. If so, the retry is counted.
 
-        first: the unit's first repeat, which is always allowed: there are never more of those than units in flight, and a
-        failover is to be no error.
+        now: monotonic seconds.
+        first: whether it is the unit's first retry. That is always allowed, so that a failover is no error. There are never
+            more first retries than units in flight.
         """
         with self._lock:
             self._turn(int(now))
@@ -52,7 +53,7 @@ class Budget:
             return True
 
     def to_tell(self, now: float) -> int:
-        """How many repeats were refused since this was last told, 0 when there is nothing to tell or it is too soon."""
+        """The number of retries refused since the last report; 0 if there are none or if it is too soon for a report."""
         with self._lock:
             if now - self._told_at < TELL:
                 return 0
@@ -62,7 +63,7 @@ class Budget:
             return refused
 
     def _turn(self, second: int) -> None:
-        """Forget what is too old; a thread that was late changes nothing."""
+        """Clear the numbers that are too old. A thread whose second has passed changes nothing."""
         for passed in range(max(self._second, second - SECONDS) + 1, second + 1):
             self._units[passed % SECONDS] = self._repeats[passed % SECONDS] = 0
         self._second = max(self._second, second)

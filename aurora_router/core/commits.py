@@ -1,9 +1,10 @@
-"""What became of a COMMIT whose answer was lost: outcome(note, evidence), from what the newest writer says. Never a guess.
+"""The outcome of a COMMIT whose answer was lost: outcome(note, evidence), from an answer of the newest writer. Never a guess.
 
-PostgreSQL tells for 64-bit transaction ids (xids) whether they committed, also after a promotion. It lies in one case: the
-promoted reader never saw the transaction and has used its xid again. The note's position tells them apart: the note writes a
-record of the transaction, and its position lies behind that record and before the record of the COMMIT. So a server whose log
-was replayed to an end before the note's position has not got the COMMIT, and one that replayed more knows that the xid is taken.
+PostgreSQL knows of each 64-bit transaction id (xid) whether it committed, also after a promotion. Its answer is wrong in one
+case: the promoted reader never saw the transaction and has used its xid again. The note's position shows this case. Taking the
+note writes a record of the transaction. The note's position lies after that record and before the record of the COMMIT. If a
+server's recovery ended before that position, the server does not have the COMMIT. A server that replayed more knows that the
+xid is taken.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from aurora_router.errors import Outcome
 
 
 class Note(NamedTuple):
-    """What was noted of a transaction before its COMMIT was sent.
+    """A note of a transaction, made before its COMMIT was sent.
 
-    xid: the transaction's. position: right behind a record of the transaction, and before the record of its COMMIT.
-    recovered: where the writer's last recovery had ended, None where it was started without one. server: the writer.
-    readers: the servers that were readers then; one of them may be the writer by now.
+    xid: the transaction's id.
+    position: right after a record of the transaction, and before the record of its COMMIT.
+    recovered: the LSN at which the writer's last recovery had ended; None if the writer was started without one.
+    server: the writer.
+    readers: the servers that were readers then. One of them may be the writer by now.
     """
 
     xid: int
@@ -31,11 +34,13 @@ class Note(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """What the newest writer says of a note.
+    """The answer of the newest writer about a note.
 
-    epoch: its own. recovered: where its last recovery ended: a promotion, or the restart after a crash. followed: whether that
-    recovery was a reader's, and replayed transactions: then it was no crash. status: of the xid:
-    "committed", "aborted", "in progress", or None where it has not been given out yet or was forgotten.
+    server: that writer.
+    epoch: its epoch.
+    recovered: the LSN at which its last recovery ended, by a promotion or in the restart after a crash; None if there is none.
+    followed: whether that recovery was a reader's, and replayed transactions. Then it was no crash.
+    status: of the xid: "committed", "aborted", "in progress"; None if the xid has not been assigned yet or was forgotten.
     """
 
     server: ServerId
@@ -49,14 +54,15 @@ _STATUS = {"committed": Outcome.COMMITTED, "aborted": Outcome.NOT_COMMITTED, "in
 
 
 def outcome(note: Note, evidence: Evidence) -> Outcome:
-    """What became of the transaction.
+    """The outcome of the transaction.
 
-    On the timeline of the note: a server that has not recovered since tells the truth. Where it has, and after the promotion of
-    a reader that was one when the note was taken, the end of that recovery decides whether the xid is still the same
-    transaction's. On any other timeline, and where a restart has wiped out where the recovery ended, it cannot be known.
+    On the timeline of the note, the status is true if the server has not recovered since. If the server has recovered, the end
+    of that recovery decides whether the xid still belongs to the same transaction. The same holds after the promotion of a
+    server that was a reader at the time of the note. On any other timeline, the outcome cannot be known. Nor can it be known if
+    a restart has wiped out where the recovery ended.
     """
     if evidence.server.cluster != note.server.cluster:
-        return Outcome.UNKNOWN  # the cluster was made anew: the xid is another transaction's
+        return Outcome.UNKNOWN  # the cluster was made anew, so the xid is another one's
     same_life = evidence.server.life == note.server.life
     if evidence.epoch == note.position.epoch:
         if same_life and evidence.recovered == note.recovered:
@@ -68,7 +74,7 @@ def outcome(note: Note, evidence: Evidence) -> Outcome:
     if evidence.recovered < note.position.lsn:
         return Outcome.NOT_COMMITTED
     if evidence.epoch != note.position.epoch and not evidence.followed and evidence.status != "aborted":
-        # It crashed after its promotion, and where that one's recovery ended is forgotten. Whoever's the id is, if that
-        # transaction has aborted, the noted one has not committed.
+        # The server crashed after its promotion, so it has forgotten where the recovery of the promotion ended. The xid may be
+        # the noted transaction's or another one's. Only an aborted xid is certain: the noted transaction has not committed.
         return Outcome.UNKNOWN
     return _STATUS.get(evidence.status or "", Outcome.UNKNOWN)

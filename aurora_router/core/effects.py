@@ -1,4 +1,4 @@
-"""What a statement does, and what is known about one text: the words that the classifier answers with."""
+"""What a statement does, and what is known about one text: the answers of the classifier."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Hint: TypeAlias = Literal["writer", "reader"]
 
 
 class Effect(enum.IntEnum):
-    """What a statement does; of several, the strongest counts (the order here)."""
+    """What a statement does; of several effects, the strongest counts (the order here)."""
 
     READ = 0  #: reads data that every instance has
     SERVER = 1  #: asks, or changes, the one server that it runs on
@@ -22,9 +22,9 @@ class Effect(enum.IntEnum):
 
 
 class Recall(enum.Enum):
-    """What of a connection's past a statement asks for."""
+    """What a statement asks of its connection's past."""
 
-    STATEMENT = enum.auto()  #: what the statements before it have left: FOUND_ROWS(), SHOW WARNINGS
+    STATEMENT = enum.auto()  #: the results of the statements before it: FOUND_ROWS(), SHOW WARNINGS
     VARIABLE = enum.auto()  #: the value of a user's variable
 
 
@@ -33,21 +33,20 @@ class Verdict:
     """What is known about one text.
 
     effect: the safe answer, in which unknown functions count as writes.
-    known: the answer if every unknown function were harmless; equal to `effect` where nothing is undecidable.
-    functions: the unknown functions, lower case unless quoted (MySQL: always), `schema.name` where the text says so; empty
-        where `known` equals `effect`. A quoted name that contains a dot or a quote keeps its quotes.
-    ends: it may end a transaction by itself: COMMIT, ROLLBACK, what commits implicitly, and what cannot be read.
-    unguards: it may take away what keeps a read-only transaction, or its connection, from writing: the access mode, or the
-        transaction itself. What counts as a write says nothing of this.
-    locks: it takes a lock by name, which means something on the writer only, though any server gives one and its effect is
-        CONNECTION.
+    known: the answer if every unknown function were harmless; equal to `effect` if nothing is undecidable.
+    functions: the unknown functions, lower case unless quoted (MySQL: always), `schema.name` if the text says so; empty
+        if `known` equals `effect`. A quoted name that contains a dot or a quote keeps its quotes.
+    ends: it may end a transaction by itself: COMMIT, ROLLBACK, an implicit commit, or a text that cannot be read.
+    unguards: it may remove what keeps a read-only transaction, or its connection, from writing: the access mode, or the
+        transaction itself. If the effect is WRITE, this means nothing.
+    locks: it takes a lock by name; its effect is CONNECTION. The lock has a meaning only on the writer, but any server gives it.
     recalls: what it asks of the connection's past, if nothing else makes it more than a read; its effect is CONNECTION.
     traceless: it reads, writes or locks rows, and leaves nothing else on its connection: no lock by name, setting or variable.
-    in_doubt: a setting of the connection, which the text does not show, might make less of it (see `statements.in_mode`).
+    in_doubt: its effect might be weaker under a setting of the connection that the text does not show (`statements.in_mode`).
     hint: what a comment `/*@writer*/` or `/*@reader*/` asks for; it changes nothing else here. If the text
         has both, the writer.
 
-    Two verdicts are equal if they say the same of what the text does, whether or not its connection has to be asked first.
+    Two verdicts are equal if they agree on what the text does. Whether its connection has to be asked first does not matter.
     """
 
     effect: Effect
@@ -62,10 +61,10 @@ class Verdict:
     locks: bool = field(default=False, compare=False)
 
     def effect_given(self, read_only_functions: Container[str]) -> Effect:
-        """The effect when the functions named are known to be harmless.
+        """The effect if the functions named are known to be harmless.
 
-        Names match as the text calls them: `f` allows `f()` and not `app.f()`, `app.f` allows `app.f()` and
-        not `f()`, since the same name in another schema may be another function. To allow both, name both.
+        Names match as the text calls them. `f` allows `f()` and not `app.f()`; `app.f` allows `app.f()` and not `f()`. The same
+        name in another schema may be another function. To allow both, name both.
         """
         if all(name in read_only_functions for name in self.functions):
             return self.known

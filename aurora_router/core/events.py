@@ -1,4 +1,4 @@
-"""Frozen records of what happened. Logs, metrics, traces and live views listen to them, and no code branches on them.
+"""Frozen records of events. Logs, metrics, traces and live views listen to them, and no code branches on them.
 
 No record carries a statement's text, a parameter or a credential.
 """
@@ -73,7 +73,7 @@ class WaitingForWriter:
     """Units wait for a writer. Sent at most once in 10 s.
 
     units: how many wait.
-    said: what each instance last said.
+    said: the last state of each instance, in words.
     """
 
     units: int
@@ -86,7 +86,7 @@ class NoReaderQualifies:
 
     writer: the instance that gets them.
     reads: the number of units since the last such event.
-    said: what each instance last said.
+    said: the last state of each instance, in words.
     """
 
     writer: str
@@ -155,8 +155,9 @@ class TokenIgnored:
 
 @dataclass(frozen=True, slots=True)
 class MovedByListener:
-    """A listener of the application sent more than reads and settings when a unit came to a reader, so the unit goes to the
-    writer.
+    """A unit goes to the writer, because of a listener of the application.
+
+    When the unit came to a reader, that listener sent more than reads and settings.
 
     instance: the reader.
     """
@@ -179,7 +180,7 @@ class InstanceUp:
 class InstanceDown:
     """An instance does not answer any more, or cannot be used from the start.
 
-    error: what the router last heard of it.
+    error: why it is not used.
     """
 
     instance: str
@@ -215,7 +216,7 @@ class ConnectionsDiscarded:
 class ConnectionRefused:
     """A new connection reached another server than the topology knows there, and was discarded.
 
-    why: what the server is.
+    why: a description of that server.
     """
 
     instance: str

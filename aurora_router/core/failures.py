@@ -1,6 +1,6 @@
-"""What to do when something fails: a table from what failed, and how far the unit was, to an action.
+"""The failure table: an action for each kind of failure in each phase of a unit.
 
-Pure; who sleeps, repeats and asks is elsewhere. docs/failures.md is this table, rendered.
+This module is pure. Other modules sleep, retry and ask. docs/failures.md has this table, rendered.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Failure(enum.Enum):
-    """What kind of failure an exception stands for. The server modules say which of theirs is which."""
+    """The kind of failure that an exception stands for. The server modules map their errors to it."""
 
     CONNECT = "no connection could be made"
     BUSY = "the instance has no room for one more connection"
@@ -32,7 +32,7 @@ class Failure(enum.Enum):
 
 
 class Action(enum.Enum):
-    """What the router does about it."""
+    """The router's action after a failure."""
 
     REPEAT_ELSEWHERE = "repeat on another instance"
     REPEAT_UNPREPARED = "repeat on a connection that has prepared nothing"
@@ -44,7 +44,7 @@ class Action(enum.Enum):
 
 
 class Phase(enum.Enum):
-    """How far the unit was."""
+    """The phase in which a unit failed."""
 
     READER_CONNECTING = "connecting to a reader"
     READER_UNSENT = "on a reader, nothing sent yet"
@@ -67,21 +67,21 @@ _ROWS: tuple[tuple[tuple[Failure, ...], tuple[Phase, ...], Action], ...] = (
     # Nothing was sent: the next instance, or the next writer, will do.
     ((Failure.CONNECT, Failure.BUSY, Failure.LOST, Failure.TIMED_OUT, Failure.BROKEN), _BEFORE_READER, _A.REPEAT_ELSEWHERE),
     ((Failure.CONNECT, Failure.BUSY, Failure.LOST, Failure.TIMED_OUT), _BEFORE_WRITER, _A.WAIT_FOR_WRITER),
-    ((Failure.REFUSED,), (Phase.READER_CONNECTING,), _A.REPEAT_ELSEWHERE),  # maybe by this one alone
-    # A read that took nothing with it.
+    ((Failure.REFUSED,), (Phase.READER_CONNECTING,), _A.REPEAT_ELSEWHERE),  # another instance may accept them
+    # A read, and nothing of the unit is lost with its connection.
     ((Failure.LOST, Failure.BROKEN, Failure.CONFLICT), (Phase.READ,), _A.REPEAT_ELSEWHERE),
     ((Failure.READ_ONLY, Failure.NOT_HERE), (Phase.READ,), _A.TO_WRITER),
-    # A statement that the server has not begun to execute, before which there was none.
+    # The first statement of a transaction, and the server has not begun to execute it.
     ((Failure.OUTDATED,), (Phase.READ, Phase.WRITER_FIRST), _A.REPEAT_UNPREPARED),
     # A transaction that is gone, and certainly did not commit.
     ((Failure.LOST,), _IN_TRANSACTION, _A.RUN_AGAIN),
     ((Failure.OUTDATED,), (Phase.READER_TRANSACTION, Phase.WRITER_STATEMENT), _A.RUN_AGAIN),
     ((Failure.SERIALIZATION, Failure.DEADLOCK), (Phase.READ, *_IN_TRANSACTION), _A.RUN_AGAIN),
     ((Failure.CONFLICT, Failure.BROKEN), (Phase.READER_TRANSACTION,), _A.RUN_AGAIN),
-    ((Failure.READ_ONLY,), _ON_WRITER, _A.RUN_AGAIN),  # it is the writer no longer
-    # The writer would not have shown what led to it.
+    ((Failure.READ_ONLY,), _ON_WRITER, _A.RUN_AGAIN),  # it is no longer the writer
+    # The writer would not have shown the rows that led to the violation.
     ((Failure.MISLED,), (*_ON_WRITER, Phase.COMMIT), _A.RUN_AGAIN),
-    # An answer that says no, and an answer that never came.
+    # A COMMIT that was refused, and a COMMIT whose answer never came.
     ((Failure.SERIALIZATION, Failure.DEADLOCK, Failure.READ_ONLY), (Phase.COMMIT,), _A.RUN_AGAIN),
     ((Failure.LOST, Failure.OVERTIME, Failure.TIMED_OUT), (Phase.COMMIT,), _A.RESOLVE),
 )
@@ -89,7 +89,7 @@ _ROWS: tuple[tuple[tuple[Failure, ...], tuple[Phase, ...], Action], ...] = (
 TABLE: dict[tuple[Failure, Phase], Action] = {
     (failure, phase): action for failures, phases, action in _ROWS for failure in failures for phase in phases
 }
-"""Every pair that is not here raises."""
+"""The action for each pair. A pair that is not here raises."""
 
 SUSPICIOUS = frozenset({Failure.CONNECT, Failure.LOST, Failure.TIMED_OUT})
 """Failures that say something about the instance, so that the monitor should look at it at once."""
@@ -101,12 +101,12 @@ def decide(failure: Failure, phase: Phase) -> Action:
 
 
 class Facts(NamedTuple):
-    """What is known of a failed call.
+    """The facts about a failed call.
 
     failure: the kind of failure.
     sent: whether anything of it may have reached a server.
-    outcome_known: whether it is known what the servers made of it.
-    safe_to_repeat: whether the unit that met it may run again, from its beginning, without doing anything twice.
+    outcome_known: whether its outcome on the servers is known.
+    safe_to_repeat: whether its unit may run again, from its beginning, without doing anything twice.
     """
 
     failure: Failure
@@ -116,7 +116,7 @@ class Facts(NamedTuple):
 
 
 def facts(failure: Failure, phase: Phase) -> Facts:
-    """What a failure in a phase means for whoever made the call."""
+    """The facts about a failure in a phase."""
     action = decide(failure, phase)
     return Facts(
         failure,

@@ -1,8 +1,8 @@
 """Positions of MySQL and MariaDB: which transactions a server has, by their global ids (GTIDs).
 
-MySQL names a transaction by the server or group that made it, its source, and a number: a position is a set of names, and what
-is contained is exact. MariaDB numbers the transactions of a domain one after the other, whoever makes them: a position is the
-last number of each domain, and means the same as another only in one epoch.
+MySQL names a transaction by its source (the server or group that made it) and a number. A position is a set of such names, so
+comparisons are exact. MariaDB numbers the transactions of a domain one after the other, whichever server makes them. A position
+is the last number of each domain, and can be compared only within one epoch.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Final, TypeAlias
 
 from aurora_router.core.positions import Position
 
-LONGEST: Final = 1_000_000  # characters of a text that is read; a server's whole set has some thousands
+LONGEST: Final = 1_000_000  # characters of a text; a server's whole set has some thousands
 SHORT: Final = 40  # characters of a compact form
 LAST: Final = 2**63 - 2  # the last number that MySQL gives out
 
-#: Numbers without gaps, the first and the last of each run, in order and apart from one another.
+#: Runs of numbers without gaps: the first and the last number of each. They are sorted, with gaps between them.
 Runs: TypeAlias = tuple[tuple[int, int], ...]
 
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -37,11 +37,11 @@ _EPOCH = re.compile(r"[0-9]{1,20}", re.ASCII)
 class GtidSet:
     """A set of MySQL's GTIDs.
 
-    sources: the numbers of each source, sorted by source: a UUID in lower case, with ":" and a tag where it has one.
-    own: the source that the server which said this writes as; "" where it is not known, or the server accepts writes and
-    replicates as well, or is of a group and not in it. It only matters for `compact()` and `outdoes()`.
-    opened: when somebody told that server to accept writes, in seconds since 1970; 0 where nobody did while it ran. It only
-    matters for `outdoes()` and `predates()`.
+    sources: the numbers of each source, sorted by source. A source is a UUID in lower case, with ":" and its tag if it has one.
+    own: the source as which the server of this position writes. "" if that is unknown, if the server both accepts writes and
+        replicates, or if it belongs to a group that it is not in now. Only `compact()` and the comparisons of writers use it.
+    opened: when that server was last told to accept writes, in seconds since 1970; 0 if nobody did so while it ran. Only
+        `outdoes()` and `predates()` use it.
     """
 
     epoch: int
@@ -50,7 +50,7 @@ class GtidSet:
     opened: float = field(default=0.0, compare=False)
 
     def covers(self, other: Position) -> bool:
-        """True when every GTID of `other` is here; never true across epochs."""
+        """True if this contains every GTID of `other`; never true across epochs."""
         if not isinstance(other, GtidSet) or self.epoch != other.epoch:
             return False
         mine = dict(self.sources)
@@ -60,11 +60,11 @@ class GtidSet:
         return isinstance(other, GtidSet) and self.covers(replace(other, epoch=self.epoch))
 
     def outdoes(self, other: Position) -> bool:
-        """True if it has all that `other` has, and more, or if `other` only follows it.
+        """True if this has all that `other` has, and more, or if the server of `other` only follows this one.
 
-        If they are equal, the one that was told later to accept writes; if that does not tell, the one that has replayed what the
-        other has written, for that was the writer before. One that replicates from the other only follows, though it may have
-        been asked later and have more by then.
+        If both have the same, the server that was told later to accept writes is newer. If that does not decide, the server that
+        has replayed the other's writes is newer: the other was the writer before. A server that replicates from the other only
+        follows, though it may have more by now because it was asked later.
         """
         if not isinstance(other, GtidSet) or self.epoch != other.epoch:
             return False
@@ -79,8 +79,10 @@ class GtidSet:
         return other._has_written() and not self._has_written()
 
     def predates(self, last: Position) -> bool:
-        """True when another server was told later to accept writes, and made some that are not here. One that was promoted with
-        the loss of transactions was told later still."""
+        """True if another server was told later to accept writes, and has transactions that this one lacks.
+
+        A server that was promoted with the loss of transactions was told even later, so this is False for it.
+        """
         return isinstance(last, GtidSet) and self.own != last.own and self.opened < last.opened and not self.covers(last)
 
     def placed(self, last: Position) -> GtidSet:  # noqa: ARG002
@@ -90,11 +92,11 @@ class GtidSet:
         return False  # there is one epoch only
 
     def lacks(self, known: Position) -> bool:
-        """True if the server of `known` is the one that said this, and has lost transactions since."""
+        """True if `known` is of the same server, and that server has lost transactions since."""
         return isinstance(known, GtidSet) and self.own == known.own != "" and not self.covers(known)
 
     def _follows(self, other: GtidSet) -> bool:
-        """True if it replicates, and what `other` lacks was made by that server, since it was asked."""
+        """True if this server replicates, and all that `other` lacks was made by the server of `other`, after it was asked."""
         theirs = dict(other.sources)
         more = (name for name, runs in self.sources if not _contains(theirs.get(name, ()), runs))
         return self.own == "" != other.own and all(name.partition(":")[0] == other.own for name in more)
@@ -112,10 +114,10 @@ class GtidSet:
         return GtidSet(self.epoch, _normal(together), self.own, self.opened)
 
     def compact(self) -> str:
-        """The text for a token; "" where there is none of at most `SHORT` characters.
+        """The text for a token; "" if there is none of at most `SHORT` characters.
 
-        Only one source fits in: where there are more, the one that the server writes as. What it makes follows what it has
-        from others, and is replayed behind that.
+        Only one source fits in. If there are several, it is the one as which the server writes. Its transactions come after
+        those that the server has from others, and are replayed after them.
         """
         one = next((each for each in self.sources if len(self.sources) == 1 or each[0] == self.own), None)
         if one is None:
@@ -127,7 +129,7 @@ class GtidSet:
 
     @classmethod
     def expand(cls, text: str) -> GtidSet:
-        """The inverse of `compact()`, as far as that goes. Raises ValueError."""
+        """The inverse of `compact()`, for the one source in the text. Raises ValueError."""
         found = _COMPACT_SET.fullmatch(text)
         if found is None:
             raise ValueError(f"not a compact GTID set: {text[:SHORT]!r}")
@@ -153,8 +155,9 @@ class GtidSet:
 
     @classmethod
     def said(cls, epoch: int, text: str, own: str = "", opened: float = 0.0) -> GtidSet:
-        """The set as a server writes it: `uuid:1-5:7:tag:3,uuid:1`, with white space between. own, opened: as the fields.
+        """Parse a set as a server writes it: `uuid:1-5:7:tag:3,uuid:1`, with white space between.
 
+        own, opened: as the fields.
         Raises ValueError.
         """
         together: dict[str, list[tuple[int, int]]] = {}
@@ -178,10 +181,10 @@ class GtidSet:
 class MariadbGtid:
     """The last transaction of each of MariaDB's domains: (domain, server that made it, sequence number), sorted.
 
-    Servers compare by domain and number, so this does; `outdoes()`, `placed()` and `lacks()` look at the server as well.
+    Positions compare by domain and number, as servers do. Only `outdoes()`, `placed()` and `lacks()` look at the server as well.
 
-    own: the id of the server that said this; -1 if it is not known, or if the server accepts writes and replicates as well.
-    others: as `behind()` gives it; it only matters for `placed()`.
+    own: the id of the server of this position. -1 if it is unknown, or if the server both accepts writes and replicates.
+    others: the result of `behind()`. Only `placed()` uses it.
     """
 
     epoch: int
@@ -190,10 +193,11 @@ class MariadbGtid:
     others: tuple[tuple[int, int], ...] = field(default=(), compare=False)
 
     def covers(self, other: Position) -> bool:
-        """True when in no domain `other` is further; never true across epochs."""
+        """True if `other` is not further in any domain; never true across epochs."""
         if not isinstance(other, MariadbGtid) or self.epoch != other.epoch:
             return False
-        for domain, _, number in other.last:  # loops, for each read with a token asks: of one domain, as a rule
+        # Two loops build no dictionaries: each read with a token calls this, mostly for one domain.
+        for domain, _, number in other.last:
             for mine, _, reached in self.last:
                 if mine == domain:
                     if reached < number:
@@ -207,11 +211,11 @@ class MariadbGtid:
         return isinstance(other, MariadbGtid) and self.covers(replace(other, epoch=self.epoch))
 
     def outdoes(self, other: Position) -> bool:
-        """True if it has all that `other` has, and more, or if `other` only follows it.
+        """True if this has all that `other` has, and more, or if the server of `other` only follows this one.
 
-        If they are equal, the one that has replayed what the other made last, for that was the writer before. A server that
-        writes behind another begins an epoch by that. One that replicates from the other only follows, though it may have been
-        asked later and have more by then.
+        If both have the same, the server that has replayed the other's last write is newer: the other was the writer before. If
+        a server writes after another, that begins an epoch. A server that replicates from the other only follows, though it may
+        have more by now because it was asked later.
         """
         if not isinstance(other, MariadbGtid) or self.epoch != other.epoch:
             return False
@@ -222,11 +226,14 @@ class MariadbGtid:
         return not other.covers(self) or (other._wrote_last() and not self._wrote_last())
 
     def predates(self, last: Position) -> bool:  # noqa: ARG002
-        return False  # the epoch tells
+        return False  # the epoch decides this
 
     def placed(self, last: Position) -> MariadbGtid:
-        """The same position in the epoch of `last`, if in each of its domains this server has transactions that the writer has
-        made since it began. The server itself may not know that epoch: a log that was begun anew (RESET MASTER) forgets it."""
+        """The same position in the epoch of `last`, if it shows that its server is of that epoch; else itself.
+
+        It shows that if it has, in each domain of `last`, transactions that the writer has made since it began. The server may
+        not know that epoch: a log that was begun anew (RESET MASTER) forgets it.
+        """
         if not isinstance(last, MariadbGtid) or not last.last or self.epoch == last.epoch:
             return self
         mine, others, began = {domain: gtid for domain, *gtid in self.last}, dict(self.others), dict(last.others)
@@ -241,7 +248,7 @@ class MariadbGtid:
         return isinstance(last, MariadbGtid) and self.own == last.own != -1
 
     def lacks(self, known: Position) -> bool:
-        """True if its own server has made transactions that `known` has, and has lost them since, or numbers anew."""
+        """True if `known` has transactions of this server that the server has lost since, or if it numbers them anew."""
         if not isinstance(known, MariadbGtid):
             return False
         mine = {domain: number for domain, _, number in self.last}
@@ -251,7 +258,7 @@ class MariadbGtid:
         return any(number > mine.get(domain, number) for domain, number in made.items())
 
     def _follows(self, other: MariadbGtid) -> bool:
-        """True if it replicates, and what `other` lacks was made by that server, since it was asked."""
+        """True if this server replicates, and all that `other` lacks was made by the server of `other`, after it was asked."""
         theirs = {domain: number for domain, _, number in other.last}
         more = (server for domain, server, number in self.last if number > theirs.get(domain, -1))
         return self.own == -1 != other.own and all(server == other.own for server in more)
@@ -272,7 +279,7 @@ class MariadbGtid:
         return MariadbGtid(self.epoch, together, self.own, self.others)
 
     def compact(self) -> str:
-        """The text for a token; "" where it would be longer than `SHORT`, or there is nothing to say."""
+        """The text for a token; "" if it would be longer than `SHORT`, or if there are no transactions."""
         text = f"a{self.epoch}-{self._write('_')}"
         return text if self.last and len(text) <= SHORT else ""
 
@@ -298,7 +305,11 @@ class MariadbGtid:
 
     @classmethod
     def said(cls, epoch: int, text: str, own: int = -1, others: tuple[tuple[int, int], ...] = ()) -> MariadbGtid:
-        """The position as a server writes it: `0-1-100,1-2-55`. own, others: as the fields. Raises ValueError."""
+        """Parse a position as a server writes it: `0-1-100,1-2-55`.
+
+        own, others: as the fields.
+        Raises ValueError.
+        """
         last = tuple(sorted(_gtids(text)))
         if len({domain for domain, _, _ in last}) < len(last):
             raise ValueError(f"a domain occurs twice: {text[:100]!r}")
@@ -306,20 +317,23 @@ class MariadbGtid:
 
 
 def began(binlog_state: str, reader: int | None = None) -> int:
-    """The number of the transaction with which the newest writer began, as a server's `@@gtid_binlog_state` tells; 0 before any.
+    """The number of the first transaction of the newest writer; 0 if there is none.
 
-    The state holds the last number of each server in each domain: what the newest one made began behind all that others had made.
-    That is the same on every server that has logged it, and higher after each promotion; of several domains it is the sum.
-    reader: the `@@server_id` of the server that said so, where it is a reader: what it made itself last is no writer's.
+    binlog_state: a server's `@@gtid_binlog_state`, which holds the last number of each server in each domain.
+    reader: the `@@server_id` of that server if it is a reader, because a transaction that it made last itself is no writer's.
     Raises ValueError.
+
+    The transactions of the newest writer begin after all those of others. The number is the same on every server that has logged
+    it, and higher after each promotion. With several domains it is the sum.
     """
     return sum(number + 1 for _, number in behind(binlog_state, reader))
 
 
 def behind(binlog_state: str, reader: int | None = None) -> tuple[tuple[int, int], ...]:
-    """The number behind which the newest writer began, for each domain; 0 where nobody else is known to have written.
+    """The last number before the newest writer began, for each domain; 0 if no other server is known to have written.
 
-    binlog_state, reader: as `began()` takes them. Raises ValueError.
+    binlog_state, reader: as `began()` takes them.
+    Raises ValueError.
     """
     domains: dict[int, list[tuple[int, int]]] = {}
     for domain, server, number in _gtids(binlog_state):

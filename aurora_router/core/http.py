@@ -1,4 +1,4 @@
-"""Tokens in HTTP: the cookie that carries one, and what keeps shared caches from a response that has one."""
+"""Tokens in HTTP: the cookie that carries a token, and headers that keep a response with a token out of shared caches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Headers = Iterable[tuple[str, str]]
 
 
 def cookie_reader(name: str) -> Callable[[str], str | None]:
-    """What finds this cookie in a Cookie header: its value, the first where there are several, or None."""
+    """A function that finds the value of this cookie in a Cookie header: the first of several; None if there is none."""
     mine = re.compile(rf'(?:^|;)[ \t]*{re.escape(name)}[ \t]*=[ \t]*"?([^;"]*)')
 
     def read(cookies: str) -> str | None:
@@ -25,14 +25,15 @@ def cookie(name: str, value: str, max_age: int, *, secure: bool) -> str:
 
 
 def with_private_field(headers: Headers, field: tuple[str, str]) -> list[tuple[str, str]]:
-    """The headers of a response with one more that is for its client alone: no shared cache may keep them."""
+    """The headers of a response, with one more that is only for its client: no shared cache may keep the response."""
     said: list[str] = []
     others: list[tuple[str, str]] = []
     for name, value in headers:
         known = name.lower()
         if known == "cache-control":
             said.append(value)
-        elif known != "surrogate-control" and not known.endswith("cdn-cache-control"):  # which would outrank Cache-Control
+        # The headers left out would take precedence over Cache-Control.
+        elif known != "surrogate-control" and not known.endswith("cdn-cache-control"):
             others.append((name, value))
     return [*others, ("Cache-Control", private(", ".join(said))), field]
 

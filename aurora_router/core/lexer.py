@@ -1,7 +1,7 @@
 r"""Cutting a text up into tokens: one pattern per dialect, made of the pieces here.
 
-What belongs to no token is garbage, and who meets garbage knows nothing. Only ASCII letters fold and only ASCII is white
-space, as in the servers: U+00A0 is part of a name, U+212A no K.
+Text that matches no token is garbage, and a statement with garbage counts as a write. As in the servers, only ASCII letters fold
+and only ASCII is white space: U+00A0 is part of a name, and U+212A is no K.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ WORD: Final = rf"[{START}][{START}0-9$]*+"
 SPACE: Final = r"[ \t\n\r\f\v]++"
 # Letters that follow a number are a word of their own: old servers read `LIMIT 1for update` that way.
 NUMBER: Final = r"(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][-+]?[0-9]++)?"
-# No group here is possessive: before Python 3.11.5 those match what they should not. Each can match in one way only, which
-# makes a plain one as fast.
+# No group here is possessive, because before Python 3.11.5 possessive groups match what they should not. Each group can match in
+# one way only, so a plain one is as fast.
 COMMENT: Final = r"/\*[^*/]*+(?:(?:\*(?!/)|/(?!\*))[^*/]*+)*\*/"  # one that holds no other
 NAMED_PARAMETER: Final = rf"%\({WORD}\)s(?![{START}0-9$])"
 SIGN: Final = r"::|[-+*<>=~!@%^&|?:.,;()\[\]{}]|/(?!\*)"
@@ -29,36 +29,36 @@ _COMMENT_EDGE: Final = re.compile(r"/\*|\*/")
 
 
 def quoted(quote: str) -> str:
-    """What stands between two of these quotes, which is doubled to stand inside."""
+    """Text between two of these quotes; inside, the quote is doubled."""
     return f"{quote}[^{quote}]*+(?:{quote}{quote}[^{quote}]*+)*{quote}(?!{quote})"
 
 
 def escaped(quote: str) -> str:
-    """The same where a backslash takes the next character's meaning away as well."""
+    """The same, but inside a backslash also takes away the next character's meaning."""
     return rf"{quote}[^{quote}\\]*+(?:(?:\\.|{quote}{quote})[^{quote}\\]*+)*{quote}(?!{quote})"
 
 
 def pattern(skipped: str, *alternatives: str) -> re.Pattern[str]:
-    """What finds the tokens: skipped text, then one token as group 1.
+    """A pattern that finds the tokens: skipped text, then one token as group 1.
 
-    The end of the text is a token, "", so that trailing space is not tried again from each position. Where nothing matches,
-    the rest of the text is the group "garbage", and group 1 is None.
+    The end of the text is a token, "", so that trailing space is not tried again from each position. If nothing matches, the rest
+    of the text is the group "garbage", and group 1 is None.
     """
     return re.compile(rf"(?:{skipped})*(?:({'|'.join(alternatives)}|\Z)|(?P<garbage>.+))", re.DOTALL)
 
 
 def tokens(sql: str, found_by: re.Pattern[str]) -> list[str | Any]:
-    """The tokens of the text, comments too; the last or the one before is None where there is garbage."""
+    """The tokens of the text, with comments. If there is garbage, the last token or the one before it is None."""
     return [token[1] for token in found_by.finditer(sql)]
 
 
 def garbage(sql: str, found_by: re.Pattern[str]) -> str:
-    """The part of the text that belongs to no token."""
+    """The part of the text that matches no token."""
     return next(token["garbage"] for token in found_by.finditer(sql) if token["garbage"])
 
 
 def folded(sql: str, raw: list[str]) -> list[str]:
-    """The tokens of the text in lower case, up to the end, once."""
+    """The tokens of the text in lower case; the end is there once."""
     low = list(map(str.lower if sql.isascii() else _ascii_lower, raw))
     while len(low) > 1 and low[-2] == "":  # the end may have been matched twice
         low.pop()
@@ -70,7 +70,7 @@ def _ascii_lower(token: str) -> str:
 
 
 def without_comments(raw: list[str]) -> tuple[list[str], Hint | None]:
-    """The tokens that are no comments, and what the comments ask for."""
+    """The tokens that are no comments, and the hint that the comments give."""
     asked = {match[1] for token in raw if token[:2] == "/*" and (match := _HINT.fullmatch(token))}
     kept = [token for token in raw if token[:2] != "/*"]
     return kept, "writer" if "writer" in asked else "reader" if asked else None
@@ -79,7 +79,7 @@ def without_comments(raw: list[str]) -> tuple[list[str], Hint | None]:
 def across_nested_comments(sql: str, found_by: re.Pattern[str]) -> list[str | Any]:
     """The tokens of a text with comments in comments, which are left out.
 
-    No pattern can match those, it finds garbage: the lexer starts again behind each.
+    No pattern can match such comments: it finds garbage there. So the lexer starts again behind each.
     """
     raw: list[str | Any] = []
     at = 0

@@ -1,5 +1,7 @@
-"""How far apart new connections are begun, how much of the writer's pool reads may take, how often something is said: arithmetic
-against stampedes and floods. The time is an argument."""
+"""Arithmetic against stampedes and floods. The time is an argument.
+
+It covers the delay of new connections, the share of the writer's pool for reads, and the rate of reports.
+"""
 
 from __future__ import annotations
 
@@ -13,26 +15,29 @@ MOST = 0.05  # seconds of spread at most
 
 
 def pause(ahead: int, rnd: float) -> float:
-    """Seconds by which a new connection is put off once it is its turn.
+    """The delay of a new connection, in seconds, once it is its turn. A connection that comes alone has none.
 
-    ahead: how many connections to the same instance were under way or waited when it came. rnd: a random number in [0, 1).
-    Nothing for one that comes alone. A crowd, as after a promotion, is spread, so that the processes of a fleet, which
-    all see it at the same moment, do not stay in step.
+    ahead: how many connections to the same instance were under way or waited when it came.
+    rnd: a random number in [0, 1).
+
+    All processes of a fleet see a promotion at the same moment. The delay spreads their connections, so they do not stay in step.
     """
     return rnd * min(ahead * STEP, MOST)
 
 
 def places_for_reads(pool: float, share: float) -> float:
-    """How many connections of the writer's pool serve reads while no reader qualifies.
+    """The number of the writer's pooled connections that serve reads while no reader qualifies.
 
-    pool: how many connections it may have, infinity where that is not limited. share: above 0, at most 1. At least one, or
-    nothing could be read at all.
+    pool: the size of the pool; infinity if it has no limit.
+    share: above 0, at most 1.
+
+    It is at least one, because otherwise nothing could be read at all.
     """
     return pool if math.isinf(pool) else max(1, int(pool * share))
 
 
 class Rate:
-    """Lets something pass at most once in `every` seconds, and counts how often it came."""
+    """A limit: something passes at most once in `every` seconds. It also counts how often that something came."""
 
     __slots__ = ("_came", "_every", "_passed_at")
 
@@ -42,7 +47,7 @@ class Rate:
         self._came = 0
 
     def passes(self, now: float) -> int:
-        """How often it came since it last passed, this time included; 0 where it is too soon. now: monotonic seconds."""
+        """How often it came since it last passed, this time included; 0 if it is too soon. now: monotonic seconds."""
         self._came += 1
         if now - self._passed_at < self._every:
             return 0
@@ -52,15 +57,16 @@ class Rate:
 
 
 def more(came: int) -> str:
-    """What a line that has passed a Rate says at its end of those that were held back. came: as passes() gives it."""
+    """The end of a line that has passed a Rate: how many lines were held back. came: the result of passes()."""
     return f" ({came - 1} more like this since the last such line)" if came > 1 else ""
 
 
 class Steady(Generic[T]):
-    """A state that is told when it changes, but not each time: AT_ONCE times in a row, and then once in APART seconds on average.
+    """A state whose changes are reported, but at a limited rate.
 
-    What is told is what is so by then, and nothing if that was told last. The end of a trouble that was told is always told at
-    once: telling the trouble has paid for it. A state that lasts for APART seconds is told whatever was told before.
+    AT_ONCE changes in a row are reported, and then one in APART seconds on average. A report has the state at that time. There
+    is none if that state was reported last. The end of a reported trouble is always reported at once, because the report of the
+    trouble has paid for it. A state that lasts for APART seconds is always reported.
     """
 
     AT_ONCE = 6
@@ -72,21 +78,20 @@ class Steady(Generic[T]):
         self._state: T | None = None
         self._told: T | None = None
         self._is_trouble = False
-        self._paid = 0.0  # for the end of the trouble that was told last
+        self._paid = 0.0  # for the end of the trouble that was reported last
         self._may = float(self.AT_ONCE)
         self._refilled_at = self._since = float("-inf")
 
     @property
     def owes(self) -> bool:
-        """Whether something is still to be told."""
+        """Whether a state has yet to be reported."""
         return self._state != self._told
 
     def change(self, state: T, now: float, *, trouble: bool = False) -> T | None:
-        """Take note of the state.
+        """Record the state. Returns it if it is to be reported now.
 
         now: monotonic seconds.
-        trouble: whether it is one that should end.
-        Returns the state if it is to be told now.
+        trouble: whether the state is a trouble, which should end.
         """
         if state != self._state:
             self._since = now
@@ -94,7 +99,7 @@ class Steady(Generic[T]):
         return self.due(now)
 
     def due(self, now: float) -> T | None:
-        """The state, if it is to be told now; it counts as told then. now: monotonic seconds."""
+        """The state, if it is to be reported now. Then it counts as reported. now: monotonic seconds."""
         self._may = min(self._may + (now - self._refilled_at) / self.APART, float(self.AT_ONCE))
         self._refilled_at = now
         price = (2.0 if self._is_trouble else 1.0) - self._paid

@@ -1,4 +1,4 @@
-"""How far an instance's log has got, and what a session must find replayed before it may read somewhere.
+"""Positions (how far an instance's log has got), and requirements (what must be replayed before a session may read somewhere).
 
 Positions compare only within one epoch: after a promotion the same number can mean other contents.
 """
@@ -21,43 +21,52 @@ class Position(Protocol):
     def epoch(self) -> int: ...
 
     def covers(self, other: Position) -> bool:
-        """True when everything up to `other` is contained here; never true across epochs."""
+        """True if this contains everything up to `other`; never true across epochs."""
         ...
 
     def reaches(self, other: Position) -> bool:
-        """The same by the numbers alone, whatever the epochs: of one server, True unless it has gone back since `other`."""
+        """Like `covers()`, but by the numbers alone, across epochs. For one server, False means that its log has gone back."""
         ...
 
     def union(self, other: Position) -> Position | None:
-        """The smallest position that covers both; None where there is none, as across epochs."""
+        """The smallest position that covers both; None if there is none, as across epochs."""
         ...
 
     def outdoes(self, other: Position) -> bool:
-        """Of two servers that both accept writes in one epoch: True when this is of the newer one, which has all that the other
-        has. False where that cannot be told."""
+        """True if this server is provably the newer writer: it has all that the other one has. False if that is unknown.
+
+        Both servers accept writes in one epoch.
+        """
         ...
 
     def predates(self, last: Position) -> bool:
-        """Of a server that accepts writes, and the last that the writer said: True when this is of one that was the writer before
-        that one, and not of one that was promoted since. False where that cannot be told."""
+        """True if this server was the writer before the one of `last`, and was not promoted since. False if that is unknown.
+
+        This server accepts writes. last: the last position of the writer.
+        """
         ...
 
     def placed(self, last: Position) -> Position:
-        """The same position in the epoch of `last`, which the writer said last, if its server is certainly of that epoch but does
-        not know; else itself."""
+        """The same position in the epoch of `last`, if this server is certainly of that epoch but does not know; else itself.
+
+        last: the last position of the writer.
+        """
         ...
 
     def resumes(self, last: Position) -> bool:
-        """True if the server that said `last` is the one that says this, and may have forgotten its epoch."""
+        """True if `last` is of the same server, and that server may have forgotten its epoch."""
         ...
 
     def lacks(self, known: Position) -> bool:
-        """Of the writer: True if `known`, which it or a reader said before, has transactions of the writer's own that this lacks.
-        Then the writer's log was begun anew, or has lost its end: the numbers are used again for something else."""
+        """True if `known` has transactions that the writer itself has made and that this position of the writer lacks.
+
+        Then the writer's log was begun anew, or has lost its end: the numbers are used again for something else.
+        known: an earlier position of the writer or of a reader.
+        """
         ...
 
     def compact(self) -> str:
-        """Its text in a token: short, and of characters that are safe in URLs and headers; "" where it has none so short."""
+        """A short text for a token, of characters that are safe in URLs and headers; "" if there is no text so short."""
         ...
 
 
@@ -81,10 +90,10 @@ class WalPosition:
         return self if self.covers(other) else other if other.covers(self) else None
 
     def outdoes(self, other: Position) -> bool:  # noqa: ARG002
-        return False  # two that write on one timeline write different things under the same numbers
+        return False  # two writers on one timeline use the same numbers for different contents
 
     def predates(self, last: Position) -> bool:  # noqa: ARG002
-        return False  # the timeline tells
+        return False  # the timeline decides this
 
     def placed(self, last: Position) -> WalPosition:  # noqa: ARG002
         return self  # a server knows its timeline
@@ -93,7 +102,7 @@ class WalPosition:
         return False  # a server never forgets its timeline
 
     def lacks(self, known: Position) -> bool:  # noqa: ARG002
-        return False  # what a crash may take from the end of the log no reader was sent
+        return False  # a crash may cut the end of the log, but no reader was sent that end
 
     def compact(self) -> str:
         return f"{self.epoch}-{self.lsn:X}"
@@ -127,8 +136,10 @@ def parse_lsn(text: str) -> int:
 def end_of_record(insert_lsn: int, page: int = 8192, segment: int = 16 * 1024 * 1024) -> int:
     """The end of the last record before an insert position.
 
-    `pg_current_wal_insert_lsn()` right after a page boundary has already stepped over the page's header, which holds no
-    record: an idle reader never replays "up to" it. page, segment: bytes.
+    page, segment: their sizes in bytes.
+
+    Right after a page boundary, `pg_current_wal_insert_lsn()` has already stepped over the header of the page. The header holds
+    no record, so an idle reader never replays "up to" that position.
     """
     if insert_lsn % segment == _SEGMENT_HEADER:
         return insert_lsn - _SEGMENT_HEADER
@@ -139,20 +150,25 @@ def end_of_record(insert_lsn: int, page: int = 8192, segment: int = 16 * 1024 * 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A position of the writer, and the moment (monotonic seconds) before which it was *asked for*."""
+    """A position of the writer.
+
+    asked_at: a moment right before it was *asked for*: monotonic seconds.
+    """
 
     asked_at: float
     position: Position
 
 
 class Requirement(NamedTuple):
-    """What a reader must have replayed: every commit up to `after`, made in `epoch`.
+    """The commits that a reader must have replayed: all up to `after`, made in `epoch`.
 
-    after: monotonic seconds, taken when the commit had been acknowledged; of a token: no earlier than that.
-    position: the writer's position that proves it, once one was asked for after that moment.
-    given: position and epoch came with a token: they prove what it speaks of, but not all up to `after`, and may be made up.
-    heard_at: monotonic seconds, when the token was heard of. `after` comes from a date that another host's clock has written, so
-    that it counts only where time is all there is.
+    after: when the commit had been acknowledged, or, for a token, that moment or later: monotonic seconds.
+    epoch: None if it is unknown.
+    position: the writer's position that proves it; None until one was asked for after that moment.
+    given: whether position and epoch came with a token. Then they prove the token's commits, but not all commits up to `after`,
+        and may be made up.
+    heard_at: when the token arrived: monotonic seconds. `after` comes from a date by another host's clock, so it counts only if
+        there is no other evidence.
     """
 
     after: float
@@ -163,12 +179,12 @@ class Requirement(NamedTuple):
 
     @property
     def since(self) -> float:
-        """Monotonic seconds, by no clock but this host's: what the writer says of itself when it is asked later proves all."""
+        """Monotonic seconds, by this host's clock only. A position of the writer that is asked for later proves all."""
         return max(self.after, self.heard_at)
 
 
 def merge(mine: Requirement | None, other: Requirement | None) -> Requirement | None:
-    """A requirement that implies both. What was asked for after the later moment proves them."""
+    """A requirement that implies both. A position that is asked for after the later moment proves both."""
     if mine is None or other is None:
         return other if mine is None else mine
     if not mine.given and not other.given:
@@ -185,10 +201,11 @@ def merge(mine: Requirement | None, other: Requirement | None) -> Requirement | 
 
 
 class LastRead(NamedTuple):
-    """A read on a reader: where later ones may not show less.
+    """A read on a reader. Later reads must not show less.
 
-    server: the ServerId of the one that showed it. at: monotonic seconds, taken when it had been shown. epoch: of that server's
-    instance.
+    server: the ServerId of that reader.
+    at: when the read had ended: monotonic seconds.
+    epoch: the epoch of that server's instance.
     """
 
     server: object
@@ -197,8 +214,10 @@ class LastRead(NamedTuple):
 
 
 def evidence(samples: tuple[Sample, ...], after: float) -> Sample | None:
-    """The one with the smallest position known to contain every commit acknowledged by `after`; None when none was asked for
-    since."""
+    """The first sample that was asked for at `after` or later; None if there is none.
+
+    Its position is the smallest that is known to contain every commit acknowledged by `after`.
+    """
     for sample in samples:  # oldest first
         if sample.asked_at >= after:
             return sample
@@ -206,7 +225,7 @@ def evidence(samples: tuple[Sample, ...], after: float) -> Sample | None:
 
 
 def minimum(positions: tuple[P | None, ...]) -> P | None:
-    """The position that all cover; None when one is unknown or they do not compare."""
+    """The position that all the others cover; None if one is unknown or they do not compare."""
     least: P | None = None
     for position in positions:
         if position is None:

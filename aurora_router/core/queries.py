@@ -1,8 +1,8 @@
 """What a query does: SELECT, VALUES, TABLE and WITH, and everything that stands in them, at any depth.
 
-The first word, and the words, calls and parentheses behind decide. Nothing is ever searched in raw text, so a keyword in a
-literal does not count. What is particular to one dialect is in its `Dialect`; the statements that are no queries are functions
-of its module.
+The first word decides, with the words, calls and parentheses behind it. Nothing is ever searched in raw text, so a keyword in a
+literal does not count. The particulars of a dialect are in its `Dialect`. The statements that are no queries are functions of
+its module.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Mark(enum.Enum):
     SCHEMA = enum.auto()
 
 
-#: What a statement with this first word does: always the same, or what a function says of its tokens (`Reading`, the first behind
-#: that word, the one behind the last).
+#: The effect of a statement with this first word: always the same one, or a function of its tokens. The function takes the
+#: `Reading`, the index of the first token behind that word, and the index behind the last token.
 Head: TypeAlias = "Effect | Callable[[Reading, int, int], Effect]"
 
 
@@ -39,20 +39,25 @@ Head: TypeAlias = "Effect | Callable[[Reading, int, int], Effect]"
 class Dialect:
     """All that there is to know about one SQL dialect.
 
-    cut: every way in which a server may cut a text up into tokens, none where that is beyond us.
-    heads: by a statement's first word; `other` for all that are not there.
-    marks: what to look at in a query, or what a word alone says.
-    quiet: what may stand before "(" without being a call that matters. grammar: the same, where a function says so of its place.
-    functions: what the built-in ones do; prefixes: how the names of more begin that ask one server; unquoted: those that are
-        part of the grammar, so that the name in quotes is a user's function.
-    looks: for a function whose arguments matter, what its closing parenthesis (where it is) says.
-    recalled: functions and system variables that speak of the statements before. locks: functions that take a lock by name, and
-        are no writes.
-    schemas: of the server itself, with what their relations say; one that is not named asks one server, and so does one in a text
-        that names any of `server_columns`.
-    variables: those that one server has, and none of its connections. targets: INTO these stays with the connection.
-    transient: functions that write, and whose work ends with the transaction or is no connection's.
-    system_schema: where the built-in functions live. folds_quoted: the case of a quoted function name does not count.
+    cut: every way in which a server may cut a text up into tokens; none if that is beyond us.
+    heads: effects by a statement's first word.
+    marks: what to look at in a query, or the effect of a word alone.
+    quiet: what may stand before "(" without being a call that matters.
+    grammar: the same, for words whose place decides; a function looks at the place.
+    functions: effects of the built-in functions.
+    prefixes: how the names of more functions begin, which ask one server.
+    unquoted: functions that are part of the grammar, so that such a name in quotes is a user's function.
+    looks: effects of functions whose arguments matter, from the index of the closing parenthesis.
+    recalled: functions and system variables about the statements before.
+    locks: functions that take a lock by name, and are no writes.
+    schemas: of the server itself, with the effects of their relations. A relation that is not named asks one server.
+    server_columns: if a text names one of these, all relations of `schemas` in it ask one server.
+    variables: system variables that one server has, and none of its connections.
+    transient: functions that write, and whose work ends with the transaction or belongs to no connection.
+    targets: INTO these stays with the connection.
+    other: the effect of a first word that `heads` lacks.
+    system_schema: where the built-in functions live.
+    folds_quoted: the case of a quoted function name does not matter.
     """
 
     cut: Callable[[str], Sequence[list[str]]]
@@ -77,12 +82,12 @@ class Dialect:
 
 
 def after(*words: str) -> Callable[[Reading, int], bool]:
-    """Part of the grammar after these words."""
+    """A test whether a word is part of the grammar, because it follows one of these words."""
     return lambda reading, at: reading.low[at - 1] in words
 
 
 def after_literal(reading: Reading, at: int) -> bool:
-    """Part of the grammar after a literal or a parameter, behind which nothing can be called."""
+    """Whether a word is part of the grammar, because nothing can be called behind a literal or a parameter."""
     return reading.is_literal(at - 1)
 
 
@@ -105,16 +110,20 @@ _LOCK_STRENGTHS: Final = frozenset({"key", "no", "share", "update"})
 
 
 class Reading:
-    """One text cut into tokens; `functions` collects the calls that nobody vouches for, `recalls` what is asked of the past.
+    """One text cut into tokens.
 
-    ends, locks, unguards: as in a `Verdict`. leaves_traces: whether it leaves anything but rows on its connection.
+    functions: the called functions that are not known to be harmless.
+    recalls: what the text asks of its connection's past.
+    ends, locks, unguards: as in a `Verdict`.
+    leaves_traces: whether it leaves anything but rows on its connection.
     """
 
     __slots__ = ("_words", "dialect", "ends", "functions", "leaves_traces", "locks", "low", "raw", "recalls", "unguards")
 
     def __init__(self, raw: list[str], low: list[str], dialect: Dialect) -> None:
         self.raw = raw
-        self.low = low  # folded to lower case, literals and quoted names too: those keep their quotes
+        # Literals and quoted names are folded to lower case, too, and keep their quotes.
+        self.low = low
         self.dialect = dialect
         self.functions: set[str] = set()
         self.ends = self.unguards = self.locks = self.leaves_traces = False
@@ -133,12 +142,12 @@ class Reading:
 
     def statement(self, start: int, stop: int) -> Effect:
         if start == stop:
-            return Effect.READ  # truly nothing: the server does nothing
+            return Effect.READ  # the server does nothing
         head = self.low[start]
         if head == "(" or head in QUERY_HEADS:
             return self.preparable(start, stop)
         if head in CHANGES or head == "replace":
-            self.query(start, stop)  # for the sake of the functions
+            self.query(start, stop)  # it collects the functions
             self.functions -= _CHANGES_WORDS
         else:
             self.leaves_traces = True
@@ -157,10 +166,10 @@ class Reading:
         return next((word for word in self.low[start:stop] if word != "("), "")
 
     def query(self, start: int, stop: int) -> Effect:
-        """SELECT, VALUES, TABLE, WITH: everything that stands in it, at any depth, behind a write as well."""
+        """The effect of SELECT, VALUES, TABLE or WITH, with everything in it, at any depth, behind a write as well."""
         low, marks, quiet, looks = self.low, self.dialect.marks, self.dialect.quiet, self.dialect.looks
         effect = Effect.READ
-        # What stood before each open parenthesis, and whether the list of a WITH goes on after it.
+        # For each open parenthesis: the token before it, and whether the list of a WITH goes on after it.
         opened: list[tuple[str, bool]] = []
         listing, closed = False, ""
         for at, token in enumerate(low[start:stop], start):
@@ -211,9 +220,11 @@ class Reading:
         return effect if not opened else Effect.WRITE
 
     def call(self, at: int, listing: bool, closed: str) -> Effect:
-        """What `name (` does, the name's last part being at `at`.
+        """The effect of `name (`.
 
-        listing: is this in the list of a WITH?  closed: what stood before the parenthesis that closed last.
+        at: the index of the name's last part.
+        listing: whether this is in the list of a WITH.
+        closed: the token before the pair of parentheses that closed last.
         """
         low = self.low
         name = self.name(at)
@@ -241,7 +252,7 @@ class Reading:
         return Effect.READ
 
     def no_call(self, at: int, before: str, listing: bool, closed: str) -> bool:
-        """Is the unqualified name at `at`, with a parenthesis behind it, part of the grammar?"""
+        """Whether the unqualified name at `at`, with a parenthesis behind it, is part of the grammar."""
         low = self.low
         word = low[at]
         construct = self.dialect.grammar.get(word)
@@ -258,7 +269,7 @@ class Reading:
         return low[at - 2] in ("from", "join") and before not in self.dialect.quiet
 
     def relation(self, at: int) -> Effect:
-        """What reading a relation of the system schema at `at` asks; nothing where no relation of it follows."""
+        """The effect of reading a relation of the system schema at `at`; READ if no relation of it follows."""
         if self.low[at + 1] != ".":
             return Effect.READ
         schema, relation = (self.low[part].strip('`"') for part in (at, at + 2))
@@ -266,13 +277,14 @@ class Reading:
         return max(asks, Effect.SERVER) if self.names_server_columns() else asks
 
     def names_server_columns(self) -> bool:
-        """Does the text name columns that each server fills in for itself?"""
+        """Whether the text names columns that each server fills in for itself."""
         if self._words is None:
             self._words = frozenset(self.low)
         return not self._words.isdisjoint(self.dialect.server_columns)
 
     def variable(self, at: int) -> Effect:
-        """What reading the system variable at `at` asks: one server, this connection, or of the statements before."""
+        """The effect of reading the system variable at `at`: it asks one server, this connection, or about the statements
+        before."""
         name = self.low[at].strip("`")
         scoped = self.low[at + 1 : at + 2] == ["."]
         if scoped and name == "global":
@@ -282,17 +294,17 @@ class Reading:
         return Effect.SERVER if not scoped and name in self.dialect.variables else Effect.CONNECTION
 
     def end(self) -> None:
-        """Note that a transaction may end here, and with it that it was read-only."""
+        """Note that a transaction may end here, and its read-only mode with it."""
         self.ends = self.unguards = True
 
     def recall(self, what: Recall) -> Effect:
-        """Note that the connection's past is asked for; that alone is no more than a read."""
+        """Note a question about the connection's past. By itself it is no more than a read."""
         if self.recalls is not Recall.STATEMENT:
             self.recalls = what
         return Effect.READ
 
     def name(self, at: int) -> str | None:
-        """The name at `at` as the server sees it; "" where that is beyond us, None where it is no name."""
+        """The name at `at` as the server sees it; "" if that is beyond us, None if it is no name."""
         raw = self.raw[at]
         first = raw[:1]
         if first in ('"', "`") and len(raw) > 1:
@@ -308,7 +320,7 @@ class Reading:
         return self.low[at] if first == "_" or first.isalnum() or first >= "\x80" else None
 
     def is_literal(self, at: int) -> bool:
-        """Is the token at `at` a literal, or the end of a parameter?"""
+        """Whether the token at `at` is a literal, or the end of a parameter."""
         here, before = self.low[at], self.low[at - 1]
         if here[-1:] in ("'", '"', "?") or here[:1].isdecimal():
             return True

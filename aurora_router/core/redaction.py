@@ -1,4 +1,4 @@
-"""Hides in the words of an error what was given as an option's value, because it may be a secret, or hold one."""
+"""Hide the values of options in the text of an error, because they may be or contain secrets."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 _BETWEEN: Final = re.compile(r"[^\w.@%$+-]+")
-"""What stands between the parts of a value of which a server may repeat one: "-c app.token=secret"."""
+"""The separators of the parts of a value. A server may repeat one part alone, as in "-c app.token=secret"."""
 _QUOTED: Final = re.compile(r"""near '.*' at line|"[^"]*"|'[^']*'|`[^`]*`""", re.DOTALL)
 _WORD: Final = re.compile("[a-z]+")
-_LONG: Final = 8  # characters: a server may have cut off what follows
+_LONG: Final = 8  # characters; a server may cut off the rest of a longer value
 
 
 def hide(text: str, values: Iterable[object], shown: Collection[object] = ()) -> str:
-    """Put "..." in the place of all that is of one of these values.
+    """Replace these values, and parts of them, with "...".
 
-    A part of a value that looks like a word of a sentence is hidden in quotes, brackets and after a colon only.
-    shown: what everybody may see: names of options, of the user, the database and the host.
+    A part that looks like a word of a sentence is hidden only in quotes, in brackets and after a colon.
+    shown: names that everybody may see: those of options, of the user, the database and the host.
     """
     known = {str(each).lower() for each in shown}
     given = [each for value in values for said in _texts(value) for each in (said, repr(said)[1:-1])]
@@ -42,7 +42,7 @@ def _pattern(part: str) -> str:
 
 
 def _texts(value: object) -> Iterator[str]:
-    """What an error might repeat of a value."""
+    """The texts that an error might repeat of a value."""
     if isinstance(value, bytes | bytearray):
         yield value.decode("latin-1")
     elif isinstance(value, str | os.PathLike):

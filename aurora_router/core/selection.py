@@ -1,4 +1,4 @@
-"""Where a unit goes: choose(topology, need, ...) -> Decision, and the balancing strategies, which are functions."""
+"""The choice of an instance for a unit: choose(topology, need, ...) -> Decision, and the balancing strategies (functions)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from aurora_router.core.positions import LastRead, Requirement, evidence
 from aurora_router.core.statements import Effect, Hint, Verdict
 from aurora_router.core.topology import Instance, Topology
 
-LAG_MARGIN = 0.5  # seconds added to a measured lag where that is all the evidence there is
+# Seconds added to a measured lag if the lag is the only evidence.
+LAG_MARGIN = 0.5
 
 
 class Reason(enum.Enum):
@@ -37,11 +38,15 @@ _READ, _DECLARED_READ_ONLY = Reason.READ, Reason.DECLARED_READ_ONLY  # looked up
 
 
 class Need(NamedTuple):
-    """What a unit that reads needs of the instance that serves it.
+    """The conditions that a reading unit sets for the instance that serves it.
 
-    declared: as read-only. requirement: what must have been replayed. last_reads: what may not be undercut. max_lag: seconds.
-    avoid: ids of instances that have just failed this unit. pin_seconds: how long a requirement keeps the unit on the writer
-    where readers give no evidence at all. writer_serves_reads: where to go when no reader qualifies.
+    declared: whether the unit is declared read-only.
+    requirement: what the instance must have replayed; None for nothing.
+    last_reads: earlier reads. The instance must not show less than they did.
+    max_lag: the greatest lag that is allowed, in seconds; None for any.
+    avoid: ids of instances that have just failed this unit.
+    pin_seconds: how long a requirement keeps the unit on the writer if readers give no evidence at all.
+    writer_serves_reads: whether the unit goes to the writer if no reader qualifies.
     """
 
     declared: bool = False
@@ -54,7 +59,7 @@ class Need(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """Where a unit goes, and why.
+    """The instance for a unit, and the reason.
 
     instance: None if no instance will do.
     effect: the statement's, if there was one to look at.
@@ -67,10 +72,11 @@ class Decision(NamedTuple):
 
 @dataclass(slots=True)
 class Load:
-    """How busy the instances are.
+    """The load of the instances.
 
-    in_use: connections checked out, by instance id. turn: a counter that goes round. capacity: connections that the pool of one
-    reader may have.
+    in_use: returns the number of connections checked out, by instance id.
+    turn: a counter for taking instances in turn.
+    capacity: the number of connections that the pool of one reader may have.
     """
 
     in_use: Callable[[str], int]
@@ -78,7 +84,7 @@ class Load:
     capacity: float = math.inf
 
     def has_room(self, instance_id: str) -> bool:
-        """Whether a unit would find a connection in that reader's pool without waiting."""
+        """Whether a unit would get a connection from that reader's pool without waiting."""
         return self.in_use(instance_id) < self.capacity
 
 
@@ -99,19 +105,19 @@ def least_busy(readers: Sequence[Instance], load: Load, rnd: float) -> Instance:
 
 
 def fastest(readers: Sequence[Instance], load: Load, rnd: float) -> Instance:
-    """Of two readers drawn at random, the one that answered its last probe sooner: quick, without a herd on the quickest."""
+    """Of two readers drawn at random, the one whose last probe was faster. So not all units go to the fastest reader."""
     first = int(rnd * len(readers))
     second = (first + 1 + load.turn % max(len(readers) - 1, 1)) % len(readers)
     return min(readers[first], readers[second], key=lambda reader: reader.latency)
 
 
 def round_robin(readers: Sequence[Instance], load: Load, rnd: float) -> Instance:
-    """One after the other."""
+    """The readers one after the other."""
     return readers[load.turn % len(readers)]
 
 
 def at_random(readers: Sequence[Instance], load: Load, rnd: float) -> Instance:
-    """Any."""
+    """Any reader, at random."""
     return readers[int(rnd * len(readers))]
 
 
@@ -127,8 +133,9 @@ STRATEGIES: Mapping[Strategy, Balance] = {
 def reason_to_write(found: Verdict, effect: Effect, hint: Hint | None, refused: bool) -> Reason | None:
     """Why an automatic unit must be on the writer for a statement; None if a reader may serve it.
 
-    found: the verdict on its text. effect: the same, given what is known of its functions.
-    hint: what the application asks for; it never sends a write to a reader.
+    found: the verdict on its text.
+    effect: the effect, with what is known of its functions.
+    hint: what the application asks for. It never sends a write to a reader.
     refused: whether a reader has refused this text before.
     """
     if effect is _IS_READ:
@@ -140,16 +147,19 @@ def reason_to_write(found: Verdict, effect: Effect, hint: Hint | None, refused: 
 
 
 def to_writer(topology: Topology, reason: Reason, without: Reason = Reason.NO_WRITER) -> Decision:
-    """The writer, for this reason; nowhere, `without` saying why, while there is none."""
+    """Decide for the writer, with this reason. If there is no writer, decide for no instance, with the reason `without`."""
     return Decision(topology.writer, reason if topology.writer is not None else without)
 
 
 def choose(topology: Topology, need: Need, balance: Balance, load: Load, rnd: float, now: float) -> Decision:
-    """Where a unit with this need goes, in this topology. now: monotonic seconds.
+    """Choose the instance for a unit with this need.
+
+    rnd: a random number in [0, 1).
+    now: monotonic seconds.
 
     A reader whose pool is full is not chosen while another one has room. A read that no reader satisfies goes to the writer.
-    While the evidence for a session's own writes is missing its reads go to the writer even where `writer_serves_reads` is
-    false: that spares the writer a crowd of readers, not the tens of milliseconds after a commit.
+    Reads without evidence for their session's own writes go to the writer even if `writer_serves_reads` is false. That setting
+    protects the writer from the load of all readers, not from reads in the tens of milliseconds after a commit.
     """
     able: Sequence[Instance] = topology.readers
     if need.avoid or need.max_lag is not None:
@@ -170,16 +180,16 @@ def choose(topology: Topology, need: Need, balance: Balance, load: Load, rnd: fl
         chosen = balance(able, load, rnd)
         if not load.has_room(chosen.id):
             roomy = [r for r in able if load.has_room(r.id)]
-            if roomy:  # else the unit waits where the strategy says
+            if roomy:  # else the unit waits for the reader of the first choice
                 chosen = balance(roomy, load, rnd)
     return Decision(chosen, _DECLARED_READ_ONLY if need.declared else _READ)
 
 
 def satisfies(reader: Instance, requirement: Requirement, topology: Topology, pin_seconds: float, now: float) -> bool:
-    """Whether the reader is known to have replayed every commit that the requirement speaks of.
+    """Whether the reader is known to have replayed every commit of the requirement.
 
-    A position of an older epoch is never compared: what proves the commit then is a position of the new writer, asked for
-    after the commit, so that the session stays on the writer for as long as the reader takes to follow.
+    A position of an older epoch is never compared. The proof is then a position of the new writer that was asked for after the
+    commit. So the session stays on the writer until the reader has followed.
     """
     if requirement.epoch is not None and requirement.epoch > topology.epoch:
         return False  # a token of a newer writer than any that is known here
@@ -191,21 +201,25 @@ def satisfies(reader: Instance, requirement: Requirement, topology: Topology, pi
         if position is not None:
             return reader.position.covers(position)
         if topology.writer is None or topology.writer.position is not None:
-            return False  # the proof is still to come
+            return False  # the writer will give a position that proves it
     if reader.unproven or (topology.writer is not None and topology.writer.unproven):
         return False
     if not reader.pooled:
         used = [seen for seen in reader.seen if seen.server.id in reader.servers]
         if any(seen.server.epoch != topology.epoch for seen in used):
-            return False  # one of them does not follow the newest writer yet: what it lags behind is another
+            # One of them does not follow the newest writer yet, so its lag is the lag behind another one.
+            return False
         if reader.lag is not None and requirement.epoch == topology.epoch:
             return requirement.after < min(seen.asked_at for seen in used) - reader.lag - LAG_MARGIN
     return now - requirement.after >= pin_seconds
 
 
 def shows_no_less(reader: Instance, last: LastRead, topology: Topology, pin_seconds: float, now: float) -> bool:
-    """Whether the reader certainly shows what the session has read before: it is the server that showed it, or has replayed
-    what that server, or the writer, had when asked since."""
+    """Whether the reader certainly shows what the session has read before.
+
+    It does if it is the server of that read. It also does if it has replayed a position of that server, or of the writer, that
+    was asked for since.
+    """
     if reader.servers == {last.server}:
         return True
     if reader.position is not None:
@@ -217,11 +231,13 @@ def shows_no_less(reader: Instance, last: LastRead, topology: Topology, pin_seco
 
 
 def resolve(requirement: Requirement, topology: Topology) -> Requirement:
-    """The requirement with the position that proves it in this epoch, where the topology has one by now.
+    """The requirement with the position that proves it in this epoch, if the topology has one by now.
 
-    To be kept: the samples that have it go, and a reader that is later than they reach back would never cover those that follow.
-    A given one is taken down to what the writer says, where it claims more: it was made up, or the cluster restored. The writer
-    must have been asked after the token was heard of, because the token's date may be wrong.
+    Store the result: samples expire, and a reader lagging beyond the samples would never cover the later ones.
+
+    A token's position may claim more than the writer has, because it was made up, or because the cluster was restored. Then the
+    writer's own position replaces it. The writer must have been asked after the token arrived, because the date of the token
+    may be wrong.
     """
     epoch, position, given = requirement.epoch, requirement.position, requirement.given
     if position is not None and position.epoch == topology.epoch:
@@ -237,13 +253,15 @@ def resolve(requirement: Requirement, topology: Topology) -> Requirement:
 
 
 def was_looked_for(requirement: Requirement, topology: Topology) -> bool:
-    """Whether the writer that a token speaks of was looked for everywhere: all instances that answer were asked since the token
-    was heard of, and those that were never asked have had their first probe."""
+    """Whether the writer of a token's epoch was looked for everywhere.
+
+    All instances that answer must have been asked since the token arrived, and each other one must have had its first probe.
+    """
     return all(i.heard_at >= requirement.since for i in topology.instances if i.seen or not i.probed)
 
 
 def _too_late(reader: Instance, max_lag: float | None, now: float) -> bool:
-    """Whether the reader may be further behind than that: by what it said, or by what may have come since it said so."""
+    """Whether the reader may lag by more than `max_lag`. The time since its last answer counts as lag, too."""
     if max_lag is None:
         return False
     if reader.lag is None:

@@ -1,8 +1,8 @@
-"""The effect of a statement, read from its text alone, and remembered.
+"""The effect of a statement, read from its text alone, and cached.
 
-The text is cut up into tokens (`lexer`), and those are read (`queries`, and the dialect's module). Whatever is not known to be a
-read is a write: a wrong guess that way costs a detour, never a wrong answer. A text that a server may cut up in more than one
-way, for it depends on a setting or on its version, does the strongest of what it may do.
+The text is cut up into tokens (`lexer`), and those are read (`queries`, and the dialect's module). A statement is a write unless
+it is known to be a read: a wrong guess that way costs a detour, never a wrong answer. How a server cuts a text up may depend on
+a setting or on its version. Such a text counts as the strongest of its possible effects.
 """
 
 from __future__ import annotations
@@ -33,30 +33,31 @@ _NOT_KNOWN: Final = frozenset({*_MODE, *(in_doubt + mysql.mode(None) for in_doub
 def verdict(sql: str, dialect: str = "postgresql") -> Verdict:
     """What is known about this text; the verdicts of the texts used last are cached.
 
-    Raises ValueError for an unknown dialect, and nothing else whatever the text.
+    Raises ValueError for an unknown dialect, and nothing else, whatever the text is.
     """
     return _cache.recent.get((sql, dialect)) or _cache.recall(sql, dialect)
 
 
 def classify(sql: str, dialect: str = "postgresql", *, read_only_functions: Iterable[str] = ()) -> Effect:
-    """Return the effect of a statement; of several statements in one text, the strongest effect.
+    """Return the effect of a statement, or the strongest effect of several statements in one text.
 
     sql: the text.
     dialect: "postgresql", "mysql" or "mariadb", or one of them with what is known of a connection's setting (see `in_mode`).
     read_only_functions: functions that only read, spelled as the statement calls them; see `Verdict.effect_given`.
 
-    Raises ValueError for an unknown dialect, and nothing else whatever the text.
+    Raises ValueError for an unknown dialect, and nothing else, whatever the text is.
     """
     return verdict(sql, dialect).effect_given(frozenset(read_only_functions))
 
 
 def in_mode(dialect: str, setting: str | None) -> str:
-    """The dialect of a connection whose setting is known: texts with backslashes before quotes have one meaning there.
+    """The dialect of a connection whose setting is known, so that texts with backslashes before quotes have one meaning.
 
-    Without that, such a text does the strongest of what it may do, and its verdict is `in_doubt`.
+    Without it, such a text counts as the strongest of its possible effects, and its verdict is `in_doubt`.
+
     dialect: "postgresql", "mysql" or "mariadb".
-    setting: what the server says of `standard_conforming_strings` (PostgreSQL) or `@@sql_mode`. None: of the latter it is only
-        known that it lacks NO_BACKSLASH_ESCAPES, so that a text with backslashes in "..." may still be in doubt.
+    setting: the server's `standard_conforming_strings` (PostgreSQL) or `@@sql_mode`. None: the latter is only known to lack
+        NO_BACKSLASH_ESCAPES, so a text with backslashes in "..." may still be in doubt.
     """
     return dialect + _MODE[dialect](setting)
 
@@ -80,8 +81,8 @@ class Cache:
     """Verdicts of the texts used last. The bytes of all texts together are bounded, not their number or length.
 
     There are two generations. A text that is used enters the younger one, `recent`. When that is full, it becomes the elder
-    one, and the former elder one is dropped with all that was not used since. So a hit is one look into a dictionary, and
-    nothing needs a lock: threads that meet while a generation ends may lose some verdicts, which are made again.
+    one, and the former elder one is dropped with all texts that were not used since. So a hit is one lookup in a dictionary,
+    without a lock. Threads that meet while a generation ends may lose some verdicts, which are made again.
 
     judge: makes the verdict on a text in a dialect.
     size: bytes of both generations together. A text that would fill more than half a generation is not kept.
@@ -107,7 +108,7 @@ class Cache:
         return found
 
 
-_ENTRY: Final = 400  # bytes of a verdict, its key and its place in a dictionary, about
+_ENTRY: Final = 400  # about the bytes of a verdict, its key and its dictionary entry
 _cache: Final = Cache(_judge, 32 * 2**20)
 
 
@@ -131,7 +132,7 @@ def _read(sql: str, raw: list[str], dialect: Dialect) -> Verdict:
 
 
 def _strongest(verdicts: list[Verdict]) -> Verdict:
-    """What holds whichever of these is the case."""
+    """The verdict that holds whichever of these is right."""
     effect = max(each.effect for each in verdicts)
     known = max(each.known for each in verdicts)
     functions = frozenset[str]() if known is effect else frozenset[str]().union(*(each.functions for each in verdicts))

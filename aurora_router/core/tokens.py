@@ -1,9 +1,9 @@
-"""Tokens: what a later reader must have replayed, in a text that goes through cookies, headers and messages.
+"""Tokens: a requirement for later reads, as a text for cookies, headers and messages.
 
 The text is `1.<cluster>.<position>.<made at>`, in URL-safe characters: a version, the cluster's identity, a position, and
-unix milliseconds. A position of PostgreSQL is `<epoch>-<lsn>`; those of other kinds begin with a letter. Without one (`0` in its
-place), for none was known or none is short enough, it speaks of all that was committed when it was made. A signature may
-follow, after one more dot; only its form is of this module.
+unix milliseconds. A position of PostgreSQL is `<epoch>-<lsn>`. Other kinds of positions begin with a letter. If no position was
+known, or none is short enough, there is a `0` in its place. Such a token speaks of all that was committed when it was made. A
+signature may follow after one more dot. This module knows only its form.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from typing import Final, NamedTuple
 from aurora_router.core.gtid import GtidSet, MariadbGtid
 from aurora_router.core.positions import Position, Requirement, Sample, WalPosition, evidence
 
-LONGEST = 120  # characters, signature and all
+LONGEST = 120  # characters, including the signature
 SIGNATURE = 44  # characters of a signature and the dot before it
 SKEW = 1.0  # seconds that the clocks of two hosts may differ
 _FORM = re.compile(r"1\.([0-9A-Za-z_-]{1,36})\.([0-9A-Za-z_-]{1,60})\.([0-9]{1,15})", re.ASCII)
-# 32 bytes in base64. The last character has two bits too many: they must be zero, so that there is one spelling only.
+# 32 bytes in base64. The last character has two unused bits. They must be zero, so that there is only one spelling.
 _SIGNATURE = re.compile(r"[0-9A-Za-z_-]{42}[048AEIMQUYcgkosw]", re.ASCII)
 _KINDS: Final[Mapping[str, Callable[[str], Position]]] = {"a": MariadbGtid.expand, "m": GtidSet.expand}
 
 
 class Token(NamedTuple):
-    """What a reader must have replayed: all that a cluster had committed at a moment.
+    """The requirement that a reader has replayed all that a cluster had committed at a moment.
 
-    cluster: as ServerId.cluster. made_at: that moment, in unix milliseconds, rounded up. position: the writer's, asked for after
-    it.
+    cluster: as ServerId.cluster.
+    position: the writer's position, asked for after that moment; None if there is none.
+    made_at: that moment, in unix milliseconds, rounded up.
     """
 
     cluster: str
@@ -44,7 +45,7 @@ class Token(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Token:
-        """The inverse of str(), as far as what it says goes. Raises ValueError."""
+        """The inverse of str(), for the parts that the text has. Raises ValueError."""
         found = _FORM.fullmatch(text)
         if found is None:
             raise ValueError("not a consistency token")
@@ -57,17 +58,19 @@ class Token(NamedTuple):
 
 
 def unsigned(text: str) -> str | None:
-    """The text before the signature; None without a signature in the one spelling that it has."""
+    """The text before the signature; None if there is no signature in its only valid spelling."""
     before, _, signature = text.rpartition(".")
     return before if _SIGNATURE.fullmatch(signature) else None
 
 
 def latest(tokens: Sequence[Token]) -> Token:
-    """The one that implies the others. Raises ValueError for tokens of several clusters.
+    """The token that implies the others.
 
-    Of two with positions the newer epoch, then the position decides. Where neither position covers the other, the writer has
-    changed between them: that of the newer one was made behind the older. One without a position counts unless one that has a
-    position is later for certain: by more than clocks may differ.
+    Raises ValueError for tokens of several clusters.
+
+    Of two tokens with positions, the newer epoch decides, and then the position. If neither position covers the other, the
+    writer has changed between them. Then the token that was made later decides, because its position came after the other.
+    A token without a position counts unless one with a position is certainly later: by more than clocks may differ.
     """
     if any(token.cluster != tokens[0].cluster for token in tokens):
         raise ValueError("they are of two clusters")
@@ -94,10 +97,12 @@ def _is_later(one: Position, other: Position, made_later: bool) -> bool:
 
 
 def renewed(requirement: Requirement, samples: tuple[Sample, ...], since: float, now: float) -> Requirement:
-    """What a token of the requirement is to say: of the moment that its position was asked for, and of none before `since`, so
-    that it is honoured for long enough.
+    """The requirement for a token, as of the moment at which its position was asked for.
 
-    samples: of the writer, oldest first. since, now: monotonic seconds.
+    That moment is not before `since`, so that the token counts for long enough.
+
+    samples: the writer's, oldest first.
+    since, now: monotonic seconds.
     """
     proof = evidence(samples, max(requirement.since, since))
     if proof is not None and (requirement.position is None or proof.position.covers(requirement.position)):

@@ -1,21 +1,24 @@
 """The frozen picture of all instances at one moment, and the one function that changes it: observe().
 
 Rules:
-- An instance is an endpoint. Usually one server stands behind it; behind a load balancer's or DNS's name there may be
-  several, so each observation is of one *server*, and an instance is only as far as the least of its servers.
-- An observation that was asked for before the newest one of the same server is dropped.
+- An instance is an endpoint. Usually one server stands behind it. Behind the name of a load balancer or in DNS there may be
+  several. So each observation is of one *server*, and an instance is only as far as the least advanced of its servers.
+- An observation is dropped if it was asked for before the newest one of the same server.
 - The writer is the server of the newest epoch that accepts writes. A writer of an older epoch is deposed: it serves nothing.
-  Of two servers of the newest epoch that both accept writes, the one whose position shows that it is newer. Where neither does,
-  there is no writer until that resolves. One whose position shows that it was the writer before the last one is deposed, too.
-- A reader that has ceased to replay is not used.
-- A server that is known keeps its place when its cluster is given another name. Any other server of another cluster is a
-  stranger: it serves nothing, and what stood at its place is gone.
-- The epoch never goes back, unless the writer itself says so: its log was begun anew. Servers that were deposed before stay so.
-- A reader with transactions of the writer's that the writer, asked later, has not is on another line: its position proves
-  nothing. Nor does it before the writer was once seen to have what the reader has: a writer asked sooner cannot tell.
-- A silent probe makes an instance suspect; the second in a row, or a refused connection, takes it out of use.
-- A reader that was lost once is taken back at its first answer. One that is lost again and again must have answered for a while
-  that doubles with each loss. The writer never waits: without it nobody can write.
+- Two servers of the newest epoch may both accept writes. The writer is the one whose position shows that it is newer. If
+  neither position shows that, there is no writer until that resolves.
+- A server is also deposed if its position shows that it was the writer before the last one.
+- A reader that no longer replays is not used.
+- A known server keeps its place if its cluster gets another name. Any other server of another cluster is a stranger: it serves
+  nothing, and the server that stood at its place is forgotten.
+- The epoch goes back only if the writer itself says so, because its log was begun anew. Deposed servers stay deposed.
+- A reader may have transactions of the writer's that the writer, asked later, does not have. Such a reader is on another line:
+  its position proves nothing.
+- A reader's position also proves nothing before the writer was once seen to have what the reader has. A writer that was asked
+  before the reader cannot tell.
+- A silent probe makes an instance suspect. The second in a row, or a refused connection, takes the instance out of use.
+- A reader that was lost once is used again at its first answer. A reader that is lost again and again must answer for a while
+  first, which doubles with each loss. The writer never waits, because without it nobody can write.
 """
 
 from __future__ import annotations
@@ -27,27 +30,29 @@ from typing import NamedTuple
 
 from aurora_router.core.positions import Position, Sample, minimum
 
-SAMPLES = 256  # how many positions of the writer are kept: at 50 ms about 13 s, at 1 s more than 4 min
-SETTLES = 0.1  # seconds after a crash for which a server that goes on breaks connections instead of refusing them
+# How many positions of the writer are kept: about 13 s with a probe every 50 ms, more than 4 min with one a second.
+SAMPLES = 256
+# Seconds after a crash for which a server that goes on breaks connections instead of refusing them.
+SETTLES = 0.1
 MISSES = 2  # silent probes in a row that take an instance out of use
 CALM = 300.0  # seconds without a loss after which earlier ones are forgotten
 LONGEST_HOLD = 60.0  # seconds
 
 
 class Role(enum.Enum):
-    """What a server does: accept writes, or replay them."""
+    """The role of a server: it accepts writes, or replays them."""
 
     WRITER = "writer"
     READER = "reader"
 
 
 class ServerId(NamedTuple):
-    """What tells one server from another, and one life of it from the next.
+    """The identity of one life of one server, from one start to the next.
 
-    cluster: what all servers of a cluster share: PostgreSQL's system identifier, say.
-    address, port: where the server itself says the connection arrived; where it does not know, a name that no other server of
-    the cluster has stands for the address.
-    started: when it was started; a restarted reader may have gone back in its log.
+    cluster: the name that all servers of a cluster share, for example PostgreSQL's system identifier.
+    address, port: where the connection arrived, as the server itself says. If the server does not know, the address is a name
+        that no other server of the cluster has.
+    started: when the server was started. A restarted reader may have gone back in its log.
     """
 
     cluster: str
@@ -57,7 +62,7 @@ class ServerId(NamedTuple):
 
     @property
     def life(self) -> tuple[str, int | None, str]:
-        """The same for one server reached at several addresses: no two of a cluster say the same of their start."""
+        """The same for one life of a server at all its addresses: no two servers of a cluster have the same `started`."""
         return (self.cluster, self.port, self.started)
 
     @property
@@ -73,12 +78,15 @@ class ServerId(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What one server said of itself.
+    """The answer of one server to a probe.
 
-    epoch: the newest it is known to be on. position: written (writer) or replayed (reader); None where it gives none.
-    lag: seconds behind the writer; None for a writer or where it cannot be told. isolation: its default level. stopped: why it
-    replays no more, where it is a reader that has ceased to. unproven: why a position does not prove that readers have what was
-    written: of a reader, that it replicates a part only; of a writer, that its log has a part only.
+    epoch: the newest that the server is known to be on.
+    position: written (writer) or replayed (reader); None if the server gives none.
+    lag: seconds behind the writer; None for a writer, or if it is unknown.
+    isolation: its default level.
+    stopped: why a reader no longer replays; "" if it does, and for a writer.
+    unproven: why a position does not prove that readers have what was written; "" if it does. A reader may replicate only a
+        part, or the log of a writer may have only a part.
     """
 
     id: ServerId
@@ -94,18 +102,19 @@ class Server:
 class Silence(enum.Enum):
     """How a probe failed."""
 
-    REFUSED = "refused"  # it said no, or the connection broke: certain
-    NOT_NOW = "not now"  # it said no because it is starting, recovering from a crash, or stopping
-    TIMEOUT = "timeout"  # it said nothing in time: a suspicion
-    MISCONFIGURED = "misconfigured"  # it will say no until someone changes something
+    REFUSED = "refused"  # certain: the server said no, or the connection broke
+    NOT_NOW = "not now"  # the server is starting, recovering from a crash, or stopping
+    TIMEOUT = "timeout"  # a suspicion: no answer came in time
+    MISCONFIGURED = "misconfigured"  # the server will say no until somebody changes something
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What one probe of one instance said. Times are monotonic seconds.
+    """The result of one probe of one instance. Times are monotonic seconds.
 
-    server: the answer, or None. about: the server that a broken or silent probe connection had reached before, if any.
-    pooled: one and the same connection reached different servers, as behind a pooler that chooses one.
+    server: the answer; None if there is none.
+    about: the server that a broken or silent probe connection had reached before; None if it had reached none.
+    pooled: whether one connection reached different servers, as behind a pooler that chooses one.
     """
 
     instance: str
@@ -119,9 +128,9 @@ class Observation:
 
 
 class Ahead(NamedTuple):
-    """A reader's position with transactions of the writer's that the writer is not yet seen to have, and when it was told.
+    """A reader's position with transactions of the writer's that the writer is not yet seen to have.
 
-    told_at: monotonic seconds.
+    told_at: when the reader gave the position: monotonic seconds.
     """
 
     position: Position
@@ -130,14 +139,15 @@ class Ahead(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A server behind an instance, and the probe that showed it last.
+    """A server behind an instance, and the last probe that it answered.
 
-    misses: its silent probes in a row since then. missed_at: when the last one of them was asked for.
+    misses: the number of silent probes in a row since then.
+    missed_at: when the last silent probe was sent: monotonic seconds.
 
-    The rest is of a reader, and holds until it goes back or is started again.
-    confirmed: the writer was seen to have all that the reader had.
-    ahead: its first position that the writer is not yet seen to have, if there is one.
-    astray: the writer was asked after `ahead` had been told, and did not have it.
+    The other fields are about a reader, and hold until it goes back in its log or is started again.
+    confirmed: whether the writer was seen to have all that the reader had.
+    ahead: the first position of the reader that the writer is not yet seen to have; None if there is none.
+    astray: whether the writer was asked after the reader had given `ahead`, and did not have it.
     """
 
     server: Server
@@ -160,12 +170,12 @@ class Instance:
     position: how far it is known to be; None if that is unknown.
     lag: seconds; None if it is unknown.
     latency: seconds that the last probe took.
-    error: what was last heard, if it is not healthy.
+    error: why it is not healthy; "" if it is.
     heard_at: when the newest probe that has ended was sent.
     pooled: whether the servers behind it cannot be told apart. Then their positions prove nothing.
     foreign: the other cluster that it says it belongs to; None if it does not.
-    unproven: why nothing that it says proves what a session has written, though it is used for other reads; "" if it does. An
-        instance that is not used keeps its last value.
+    unproven: why its answers do not prove that it has what a session has written; "" if they do. It is used for other reads
+        even then. An instance that is not used keeps its last value.
     epoch: the newest that a server behind it is known to be on; 0 if none answers.
     losses: how often it was lost, without a calm time in between.
     lost_at: when the probe that showed the last loss was sent.
@@ -195,22 +205,22 @@ class Instance:
 
     @property
     def healthy(self) -> bool:
-        """It answers and may be used in its role."""
+        """Whether the instance answers and may be used in its role."""
         return self.role is not None
 
     @property
     def stranger(self) -> bool:
-        """It is of another cluster."""
+        """Whether the instance is of another cluster."""
         return self.foreign is not None
 
     @property
     def misses(self) -> int:
-        """Silent probes in a row, of the server that has most."""
+        """The number of silent probes in a row, of the server that has most."""
         return max((seen.misses for seen in self.seen), default=0)
 
     @property
     def probed(self) -> bool:
-        """At least one probe has come to an end."""
+        """Whether at least one probe has ended."""
         return self.heard_at > float("-inf")
 
     def __str__(self) -> str:
@@ -235,7 +245,7 @@ class Topology:
     deposed: the places of servers that accepted writes before it, and have not been seen as readers since.
     peak: the highest epoch ever seen.
     by_id: the instances by their ids.
-    isolation: the level of a transaction that asks for none, as the first instance says that has said anything.
+    isolation: the level of a transaction that asks for none, as the first instance that answers says; None if none answers.
     """
 
     instances: tuple[Instance, ...] = ()
@@ -256,15 +266,15 @@ class Topology:
 
     @property
     def probed(self) -> bool:
-        """Every instance has been probed at least once."""
+        """Whether every instance has been probed at least once."""
         return all(instance.probed for instance in self.instances)
 
     @property
     def in_vain(self) -> tuple[Instance, ...]:
-        """The instances for which somebody must change something before there is a writer; none while waiting may do.
+        """The instances at which somebody must change something before there is a writer; empty if waiting may help.
 
-        They are all that could be the writer. A reader may be promoted, but while it is one, the writer is another instance. One
-        of another cluster is none of them, unless all are.
+        They are all that could be the writer. A reader may be promoted, but while it is a reader, the writer is another instance.
+        An instance of another cluster could be the writer only if there are no readers.
         """
         idle = tuple(i for i in self.instances if not (i.role is Role.READER or i.reader_only or (i.stranger and self.readers)))
         wrong = self.writer is None and all(i.silence is Silence.MISCONFIGURED for i in idle)
@@ -272,12 +282,16 @@ class Topology:
 
     @property
     def successor(self) -> str | None:
-        """The one other cluster that all instances say they belong to; None if they do not."""
+        """The one other cluster that all instances say they belong to; None if there is none."""
         found = {instance.foreign for instance in self.instances}
         return found.pop() if len(found) == 1 else None
 
     def said(self, instances: Iterable[Instance] | None = None, avoided: Collection[str] = ()) -> tuple[str, ...]:
-        """One line per instance, of all or of these: what it last said. avoided: ids of those that have just failed a unit."""
+        """Describe the last state of each instance, one line each.
+
+        instances: which ones; None for all.
+        avoided: ids of those that have just failed a unit.
+        """
         chosen = self.instances if instances is None else instances
         return tuple(
             f"{instance}{self._advice(instance)}{', but it has just failed this unit' if instance.id in avoided else ''}"
@@ -297,19 +311,19 @@ class Topology:
 
 
 def add(topology: Topology, instance: Instance) -> Topology:
-    """With one more instance, unless it is there already."""
+    """Add an instance, unless it is there already."""
     if any(known.id == instance.id for known in topology.instances):
         return topology
     return _settle(topology, (*topology.instances, instance))
 
 
 def remove(topology: Topology, instance_id: str) -> Topology:
-    """Without that instance."""
+    """Remove an instance."""
     return _settle(topology, tuple(i for i in topology.instances if i.id != instance_id))
 
 
 def observe(topology: Topology, observation: Observation) -> Topology:
-    """The topology after one observation; the very same object when the observation changes nothing (late, unknown)."""
+    """Apply one observation. Returns the same object if nothing changes (an old observation, an unknown instance)."""
     old = topology.by_id.get(observation.instance)
     if old is None:
         return topology
@@ -335,7 +349,7 @@ def observe(topology: Topology, observation: Observation) -> Topology:
 
 
 def renewed(topology: Topology) -> Topology:
-    """The same instances, of which nothing is known: their cluster was made anew."""
+    """Forget all that is known of the instances, because their cluster was made anew."""
     new = Topology()
     for i in topology.instances:
         new = add(new, Instance(i.id, i.host, i.port, i.reader_only))
@@ -343,18 +357,21 @@ def renewed(topology: Topology) -> Topology:
 
 
 def _is_member(topology: Topology, server: ServerId) -> bool:
-    """Whether a server is of this cluster: by the cluster's name, or because it is known and only that name has changed."""
+    """Whether a server is of this cluster. A known one is, too, if only the name of its cluster has changed."""
     if topology.cluster is None or server.cluster == topology.cluster:
         return True
     if server.cluster.isdigit():
-        return False  # PostgreSQL's system identifier: no server changes it while it runs
+        # This is PostgreSQL's system identifier. No server changes it while it runs.
+        return False
     known = [seen.server.id.run for instance in topology.instances for seen in instance.seen]
     return server.run in known or (topology.elected is not None and server.run == topology.elected.run)
 
 
 def _estranged(old: Instance, observation: Observation, server: ServerId, cluster: str | None) -> Instance:
-    """The instance, behind which a server of another cluster has answered. What was known at that place is gone; behind any name
-    but a reader endpoint's there is one server."""
+    """The instance after the answer of a server of another cluster.
+
+    The server that was known at that place is forgotten. Only a reader endpoint may have other servers, and those stay.
+    """
     if observation.asked_at <= old.heard_at:
         return old
     left = tuple(s for s in old.seen if old.reader_only and s.server.id.place != server.place)
@@ -369,7 +386,7 @@ def _estranged(old: Instance, observation: Observation, server: ServerId, cluste
 
 
 def _placed(server: Server, last: Position | None, newest: int) -> Server:
-    """The server in the epoch that its position shows it to be of. last: what the writer said last."""
+    """The server in the epoch that its position shows. last: the last position of the writer."""
     if last is None or server.position is None or (server.role is Role.WRITER and server.epoch >= newest):
         return server
     position = server.position.placed(last)
@@ -379,7 +396,7 @@ def _placed(server: Server, last: Position | None, newest: int) -> Server:
 
 
 def _forgot(server: Server, last: Position | None) -> bool:
-    """Whether this is the writer itself, which may have forgotten its epoch: its word counts then."""
+    """Whether this is the last writer, which may have forgotten its epoch. Then the epoch that it gives counts."""
     return server.role is Role.WRITER and last is not None and server.position is not None and server.position.resumes(last)
 
 
@@ -388,12 +405,12 @@ def _swap(topology: Topology, new: Instance) -> tuple[Instance, ...]:
 
 
 def _answered(old: Instance, observation: Observation, server: Server) -> Instance:
-    # A server at the same address is the same one, or a newer life of it: it takes that one's place.
+    # A server at the same address is the same server or a newer life of it, so it replaces the known one.
     place = (server.id.address, server.id.port)
     known = next((s for s in old.seen if (s.server.id.address, s.server.id.port) == place), None)
     newest = old.heard_at if known is None else max(known.asked_at, known.missed_at)
     if newest >= observation.asked_at:
-        return old  # it was silent since then, or something newer is known already
+        return old  # the server was silent since, or a newer answer is known
     latency = max(observation.answered_at - observation.asked_at, 0.0)
     seen = Seen(server, observation.asked_at, latency)
     if known is not None and _goes_on(known.server, server):
@@ -410,17 +427,18 @@ def _answered(old: Instance, observation: Observation, server: Server) -> Instan
 
 
 def _goes_on(before: Server, now: Server) -> bool:
-    """Whether a server is in the same life, and has all that it had."""
+    """Whether a server is in the same life as before, and still has all that it had."""
     if before.position is None or now.position is None or before.id.life != now.id.life:
         return False
     return now.position.reaches(before.position)
 
 
 def _failed(old: Instance, observation: Observation) -> Instance:
-    # Where servers cannot be told apart, the one that was silent speaks for all.
+    # If the servers cannot be told apart, the silence of one counts for all.
     about = old.seen if old.pooled else tuple(s for s in old.seen if s.server.id == observation.about)
     if old.seen and not about:
-        return old  # one more connection could not be made; those that are there still answer
+        # One more connection could not be made, but the servers that are known still answer.
+        return old
     if observation.asked_at < old.heard_at if not about else any(_is_late(s, observation) for s in about):
         return old
     misses = 1 if observation.silence is Silence.TIMEOUT else MISSES
@@ -443,20 +461,23 @@ def _failed(old: Instance, observation: Observation) -> Instance:
 
 
 def _is_late(seen: Seen, observation: Observation) -> bool:
-    # A probe that was overdue and is then refused is asked for once and heard of twice.
+    # One probe may be reported twice, with the same asked_at: first as overdue, then as refused.
     return seen.asked_at >= observation.asked_at or seen.missed_at > observation.asked_at
 
 
 def behind(topology: Topology, instance_id: str, server: ServerId) -> Seen | None:
-    """What that server behind that instance has said last; None where it does not stand there."""
+    """The last answer of this server behind this instance; None if the server does not stand there."""
     instance = topology.by_id.get(instance_id)
     seen = instance.seen if instance is not None else ()
     return next((s for s in seen if s.server.id.life == server.life), None)
 
 
 def survived(topology: Topology, instance_id: str, server: ServerId, since: float) -> bool | None:
-    """Whether that server has lived on after what happened to it then (monotonic seconds); None while nobody can tell, because
-    it was not asked since, or lets nobody in yet."""
+    """Whether a server is still in the same life after an incident.
+
+    since: when the incident happened: monotonic seconds.
+    Returns None while that is unknown: the server was not asked since, or does not accept connections yet.
+    """
     instance = topology.by_id.get(instance_id)
     if instance is None:
         return False
@@ -467,7 +488,7 @@ def survived(topology: Topology, instance_id: str, server: ServerId, since: floa
 
 
 def forget(topology: Topology, instance_id: str, server: ServerId) -> Topology:
-    """Without that server behind that instance: the name no longer leads there."""
+    """Forget a server behind an instance, because the instance's name no longer leads there."""
     old = topology.by_id.get(instance_id)
     if old is None or all(seen.server.id != server for seen in old.seen):
         return topology
@@ -482,8 +503,9 @@ def _settle(topology: Topology, instances: tuple[Instance, ...]) -> Topology:
     samples = topology.samples if topology.samples and topology.samples[-1].position.epoch == epoch else ()
     last = samples[-1].position if samples else None
     deposed = {*topology.deposed}
-    barred: set[object] = set()  # lives of servers that accept writes in the newest epoch, and were deposed before
-    claims: dict[object, tuple[str, Seen]] = {}  # one entry a server, under the first of the names given for it
+    # Lives of servers that accept writes in the newest epoch, but were deposed before.
+    barred: set[object] = set()
+    claims: dict[object, tuple[str, Seen]] = {}  # one entry for each server, under the first of its names
     for instance in instances:
         for seen in instance.seen:
             server = seen.server
@@ -507,7 +529,8 @@ def _settle(topology: Topology, instances: tuple[Instance, ...]) -> Topology:
     if writer is not None and writer.position is not None:
         asked_at = max(seen.asked_at for seen in writer.seen if seen.server.id in writer.servers)
         if samples and not writer.position.covers(samples[-1].position):
-            samples = ()  # what others had written in this epoch was lost with them: no reader will ever have it
+            # The writes of earlier writers in this epoch were lost with them, so no reader will ever have them.
+            samples = ()
         if not samples or asked_at > samples[-1].asked_at:
             samples = (*samples[-SAMPLES + 1 :], Sample(asked_at, writer.position))
     return Topology(
@@ -531,7 +554,7 @@ def _predates(server: Server, last: Position | None) -> bool:
 
 
 def _elect(claims: list[tuple[str, Seen]]) -> tuple[str, Seen] | None:
-    """The one server that is the writer, and its instance, of those that accept writes in the newest epoch."""
+    """The writer, and its instance, among the servers that accept writes in the newest epoch; None if it is undecided."""
     for at, seen in claims:
         position = seen.server.position
         others = [other.server.position for _, other in claims if other is not seen]
@@ -541,9 +564,9 @@ def _elect(claims: list[tuple[str, Seen]]) -> tuple[str, Seen] | None:
 
 
 def _compared(instance: Instance, writer: Seen, last: Position | None) -> Instance:
-    """The instance, with what the writer's answer says of the transactions that its readers have.
+    """The instance, with the transactions of its readers compared to the writer's answer.
 
-    last: what the writer said last before.
+    last: the last position of the writer before that answer.
     """
     position = writer.server.position
     if position is None:
@@ -566,7 +589,7 @@ def _compared(instance: Instance, writer: Seen, last: Position | None) -> Instan
 
 
 def _derive(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None, barred: Collection[object]) -> Instance:
-    """The instance with role, position and lag as its servers and the election say."""
+    """The instance, with role, position and lag derived from its servers and the election."""
     role: Role | None
     if elected is not None and instance.id == elected[0]:
         role = Role.WRITER
@@ -591,7 +614,7 @@ def _derive(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None
 
 
 def _unproven(seen: Seen) -> str:
-    """Why nothing that a server says proves what a session has written; "" if it does."""
+    """Why a server's answers do not prove that it has what a session has written; "" if they do."""
     if seen.astray:
         return (
             "it has transactions of the writer's that the writer has not, as after RESET MASTER there; "
@@ -601,21 +624,21 @@ def _unproven(seen: Seen) -> str:
 
 
 def _proof(seen: Seen) -> Position | None:
-    """Give the position by which a server proves what a session has written; None if it proves nothing yet.
+    """The position by which a server proves that it has what a session has written; None if it proves nothing yet.
 
-    A reader that was confirmed proves with every later position: it may be further than the writer's last answer. One that was
-    not proves nothing while it has what the writer is not yet seen to have, because it may follow another log.
+    Every later position of a confirmed reader is a proof: the reader may be further than the writer's last answer. An
+    unconfirmed reader may follow another log. It proves nothing while it has what the writer is not yet seen to have.
     """
     return seen.server.position if seen.confirmed or seen.ahead is None else None
 
 
 def hold(losses: int) -> float:
-    """Seconds for which a reader must have answered before it is used again, after so many losses."""
+    """Seconds for which a reader must answer before it is used again, after so many losses."""
     return 0.0 if losses < 2 else min(2.0 ** min(losses - 2, 10), LONGEST_HOLD)
 
 
 def _held(instance: Instance) -> bool:
-    """Whether it answers, but has not yet done so for long enough."""
+    """Whether the instance answers, but has not yet done so for long enough."""
     return bool(instance.seen) and max(s.asked_at for s in instance.seen) - instance.back_at < hold(instance.losses)
 
 

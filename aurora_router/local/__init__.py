@@ -1,4 +1,4 @@
-"""Local clusters of real servers, and faults for them: for demos and for tests, this library's and its users'."""
+"""Local clusters of real servers, and faults for them. They serve demos and tests, this library's and its users'."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -17,4 +17,4 @@ CLUSTERS: Final[Mapping[str, type[Cluster[Any]]]] = {
     "mariadb": MariadbCluster,
     "mysql": MysqlCluster,
 }
-"""The cluster of each engine, by what its URL begins with."""
+"""The cluster of each engine, by the first word of its URL."""

@@ -1,4 +1,4 @@
-"""What the local clusters of all engines have in common: instances with an address each, a life, and deaths.
+"""The common base of the local clusters of all engines: instances with an address each, their life, and their deaths.
 
 Nothing outlives a cluster: neither `stop()`, nor Ctrl-C, nor a kill of this process leaves a server or a file (`host.py`).
 """
@@ -25,7 +25,7 @@ S = TypeVar("S", bound=Server)
 
 @dataclass(frozen=True)
 class LocalInstance:
-    """One server of a local cluster. Which role it has is the cluster's to say (`cluster.writer`, `cluster.readers`)."""
+    """One server of a local cluster. The cluster knows its role (`cluster.writer`, `cluster.readers`)."""
 
     name: str
     host: str
@@ -44,26 +44,29 @@ class LocalInstance:
 
     @property
     def running(self) -> bool:
-        """Whether its server process exists; a frozen one does."""
+        """Whether the server process exists, frozen or not."""
         server: Server = self._cluster._server(self)
         return server.running
 
     @property
     def pid(self) -> int | None:
-        """Process id of the server (PostgreSQL's postmaster), None when it is not running."""
+        """Process id of the server (PostgreSQL's postmaster). None if it is not running."""
         process = self._cluster._server(self).process
         return process.pid if process is not None and process.poll() is None else None
 
     def connect(self, **options: Any) -> Any:
         """Open a connection of the engine's driver (psycopg, PyMySQL) as superuser, in the database `app`.
 
-        It is in autocommit unless `options`, the driver's, say otherwise.
+        options: those of the driver. Without any, the connection is in autocommit.
         """
         return self._cluster._connect_app(self, **options)
 
 
 class Cluster(ABC, Generic[S]):
-    """One writer and `readers` readers; `PostgresCluster` and the others say what the parameters mean to their engine."""
+    """One writer and `readers` readers.
+
+    `PostgresCluster` and the other subclasses say what the parameters mean to their engine.
+    """
 
     _superuser: ClassVar[str]
     _driver: ClassVar[str]  # as a SQLAlchemy URL names it
@@ -110,19 +113,19 @@ class Cluster(ABC, Generic[S]):
 
     @property
     def instances(self) -> Sequence[LocalInstance]:
-        """All instances, in the order of their names; the first is the first writer."""
+        """All instances, in the order of their names. The first one is the first writer."""
         return self._instances
 
     @property
     def writer(self) -> LocalInstance:
-        """The instance that was promoted last (at first the first), running or not."""
+        """The instance that was promoted last, running or not. Before any promotion it is the first instance."""
         if self._writer is None:
             raise LocalClusterError("the cluster is not started")
         return self._writer
 
     @property
     def readers(self) -> Sequence[LocalInstance]:
-        """The running instances that stand by; those that are down, and a deposed writer, are none."""
+        """The running instances that are readers. An instance that is down is none, nor is a deposed writer."""
         return tuple(i for i in self._instances if self._server(i).running and self._server(i).stands_by)
 
     @property
@@ -137,15 +140,19 @@ class Cluster(ABC, Generic[S]):
 
     @abstractmethod
     def execute(self, query: str, *args: Any, instance: LocalInstance | None = None) -> list[tuple[Any, ...]]:
-        """Run one statement as superuser in the database `app`, on the writer or on `instance`; returns its rows.
+        """Run one statement as superuser in the database `app`, and return its rows.
 
-        Placeholders are the driver's `%s`. The application's user may use the tables that are made here.
+        query: SQL with the driver's placeholders (`%s`).
+        args: the values for the placeholders.
+        instance: runs the statement. None: the writer.
+
+        The application's user may use tables that are made here.
         """
 
     # -- life
 
     def start(self) -> Self:
-        """Make and start all servers; returns when every reader has what the writer has."""
+        """Make and start all servers. Return when every reader has what the writer has."""
         if self._host is not None:
             raise LocalClusterError("the cluster is started already")
         try:
@@ -156,7 +163,7 @@ class Cluster(ABC, Generic[S]):
         return self
 
     def stop(self) -> None:
-        """End all servers and remove their files. Does nothing when that has been done, or in a forked child."""
+        """End all servers and remove their files. Do nothing if that has been done, or in a forked child."""
         host, self._host = self._host, None
         _running.discard(self)
         if host is not None:
@@ -188,11 +195,13 @@ class Cluster(ABC, Generic[S]):
 
     @abstractmethod
     def promote(self, instance: LocalInstance | None = None) -> LocalInstance:
-        """Make a reader the writer: `instance`, or else the reader that has received most. Returns it once it takes writes.
+        """Make a reader the writer, and return it once it takes writes.
 
-        The other readers follow it, from before it takes writes, so that with synchronous replication its first commit has
-        somebody to acknowledge it; one that had received more than it loses that. The old writer is left as it is: alive, it
-        goes on taking writes (a split brain), until `rejoin` makes it a reader.
+        instance: the reader. None: the reader that has received most.
+
+        The other readers follow it before it takes writes. So with synchronous replication they acknowledge its first commit.
+        A reader that had received more loses that. The old writer is left as it is. If it is alive, it goes on taking writes
+        (a split brain) until `rejoin` makes it a reader.
         """
 
     def kill(self, instance: LocalInstance) -> None:
@@ -215,22 +224,22 @@ class Cluster(ABC, Generic[S]):
 
     @abstractmethod
     def restart(self, instance: LocalInstance) -> None:
-        """Start the instance again as what it was, after a fast shutdown if it runs. A deposed writer comes back as a writer."""
+        """Start the instance again in its old role, after a fast shutdown if it runs. A deposed writer comes back as a writer."""
 
     @abstractmethod
     def rejoin(self, instance: LocalInstance) -> None:
-        """Make the instance, dead or alive, a reader of the current writer, without lag; returns when it streams.
+        """Make the instance, dead or alive, a reader of the current writer, without lag. Return when it streams.
 
-        What only it had is lost.
+        Commits that only this instance had are lost.
         """
 
     @abstractmethod
     def set_lag(self, instance: LocalInstance, seconds: float) -> None:
-        """Have a reader show each commit `seconds` after it was made on the writer; 0 ends that at once."""
+        """Make a reader show each commit `seconds` after it was made on the writer. 0 ends that at once."""
 
     @abstractmethod
     def pause_replay(self, instance: LocalInstance) -> None:
-        """Have a reader receive but replay nothing, until `resume_replay`; returns when it has stopped replaying."""
+        """Make a reader receive but replay nothing, until `resume_replay`. Return when it has stopped replaying."""
 
     @abstractmethod
     def resume_replay(self, instance: LocalInstance) -> None:
@@ -240,11 +249,13 @@ class Cluster(ABC, Generic[S]):
     def wait_in_sync(self, timeout: float = 30.0) -> None:
         """Wait until all running readers have replayed what the writer has written by now.
 
-        Raises TimeoutError, naming the readers that are behind, after `timeout` seconds.
+        timeout: seconds.
+
+        Raises TimeoutError, which names a reader that is behind.
         """
 
     def heal(self) -> None:
-        """Make the cluster whole: all instances run, thawed, the readers stream from the writer without lag, in sync."""
+        """Make the cluster whole: all instances run, none is frozen, and the readers stream, without lag and in sync."""
         for instance in self._instances:
             self.thaw(instance)
         if not self.writer.running:
@@ -277,13 +288,13 @@ class Cluster(ABC, Generic[S]):
         return f"{self._driver}://{user}:{password}@{instance.address}/{APP}"
 
     def _disown(self) -> None:
-        """In a forked child: the cluster is the parent's, whose pipe must close when the parent's end of it does."""
+        """Let go of the cluster in a forked child. It is the parent's, and its pipe must close when the parent closes its end."""
         if self._host is not None:
             self._host.disown()
             self._host = None
             for server in self._servers.values():
                 if server.process is not None:
-                    server.process.returncode = 0  # not the child's to wait for
+                    server.process.returncode = 0  # only the parent can wait for it
 
 
 # -- the clusters of this process

@@ -1,8 +1,8 @@
-"""The demo: a small shop runs on a real cluster, the cluster loses its writer, and what the shop noticed of that is measured.
+"""The demo: a small shop runs on a real cluster that loses its writer. The demo measures what the shop noticed of that.
 
-Each figure is measured where it happens, and none is the router's own word: which instance ran a statement is read from the
-connection that ran it, which one is the writer is asked of the cluster, and the acknowledged orders are looked up at the end
-on the new writer, past the router.
+Each figure is measured where it happens, and none comes from the router. The connection that ran a statement says on which
+instance it ran. The cluster says which instance is the writer. At the end the acknowledged orders are looked up on the new
+writer, past the router.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ from aurora_router.settings import Consistency
 
 CUSTOMERS = 100
 PRODUCTS = 50
-LAG = 0.3  # seconds by which one reader falls behind, so that a stale read is easy to get
-OUTAGE = 1.0  # seconds between the writer's death and the promotion of a reader
+# Seconds by which one reader falls behind, so that a stale read is easy to get.
+LAG = 0.3
+OUTAGE = 1.0  # seconds from the writer's death to a reader's promotion
 
 # -- the shop: it knows nothing of instances ------------------------------------------------------------------------
 
@@ -62,7 +63,7 @@ class Product(Base):
 
 
 class Stock(Base):
-    """How much of it there is."""
+    """The quantity of a product."""
 
     __tablename__ = "stock"
     product_id: Mapped[int] = mapped_column(ForeignKey(Product.id), primary_key=True)
@@ -70,7 +71,10 @@ class Stock(Base):
 
 
 class Order(Base):
-    """One sale. reference: drawn by the shop, so that no number that is given twice can hide a lost order."""
+    """One sale.
+
+    reference: drawn at random by the shop, because a number that is used twice could hide a lost order.
+    """
 
     __tablename__ = "orders"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -81,7 +85,7 @@ class Order(Base):
 
 
 class Shop:
-    """The service. Each thread serves one visitor after the other; a visitor is one session of several units."""
+    """The service. Each thread serves one visitor after the other. A visitor is one session of several units."""
 
     def __init__(self, sessions: sessionmaker[RoutingSession], books: Books) -> None:
         self.stop = threading.Event()
@@ -97,9 +101,9 @@ class Shop:
             session.add_all(Stock(product_id=n, quantity=1_000_000) for n in range(1, PRODUCTS + 1))
 
     def serve(self, thread: int) -> None:
-        """Serve until told to stop. An error ends the visit, is counted, and the next visitor comes in.
+        """Serve visitors until `stop` is set. An error ends the visit and is counted, and the next visitor comes in.
 
-        Every fourth thread has visitors who only look around: they are the ones who notice nothing of a lost writer.
+        Every fourth thread has visitors who only look around. They notice nothing of a lost writer.
         """
         rng, buying = random.Random(thread), 0.6 if (thread + 1) % 4 else 0.0
         while not self.stop.is_set():
@@ -137,7 +141,7 @@ class Shop:
         return reference
 
     def _check_order(self, session: Session, customer: int, reference: str) -> None:
-        """The page that says thank you, and the list of the customer's orders: the new one has to be there."""
+        """Read the new order, and count the customer's orders. The new one must be there."""
         with self._books.unit(), session.begin():
             total = session.scalar(select(Order.total).where(Order.reference == reference))
             orders = session.scalar(select(func.count(Order.id)).where(Order.customer_id == customer))
@@ -151,7 +155,7 @@ class Shop:
 
 
 class Books:
-    """Counts what the shop's threads do. Used as a listener of the router, too, for what is shown live."""
+    """The counts of what the shop's threads do. It is also a listener of the router, to show events live."""
 
     def __init__(self, cluster: Cluster[Any], view: View) -> None:
         self._cluster = cluster
@@ -163,7 +167,7 @@ class Books:
         self.reads: Counter[str] = Counter()
         self.writes: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
-        self.closed = False  # in the middle of things: errors from now on are of our own making
+        self.closed = False  # the demo is interrupted: later errors are of our own making
         self.reads_on_readers = 0
         self.checks = self.stale = 0
         self.orders: set[str] = set()
@@ -185,7 +189,7 @@ class Books:
 
     @contextlib.contextmanager
     def visit(self) -> Iterator[None]:
-        """The statements of this thread are the shop's, not the monitor's."""
+        """Mark the statements of this thread as the shop's, not the monitor's."""
         self._thread.place = ""
         try:
             yield
@@ -194,14 +198,14 @@ class Books:
 
     @contextlib.contextmanager
     def unit(self) -> Iterator[None]:
-        """One unit of work, counted when it is done and where it ended."""
+        """Count one unit of work when it is done, for the instance on which it ended."""
         yield
         with self._lock:
             self.units[self._thread.place] += 1
 
     def _executed(self, connection: Connection, _: Any, __: str, ___: Any, context: Any, ____: bool) -> None:
         if not hasattr(self._thread, "place") or context.compiled is None:
-            return  # the monitor's, or what SQLAlchemy asks a server on its own account
+            return  # the monitor's statement, or one of SQLAlchemy's own
         url = connection.engine.url
         address = f"{url.host}:{url.port}"
         place = self._thread.place = self._names[address]
@@ -213,7 +217,7 @@ class Books:
                 self.reads_on_readers += address != self._cluster.writer.address
 
     def acknowledged(self, reference: str) -> None:
-        """An order's COMMIT has been answered."""
+        """Count an order whose COMMIT has been answered."""
         with self._lock:
             self.orders.add(reference)
             now = time.monotonic()
@@ -221,13 +225,13 @@ class Books:
             self.last_write = now
 
     def read_back(self, *, fresh: bool) -> None:
-        """A session looked for its own order."""
+        """Count a session that looked for its own order."""
         with self._lock:
             self.checks += 1
             self.stale += not fresh
 
     def failed(self, error: Exception) -> None:
-        """An error reached the shop."""
+        """Count an error that reached the shop."""
         if self.closed:
             return
         with self._lock:
@@ -235,7 +239,7 @@ class Books:
         self._view.note(f"an error reached the shop: {type(error).__name__}")
 
     def happened(self, what: events.Event) -> None:
-        """A listener of the router: what is worth a line is shown; what comes in crowds is shown once a picture."""
+        """Show an event of the router, as its listener. Frequent events are shown once a picture."""
         match what:
             case events.InstanceDown(instance):
                 self._view.note(f"{self._name(instance)} is down")
@@ -258,7 +262,7 @@ class Books:
         return self._names.get(address, address)
 
     def picture(self, router: Router, phase: str) -> Picture:
-        """Everything at this moment, for the view."""
+        """Return the picture of this moment, for the view."""
         now, topology = time.monotonic(), router.topology
         with self._lock:
             waited, self._waited = self._waited, []
@@ -287,7 +291,11 @@ class Books:
         return picture
 
     def summary(self, found: set[str], before_promotion: int) -> Summary:
-        """The end of the story. found: the orders that are in the database. before_promotion: how many there were then."""
+        """Return what was measured in the whole story.
+
+        found: references of the orders that are in the database.
+        before_promotion: how many orders there were then.
+        """
         closed = time.monotonic()
         with self._lock:
             return Summary(
@@ -310,7 +318,10 @@ class Books:
 
 @dataclass
 class Story:
-    """What happens to the cluster, and when; `phase` is what is being told."""
+    """The faults of the cluster, and their times.
+
+    phase: what happens now, in words.
+    """
 
     cluster: Cluster[Any]
     books: Books
@@ -320,7 +331,7 @@ class Story:
     before_promotion: int = 0
 
     def tell(self) -> None:
-        """The whole story; returns after about `seconds`."""
+        """Tell the whole story. It takes about `seconds`."""
         old, late = self.cluster.writer, self.cluster.readers[-1]
         self._next("reads go to the readers, writes to the writer", until=0.2)
         self.cluster.set_lag(late, LAG)
@@ -338,7 +349,10 @@ class Story:
         self._next(f"{old.name} is back as a reader", until=1.0)
 
     def _next(self, phase: str, until: float = 0.0) -> None:
-        """Go on to a phase; it lasts until that share of the time is over, and long enough to see something."""
+        """Go on to a phase.
+
+        until: the share of the time after which the phase ends. It lasts long enough to see something.
+        """
         self.phase = phase
         self.view.note(f"* {phase}")
         if until:
@@ -348,8 +362,12 @@ class Story:
 def run(
     view: View, seconds: float = 20.0, threads: int = 8, consistency: Consistency = "session", engine: str = "postgresql"
 ) -> Summary:
-    """Run the demo and return what was measured. seconds: how long the shop is open. threads: that serve visitors. engine: one
-    of CLUSTERS."""
+    """Run the demo and return what was measured.
+
+    seconds: how long the shop is open.
+    threads: how many threads serve visitors.
+    engine: one of CLUSTERS.
+    """
     with (
         view,
         CLUSTERS[engine](readers=2, synchronous=True, on_progress=view.starting) as cluster,
@@ -381,7 +399,7 @@ def run(
                 story.tell()
             except BaseException:
                 books.closed = True
-                router.close()  # whoever waits for a writer waits no longer
+                router.close()  # it ends all waits for a writer
                 raise
             finally:
                 shop.stop.set()
@@ -398,7 +416,7 @@ def _showing(view: View, router: Router, story: Story) -> Iterator[None]:
 
     def show() -> None:
         while not done.wait(view.interval):
-            with contextlib.suppress(RouterError):  # it is being closed
+            with contextlib.suppress(RouterError):  # the router is being closed
                 view.show(story.books.picture(router, story.phase))
 
     thread = threading.Thread(target=show, name="demo-view")

@@ -1,4 +1,4 @@
-"""How the demo looks: a table that refreshes in a terminal, plain lines anywhere else. What it shows is `demo`'s."""
+"""The look of the demo: a table that refreshes in a terminal, plain lines anywhere else. `demo` has the figures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from typing import Any, Protocol, Self
 
 @dataclass(frozen=True)
 class Row:
-    """One instance. lag: seconds, None where it has none. rate: units per second. reads, writes: statements so far."""
+    """One instance.
+
+    lag: seconds. None if it has none.
+    rate: units per second.
+    reads, writes: statements so far.
+    """
 
     name: str
     address: str
@@ -31,7 +36,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Picture:
-    """All of it at one moment."""
+    """All instances and counts at one moment."""
 
     elapsed: float
     phase: str
@@ -43,7 +48,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Summary:
-    """What was measured, start to end."""
+    """The figures measured from start to end."""
 
     seconds: float
     units: int
@@ -69,7 +74,7 @@ class Summary:
         return tuple(name for name, is_wrong in wrong.items() if is_wrong)
 
     def lines(self) -> tuple[tuple[str, str, str], ...]:
-        """(figure, value, remark), remark being "ok" or "MISSED" where the figure must be something."""
+        """Return (figure, value, remark). If the figure must be something, the remark ends in "ok" or "MISSED"."""
         errors = ", ".join(f"{count} {name}" for name, count in sorted(self.errors.items()))
         share = 100 * self.reads_on_readers / max(self.reads, 1)
         figures = (
@@ -88,7 +93,10 @@ class Summary:
 
 
 class View(Protocol):
-    """What the demo needs of a view; called from several threads. interval: seconds between pictures."""
+    """A view, as the demo needs it. Several threads call it.
+
+    interval: seconds between pictures.
+    """
 
     interval: float
 
@@ -97,20 +105,20 @@ class View(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
     def starting(self, step: str) -> None:
-        """A step on the way to the first picture."""
+        """Show a step on the way to the first picture."""
 
     def note(self, text: str) -> None:
-        """Something happened."""
+        """Show that something happened."""
 
     def show(self, picture: Picture) -> None:
-        """The newest picture."""
+        """Show the newest picture."""
 
     def summary(self, summary: Summary) -> None:
-        """The end; called after the view has been left."""
+        """Show the figures, after the view has been left."""
 
 
 class PlainView:
-    """One line a second, and one for each thing that happens."""
+    """A view of one line a second, and one for each note."""
 
     interval = 1.0
 
@@ -125,16 +133,16 @@ class PlainView:
         pass
 
     def starting(self, step: str) -> None:
-        """One line."""
+        """Print one line."""
         self.note(step)
 
     def note(self, text: str) -> None:
-        """One line."""
+        """Print one line."""
         with self._lock:
             print(f"{time.monotonic() - self._began:5.1f} s  {text}", flush=True)
 
     def show(self, picture: Picture) -> None:
-        """All instances in one line."""
+        """Print all instances in one line."""
         rows = (
             f"{row.name} {row.role if row.health == 'healthy' else row.health} {row.rate:.0f} units/s"
             + (f", {row.shown_lag} behind" if row.lag else "")
@@ -143,14 +151,14 @@ class PlainView:
         self.note(f"  {' | '.join(rows)} | {picture.units:,} units, {picture.stale} stale, {picture.errors} errors")
 
     def summary(self, summary: Summary) -> None:
-        """Aligned lines."""
+        """Print aligned lines."""
         print()
         for name, value, remark in summary.lines():
             print(f"{name + ':':<30} {value:<24} {remark}".rstrip(), flush=True)
 
 
 class LiveView:
-    """A table that refreshes, with what happened last below it."""
+    """A table that refreshes, with the last notes below it."""
 
     interval = 0.25
     _COLOURS = {"writer": "bold magenta", "reader": "cyan", "healthy": "green", "down": "bold red"}
@@ -175,15 +183,15 @@ class LiveView:
         self._live.stop()
 
     def starting(self, step: str) -> None:
-        """Beside the spinner."""
+        """Show the step beside the spinner."""
         self._spinner.update(text=step)
 
     def note(self, text: str) -> None:
-        """Below the table."""
+        """Show the note below the table."""
         self._notes.append(f"{time.monotonic() - self._began:5.1f} s  {text}")
 
     def show(self, picture: Picture) -> None:
-        """In the table, at the next refresh."""
+        """Show the picture in the table, at the next refresh."""
         self._picture = picture
 
     def _render(self) -> Any:
@@ -209,7 +217,7 @@ class LiveView:
         return Group(table, Text(picture.phase, "bold yellow"), Text(so_far), Text(""), *notes)
 
     def summary(self, summary: Summary) -> None:
-        """A table."""
+        """Print a table."""
         from rich.table import Table
 
         table = Table("figure", "measured", "", title="summary", title_justify="left")

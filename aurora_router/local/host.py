@@ -1,8 +1,8 @@
-"""Where the servers of a local cluster live: a directory, a user who is not root, and a keeper that ends them all.
+"""The home of a local cluster's servers: a directory, a user who is not root, and a keeper that ends all servers.
 
-The keeper is a small shell at the end of a pipe that only this process holds. When the pipe closes, because the cluster is
-stopped or because this process died of whatever cause, it ends the servers (frozen ones too) and removes their files. A
-cluster ends in no other way, so every test exercises it.
+The keeper is a small shell at the end of a pipe that only this process holds. The pipe closes when the cluster is stopped, or
+when this process dies, of whatever cause. Then the keeper ends the servers (frozen ones too) and removes their files. A
+cluster ends in no other way, so every test exercises the keeper.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from aurora_router.local.system import (
     until,
 )
 
-# $1 is the cluster's directory, $2 the signal that ends a server; the programs come by the pipe, a line each. Servers work in
-# their data directories, which is how they are found; that they run our programs is asked too, lest a shell that someone
-# opened there be killed (one that is ending runs none any more). QUIT lets PostgreSQL give its shared memory back; what a
-# killed one left is named in the seventh line of its lock file.
+# $1 is the cluster's directory, $2 the signal that ends a server. The programs come by the pipe, a line each. Servers work in
+# their data directories, so the keeper finds them there. It also checks that they run our programs, because somebody may have
+# opened a shell there, which must not be killed. A process that is ending runs no program any more, and counts as ours. QUIT
+# lets PostgreSQL release its shared memory. The seventh line of a lock file names the shared memory that a killed server left.
 _KEEPER = r"""
 trap '' HUP INT TERM
 cd /
@@ -68,11 +68,12 @@ done
 
 
 class Host:
-    """A temporary directory, and the user who runs programs there; `close()` ends all that runs and removes it.
+    """A temporary directory, and the user who runs programs there. `close()` ends all that runs, and removes the directory.
 
-    parent: where the directory is made, None for the system's usual place. ending: the signal with which servers end at the
-    close; those that have not done so within a second are killed.
-    Raises LocalClusterError when the servers' user cannot reach the directory.
+    parent: where the directory is made. None: the system's usual place.
+    ending: the signal that ends servers at the close. Servers that still run a second later are killed.
+
+    Raises LocalClusterError if the servers' user cannot reach the directory.
     """
 
     def __init__(self, parent: Path | str | None, ending: str) -> None:
@@ -92,7 +93,7 @@ class Host:
             raise
 
     def keep(self, *programs: Path) -> None:
-        """These are the programs that run here; to be told before they do."""
+        """Tell the keeper which programs will run here, before they start."""
         assert self._keeper.stdin is not None
         for program in programs:
             self._keeper.stdin.write(f"{program}\n".encode())
@@ -109,20 +110,23 @@ class Host:
                 os.chown(path, self._as_user["user"], self._as_user["group"], follow_symlinks=False)
 
     def close(self) -> None:
-        """End everything; returns when nothing runs and nothing is left on disk."""
+        """End everything. Return when nothing runs and nothing is left on disk."""
         assert self._keeper.stdin is not None
         self._keeper.stdin.close()
         self._keeper.wait(60)
-        shutil.rmtree(self.directory, ignore_errors=True)  # the servers' user may not remove it from where root put it
+        shutil.rmtree(self.directory, ignore_errors=True)  # the keeper may not be allowed to remove it
 
     def disown(self) -> None:
-        """In a forked child: what is here belongs to the parent, and the pipe must not stay open because of the child."""
+        """Let go of the host in a forked child. It belongs to the parent, and the child must not keep the pipe open."""
         assert self._keeper.stdin is not None
         self._keeper.stdin.close()
-        self._keeper.returncode = 0  # not the child's to wait for
+        self._keeper.returncode = 0  # only the parent can wait for it
 
     def run(self, program: Path | str, *args: str, password: str = "") -> None:
-        """Run a program to its end; LocalClusterError, with what it said, when it fails."""
+        """Run a program to its end.
+
+        Raises LocalClusterError, with the program's output, if it fails.
+        """
         done = subprocess.run(
             [program, *args],
             env={**environment(), "PGPASSWORD": password},
@@ -206,7 +210,10 @@ class Server(ABC):
         """Whether it accepts connections."""
 
     def wait_ready(self, timeout: float = 60) -> bool:
-        """Wait until it accepts connections; whether it came to that. Raises LocalClusterError when it ends instead."""
+        """Wait until the server accepts connections. Return False after `timeout` seconds.
+
+        Raises LocalClusterError if the server ends instead.
+        """
         with contextlib.suppress(TimeoutError):
             for _ in until(timeout, f"{self.name} to start"):
                 if not self.running:
@@ -216,7 +223,7 @@ class Server(ABC):
         return False
 
     def shut_down(self) -> None:
-        """A fast shutdown (sessions end, readers get what they lack), or a crash when that takes more than 10 s."""
+        """Shut the server down fast: sessions end, readers get what they lack. Kill it if that takes more than 10 s."""
         if self.process is not None and self.running:
             self.thaw()
             self.process.send_signal(self.ending)
@@ -227,19 +234,20 @@ class Server(ABC):
 
     def kill(self) -> None:
         if self.process is not None and self.running:
-            self._halt()  # so that none of its processes notices the end of another and ends in an orderly way
+            # Stop all first. Otherwise a process may notice the end of another one and end in an orderly way.
+            self._halt()
             pids = (*descendants(self.process.pid), self.process.pid)
             for pid in pids:
                 _send(pid, signal.SIGKILL)
             self.process.wait(10)
-            # Each of PostgreSQL's holds on to the shared memory until it is gone, and no new server starts beside that.
+            # Each process of PostgreSQL holds the shared memory until it is gone. Until then no new server starts.
             for _ in until(10, f"the processes of {self.name} to end", every=0.001):
                 if all(has_ended(pid) for pid in pids):
                     break
         self.frozen = False
 
     def freeze(self) -> None:
-        """Stop its processes; returns when none of their threads runs any more. One that is writing ends that first."""
+        """Stop the server's processes. Return when no thread runs any more. A thread that is writing finishes that first."""
         if self.process is not None and self.running:
             pids = self._halt()
             self.frozen = True
@@ -249,7 +257,7 @@ class Server(ABC):
 
     def _halt(self) -> list[int]:
         assert self.process is not None
-        _send(self.process.pid, signal.SIGSTOP)  # first, so that it starts no more of the others
+        _send(self.process.pid, signal.SIGSTOP)  # first, so that it starts no more children
         children = descendants(self.process.pid)
         for pid in children:
             _send(pid, signal.SIGSTOP)

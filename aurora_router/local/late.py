@@ -1,8 +1,9 @@
-"""A line between a reader and its writer on which the writer's log comes late.
+"""A line between a reader and its writer that delivers the writer's log late.
 
-The servers' own delay (SOURCE_DELAY, MASTER_DELAY) knows whole seconds only, and MariaDB's counts from timestamps that are cut
-off to seconds; a reader whose SQL thread is stopped and started in turn says in between that it is broken. So the log is held
-back on its way: whatever the writer sent after it was asked for its log arrives so much later, in order. All else passes at once.
+The servers' own delay (SOURCE_DELAY, MASTER_DELAY) knows whole seconds only. MariaDB's counts from timestamps that are cut off
+to seconds. If the SQL thread is stopped and started in turn, the reader says in between that it is broken. So this line holds
+the log back. Once a reader has asked for the log, all data from the writer arrives that much later, in order. All other data
+passes at once.
 """
 
 from __future__ import annotations
@@ -17,18 +18,22 @@ from collections.abc import Callable
 
 _CHUNK = 256 * 1024
 _HELD_AT_MOST = 64 * 2**20  # bytes, then the writer must wait
-_RESET = struct.pack("ii", 1, 0)  # to close is to reset: on, and 0 seconds to linger
-_BINLOG_DUMP = (b"\0\x12", b"\0\x1e")  # how the packet begins in which a reader asks for the log, behind its length
+_RESET = struct.pack("ii", 1, 0)  # linger for 0 seconds: a close is a reset
+# A reader asks for the log in a packet that begins with one of these, after the length.
+_BINLOG_DUMP = (b"\0\x12", b"\0\x1e")
 
 
 class LateLine:
-    """Forwards connections to `target`; what the log brings comes `seconds` late. Raises OSError when it cannot listen."""
+    """A forwarder of connections to `target`, on which the log comes `seconds` late.
+
+    Raises OSError if it cannot listen.
+    """
 
     def __init__(self, target: tuple[str, int]) -> None:
         self.target = target  # of the next connection
         self._changed = threading.Condition()
         self._seconds = 0.0
-        self._hastened = 0.0  # what came before that time is not held back any more
+        self._hastened = 0.0  # seconds, monotonic: earlier data is not held back
         self._held = 0  # bytes
         self._sockets: set[socket.socket] = set()
         self._closed = False
@@ -38,7 +43,7 @@ class LateLine:
 
     @property
     def seconds(self) -> float:
-        """How late the log is; a change counts for what is on its way, too."""
+        """How late the log is. A change also counts for the data on its way."""
         return self._seconds
 
     @seconds.setter
@@ -53,7 +58,10 @@ class LateLine:
         return self._held
 
     def hasten(self, timeout: float = 10.0) -> None:
-        """Deliver at once what is held back now; TimeoutError when the reader does not take it in `timeout` seconds."""
+        """Deliver the held data at once.
+
+        Raises TimeoutError if the reader does not take it in `timeout` seconds.
+        """
         with self._changed:
             self._hastened = time.monotonic()
             self._changed.notify_all()
@@ -85,10 +93,11 @@ class LateLine:
             self._start(self._serve, reader)
 
     def _serve(self, reader: socket.socket) -> None:
-        """From the reader to the writer; the way back is another thread's."""
+        """Forward data from the reader to the writer. Other threads serve the way back."""
         with reader, contextlib.suppress(OSError), socket.create_connection(self.target, 10) as writer:
             writer.settimeout(None)
-            writer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)  # or it may wait for a minute to send on
+            # Without a reset, the writer may wait for a minute to send on.
+            writer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             for side in (reader, writer):
                 side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._changed:
@@ -115,7 +124,7 @@ class LateLine:
                     self._sockets -= {reader, writer}
 
     def _take(self, link: _Link) -> None:
-        """Take in what the writer sends; an empty piece is its end."""
+        """Take in the data from the writer. An empty piece is its end."""
         data = b"?"
         while data:
             try:
@@ -131,7 +140,7 @@ class LateLine:
                 self._changed.wait_for(lambda: self._held < _HELD_AT_MOST or link.over or self._closed)
 
     def _pass_on(self, link: _Link) -> None:
-        """Send it on when it is due."""
+        """Send the data on when it is due."""
         data = b"?"
         while data:
             with self._changed:
@@ -149,12 +158,12 @@ class LateLine:
                 self._changed.notify_all()
 
     def _left(self, came: float) -> float:
-        """Seconds until what came then is due."""
+        """Return the seconds until data is due that came at that time (seconds, monotonic)."""
         return came + self._seconds - time.monotonic() if came > self._hastened else 0.0
 
 
 class _Link:
-    """One connection, with what waits for its time."""
+    """One connection, with the data that is not yet due."""
 
     def __init__(self, reader: socket.socket, writer: socket.socket) -> None:
         self.reader, self.writer = reader, writer

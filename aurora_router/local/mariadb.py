@@ -1,4 +1,4 @@
-"""Real MariaDB clusters on loopback, for demos and tests: what is MariaDB's own in them (`mysql_family.py` has the rest)."""
+"""Real MariaDB clusters on loopback, for demos and tests: MariaDB's own part (`mysql_family.py` has the rest)."""
 
 from __future__ import annotations
 
@@ -42,16 +42,17 @@ _WORDS = Words(
         "ssl": "OFF",
         "binlog_format": "ROW",
         "log_slave_updates": "ON",
-        "slave_net_timeout": "3600",  # s: else a reader whose log is late misses heartbeats, and connects anew again and again
+        # Seconds. With less, a reader whose log is late misses heartbeats, and connects anew again and again.
+        "slave_net_timeout": "3600",
         "gtid_domain_id": "0",
         "gtid_strict_mode": "ON",
     },
-    # The writer waits for a reader before others see the commit (AFTER_SYNC), and for as long as it takes. A reader that stops
-    # receiving says farewell to its writer, on a new connection: if that is frozen, in vain.
+    # The writer waits for a reader before others see the commit (AFTER_SYNC), for as long as it takes. A reader that stops
+    # receiving makes a new connection to say farewell to its writer. A frozen writer does not answer.
     acknowledged={
         "rpl_semi_sync_master_wait_point": "AFTER_SYNC",
         "rpl_semi_sync_master_timeout": str(2**63),
-        "rpl_semi_sync_slave_kill_conn_timeout": "1",  # s, there is no less
+        "rpl_semi_sync_slave_kill_conn_timeout": "1",  # seconds, the minimum
     },
 )
 
@@ -66,16 +67,18 @@ class MariadbCluster(MysqlFamilyCluster):
 
     readers: how many readers replicate from the writer, 0 or more.
     synchronous: a COMMIT is acknowledged only when one reader or more has received it (semi-synchronous replication,
-        AFTER_SYNC, without a timeout), so that promoting the most advanced reader loses nothing acknowledged. With no reader
-        connected, commits wait. A reader that is restarted forgets what it had received and not yet replayed.
+        AFTER_SYNC, without a timeout). So a promotion of the most advanced reader loses no acknowledged commit. While no
+        reader is connected, commits wait. A restarted reader forgets what it had received and not yet replayed.
     settings: MariaDB's system variables, over the defaults of this module and of `mysql_family.py`.
-    bin_dir: where mariadbd is, mariadb-install-db beside it or in a directory next to it; else the system's.
-    directory: where the temporary directory of the cluster is made; else the system's place for such.
+    bin_dir: the directory of mariadbd. mariadb-install-db is there or in a directory next to it. None: the system's.
+    directory: where the temporary directory of the cluster is made. None: the system's usual place.
     monitor_privileges: grant SLAVE MONITOR and BINLOG MONITOR to the application's user.
     on_progress: called with a line of text at each step of `start`.
 
-    The superuser, root, may not write on a reader. Started by root, the servers run as an unprivileged user (`nobody`). One
-    thread at a time may drive a cluster. Every method may raise `LocalClusterError`, and those that wait `TimeoutError`.
+    The superuser, root, may not write on a reader. If root starts the servers, they run as an unprivileged user (`nobody`).
+    One thread at a time may drive a cluster.
+
+    Raises LocalClusterError in every method, and TimeoutError in those that wait.
     """
 
     _driver = "mariadb+pymysql"
@@ -94,7 +97,8 @@ class MariadbCluster(MysqlFamilyCluster):
             self._install,
             "--no-defaults",
             f"--basedir={self._program.parent.parent}",
-            f"--datadir=./{directory}",  # not the full path: in a directory that the keeper has removed none is made again
+            # With a full path, the program could make the directory again after the keeper has removed it.
+            f"--datadir=./{directory}",
             *("--force", "--skip-name-resolve", "--skip-test-db"),
             "--tmpdir=.",  # the system's may be closed to the servers' user
             *(f"--{name}={value}" for name, value in _SIZES.items()),
@@ -110,12 +114,12 @@ class MariadbCluster(MysqlFamilyCluster):
         self._order(instance, "SET GLOBAL gtid_slave_pos = @@gtid_binlog_pos")
 
     def _has_parted(self, instance: LocalInstance, writer: LocalInstance) -> bool:
-        """Whether it has a transaction that the writer has not; what it has from each server is asked first."""
+        """Whether the instance has a transaction that the writer lacks. Its transactions are asked for first, by server."""
         theirs, ours = (_numbers(self._ask(i, "@@gtid_binlog_state")) for i in (instance, writer))
         return any(number > ours.get(server, 0) for server, number in theirs.items())
 
 
 def _numbers(gtids: str) -> dict[str, int]:
-    """The last number of each server."""
+    """Return the last number of each server."""
     parts = (gtid.rpartition("-") for gtid in gtids.split(",") if gtid)
     return {server: int(number) for server, _, number in parts}

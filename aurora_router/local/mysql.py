@@ -1,4 +1,4 @@
-"""Real MySQL clusters on loopback, for demos and tests: what is MySQL's own in them (`mysql_family.py` has the rest)."""
+"""Real MySQL clusters on loopback, for demos and tests: MySQL's own part (`mysql_family.py` has the rest)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _WORDS = Words(
     source="SOURCE",
     replica="REPLICA",
     change="CHANGE REPLICATION SOURCE TO",
-    # Without encryption a reader has to ask for the key under which it sends its password.
+    # Without encryption a reader must ask for the key that encrypts its password.
     by_gtid="SOURCE_RETRY_COUNT = 86400, SOURCE_AUTO_POSITION = 1, GET_SOURCE_PUBLIC_KEY = 1",
     written="@@global.gtid_executed",
     replayed="@@global.gtid_executed",
@@ -50,10 +50,11 @@ _WORDS = Words(
         "gtid_mode": "ON",
         "enforce_gtid_consistency": "ON",
         "relay_log_recovery": "ON",
-        "replica_net_timeout": "3600",  # s: else one whose log is late misses heartbeats, and connects anew again and again
+        # Seconds. With less, a reader whose log is late misses heartbeats, and connects anew again and again.
+        "replica_net_timeout": "3600",
         "plugin_load": "semisync_source.so;semisync_replica.so",
     },
-    # The writer waits for a reader before others see the commit (AFTER_SYNC), and for as long as can be said.
+    # The writer waits for a reader before others see the commit (AFTER_SYNC), with the longest timeout that there is.
     acknowledged={
         "rpl_semi_sync_source_wait_point": "AFTER_SYNC",
         "rpl_semi_sync_source_timeout": str(2**32 - 1),  # ms
@@ -71,17 +72,18 @@ class MysqlCluster(MysqlFamilyCluster):
 
     readers: how many readers replicate from the writer, 0 or more.
     synchronous: a COMMIT is acknowledged only when one reader or more has received it (semi-synchronous replication,
-        AFTER_SYNC, with a timeout of 49 days), so that promoting the most advanced reader loses nothing acknowledged. With no
-        reader connected, commits wait. A reader that is restarted forgets what it had received and not yet replayed.
+        AFTER_SYNC, with a timeout of 49 days). So a promotion of the most advanced reader loses no acknowledged commit. While
+        no reader is connected, commits wait. A restarted reader forgets what it had received and not yet replayed.
     settings: MySQL's system variables, over the defaults of this module and of `mysql_family.py`.
-    bin_dir: where mysqld is; else the system's, which may be Oracle's, Percona's or a distribution's.
-    directory: where the temporary directory of the cluster is made; else the system's place for such.
+    bin_dir: the directory of mysqld. None: the system's, which may be Oracle's, Percona's or a distribution's.
+    directory: where the temporary directory of the cluster is made. None: the system's usual place.
     monitor_privileges: grant REPLICATION CLIENT to the application's user.
     on_progress: called with a line of text at each step of `start`.
 
-    Nobody may write on a reader, the superuser, root, included. Started by root, the servers run as an unprivileged user
-    (`nobody`). One thread at a time may drive a cluster. Every method may raise `LocalClusterError`, and those that wait
-    `TimeoutError`.
+    Nobody may write on a reader, not even the superuser, root. If root starts the servers, they run as an unprivileged user
+    (`nobody`). One thread at a time may drive a cluster.
+
+    Raises LocalClusterError in every method, and TimeoutError in those that wait.
     """
 
     _driver = "mysql+pymysql"
@@ -95,18 +97,21 @@ class MysqlCluster(MysqlFamilyCluster):
         host.run(
             self._program,
             *("--no-defaults", "--initialize-insecure"),
-            f"--datadir=./{directory}",  # not the full path: in a directory that the keeper has removed none is made again
+            # With a full path, the program could make the directory again after the keeper has removed it.
+            f"--datadir=./{directory}",
             "--tmpdir=.",  # the system's may be closed to the servers' user
             *(f"--{name}={value}" for name, value in _SIZES.items()),
         )
 
     def _halt(self, instance: LocalInstance) -> None:
-        self._kill_appliers(instance)  # for a minute they would wait for the rest of a transaction that a dead writer has begun
+        # The appliers would wait for a minute for the rest of a transaction that a dead writer has begun.
+        self._kill_appliers(instance)
         super()._halt(instance)
 
     def _copy(self, instance: LocalInstance, other: LocalInstance) -> None:
         super()._copy(instance, other)
-        (self._server(other).data / "auto.cnf").unlink()  # by what is in it servers tell one another apart: it makes a new one
+        # The file holds the id by which servers tell one another apart. The server makes a new one.
+        (self._server(other).data / "auto.cnf").unlink()
 
     def _has_parted(self, instance: LocalInstance, writer: LocalInstance) -> bool:
         theirs, ours = (self._words.position(self._ask(i, self._words.written)) for i in (instance, writer))

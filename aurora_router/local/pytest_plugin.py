@@ -1,4 +1,4 @@
-"""Fixtures for the tests of a service that must survive a failover: a real cluster, whole before each test.
+"""Fixtures for the tests of a service that must survive a failover: a real cluster, healed before each test.
 
 Opt in from the `conftest.py` at the root of your tests, with `pytest_plugins = ["aurora_router.local.pytest_plugin"]`.
 Until a test asks for a fixture, nothing but pytest is imported and no server is started.
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def aurora_engine() -> str:
-    """Which servers: "postgresql". Give your tests a fixture of this name, and session scope, that says "mariadb" or "mysql"."""
+    """The engine: "postgresql". For "mariadb" or "mysql", write a fixture of this name and of session scope that returns that."""
     return "postgresql"
 
 
 @pytest.fixture(scope="session")
 def aurora_cluster_factory(aurora_engine: str) -> Iterator[Callable[..., Cluster[Any]]]:
-    """Start clusters with parameters of your own (those of `PostgresCluster`); they are stopped when the session ends."""
+    """Start clusters with parameters of your own (those of `PostgresCluster`). They are stopped when the session ends."""
     from aurora_router.local import CLUSTERS
 
     with ExitStack() as stack:
@@ -33,7 +33,7 @@ def aurora_cluster_factory(aurora_engine: str) -> Iterator[Callable[..., Cluster
 
 @pytest.fixture(scope="session")
 def aurora_cluster_of_session(aurora_cluster_factory: Callable[..., Cluster[Any]]) -> Cluster[Any]:
-    """The cluster behind `aurora_cluster`, as the last test left it; for fixtures of session scope that load data."""
+    """The cluster behind `aurora_cluster`, as the last test left it. It is for session-scoped fixtures that load data."""
     return aurora_cluster_factory(readers=2)
 
 
@@ -41,7 +41,7 @@ def aurora_cluster_of_session(aurora_cluster_factory: Callable[..., Cluster[Any]
 def aurora_cluster(aurora_cluster_of_session: Cluster[Any]) -> Cluster[Any]:
     """A writer and two readers, shared by the session and healed before each test: all run, stream, and are in sync.
 
-    Which instance is the writer, and what is in the tables, is as the tests before left it.
+    The writer and the rows in the tables are as earlier tests left them.
     """
     aurora_cluster_of_session.heal()
     return aurora_cluster_of_session

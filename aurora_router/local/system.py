@@ -1,4 +1,4 @@
-"""What a local cluster needs of the machine: the servers' programs, a user who is not root, addresses, processes."""
+"""The needs of a local cluster on its machine: the servers' programs, a user who is not root, addresses, processes."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ PROGRAMS = ("postgres", "initdb", "pg_basebackup", "pg_rewind")
 
 
 class LocalClusterError(RuntimeError):
-    """A local cluster could not do what it was asked; the message says why, with the end of the server's log if that helps."""
+    """A local cluster could not do something.
+
+    The message says why, with the end of the server's log if that helps.
+    """
 
 
 def find_postgres(bin_dir: Path | str | None = None) -> Path:
-    """The directory of the PostgreSQL programs that a local cluster would use; see `PostgresCluster` for the order.
+    """Find the directory of the PostgreSQL programs for a local cluster. `PostgresCluster` describes the order.
 
-    Raises LocalClusterError when there is none, or when the one asked for lacks a program.
+    Raises LocalClusterError if there is none, or if the one that `bin_dir` or PGBIN names lacks a program.
     """
     _refuse_other_systems()
     asked = bin_dir or os.environ.get("PGBIN")
@@ -70,9 +73,9 @@ def version(bin_dir: Path) -> int:
 
 
 def find_mariadb(bin_dir: Path | str | None = None) -> tuple[Path, Path]:
-    """MariaDB's server and the program that makes a data directory; see `MariadbCluster` for where they are looked for.
+    """Find MariaDB's server and the program that makes a data directory. `MariadbCluster` says where.
 
-    Raises LocalClusterError when one is missing.
+    Raises LocalClusterError if one is missing.
     """
     _refuse_other_systems()
     if bin_dir is not None:
@@ -100,19 +103,20 @@ def _first_in(places: Iterable[Path], *names: str) -> Path | None:
 
 
 def mariadb_version(server: Path) -> tuple[int, int]:
-    """Its release, as (10, 11); (0, 0) for what is no MariaDB."""
+    """Return the server's release, for example (10, 11). (0, 0) if it is not MariaDB."""
     said = subprocess.run([server, "--version"], capture_output=True, text=True, check=False).stdout
     match = re.search(r"Ver (\d+)\.(\d+)\S*-MariaDB", said)
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
-OLDEST_MYSQL = (8, 0, 30)  # has all settings of mysql.py; they say SOURCE and REPLICA since 8.0.26
+# This release has all settings of mysql.py. Settings say SOURCE and REPLICA since 8.0.26.
+OLDEST_MYSQL = (8, 0, 30)
 
 
 def find_mysql(bin_dir: Path | str | None = None) -> Path:
-    """MySQL's server; see `MysqlCluster` for where it is looked for. What MariaDB calls mysqld is none.
+    """Find MySQL's server. `MysqlCluster` says where. MariaDB's mysqld does not count.
 
-    Raises LocalClusterError when there is none that is new enough.
+    Raises LocalClusterError if no server is new enough.
     """
     _refuse_other_systems()
     asked = (bin_dir,) if bin_dir is not None else (*os.environ.get("PATH", "").split(os.pathsep), *_SYSTEM_PLACES)
@@ -130,7 +134,7 @@ def find_mysql(bin_dir: Path | str | None = None) -> Path:
 
 
 def mysql_version(server: Path) -> tuple[int, int, int]:
-    """Its release, as (8, 4, 6); (0, 0, 0) for what is no MySQL, as MariaDB's mysqld."""
+    """Return the server's release, for example (8, 4, 6). (0, 0, 0) if it is not MySQL, for example MariaDB's mysqld."""
     said = subprocess.run([server, "--version"], capture_output=True, text=True, check=False).stdout
     match = re.search(r"Ver (\d+)\.(\d+)\.(\d+)(?!\S*-MariaDB)", said)
     return (int(match[1]), int(match[2]), int(match[3])) if match else (0, 0, 0)
@@ -142,7 +146,7 @@ def _refuse_other_systems() -> None:
 
 
 def unprivileged_user() -> dict[str, Any]:
-    """The servers refuse to run as root: arguments for `subprocess` to become somebody who may do nothing else."""
+    """Return arguments for `subprocess` to become a user without privileges. The servers refuse to run as root."""
     try:
         entry = pwd.getpwnam("nobody")
         uid, gid = entry.pw_uid, entry.pw_gid
@@ -158,7 +162,7 @@ def reachable_by_others(path: Path) -> bool:
 
 
 def free_addresses(count: int) -> tuple[list[str], int]:
-    """`count` addresses of this machine and one port that is free on all, below the ports given to outgoing connections."""
+    """Find `count` addresses of this machine and a port that is free on all, below the ports of outgoing connections."""
     for _ in range(100):
         net = f"127.{random.randint(1, 254)}.{random.randint(1, 254)}"
         hosts, port = [f"{net}.{11 + n}" for n in range(count)], random.randint(20000, 32000)
@@ -201,7 +205,7 @@ def _are_all_threads_in(pid: int, states: str) -> bool:
 
 
 def _stat(process: Path) -> list[str]:
-    """What /proc says of a process or thread behind "pid (name)", and the name may contain anything: state, ppid, ..."""
+    """Return the fields that follow "pid (name)" in /proc: state, ppid, ... The name may contain anything."""
     return (process / "stat").read_text(errors="replace").rpartition(")")[2].split()
 
 
@@ -209,19 +213,24 @@ def _stat(process: Path) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """This process's environment without what the drivers, the servers or their messages would take from it."""
+    """Return this process's environment, without the variables that affect the drivers, the servers or their messages."""
     taken = ("PG", "MYSQL", "MARIADB", "LC_")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(taken) and k not in ("LANG", "LANGUAGE")}
     return {**kept, "LC_ALL": "C"}
 
 
 def quoted(value: str) -> str:
-    """A string literal, in configuration files as in ALTER SYSTEM (no backslash is ever special in what we write)."""
+    """Return a string literal for configuration files and ALTER SYSTEM. No backslash is special in the values that we write."""
     return "'" + value.replace("'", "''") + "'"
 
 
 def until(timeout: float, what: str, every: float = 0.01) -> Iterator[None]:
-    """Go round until the caller breaks, `every` so many seconds; TimeoutError after `timeout` seconds of waiting for `what`."""
+    """Loop once in `every` seconds until the caller breaks.
+
+    what: what the caller waits for, for the error.
+
+    Raises TimeoutError after `timeout` seconds.
+    """
     deadline = time.monotonic() + timeout
     while True:
         yield

@@ -1,5 +1,7 @@
-"""One module per server family: the SQL that asks, how rows and error codes read, the driver's switches. What is asked is sent by
-others."""
+"""One module per server family: its SQL, how its rows and error codes read, and the driver's switches.
+
+Other modules send the questions.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from aurora_router.servers.family import Ask, Family, Greeting, Mode, Pooler, Un
 __all__ = ["FAMILIES", "Ask", "Family", "Greeting", "Mode", "Pooler", "Unsuitable", "XidFamily", "family_of", "knows_xids"]
 
 FAMILIES: Final[Mapping[str, Family]] = {"postgresql": postgresql, "mysql": mysql, "mariadb": mysql}
-"""By what a URL begins with, which is also the name of the SQL dialect."""
+"""By the beginning of a URL, which is also the name of the SQL dialect."""
 
 
 def family_of(error: BaseException | None) -> Family | None:

@@ -1,4 +1,4 @@
-"""What all server families share, and what the module of one must give: `Family`."""
+"""What all server families share, and what the module of one must provide: `Family`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from aurora_router.core.failures import Failure
 from aurora_router.core.topology import Instance, Role, Server, ServerId, Silence, Topology
 
 Ask: TypeAlias = Callable[[str], tuple[Sequence[str], Sequence[Sequence[Any]]]]
-"""Sends a statement; gives the names of the columns and the rows of the answer, none of both where it has none."""
+"""Sends a statement. Returns the column names and the rows of the answer; both are empty if the answer has none."""
 
 
 class Mode(enum.Enum):
-    """How a pooled connection is to behave for the unit that has it."""
+    """How a pooled connection behaves for the unit that has it."""
 
     DEFAULT = "a transaction as the engine is configured"
     AUTOCOMMIT = "each statement on its own"
@@ -24,14 +24,14 @@ class Mode(enum.Enum):
 
 
 Pooler: TypeAlias = Literal["session", "transaction"]
-"""For how long a pooler before the servers keeps a client on one connection to them."""
+"""How long a pooler before the servers keeps a client on one connection to them."""
 
 
 class Greeting(NamedTuple):
     """What a fresh connection has reached.
 
-    shared: a pooler may give the server's side of it to others between two transactions. Nothing that outlives a transaction may
-    be set there.
+    shared: whether a pooler may give the server's side to other clients between two transactions. Nothing that outlives a
+        transaction may be set on a shared connection.
     """
 
     server: ServerId
@@ -40,14 +40,14 @@ class Greeting(NamedTuple):
 
     @property
     def guarded(self) -> bool:
-        """Whether it was guarded."""
+        """Whether `greet` has guarded the connection."""
         return self.role is Role.READER and not self.shared
 
 
 class Unsuitable(Exception):
-    """A server that answers, but not one that can be used; the message says why and what to do.
+    """A server that answers but cannot be used; the message says why and what to do.
 
-    passing: whether it may become usable without anybody changing something.
+    passing: whether it may become usable although nobody changes anything.
     """
 
     def __init__(self, message: str, *, passing: bool = False) -> None:
@@ -56,9 +56,9 @@ class Unsuitable(Exception):
 
 
 class Family(Protocol):
-    """The module of a family: the SQL that asks, how rows, error codes and messages read, the driver's switches.
+    """The module of a family: its SQL, how its rows, error codes and messages read, and the driver's switches.
 
-    It sends nothing on its own account: what it wants to know it asks through an `Ask`.
+    The module sends no statements of its own; all its questions go through an `Ask`.
     """
 
     # -- how a URL reads
@@ -67,27 +67,27 @@ class Family(Protocol):
     def DRIVER(self) -> str: ...
     @property
     def EXAMPLE(self) -> str:
-        """A URL, for errors."""
+        """A URL to show in errors."""
         ...
 
     @property
     def DEFAULT_PORT(self) -> int: ...
     @property
     def CONNECT(self) -> Mapping[str, Any]:
-        """What the driver's connect() is given where the user says nothing."""
+        """Arguments of the driver's connect(), unless the user sets them."""
         ...
 
     @property
     def BARE(self) -> Mapping[str, Any]:
-        """What create_engine() is given for connections of the router's own, so that SQLAlchemy asks less on them."""
+        """Arguments of create_engine() for the router's own connections, so that SQLAlchemy asks less on them."""
         ...
 
     def options(self) -> Set[str]:
-        """The names of the options that a URL's query may have; none if the driver is not there."""
+        """The names of the options that a URL's query may have; none if the driver is not installed."""
         ...
 
     def encrypted(self, query: dict[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The query of a URL, with encryption unless the user has said something of it, wherever the driver looks.
+        """The query of a URL, with encryption unless the user has set it in any place that the driver reads.
 
         arguments: `connect_args`.
         """
@@ -95,13 +95,14 @@ class Family(Protocol):
 
     @property
     def ENCRYPTION(self) -> str:
-        """The argument of the driver's connect() that goes before what the URL says of encryption."""
+        """The argument of the driver's connect() that overrides what the URL says about encryption."""
         ...
 
     def fixed_address(self, options: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
-        """What leads every connection to one server, whichever instance it is for; "" if nothing does.
+        """The setting that leads every connection to one server, whichever instance it is for; "" if there is none.
 
-        options: of the URL's query. arguments: `connect_args`, which the driver is given over the instance's host and port.
+        options: of the URL's query.
+        arguments: `connect_args`; they override the instance's host and port.
         """
         ...
 
@@ -109,17 +110,17 @@ class Family(Protocol):
 
     @property
     def DIALECT(self) -> str:
-        """Of the statements in errors of the driver that no router has seen."""
+        """The dialect of the statements in those errors of the driver that no router has seen."""
         ...
 
     @property
     def DEFAULT_ISOLATION(self) -> str:
-        """The isolation level that nobody has asked for where servers have it: automatic units read on readers all the same."""
+        """The servers' own default isolation level. Nobody has asked for it, so automatic units read on readers all the same."""
         ...
 
     @property
     def BEYOND_READERS(self) -> frozenset[str]:
-        """The isolation levels that a reader refuses, as servers call them."""
+        """The isolation levels that a reader refuses, by their names on servers."""
         ...
 
     @property
@@ -134,44 +135,58 @@ class Family(Protocol):
         ...
 
     def literal_mode(self, connection: Any, ask: Ask | None) -> str | None:
-        """The setting that decides what a backslash means in the texts of this connection, as `statements.in_mode` takes it.
-        ask: None if nothing may be sent, and what the driver knows must do."""
+        """The setting that decides what a backslash means in texts of this connection, as `statements.in_mode` takes it.
+
+        ask: None if nothing may be sent. Then the driver's own knowledge must do.
+        """
         ...
 
     def greet(self, connection: Any, ask: Ask, pooler: Pooler | None) -> Greeting:
-        """Which server a fresh connection has reached; a reader's is guarded, unless it is shared. pooler: what the user says of
-        one before the servers. Raises Unsuitable, the driver's errors."""
+        """Find out which server a fresh connection has reached. Guard a reader's connection, unless it is shared.
+
+        pooler: the user's word on a pooler before the servers.
+        Raises Unsuitable, and the driver's errors.
+        """
         ...
 
     def probe(self, ask: Ask, *, asynchronous_commits: bool) -> Server:
-        """What a server says of itself. Raises Unsuitable, whatever `ask` raises."""
+        """A server's own report of its state.
+
+        Raises Unsuitable, and whatever `ask` raises.
+        """
         ...
 
     def omissions(self, ask: Ask) -> str:
-        """What a writer leaves out of its log, so that no reader ever has it; "" if nothing. Raises whatever `ask` raises."""
+        """What a writer leaves out of its log, so that no reader ever has it; "" if nothing.
+
+        Raises whatever `ask` raises.
+        """
         ...
 
     def parse_functions(self, rows: Iterable[Sequence[Any]]) -> frozenset[str]:
-        """The answer to FUNCTIONS as names that are reads: "schema.name", and "name" where that is so in every schema."""
+        """The answer to FUNCTIONS as names that are reads: "schema.name", and "name" if it is a read in every schema."""
         ...
 
     # -- how errors read
 
     def code(self, error: BaseException | None) -> str | int | None:
-        """The server's, or the driver's, code of an error; None where it has none."""
+        """The server's, or the driver's, code of an error; None if it has none."""
         ...
 
     def words(self, error: BaseException) -> str:
-        """What an error says, and what the server says of it in no human language, where that tells more."""
+        """An error's message, and the server's language-independent details if they tell more."""
         ...
 
     def failure(self, code: Any, message: str, *, disconnected: bool) -> Failure:
-        """What kind of failure a driver's error stands for. disconnected: the connection is unusable."""
+        """The kind of failure that a driver's error stands for.
+
+        disconnected: the connection is unusable.
+        """
         ...
 
     @property
     def KILLED(self) -> frozenset[Any]:
-        """The codes with which a server says that somebody has ended a connection."""
+        """The codes by which a server reports that somebody has ended a connection."""
         ...
 
     @property
@@ -180,59 +195,74 @@ class Family(Protocol):
         ...
 
     def is_from_connecting(self, error: BaseException) -> bool:
-        """Whether the driver's error is one that is only met while connecting."""
+        """Whether this error of the driver only occurs while connecting."""
         ...
 
     def explain_refusal(self, code: Any, message: str) -> tuple[Silence, str]:
-        """A failed probe in words for the user, and whether trying again can help."""
+        """A failed probe in words for the user, and whether another try can help."""
         ...
 
     @property
     def UNUSABLE(self) -> str:
-        """A pattern of the driver's own words for an option that it cannot use."""
+        """A pattern that matches the driver's own words for an option that it cannot use."""
         ...
 
     @property
     def MISTAKES(self) -> Sequence[tuple[str, str]]:
-        """What to do where the driver's connect() ends in an error that is not the driver's own, for it can do nothing with what
-        it was given: a pattern of the error's type and words, and the advice."""
+        """Advice for TypeError and the like, which connect() raises if it cannot use its arguments.
+
+        Each is a pattern of the error's type and message, and the advice.
+        """
         ...
 
     def is_busy(self, code: Any, message: str) -> bool:
-        """Whether the server lives, but has no room for one more connection."""
+        """Whether the server is alive but has no room for one more connection."""
         ...
 
     # -- the driver's connection
 
     def fileno(self, connection: Any) -> int:
-        """The number of its socket."""
+        """The number of the connection's socket."""
         ...
 
     def is_closed(self, connection: Any) -> bool: ...
     def autocommit(self, connection: Any) -> bool: ...
     def set_mode(self, connection: Any, mode: Mode, default_autocommit: bool, guarded: bool) -> bool:
-        """Switch an idle connection; whether that lasts for its next units. Sends nothing where the driver does not make it.
-        guarded: what `guard` has made of it."""
+        """Switch an idle connection; returns whether the mode stays for its next units. Sends nothing unless the driver must.
+
+        guarded: whether `guard` has set the connection to refuse writes.
+        """
         ...
 
     def is_settled(self, connection: Any, alone: bool) -> bool:
-        """Whether a connection that was switched before can be used as it is. Listeners of the application may have begun a
-        transaction on one whose statements are to be alone, or taken its guard off. Asks nobody."""
+        """Whether a connection that was switched before can be used as it is. Sends nothing.
+
+        Listeners of the application may have begun a transaction on it, or removed its guard.
+
+        alone: each statement is to be on its own, so no transaction may be open.
+        """
         ...
 
     def count_ends(self, connection: Any) -> Callable[[], int]:
-        """Count the transactions that end on a connection, whoever ends them, but for those that rollback() ends: gives how many
-        there were until now. A statement in autocommit is one. If one text ends one and begins the next, nobody sees it."""
+        """Count the transactions that end on a connection, whoever ends them, except those that rollback() ends.
+
+        Returns a function that gives the number so far. A statement in autocommit counts as one transaction. A text that ends one
+        transaction and begins the next goes unseen.
+        """
         ...
 
     def is_guarded(self, connection: Any, handed_out: bool) -> bool:
-        """Whether a guard that was set is known to be on still. handed_out: users have had the driver's connection since. Asks
-        nobody."""
+        """Whether a guard that was set is known to be still on. Sends nothing.
+
+        handed_out: users have had the driver's connection since then.
+        """
         ...
 
     def has_lost_guard(self, connection: Any) -> bool:
-        """Whether the guard of a connection in autocommit was taken off, or may have been, unseen by the gate, and can be set
-        again because no transaction is open. Asks nobody."""
+        """Whether the guard of a connection in autocommit was removed, or may have been, and can be set again now. Sends nothing.
+
+        The gate did not see the removal. The guard can be set again because no transaction is open.
+        """
         ...
 
     def is_idle(self, connection: Any) -> bool:
@@ -240,64 +270,76 @@ class Family(Protocol):
         ...
 
     def end_transaction(self, connection: Any) -> None:
-        """End what a listener of the application has begun on a connection before its unit has it: with COMMIT, so that what it
-        has set holds. Sends nothing if nothing was begun."""
+        """End what a listener of the application has begun on a connection before its unit has it.
+
+        It ends by COMMIT, so that the listener's settings hold. Sends nothing if nothing was begun.
+        """
         ...
 
     def guard(self, connection: Any, ask: Ask, on: bool) -> None:
-        """Have an idle connection refuse writes outside of transactions, or accept them again."""
+        """Make an idle connection refuse writes outside of transactions, or accept them again."""
         ...
 
     def watch_connecting(self, dialect: Any, connecting: Callable[[int], AbstractContextManager[None]]) -> None:
-        """Have a dialect's new connections wait for the server within `connecting(number of the socket)`, which may end the wait
-        by shutting the socket."""
+        """Make a dialect's new connections wait for the server within `connecting(number of the socket)`.
+
+        `connecting` may end the wait by shutting the socket.
+        """
         ...
 
     def forget_prepared(self, connection: Any) -> None:
-        """Have an idle connection prepare its statements anew."""
+        """Make an idle connection prepare its statements anew."""
         ...
 
     def look_anywhere(self, dialect: Any) -> None:
-        """Have SQLAlchemy's first look at a server succeed whatever its role and its settings."""
+        """Make SQLAlchemy's first look at a server succeed, whatever the server's role and settings."""
         ...
 
     def prepare(self, connection: Any, shared: bool, given: Collection[str], listened: Callable[[], bool]) -> None:
-        """Whatever else a new pooled connection needs. given: names of what the user gives to the driver's connect(). listened:
-        whether listeners of the application may have used it when a unit gets it."""
+        """Set up whatever else a new pooled connection needs.
+
+        given: names of the arguments that the user gives to the driver's connect().
+        listened: whether listeners of the application may have used the connection when a unit gets it.
+        """
         ...
 
     def blocks(self, connection: Any) -> bool:
-        """Whether rows of a streamed result are unread, so that the rest must be read before anything else can be sent."""
+        """Whether a streamed result has unread rows, which must be read before anything else can be sent."""
         ...
 
     def is_bystander(self, connection: Any) -> bool:
-        """Whether the server has ended the connection because of what another connection's statement did to it."""
+        """Whether the server has ended the connection because of what another connection's statement did to the server."""
         ...
 
     def has_leftovers(self, connection: Any) -> bool:
-        """Whether the last unit has left something that must not stay on a pooled connection: an open stream, an open
-        transaction, or an answer that nobody has read."""
+        """Whether the last unit has left something that must not stay on a pooled connection.
+
+        That is an open stream, an open transaction, or an unread answer.
+        """
         ...
 
     def remove_leftovers(self, connection: Any, ask: Ask) -> None:
-        """Remove that from an idle connection. Raises the driver's error if the connection can only be closed."""
+        """Remove the leftovers from an idle connection.
+
+        Raises the driver's error if the connection can only be closed.
+        """
         ...
 
     # -- what became of a COMMIT
 
     @property
     def ROLLS_ALL_BACK(self) -> bool:
-        """Whether a rollback undoes whatever was written, and no stream stands in its way: then nothing is asked beside it."""
+        """Whether a rollback undoes all writes and no stream can block it, so that nothing else is asked with it."""
         ...
 
     @property
     def XIDS(self) -> bool:
-        """Whether servers tell for transaction ids what became of them; where not, the table must be asked."""
+        """Whether servers can report the outcome of a transaction by its id; if not, the table must be asked."""
         ...
 
     @property
     def PREPARED(self) -> str:
-        """Where one finds transactions that were prepared, and neither committed nor rolled back."""
+        """The view or command that lists the transactions that were prepared, and neither committed nor rolled back."""
         ...
 
     @property
@@ -321,25 +363,28 @@ class Family(Protocol):
     @property
     def KEPT(self) -> int: ...
     def sign(self, connection: Any, signature: str) -> str:
-        """Write the row by which the transaction is to be found again; gives the schema of its table. Raises the driver's."""
+        """Write the row by which the transaction is found again; returns the schema of its table.
+
+        Raises the driver's error.
+        """
         ...
 
     def is_missing_table(self, error: BaseException | None) -> bool: ...
     def is_aborted(self, connection: Any) -> bool:
-        """Whether the transaction has failed, so that a COMMIT would pass for done, and is none."""
+        """Whether the transaction has failed, so that COMMIT raises no error although it commits nothing."""
         ...
 
     def was_not_undone(self, connection: Any) -> bool:
-        """Whether a rollback has left something that was written; asked once after each."""
+        """Whether a rollback has left some writes in place; asked once after each."""
         ...
 
     def refuse_aborted(self, connection: Any) -> None:
-        """Raise the driver's error for such a transaction."""
+        """Raise the driver's error for a transaction that has failed."""
         ...
 
 
 class XidFamily(Family, Protocol):
-    """The module of a family whose servers tell for transaction ids what became of them (`XIDS`)."""
+    """The module of a family whose servers can report the outcome of a transaction by its id (`XIDS`)."""
 
     @property
     def NOTE(self) -> str: ...
@@ -356,7 +401,10 @@ class XidFamily(Family, Protocol):
         ...
 
     def parse_evidence(self, row: Sequence[Any], status: str | None) -> Evidence | None:
-        """The answers to EVIDENCE and STATUS; None when the server is not the writer. Raises Unsuitable."""
+        """The answers to EVIDENCE and STATUS; None if the server is not the writer.
+
+        Raises Unsuitable.
+        """
         ...
 
     @property
@@ -366,5 +414,5 @@ class XidFamily(Family, Protocol):
 
 
 def knows_xids(family: Family) -> TypeGuard[XidFamily]:
-    """Whether the family's servers tell what became of a transaction id."""
+    """Whether the family's servers can report the outcome of a transaction by its id."""
     return family.XIDS

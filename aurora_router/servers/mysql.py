@@ -1,7 +1,7 @@
 """MySQL and MariaDB: the SQL that asks a server who and where it is, and how its rows and error codes read.
 
-Which of the two answers is seen from what the server says of itself: a URL that says mysql leads to either, and one that says
-mariadb to MariaDB alone, for SQLAlchemy takes nothing else there.
+The server's own report shows which of the two it is. A mysql URL leads to either. A mariadb URL leads to MariaDB alone, because
+SQLAlchemy accepts nothing else there.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ PREPARED = "XA RECOVER"
 OLDEST_MYSQL = (8, 0)
 OLDEST_MARIADB = (10, 6)  # nothing older is maintained or tested
 
-# One question for both, with what only one of them understands in comments that the other one skips: MySQL takes all of MariaDB's
-# for plain ones, and MariaDB those that are for MySQL 5.7 and newer.
+# One question serves both. Parts that only one of them understands are in comments that the other one skips. MySQL skips all of
+# MariaDB's comments, and MariaDB skips those for MySQL 5.7 and newer.
 _MARIADB, _MYSQL = "/*M!100600", "/*!80000"
-# The difference is when the server was started, to the second, and the same whenever it is asked: both are of one statement.
+# When the server was started, to the second. The difference never changes, because both times are of one statement.
 _STARTED = "CAST(UNIX_TIMESTAMP() - (SELECT variable_value FROM {}.global_status WHERE variable_name = 'Uptime') AS SIGNED)"
 _GROUP = "SELECT variable_value FROM performance_schema.global_variables WHERE variable_name = 'group_replication_group_name'"
 _OPENED = (
@@ -61,23 +61,23 @@ IDENTITY = f"""
 {_MARIADB} , @@global.gtid_domain_id, @@global.server_id, {_STARTED.format("information_schema")} */
 {_MYSQL} , ({_GROUP}), @@global.server_uuid, {_STARTED.format("performance_schema")} */
 , @@global.port, @@global.read_only, @@global.innodb_read_only"""
-"""FALSE is true on MariaDB, and what follows is missing where the version is too old."""
+"""The second column is true on MariaDB. The columns in comments are missing if the version is too old."""
 PROBE = f"""{IDENTITY}
 {_MARIADB} , @@global.gtid_current_pos, @@global.gtid_slave_pos, @@global.gtid_binlog_state, @@global.log_bin
 , @@global.tx_isolation */
 {_MYSQL} , @@global.gtid_executed, @@global.gtid_mode, ({_OPENED}), @@global.transaction_isolation */"""
-"""MariaDB's in this order: a position that is of an older epoch than the state says is true, and the other way round it would not
-be. Its tx_isolation has a second name, as on MySQL, from 11.1 on only."""
+"""MariaDB's columns are read in this order, because it is safe to label an older position with a newer epoch. The reverse is not.
+tx_isolation has a second name there, as on MySQL, only from 11.1 on."""
 
 REPLICAS_MARIADB = "SHOW ALL SLAVES STATUS"
 REPLICAS_MYSQL = "SHOW REPLICA STATUS"
-"""Wants SLAVE MONITOR on MariaDB, REPLICATION CLIENT on MySQL. The writer is asked, too: it may be a reader tomorrow, and what is
-not granted is to be found out today."""
+"""Needs SLAVE MONITOR on MariaDB, REPLICATION CLIENT on MySQL. The writer is asked, too, because it may be a reader tomorrow. So
+a missing privilege is found today."""
 LOG, LOG_RENAMED = "SHOW MASTER STATUS", "SHOW BINARY LOG STATUS"
-"""Wants BINLOG MONITOR on MariaDB, REPLICATION CLIENT on MySQL; without it the log is taken for whole. Asked once for each
-connection: the settings that it shows change with a restart only."""
+"""Needs BINLOG MONITOR on MariaDB, REPLICATION CLIENT on MySQL; without it the log is taken for complete. Asked once for each
+connection, because the settings that it shows change only with a restart."""
 MEMBERS = "SELECT member_id, member_state, member_role FROM performance_schema.replication_group_members"
-"""Asked where there is a group; wants SELECT on that table."""
+"""Asked if there is a group; needs SELECT on that table."""
 
 GUARD = "SET SESSION TRANSACTION READ ONLY"
 UNGUARD = "SET SESSION TRANSACTION READ WRITE"
@@ -91,24 +91,24 @@ CREATE_COMMITS = (
 )
 HAS_COMMITS = f"SELECT count(*) > 0 FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = '{COMMITS}'"  # noqa: S608
 THERE = "SET SESSION innodb_lock_wait_timeout = 1"
-"""Before FENCE and SIGNED. The table is in the database of the URL, whatever USE the transaction has said."""
+"""Precedes FENCE and SIGNED. The table is in the database of the URL, even if the transaction has chosen another one by USE."""
 FENCE = f"INSERT IGNORE INTO {COMMITS} (id, committed) VALUES (%(id)s, FALSE)"  # noqa: S608 - a constant
-"""Waits for a transaction that is still under way with this id, and keeps one that is yet to come from committing."""
+"""Waits for a running transaction with this id, and keeps a later one from committing."""
 SIGNED = f"SELECT committed FROM {COMMITS} WHERE id = %(id)s"  # noqa: S608 - a constant
 SEAL = f"REPLACE INTO {COMMITS} (id, committed) VALUES ('seal', FALSE)"  # noqa: S608 - a constant
-"""A row that says nothing, whose COMMIT waits for readers where COMMITs do."""
+"""A row that means nothing. Its COMMIT waits for readers if the server's COMMITs do."""
 KEPT = 3600  # seconds
-PRUNED = 2000  # rows at once: it must not take longer than a probe may
+PRUNED = 2000  # rows at once, so that it takes no longer than a probe may
 PRUNE = f"DELETE FROM {COMMITS} WHERE at < NOW() - INTERVAL {KEPT} SECOND ORDER BY at LIMIT {PRUNED}"  # noqa: S608
 
 FUNCTIONS = """
 SELECT routine_schema, routine_name, sql_data_access FROM information_schema.routines
  WHERE routine_type = 'FUNCTION' AND routine_schema NOT IN ('mysql', 'sys', 'information_schema', 'performance_schema')"""
-"""User functions, and what they declare. CONTAINS SQL is what stands there where nothing was declared."""
+"""User functions, and what they declare. The server shows CONTAINS SQL if nothing was declared."""
 
 
 class Version(NamedTuple):
-    """What answers: which of the two, and its version."""
+    """Which of the two answers, and its version."""
 
     mariadb: bool
     number: tuple[int, ...]
@@ -118,7 +118,7 @@ class Version(NamedTuple):
 
 
 def options() -> Set[str]:
-    """The names of the options that a URL's query may have; none if the driver is not there."""
+    """The names of the options that a URL's query may have; none if the driver is not installed."""
     try:
         from pymysql.connections import Connection
     except ImportError:
@@ -127,7 +127,7 @@ def options() -> Set[str]:
 
 
 def encrypted(query: dict[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The query of a URL, with encryption unless the user has said something of it, in an option file, too."""
+    """The query of a URL, with encryption unless the user has set it, be it in an option file."""
     given = {**query, **arguments}
     file = _read_option_file(given)
     said = any(given.get(name) for name in _SSL) or any(file.get(name) for name in _SSL_OF_FILE)
@@ -139,11 +139,12 @@ _SSL = frozenset(
     | {"ssl_verify_identity", "ssl_disabled"}
 )
 _SSL_OF_FILE = frozenset({"ssl-ca", "ssl-capath", "ssl-cert", "ssl-key", "ssl-password", "ssl-cipher"})
-"""The options with which PyMySQL, or SQLAlchemy for it, decides on encryption."""
+"""The options by which PyMySQL, or SQLAlchemy for it, decides on encryption."""
 
 
 def fixed_address(options: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
-    """What leads every connection to one server: a socket goes before host and port, also one that an option file names."""
+    """The setting that leads every connection to one server: a socket overrides host and port, even if an option file names
+    it."""
     given = {**options, **arguments}
     for name in ("host", "port"):
         if arguments.get(name):
@@ -154,14 +155,14 @@ def fixed_address(options: Mapping[str, Any], arguments: Mapping[str, Any]) -> s
 
 
 def _read_option_file(given: Mapping[str, Any]) -> dict[str, str | None]:
-    """What the option file that PyMySQL is told to read says in its group."""
+    """The settings in PyMySQL's group of the option file that it is to read."""
     group, file = given.get("read_default_group"), given.get("read_default_file")
     if not (group or file):
         return {}
-    import configparser  # few have such a file
+    import configparser  # few users have such a file
 
     read = configparser.RawConfigParser(allow_no_value=True, strict=False)
-    with contextlib.suppress(configparser.Error, TypeError, ValueError):  # the driver will say so
+    with contextlib.suppress(configparser.Error, TypeError, ValueError):  # the driver will report it
         read.read(os.path.expanduser(file or "/etc/my.cnf"))
     found = read[group or "client"] if read.has_section(group or "client") else {}
     return {name.replace("_", "-"): value for name, value in found.items()}
@@ -171,7 +172,7 @@ def _read_option_file(given: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def parse_version(row: Sequence[Any]) -> Version:
-    """How the answers to IDENTITY and PROBE begin. Raises Unsuitable for a server that is too old."""
+    """The version, which the answers to IDENTITY and PROBE begin with. Raises Unsuitable for a server that is too old."""
     found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", str(row[0]))
     number = tuple(int(part or 0) for part in found.groups()) if found is not None else (0,)
     server = Version(is_on(row[1]), number)
@@ -182,24 +183,29 @@ def parse_version(row: Sequence[Any]) -> Version:
 
 
 def parse_identity(row: Sequence[Any]) -> tuple[ServerId, Role]:
-    """How the answers to IDENTITY and PROBE begin. Raises Unsuitable for a server that is too old.
+    """The identity and the role, which the answers to IDENTITY and PROBE begin with.
 
-    Neither has an identity of the cluster. What stands for it: the name of the group, on MySQL with group replication; the GTID
-    domain, on MariaDB. A server does not know where a connection arrived: its id in the replication stands for that.
+    Neither server has an identity of the cluster. On MySQL with group replication the name of the group stands for it, on MariaDB
+    the GTID domain. A server does not know at which address a connection has arrived. Its id in the replication stands for that.
+
+    Raises Unsuitable for a server that is too old.
     """
     server = parse_version(row)
     if len(row) < 8:
         raise Unsuitable(f"does not say who it is: something on the way to {server} drops version comments (/*! */)")
     of_cluster, name, started, port, *read_only = row[2:8]
     cluster = f"mariadb-{of_cluster}" if server.mariadb else str(of_cluster or "mysql")
-    # Several servers may have been started in one second; no two of a cluster have one name.
+    # Several servers may have been started in one second, but no two of a cluster have the same name.
     identity = ServerId(cluster, str(name), int(port), f"{started}/{name}")
     return identity, Role.READER if any(map(is_on, read_only)) else Role.WRITER
 
 
 def greet(connection: Any, ask: Ask, pooler: Pooler | None) -> Greeting:
-    """Which server a fresh connection has reached; a reader's is guarded, for a reader that is promoted in place would let the
-    statements of a unit in autocommit write. Raises Unsuitable."""
+    """Find out which server a fresh connection has reached.
+
+    A reader's connection is guarded, because a reader that is promoted in place would let a unit in autocommit write. Raises
+    Unsuitable.
+    """
     _, (row,) = ask(IDENTITY)
     greeting = Greeting(*parse_identity(row), shared=pooler == "transaction")
     if greeting.guarded:
@@ -208,9 +214,9 @@ def greet(connection: Any, ask: Ask, pooler: Pooler | None) -> Greeting:
 
 
 def probe(ask: Ask, *, asynchronous_commits: bool) -> Server:
-    """What a server says of itself. Raises Unsuitable.
+    """A server's report of its state. Raises Unsuitable.
 
-    asynchronous_commits means nothing here: a commit is in the positions before it is acknowledged.
+    asynchronous_commits: not used, because a commit is in the positions before it is acknowledged.
     """
     _, ((*row, level),) = ask(PROBE)
     server = parse_version(row)
@@ -231,7 +237,7 @@ def probe(ask: Ask, *, asynchronous_commits: bool) -> Server:
     channels = [dict(zip(names, row, strict=True)) for row in rows]
     replicates = any("Yes" in (c.get("Replica_SQL_Running"), c.get("Slave_SQL_Running")) for c in channels)
     if role is Role.WRITER and (replicates or _is_group(identity)):
-        # A reader, maybe, that nobody has made read-only, or a member that was started again and is not back in its group.
+        # It may be a reader that nobody has made read-only, or a restarted member that is not back in its group.
         epoch, position = read(role, identity._replace(cluster="mysql", address=None), said)
     if role is Role.WRITER or (shared and not rows):
         return Server(identity, role, epoch, position, None, isolation)
@@ -246,8 +252,8 @@ def _is_group(identity: ServerId) -> bool:
 def _mariadb(role: Role, identity: ServerId, said: Sequence[Any]) -> tuple[int, Position | None]:
     """The epoch and the position of MariaDB.
 
-    What a reader takes for the epoch counts for its position only: a transaction that it has made itself (a stray FLUSH is
-    enough) may look like a writer's, and would depose the writer.
+    A reader's epoch counts for its position only. A transaction of the reader's own (a stray FLUSH is enough) may look like a
+    writer's, and would depose the writer.
     """
     written, replayed, state, logs = said
     own = int(identity.address or -1)
@@ -258,15 +264,18 @@ def _mariadb(role: Role, identity: ServerId, said: Sequence[Any]) -> tuple[int, 
 
 
 def _mysql(role: Role, identity: ServerId, said: Sequence[Any]) -> tuple[int, Position | None]:
-    """The epoch and the position of MySQL. There is none where not all transactions have a GTID."""
+    """The epoch and the position of MySQL. There is no position unless all transactions have a GTID."""
     executed, mode, opened = said
     own = identity.cluster if _is_group(identity) else identity.address
     return 1, GtidSet.said(1, executed or "", own or "", float(opened or 0)) if mode == "ON" else None
 
 
 def parse_members(rows: Iterable[Sequence[Any]], me: str) -> str | None:
-    """The answer to MEMBERS: why a member of a group is not to be used, "" where nothing is wrong; None where it is in no group
-    now. me: its server_uuid."""
+    """Why a member of a group cannot be used, "" if it can be; None if it is in no group now.
+
+    rows: the answer to MEMBERS.
+    me: the member's server_uuid.
+    """
     rows = list(rows)
     states = {str(member): str(state) for member, state, _ in rows}
     state = states.get(me, "OFFLINE")
@@ -287,7 +296,7 @@ _SYSTEM = frozenset({"information_schema", "innodb_memcache", "mysql", "performa
 
 
 def parse_filters(channels: Sequence[Mapping[str, Any]]) -> str:
-    """Why a reader may lack what the writer has written: the replication filters in the rows for its sources; "" without any."""
+    """Why a reader may lack some of the writer's data: the replication filters in the rows for its sources; "" without any."""
     found: dict[str, None] = {}
     for channel in channels:
         for name, value in channel.items():
@@ -297,7 +306,7 @@ def parse_filters(channels: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _outside_system(name: str, value: object) -> str:
-    """A filter's value, without what it ignores of the servers' own schemas."""
+    """A filter's value, without the servers' own schemas if it lists what is ignored."""
     listed = [part.strip() for part in str(value or "").split(",")]
     if "_Ignore_" in name:
         listed = [part for part in listed if part.partition(".")[0].strip("`").lower() not in _SYSTEM]
@@ -322,8 +331,12 @@ def omissions(ask: Ask) -> str:
 
 
 def parse_replicas(channels: Sequence[Mapping[str, Any]]) -> tuple[float | None, str]:
-    """What a reader says of its replication, a row for each of its sources: how many seconds it is behind, None where that cannot
-    be told; and why it replays nothing, "" where it does."""
+    """How many seconds a reader is behind, and why it replays nothing.
+
+    The first is None if unknown, the second is "" if the reader replays.
+
+    channels: the reader's report of its replication, one row for each source.
+    """
     if not channels:
         return None, "it replicates from nobody"
     lags = []
@@ -332,24 +345,29 @@ def parse_replicas(channels: Sequence[Mapping[str, Any]]) -> tuple[float | None,
         for thread in "SQL", "IO":
             error = said[f"Last_{thread}_Errno"]
             if said[f"Replica_{thread}_Running"] == "No" and (thread == "SQL" or (error and error not in _WRITER_IS_GONE)):
-                # What Last_SQL_Error says may hold data.
+                # The text of Last_SQL_Error may hold data.
                 return None, f"its {thread} thread has stopped (error {error}; SHOW REPLICA STATUS there says more)"
         if not _has_replayed_all(said):
             behind = said["Seconds_Behind_Source"]
             if behind is not None:
-                lags.append(float(behind) + 1.0)  # it counts in seconds of the clock, begun ones as none
+                # The server counts seconds of the clock, and does not count one that has only begun.
+                lags.append(float(behind) + 1.0)
         elif said["Replica_IO_Running"] == "Yes":
-            lags.append(0.0)  # else nobody knows what it has not received, and the server may say 0
+            # Without this thread nobody knows what the reader has not received, and the server may report 0.
+            lags.append(0.0)
     return (max(lags) if len(lags) == len(channels) else None), ""
 
 
 _WRITER_IS_GONE = range(2000, 3000)
-"""Errors of the client library, which is how a reader says that it does not reach its source."""
+"""Errors of the client library, by which a reader reports that it cannot reach its source."""
 
 
 def _has_replayed_all(said: Mapping[str, Any]) -> bool:
-    """Whether a reader has replayed what it has received from a source. MySQL's workers are ahead of the place in the log that it
-    shows, and of the seconds, by up to `replica_checkpoint_period`, 300 ms: its GTIDs are exact."""
+    """Whether a reader has replayed all that it has received from a source.
+
+    MySQL's workers are ahead of the log position and of the seconds that it shows, by up to `replica_checkpoint_period` (300 ms).
+    Its GTIDs are exact.
+    """
     if said.get("Auto_Position"):
         return GtidSet.said(1, said["Executed_Gtid_Set"]).covers(GtidSet.said(1, said["Retrieved_Gtid_Set"]))
     received = said["Source_Log_File"], said["Read_Source_Log_Pos"]
@@ -357,7 +375,7 @@ def _has_replayed_all(said: Mapping[str, Any]) -> bool:
 
 
 def dialect(server: ServerId) -> str:
-    """The dialect of what answers, whatever the URL begins with."""
+    """The dialect of the server that answers, whatever the URL begins with."""
     return "mariadb" if server.cluster.startswith("mariadb-") else "mysql"
 
 
@@ -367,9 +385,9 @@ _NO_BACKSLASH_ESCAPES = 512  # PyMySQL's SERVER_STATUS_NO_BACKSLASH_ESCAPES
 def literal_mode(connection: Any, ask: Ask | None) -> str | None:
     """The connection's `sql_mode`, which decides what a backslash means in its texts.
 
-    The application may change it at any time, so nothing is remembered. The server tells with each answer to a SET whether it has
-    NO_BACKSLASH_ESCAPES, which is all that matters in most texts. ANSI_QUOTES it must be asked for. Then the question takes the
-    place of the statement before for FOUND_ROWS(), ROW_COUNT() and SHOW WARNINGS.
+    The application may change it at any time, so nothing is remembered. Each answer to a SET shows whether it has
+    NO_BACKSLASH_ESCAPES, which is all that matters in most texts. ANSI_QUOTES needs a question to the server. FOUND_ROWS(),
+    ROW_COUNT() and SHOW WARNINGS then refer to the question instead of the statement before it.
     """
     if connection.server_status & _NO_BACKSLASH_ESCAPES:
         return "NO_BACKSLASH_ESCAPES"
@@ -380,8 +398,10 @@ def literal_mode(connection: Any, ask: Ask | None) -> str | None:
 
 
 def parse_functions(rows: Iterable[Sequence[Any]]) -> frozenset[str]:
-    """The answer to FUNCTIONS as names that are reads: "schema.name", and "name" where that is so in every schema. The case of
-    names does not count."""
+    """The answer to FUNCTIONS as names that are reads: "schema.name", and "name" if it is a read in every schema.
+
+    The case of names does not matter.
+    """
     harmless: set[str] = set()
     harmful: set[str] = set()
     for schema, name, access in rows:
@@ -394,13 +414,13 @@ def parse_functions(rows: Iterable[Sequence[Any]]) -> frozenset[str]:
 
 
 def words(error: BaseException) -> str:
-    """What the error says."""
+    """The error's message."""
     return str(error)
 
 
 _REFUSED = frozenset({1044, 1045, 1049, 1130, 1142, 1143, 1184, 1227, 1370, 1698, 1820, 1862, NO_PACKAGE, 3118, 4151})
 _READ_ONLY = frozenset({1792, 1836, 1874})
-# Keys, foreign keys, NOT NULL, the range of a column (UNSIGNED, say), WITH CHECK OPTION, CHECK, and SIGNAL, as triggers use it.
+# Keys, foreign keys, NOT NULL, the range of a column (for example UNSIGNED), WITH CHECK OPTION, CHECK, and a trigger's SIGNAL.
 _CONSTRAINT = frozenset(
     {1048, 1062, 1169, 1216, 1217, 1264, 1364, 1369, 1451, 1452, 1557, 1586, 1644, 1690, 1761, 1762, 3819, 4025}
 )
@@ -408,9 +428,9 @@ _BUSY = frozenset({1040, 1203, 1226})
 _LOST = frozenset({0, 1053, 1927, 2006, 2013, 2055, 4031})
 KILLED: Final = frozenset({1927})
 ENDED = "somebody has ended it (KILL), or it is longer than the server's max_allowed_packet"
-_UNREACHED = frozenset({1129, 2002, 2003, 2005, 2026, 3032})  # 1129: too many attempts have failed; 3032: it is offline
+_UNREACHED = frozenset({1129, 2002, 2003, 2005, 2026, 3032})  # 1129: too many attempts have failed; 3032: offline
 _GAVE_UP = re.compile(r"""\((TimeoutError\(["'])?(The (read|write) operation )?timed out""")
-"""How PyMySQL says within its 2006 and 2013 that its read_timeout or write_timeout was over. The kernel says [Errno 110]."""
+"""How PyMySQL reports within its 2006 and 2013 that its read_timeout or write_timeout is over. The kernel's is [Errno 110]."""
 _BROKEN = frozenset({1021, 1030, 1037, 1041, 1194, 1195})  # no disk, no memory, a storage engine's fault
 _TRANSIENT = {
     1020: Failure.SERIALIZATION,  # a row has changed since the snapshot
@@ -419,17 +439,19 @@ _TRANSIENT = {
     1213: Failure.DEADLOCK,
     1412: Failure.CONFLICT,  # the definition of a table has changed since the snapshot
     1614: Failure.DEADLOCK,
-    1615: Failure.OUTDATED,  # a statement that is kept prepared, in a procedure say, was overtaken by a change of its tables
+    # The tables of a prepared statement, for example in a procedure, have changed.
+    1615: Failure.OUTDATED,
     3100: Failure.SERIALIZATION,  # the member is about to leave its group
     3101: Failure.SERIALIZATION,  # another member of the group was first
 }
 
 
 def failure(code: int | None, message: str, *, disconnected: bool) -> Failure:
-    """What kind of failure a driver error stands for.
+    """The kind of failure that a driver's error stands for.
 
-    code: None where the driver has none. message: the server's or driver's words (never shown to anyone here). disconnected: the
-    connection is unusable.
+    code: None if the driver has none.
+    message: the server's or driver's words; nobody gets to see them here.
+    disconnected: the connection is unusable.
     """
     if code in _REFUSED:
         return Failure.REFUSED
@@ -451,7 +473,7 @@ def failure(code: int | None, message: str, *, disconnected: bool) -> Failure:
 
 
 def is_from_connecting(error: BaseException) -> bool:
-    """Whether the driver's error is one that is only met while connecting."""
+    """Whether this error of the driver only occurs while connecting."""
     return code(error) in {*_UNREACHED, *_BUSY, 1045, 1049, 1130, 1184, 1698, NO_PACKAGE}
 
 
@@ -459,8 +481,8 @@ _UNUSABLE = (
     *(1064, 1115, 1193, 1228, 1229, 1231, 1232, 1238, 1253, 1273, 1298),
     *(1046, 1054, 1128, 1146, 1305, 1582),
 )
-"""A text that cannot be read, a setting that does not exist or cannot have that value; a column, table or function that does not
-exist. Only init_command, sql_mode, charset and collation are sent while connecting."""
+"""A text that cannot be parsed, a setting that does not exist or cannot have that value. Or a column, table or function that does
+not exist. Only init_command, sql_mode, charset and collation are sent while connecting."""
 _REFUSALS = (
     ((1045, 1698), "check the user and the password"),
     ((1049,), "check the database name"),
@@ -478,11 +500,12 @@ _REFUSALS = (
 )
 _NO_SERVER = re.compile("Packet sequence number wrong|unpack|index out of range")
 _NO_MARIADB = "is not a MariaDB variant"  # SQLAlchemy's words
-_UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"  # OpenSSL's word, within what PyMySQL says of any server that is not reached
+# OpenSSL's word, within PyMySQL's message for any server that it does not reach.
+_UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
 
 
 def explain_refusal(code: int | None, message: str) -> tuple[Silence, str]:
-    """A failed probe in words for the user, and whether trying again can help."""
+    """A failed probe in words for the user, and whether another try can help."""
     if _UNTRUSTED in message:
         code = 2026
     for codes, advice in _REFUSALS:
@@ -495,7 +518,8 @@ def explain_refusal(code: int | None, message: str) -> tuple[Silence, str]:
     return Silence.MISCONFIGURED if code in _REFUSED else Silence.REFUSED, message
 
 
-UNUSABLE = rf"^\(({'|'.join(map(str, _UNUSABLE))}), "  # other errors of PyMySQL's for what it cannot use are Python's
+# For all else that it cannot use, PyMySQL raises Python's own errors.
+UNUSABLE = rf"^\(({'|'.join(map(str, _UNUSABLE))}), "
 _TLS = "write ssl_ca=FILE to encrypt and to verify the server, or ssl_check_hostname=false alone to encrypt only"
 MISTAKES = (
     ("unexpected keyword argument '(ssl|tls)|no attribute 'get'", f"that is no ssl option of PyMySQL; {_TLS}"),
@@ -507,7 +531,7 @@ MISTAKES = (
 
 
 def is_busy(code: int | None, message: str) -> bool:
-    """Whether the server lives, but has no room for one more connection."""
+    """Whether the server is alive but has no room for one more connection."""
     return code in _BUSY
 
 
@@ -515,9 +539,9 @@ def is_busy(code: int | None, message: str) -> bool:
 
 
 def sign(connection: Any, signature: str) -> str:
-    """Write the row by which the transaction is to be found again, into the table of the URL's database."""
+    """Write the row by which the transaction is found again, into the table of the URL's database."""
     if is_aborted(connection):
-        refuse_aborted(connection)  # what comes now would be in another transaction
+        refuse_aborted(connection)  # the row would be in another transaction
     name = connection.db.decode() if isinstance(connection.db, bytes) else connection.db
     table = f"`{name.replace('`', '``')}`.{COMMITS}" if name else COMMITS
     with connection.cursor() as cursor:
@@ -531,13 +555,12 @@ def is_missing_table(error: BaseException | None) -> bool:
 
 
 def is_aborted(connection: Any) -> bool:
-    """Whether the server has rolled back the connection's transaction on its own, and would take COMMIT for that of another."""
+    """Whether the server has rolled back the transaction on its own. It would take COMMIT for that of another one."""
     return getattr(connection, "aborted_by", None) is not None
 
 
 def was_not_undone(connection: Any) -> bool:
-    """Whether a rollback has left what was written to a table without transactions (MyISAM, Aria, MEMORY); asked once after
-    each."""
+    """Whether a rollback has left writes to a table without transactions (MyISAM, Aria, MEMORY); asked once after each."""
     if not getattr(connection, "not_undone", False):
         return False
     connection.not_undone = False
@@ -553,7 +576,7 @@ def refuse_aborted(connection: Any) -> None:
 
 
 def guard(connection: Any, ask: Ask, on: bool) -> None:
-    """Have a connection refuse writes outside of transactions that say READ WRITE, or accept them again."""
+    """Make a connection refuse writes outside of transactions that say READ WRITE, or accept them again."""
     ask(GUARD if on else UNGUARD)
     note_guard(connection, on)
 
@@ -570,33 +593,39 @@ def is_settled(connection: Any, alone: bool) -> bool:
 
 
 def is_guarded(connection: Any, handed_out: bool) -> bool:
-    """Whether a guard that was set is known to be on. No server tells of a change: believed while nobody can have made one."""
+    """Whether a guard that was set is known to be on.
+
+    No server reports a change, so the guard is trusted as long as nobody can have changed it.
+    """
     return not (handed_out or getattr(connection, "touched", False) or connection.aurora_router_listened())
 
 
 def has_lost_guard(connection: Any) -> bool:
-    """Whether a guarded connection in autocommit may have lost its guard unseen, and can be given it again."""
+    """Whether a guarded connection in autocommit may have lost its guard unseen, and can get it back."""
     is_touched = bool(getattr(connection, "touched", False))
     return is_touched and autocommit(connection) and not connection.server_status & _IN_TRANSACTION
 
 
 def is_idle(connection: Any) -> bool:
-    """Never known: PyMySQL sends each rollback."""
+    """Never known, because PyMySQL sends each rollback."""
     return False
 
 
 def end_transaction(connection: Any) -> None:
-    """End what a listener has begun: with COMMIT, as it is for PostgreSQL."""
+    """End what a listener has begun, by COMMIT, as it is for PostgreSQL."""
     connection.commit()
 
 
 def forget_prepared(connection: Any) -> None:
-    """Nothing: PyMySQL prepares no statements, and the server has forgotten its own."""
+    """Do nothing: PyMySQL prepares no statements, and the server has forgotten its own."""
 
 
 def set_mode(connection: Any, mode: Mode, default_autocommit: bool, guarded: bool) -> bool:
-    """Switch an idle connection: one round trip for a read-only transaction, none where autocommit is as it must be. Where it is
-    off, the transaction begins by itself, and on a guarded connection that is a read-only one: that lasts."""
+    """Switch an idle connection.
+
+    A read-only transaction takes one round trip, and autocommit none if it is as it must be. With autocommit off, the transaction
+    begins by itself. On a guarded connection that is a read-only one, so the mode lasts.
+    """
     if mode is Mode.READ_ONLY:
         if guarded and not autocommit(connection):
             return True
@@ -609,27 +638,26 @@ def set_mode(connection: Any, mode: Mode, default_autocommit: bool, guarded: boo
 
 
 def prepare(connection: Any, shared: bool, given: Collection[str], listened: Callable[[], bool]) -> None:
-    """Remember whom to ask about listeners. Streamed reads need nothing: they need no transaction."""
+    """Remember whom to ask about listeners. Streamed reads need no transaction, so nothing else is set up."""
     connection.aurora_router_listened = listened
 
 
 def look_anywhere(dialect: Any) -> None:
-    """Nothing: a reader can do what any server can."""
+    """Do nothing: a reader can do what any server can."""
 
 
 def is_bystander(connection: Any) -> bool:
-    """Never known: all connections are of one process."""
+    """Never known, because all connections share one process."""
     return False
 
 
 def has_leftovers(connection: Any) -> bool:
-    """Whether an answer was not read to its end, or a transaction is open, because an exception came between. A stream does not
-    outlive its unit."""
+    """Whether an exception has left an answer unread, or a transaction open. A stream does not outlive its unit."""
     return has_open_end(connection)
 
 
 def remove_leftovers(connection: Any, ask: Ask) -> None:
-    """Nobody can say where the next answer begins: raises PyMySQL's error for a connection that cannot be used."""
+    """Raise PyMySQL's error for a connection that cannot be used, because nobody knows where the next answer begins."""
     from pymysql import InterfaceError
 
     raise InterfaceError(0, "")

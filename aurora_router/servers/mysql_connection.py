@@ -1,4 +1,4 @@
-"""PyMySQL's connection as the router uses it: its switches, and a subclass that knows more of what its server has done."""
+"""PyMySQL's connection as the router uses it: its switches, and a subclass that knows more about what its server has done."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ from types import FrameType
 from typing import Any
 
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_USER_TIMEOUT": 25000}
-"""Seconds, seconds, milliseconds. Of a peer that vanished without a word only the kernel can tell."""
+"""Seconds, seconds, milliseconds. Only the kernel notices a peer that vanishes silently."""
 
-NO_PACKAGE = 2061  # that a plugin for logging in is not there
+NO_PACKAGE = 2061  # a plugin for logging in is missing
 _ROLLED_BACK = frozenset({1020, 1206, 1213, 1614})
-"""Errors with which the server has rolled back the whole transaction, and goes on in another one as if nothing had been."""
+"""Errors with which the server has rolled back the whole transaction. It goes on in another one as if nothing had happened."""
 _TIMED_OUT = 1205
-_OUT_OF_SYNC = 2014  # PyMySQL: what came is not what it waited for
-_NOT_UNDONE = 1196  # a warning of ROLLBACK: "Some non-transactional changed tables couldn't be rolled back"
+_OUT_OF_SYNC = 2014  # PyMySQL got another answer than it waited for
+# ROLLBACK warns: "Some non-transactional changed tables couldn't be rolled back".
+_NOT_UNDONE = 1196
 ROLLS_BACK_ON_TIMEOUT = "SELECT @@global.innodb_rollback_on_timeout"
-"""Whether that is one of those errors as well, or only the statement has failed: the default."""
+"""Whether _TIMED_OUT is one of those errors as well. By default only the statement has failed."""
 
 
 def code(error: BaseException | None) -> int | None:
-    """The number of the server's or PyMySQL's error; 0 is what PyMySQL says on a connection that it has closed."""
+    """The number of the server's or PyMySQL's error. PyMySQL raises 0 on a connection that it has closed."""
     number = error.args[0] if error is not None and error.args else None
     return number if isinstance(number, int) else None
 
 
 def is_on(setting: object) -> bool:
-    """Whether a setting of the server's is on, NULL being off."""
-    return str(setting).upper() not in ("0", "OFF", "NONE")  # newer MariaDB has words where older has numbers
+    """Whether a setting of the server is on; NULL counts as off."""
+    return str(setting).upper() not in ("0", "OFF", "NONE")  # older MariaDB has numbers, newer has words
 
 
 def fileno(connection: Any) -> int:
-    """The number of the connection's socket. PyMySQL has no public way."""
+    """The number of the connection's socket. PyMySQL has no public way to get it."""
     number: int = connection._sock.fileno()
     return number
 
@@ -51,13 +52,16 @@ AUTOCOMMIT = 2  # PyMySQL's SERVER_STATUS_AUTOCOMMIT; its get_autocommit() takes
 
 
 def autocommit(connection: Any) -> bool:
-    """Whether each statement is on its own, as the server has said last."""
+    """Whether each statement is on its own, as the server last reported."""
     return bool(connection.server_status & AUTOCOMMIT)
 
 
 def watch_connecting(dialect: Any, connecting: Callable[[int], AbstractContextManager[None]]) -> None:
-    """Have a dialect's new connections wait for the server within `connecting(number of the socket)`, which may end the wait by
-    shutting the socket. Where something has taken the place of PyMySQL's own connect(), to trace it, say, it is left alone."""
+    """Make a dialect's new connections wait for the server within `connecting(number of the socket)`.
+
+    `connecting` may end the wait by shutting the socket. If something has replaced PyMySQL's own connect(), for example to trace
+    it, nothing is changed.
+    """
     import pymysql
 
     if dialect.loaded_dbapi.connect is pymysql.connections.Connection:
@@ -65,7 +69,7 @@ def watch_connecting(dialect: Any, connecting: Callable[[int], AbstractContextMa
 
 
 def note_guard(connection: Any, on: bool) -> None:
-    """Have a connection notice from now on whether its guard may have been taken off, or no longer."""
+    """Make a connection notice from now on whether its guard may have been removed, or no longer notice it."""
     if hasattr(connection, "touched"):
         connection.touched = False if on else None
 
@@ -74,7 +78,7 @@ _JUDGED = ("sqlalchemy.", "aurora_router.")
 
 
 def _is_by_others() -> bool:
-    """Whether what PyMySQL has just sent is of neither SQLAlchemy, whose statements pass the gate, nor this library."""
+    """Whether PyMySQL's last statement came neither from SQLAlchemy, whose statements pass the gate, nor from this library."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and (name := frame.f_globals.get("__name__", "")).startswith(("pymysql.", __name__)):
         frame = frame.f_back
@@ -82,8 +86,10 @@ def _is_by_others() -> bool:
 
 
 def count_ends(connection: Any) -> Callable[[], int]:
-    """Count the transactions that end on a connection, but for those that rollback() ends. Of a connection that is PyMySQL's own
-    nobody can tell, so there it is always one more."""
+    """Count the transactions that end on a connection, except those that rollback() ends.
+
+    A connection of PyMySQL's own class does not show them, so its number rises with each call.
+    """
     if not hasattr(connection, "ends"):
         return count(1).__next__
     connection.ends = connection.ends or 0
@@ -91,19 +97,21 @@ def count_ends(connection: Any) -> Callable[[], int]:
 
 
 def blocks(connection: Any) -> bool:
-    """Whether rows of a streamed result are unread. PyMySQL reads them all before it sends anything else."""
+    """Whether a streamed result has unread rows. PyMySQL reads them all before it sends anything else."""
     result = connection._result
     return result is not None and bool(result.unbuffered_active)
 
 
 def has_open_end(connection: Any) -> bool:
-    """Whether an answer was not read to its end, or a transaction may be open. Of a connection that is PyMySQL's own nobody can
-    tell."""
+    """Whether an answer was not read to its end, or a transaction may be open.
+
+    A connection of PyMySQL's own class does not show it.
+    """
     return hasattr(connection, "unanswered") and (connection.unanswered or connection._in_transaction())
 
 
 class _Autocommit:
-    """PyMySQL's method of that name, which can be asked as well: psycopg has an attribute there."""
+    """PyMySQL's method of that name, which can also be read, because psycopg has an attribute there."""
 
     __slots__ = ("_connection", "_set")
 
@@ -135,9 +143,11 @@ def _connection() -> Any:
     contexts: list[Any] = []
 
     class Stream(SSCursor):  # type: ignore[misc,unused-ignore]
-        """PyMySQL's cursor for streams, but that it leaves the rows unread when it is closed: the connection reads them when it
-        must send something else, and never if it is closed first. After that no row can be read, and the stream does not seem
-        to have come to its end."""
+        """PyMySQL's cursor for streams, except that closing it leaves the rows unread.
+
+        The connection reads them when it must send something else, and never if it is closed first. After that no row can be
+        read, and the stream does not seem to be complete.
+        """
 
         connection: Any
 
@@ -151,15 +161,15 @@ def _connection() -> Any:
         __del__ = close
 
     class DictStream(DictCursorMixin, Stream):  # type: ignore[misc,unused-ignore]
-        """The same whose rows are dictionaries."""
+        """The same, with dictionaries as rows."""
 
     streams = {SSCursor: Stream, SSDictCursor: DictStream}
 
     class Rows(MySQLResult):  # type: ignore[misc,unused-ignore]
-        """PyMySQL's result of a stream, but that its connection knows while one of its rows is being read.
+        """PyMySQL's result of a stream, except that its connection knows while one of its rows is being read.
 
-        abandoned: nobody wants the rows that are unread. cut: its connection was closed before its end, so that it must not seem
-        to have come to it.
+        abandoned: nobody wants the unread rows.
+        cut: its connection was closed before the stream's end, so the stream must not seem to be complete.
         """
 
         connection: Any
@@ -177,23 +187,28 @@ def _connection() -> Any:
             connection.unanswered = True
             try:
                 row = super()._read_rowdata_packet_unbuffered()
-            except MySQLError:  # the server's last word, or the connection is closed
+            except MySQLError:  # it ends the answer, or the connection is closed
                 connection.unanswered = False
                 raise
             connection.unanswered = False
             return row
 
     class Connection(Base):  # type: ignore[misc,unused-ignore]
-        """PyMySQL's, but that it sends COMMIT and ROLLBACK only where they do something, may be closed twice, never waits for an
-        answer while connecting for longer than connect_timeout, knows when the server has rolled back on its own, and does not
-        read what is left of a stream when it is closed.
+        """PyMySQL's connection, changed for the router.
 
-        quiet: nothing was sent since the last transaction ended. failed: a statement has failed since then. aborted_by: the error
-        with which the server has rolled back. not_undone: a rollback has left what was written to a table without transactions.
-        ends: transactions that have ended, other than by rollback(), and statements outside of one that may have written; None:
-        nobody wants to know. touched: somebody has sent a SET, or its like, past the gate since the connection was guarded; None:
-        it is not guarded. unanswered: a command was sent, or is about to be, and its answer was not read to its end. Where nobody
-        reads it, because an exception came between, the connection is closed instead of being used again.
+        It sends COMMIT and ROLLBACK only if they do something, and may be closed twice. While connecting, it waits for no answer
+        longer than connect_timeout. It knows if the server has rolled back on its own. It does not read the rest of a stream when
+        it is closed.
+
+        quiet: nothing was sent since the last transaction ended.
+        failed: a statement has failed since then.
+        aborted_by: the error with which the server has rolled back.
+        not_undone: a rollback has left writes to a table without transactions.
+        ends: how many transactions have ended, other than by rollback(). A statement outside of one counts, too, if it may have
+            written. None if nobody wants to know.
+        touched: somebody has sent a SET, or its like, past the gate since the connection was guarded. None if it is not guarded.
+        unanswered: a command was sent, or is about to be, and its answer was not read to its end. If an exception keeps the
+            answer from being read, the connection is closed instead of being used again.
         """
 
         connecting: Callable[[int], AbstractContextManager[None]]
@@ -229,7 +244,7 @@ def _connection() -> Any:
                 except BaseException:
                     sock.close()
                     raise
-            except RuntimeError as error:  # the way to log in needs a package that is not there
+            except RuntimeError as error:  # the login needs a package that is missing
                 raise OperationalError(NO_PACKAGE, str(error)) from None
             finally:
                 self._read_timeout, self._write_timeout = patience
@@ -259,8 +274,8 @@ def _connection() -> Any:
             raise OperationalError(2003, f"Can't connect to MySQL server on {self.host!r} ({failed})") from failed
 
         def _create_ssl_ctx(self, options: Any) -> Any:
-            # Without certificates of its own a context verifies nothing, and one does for all connections. PyMySQL makes one for
-            # each, and loads the certificates of the system for it: 20 ms, more than all else that connecting takes.
+            # Without certificates of its own a context verifies nothing, so one is enough for all connections. PyMySQL makes one
+            # for each, and loads the system's certificates for it. That takes 20 ms, more than the rest of connecting.
             if not isinstance(options, dict) or options.keys() - {"check_hostname"}:
                 return super()._create_ssl_ctx(options)
             if not contexts:
@@ -284,7 +299,7 @@ def _connection() -> Any:
 
         def _execute_command(self, command: Any, sql: Any) -> None:
             if self.unanswered:
-                self._force_close()  # what follows says that it is closed
+                self._force_close()  # the next step reports that it is closed
             result = self._result
             if result is not None and (result.unbuffered_active or result.has_next):
                 self._read_what_is_left(result)
@@ -292,7 +307,7 @@ def _connection() -> Any:
             super()._execute_command(command, sql)
 
         def _read_what_is_left(self, result: Any) -> None:
-            """Read what PyMySQL would read itself before it sends something; of that the connection would not know."""
+            """Read what PyMySQL would otherwise read itself before it sends something, unseen by the connection."""
             if result.unbuffered_active:
                 if not result.abandoned:
                     warnings.warn("Previous unbuffered result was left incomplete", stacklevel=2)
@@ -319,12 +334,12 @@ def _connection() -> Any:
             return found
 
         def _note_error(self, error: MySQLError) -> None:
-            """An error of the server's is all of its answer."""
+            """Note an error. One of the server is all of its answer."""
             if code(error) != _OUT_OF_SYNC:
                 self.unanswered = False
 
         def _read_query_result(self, unbuffered: bool = False) -> Any:
-            # Of each statement in a text: SQLAlchemy logs the error of a later one, and goes on.
+            # This is called for each statement in a text. SQLAlchemy logs the error of a later one, and goes on.
             quiet, self.quiet = self.quiet, False
             was_open = self.server_status & SERVER_STATUS_IN_TRANS
             try:
@@ -332,7 +347,8 @@ def _connection() -> Any:
                 if self.ends is not None and not self.server_status & SERVER_STATUS_IN_TRANS:
                     self.ends += bool(was_open or autocommit(self) or self._result.description is None)
                 if self._result.server_status is not None and not affected:
-                    self.quiet = quiet  # a SET, or its like: an answer without rows tells whether a transaction is open
+                    # It is a SET, or its like. An answer without rows shows whether a transaction is open.
+                    self.quiet = quiet
                     if self.touched is False:
                         self.touched = _is_by_others()
                 if unbuffered and self._result.unbuffered_active:
@@ -349,7 +365,7 @@ def _connection() -> Any:
                 raise
 
         def _rolls_back_on_timeout(self) -> bool:
-            with contextlib.suppress(MySQLError):  # the next statement will meet it, too
+            with contextlib.suppress(MySQLError):  # the next statement will fail as well
                 super().query(ROLLS_BACK_ON_TIMEOUT)
                 return is_on(self._result.rows[0][0])
             return False
@@ -359,7 +375,7 @@ def _connection() -> Any:
                 try:
                     super().commit()
                 except MySQLError:
-                    self._note_what_stays()  # a COMMIT that is refused is a rollback
+                    self._note_what_stays()  # a refused COMMIT is a rollback
                     raise
                 if self.ends is not None:
                     self.ends += 1
@@ -383,14 +399,17 @@ def _connection() -> Any:
             return answer
 
         def _note_what_stays(self) -> None:
-            with contextlib.suppress(MySQLError):  # the connection is lost, and the next statement will meet it, too
+            with contextlib.suppress(MySQLError):  # the connection is lost: the next statement fails as well
                 super().query("SHOW WARNINGS")
                 if any(int(row[1]) == _NOT_UNDONE for row in self._result.rows or ()):
                     self.not_undone = True
 
         def _in_transaction(self) -> bool:
-            """Whether COMMIT and ROLLBACK may do something. The answer to a SELECT does not tell PyMySQL: without autocommit any
-            may have begun a transaction. Nor does an error, and before it a procedure may have."""
+            """Whether COMMIT and ROLLBACK may do something.
+
+            The answer to a SELECT does not show an open transaction to PyMySQL. Without autocommit any SELECT may have begun one.
+            An error does not show it either, and a procedure may have begun one before its error.
+            """
             result = self._result
             unread = result is not None and (result.has_next or result.unbuffered_active)
             unsaid = self.failed or self.unanswered or not (self.quiet or autocommit(self))

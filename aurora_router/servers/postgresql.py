@@ -27,17 +27,18 @@ DEFAULT_ISOLATION = "read committed"
 BEYOND_READERS = frozenset({"serializable"})
 ONCE: Final[Mapping[str, Any]] = {"prepare": False}
 CONNECT: Final[Mapping[str, Any]] = {"keepalives_idle": 10, "keepalives_interval": 5, "tcp_user_timeout": 25000}
-"""Seconds, seconds, milliseconds. Of a peer that vanished without a word (a host without power, a forgetful firewall) only the
-kernel can tell; of a server that is busy with a slow statement it hears."""
+"""Seconds, seconds, milliseconds. Only the kernel notices a peer that vanishes silently (a host without power, a forgetful
+firewall). A server that is busy with a slow statement still answers the kernel."""
 BARE: Final[Mapping[str, Any]] = {"use_native_hstore": False}
-"""psycopg looks the type up by names of the search path."""
+"""psycopg would look the hstore type up by names of the search path."""
 ROLLS_ALL_BACK = True
 XIDS = True
 PREPARED = "pg_prepared_xacts"
-OLDEST = 120000  # pg_control_checkpoint() and the rest are older, but nothing below 12 is maintained or tested
+# pg_control_checkpoint() and the other functions are older, but nothing below 12 is maintained or tested.
+OLDEST = 120000
 
-# All of this runs with the rights of the router's user, and whoever may create objects in a schema of its search_path could put
-# some of the same name in our way: functions, operators and types are those of pg_catalog by name. IN would look for an operator.
+# These statements run with the rights of the router's user. Others may be able to create objects of the same names in a schema
+# of its search_path. So functions, operators and types are qualified with pg_catalog. IN would look up an operator.
 _EQUAL, _UNEQUAL, _BELOW, _MINUS = (f"OPERATOR(pg_catalog.{sign})" for sign in ("=", "<>", "<", "-"))
 _IN_RECOVERY = "pg_catalog.pg_is_in_recovery()"
 
@@ -46,25 +47,26 @@ _IDENTITY = f"""
   (SELECT system_identifier::pg_catalog.text FROM pg_catalog.pg_control_system()),
   pg_catalog.host(pg_catalog.inet_server_addr()), pg_catalog.inet_server_port(),
   extract(epoch FROM pg_catalog.pg_postmaster_start_time())::pg_catalog.text,
-  {_IN_RECOVERY}"""  # noqa: S608 - nothing of anybody's is in it
+  {_IN_RECOVERY}"""  # noqa: S608 - constants
 
 IDENTITY = "SELECT" + _IDENTITY
 
 AT_READ_COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; "
-"""Before a question that any server must answer. It is sent with it, in one round trip, and leaves nothing on the connection. A
-reader refuses whatever runs at SERIALIZABLE, which may be the default of the database, or of the user."""
+"""Precedes a question that any server must answer. It is sent with the question, in one round trip, and leaves nothing on the
+connection. A reader refuses every statement at SERIALIZABLE, which may be the default of the database or of the user."""
 
 _REFUSING = "pg_catalog.set_config('default_transaction_read_only', 'on', false)"
 _LOWERED = f"""CASE WHEN pg_catalog.current_setting('default_transaction_isolation') {_EQUAL} 'serializable'
   THEN pg_catalog.set_config('default_transaction_isolation', 'repeatable read', false) END"""
 GUARD = f"{AT_READ_COMMITTED}SELECT {_REFUSING}, {_LOWERED}"
 UNGUARD = "RESET default_transaction_read_only; RESET default_transaction_isolation"
-"""The guard of a reader's connection. A reader that is promoted in place would let the statements of a unit in autocommit write.
-And it refuses them where the default level is SERIALIZABLE, though the unit has asked for a lower one."""
+"""The guard of a reader's connection, and its removal. Without a guard, a reader that is promoted in place would let a unit in
+autocommit write. GUARD also lowers a default level of SERIALIZABLE: a reader would refuse statements although the unit has asked
+for a lower level."""
 GREETING = f"""{AT_READ_COMMITTED}{IDENTITY}, {{alone}},
   CASE WHEN {_IN_RECOVERY} AND {{alone}} THEN {_REFUSING} END,
   CASE WHEN {_IN_RECOVERY} AND {{alone}} THEN {_LOWERED} END"""
-"""IDENTITY for a pooled connection, whether its process is its own, and, if so, the guard of a reader's."""
+"""IDENTITY for a pooled connection, whether its server process is its own, and, if so, the guard of a reader's."""
 _ALONE = {"session": "true", "transaction": "false"}
 _OWN = "pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=) ({})"
 
@@ -72,8 +74,8 @@ _OWN = "pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=) ({})"
 def greeting(process: int, pooler: Pooler | None) -> str:
     """GREETING, with the condition that the server's process is the connection's own.
 
-    process: the number of the server's process, as the client was told when it was let in. A pooler tells each client another
-    one. pooler: what the user says of it.
+    process: the number of the server process, as the client got it at login. A pooler gives each client another number.
+    pooler: the user's word on a pooler.
     """
     return GREETING.format(alone=_OWN.format(process) if pooler is None else _ALONE[pooler])
 
@@ -97,33 +99,33 @@ PROBE = f"""{AT_READ_COMMITTED}{IDENTITY},
      FROM pg_catalog.pg_control_checkpoint() c, pg_catalog.pg_control_recovery() r),
   (SELECT received_tli FROM pg_catalog.pg_stat_wal_receiver),
   EXISTS (SELECT FROM pg_catalog.pg_stat_wal_receiver),
-  extract(epoch FROM pg_catalog.clock_timestamp() {_MINUS} pg_catalog.pg_last_xact_replay_timestamp())::pg_catalog.float8"""  # noqa: S608 - nothing of anybody's is in it
-"""Everything that an observation needs, one round trip. received_tli wants pg_monitor (or pg_read_all_stats): without it a
-reader's epoch is only known from its last restart point, so that after a promotion it serves again minutes later."""
+  extract(epoch FROM pg_catalog.clock_timestamp() {_MINUS} pg_catalog.pg_last_xact_replay_timestamp())::pg_catalog.float8"""  # noqa: S608 - constants
+"""Everything that an observation needs, in one round trip. received_tli needs pg_monitor (or pg_read_all_stats). Without it a
+reader's epoch is only known from its last restart point, so after a promotion the reader serves again only minutes later."""
 
 NOTE = """\
 SELECT pg_catalog.txid_current(), pg_catalog.pg_logical_emit_message(true, 'aurora_router', '')::pg_catalog.text,
   pg_catalog.pg_last_wal_replay_lsn()::pg_catalog.text"""
 """What is noted of a transaction before its COMMIT; none of it needs a privilege. The message is a record of the transaction in
 the log, and its answer is the position right behind that record. NOTIFY, temporary and unlogged tables write no record before
-COMMIT: without one a reader that has replayed up to the noted position might not know that the xid is taken."""
+COMMIT. Without a record, a reader that has replayed up to the noted position might not know that the xid is taken."""
 
 EVIDENCE = f"""{IDENTITY},
   {_TIMELINE},
   pg_catalog.pg_last_wal_replay_lsn()::pg_catalog.text,
   pg_catalog.pg_last_xact_replay_timestamp() IS NOT NULL"""
 STATUS = "SELECT pg_catalog.txid_status(%(xid)s::pg_catalog.int8)"
-"""What a server says of itself, and then of a noted transaction. Only a reader keeps the time of what it replays: after a
-promotion it is there, after a crash it is not. The latter question fails where the xid has not been given out yet."""
+"""EVIDENCE is a server's report of itself, STATUS that of a noted transaction. Only a reader keeps the time of its last replay:
+the time is there after a promotion, and missing after a crash. STATUS fails if the xid has not been assigned yet."""
 
 SEAL = "SELECT pg_catalog.pg_logical_emit_message(true, 'aurora_router', '')"
-"""A record in the log that changes nothing, whose COMMIT waits for synchronous readers; one without a record would not."""
+"""A record in the log that changes nothing. Its COMMIT waits for synchronous readers, unlike a COMMIT without a record."""
 
 END_IDLE = f"""
 SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
  WHERE backend_xid::pg_catalog.text::pg_catalog.int8 {_EQUAL} (%(xid)s::pg_catalog.int8 OPERATOR(pg_catalog.&) 4294967295)
    AND state {_EQUAL} 'idle in transaction'"""  # noqa: S608 - constants
-"""End a transaction that waits for a COMMIT which was lost on its way; it holds its locks until the server notices."""
+"""Ends a transaction whose COMMIT was lost on its way. The transaction holds its locks until the server notices."""
 
 COMMITS = "aurora_router_commits"
 CREATE_COMMITS = (
@@ -133,21 +135,21 @@ CREATE_COMMITS = (
     f"CREATE INDEX IF NOT EXISTS {COMMITS}_at ON {COMMITS} (at)",
 )
 HAS_COMMITS = f"SELECT pg_catalog.to_regclass('{COMMITS}') IS NOT NULL"
-"""CREATE INDEX IF NOT EXISTS is its owner's alone, also where it exists."""
+"""Asked first, because only the owner may run CREATE INDEX IF NOT EXISTS, even if the index exists."""
 SIGN = f"""
 INSERT INTO {COMMITS} (id, at) VALUES (%(id)s, pg_catalog.clock_timestamp())
 RETURNING (SELECT relnamespace::pg_catalog.regnamespace::pg_catalog.text
              FROM pg_catalog.pg_class WHERE oid {_EQUAL} {COMMITS}.tableoid)"""  # noqa: S608
-"""Written in the transaction that is to be found again, which may be old by now; gives the schema of the table, for the
-transaction's search_path is its own."""
+"""Written in the transaction that is to be found again. That may be old by now, so the time is the clock's. Returns the schema of
+the table, because the transaction may have a search_path of its own."""
 THERE = """
 SELECT pg_catalog.set_config('search_path', %(schema)s, true), pg_catalog.set_config('lock_timeout', '1s', true)"""
-"""Before FENCE and SIGNED, in their transactions."""
+"""Precedes FENCE and SIGNED in their transactions."""
 FENCE = f"INSERT INTO {COMMITS} (id, committed) VALUES (%(id)s, false) ON CONFLICT DO NOTHING"  # noqa: S608 - a constant
-"""Waits for a transaction that is still under way with this id, and keeps one that is yet to come from committing."""
+"""Waits for a running transaction with this id, and keeps a later one from committing."""
 SIGNED = f"SELECT committed FROM {COMMITS} WHERE id {_EQUAL} %(id)s::pg_catalog.uuid"  # noqa: S608 - a constant
 KEPT = 3600  # seconds
-PRUNED = 2000  # rows at once: it must not take longer than a probe may
+PRUNED = 2000  # rows at once, so that it takes no longer than a probe may
 PRUNE = f"""
 DELETE FROM {COMMITS} WHERE id {_EQUAL} ANY (
   SELECT id FROM {COMMITS} WHERE at {_BELOW} (pg_catalog.now() {_MINUS} interval '{KEPT} s')
@@ -171,23 +173,23 @@ SELECT n.nspname, p.proname,
  WHERE n.nspname {_UNEQUAL} ALL (ARRAY['pg_catalog', 'information_schema', 'pg_toast']::pg_catalog.name[])
    AND p.prokind {_UNEQUAL} 'p'
  GROUP BY n.nspname, p.proname"""  # noqa: S608 - constants
-"""User functions, and whether the database says that they do not write: every overload STABLE or IMMUTABLE, or of an
-extension whose volatile functions only draw random numbers. An aggregate is always called IMMUTABLE: the functions that it is
-made of decide."""
+"""User functions, and whether the database declares that they do not write. That holds if every overload is STABLE or IMMUTABLE,
+or of an extension whose volatile functions only draw random numbers. An aggregate is always declared IMMUTABLE, so the functions
+that it is made of decide."""
 
 
 def dialect(server: ServerId) -> str:
-    """The same of all servers."""
+    """The same for all servers."""
     return DIALECT
 
 
 def literal_mode(connection: Any, ask: Ask | None) -> str:
-    """What the server has said last of the connection's `standard_conforming_strings`: it tells of each change."""
+    """The connection's `standard_conforming_strings`, as the server last reported it. The server reports each change."""
     return str(connection.info.parameter_status("standard_conforming_strings"))
 
 
 def parse_functions(rows: Iterable[Sequence[Any]]) -> frozenset[str]:
-    """The answer to FUNCTIONS as names that are reads: "schema.name", and "name" where that is so in every schema."""
+    """The answer to FUNCTIONS as names that are reads: "schema.name", and "name" if it is a read in every schema."""
     harmless: set[str] = set()
     harmful: set[str] = set()
     for schema, name, reads in rows:
@@ -199,7 +201,7 @@ def parse_functions(rows: Iterable[Sequence[Any]]) -> frozenset[str]:
 
 
 def options() -> Set[str]:
-    """The names of the options that a URL's query may have; none if the driver is not there."""
+    """The names of the options that a URL's query may have; none if the driver is not installed."""
     try:
         from psycopg import pq
     except ImportError:
@@ -208,8 +210,10 @@ def options() -> Set[str]:
 
 
 def encrypted(query: dict[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The query of a URL, with encryption unless the user has said something of it, in the environment or a service, too. With
-    the system's certificates libpq verifies the server by itself, and accepts no sslmode that asks for less."""
+    """The query of a URL, with encryption unless the user has set it, be it in the environment or a service.
+
+    With the system's certificates libpq verifies the server by itself, and rejects an sslmode that asks for less.
+    """
     from psycopg import pq
 
     said = {
@@ -225,7 +229,7 @@ def encrypted(query: dict[str, Any], arguments: Mapping[str, Any]) -> dict[str, 
 
 
 def fixed_address(options: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
-    """What leads every connection to one server: a hostaddr goes before the host, also one that libpq finds by itself."""
+    """The setting that leads every connection to one server: a hostaddr overrides the host, even if libpq finds it itself."""
     from psycopg import pq
 
     for name in ("host", "port"):
@@ -242,11 +246,11 @@ def fixed_address(options: Mapping[str, Any], arguments: Mapping[str, Any]) -> s
 
 
 def _of_service(service: str, file: str | None) -> dict[str, str]:
-    """What a service says, where libpq looks for it."""
+    """The settings of a service, read from the files that libpq reads."""
     read = configparser.RawConfigParser(strict=False)
     own = file or os.environ.get("PGSERVICEFILE") or os.path.expanduser("~/.pg_service.conf")
     for path in (own, os.path.join(os.environ.get("PGSYSCONFDIR", ""), "pg_service.conf")):
-        with contextlib.suppress(configparser.Error, TypeError, ValueError):  # libpq will say so
+        with contextlib.suppress(configparser.Error, TypeError, ValueError):  # libpq will report it
             read.read(path)
         if read.has_section(service):
             return dict(read[service])
@@ -254,13 +258,15 @@ def _of_service(service: str, file: str | None) -> dict[str, str]:
 
 
 def omissions(ask: Ask) -> str:
-    """Nothing: readers have the whole log."""
+    """Nothing, because readers have the whole log."""
     return ""
 
 
 def greet(connection: Any, ask: Ask, pooler: Pooler | None) -> Greeting:
-    """Which server a fresh connection has reached, in one round trip; a reader's is guarded, unless a pooler stands before it.
-    Raises Unsuitable."""
+    """Find out which server a fresh connection has reached, in one round trip.
+
+    A reader's connection is guarded, unless a pooler stands before it. Raises Unsuitable.
+    """
     usual = connection.autocommit
     connection.autocommit = True
     _, (row,) = ask(greeting(connection.pgconn.backend_pid, pooler))
@@ -269,7 +275,7 @@ def greet(connection: Any, ask: Ask, pooler: Pooler | None) -> Greeting:
 
 
 def probe(ask: Ask, *, asynchronous_commits: bool) -> Server:
-    """What a server says of itself, in one round trip. Raises Unsuitable."""
+    """A server's report of its state, in one round trip. Raises Unsuitable."""
     _, (row,) = ask(PROBE)
     return parse_probe(row, asynchronous_commits=asynchronous_commits)
 
@@ -283,10 +289,12 @@ def parse_identity(row: Sequence[Any]) -> tuple[ServerId, Role]:
 
 
 def parse_probe(row: Sequence[Any], *, asynchronous_commits: bool) -> Server:
-    """The answer to PROBE. asynchronous_commits: some session is known to commit without waiting for the log.
+    """The answer to PROBE.
 
-    A commit is acknowledged once the log is written up to it, so `pg_current_wal_lsn()` covers it; an asynchronous one is
+    A commit is acknowledged once the log is written up to it, so `pg_current_wal_lsn()` covers it. An asynchronous commit is
     acknowledged earlier, and only the insert position covers it.
+
+    asynchronous_commits: some session is known to commit without waiting for the log.
     """
     identity, role = parse_identity(row)
     (
@@ -318,7 +326,7 @@ def parse_probe(row: Sequence[Any], *, asynchronous_commits: bool) -> Server:
 
 
 def sign(connection: Any, signature: str) -> str:
-    """Write the row by which the transaction is to be found again; gives the schema of its table, as one writes it."""
+    """Write the row by which the transaction is found again; returns the schema of its table, quoted as in SQL."""
     with connection.cursor() as cursor:
         cursor.execute(SIGN, {"id": signature})
         schema: str = cursor.fetchone()[0]
@@ -326,12 +334,12 @@ def sign(connection: Any, signature: str) -> str:
 
 
 def is_aborted(connection: Any) -> bool:
-    """Whether the psycopg connection's transaction has failed, so that the server answers COMMIT with ROLLBACK, and no error."""
+    """Whether the psycopg connection's transaction has failed. The server then answers COMMIT with ROLLBACK, without an error."""
     return bool(connection.info.transaction_status.name == "INERROR")
 
 
 def was_not_undone(connection: Any) -> bool:
-    """No: all tables have transactions."""
+    """Never, because all tables are transactional."""
     return False
 
 
@@ -346,7 +354,7 @@ def is_missing_table(error: BaseException | None) -> bool:
 
 
 def is_future_xid(error: BaseException | None) -> bool:
-    """Whether the driver's error to STATUS says that the xid has not been given out yet."""
+    """Whether the driver's error to STATUS says that the xid has not been assigned yet."""
     return getattr(error, "sqlstate", None) == "22023"
 
 
@@ -358,13 +366,13 @@ def parse_note(row: Sequence[Any], writer: Instance, topology: Topology) -> Note
         WalPosition(writer.epoch, parse_lsn(noted)),
         None if recovered is None else parse_lsn(recovered),
         next(iter(writer.servers)),
-        # Those, too, that are held back after they were lost again and again: one of them may be promoted all the same.
+        # This includes readers held back because they were lost again and again: one of them may still be promoted.
         frozenset(s.server.id for instance in topology.instances for s in instance.seen if s.server.role is Role.READER),
     )
 
 
 def parse_evidence(row: Sequence[Any], status: str | None) -> Evidence | None:
-    """The answers to EVIDENCE and STATUS; None when the server is not the writer. Raises Unsuitable."""
+    """The answers to EVIDENCE and STATUS; None if the server is not the writer. Raises Unsuitable."""
     identity, role = parse_identity(row)
     timeline, recovered, followed = row[6:]
     if role is not Role.WRITER:
@@ -387,7 +395,7 @@ def code(error: BaseException | None) -> str | None:
 
 
 def words(error: BaseException) -> str:
-    """The error's words, which may be in any language, and the name of the server's function that raised it."""
+    """The error's message, which may be in any language, and the name of the server's function that raised it."""
     function = getattr(getattr(error, "diag", None), "source_function", None)
     return f"{error} ({function})" if function else str(error)
 
@@ -403,9 +411,9 @@ _SAID = (
     ("42501", "permission denied for database", "let this user connect to the database"),
     ("42501", r"permission denied for (function|view)", "let this user run the functions that tell a server's position"),
 )
-"""What servers, and poolers, say while a connection is made: the SQLSTATE, which libpq drops, the words, and what to do."""
+"""Messages of servers and poolers while a connection is made: the SQLSTATE, which libpq drops, the words, and the advice."""
 _SERVER_SAYS = re.compile(r"failed: [^:\n]{1,30}:  \S")
-"""The severity, in the server's language, and two spaces: only a server's own words begin so."""
+"""The severity, in the server's language, and two spaces. Only a server's own message begins like this."""
 
 
 def _sqlstate(message: str) -> str | None:
@@ -413,10 +421,10 @@ def _sqlstate(message: str) -> str | None:
 
 
 def _code_of_connecting(error: BaseException) -> str | None:
-    """The SQLSTATE that libpq drops while it connects, as the words tell. None if no server has said no.
+    """The SQLSTATE that libpq drops while it connects, derived from the message. None if no server has refused.
 
-    A server may speak another language than English. Once it has looked at the password, its no is taken for a refusal: it says
-    that it starts, stops or is full before it asks for one.
+    A server may speak another language than English. Once it has checked the password, any error of its own counts as a refusal.
+    It reports that it starts, stops or is full before it asks for a password.
     """
     text = str(error)
     said = _sqlstate(text)
@@ -428,15 +436,18 @@ def _code_of_connecting(error: BaseException) -> str | None:
 
 _TRANSIENT = {"40001": Failure.SERIALIZATION, "40P01": Failure.DEADLOCK}
 _CONSTRAINT = ("23", "44", "P0")
-"""Classes of codes: constraints, WITH CHECK OPTION, and what PL/pgSQL raises, as triggers do that check something."""
+"""Classes of codes: constraints, WITH CHECK OPTION, and errors raised in PL/pgSQL, for example by triggers that check
+something."""
 _REFUSED = frozenset({"28000", "28P01", "3D000", "42501", "0P000"})
 _NOT_HERE = frozenset({"0A000", "55000"})
 _DOWN = frozenset({"57P01", "57P02", "57P03", "57P05"})
-KILLED: Final = frozenset({"57P01"})  # said at a shutdown, too
+KILLED: Final = frozenset({"57P01"})  # also sent at a shutdown
 ENDED = "somebody has ended it (pg_terminate_backend), or its process has crashed: see the server's log"
-_OVERTIME = frozenset({"25P03", "25P04"})  # idle in a transaction, or a transaction, for longer than its settings allow
+# A transaction, or its idle time, has lasted longer than its settings allow.
+_OVERTIME = frozenset({"25P03", "25P04"})
 _SOCKET_CLOSED = "connection socket closed"
-"""psycopg's own words for a reset seen before the kernel lets anybody read it; the connection does not say that it is broken."""
+"""psycopg's own message for a reset that it sees before the kernel lets anybody read it. The connection does not report itself as
+broken then."""
 _OUTDATED = {
     "0A000": "RevalidateCachedQuery|GetSerializableTransactionSnapshot",
     "26000": "_pg3_",
@@ -444,18 +455,20 @@ _OUTDATED = {
     "42704": "lookup_type_cache",
     "XX000": r"cache lookup failed for type (?s:(?!.*PL/pgSQL))",
 }
-"""Errors of a statement that psycopg has prepared, and how they are told from others of the same code: by the names that psycopg
-gives, or by the function of the server that raises them. The first follows a change of a table, and the last two a type that was
-dropped and made anew: the prepared statement knows the old one by its number. (What a function knows of it, nobody can have it
-forget.) The others are met behind a pooler, which changes the server's side of a connection. GetSerializableTransactionSnapshot
-refuses a level that only the connection's default is: one that the unit has asked for is refused by another function."""
+"""Errors of a statement that psycopg has prepared, and patterns that tell them from others of the same code. A pattern matches a
+name that psycopg gives, or the server's function that raises the error. RevalidateCachedQuery follows a change of a table. 42704
+and XX000 follow a type that was dropped and made anew, because the prepared statement knows the old type by its number. (If a
+function knows the old type, nobody can make it forget.) 26000 and 42P05 occur behind a pooler, which changes the server's side of
+a connection. GetSerializableTransactionSnapshot refuses a level that is only the connection's default. A level that the unit has
+asked for is refused by another function."""
 _BROKEN = ("53100", "53200", "58", "XX")  # disk full, out of memory, system errors, internal errors
 
 
 def failure(sqlstate: str | None, message: str, *, disconnected: bool) -> Failure:
-    """What kind of failure a driver error stands for.
+    """The kind of failure that a driver's error stands for.
 
-    sqlstate: None where the driver made the error itself. message: the server's or driver's words (never shown to anyone here).
+    sqlstate: None if the driver made the error itself.
+    message: the server's or driver's words; nobody gets to see them here.
     disconnected: the connection is unusable.
     """
     if sqlstate in _REFUSED:
@@ -465,11 +478,13 @@ def failure(sqlstate: str | None, message: str, *, disconnected: bool) -> Failur
     if sqlstate is not None and sqlstate.startswith(_CONSTRAINT):
         return Failure.CONSTRAINT
     if sqlstate == "55000" and "ExecOpenScanRelation" in message:
-        return Failure.CONFLICT  # a materialized view that the reader has not filled yet: another one may have
+        # The reader has not filled a materialized view yet. Another reader may have.
+        return Failure.CONFLICT
     if sqlstate in _NOT_HERE:
         return Failure.NOT_HERE
     if sqlstate == "25006" or (sqlstate == "XX000" and "recovery" in message):
-        return Failure.READ_ONLY  # XX000 "cannot assign TransactionIds during recovery" is a reader's, too
+        # XX000 "cannot assign TransactionIds during recovery" comes from a reader, too.
+        return Failure.READ_ONLY
     if sqlstate in ("40001", "40P01") and "recovery" in message:
         return Failure.CONFLICT
     if sqlstate == "53300":
@@ -486,7 +501,7 @@ def failure(sqlstate: str | None, message: str, *, disconnected: bool) -> Failur
 
 
 def is_from_connecting(error: BaseException) -> bool:
-    """Whether the driver's error is one that is only met while connecting."""
+    """Whether this error of the driver only occurs while connecting."""
     return getattr(error, "pgconn", None) is not None
 
 
@@ -494,7 +509,7 @@ UNUSABLE = (
     r"invalid connection option|invalid \S+ value|invalid port number|unsupported startup|bad value for connect_timeout"
     r"|invalid value for parameter|invalid command-line argument|unrecognized configuration parameter|permission denied to set"
     r"|definition of service|service file|could not parse network address"
-    r"|connection is bad: (?!connection to server|could not |out of memory)"  # libpq has not even tried
+    r"|connection is bad: (?!connection to server|could not |out of memory)"  # libpq has not tried to connect
     r"|channel binding (is )?required|authentication method requirement|GSSAPI encryption, but it was required"
     r"|server did not request an SSL certificate|without a valid SSL certificate"
 )
@@ -513,15 +528,15 @@ _MISTAKEN = (
     ),
     (UNUSABLE, "check the URL's query and connect_args"),
 )
-"""What libpq and psycopg say of what no server has refused, and what to do."""
+"""Messages of libpq and psycopg that are no server's refusal, and the advice."""
 _LACKING = frozenset({"0A000", "42883", "42P01", "42704"})
-"""A function, table or type that a probe needs and the server does not have, or does not support."""
+"""The server lacks, or does not support, a function, table or type that a probe needs."""
 _VALUE = re.compile(r"""((?:value|number|value for connect_timeout):? )(["']).*\2(?= for connection option|$)""")
-"""An option's value that libpq cannot use, which may be a password in the wrong place."""
+"""An option's value that libpq cannot use. It may be a password in the wrong place."""
 
 
 def explain_refusal(sqlstate: str | None, message: str) -> tuple[Silence, str]:
-    """A failed probe in words for the user, and whether trying again can help."""
+    """A failed probe in words for the user, and whether another try can help."""
     text = _VALUE.sub(r"\1\2...\2", message.removeprefix("connection failed: "))
     for pattern, advice in _MISTAKEN:
         if re.search(pattern, text):
@@ -537,7 +552,7 @@ MISTAKES = (("determine version", "rows must be tuples; leave row_factory out of
 
 
 def is_busy(sqlstate: str | None, message: str) -> bool:
-    """Whether the server, or a pooler before it, lives, but has no room for one more connection."""
+    """Whether the server, or a pooler before it, is alive but has no room for one more connection."""
     return (sqlstate or _sqlstate(message)) == "53300" or "query_wait_timeout" in message
 
 
@@ -558,7 +573,7 @@ def autocommit(connection: Any) -> bool:
 
 
 def guard(connection: Any, ask: Ask, on: bool) -> None:
-    """Have an idle connection refuse writes outside of transactions, or accept them again."""
+    """Make an idle connection refuse writes outside of transactions, or accept them again."""
     connection.autocommit = True
     ask(GUARD if on else UNGUARD)
 
@@ -567,18 +582,22 @@ _IDLE, _UNKNOWN = 0, 4  # psycopg's enum is slow to look up on the request path
 
 
 def is_settled(connection: Any, alone: bool) -> bool:
-    """Whether a connection that was switched before can be used as it is. A transaction that a listener has begun may accept
-    writes, whatever psycopg knows of it."""
+    """Whether a connection that was switched before can be used as it is.
+
+    A transaction that a listener has begun may accept writes, whatever psycopg's attributes say.
+    """
     if connection.autocommit is not alone or connection.pgconn.transaction_status != _IDLE:
         return False
     if alone:
         return is_guarded(connection, False)
-    return connection.read_only is True  # SQLAlchemy's postgresql_readonly leaves something else
+    return connection.read_only is True  # SQLAlchemy's postgresql_readonly leaves another value
 
 
 def is_guarded(connection: Any, handed_out: bool) -> bool:
-    """Whether a guard that was set is known to be on. PostgreSQL 14 and newer tell of each change. Of an older one it is believed
-    while nobody can have made one."""
+    """Whether a guard that was set is known to be on.
+
+    PostgreSQL 14 and newer report each change. On an older server the guard is trusted as long as nobody can have changed it.
+    """
     status: bytes | None = connection.pgconn.parameter_status(b"default_transaction_read_only")
     if status is None:
         return not (handed_out or connection.aurora_router_listened())
@@ -586,21 +605,23 @@ def is_guarded(connection: Any, handed_out: bool) -> bool:
 
 
 def has_lost_guard(connection: Any) -> bool:
-    """Whether a guarded connection in autocommit has lost its guard, as PostgreSQL 14 and newer tell, and can get it back."""
+    """Whether a guarded connection in autocommit has lost its guard and can get it back. PostgreSQL 14 and newer report it."""
     driver = connection.pgconn
     is_off = driver.parameter_status(b"default_transaction_read_only") == b"off"
     return is_off and bool(connection.autocommit) and bool(driver.transaction_status == _IDLE)
 
 
 def is_idle(connection: Any) -> bool:
-    """Whether a rollback on a connection is known to send nothing and to change nothing. In a pipeline it would end that. While
-    a transaction is prepared psycopg refuses it."""
+    """Whether a rollback on a connection is known to send nothing and to change nothing.
+
+    In a pipeline a rollback would end the pipeline. While a transaction is prepared, psycopg refuses a rollback.
+    """
     driver = connection.pgconn
     return bool(driver.transaction_status == _IDLE and not driver.pipeline_status and connection._tpc is None)
 
 
 def end_transaction(connection: Any) -> None:
-    """End what a listener has begun: with COMMIT, so that what it has set holds."""
+    """End what a listener has begun, by COMMIT, so that the listener's settings hold."""
     status = connection.info.transaction_status.name
     if status == "INTRANS":
         connection.commit()
@@ -609,7 +630,7 @@ def end_transaction(connection: Any) -> None:
 
 
 def forget_prepared(connection: Any) -> None:
-    """Have psycopg drop what it has prepared on an idle connection, as it does after each rollback."""
+    """Make psycopg drop its prepared statements on an idle connection, as it does after each rollback."""
     connection.autocommit = True
     connection.execute("BEGIN; ROLLBACK", prepare=False)
 
@@ -622,7 +643,7 @@ def set_mode(connection: Any, mode: Mode, default_autocommit: bool, guarded: boo
 
 
 def count_ends(connection: Any) -> Callable[[], int]:
-    """Count the transactions that end on a psycopg connection, but for those that rollback() ends."""
+    """Count the transactions that end on a psycopg connection, except those that rollback() ends."""
     wait = vars(connection).get("wait")
     if wait is None:
         wait = connection.wait = _Wait(connection)
@@ -630,8 +651,10 @@ def count_ends(connection: Any) -> Callable[[], int]:
 
 
 class _Wait:
-    """psycopg's Connection.wait(), through which everything goes that is sent. Only connections that are handed to the user have
-    this one in its place."""
+    """A replacement of psycopg's Connection.wait(), through which everything is sent.
+
+    Only connections that are handed to the user have it.
+    """
 
     def __init__(self, connection: Any) -> None:
         self.ends = 0
@@ -648,11 +671,13 @@ class _Wait:
 
 
 def watch_connecting(dialect: Any, connecting: Callable[[int], AbstractContextManager[None]]) -> None:
-    """Have a dialect's new connections wait for the server within `connecting(number of the socket)`, which may end the wait by
-    shutting the socket. Where something has taken the place of psycopg's own connect(), to trace it, say, it is left alone.
+    """Make a dialect's new connections wait for the server within `connecting(number of the socket)`.
 
-    psycopg has no public way: the generator that connects yields the socket each time it must wait. One that took too long
-    psycopg leaves to the garbage collector, with its socket: it is closed here.
+    `connecting` may end the wait by shutting the socket. If something has replaced psycopg's own connect(), for example to trace
+    it, nothing is changed.
+
+    psycopg has no public way to do this. Its generator that connects yields the socket each time it must wait. A generator
+    that took too long, and its socket, are left to the garbage collector by psycopg. So the generator is closed here.
     """
     import psycopg
 
@@ -691,9 +716,11 @@ def watch_connecting(dialect: Any, connecting: Callable[[int], AbstractContextMa
 
 
 def look_anywhere(dialect: Any) -> None:
-    """Have SQLAlchemy's first look at a server, and the level of an engine, find a connection of which listeners of the
-    application had the use before. And have that look succeed on a reader whose default level is SERIALIZABLE, too, and take no
-    other level than the server's for the default one."""
+    """Make SQLAlchemy's first look at a server succeed, also on a reader whose default level is SERIALIZABLE.
+
+    Listeners of the application may have used the connection before. So their transaction is ended before that look, and before
+    an engine's level is set. SQLAlchemy takes the server's level for the default one, not the level of that look.
+    """
     from psycopg import IsolationLevel
 
     initialize = dialect.initialize
@@ -703,12 +730,13 @@ def look_anywhere(dialect: Any) -> None:
         end_transaction(driver)
         usual = driver.autocommit, driver.isolation_level, driver.prepare_threshold
         of_engine = driver.isolation_level
-        # What is prepared psycopg drops after the rollback, which is refused at SERIALIZABLE as well.
+        # Nothing is prepared, because psycopg would drop it after the rollback, which a reader refuses at SERIALIZABLE as well.
         driver.autocommit, driver.isolation_level, driver.prepare_threshold = False, IsolationLevel.READ_COMMITTED, None
         initialize(connection)
         driver.rollback()
         driver.autocommit, driver.isolation_level, driver.prepare_threshold = usual
-        if of_engine is not None:  # SQLAlchemy goes back to it after a unit that has asked for another
+        # SQLAlchemy goes back to this level after a unit that has asked for another one.
+        if of_engine is not None:
             dialect.default_isolation_level = of_engine.name.replace("_", " ")
 
     def default_level(driver: Any) -> str:
@@ -727,9 +755,11 @@ def look_anywhere(dialect: Any) -> None:
 
 
 def prepare(connection: Any, shared: bool, given: Collection[str], listened: Callable[[], bool]) -> None:
-    """Let server-side cursors of an autocommit connection outlive their statement (WITH HOLD), so that a streamed read needs
-    no transaction. On a shared connection it does, and nothing is prepared there unless the user asks for it. Have the connection
-    notice when the server ends it because the process of another one has crashed."""
+    """Let server-side cursors of an autocommit connection outlive their statement (WITH HOLD).
+
+    So a streamed read needs no transaction. On a shared connection it does, and nothing is prepared there unless the user asks
+    for it. The connection also notices if the server ends it because another server process has crashed.
+    """
     crashes: list[str] = []
 
     def note_crash(notice: Any) -> None:
@@ -747,23 +777,25 @@ def prepare(connection: Any, shared: bool, given: Collection[str], listened: Cal
 
 
 def is_bystander(connection: Any) -> bool:
-    """Whether the server has ended the connection because the process of another one has crashed."""
+    """Whether the server has ended the connection because another server process has crashed."""
     return bool(getattr(connection, "aurora_router_crashes", ()))
 
 
 def blocks(connection: Any) -> bool:
-    """Never: a stream is a cursor of the server's, which does not keep the connection from other statements."""
+    """Never, because a stream is a server-side cursor, which does not keep the connection from other statements."""
     return False
 
 
 def has_leftovers(connection: Any) -> bool:
-    """Whether cursors WITH HOLD were left open, or a transaction, because an exception came in the midst of a COMMIT."""
+    """Whether an exception in the midst of a COMMIT has left cursors WITH HOLD, or a transaction, open."""
     return bool(connection.aurora_router_held) or _IDLE < connection.pgconn.transaction_status < _UNKNOWN
 
 
 def remove_leftovers(connection: Any, ask: Ask) -> None:
-    """Close the cursors of a connection; the server keeps the rows of each in memory or on disk until then. Raises psycopg's
-    error if a transaction is open."""
+    """Close the cursors of a connection. Until then the server keeps the rows of each in memory or on disk.
+
+    Raises psycopg's error if a transaction is open.
+    """
     connection.autocommit = True
     ask("CLOSE ALL")
     connection.aurora_router_held.clear()
@@ -779,8 +811,11 @@ def _hold_cursor() -> Any:
         from psycopg.sql import SQL, Identifier
 
         class HoldCursor(ServerCursor[Any]):
-            """Its connection knows it until it is closed. One that nobody can close any more, because a loop over its rows was
-            left, is closed when the next one is opened; the last ones when the connection is back in its pool."""
+            """A cursor that its connection knows until the cursor is closed.
+
+            If a loop over its rows was left, nobody can close the cursor any more. It is then closed when the next cursor is
+            opened. The last ones are closed when the connection is back in its pool.
+            """
 
             def __init__(self, connection: Any, name: str, **options: Any) -> None:
                 shared = connection.aurora_router_shared
@@ -789,7 +824,7 @@ def _hold_cursor() -> Any:
                 held = self._held = connection.aurora_router_held
                 if held and connection.autocommit:
                     for gone in [name for name, cursor in held.items() if cursor() is None]:
-                        with contextlib.suppress(Error):  # what is wrong with the connection this cursor will say
+                        with contextlib.suppress(Error):  # the new cursor will report a broken connection
                             connection.execute(SQL("CLOSE {}").format(Identifier(gone)), prepare=False)
                         del held[gone]
                 if hold:
@@ -797,13 +832,14 @@ def _hold_cursor() -> Any:
 
             def close(self) -> None:
                 if self.withhold and self.name not in self._held:
-                    super(ServerCursor, self).close()  # the server has closed it: its connection went back to the pool
+                    # The server has closed the cursor, because its connection went back to the pool.
+                    super(ServerCursor, self).close()
                 else:
                     super().close()
                     self._held.pop(self.name, None)
 
             def __del__(self, *_: Any) -> None:
-                """No warning, unlike psycopg's: it will be closed."""
+                """Give no warning, unlike psycopg's, because the cursor will be closed."""
 
         _hold = HoldCursor
     return _hold

@@ -1,16 +1,19 @@
 r"""MySQL and MariaDB: their tokens, their statements that are no queries, and what is particular in their queries.
 
-What the text cannot show is not assumed where another reading is possible:
+The text cannot show these things, and nothing is assumed about them if another reading is possible:
 
-- `sql_mode`. Under NO_BACKSLASH_ESCAPES a backslash in a literal is a character like others; under ANSI_QUOTES "..." is a
-  name, and names have no escapes. That matters only where a backslash stands before a quote. Such a text is cut up in each of the
-  ways, and does the strongest of what it may do, less those that the server can only refuse. Who knows the mode says so
-  (`MODES`): then there is one way. A call of "f"(...) counts as a call in any mode.
+- `sql_mode`. Under NO_BACKSLASH_ESCAPES a backslash in a literal is a character like others. Under ANSI_QUOTES "..." is a
+  name, and names have no escapes. That matters only if a backslash stands before a quote. Such a text is cut up in each of the
+  ways, except those that the server can only refuse. It counts as the strongest of its possible effects. A caller that knows the
+  mode passes it (`MODES`), and then there is one way. A call of "f"(...) counts as a call in any mode.
 - Comments like `/*!80000 ... */` and `/*M! ... */` are part of the statement on some servers and comments on others. A text with
-  such is read both ways. Where comments are for more than one version, or hold other comments, it is a write.
+  such comments is read both ways. If they are for more than one version, or hold other comments, the text is a write.
 
-It is assumed that nobody shadows a built-in function of a newer version, that nobody has a stored function named like one that
-the server knows only directly before its parenthesis (`count (1)`), and that no `USE` hides the name of a system schema.
+These things are assumed:
+
+- Nobody shadows a built-in function of a newer version.
+- Nobody has a stored function named like one that the server knows only directly before its parenthesis (`count (1)`).
+- No `USE` hides the name of a system schema.
 """
 
 from __future__ import annotations
@@ -31,14 +34,18 @@ from aurora_router.core.queries import CHANGES, MARKS, QUERY_HEADS, Dialect, Hea
 _NAME: Final = lexer.START + "0-9$"
 _EXPONENT: Final = "[eE][-+]?[0-9]++"
 _VERSIONED: Final = r"/\*[mM]?!"  # begins a comment that some servers execute
-# Garbage that a server can only refuse: a quote that never ends, or an escaped one where nothing is quoted.
+# Garbage that a server can only refuse: a quote that never ends, or an escaped one outside of quotes.
 _REFUSED: Final = re.compile(r"""['"`]|\\['"]""")
 _VERSION: Final = re.compile(_VERSIONED + "[0-9]{0,6}")
 
 
 @cache
 def _tokens(single: bool, double: bool, executed: bool) -> re.Pattern[str]:
-    """What finds the tokens. single, double: backslashes escape between these quotes. executed: `/*! ... */` is no comment."""
+    """A pattern that finds the tokens.
+
+    single, double: whether backslashes escape between these quotes.
+    executed: whether `/*! ... */` is no comment.
+    """
     return lexer.pattern(
         rf"{lexer.SPACE}|\#[^\n\x00]*+|--(?=[\x01-\x20]|\Z)[^\n\x00]*+",
         lexer.WORD,
@@ -46,11 +53,11 @@ def _tokens(single: bool, double: bool, executed: bool) -> re.Pattern[str]:
         lexer.escaped('"') if double else lexer.quoted('"'),
         lexer.quoted("`"),
         r"/\*(?![!+]|[mM]!).*?\*/",
-        # The server may read an optimizer's hint by other rules: one that hides its end in quotes is left to be garbage.
+        # The server may read an optimizer's hint by other rules, so a hint that hides its end in quotes is left as garbage.
         r"""/\*\+(?:[^'"`*]|\*(?!/)|'[^'*\\]*+'|"[^"*\\]*+"|`[^`*]*+`)*\*/""",
         rf"{_VERSIONED}[0-9]*+|\*/" if executed else rf"{_VERSIONED}.*?\*/",
         lexer.NAMED_PARAMETER,
-        # A name may begin with a digit, and directly behind a dot be nothing but digits.
+        # A name may begin with a digit. Directly behind a dot it may have nothing but digits.
         rf"(?<=[{_NAME}`\"]\.)[{_NAME}]++",
         rf"[0-9]++{_EXPONENT}",
         rf"[0-9]++[{lexer.START}$][{_NAME}]*+",
@@ -95,7 +102,7 @@ class _Cut:
 
 
 def _content(raw: list[str]) -> list[str] | None:
-    """The tokens without the signs around what is executed; None where comments are in comments, or never end."""
+    """The tokens without the signs around executed comments; None if comments are in comments, or never end."""
     kept, inside = list[str](), False
     for piece in raw:
         if piece == "*/":
@@ -116,7 +123,7 @@ def _content(raw: list[str]) -> list[str] | None:
 
 # ---------------------------------------------------------------- statements that are no queries
 
-# `start` is the token after the first word. Whatever commits implicitly `ends` a transaction.
+# `start` is the token after the first word. Each statement that commits implicitly `ends` a transaction.
 
 _TABLES: Final = frozenset({"table", "tables"})
 _EXPLAIN_OPTIONS: Final = frozenset({"analyze", "extended", "partitions"})
@@ -145,7 +152,7 @@ def _start(reading: Reading, start: int, stop: int) -> Effect:
     reading.ends = True
     if reading.low[start] != "transaction":
         return Effect.WRITE  # START SLAVE
-    if "only" not in reading.low[start:stop]:  # a read-only one guards as well as the one that it ends
+    if "only" not in reading.low[start:stop]:  # a read-only one guards as well as the one before
         reading.unguards = True
     return Effect.TRANSACTION
 
@@ -162,7 +169,7 @@ def _xa(reading: Reading, start: int, _stop: int) -> Effect:
 
 
 def _explain(reading: Reading, start: int, stop: int) -> Effect:
-    # Subqueries may be executed already here, and of a change the server demands what it demands of the change.
+    # EXPLAIN may already execute subqueries. For a change it demands what the change itself demands.
     start = _behind_options(reading, start, stop)
     low = reading.low
     if reading.head(start, stop) in QUERY_HEADS:
@@ -186,7 +193,7 @@ def _behind_options(reading: Reading, start: int, stop: int) -> int:
 
 
 def _names(reading: Reading, at: int) -> bool:
-    """Is the token at `at` a name, a dot, or a pattern of names?"""
+    """Whether the token at `at` is a name, a dot, or a pattern of names."""
     return bool(reading.name(at)) or reading.low[at] == "." or reading.low[at][:1] == "'"
 
 
@@ -336,7 +343,7 @@ _HEADS: Final[Mapping[str, Head]] = {
     "update": Effect.WRITE,
     "use": Effect.SESSION,
     "xa": _xa,
-    # Everything else is a write that may commit: CALL and EXECUTE too, for who knows what they run.
+    # Everything else is a write that may commit. CALL and EXECUTE are, too, because the text does not show what they run.
 }
 
 
@@ -347,7 +354,7 @@ _after_select = after("select", "straight_join", *_SELECT_OPTIONS)
 
 
 def _after_match(reading: Reading, at: int) -> bool:
-    """Is AGAINST behind MATCH and its columns, which may stand without parentheses?"""
+    """Whether AGAINST is behind MATCH and its columns, which may stand without parentheses."""
     at -= 1
     if reading.low[at] == ")":
         return True
@@ -356,7 +363,7 @@ def _after_match(reading: Reading, at: int) -> bool:
     return reading.low[at] == "match"
 
 
-# Of MariaDB: to MySQL all these words are keywords, and none of them can be called without quotes.
+# These are for MariaDB. In MySQL all these words are keywords, and none of them can be called without quotes.
 _GRAMMAR: Final = {
     "against": _after_match,
     "any": after("=", "<", ">"),
@@ -396,7 +403,7 @@ _FUNCTIONS: Final[Mapping[str, Effect]] = {
 
 
 def _last_insert_id(reading: Reading, closing: int) -> Effect:
-    # With an argument it sets what it says from then on.
+    # With an argument it sets the value that it returns from then on.
     return reading.recall(Recall.STATEMENT) if reading.low[closing - 1] == "(" else Effect.SESSION
 
 
@@ -411,7 +418,7 @@ MODES: Final[Mapping[str, tuple[tuple[bool, bool], ...]]] = {
 
 
 def mode(sql_mode: str | None) -> str:
-    """The mode of `MODES` that the server's `@@sql_mode` means. None: it is only known that it lacks NO_BACKSLASH_ESCAPES."""
+    """The mode of `MODES` for the server's `@@sql_mode`. None: it is only known to lack NO_BACKSLASH_ESCAPES."""
     if sql_mode is None:
         return ":escapes"
     modes = sql_mode.upper().split(",")
@@ -422,13 +429,13 @@ def mode(sql_mode: str | None) -> str:
 
 @cache
 def mysql(known: str) -> Dialect:
-    """MySQL, where this (of `MODES`) is known of `sql_mode`."""
+    """MySQL, with what is known of `sql_mode` (one of `MODES`)."""
     return _dialect(known, words.MYSQL_READ, words.MYSQL_KEYWORDS, {})
 
 
 @cache
 def mariadb(known: str) -> Dialect:
-    """MariaDB, where this (of `MODES`) is known of `sql_mode`."""
+    """MariaDB, with what is known of `sql_mode` (one of `MODES`)."""
     # Under sql_mode=ORACLE a sequence's next value is spelled s.nextval.
     return _dialect(known, words.MARIADB_READ, frozenset(), {"nextval": Effect.WRITE, "currval": Effect.CONNECTION})
 

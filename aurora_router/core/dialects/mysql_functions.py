@@ -2,7 +2,7 @@
 
 Pure data. A function that is in no table is unknown, and unknown counts as a write. The tables follow the manuals of MySQL 5.7 to
 9 and MariaDB 10.6 to 11.8, and `information_schema.sql_functions` of MariaDB. A server that does not have one of the functions
-may have a stored function of that name, so what only one of the two families has is a read only there.
+may have a stored function of that name. So a function that only one of the two families has is a read only there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ def _words(table: str) -> frozenset[str]:
     return frozenset(table.split())
 
 
-# Harmless: the same answer wherever the data is. Volatile ones are here where repeating them hurts nobody.
+# Harmless: the same answer on each server that has the data. Volatile ones are here if it hurts nobody to call them again.
 READ: Final = _words("""
     abs acos adddate addtime aes_decrypt aes_encrypt ascii asin atan atan2 avg benchmark bin bit_and bit_count bit_length
     bit_or bit_xor cast ceil ceiling char_length character_length charset coalesce coercibility collation compress concat
@@ -73,7 +73,7 @@ MARIADB_READ: Final = _words("""
     vec_distance_cosine vec_distance_euclidean vec_fromtext vec_totext within x y
 """)
 
-# Of these and the next ones: those that one of the servers knows by its grammar. In quotes they are stored functions.
+# Those functions above and below that one of the servers knows by its grammar. In quotes they are stored functions.
 UNQUOTED: Final = _words("""
     adddate ascii avg bit_and bit_or bit_xor cast charset coalesce collation column_add column_create column_delete
     column_get contains convert count cume_dist curdate current_date current_role current_time current_timestamp
@@ -99,14 +99,15 @@ CONNECTION: Final = _words("""
     connection_id found_rows get_lock lastval ps_current_thread_id row_count wsrep_last_seen_gtid wsrep_last_written_gtid
 """)
 
-LOCKS: Final = frozenset({"get_lock"})  # of these: what a reader gives, and means nothing to those who ask the writer for it
+# Those of CONNECTION that a reader grants, too. Such a lock means nothing to the connections that ask the writer for it.
+LOCKS: Final = frozenset({"get_lock"})
 
-# Functions and system variables that speak of the statements before, which have run on this connection.
+# Functions and system variables about the statements before, which have run on this connection.
 RECALLED: Final = frozenset({"error_count", "found_rows", "identity", "last_insert_id", "row_count", "warning_count"})
 
-# Writes, and what asks the wrong server on a reader, which accepts it silently.
+# Writes, and functions that would ask the wrong server on a reader, which accepts them silently.
 WRITE: Final = _words("is_free_lock is_used_lock nextval release_all_locks release_lock setval")
-TRANSIENT: Final = frozenset({"nextval", "setval"})  # of these: what is not left on the connection
+TRANSIENT: Final = frozenset({"nextval", "setval"})  # those of WRITE that leave nothing on the connection
 
 # Words of both families that may stand before a parenthesis, and cannot be called without quotes: reserved words and types.
 KEYWORDS: Final = _words("""
@@ -116,23 +117,23 @@ KEYWORDS: Final = _words("""
     regexp right rlike select set smallint sql_big_result sql_calc_found_rows sql_small_result straight_join text then tinyint
     trailing union using varbinary varchar varying when where xor
 """)
-# MySQL takes no keyword for the name of a function, be it reserved or not; MariaDB takes these.
+# MySQL accepts no keyword as the name of a function, be it reserved or not. MariaDB accepts these.
 MYSQL_KEYWORDS: Final = _words("against any columns cube escape lateral of rollup some sql_buffer_result sql_no_cache")
 
-# Schemas of the server itself, and what of them is no matter of one server. What is not named here is.
+# Relations in the server's own schemas that do not depend on the one server. Relations that are not named here do.
 SHARED_RELATIONS: Final = _words("""
     applicable_roles character_sets check_constraints collation_character_set_applicability collations column_privileges
     columns enabled_roles keywords key_column_usage parameters partitions referential_constraints routines
     schema_privileges schemata sequences sql_functions statistics table_constraints table_privileges tables triggers
     user_privileges views
 """)
-# Columns of those that each server fills in for itself: when it made a table, and its own counters.
+# Columns of those relations that each server fills in for itself: when it made a table, and its own counters.
 SERVER_COLUMNS: Final = _words("auto_increment check_time create_time update_time")
 CONNECTION_RELATIONS: Final = _words("""
     profiling session_account_connect_attrs session_connect_attrs session_status session_variables
 """)
 
-# Status variables that speak of the statement before, as SHOW STATUS names them.
+# Status variables about the statement before, as SHOW STATUS names them.
 STATUS_OF_LAST: Final = frozenset(
     quote + name + quote for name in ("last_query_cost", "last_query_partial_plans") for quote in ("'", '"')
 )

@@ -1,8 +1,10 @@
 """PostgreSQL: its tokens, its statements that are no queries, and what is particular in its queries.
 
-What the text cannot show is assumed: `standard_conforming_strings` is on (unless that is known, a text that would lex differently
-if it were off is a write); nobody shadows a built-in function, operator, cast or SQL construct through the `search_path`; views
-and operators are what they seem.
+The text cannot show everything, so some things are assumed:
+
+- `standard_conforming_strings` is on. Unless that is known, a text that would lex differently if it were off is a write.
+- Nobody shadows a built-in function, operator, cast or SQL construct through the `search_path`.
+- Views and operators are what they seem.
 """
 
 from __future__ import annotations
@@ -71,9 +73,9 @@ _EXPLAIN_OPTIONS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """How the server cuts a text up: in one way, or it is garbage, or may be cut up in two ways.
+    """How the server cuts a text up. There is no way if the text is garbage, or if it may be cut up in two ways.
 
-    standard: is `standard_conforming_strings` known to be on?
+    standard: whether `standard_conforming_strings` is known to be on.
     """
 
     found_by: re.Pattern[str]
@@ -87,9 +89,9 @@ class _Cut:
 
 
 def _doubtful(sql: str, raw: list[str]) -> bool:
-    r"""Would this text be cut up differently if backslashes escaped quotes in ordinary literals?
+    r"""Whether this text would be cut up differently if backslashes escaped quotes in ordinary literals.
 
-    It would where a literal holds \' and another quote follows; without one it would just never end.
+    It would if a literal holds \' and another quote follows. Without another quote the literal would just never end.
     """
     if "\\'" not in sql:
         return False
@@ -113,7 +115,10 @@ def _set_config(reading: Reading, closing: int) -> Effect:
 
 @cache
 def _setting(form: str) -> re.Pattern[str]:
-    """The name of a setting with a prefix: an application's, or an extension's. Made when it is needed, for that takes 10 ms."""
+    """A pattern for the name of a setting with a prefix: an application's, or an extension's.
+
+    It is made when it is needed, because that takes 10 ms.
+    """
     return re.compile(form.format(rf"({lexer.WORD})(?:\.{lexer.WORD})+"))
 
 
@@ -131,8 +136,9 @@ def _current_setting(reading: Reading, closing: int) -> Effect:
 
 
 def _asks_setting(named: re.Match[str] | None) -> Effect:
-    """What reading a setting asks. An application's own is the same on each server, unless its session has set it: such a
-    session's unit is on the writer.
+    """The effect of reading a setting.
+
+    An application's own is the same on each server, unless its session has set it. Such a session's unit is on the writer.
     """
     return Effect.SERVER if named is None or named[1] in words.SERVER_SETTINGS else Effect.READ
 
@@ -160,12 +166,13 @@ def _explain(reading: Reading, start: int, stop: int) -> Effect:
     head = reading.head(start, stop)
     if head not in QUERY_HEADS and head not in CHANGES:
         return Effect.WRITE
-    reading.query(start, stop)  # planning may run functions, so those count; nothing else does
+    # Planning may run functions, so those count. Nothing else does.
+    reading.query(start, stop)
     return Effect.READ
 
 
 def _explain_executes(reading: Reading, start: int, stop: int) -> bool:
-    """Does the option list say ANALYZE, or something that might?"""
+    """Whether the option list has ANALYZE, or something that might be it."""
     low = reading.low
     while start < stop:
         option, value = low[start : start + 2]
@@ -202,7 +209,7 @@ def _prepare(reading: Reading, start: int, stop: int) -> Effect:
 
 
 def _begin(reading: Reading, start: int, stop: int) -> Effect:
-    if "write" in reading.low[start:stop]:  # within a transaction it changes that one
+    if "write" in reading.low[start:stop]:  # within a transaction it changes that transaction
         reading.unguards = True
     return Effect.TRANSACTION
 
@@ -220,7 +227,7 @@ def _set(reading: Reading, start: int, stop: int) -> Effect:
 
 
 def _is_access_mode(name: str) -> bool:
-    """May this be the name of a setting that says whether transactions write? U&"..." hides its letters."""
+    """Whether this may be the name of a setting that lets transactions write. U&"..." hides its letters."""
     return name.strip('"') in _ACCESS_MODES or name[:2] == "u&"
 
 
@@ -289,7 +296,7 @@ _HEADS: Final[Mapping[str, Head]] = {
     "show": _show,
     "start": _begin,
     "unlisten": Effect.CONNECTION,
-    # Everything else is a write: EXECUTE too, for what was prepared may write.
+    # Everything else is a write. EXECUTE is one, too, because the prepared statement may write.
 }
 _EFFECTS: Final = {
     Effect.READ: words.READ,
@@ -306,14 +313,14 @@ MODES: Final = ("", ":standard")
 
 
 def mode(standard_conforming_strings: str | None) -> str:
-    """The mode of `MODES` that the server's setting means. None: it is not known."""
+    """The mode of `MODES` for the server's setting. None: it is not known."""
     return ":standard" if standard_conforming_strings == "on" else ""
 
 
-# Made at first use: compiling the pattern is most of what importing this module would cost.
+# Made at first use, because compiling the pattern would be most of the time to import this module.
 @cache
 def dialect(known: str) -> Dialect:
-    """PostgreSQL, as all its versions read it, where this (of `MODES`) is known."""
+    """PostgreSQL, as all its versions read it, with what is known of its setting (one of `MODES`)."""
     return Dialect(
         cut=_Cut(lexer.pattern(*_TOKENS), known == ":standard"),
         heads=_HEADS,

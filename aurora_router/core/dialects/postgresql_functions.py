@@ -4,8 +4,8 @@ Pure data. A function that is in no table is unknown, and unknown counts as a wr
 
 The tables were printed from `pg_proc` of PostgreSQL 16 and 18 (schema pg_catalog): IMMUTABLE and
 STABLE functions, without the support functions of types, operators and aggregates. Each STABLE and VOLATILE
-one was then looked at: volatility says nothing about *where* an answer is true. Left out on purpose, hence
-unknown: those that run SQL from a string (`query_to_xml`, `cursor_to_xml`, `ts_stat`, `ts_rewrite`).
+one was then looked at, because volatility says nothing about *where* an answer is true. Functions that run SQL from a
+string are left out on purpose, so they are unknown (`query_to_xml`, `cursor_to_xml`, `ts_stat`, `ts_rewrite`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def _words(table: str) -> frozenset[str]:
     return frozenset(table.split())
 
 
-# Harmless: the same answer wherever the data is. Volatile ones are here where repeating them hurts nobody.
+# Harmless: the same answer on each server that has the data. Volatile ones are here if it hurts nobody to call them again.
 READ: Final = _words("""
     abbrev abs aclcontains acldefault aclexplode aclinsert aclremove acos acosd acosh age any_value area
     array_agg array_append array_dims array_fill array_length array_lower array_ndims array_position
@@ -135,8 +135,7 @@ SERVER: Final = _words("""
     pg_xact_commit_timestamp_origin pg_xact_status txid_status version
 """)
 
-# The answer is about the transaction that is open. `set_config` changes it, or the session: its last argument
-# tells.
+# The answer is about the open transaction. `set_config` changes the transaction or the session, depending on its last argument.
 TRANSACTION: Final = frozenset({"pg_current_xact_id_if_assigned", "set_config", "txid_current_if_assigned"})
 SESSION: Final = frozenset({"setseed"})
 
@@ -148,7 +147,7 @@ CONNECTION: Final = _words("""
     pg_safe_snapshot_blocking_pids pg_stat_clear_snapshot pg_terminate_backend
 """)
 
-# Writes, locks and whatever a reader would accept silently and wrongly.
+# Writes, locks, and functions that a reader would accept silently and wrongly.
 WRITE: Final = _words("""
     brin_desummarize_range brin_summarize_new_values brin_summarize_range gin_clean_pending_list lo_close
     lo_creat lo_create lo_export lo_from_bytea lo_import lo_lseek lo_lseek64 lo_open lo_put lo_tell
@@ -172,14 +171,14 @@ WRITE: Final = _words("""
     pg_try_advisory_xact_lock_shared pg_wal_replay_pause pg_wal_replay_resume setval txid_current
 """)
 
-# Of these: what ends with the transaction, or is not left on the connection.
+# Those of WRITE whose work ends with the transaction, or leaves nothing on the connection.
 TRANSIENT: Final = _words("""
     nextval pg_advisory_xact_lock pg_advisory_xact_lock_shared pg_current_xact_id pg_logical_emit_message pg_notify
     pg_try_advisory_xact_lock pg_try_advisory_xact_lock_shared setval txid_current
 """)
 
-# Reserved words, and those that can be no function's name: PostgreSQL's pg_get_keywords(), categories R and C of
-# 16 to 18, and those of T that stand before a parenthesis. CUBE, ROLLUP and OPERATOR are constructs too.
+# Reserved words, and words that cannot be a function's name: PostgreSQL's pg_get_keywords(), categories R and C of
+# 16 to 18, and those of T that stand before a parenthesis. CUBE, ROLLUP and OPERATOR are constructs, too.
 KEYWORDS: Final = _words("""
     all analyse analyze and any array as asc asymmetric both case cast check collate column constraint
     create current_catalog current_date current_role current_time current_timestamp current_user default
@@ -196,14 +195,14 @@ KEYWORDS: Final = _words("""
     rollup
 """)
 
-# The first parts of settings that a server has, not an application: those of the extensions and services that are widely used.
+# The first parts of settings that belong to a server, not to an application: those of widely used extensions and services.
 SERVER_SETTINGS: Final = _words("""
     alloydb apg_plan_mgmt auth_delay auto_explain azure babelfishpg_tds basic_archive citus cloudsql cron isn neon passwordcheck
     pg_hint_plan pg_partman_bgw pg_prewarm pg_stat_monitor pg_stat_statements pg_trgm pg_wait_sampling pgaudit pglogical plperl
     plpgsql pltcl plv8 postgis postgres_fdw rds repmgr sepgsql spock supautils timescaledb
 """)
 
-# Views over the functions above: reading them is asking one server, or one connection.
+# Views over the functions above. Reading them asks one server, or one connection.
 SERVER_RELATIONS: Final = _words("""
     pg_aios pg_available_extension_versions pg_available_extensions pg_backend_memory_contexts pg_config
     pg_file_settings pg_hba_file_rules pg_ident_file_mappings pg_locks pg_prepared_xacts
