@@ -1,23 +1,23 @@
 """Applications that append rows to one cluster, each in its own way and in a process of its own.
 
-One that hangs holds up nobody and can be ended. Each thread makes a unit that reads and a unit that inserts a row with a key of
-its own, over and over, with a pause of 20 ms, and tells which keys were acknowledged; after an error it goes on with a new key.
-Times are those of `time.monotonic()`, which all processes of a machine share.
+An application that hangs holds up no other and can be ended. Each thread makes a unit that reads, and a unit that inserts a row
+with a key of its own. It does so over and over, with a pause of 20 ms, and reports which keys were acknowledged. After an error
+it goes on with a new key. Times are those of `time.monotonic()`, which all processes of a machine share.
 
   router      run_transaction, default settings
 
 On PostgreSQL:
   libpq       psycopg with a list of hosts and target_session_attrs=read-write; a new connection after each error
   SQLAlchemy  an engine with the same list of hosts and pool_pre_ping
-  wrapper     aws-advanced-python-wrapper on psycopg, as its documentation shows: FailoverSuccessError and
-              TransactionResolutionUnknownError say that the connection leads to the new writer by now, and it goes on with that
-              one at once, without the pause. With its default plugins and settings, and the connect_timeout of 10 s that the
-              examples have (without one it still hung after 50 s); and tuned: see TUNED.
+  wrapper     aws-advanced-python-wrapper on psycopg, as its documentation shows. FailoverSuccessError and
+              TransactionResolutionUnknownError say that the connection leads to the new writer by now. The application goes on
+              with that connection at once, without the pause. It has the default plugins and settings, and the
+              connect_timeout of 10 s of the examples (without one it still hung after 50 s); and tuned: see TUNED.
 
-The first two know no more than TCP does and get what it can do for them: short timeouts for connecting, keepalives,
+The first two know no more than TCP does. They get what TCP can do for them: short timeouts for connecting, keepalives,
 tcp_user_timeout.
 
-On MariaDB and MySQL, where PyMySQL knows no lists of hosts:
+On MariaDB and MySQL (PyMySQL knows no lists of hosts):
   SQLAlchemy  an engine with pool_pre_ping and a name that leads to the writer, after a promotion at once to the new one. With
               PyMySQL's default settings; and tuned: with short timeouts for connecting, and for each answer
 """
@@ -60,8 +60,8 @@ IMPATIENT: dict[str, Any] = {
     "tcp_user_timeout": 2000,
 }
 
-# The quickest that were found. socket_timeout is what finds a frozen writer first; it also ends each statement that takes longer
-# than that on a healthy one.
+# These are the quickest settings that were found. socket_timeout finds a frozen writer first. It also ends each statement that
+# takes longer on a healthy writer.
 TUNED: dict[str, Any] = {
     "connect_timeout": 2,
     "socket_timeout": 1,
@@ -94,7 +94,11 @@ Again = tuple[type[Exception], ...]  # errors after which there is nothing to wa
 
 @dataclass(frozen=True)
 class Place:
-    """Where the cluster is. hosts: the instances' addresses. names: what Aurora would call them, with their addresses."""
+    """The place of the cluster.
+
+    hosts: the instances' addresses
+    names: the names that Aurora would give the instances, with their addresses
+    """
 
     url: str
     hosts: tuple[str, ...]
@@ -106,14 +110,18 @@ class Place:
 
     @property
     def login(self) -> dict[str, Any]:
-        """For psycopg, without the host."""
+        """psycopg's arguments, without the host."""
         url = self.parsed
         return {"port": url.port, "dbname": url.database, "user": url.username, "password": url.password}
 
 
 @dataclass(frozen=True)
 class Acknowledged:
-    """A row whose COMMIT was acknowledged, by which thread, and when (monotonic seconds)."""
+    """A row whose COMMIT was acknowledged.
+
+    thread: the number of the thread that wrote it
+    at: the moment of the acknowledgement (seconds, monotonic)
+    """
 
     key: str
     thread: int
@@ -125,7 +133,10 @@ class Acknowledged:
 
 @dataclass
 class Application:
-    """An application, and what it has told. entered: when a unit that had waited for a writer got its connection, and where."""
+    """An application and its reports.
+
+    entered: moments (seconds, monotonic) at which a unit that had waited for a writer got its connection, with the instance
+    """
 
     name: str
     done: list[Acknowledged] = field(default_factory=list)
@@ -133,7 +144,7 @@ class Application:
     entered: list[tuple[float, str]] = field(default_factory=list)
 
     def start(self, place: Place) -> None:
-        """Start its process. What it told before is kept."""
+        """Start its process. Earlier reports are kept."""
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_run, args=(self.name, place, theirs), name=self.name, daemon=True)
@@ -152,27 +163,27 @@ class Application:
                     (self.errors if kind == "error" else self.entered).append((told[0], told[1]))
 
     def new_writer(self, host: str) -> None:
-        """Have the cluster's name lead there."""
+        """Let the cluster's name lead to that host."""
         self._connection.send(host)
 
     def stop(self) -> None:
-        """End its process, in the middle of whatever it does; what it has told by then is in."""
+        """End its process at once, in the middle of its work. All reports that it has sent by then are taken in."""
         self._process.kill()
         self._process.join()
         self._listener.join()
         self._connection.close()
 
     def first_after(self, moment: float) -> float | None:
-        """When a row was first acknowledged after a moment."""
+        """The moment of the first acknowledgement after `moment`."""
         return min((row.at for row in list(self.done) if row.at > moment), default=None)
 
     def all_after(self, moment: float) -> float | None:
-        """When each thread had had a row acknowledged after a moment."""
+        """The moment by which each thread had a row acknowledged after `moment`."""
         firsts = {row.thread: row.at for row in reversed(list(self.done)) if row.at > moment}
         return max(firsts.values()) if len(firsts) == THREADS else None
 
     def last_before(self, moment: float) -> float:
-        """When a row was last acknowledged before a moment."""
+        """The moment of the last acknowledgement before `moment`."""
         return max(row.at for row in list(self.done) if row.at <= moment)
 
 
@@ -275,7 +286,7 @@ def _libpq(place: Place) -> psycopg.Connection[Any]:
 def _wrapper(place: Place, names: NameService, settings: dict[str, Any]) -> tuple[Append, Again]:
     wrapper: Any = importlib.import_module(WRAPPER_MODULE)
     errors: Any = importlib.import_module(f"{WRAPPER_MODULE}.errors")
-    logging.getLogger(WRAPPER_MODULE).setLevel(logging.CRITICAL)  # it says each error that it raises as well
+    logging.getLogger(WRAPPER_MODULE).setLevel(logging.CRITICAL)  # it also logs each error that it raises
     names.take_over()
 
     def connect() -> Any:
@@ -293,7 +304,7 @@ def _wrapper(place: Place, names: NameService, settings: dict[str, Any]) -> tupl
 
 
 def _connections(connect: Callable[[], Any], again: Again) -> Append:
-    """Append over one connection of the driver's for each thread; after an error over a new one, unless it is one of `again`."""
+    """Append over one driver connection a thread. After an error it is replaced, unless the error is one of `again`."""
     own = threading.local()
 
     def append(key: str) -> None:

@@ -1,11 +1,11 @@
-"""Lets a plain PostgreSQL cluster answer the two functions by which Amazon Aurora tells a driver what its instances are.
+"""Let a plain PostgreSQL cluster answer the two functions by which Amazon Aurora tells a driver about its instances.
 
-The AWS Advanced Python Wrapper asks these. Aurora's instances know all of each other through their storage; here each answers
-what it knows for certain: whether it is the writer itself, which writer it follows, and, the writer, who streams from it. So the
-answer is never behind a promotion: on the new writer it is right from the moment in which that takes writes.
+The AWS Advanced Python Wrapper calls them. Aurora's instances know all of each other through their storage. Here an instance
+answers only what it knows for certain: whether it is the writer, and which writer it follows. The writer also knows who streams
+from it. So the answer is never behind a promotion: the new writer's is right from the moment in which it takes writes.
 
-NameService stands in for Aurora's DNS. An instance has a name of its own; the cluster's name leads to the writer, at once after a
-promotion, where Aurora's follows some seconds later.
+NameService stands in for Aurora's DNS. An instance has a name of its own. The cluster's name leads to the new writer at once
+after a promotion; Aurora's follows some seconds later.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ $$;
 
 
 def install(cluster: Cluster[Any]) -> None:
-    """Create the functions in the application's database; the readers get them as they get all else."""
+    """Create the functions in the application's database. The readers get them by replication."""
     instances = ", ".join(f"('{instance.name}', '{instance.host}')" for instance in cluster.instances)
     with cluster.writer.connect() as connection:
         connection.execute(_FUNCTIONS.replace("%(instances)s", instances).encode())
@@ -70,9 +70,10 @@ def addresses(cluster: Cluster[Any]) -> dict[str, str]:
 
 
 class NameService:
-    """What Aurora's DNS would say, for the drivers and for `socket.gethostbyname()` of this process.
+    """The answers of Aurora's DNS, for the drivers and for `socket.gethostbyname()` of this process.
 
-    addresses: of the instances' names. writer: the address to which the cluster's name leads now; may be set at any time.
+    addresses: the addresses of the instances' names
+    writer: the address to which the cluster's name leads now; may be set at any time
     """
 
     def __init__(self, addresses: Mapping[str, str], writer: str) -> None:
@@ -80,7 +81,10 @@ class NameService:
         self._addresses = dict(addresses)
 
     def resolve(self, name: str) -> str:
-        """Raises socket.gaierror for a name that is not of this cluster: nothing is asked of the network."""
+        """The address of a name, found without the network.
+
+        Raises socket.gaierror for a name that is not of this cluster.
+        """
         address = self.writer if name == CLUSTER_NAME else self._addresses.get(name)
         if address is None:
             raise socket.gaierror(socket.EAI_NONAME, f"{name} is not of this cluster")

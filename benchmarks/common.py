@@ -1,4 +1,4 @@
-"""What the benchmarks share: the command line, the cluster, interleaved timing, figures with bounds, tables, the exit status."""
+"""Shared parts of the benchmarks: command line, cluster, interleaved timing, figures with bounds, tables, exit status."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ HEADINGS = ("figure", "measured", "bound", "verdict")
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asked for. engine: one of CLUSTERS. switches: which of the benchmark's own were given."""
+    """The options of the command line.
+
+    engine: one of CLUSTERS
+    switches: those of the benchmark's own switches that were set
+    """
 
     quick: bool
     markdown: bool
@@ -38,8 +42,12 @@ class Options:
 
 
 def options(about: str | None, switches: Mapping[str, str] | None = None, engines: Iterable[str] = CLUSTERS) -> Options:
-    """Read the command line. about: the benchmark's docstring, shown by --help. switches: its own, with what they do. engines:
-    those that it runs on."""
+    """Read the command line.
+
+    about: the benchmark's docstring, shown by --help
+    switches: the benchmark's own switches, with what they do
+    engines: the engines that it runs on
+    """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds: a look, not a measurement")
     parser.add_argument("--markdown", action="store_true", help="print the table in Markdown")
@@ -51,14 +59,16 @@ def options(about: str | None, switches: Mapping[str, str] | None = None, engine
 
 
 def progress(text: str) -> None:
-    """One line on stderr, so that long work can be followed and the table still be piped."""
+    """Print a line on stderr, so that long work can be followed and the table can still be piped."""
     print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def starting(how: Options, report: Report, **settings: Any) -> Iterator[Cluster[Any]]:
-    """A cluster of the engine that was asked for, one writer and two readers, with the commit table where nothing else tells what
-    became of a COMMIT; the report says whose servers they are."""
+    """Start a cluster of the chosen engine, one writer and two readers, and name its servers in the report.
+
+    It has the commit table if the engine has no other way to look up the outcome of a COMMIT.
+    """
     progress("starting a cluster")
     with CLUSTERS[how.engine](readers=2, **settings) as cluster:
         ((said,),) = cluster.execute("SELECT version()")
@@ -80,9 +90,9 @@ _NAMES = {"postgresql": "PostgreSQL", "mariadb": "MariaDB", "mysql": "MySQL"}
 def interleave(contestants: Sequence[Callable[[], object]], *, rounds: int, units: int) -> list[list[float]]:
     """Seconds that one call took, for each contestant one number per round.
 
-    In each round every contestant is called `units` times in a row, in turning order, so that whatever else the machine does
-    meets all of them. All are warmed up first; what lives by then is kept out of the garbage collector's sight, and garbage
-    is collected between the measurements, not disabled during them.
+    In each round every contestant is called `units` times in a row, in turning order. So other load on the machine meets all of
+    them. All are warmed up first. Objects that live by then are frozen for the garbage collector. It also runs between the
+    measurements, and is not disabled during them.
     """
     for contestant in contestants:
         for _ in range(2 * units):
@@ -103,7 +113,7 @@ def interleave(contestants: Sequence[Callable[[], object]], *, rounds: int, unit
 
 
 def ratio(ours: Iterable[float], theirs: Iterable[float]) -> float:
-    """The median of the rounds' ratios: both halves of a ratio were measured within the same moment."""
+    """The median of the rounds' ratios. Both halves of a ratio were measured within the same moment."""
     return statistics.median(mine / other for mine, other in zip(ours, theirs, strict=True))
 
 
@@ -111,11 +121,11 @@ median = statistics.median
 
 
 def take_core(which: int) -> None:
-    """Keep this thread, and what it starts from now on, on one core: the first (0) or the last (-1) there is.
+    """Keep this thread, and the threads and processes that it starts from now on, on one core: the first (0) or the last (-1).
 
-    Servers that are started on the last one and a client that then takes the first are apart, as on two machines: whether a
-    server's process happens to be on the client's core or must be woken on another, tens of microseconds apart, no longer
-    decides who wins. With one core, or where the system cannot do that, they share it.
+    Start the servers on the last core, then take the first for the client: so they are apart, as on two machines. Otherwise
+    chance would decide who wins. A server's process on the client's core, and one that must be woken on another, differ by tens
+    of microseconds. With one core, or if the system cannot bind threads, client and servers share it.
     """
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {_CORES[which]})
@@ -129,9 +139,10 @@ _CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") els
 
 @dataclass(frozen=True)
 class Figure:
-    """Something measured. bound: at most that, or with `at_least` at least; None: for information.
+    """A measured value.
 
-    endless: nobody waited longer, and it had not come to an end.
+    bound: the most that it may be, or with `at_least` the least; None: only for information
+    endless: the wait was given up after that time, without an end
     """
 
     name: str
@@ -163,7 +174,7 @@ class Report:
 
     def __init__(self, title: str) -> None:
         self.title = title
-        self.servers = ""  # whose they are, and the driver, with their versions
+        self.servers = ""  # database and driver, with their versions
         self.figures: list[Figure] = []
 
     def add(
@@ -176,14 +187,14 @@ class Report:
         at_least: bool = False,
         endless: bool = False,
     ) -> None:
-        """Take in a figure, and say it on stderr at once."""
+        """Add a figure, and print it on stderr at once."""
         figure = Figure(name, measured, unit, bound, at_least, endless)
         self.figures.append(figure)
         said = figure.cells()
         progress("  " + ": ".join(said[:2]) + (f" ({', '.join(said[2:])})" if said[2] else ""))
 
     def finish(self, how: Options) -> int:
-        """Print the table; returns the exit status: 1 when a bound was missed."""
+        """Print the table. Returns the exit status: 1 if a bound was missed."""
         rows = [figure.cells() for figure in self.figures]
         python = f"Python {platform.python_version()}, SQLAlchemy {sqlalchemy.__version__}"
         where = ", ".join(filter(None, (self.servers, python, "--quick" if how.quick else "")))
@@ -216,7 +227,7 @@ def _plain(rows: Sequence[Sequence[str]]) -> None:
 
 
 def _rich(title: str, rows: Sequence[Sequence[str]]) -> bool:
-    """Draw the table with rich; False when it is not installed."""
+    """Draw the table with rich. Returns False if rich is not installed."""
     try:
         from rich.console import Console
         from rich.table import Table

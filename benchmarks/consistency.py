@@ -1,23 +1,23 @@
 """Read your own writes: are there stale reads, and how many of the reads do readers serve all the same?
 
-A real cluster on loopback: one writer, one reader that replays 300 ms late, one that is current. 8 threads serve 320 users;
-each user has a RoutingSession of its own (consistency="session", the default), which lives as long as the user does. What a
-user does, over and over:
+A real cluster on loopback has one writer, one reader that replays 300 ms late, and one that is current. 8 threads serve 320
+users. Each user has a RoutingSession of its own (consistency="session", the default), which lives as long as the user does. A
+user repeats these steps:
 
-    write (UPDATE of its own row, COMMIT), read that row at once in a new unit: this is a pair; then look at it four times
+    write (UPDATE of its own row, COMMIT), and read that row at once in a new unit: this is a pair. Then look at it four times
     more, with think time in between, and after the last (exponentially distributed, 0.4 s on average)
 
-Each read asks for the row's version and, in the same statement, which server answers (a function of the database; the router
-learns from the catalog that it only reads). A read is stale when the version is older than the one whose COMMIT was
-acknowledged before it; only its own user writes a row, so the expected version is exact. Users wait in a queue per thread and
+Each read asks for the row's version and, in the same statement, which server answers. A function of the database tells that;
+the router learns from the catalog that it only reads. A read is stale if the version is older than the one whose COMMIT was
+acknowledged before it. Only its own user writes a row, so the expected version is exact. Users wait in a queue per thread and
 overlap, as requests do in a service.
 
-Beside it stands what a router would have done that keeps a session on the writer for a fixed 2 s after each write: computed
-from this run's own times, a read that began 2 s or more after its session's last write counts as served by a reader.
+For comparison, the table shows a router that keeps a session on the writer for a fixed 2 s after each write. Its figures come
+from this run's own times. A read that began 2 s or more after its session's last write counts as served by a reader.
 
-The control is the same with consistency="eventual": it must show stale reads, or this benchmark could not see any.
+The control is the same with consistency="eventual". It must show stale reads, because otherwise this benchmark could not see any.
 
-Then the case that crosses processes, which processes.py describes: what one of them has written, the other one shows.
+Then follows the case that crosses processes, which processes.py describes: one process shows the writes of the other.
 
 Run: python benchmarks/consistency.py [--engine mariadb|mysql] [--quick] [--markdown]  20,000 pairs (--quick: 1,000), some minutes
 """
@@ -43,7 +43,7 @@ from aurora_router.settings import Consistency
 
 THREADS = 8
 USERS_PER_THREAD = 40
-LOOKS = 4  # reads of a user after the one that follows its write at once
+LOOKS = 4  # further reads of a user, after a write and its first read
 THINK = 0.4  # seconds, on average
 LAG = 0.3
 PIN = 2.0
@@ -66,7 +66,11 @@ class Profile(Base):
 
 @dataclass
 class Read:
-    """One read. age: seconds since the acknowledged write that it must see. paired: it followed that write at once."""
+    """One read.
+
+    age: seconds since the acknowledged write that it must see
+    paired: it followed that write at once
+    """
 
     age: float
     paired: bool
@@ -82,7 +86,7 @@ class User:
     session: Session
     version: int = 0
     acknowledged: float = 0.0
-    looks: int = 0  # that are left before the next write
+    looks: int = 0  # left before the next write
 
     def write(self) -> None:
         self.session.execute(update(Profile).where(Profile.id == self.key).values(version=self.version + 1))
@@ -122,7 +126,7 @@ class Pairs:
 
 
 def serve(users: list[User], pairs: Pairs, reads: list[Read], errors: list[BaseException], seed: int) -> None:
-    """One thread: does what its users do, each when its time has come; ends when the last pair's looks are done."""
+    """The body of one thread: make each user's steps when they are due, until the last pair's looks are done."""
     rng = random.Random(seed)
     now = time.monotonic()
     agenda = [(now + rng.expovariate(1 / THINK) * LOOKS, user.key, user) for user in users]
@@ -145,7 +149,7 @@ def serve(users: list[User], pairs: Pairs, reads: list[Read], errors: list[BaseE
 
 
 def run(cluster: Cluster[Any], consistency: Consistency, count: int) -> list[Read]:
-    """All reads of one run; raises what a thread met."""
+    """All reads of one run. Raises the first error of a thread."""
     readers = [instance.address for instance in cluster.readers]
     with Router(cluster.url, instances=readers, consistency=consistency) as router:
         sessions = sessionmaker(class_=RoutingSession, router=router)
@@ -174,7 +178,7 @@ def share(part: int, whole: int) -> float:
 
 
 def measure(cluster: Cluster[Any], report: Report, count: int) -> None:
-    """Add the figures of so many pairs."""
+    """Add the figures of `count` pairs."""
     late = cluster.readers[0]
     cluster.set_lag(late, LAG)
     progress(f"{count:,} pairs, consistency=session")

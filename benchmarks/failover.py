@@ -1,19 +1,19 @@
-"""A writer that dies, and one that hangs: how soon is written again, by whom, and is anything lost that was acknowledged?
+"""A writer dies, or hangs: how soon does each application write again, and is any acknowledged row lost?
 
-A real cluster on loopback with synchronous replication (a COMMIT is acknowledged when one reader has it), and some applications,
-each in a process of its own, all at once: this router; what libpq, SQLAlchemy and the AWS Advanced Python Wrapper make of it. On
-MariaDB and MySQL SQLAlchemy alone, with PyMySQL: libpq is PostgreSQL's, and so is the wrapper with psycopg. See applications.py
-for what each of them does and is given. In each round the applications start anew, so that no failure before it counts (the
-wrapper's topology monitor rests for a while after each), work for a while, and then:
+A real cluster on loopback replicates synchronously: a COMMIT is acknowledged when one reader has it. Some applications run at
+once, each in a process of its own: this router, libpq, SQLAlchemy and the AWS Advanced Python Wrapper. On MariaDB and MySQL it
+is SQLAlchemy alone, with PyMySQL: libpq is PostgreSQL's, and so is the wrapper with psycopg. See applications.py for the work
+and the settings of each. In each round the applications start anew, so that no earlier failure counts (the wrapper's topology
+monitor rests for a while after each). They work for a while, and then:
   killed    the writer's processes are gone and its sockets closed; 1 s later a reader is promoted
-  frozen    the writer's processes are stopped, its sockets stay open and say nothing; 1 s later a reader is promoted, and the old
+  frozen    the writer's processes are stopped, its sockets stay open and silent; 1 s later a reader is promoted, and the old
             writer stays frozen until each application has written again, or for 45 s (--quick: 6 s)
 Later the old writer comes back as a reader.
 
-When the new writer accepts writes is seen by a witness with nothing of the router in it: connections to each reader, open
-since before, that try an INSERT every 2 ms. One does not ask for a COMMIT: its first success says that the writer is *open*. With
-synchronous replication no COMMIT can be acknowledged before the remaining reader streams from the new writer, whoever asks; the
-other does what every application has to, and its first success says that the writer *acknowledges*. The bounds:
+A witness with nothing of the router in it sees the moment when the new writer accepts writes. It has two connections to each
+reader, opened before the failure, that try an INSERT every 2 ms. One of them sends no COMMIT: its first success says that the
+writer is *open*. The other commits, as every application has to: its first success says that the writer *acknowledges*. With
+synchronous replication no COMMIT is acknowledged before the remaining reader streams from the new writer. The bounds:
   killed    the writer is open     -> the first COMMIT of the router's application is acknowledged, median
   frozen    the writer was frozen  -> the same, the longest of all rounds
 
@@ -50,7 +50,7 @@ PICTURE = (-1.0, 7.0)  # seconds before and after the failure
 
 
 class Witness:
-    """Sees, through connections of its own to all readers, when one of them takes writes, and when it acknowledges them."""
+    """Watches, through its own connections to all readers, when one of them takes writes, and when it acknowledges them."""
 
     def __init__(self, readers: Sequence[LocalInstance]) -> None:
         self.opened: float | None = None
@@ -83,7 +83,7 @@ class Witness:
                 try:
                     connection.rollback()
                 except connection.Error:
-                    return  # this reader is gone, or is being rebuilt
+                    return  # the reader is gone, or is being rebuilt
                 time.sleep(POLL)
 
     def close(self) -> None:
@@ -97,11 +97,15 @@ class Witness:
 
 @dataclass
 class Outage:
-    """One failure and the promotion after it. Moments are monotonic seconds.
+    """One failure and the promotion after it. All moments are in seconds, monotonic.
 
-    failed: the writer was dead, or stopped. opened, acknowledged: what the witness saw. entered: a waiting unit of the router
-    had its connection; None when no unit waited. everyone: all threads of the router's application had written. last, next: when
-    each application last wrote before it, and first after it (infinite: not while anybody waited).
+    failed: the writer was dead, or stopped
+    opened: the witness had its first INSERT accepted
+    acknowledged: the witness had its first COMMIT acknowledged
+    entered: a waiting unit of the router had its connection; None if no unit waited
+    everyone: all threads of the router's application had written
+    last: each application last wrote before the failure
+    next: each application first wrote after it (infinite: not before the wait was given up)
     """
 
     failed: float
@@ -122,7 +126,7 @@ def wait_until(satisfied: Callable[[], bool], what: str, timeout: float = 30.0) 
 
 
 def lose_writer(cluster: Cluster[Any], applications: Sequence[Application], frozen: bool, limit: float) -> Outage:
-    """Kill or freeze the writer, promote a reader, and wait until all write again, at most `limit` seconds; and tidy up."""
+    """Kill or freeze the writer, promote a reader, and wait until all write again, at most `limit` seconds. Then tidy up."""
     place = Place(cluster.url, tuple(instance.host for instance in cluster.instances), addresses(cluster))
     with ExitStack() as stack:
         for application in applications:
@@ -153,7 +157,7 @@ def _lose_writer(cluster: Cluster[Any], applications: Sequence[Application], fro
         for application in applications:
             application.new_writer(new.host)
         wait_until(lambda: witness.acknowledged is not None and witness.opened is not None, "the new writer to take writes")
-        # What was on its way when the writer failed may still arrive; nothing else can before the promotion.
+        # Writes that were on their way when the writer failed may still arrive. Others cannot before the promotion.
         later = failed + BEFORE_PROMOTION / 2
         while not all(a.first_after(later) for a in applications) and time.monotonic() < failed + limit:
             time.sleep(0.05)
@@ -226,7 +230,7 @@ def main(how: Options) -> int:
         stored = {key for (key,) in cluster.execute("SELECT id FROM entry")}
 
     report.add("killed writers", len(killed), bound=kills, at_least=True)
-    # A look at a busy machine judges no time; what is lost, and what reached the application, it does.
+    # A --quick run, perhaps on a busy machine, judges no times. It judges lost rows, and errors that reached the application.
     at_once, soon = (None, None) if how.quick else (50, 2.5)
     gap = _ms(o.next[ROUTER] - o.opened for o in killed)
     report.add("killed: new writer open -> router's next write, median", gap, "ms", at_once)
@@ -267,7 +271,7 @@ def _ms(seconds: Iterable[float]) -> float:
 
 
 def _add(report: Report, name: str, measured: Sequence[float], limit: float, unit: str) -> None:
-    """The median, or that it was longer than anybody waited."""
+    """Add the median. If it is infinite, add the limit as endless."""
     middle = median(measured)
     report.add(name, min(middle, limit), unit, endless=math.isinf(middle))
 

@@ -1,11 +1,11 @@
-"""What routing costs, side by side with plain SQLAlchemy in one run.
+"""The cost of routing, side by side with plain SQLAlchemy in one run.
 
-A real cluster on loopback, one writer and two readers. In each of many rounds the router and its competitor make the same
-units against the same instance, one after the other in turning order; a ratio is the median over the rounds of router /
+A real cluster on loopback has one writer and two readers. In each of many rounds the router and its competitor make the same
+units against the same instance, one after the other in turning order. A ratio is the median over the rounds of router /
 competitor. Pools have SQLAlchemy's default settings on both sides. The client has one core and the servers another, as on two
-machines: left to the scheduler, its choice of cores would decide the ratios (a competitor run against itself, printed as noise,
-came out at up to 1.10). Still, round trips are about as cheap as they can be, which is hard on the router: what an automatic
-read saves (it needs one, a plain unit three, counted on the wire) counts for more across a network.
+machines. Otherwise the scheduler's choice of cores would decide the ratios: a competitor run against itself, printed as noise,
+came out at up to 1.10. Round trips are about as cheap here as they can be, which is hard on the router. An automatic read needs
+one, a plain unit three (counted on the wire), and that saving counts for more across a network.
 
   automatic read    with Session() as s: s.get(Row, id)         RoutingSession against Session on an engine of that reader
   insert, commit    with Session() as s: s.add(Row()); commit   RoutingSession against Session on an engine of the writer
@@ -102,7 +102,7 @@ def main(how: Options) -> int:
 
 
 def reading(report: Report, how: Options, cluster: Cluster[Any]) -> None:
-    """An automatic unit of one ORM read; the router has one reader, so that both sides ask the same instance."""
+    """Measure an automatic unit of one ORM read. The router has one reader, so that both sides ask the same instance."""
     progress("one ORM read")
     reader = cluster.readers[0]
     plain_engine = create_engine(reader.url)
@@ -134,7 +134,7 @@ def reading(report: Report, how: Options, cluster: Cluster[Any]) -> None:
 
 
 def writing(report: Report, how: Options, cluster: Cluster[Any]) -> None:
-    """An automatic unit of one insert and commit, and of others that must be on the writer."""
+    """Measure an automatic unit of one insert and commit, and other units that must be on the writer."""
     progress("one insert and commit")
     plain_engine = create_engine(cluster.url)
     with Router(cluster.url, instances=[i.address for i in cluster.readers]) as router:
@@ -183,7 +183,7 @@ def writing(report: Report, how: Options, cluster: Cluster[Any]) -> None:
 
 
 def connecting(report: Report, how: Options, cluster: Cluster[Any]) -> None:
-    """A Connection, one Core statement on it, and back to the pool."""
+    """Measure a Connection, one Core statement on it, and its return to the pool."""
     progress("connect() with one statement")
     reader = cluster.readers[0]
     statement = select(Row.name).where(Row.id == -1)
@@ -206,7 +206,7 @@ def connecting(report: Report, how: Options, cluster: Cluster[Any]) -> None:
 
 
 def requesting(report: Report, how: Options, cluster: Cluster[Any]) -> None:
-    """A request that only reads. Nothing in it waits for an event loop, so none is needed to run it."""
+    """Measure a request that only reads. Nothing in it waits for an event loop, so none is needed to run it."""
     progress("a request through the middleware")
     readers = [cluster.readers[0].address]
     with Router(cluster.url, instances=readers, token_keys=["a secret"], token_ttl=3600.0) as router:
@@ -254,7 +254,7 @@ def requesting(report: Report, how: Options, cluster: Cluster[Any]) -> None:
 
 
 def deciding(report: Report, how: Options, cluster: Cluster[Any]) -> None:
-    """What the router does to know where a unit goes, without SQLAlchemy and without the server."""
+    """Measure the decision about a unit's instance, without SQLAlchemy and without the server."""
     progress("a routing decision")
     text = str(select(Row).where(Row.id == 1))
     with Router(cluster.url, instances=[i.address for i in cluster.readers]) as router:
@@ -279,7 +279,7 @@ def deciding(report: Report, how: Options, cluster: Cluster[Any]) -> None:
 
 
 def classifying(report: Report, how: Options) -> None:
-    """Texts as the ORM makes them; each is classified once, so that no cache helps."""
+    """Measure the classifier on texts as the ORM makes them. Each is classified once, so that no cache helps."""
     progress("classifying new texts")
     columns = ", ".join(f"customer_order.{name}" for name in ("id", "customer_id", "placed_at", "state", "total", "note"))
     tail = (
@@ -304,11 +304,11 @@ def classifying(report: Report, how: Options) -> None:
 
 
 def importing(report: Report, how: Options) -> None:
-    """Each in new processes: what importing this package takes when its requirements have been imported, and what those take."""
+    """Measure the import of this package after that of its requirements, and theirs, each in new processes."""
     progress("importing")
     driver = FAMILIES[how.engine].DRIVER
     took: dict[str, list[tuple[float, float]]] = {"sqlalchemy.orm, ": [], "": []}
-    # What pip installs has bytecode, as SQLAlchemy has here: so must this package, whatever the shell says.
+    # A package that pip installs has bytecode, as SQLAlchemy has here. So this package must have it too, whatever the shell says.
     surroundings = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     for turn in range(8 if how.quick else 31):
         for orm, times in took.items():
@@ -325,7 +325,7 @@ def importing(report: Report, how: Options) -> None:
 
 
 def on_the_wire(report: Report, cluster: Cluster[Any]) -> None:
-    """Round trips of a unit, counted by a proxy in front of the instance, with a monitor that is too slow to interfere."""
+    """Count the round trips of a unit with a proxy before the instance, and a monitor that is too slow to interfere."""
     progress("round trips on the wire")
     reader, writer = cluster.readers[0], cluster.writer
     with FaultProxy((reader.host, reader.port)) as to_reader, FaultProxy((writer.host, writer.port)) as to_writer:
@@ -363,7 +363,7 @@ def on_the_wire(report: Report, cluster: Cluster[Any]) -> None:
 
 
 def monitoring(report: Report, how: Options, cluster: Cluster[Any]) -> None:
-    """An idle router's share of a core; and, for information, that of its monitor while sessions write and read at once."""
+    """Measure an idle router's share of a core and, for information, its monitor's while a session writes and reads."""
     seconds = 8 if how.quick else 30
     progress(f"the monitor ({2 * seconds + 10} s)")
 

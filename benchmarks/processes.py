@@ -1,9 +1,9 @@
 """The case of consistency.py that crosses processes: two of them serve HTTP, each with a router of its own.
 
 30 users write once a second and read five times in that second, at random moments. Each request goes to either process at random,
-as behind a load balancer; a user sends along the token of its last write, as a cookie would. One reader is current, the other
-replays 30 ms late. Beside it stands, computed from the same requests, what readers would have served had each user been kept on
-the writer for a fixed time after each of its writes. The control sends no tokens: it must show stale reads.
+as behind a load balancer. A user sends the token of its last write with each request, as a cookie would. One reader is current,
+the other replays 30 ms late. For comparison, the table shows the share of readers if each user stayed on the writer for a fixed
+time after each write. It is computed from the same requests. The control sends no tokens: it must show stale reads.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def serve(url: str, instances: list[str], ready: Connection) -> None:
 
 @contextmanager
 def processes(cluster: Cluster[Any]) -> Iterator[list[int]]:
-    """The ports at which they listen."""
+    """Start the processes, and yield the ports at which they listen."""
     fork = multiprocessing.get_context("spawn")
     ours, theirs = fork.Pipe(duplex=False)
     arguments = (cluster.url, [reader.address for reader in cluster.readers], theirs)
@@ -113,7 +113,11 @@ def processes(cluster: Cluster[Any]) -> Iterator[list[int]]:
 
 @dataclass
 class Read:
-    """One read. age: seconds since its user's last write was acknowledged. took: seconds."""
+    """One read.
+
+    age: seconds since its user's last write was acknowledged
+    took: seconds
+    """
 
     age: float
     took: float
@@ -123,7 +127,10 @@ class Read:
 
 @dataclass
 class User:
-    """Who writes one row and reads it. with_token: sends along that of the last write."""
+    """A user, who writes one row and reads it.
+
+    with_token: each request has the token of the last write
+    """
 
     key: int
     ports: list[int]
@@ -132,7 +139,7 @@ class User:
     version: int = 0
     acknowledged: float = 0.0
     reads: list[Read] = field(default_factory=list)
-    writes: list[float] = field(default_factory=list)  # how long they took
+    writes: list[float] = field(default_factory=list)  # seconds that each took
     errors: list[BaseException] = field(default_factory=list)
 
     def live(self, seconds: float) -> None:
@@ -171,7 +178,10 @@ class User:
 def run(
     cluster: Cluster[Any], ports: list[int], seconds: float, *, with_token: bool, look: Callable[[], None] = lambda: None
 ) -> list[User]:
-    """Users who have lived for so long; raises what one of them met. look: called once a second meanwhile."""
+    """Let users live for some seconds, and return them. Raises the first error of a user.
+
+    look: called once a second meanwhile
+    """
     cluster.execute("UPDATE profile SET version = 0")
     cluster.wait_in_sync()
     users = [User(key, ports, with_token) for key in range(USERS)]
@@ -188,7 +198,7 @@ def run(
 
 
 def lag(writer: Any, reader: Any) -> float:
-    """Seconds from a COMMIT until its row shows on the reader. Both are connections of the driver's, in autocommit."""
+    """Seconds from a COMMIT until its row shows on the reader. Both arguments are driver connections in autocommit."""
     beat = time.monotonic_ns()
     with writer.cursor() as there, reader.cursor() as here:
         there.execute("INSERT INTO beat VALUES (%s)", (beat,))
@@ -201,7 +211,7 @@ def lag(writer: Any, reader: Any) -> float:
 
 
 def measure(cluster: Cluster[Any], report: Report, *, quick: bool) -> None:
-    """Add the figures of this case. The cluster has the table of consistency.py, and its function."""
+    """Add the figures of this case. The cluster has the table and the function of consistency.py."""
     seconds, of_control = (6.0, 3.0) if quick else (60.0, 10.0)
     late = cluster.readers[0]
     cluster.set_lag(late, LAG)

@@ -1,14 +1,14 @@
-"""Writers die, hang, are replaced and come back for minutes: is every acknowledged row there, once, and did nobody notice?
+"""Writers die, hang, are replaced and come back for minutes: is every acknowledged row there, once, without any error?
 
-A real cluster on loopback with synchronous replication (a COMMIT is acknowledged when one reader has it). Several processes, each
-with a router of its own, append rows with keys of their own through run_transaction, and note each key once that returned. The
-table has no unique key: a row that was written twice would stand there twice. Meanwhile, in turn:
+A real cluster on loopback replicates synchronously: a COMMIT is acknowledged when one reader has it. Several processes, each with
+a router of its own, append rows with keys of their own through run_transaction. They note each key after run_transaction returns.
+The table has no unique key, so a row that was written twice would stand there twice. Meanwhile, in turn:
   killed       the writer's processes are gone at once; a reader is promoted 1 s later
   frozen       they are stopped, sockets stay open; a reader is promoted 1 s later, and the frozen one killed
   thawed       the same, but the deposed writer wakes up after the promotion and still believes in itself
   replaced     a reader is promoted while the writer is alive and well
   crashed      the writer is killed and started again: nobody is promoted, it recovers
-After each the old writer comes back as a reader. In between readers are killed and frozen, too.
+After each fault the old writer comes back as a reader. In between, readers are killed and frozen too.
 
 Run: python benchmarks/soak.py [--engine mariadb|mysql] [--quick] [--markdown]        (10 minutes; --quick: 3 failovers)
 """
@@ -48,7 +48,13 @@ APPEND = text("INSERT INTO entry VALUES (:key)")
 
 @dataclass
 class Work:
-    """What one process has done. gaps: the longest pauses between two of its acknowledged rows, in seconds."""
+    """The work of one process.
+
+    done: the keys of its acknowledged rows
+    errors: the errors that reached the application
+    times: the moment of each acknowledgement (seconds, monotonic)
+    events: how often each event of its router came
+    """
 
     done: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
@@ -57,8 +63,8 @@ class Work:
 
 
 def append_rows(process: int, url: str, instances: list[str], check: str, stop: Event, result: Connection) -> None:
-    """The body of one process: append until told to stop, then send what was done."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it in order
+    """The body of one process: append until `stop` is set, then send the work."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it in an orderly way
     work = Work()
 
     def heard(event: events.Event) -> None:
@@ -172,7 +178,7 @@ def main(how: Options) -> int:
         workers = []
         for number in range(PROCESSES):
             ours, theirs = fork.Pipe(duplex=False)
-            # Both ways to look a COMMIT up, where there are two.
+            # Use both ways to look up a COMMIT, if the engine has two.
             check = "table" if number == PROCESSES - 1 or not FAMILIES[how.engine].XIDS else "xid"
             process = fork.Process(target=append_rows, args=(number, url, others, check, stop, theirs), daemon=True)
             process.start()

@@ -1,14 +1,14 @@
 """The writer dies under a crowd: how many connects does that cost the servers, and when is everybody served again?
 
-1. Simulated, with the pure core: 10,000 clients in 100 processes, 1 writer and 15 readers, virtual time. At 0 s the writer dies
-   and takes all connections to it along; at 1 s a reader has been promoted. Every client wants one connection to the writer.
-   The model of a server: 8 cores, first come first served; a connect takes one of them for 2 ms (what a local server took with
-   neither TLS nor a large catalog), and in a second run 5 ms. One that is not answered within 3 s is given up and is work for
-   nothing. There is no limit of connections. A dead instance refuses within 0.5 ms, at the cost of nobody.
-   - router: each process decides by observe() and to_writer() on what its own monitor has heard (every 20 ms while there is no
-     writer); its clients wait for a topology with a writer; 4 of them connect at once, spread by pause().
+1. Simulated, with the pure core: 10,000 clients in 100 processes, 1 writer and 15 readers, virtual time. At 0 s the writer dies,
+   and all connections to it with it. At 1 s a reader has been promoted. Every client wants one connection to the writer.
+   A modelled server has 8 cores, first come first served. A connect takes one of them for 2 ms, and in a second run for 5 ms.
+   (A local server took 2 ms, with neither TLS nor a large catalog.) A connect that is not answered within 3 s is given up, but
+   has cost its work all the same. There is no limit of connections. A dead instance refuses within 0.5 ms without any work.
+   - router: each process decides by observe() and to_writer() on the observations of its own monitor (every 20 ms while there is
+     no writer). Its clients wait for a topology with a writer. 4 of them connect at once, spread by pause().
    - naive: each client tries one instance after the other until one is the writer, and begins anew at once.
-2. Real: 200 threads on a local cluster of 3 hold a transaction on the writer each; it is killed, and a reader promoted 1 s later.
+2. Real: 200 threads on a local cluster of 3 hold a transaction each on the writer. It is killed, and a reader promoted 1 s later.
    Each thread wants to write one row. A connect is a call of psycopg.connect().
    - router: run_transaction
    - naive: a SQLAlchemy engine for each instance, tried in turn until one takes the row, without a pause
@@ -53,14 +53,14 @@ REFUSAL = 0.0005
 NETWORK = 0.0005  # seconds there and back
 AT_ONCE = 4  # the router's default
 HURRY = 0.02
-LIMIT = 60.0  # virtual seconds after which it is hopeless
+LIMIT = 60.0  # virtual seconds after which the simulation gives up
 
 
 # -- simulated ---------------------------------------------------------------------------------------------------------
 
 
 class World:
-    """Virtual time, and what the servers do with connects."""
+    """Virtual time, and the servers' work on connects."""
 
     def __init__(self, seed: int, work: float) -> None:
         self.now = 0.0
@@ -87,14 +87,15 @@ class World:
         return number == 1 and self.now >= PROMOTED
 
     def connect(self, number: int, done: Callable[[bool], None]) -> None:
-        """Connect to a server; `done` is told whether that was had in time."""
+        """Connect to a server, then call `done` with whether it answered in time."""
         self.connects[number].append(self.now)
         if number == 0:
             self.at(REFUSAL, lambda: done(False))
             return
         cores = self._cores[number]
         free = max(heapq.heappop(cores), self.now)
-        heapq.heappush(cores, free + self.work)  # also for one who has given up: the server learns that at the end
+        # A client that has given up costs the same, because the server learns that only at the end.
+        heapq.heappush(cores, free + self.work)
         under_way = self._under_way[number]
         while under_way and under_way[0] <= self.now:
             under_way.popleft()
@@ -118,7 +119,7 @@ class Process:
             self.hear(number, -1.0, Role.READER if number else Role.WRITER, 1)
 
     def start(self) -> None:
-        # A statement on each lost connection makes the writer suspect; the probe is refused at once.
+        # A statement on each lost connection makes the writer suspect. The probe of the writer is refused at once.
         self.world.at(self.world.rnd.random() * HURRY, self.probe)
 
     def hear(self, number: int, asked_at: float, role: Role, epoch: int) -> None:
@@ -126,7 +127,7 @@ class Process:
         self.topology = core.observe(self.topology, Observation(f"db-{number}", asked_at, asked_at, server=server))
 
     def probe(self) -> None:
-        """What the monitor hears of all instances now; the clients wait for a writer."""
+        """Observe all instances as the monitor does. The clients wait for a writer."""
         now = self.world.now
         about = ServerId("1", "db-0", 5432, "0")
         self.topology = core.observe(
@@ -160,7 +161,7 @@ class Process:
 
 
 def naive(world: World) -> None:
-    """One client: the next instance at once, whatever the last one said."""
+    """One client: it tries the next instance at once, whatever the last one answered."""
 
     def attempt(number: int) -> None:
         def done(ok: bool) -> None:
@@ -175,7 +176,7 @@ def naive(world: World) -> None:
 
 
 def peak(times: Iterable[float]) -> int:
-    """The most that come within one second."""
+    """The largest number of moments within one second."""
     ordered = sorted(times)
     return max((bisect_left(ordered, moment + 1.0) - index for index, moment in enumerate(ordered)), default=0)
 
@@ -187,7 +188,10 @@ def simulated(report: Report, how: Options) -> None:
 
 
 def simulated_at(report: Report, processes: int, work: float) -> None:
-    """The storm where a connect costs a server that many seconds of a core."""
+    """Simulate the storm.
+
+    work: seconds of a core that a connect costs a server
+    """
     clients = processes * CLIENTS
     progress(f"{clients:,} simulated clients, {work * 1000:g} ms for a connect")
     worlds = {}
@@ -205,14 +209,15 @@ def simulated_at(report: Report, processes: int, work: float) -> None:
     report.add(what, len(ours.served), bound=clients, at_least=True)
     report.add("  naive", len(theirs.served))
     most, their_most = (max(peak(times) for times in world.connects.values()) for world in (ours, theirs))
-    # What a server can do in a second, and what is under way at one moment: more would be a queue that grows at the server.
+    # A server can serve so many connects in a second, and so many may be under way at one moment. More would be a growing queue.
     report.add("  peak connects a second to one instance", most, bound=CORES / work + AT_ONCE * processes)
     report.add("    naive", their_most)
     report.add("  connects under way at one instance at one moment, at most", ours.most, bound=AT_ONCE * processes)
     report.add("    naive", theirs.most)
     report.add("  connects in all", sum(map(len, ours.connects.values())), bound=1.1 * clients)
     report.add("    naive", sum(map(len, theirs.connects.values())))
-    # What the new writer needs for all, or a process for its own, with pauses of MOST / 2 on average; half as much again at most.
+    # The least time is that of the new writer for all clients, or that of a process for its own, with pauses of MOST / 2 on
+    # average. The bound allows half as much again.
     least = max(clients * work / CORES, CLIENTS * MOST / 2 / AT_ONCE)
     report.add("  promotion -> all are served", max(ours.served) - PROMOTED, "s", 1.5 * least + 0.1)
     done = len(theirs.served) == clients
@@ -224,7 +229,7 @@ def simulated_at(report: Report, processes: int, work: float) -> None:
 
 @dataclass
 class Connects:
-    """The calls of psycopg.connect(): when, and to which host."""
+    """The calls of psycopg.connect(), each with its moment (seconds, monotonic) and its host."""
 
     calls: list[tuple[float, str]] = field(default_factory=list)
 
@@ -247,8 +252,10 @@ class Connects:
 
 
 def crowd(cluster: Cluster[Any], threads: int, hold: Callable[[threading.Barrier, int], None]) -> tuple[Connects, float]:
-    """Have that many threads hold a transaction, kill the writer, promote a reader; the connects after the kill, and the seconds
-    from the promotion until the last thread was served."""
+    """Let threads hold a transaction, kill the writer, and promote a reader.
+
+    Returns the connects after the kill, and the seconds from the promotion until the last thread was served.
+    """
     ready = threading.Barrier(threads + 1)
     errors: list[BaseException] = []
 
@@ -312,7 +319,7 @@ def naively(cluster: Cluster[Any], threads: int) -> tuple[Connects, float]:
             with engine.begin() as connection:
                 connection.execute(insert, {"n": number})
         except SQLAlchemyError:
-            engine.dispose()  # what is in its pool will not do
+            engine.dispose()  # the connections in its pool may be dead
             return False
         return True
 
@@ -336,7 +343,7 @@ def naively(cluster: Cluster[Any], threads: int) -> tuple[Connects, float]:
 def real(report: Report, how: Options) -> None:
     threads = 50 if how.quick else 200
     progress(f"{threads} real threads")
-    # Those who try without a pause leave faster than a server notices. promote() needs room beside what is left of them.
+    # Naive threads close connections faster than a server notices. promote() needs room beside those that are left over.
     settings = {"max_connections": str(10 * threads + 500)}
     measured = {}
     with starting(how, report, settings=settings) as cluster:

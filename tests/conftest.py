@@ -1,4 +1,4 @@
-"""The project's own tests use the plugin that its users can use."""
+"""The configuration of all tests. They use the same plugin that users can use."""
 
 import signal
 from typing import Any
@@ -11,16 +11,16 @@ from tests.engines import LEFT_OUT, here
 
 pytest_plugins = ["aurora_router.local.pytest_plugin"]
 
-# How long one example takes depends on what else the machine does.
+# There is no deadline, because the time of one example depends on the load of the machine.
 hypothesis.settings.register_profile("aurora_router", deadline=None)
 hypothesis.settings.load_profile("aurora_router")
 
-# A shell starts what it runs in the background with SIGINT ignored, and children inherit that: Ctrl-C would do nothing to them.
+# A shell starts background commands with SIGINT ignored, and children inherit that. Ctrl-C would do nothing to them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test on each of the engines that its marker `engines` names and this machine has; without one on PostgreSQL."""
+    """Run a test on each engine that its marker `engines` names and this machine has, without a marker on PostgreSQL."""
     if "aurora_engine" in metafunc.fixturenames:
         marker = metafunc.definition.get_closest_marker("engines")
         engines = marker.args if marker is not None else ("postgresql",)
@@ -42,7 +42,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """What a process could not run its tests with is told by the one that started it."""
+    """Send the parent process what this one could not run its tests with, for the summary."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["left_out"] = LEFT_OUT
 
@@ -59,6 +59,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def aurora_engine(request: pytest.FixtureRequest) -> str:
-    """Which servers."""
+    """The engine whose servers a test runs on."""
     engine: str = request.param
     return engine

@@ -10,22 +10,23 @@ from typing import Any
 
 
 class Interrupted(BaseException):
-    """What a signal handler raises."""
+    """An exception that a signal handler raises."""
 
 
 class SoftTimeLimitExceeded(Exception):
-    """The same as Celery raises it: SQLAlchemy takes it for no reason to close a connection."""
+    """An exception as Celery raises it. For SQLAlchemy it is no reason to close a connection."""
 
 
 def interrupted_at_each_line(
     work: Callable[[], object], *files: str, each: str = "line", by: type[BaseException] = Interrupted
 ) -> Iterator[None]:
-    """Do the work again and again, each time with an exception at the next line of these files that it comes to.
+    """Do the work again and again, each time with an exception at the next line of these files that it reaches.
 
-    each: "opcode" has it come between any two steps of the interpreter. by: the exception.
+    each: "opcode" raises it between any two steps of the interpreter
+    by: the exception
     """
     number = 0
-    before = sys.gettrace()  # that of coverage, if it is measured
+    before = sys.gettrace()  # coverage's own, if it is measured
 
     def trace(frame: FrameType, what: str, _: object) -> Any:
         nonlocal left
@@ -40,7 +41,7 @@ def interrupted_at_each_line(
         return trace
 
     gc.collect()
-    gc.freeze()  # what was there before is passed over, so that looking for what is left is quick
+    gc.freeze()  # skips the objects of before, so that each collection is quick
     while True:
         number += 1
         left = number

@@ -1,6 +1,6 @@
-"""Clusters of containers: one writer and two readers, each at an address of its own, and what happens to machines and networks.
+"""Clusters of containers: one writer and two readers, each at an address of its own, and faults of machines and networks.
 
-They offer what the contract tests use of the clusters of aurora_router.local, and two losses besides: an instance may be shut
+They offer the methods that the contract tests use of aurora_router.local's clusters, and two losses more. An instance may be shut
 down in an orderly way, and its network may be cut. A container that comes back has its address and its data.
 """
 
@@ -25,12 +25,12 @@ DATABASE = APP = "app"
 NAMES = ("db-1", "db-2", "db-3")
 
 LOSSES = {"kill": "restart", "shut_down": "restart", "freeze": "thaw", "isolate": "reconnect"}
-"""The ways to lose an instance, by the name of a cluster's method, and what brings it back."""
+"""The ways to lose an instance, by the name of a cluster's method, each with the method that brings the instance back."""
 
 
 @dataclass(frozen=True)
 class ContainerInstance:
-    """One container of a cluster, by its address in the containers' network."""
+    """A container of a cluster, by its address in the containers' network."""
 
     name: str
     host: str
@@ -43,7 +43,7 @@ class ContainerInstance:
 
 
 class ContainerCluster(ABC):
-    """What is the same for every server: containers, addresses, losses. Subclasses know how theirs is set up and replicates."""
+    """A cluster of any kind of server: containers, addresses, losses. Subclasses set up their servers and the replication."""
 
     image: ClassVar[str]
     port: ClassVar[int]
@@ -62,7 +62,7 @@ class ContainerCluster(ABC):
 
     @abstractmethod
     def _container(self, instance: ContainerInstance, **options: Any) -> DockerContainer:
-        """The container of an instance without data, not started; with `options`, which are DockerContainer's."""
+        """Make the container of an instance without data, not started. The `options` are those of DockerContainer."""
 
     @abstractmethod
     def _set_up(self) -> None:
@@ -82,9 +82,9 @@ class ContainerCluster(ABC):
 
     @abstractmethod
     def wait_in_sync(self) -> None:
-        """Wait until all readers show what the writer has."""
+        """Wait until all readers show the writer's data."""
 
-    # -- what there is
+    # -- instances
 
     @property
     def writer(self) -> ContainerInstance:
@@ -94,7 +94,7 @@ class ContainerCluster(ABC):
 
     @property
     def readers(self) -> Sequence[ContainerInstance]:
-        """All others, but for a deposed writer."""
+        """All other instances except deposed writers."""
         return [i for i in self.instances if i != self._writer and i not in self._deposed]
 
     @property
@@ -103,7 +103,7 @@ class ContainerCluster(ABC):
         return f"{self.scheme}://{APP}:{self.password}@{self.writer.address}/{DATABASE}"
 
     def execute(self, query: str, *args: Any, instance: ContainerInstance | None = None) -> list[tuple[Any, ...]]:
-        """Run one statement as superuser in the application's database, on the writer or on `instance`; returns its rows."""
+        """Run a statement as superuser in the application's database, on the writer or on `instance`. Returns its rows."""
         connection = self._connect(instance or self.writer)
         try:
             cursor = connection.cursor()
@@ -119,7 +119,7 @@ class ContainerCluster(ABC):
             self._make_network()
             self._set_up()
             self.wait_in_sync()
-        except BaseException:  # Ctrl-C as well: nothing may be left behind
+        except BaseException:  # also after Ctrl-C, nothing may be left behind
             self.stop()
             raise
         return self
@@ -136,7 +136,8 @@ class ContainerCluster(ABC):
         self._docker.close()
 
     def _make_network(self) -> None:
-        # A container keeps an address only where somebody chose the subnet, and Docker knows which ones are free.
+        # A container keeps its address only in a network with a chosen subnet. Docker knows which subnets are free, so let a
+        # first network find one.
         with Network() as network:
             subnet = next(
                 c["Subnet"] for c in self._docker.networks.get(network.name).attrs["IPAM"]["Config"] if "." in c["Subnet"]
@@ -147,7 +148,7 @@ class ContainerCluster(ABC):
         self._writer = self.instances[0]
 
     def _start(self, instance: ContainerInstance) -> None:
-        """Start a container, in place of the one that had its name."""
+        """Start a container in place of an older one of the same name."""
         if instance.name in self._containers:
             self._containers.pop(instance.name).stop()
         assert self._network is not None
@@ -157,7 +158,7 @@ class ContainerCluster(ABC):
         container.start()
 
     def _wait_ready(self, instance: ContainerInstance) -> None:
-        """Wait until it takes connections from outside, which the set-up of an image does not."""
+        """Wait until the instance takes connections from outside. It takes none while the image sets itself up."""
 
         def answers() -> bool:
             assert self._of(instance).status == "running", self._of(instance).logs(tail=20).decode()
@@ -170,17 +171,17 @@ class ContainerCluster(ABC):
         until(answers, f"{instance.name} to take connections", timeout=100)
 
     def _of(self, instance: ContainerInstance) -> Container:
-        """Its container as it is now."""
+        """The container of an instance, in its present state."""
         container = self._containers[instance.name].get_wrapped_container()
         container.reload()
         return container
 
-    # -- what can happen to it
+    # -- faults
 
     def promote(self) -> ContainerInstance:
-        """Make a reader the writer, and the other one follow it; returns it once it takes writes.
+        """Make a reader the writer, and let the other one follow it. Returns the new writer once it takes writes.
 
-        Which one makes no difference if the readers were in sync. The old writer is left as it is.
+        Either reader will do if they were in sync. The old writer is left as it is.
         """
         new, *followers = self.readers
         self._promote(new, followers)
@@ -189,20 +190,20 @@ class ContainerCluster(ABC):
         return new
 
     def kill(self, instance: ContainerInstance) -> None:
-        """The container is gone at once, and its address with it."""
+        """Kill the container. It is gone at once, and its address with it."""
         self._of(instance).kill()
 
     def shut_down(self, instance: ContainerInstance) -> None:
-        """The container is asked to stop: the server takes leave of its clients."""
+        """Ask the container to stop, so that the server ends its connections in an orderly way."""
         self._of(instance).stop(timeout=20)
 
     def restart(self, instance: ContainerInstance) -> None:
-        """Start it again as what it was."""
+        """Start the container again in its old role."""
         self._of(instance).start()
         self._wait_ready(instance)
 
     def freeze(self, instance: ContainerInstance) -> None:
-        """All its processes stop: connections are accepted, nothing answers."""
+        """Stop all its processes. Connections are accepted, but nothing answers."""
         self._of(instance).pause()
 
     def thaw(self, instance: ContainerInstance) -> None:
@@ -210,7 +211,7 @@ class ContainerCluster(ABC):
         self._of(instance).unpause()
 
     def isolate(self, instance: ContainerInstance) -> None:
-        """Cut its network: nobody is at its address, and nobody says so."""
+        """Cut its network. Nobody is at its address, and connects get no answer."""
         self._docker.networks.get(self._network_name).disconnect(self._of(instance))
 
     def reconnect(self, instance: ContainerInstance) -> None:
@@ -218,7 +219,7 @@ class ContainerCluster(ABC):
         self._docker.networks.get(self._network_name).connect(self._of(instance), ipv4_address=instance.host)
 
     def heal(self) -> None:
-        """Make the cluster whole: all instances run and are connected, the readers follow the writer and are in sync."""
+        """Make the cluster whole: all instances run and are connected, and the readers are in sync with the writer."""
         for instance in self.instances:
             container = self._of(instance)
             if container.status == "paused":
@@ -239,7 +240,10 @@ class ContainerCluster(ABC):
 
 
 def until(condition: Callable[[], object], what: str, timeout: float = 60.0) -> None:
-    """Wait until the condition holds; TimeoutError after `timeout` seconds of waiting for `what`."""
+    """Wait until the condition holds.
+
+    Raises TimeoutError, which names `what`, after `timeout` seconds.
+    """
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:

@@ -1,6 +1,6 @@
-"""The contract tests run on every kind of cluster that this machine can have: local ones, and containers where Docker runs.
+"""The contract tests run on every kind of cluster that this machine can have: local ones, and containers if Docker runs.
 
-What cannot be had is not collected, and a line at the end of the output says what and why.
+Tests of other kinds are not collected. A line at the end of the output names each missing kind and the reason.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-# It removes what a killed test run has left, and is one more image to have; what ends, even by Ctrl-C, removes its own.
+# Ryuk removes the containers that a killed test run has left, but it needs one more image. A test run that ends, even by Ctrl-C,
+# removes its own containers.
 os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
 
 import docker
@@ -31,7 +32,7 @@ CLUSTERS: dict[str, type[Any]] = {f"local-{engine}": LOCAL[engine] for engine in
 
 
 def unavailable(client: docker.DockerClient, cluster: type[ContainerCluster]) -> str:
-    """Why there can be no such cluster; empty if there can."""
+    """The reason why there can be no such cluster, or an empty text."""
     try:
         client.images.get(cluster.image)
     except ImageNotFound:
@@ -55,7 +56,7 @@ def look_for_containers() -> None:
         except DockerException as error:
             LEFT_OUT["containers"] = f"no Docker engine answers: {error}"
         if client is None:
-            gc.collect()  # the socket that has reached nobody is left open
+            gc.collect()  # the client leaves its unconnected socket open
             return
     with client.api:
         for cluster in (PostgresContainers, MariadbContainers, Mysql80Containers, MysqlContainers, Mysql97Containers):
@@ -69,7 +70,7 @@ look_for_containers()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that loses the writer is run for each loss that the kind of cluster knows."""
+    """Run a test that loses the writer for each loss that the kind of cluster knows."""
     if "loss" in metafunc.fixturenames:
         pairs = [(kind, loss) for kind, cluster in CLUSTERS.items() for loss in LOSSES if hasattr(cluster, loss)]
         metafunc.parametrize(("kind", "loss"), pairs, scope="session")
@@ -86,7 +87,7 @@ def cluster_of_kind(kind: str) -> Iterator[Any]:
 
 @pytest.fixture
 def cluster(cluster_of_kind: Any) -> Any:
-    """A writer and two readers, whole, with one item, 10 in stock, that all of them have."""
+    """A whole cluster of a writer and two readers, all of which have one item, 10 in stock."""
     cluster_of_kind.heal()
     cluster_of_kind.execute("TRUNCATE TABLE item")
     cluster_of_kind.execute("INSERT INTO item VALUES (1, 'one', 10)")
@@ -96,7 +97,7 @@ def cluster(cluster_of_kind: Any) -> Any:
 
 @pytest.fixture
 def router(cluster: Any) -> Iterator[Router]:
-    """A router of the whole cluster, quick to notice."""
+    """A router of the whole cluster that notices faults quickly."""
     readers = [reader.address for reader in cluster.readers]
     with Router(cluster.url, instances=readers, probe_interval=0.2, probe_timeout=0.5) as router:
         yield router

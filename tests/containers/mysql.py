@@ -1,4 +1,4 @@
-"""MySQL and MariaDB in containers: all begin empty, and the readers replay the writer's history by GTIDs."""
+"""MySQL and MariaDB in containers. All begin empty, and the readers replay the writer's history by GTIDs."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class MysqlContainers(ContainerCluster):
     image = "mysql:8.4"
     port = 3306
     scheme = "mysql+pymysql"
-    # Commits survive a kill of the server, not of the machine. A reader that is connecting to a writer whose address is gone is
-    # stopped, and promoted, only when that attempt has ended: after 60 s by default.
+    # Commits survive a kill of the server, but not of the machine. While a reader connects to a writer whose address is gone, it
+    # can be stopped, and so promoted, only after that attempt has ended: after 60 s by default.
     options: ClassVar[Sequence[str]] = (
         "--gtid-mode=ON",
         "--enforce-gtid-consistency=ON",
@@ -59,7 +59,7 @@ class MysqlContainers(ContainerCluster):
     def restart(self, instance: ContainerInstance) -> None:
         super().restart(instance)
         if instance in self.readers:
-            self._follow(instance, self.writer)  # which makes it read-only again
+            self._follow(instance, self.writer)  # makes it read-only again
 
     def _promote(self, instance: ContainerInstance, followers: Sequence[ContainerInstance]) -> None:
         self._stop_following(instance)
@@ -73,13 +73,13 @@ class MysqlContainers(ContainerCluster):
         for statement in statements:
             self.execute(statement, instance=instance)
 
-    # -- the words of each
+    # -- the statements of each kind of server
 
     def _let_monitor(self) -> None:
         self.execute(f"GRANT REPLICATION CLIENT ON *.* TO {APP}@'%'")
 
     def _forget(self, instance: ContainerInstance) -> None:
-        """What the image has made is there in every instance, and is not to be replicated."""
+        """Clear the log: every instance has the image's own objects already, so they must not be replicated."""
         self._all(instance, "RESET BINARY LOGS AND GTIDS")
 
     def _follow(self, instance: ContainerInstance, writer: ContainerInstance) -> None:
@@ -104,13 +104,13 @@ class MysqlContainers(ContainerCluster):
 
 
 class Mysql97Containers(MysqlContainers):
-    """MySQL, the newest."""
+    """The newest MySQL."""
 
     image = "mysql:9.7"
 
 
 class Mysql80Containers(MysqlContainers):
-    """MySQL, the oldest: one statement has an older name there."""
+    """The oldest MySQL, which has an older name for one statement."""
 
     image = "mysql:8.0"
 
@@ -119,7 +119,7 @@ class Mysql80Containers(MysqlContainers):
 
 
 class MariadbContainers(MysqlContainers):
-    """MariaDB: the same, with its own GTIDs."""
+    """MariaDB, with its own kind of GTIDs."""
 
     image = "mariadb:11.8"
     scheme = "mariadb+pymysql"
@@ -142,7 +142,7 @@ class MariadbContainers(MysqlContainers):
             instance,
             "SET GLOBAL read_only = ON",
             "STOP SLAVE",
-            "SET GLOBAL gtid_slave_pos = @@gtid_current_pos",  # of one that was the writer: what it wrote
+            "SET GLOBAL gtid_slave_pos = @@gtid_current_pos",  # a former writer counts its own writes as replayed
             f"CHANGE MASTER TO MASTER_HOST = '{writer.host}', MASTER_USER = 'root', MASTER_PASSWORD = '{self.password}',"
             " MASTER_CONNECT_RETRY = 1, MASTER_USE_GTID = slave_pos",
             "START SLAVE",

@@ -1,4 +1,4 @@
-"""PostgreSQL in containers: the readers copy the writer and stream from it."""
+"""PostgreSQL in containers. The readers copy the writer and stream from it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from testcontainers.core.container import DockerContainer
 
 from tests.containers.cluster import APP, DATABASE, ContainerCluster, ContainerInstance, until
 
-# The data is worth nothing, and positions move only because a test moved them.
+# The data is worth nothing, so fsync is off. Without autovacuum, only a test moves positions.
 SETTINGS = ("fsync=off", "autovacuum=off", "wal_keep_size=1GB", "wal_retrieve_retry_interval=100ms", "shared_buffers=32MB")
 
-# Before the image's own entrypoint, which takes data that is there as it is.
+# This runs before the image's own entrypoint, which leaves existing data as it is.
 COPY_THE_WRITER = """
 [ -s "$PGDATA/PG_VERSION" ] || pg_basebackup -h "$WRITER" -U postgres -D "$PGDATA" -R --checkpoint=fast --no-sync
 exec docker-entrypoint.sh "$@"
@@ -70,7 +70,8 @@ class PostgresContainers(ContainerCluster):
         assert self.execute("SELECT pg_promote()", instance=instance) == [(True,)]
 
     def _rejoin(self, instance: ContainerInstance) -> None:
-        self._start(instance)  # anew: what it has may have parted from the writer's
+        # It starts without its data, because that may differ from the writer's by now.
+        self._start(instance)
         self._wait_ready(instance)
 
     def wait_in_sync(self) -> None:

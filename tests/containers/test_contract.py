@@ -1,4 +1,4 @@
-"""What every cluster is promised, whatever its servers are and wherever they run: one body of tests for all."""
+"""The promises for every cluster, whatever its servers are and wherever they run: one body of tests for all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def add_item(router: Router, number: int) -> None:
 
 
 def has_item(cluster: Any, number: int, instance: Any) -> bool:
-    """Whether it is there, past the router."""
+    """Whether the instance has the item, read without the router."""
     return bool(cluster.execute(f"SELECT 1 FROM item WHERE id = {number}", instance=instance))
 
 

@@ -1,1 +1,1 @@
-"""Causal consistency, checked: history.py judges what clients were shown, clients.py has them shown it on a real cluster."""
+"""A check of causal consistency: clients.py runs clients on a real cluster, history.py judges what they were shown."""

@@ -13,7 +13,8 @@ from aurora_router.local import CLUSTERS
 from tests.history.clients import run
 from tests.history.history import check
 
-AT_ONCE = 50_000  # then with new routers: those that have seen many readers die take them back late
+# Operations until the routers are replaced, because after many losses a router takes its readers back late.
+AT_ONCE = 50_000
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -1,7 +1,7 @@
 """Clients on two hosts that read, write and hand tokens to each other while readers fall behind and writers are replaced.
 
-A host is a Router of its own. A client does one scope after the other, each on any host: it begins with tokens that other clients
-have given, reads and writes, and gives a token. Versions are raised in the database, so that every write is of one order.
+A host is a Router of its own. A client does one scope after the other, each on any host. It begins with tokens that other clients
+have given, reads and writes, and gives a token. The database raises the versions, so that all writes of a key have one order.
 """
 
 from __future__ import annotations
@@ -48,8 +48,7 @@ ON_WRITER = {
         "CREATE FUNCTION on_writer() RETURNS bool READS SQL DATA RETURN NOT @@global.read_only",
     ),
 }
-# Under REPEATABLE READ, the default of MySQL and MariaDB, a unit that reads on the writer goes on to show what it has shown,
-# whoever commits.
+# Under REPEATABLE READ, the default of MySQL and MariaDB, a unit that reads on the writer keeps its snapshot, whoever commits.
 ROUTER: dict[str, dict[str, Any]] = {
     "postgresql": {},
     "mysql": {"engine_options": {"isolation_level": "READ COMMITTED"}},
@@ -60,7 +59,7 @@ RAISED = text("SELECT version FROM register WHERE id = :key")
 
 
 def raise_version(session: RoutingSession, key: int) -> int:
-    """In its transaction; the row is locked meanwhile, so that nobody else gives out this version."""
+    """Raise the version of a row in the session's transaction. It locks the row, so that nobody else uses this version."""
     session.execute(RAISE, {"key": key})
     version: int = session.execute(RAISED, {"key": key}).scalar_one()
     return version
@@ -68,7 +67,10 @@ def raise_version(session: RoutingSession, key: int) -> int:
 
 @dataclass
 class Done:
-    """What all clients have done. counts: operations by kind, errors, faults."""
+    """The work of all clients.
+
+    counts: operations by kind, errors, faults
+    """
 
     wanted: int
     history: list[Operation] = field(default_factory=list)
@@ -92,7 +94,7 @@ class Done:
 
 
 class Client:
-    """One thread's work: scope after scope, until enough was done."""
+    """The work of one thread: scope after scope, until enough is done."""
 
     def __init__(self, done: Done, hosts: Sequence[Router], seed: int) -> None:
         self.done = done
@@ -109,7 +111,7 @@ class Client:
     # -- scopes
 
     def in_scope(self) -> None:
-        """A causal scope, with sessions and connections as they come; one unit after the other."""
+        """Do one causal scope with random sessions and connections, one unit after the other."""
         router = self.rnd.choice(self.hosts)
         Session = sessionmaker(class_=RoutingSession, router=router)
         number, given = self.begin()
@@ -130,7 +132,7 @@ class Client:
 
             def write() -> None:
                 if self.rnd.random() < 0.3:
-                    self.read(number, kept.execute)  # a unit that is open meanwhile, and must not miss the write
+                    self.read(number, kept.execute)  # opens a unit that must not miss the write
                 self.write(number, lambda update: router.run_transaction(Session, update))
                 self.read(number, kept.execute)
                 kept.rollback()
@@ -140,13 +142,13 @@ class Client:
             self.give(number, scope.token)
 
     def in_session(self) -> None:
-        """A session on its own."""
+        """Do one session without a scope."""
         number, given = self.begin()
         with RoutingSession(router=self.rnd.choice(self.hosts), after=given) as session:
 
             def read() -> None:
                 self.read(number, session.execute)
-                if self.rnd.random() < 0.6:  # else the unit goes on
+                if self.rnd.random() < 0.6:  # otherwise the unit goes on
                     session.rollback()
 
             def commit(update: Callable[[RoutingSession], int]) -> int:
@@ -163,12 +165,12 @@ class Client:
             self.give(number, session.consistency_token)
 
     def begin(self) -> tuple[int, str | None]:
-        """The scope's number, and what it begins with: nothing, or one or two tokens that somebody has given."""
+        """The number of a new scope, and its token: None, or one or two tokens of other clients, merged."""
         number = next(self.done.numbers)
         given = list(self.done.tokens)
         taken = self.rnd.sample(given, min(self.rnd.choice((0, 1, 1, 2)), len(given)))
         if self.rnd.random() < 0.5:
-            taken = given[-1:]  # before any reader has what it speaks of
+            taken = given[-1:]  # so new that perhaps no reader has its writes
         if not taken:
             return number, None
         self.done.history.append(Took(number, tuple(token for token, _ in taken)))
@@ -198,7 +200,7 @@ class Client:
         self.done.count("writes")
 
     def one(self, operation: Callable[[], None], session: RoutingSession) -> None:
-        """Do it; what fails is not in the history, for nothing was shown or acknowledged."""
+        """Do one operation. If it fails it is not in the history, because nothing was shown or acknowledged."""
         try:
             operation()
         except (DBAPIError, RouterError) as error:
@@ -210,7 +212,7 @@ class Client:
 
 
 def fall_behind(cluster: Cluster[Any], rnd: random.Random) -> None:
-    """Readers replay late, or nothing at all, for a while; then one has caught up."""
+    """Let readers replay late, or not at all, for a while. Then one catches up."""
     for _ in range(rnd.randint(3, 6)):
         reader = rnd.choice(cluster.readers)
         match rnd.choice(("late", "late", "paused", "current")):
@@ -227,7 +229,7 @@ def fall_behind(cluster: Cluster[Any], rnd: random.Random) -> None:
 
 
 def replace_writer(cluster: Cluster[Any], rnd: random.Random) -> str:
-    """Another writer, after this one died, or while it lives on."""
+    """Promote another writer, after the old one died or while it lives on."""
     old = cluster.writer
     how = rnd.choice(("killed", "replaced"))
     if how == "killed":
@@ -240,10 +242,11 @@ def replace_writer(cluster: Cluster[Any], rnd: random.Random) -> str:
 
 
 def run(cluster: Cluster[Any], operations: int, *, seed: int = 0, promotions: int = 8, **options: Any) -> Done:
-    """Have clients do that many operations on the cluster, which replicates synchronously; its faults go on meanwhile.
+    """Let clients do operations on a cluster that replicates synchronously, and make faults meanwhile.
 
-    promotions: at most so many, evenly among the operations: who has seen a reader die often takes it back late. options: of the
-    routers. Raises what a client met that is no error of the database or the router.
+    promotions: at most so many, evenly among the operations, because a router takes a reader that died often back late
+    options: settings of the routers
+    Raises a client's error that comes neither from the database nor from the router.
     """
     for statement in (*TABLE, *ON_WRITER[family(cluster)]):
         cluster.execute(statement)

@@ -1,17 +1,19 @@
-"""What clients did and were shown, and whether it was causally consistent. Pure: check(history) -> violations.
+"""The actions of clients, and whether the rows shown were causally consistent. Pure: check(history) -> violations.
 
-A history is what each scope did: a causal scope, or a session on its own. Whoever writes a key raises its version by one, so that
-a version names its write. What a scope must be shown (`due`) follows from what it did before:
+A history has the operations of each scope: a causal scope, or a session on its own. Each write of a key raises its version by
+one, so that a version names its write. The versions that a scope must be shown (`due`) follow from its earlier operations:
 
-- what it has written, and what the tokens speak of that it took: read your writes
-- what it was shown before: monotonic reads
-- and where it was shown a write, what that write's scope had written before it (monotonic writes) and was shown before it
-  (writes follow reads): the log has them in that order.
+- its own writes, and the writes of the tokens that it took: read your writes
+- the versions that it was shown before: monotonic reads
+- the earlier writes of a scope, if it was shown a write of that scope: monotonic writes
+- the versions that the other scope was shown before that write: writes follow reads.
 
-A token speaks of what its giver had written, and what that follows; not of what it was only shown.
+The last two hold because the log has the writes in that order.
 
-One thing is PostgreSQL's own way: its writer shows a commit when it acknowledges it, and a reader may have replayed it before
-that. So of the writer nothing is demanded that it had not acknowledged yet when the read began.
+A token speaks of its giver's writes, and of all that they follow. It does not speak of versions that its giver was only shown.
+
+One rule is for PostgreSQL: its writer shows a commit at the acknowledgement, and a reader may have replayed the commit before
+that. So a read on the writer need not show a commit that was not acknowledged when the read began.
 """
 
 from __future__ import annotations
@@ -25,9 +27,10 @@ from typing import NamedTuple
 
 
 class Guarantee(enum.IntEnum):
-    """Where two demand the same, the later one is named."""
+    """A guarantee of causal consistency. If two demand the same, the later one is named."""
 
-    ONE_ORDER = enum.auto()  # of the writes that were acknowledged: without it there is nothing to say of the others
+    # One order of the acknowledged writes. Without it nothing can be said of the other guarantees.
+    ONE_ORDER = enum.auto()
     WRITES_FOLLOW_READS = enum.auto()
     MONOTONIC_WRITES = enum.auto()
     MONOTONIC_READS = enum.auto()
@@ -39,7 +42,11 @@ class Guarantee(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What one statement showed: versions by key. began, ended: seconds of the one clock that all records share."""
+    """The rows that one statement showed.
+
+    began, ended: seconds of the one clock that all records share
+    shown: versions by key
+    """
 
     scope: int
     began: float
@@ -50,7 +57,10 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """A write whose COMMIT was acknowledged. One that was not is left out: whoever is shown it must see nothing more for that."""
+    """A write whose COMMIT was acknowledged.
+
+    Other writes are left out, because to be shown one of them demands nothing more.
+    """
 
     scope: int
     began: float
@@ -61,7 +71,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Gave:
-    """The scope gave out this token: of all that it had written by then."""
+    """A scope gave this token, which speaks of all its writes until then."""
 
     scope: int
     token: int
@@ -69,7 +79,7 @@ class Gave:
 
 @dataclass(frozen=True, slots=True)
 class Took:
-    """The scope began with these tokens."""
+    """A scope began with these tokens."""
 
     scope: int
     tokens: tuple[int, ...]
@@ -79,7 +89,11 @@ Operation = Read | Write | Gave | Took
 
 
 class Due(NamedTuple):
-    """The least version that must be shown of a key, what demands that, and since when it does."""
+    """The least version of a key that must be shown.
+
+    guarantee: the guarantee that demands it
+    cause: the operation since which it is demanded
+    """
 
     version: int
     guarantee: Guarantee
@@ -103,15 +117,19 @@ _Awaited = tuple[str, int, int]  # a write by key and version, or a token
 
 
 def check(history: Iterable[Operation]) -> list[Violation]:
-    """All violations in a history, in which each scope's operations stand in the order in which it did them.
+    """All violations in a history.
 
-    Raises ValueError where a token is taken that nobody had given.
+    history: each scope's operations stand in the order in which it did them
+    Raises ValueError if a token is taken that nobody gave.
     """
     return _Check(history).run()
 
 
 class _Check:
-    """Follows each scope for as long as what it was shown and has taken is known; then another one."""
+    """The state of one check.
+
+    It follows each scope until the scope needs a write or a token whose implications are not known yet, then another scope.
+    """
 
     def __init__(self, history: Iterable[Operation]) -> None:
         self.scopes: defaultdict[int, list[Operation]] = defaultdict(list)
@@ -127,7 +145,8 @@ class _Check:
         for key, version in sorted(self.acknowledged):
             versions[key].append(version)
         self.versions = dict(versions)
-        self.known: dict[_Awaited, Past] = {}  # what a write implies for those who are shown it, a token for those who take it
+        # The versions that a write implies for the scopes that are shown it, and a token for those that take it.
+        self.known: dict[_Awaited, Past] = {}
         self.news: list[_Awaited] = []
 
     def run(self) -> list[Violation]:
@@ -146,7 +165,10 @@ class _Check:
         return self.violations
 
     def break_circle(self, waiting: Iterable[_Awaited]) -> None:
-        """Nobody can go on: somebody was shown, or wrote upon, what was written later by one who knew of that."""
+        """Report a circle and let its scopes go on.
+
+        In a circle a scope was shown, or wrote upon, a later write. The scope of that write already knew of the first scope.
+        """
         write = next((self.acknowledged[key, version] for kind, key, version in waiting if kind == "write"), None)
         if write is None:
             raise ValueError(f"nobody gave the token {next(iter(waiting))[1]}")
@@ -159,9 +181,9 @@ class _Check:
             self.news.append(what)
 
     def follow(self, operations: Iterable[Operation]) -> Iterator[_Awaited]:
-        """Judge what one scope did; yields what must be known before it can go on."""
+        """Judge the operations of one scope. Yields each write or token that must be known before it can go on."""
         due: Past = {}
-        spoken: Past = {}  # what its token would speak of
+        spoken: Past = {}  # the versions that its token would speak of
         for operation in operations:
             match operation:
                 case Took(tokens=tokens):
@@ -188,7 +210,7 @@ class _Check:
                     self.publish(("write", key, version), {k: _followed(d) for k, d in spoken.items() if k != key})
 
     def before(self, key: int, version: int) -> Generator[_Awaited, None, Past]:
-        """What the newest acknowledged write up to that version implies, and with it all those before it."""
+        """The versions that the newest acknowledged write up to `version` implies. It includes those of all writes before it."""
         known = self.versions.get(key, ())
         index = bisect_right(known, version)
         if not index:
@@ -201,7 +223,7 @@ class _Check:
         return self.known[awaited]
 
     def judge(self, operation: Read | Write, key: int, version: int, due: Past) -> None:
-        """Note it when an operation was shown, or was made upon, an older version than was due."""
+        """Note a violation if an operation was shown, or was made upon, an older version than was due."""
         least = due.get(key)
         if least is None or version >= least.version:
             return
@@ -210,20 +232,21 @@ class _Check:
             if not any(self.acknowledged[key, v].ended <= operation.began for v in later):
                 return
         guarantee = least.guarantee
-        if isinstance(operation, Write):  # that comes too early in the order of writes: after its own, or what it was shown
+        # A write that comes too early in the order of writes should follow its scope's own writes, or those that it was shown.
+        if isinstance(operation, Write):
             guarantee = _followed(least).guarantee
         self.violations.append(Violation(guarantee, operation, key, least))
 
 
 def add(due: Past, more: Past) -> None:
-    """Have both demanded."""
+    """Add the demands of `more` to `due`."""
     for key, demanded in more.items():
         if key not in due or due[key][:2] < demanded[:2]:
             due[key] = demanded
 
 
 def _followed(due: Due) -> Due:
-    """The same for those who are shown a write that came after it."""
+    """The same demand, for scopes that are shown a write that followed it."""
     own = due.guarantee is Guarantee.READ_YOUR_WRITES
     return due._replace(guarantee=Guarantee.MONOTONIC_WRITES if own else Guarantee.WRITES_FOLLOW_READS)
 

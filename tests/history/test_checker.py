@@ -1,4 +1,4 @@
-"""The checker on histories that are written by hand: each guarantee broken once, and all that is allowed."""
+"""The checker on histories that are written by hand: each guarantee broken once, and every allowed case."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ X, Y, Z = 1, 2, 3
 
 
 def history(*operations: tuple[Any, ...]) -> list[Operation]:
-    """One operation a second: (Read, scope, {key: version}), (Write, scope, key, version), (Gave, scope, token), ..."""
+    """A history of one operation a second: (Read, scope, {key: version}), (Write, scope, key, version), ..."""
     made: list[Operation] = []
     for second, (kind, scope, *rest) in enumerate(operations):
         timed = kind in (Read, Write)
@@ -35,7 +35,7 @@ def test_a_scope_that_misses_its_tokens_writes_is_found() -> None:
 
 
 def test_a_token_passed_on_still_tells_of_the_writes() -> None:
-    """A token that goes through other hands still tells of what was written."""
+    """A token that goes through other hands still speaks of the writes."""
     passed_on = ((Gave, 1, 7), (Took, 2, (7,)), (Gave, 2, 8), (Took, 3, (8,)))
     assert broken((Write, 1, X, 1), *passed_on, (Read, 3, {X: 0})) == [Guarantee.READ_YOUR_WRITES]
 
@@ -50,27 +50,27 @@ def test_a_later_read_that_shows_less_is_found() -> None:
 
 
 def test_a_read_of_the_second_write_without_the_first_is_found() -> None:
-    """The check finds a read that shows the second of two writes and not the first."""
+    """The check finds a read that shows the second of two writes but not the first."""
     assert broken((Write, 1, X, 1), (Write, 1, Y, 1), (Read, 2, {Y: 1, X: 0})) == [Guarantee.MONOTONIC_WRITES]
     assert broken((Write, 1, X, 1), (Write, 1, Y, 1), (Read, 2, {Y: 1}), (Read, 2, {X: 0})) == [Guarantee.MONOTONIC_WRITES]
 
 
 def test_a_write_upon_less_than_an_earlier_write_is_found() -> None:
-    """The check finds a write that is made upon less than an earlier write of its scope."""
+    """The check finds a write that is made upon an older version than an earlier write of its scope."""
     found = broken((Write, 2, X, 1), (Write, 2, X, 3), (Write, 2, X, 2))
     assert Guarantee.MONOTONIC_WRITES in found
     assert broken((Write, 1, X, 1), (Write, 1, X, 1)) == [Guarantee.ONE_ORDER, Guarantee.MONOTONIC_WRITES]
 
 
 def test_a_read_without_what_its_writer_had_read_is_found() -> None:
-    """The check finds a read that shows a write and not what its writer had been shown."""
+    """The check finds a read that shows a write, but not the versions that the write's scope was shown before."""
     seen = ((Write, 1, X, 1), (Read, 2, {X: 1}), (Write, 2, Y, 1))
     assert broken(*seen, (Read, 3, {Y: 1, X: 0})) == [Guarantee.WRITES_FOLLOW_READS]
     assert broken(*seen, (Gave, 2, 7), (Took, 3, (7,)), (Read, 3, {X: 0})) == [Guarantee.WRITES_FOLLOW_READS]
 
 
 def test_a_write_upon_less_than_its_scope_was_shown_is_found() -> None:
-    """The check finds a write that is made upon less than its scope was shown."""
+    """The check finds a write that is made upon an older version than its scope was shown."""
     assert Guarantee.WRITES_FOLLOW_READS in broken((Write, 1, X, 5), (Read, 2, {X: 5}), (Write, 2, X, 3))
 
 
@@ -80,7 +80,7 @@ def test_what_a_write_implies_goes_along_a_chain_of_scopes() -> None:
 
 
 def test_a_version_implies_what_earlier_versions_imply() -> None:
-    """A version implies what the writes of earlier versions imply."""
+    """A version implies all that the writes of earlier versions imply."""
     assert broken(
         (Write, 1, X, 1), (Write, 1, Y, 1), (Write, 2, Y, 2), (Read, 3, {Y: 2}), (Read, 3, {X: 0})
     ) == [Guarantee.WRITES_FOLLOW_READS]  # fmt: skip
@@ -125,7 +125,7 @@ def test_a_token_says_nothing_of_what_its_giver_wrote_after_it() -> None:
 
 
 def test_an_unacknowledged_write_that_is_shown_implies_nothing() -> None:
-    """A write that was never acknowledged may be shown, and its being shown implies nothing for other scopes."""
+    """A write that was never acknowledged may be shown, and implies nothing for other scopes."""
     assert broken((Write, 1, X, 1), (Read, 2, {X: 2}), (Read, 3, {X: 1})) == []
     assert broken((Write, 1, X, 1), (Read, 2, {X: 2}), (Read, 2, {X: 1})) == [Guarantee.MONOTONIC_READS]
 

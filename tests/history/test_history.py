@@ -1,6 +1,6 @@
-"""50,000 operations with faults on a real cluster violate nothing, nor do 10,000 on MariaDB; and what is planted there is found.
+"""50,000 operations with faults on a real cluster violate nothing, nor do 10,000 on MariaDB. Planted bugs are found there.
 
-More of them: `python -m tests.history --operations N`, or AURORA_ROUTER_OPERATIONS=N pytest tests/history.
+For more operations: `python -m tests.history --operations N`, or AURORA_ROUTER_OPERATIONS=N pytest tests/history.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from tests.history.history import Guarantee, check
 from tests.integration.shop import BOTH
 
 OPERATIONS = int(os.environ.get("AURORA_ROUTER_OPERATIONS", "50000"))
-WITHIN = 6_000  # operations within which what was planted must be found
+WITHIN = 6_000  # operations within which a planted bug must be found
 
 pytestmark = pytest.mark.timeout(120 + OPERATIONS // 100)
 
 
 @pytest.fixture(scope="module")
 def cluster(aurora_cluster_factory: Callable[..., Cluster[Any]]) -> Cluster[Any]:
-    """One that loses nothing that was acknowledged."""
+    """A cluster that loses no acknowledged commit."""
     return aurora_cluster_factory(readers=2, synchronous=True)
 
 
 def found(cluster: Cluster[Any], **options: Any) -> set[Guarantee]:
-    """What is violated while nobody is promoted, and readers are late."""
+    """The guarantees that are violated while readers are late and nobody is promoted."""
     cluster.heal()
     return {violation.guarantee for violation in check(run(cluster, WITHIN, promotions=0, **options).history)}
 
@@ -45,7 +45,7 @@ def test_no_client_is_shown_less_than_is_due_under_faults(cluster: Cluster[Any],
     done = run(cluster, operations)
     violations = check(done.history)
     assert violations == [], "\n".join([f"{len(violations)} violations", *map(str, violations[:20]), str(done.counts)])
-    # Else all of it might hold because nothing is read on readers, nothing happens, or nothing succeeds.
+    # Without these checks, all might hold only because nothing is read on readers, nothing happens, or nothing succeeds.
     assert done.operations >= operations
     assert done.counts["reads on readers"] > operations / 8
     assert done.counts["writes"] > operations / 20
@@ -54,12 +54,12 @@ def test_no_client_is_shown_less_than_is_due_under_faults(cluster: Cluster[Any],
 
 
 def test_clocks_that_are_seconds_ahead_violate_nothing(cluster: Cluster[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a token's position speaks of is shown by hosts whose clocks are 5 s ahead of the one that has dated the token."""
+    """Hosts whose clocks are 5 s ahead of the clock that dated a token show all that its position speaks of."""
     read = Tokens.read
 
     def read_ahead(tokens: Tokens, text: str, *rest: Any) -> Any:
         token = Token.parse(text)
-        if token.position is not None:  # else its date is all that there is
+        if token.position is not None:  # otherwise the token has only its date
             text = str(token._replace(made_at=token.made_at - 5000))
         return read(tokens, text, *rest)
 

@@ -33,20 +33,20 @@ def cluster(aurora_cluster: Cluster[Any], aurora_engine: str) -> Cluster[Any]:
 
 @pytest.fixture
 def proxy(cluster: Cluster[Any]) -> Iterator[FaultProxy]:
-    """Stands before the writer."""
+    """A fault proxy before the writer."""
     with FaultProxy((cluster.writer.host, cluster.writer.port)) as proxy:
         yield proxy
 
 
 @pytest.fixture
 def heard() -> list[events.Event]:
-    """For what a listener hears."""
+    """A list for the events that a listener receives."""
     return []
 
 
 @pytest.fixture
 def make_router(cluster: Cluster[Any]) -> Iterator[Callable[..., Router]]:
-    """Makes routers of the cluster's instances; all are closed when the test ends."""
+    """A function that makes routers of the cluster's instances. All are closed when the test ends."""
     with ExitStack() as stack:
 
         def make(url: str | None = None, **options: Any) -> Router:
@@ -61,7 +61,7 @@ def make_router(cluster: Cluster[Any]) -> Iterator[Callable[..., Router]]:
 def make(
     cluster: Cluster[Any], proxy: FaultProxy, make_router: Callable[..., Router], heard: list[events.Event]
 ) -> Callable[..., Router]:
-    """Makes routers of the whole cluster, the writer through the proxy."""
+    """A function that makes routers of the whole cluster, with the writer behind the proxy."""
 
     def make(**options: Any) -> Router:
         readers = [r.address for r in cluster.readers]

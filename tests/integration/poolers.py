@@ -35,7 +35,7 @@ default_pool_size = {size}
 
 @contextmanager
 def pooler(instance: LocalInstance, *, mode: str = "transaction", size: int = 2) -> Iterator[str]:
-    """Its address, "host:port", before this instance. It ends with the block, and leaves no file."""
+    """Run a pooler before this instance during the block, and yield its address, "host:port". It leaves no file."""
     assert PROGRAM is not None
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgbouncer-")))
@@ -45,7 +45,7 @@ def pooler(instance: LocalInstance, *, mode: str = "transaction", size: int = 2)
         settings = _SETTINGS.format(host=instance.host, port=instance.port, own=own, directory=directory, mode=mode, size=size)
         (directory / "settings").write_text(settings)
         user = []
-        if os.geteuid() == 0:  # it runs as no superuser
+        if os.geteuid() == 0:  # PgBouncer refuses to run as root
             nobody = pwd.getpwnam("nobody")
             for path in (directory, *directory.iterdir()):
                 os.chown(path, nobody.pw_uid, nobody.pw_gid)

@@ -1,4 +1,4 @@
-"""Mapped classes, and small questions that the integration tests ask."""
+"""Mapped classes, and small helpers of the integration tests."""
 
 from __future__ import annotations
 
@@ -83,21 +83,21 @@ _ROWS = (
 )
 
 BOTH = pytest.mark.engines("postgresql", "mariadb", "mysql")
-"""On both families of servers."""
+"""Runs the test on both families of servers."""
 
 
 def engine(cluster: Cluster[Any]) -> str:
-    """Of which engine its servers are: "postgresql", "mariadb" or "mysql"."""
+    """The engine of its servers: "postgresql", "mariadb" or "mysql"."""
     return make_url(cluster.url).get_backend_name()
 
 
 def family(cluster: Cluster[Any]) -> str:
-    """Of which family: "postgresql", or "mysql" for MariaDB, too."""
+    """The family of its servers: "postgresql" or "mysql". MariaDB belongs to "mysql"."""
     return "postgresql" if engine(cluster) == "postgresql" else "mysql"
 
 
 def set_up(cluster: Cluster[Any]) -> None:
-    """Have the shop's tables, with three items and two parts."""
+    """Create the shop's tables, with three items and two parts."""
     with cluster.writer.connect() as connection, connection.cursor() as cursor:
         for statement in (*_TABLES[engine(cluster)], *_ROWS):
             cursor.execute(statement)
@@ -114,20 +114,20 @@ def _family(connection: Connection) -> str:
 
 
 def server_address(connection: Connection) -> str:
-    """Where the server itself says that it is."""
+    """The address that the server itself reports."""
     host, port = connection.execute(text(_ADDRESS[_family(connection)])).one()
     return f"{host}:{port}"
 
 
 def in_a_read_only_transaction(connection: Connection) -> bool:
-    """Whether a read-only transaction is open there."""
+    """Whether a read-only transaction is open on the connection."""
     driver: Any = connection.connection.dbapi_connection
     if connection.dialect.name == "postgresql":
         open_there = driver.info.transaction_status.name == "INTRANS" and driver.read_only is True
         return open_there and connection.scalar(text("SHOW transaction_read_only")) == "on"
     with pytest.raises(driver.Error, match=r"1290|1792"):  # past the gate
         driver.cursor().execute("INSERT INTO part (id) VALUES (99)")
-    driver.cursor().execute("SELECT count(*) FROM item")  # one that was not begun by name begins here
+    driver.cursor().execute("SELECT count(*) FROM item")  # begins a transaction unless one is open already
     driver.cursor().execute("DO 0")  # the answer says whether a transaction is open
     return bool(driver.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS)
 
@@ -139,7 +139,7 @@ _CONNECTIONS = {
 
 
 def connections(cluster: Cluster[Any], instance: LocalInstance) -> int:
-    """How many the application's user has there."""
+    """The number of the application user's connections to the instance."""
     found: int = cluster.execute(_CONNECTIONS[family(cluster)], instance=instance)[0][0]
     return found
 
@@ -151,28 +151,28 @@ _IDS = {
 
 
 def connection_ids(cluster: Cluster[Any], instance: LocalInstance) -> set[int]:
-    """Of the application's user there."""
+    """The server's ids of the application user's connections to the instance."""
     return {number for (number,) in cluster.execute(_IDS[family(cluster)], instance=instance)}
 
 
 def end_connections(cluster: Cluster[Any]) -> None:
-    """Have the writer end those of the application's user."""
+    """Make the writer end all connections of the application's user."""
     if family(cluster) == "postgresql":
         cluster.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'")
         return
     for number in connection_ids(cluster, cluster.writer):
-        with suppress(OperationalError):  # it has ended by itself
+        with suppress(OperationalError):  # the connection may have ended by itself
             cluster.execute(f"KILL {number}")
 
 
 def connection_id(connection: Connection) -> int | None:
-    """As the server counts."""
+    """The server's id of the connection."""
     function = {"postgresql": "pg_backend_pid()", "mysql": "connection_id()"}
     return connection.scalar(text(f"SELECT {function[_family(connection)]}"))
 
 
 def a_position(cluster: Cluster[Any], epoch: int, number: int) -> Position:
-    """One in the log of its engine."""
+    """A position in the log of the cluster's engine."""
     positions: dict[str, Position] = {
         "postgresql": WalPosition(epoch, number),
         "mariadb": MariadbGtid(epoch, ((0, 1, number),)),
@@ -182,7 +182,7 @@ def a_position(cluster: Cluster[Any], epoch: int, number: int) -> Position:
 
 
 def probes(statement: str) -> bool:
-    """Whether it is one that the monitor sends, or a new connection."""
+    """Whether the statement is one that the monitor, or a new connection, sends."""
     logs = ("SHOW MASTER STATUS", "SHOW BINARY LOG STATUS")
     said = (*logs, "pg_is_in_recovery", "@@", "SLAVES STATUS", "REPLICA STATUS", "information_schema.routines")
     return any(words in statement for words in said)
@@ -196,9 +196,9 @@ _OPEN = {
 
 
 def open_transactions(cluster: Cluster[Any], *instances: LocalInstance) -> int:
-    """How many the application's user has there."""
+    """The number of the application user's open transactions on the instances."""
     if family(cluster) == "mysql":
-        time.sleep(0.15)  # while InnoDB is asked again within 0.1 s, it repeats itself
+        time.sleep(0.15)  # InnoDB repeats its last answer if it is asked within 0.1 s
     return sum(cluster.execute(_OPEN[family(cluster)], instance=instance)[0][0] for instance in instances)
 
 
@@ -206,7 +206,7 @@ _PASSWORD = {"postgresql": "ALTER ROLE app PASSWORD '{}'", "mysql": "ALTER USER 
 
 
 def set_password(cluster: Cluster[Any], password: str) -> None:
-    """Let the application's user log in with that one."""
+    """Make this the password of the application's user."""
     cluster.execute(_PASSWORD[family(cluster)].format(password))
 
 
@@ -215,7 +215,7 @@ def sessions(router: Router, **options: object) -> sessionmaker[RoutingSession]:
 
 
 def raise_stock(session: RoutingSession) -> int:
-    """One more in stock; returns how many."""
+    """Add one to the stock, and return the new stock."""
     item = session.get_one(Item, 1)
     session.execute(RAISE)
     session.refresh(item)
@@ -228,7 +228,7 @@ def stock(cluster: PostgresCluster) -> int:
 
 
 def place(session: RoutingSession) -> str:
-    """Where the session's unit is: "nowhere", "reader" or "writer"."""
+    """The place of the session's unit: "nowhere", "reader" or "writer"."""
     unit = session._unit
     if unit is None or unit.instance is None or session.get_transaction() is None:
         return "nowhere"
@@ -243,7 +243,7 @@ def instance_id(session: RoutingSession) -> str:
 
 
 def eventually(condition: Callable[[], object], timeout: float = 30.0) -> None:
-    """Wait until the condition holds; fail when it does not in time (seconds)."""
+    """Wait until the condition holds. Fail if it does not hold within `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -266,7 +266,7 @@ def through(proxy: FaultProxy, cluster: PostgresCluster) -> str:
 
 
 def cut_off(cluster: PostgresCluster, reader: LocalInstance) -> None:
-    """The reader goes on, and receives nothing any more."""
+    """Stop the replication of the reader, which goes on serving."""
     for statement in ("ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()"):
         cluster.execute(statement, instance=reader)
     eventually(lambda: cluster.execute("SELECT count(*) FROM pg_stat_wal_receiver", instance=reader) == [(0,)])
@@ -294,9 +294,9 @@ def routed(cluster: PostgresCluster) -> Iterator[tuple[Router, FaultProxy]]:
 
 
 def lose_a_commit_in_a_failover(cluster: PostgresCluster, router: Router, proxy: FaultProxy) -> tuple[int, OutcomeUnknown, str]:
-    """Raise the stock in a transaction that only the writer has, and lose the answer and the writer; its reader is promoted.
+    """Raise the stock in a transaction that only the writer has, and lose the answer and the writer.
 
-    Gives the transaction's id, what its session was told, and a position of the old writer's after it.
+    Its reader is promoted. Returns the transaction's id, the error that its session got, and a later position of the old writer.
     """
     old, (reader,) = cluster.writer, cluster.readers
     cut_off(cluster, reader)
@@ -313,7 +313,7 @@ def lose_a_commit_in_a_failover(cluster: PostgresCluster, router: Router, proxy:
 
 
 def use_up_to(cluster: PostgresCluster, xid: int) -> None:
-    """Have other transactions use the ids up to that one; they write to the table `other`."""
+    """Use the transaction ids up to this one for other transactions, which write to the table `other`."""
     cluster.execute("CREATE TABLE other (n int)")
     used = 0
     while used <= xid:

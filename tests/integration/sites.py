@@ -1,4 +1,4 @@
-"""The same small site in each framework, behind the middleware: what the tests of the middleware and of jobs ask."""
+"""The same small site in each framework, behind the middleware. The tests of the middleware and of jobs use it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Headers = dict[str, str]
 
 
 class Answer(NamedTuple):
-    """A response. headers: names in lower case."""
+    """A response, with its headers' names in lower case."""
 
     status: int
     text: str
@@ -49,13 +49,13 @@ class Answer(NamedTuple):
 
     @property
     def cookie(self) -> str | None:
-        """The token that the response sets by a cookie."""
+        """The token in the response's cookie."""
         found = SimpleCookie("".join(self.all("set-cookie")))
         return found[COOKIE].value if COOKIE in found else None
 
     @property
     def tells(self) -> bool:
-        """Whether there is a token in it."""
+        """Whether the response has a token."""
         return bool(self.all("set-cookie") or self.all(HEADER))
 
 
@@ -64,7 +64,7 @@ Ask = Callable[..., Answer]
 
 
 async def asked(app: Any, method: str, path: str, headers: Headers | None = None, url: str = "http://shop") -> Answer:
-    """What an ASGI application answers, once it has ended."""
+    """The answer of an ASGI application, as soon as the application has ended."""
     scheme, _, host = url.partition("://")
     path, _, query = path.partition("?")
     fields = [(b"host", host.encode()), *((n.lower().encode("latin-1"), v.encode("latin-1")) for n, v in (headers or {}).items())]
@@ -82,7 +82,8 @@ async def asked(app: Any, method: str, path: str, headers: Headers | None = None
     async def send(message: Any) -> None:
         said.append(message)
 
-    with contextlib.suppress(RuntimeError):  # Starlette answers with 500 and raises it again for the server's log
+    # Starlette answers with 500, and raises the error again for the server's log.
+    with contextlib.suppress(RuntimeError):
         await app(scope, receive, send)
     begun, *parts = said
     text = b"".join(part.get("body", b"") for part in parts).decode()
@@ -90,12 +91,12 @@ async def asked(app: Any, method: str, path: str, headers: Headers | None = None
 
 
 def asking(app: Any) -> Ask:
-    """Asks an ASGI application."""
+    """A function that sends requests to an ASGI application."""
     return lambda *what, **more: asyncio.run(asked(app, *what, **more))
 
 
 def asking_wsgi(app: Any) -> Ask:
-    """Asks a WSGI application, whose every word the standard library's validator looks at."""
+    """A function that sends requests to a WSGI application. The standard library's validator checks each answer."""
     client = Client(validator(app), use_cookies=False)
 
     def ask(method: str, path: str, headers: Headers | None = None, url: str = "http://shop") -> Answer:
@@ -108,7 +109,7 @@ def asking_wsgi(app: Any) -> Ask:
 
 
 def with_cookie(token: str | None) -> Headers:
-    """The headers of a browser that was given this token."""
+    """The headers of a browser that has this token."""
     return {} if token is None else {"cookie": f"theme=dark; {COOKIE}={token}; last=1"}
 
 
@@ -142,7 +143,7 @@ def broken(s: RoutingSession) -> str:
 
 
 Page = Callable[[Any], Any]
-"""What it gives is the text, or the status of an answer without one."""
+"""Returns the text of the answer, or the status of an answer without text."""
 
 PAGES: dict[str, Page] = {
     "/stock": stock,
@@ -178,7 +179,7 @@ def starlette_site(router: Router, **options: Any) -> Ask:
 
 def fastapi_site(router: Router, **options: Any) -> Ask:
     def page(show: Page) -> Any:
-        def serve() -> Any:  # not async: in a thread of its pool
+        def serve() -> Any:  # not async, so FastAPI calls it in a thread
             found = in_session(router, show)
             return Response(found) if isinstance(found, str) else Response(status_code=found)
 
@@ -209,7 +210,7 @@ class FlaskSession(RoutingMixin, flask_sqlalchemy.session.Session):
 
 def flask_sqlalchemy_site(router: Router, **options: Any) -> Ask:
     app = Flask("shop")
-    app.config["SQLALCHEMY_DATABASE_URI"] = router.writer_engine().url  # it wants one; the sessions never ask it
+    app.config["SQLALCHEMY_DATABASE_URI"] = router.writer_engine().url  # required, but the sessions never use it
     db = flask_sqlalchemy.SQLAlchemy(app, session_options={"class_": FlaskSession, "router": router})
     for path, show in PAGES.items():
         app.add_url_rule(path, path, lambda show=show: flask_answer(show(db.session)), methods=METHODS)
@@ -218,7 +219,7 @@ def flask_sqlalchemy_site(router: Router, **options: Any) -> Ask:
 
 
 def _django_pages() -> None:
-    """Django has one set of settings and of URLs: the router of a request comes with it."""
+    """Configure Django, which has one set of settings and URLs. So each request carries its router."""
     if settings.configured:
         return
     urls = ModuleType("tests_integration_django_urls")

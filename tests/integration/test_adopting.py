@@ -1,4 +1,4 @@
-"""docs/adopting.md does what it says: its steps are taken one after the other by a service whose readers are late."""
+"""The steps of docs/adopting.md do what the page says, in a service whose readers are late."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ Service = Callable[..., Any]
 
 @pytest.fixture
 def service(cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
-    """service(words, consistency) takes the page's steps up to the one that has these words, and gives the service's module.
+    """`service(words, consistency)` takes the page's steps up to the one that has these words, and returns the service's module.
 
-    Before the first step it has a mapped class and a job. The readers are late from then on.
+    Before the first step the module has a mapped class and a job. The readers are late from the last step on.
     """
     cluster.execute("CREATE TABLE orders (id int PRIMARY KEY, item text)")
     cluster.execute("GRANT ALL ON orders TO app")
@@ -51,7 +51,7 @@ def service(cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch) -> Iterat
         item: Mapped[str]
 
     class Receipt:
-        """Sends the job, and remembers what it gave."""
+        """A sender of the job that keeps the job's result for the test."""
 
         @staticmethod
         @celery.task(shared=False, name="receipt")
@@ -94,11 +94,11 @@ def service(cluster: PostgresCluster, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 @pytest.fixture
 def wired() -> Iterator[Callable[[Any], None]]:
-    """Connects Celery's signals as docs/web.md shows them."""
+    """A function that connects Celery's signals as docs/web.md shows."""
     names: dict[str, Any] = {}
 
     def leave_logging_alone(**_: Any) -> None:
-        """Else the worker sets the level of the root logger, for all tests that follow."""
+        """Keep the worker from setting the level of the root logger for all later tests."""
 
     def wire(module: Any) -> None:
         names.update(vars(module))
@@ -113,7 +113,7 @@ def wired() -> Iterator[Callable[[Any], None]]:
 
 
 def test_the_first_step_keeps_all_on_the_writer(service: Service) -> None:
-    """Nothing is read from a reader before a step says so."""
+    """The service reads nothing from a reader before a step says so."""
     shop = service("create_engine")
     with shop.Session() as s:
         s.get(shop.Order, 1)
@@ -121,7 +121,7 @@ def test_the_first_step_keeps_all_on_the_writer(service: Service) -> None:
 
 
 def test_declared_reads_use_readers_and_cannot_write(service: Service) -> None:
-    """They see what their process has committed, however late the readers are."""
+    """Declared reads see all commits of their process, however late the readers are."""
     shop = service("def reading()")
     for s in shop.reading():
         assert s.get(shop.Order, 1) is None
@@ -137,7 +137,7 @@ def test_declared_reads_use_readers_and_cannot_write(service: Service) -> None:
 
 
 def test_what_calls_the_application_sees_its_own_writes(service: Service, wired: Callable[[Any], None]) -> None:
-    """`TestClient(app)` and the job see what the last request wrote by their tokens alone, without the process's memory."""
+    """The client and the job see the last request's write by their tokens alone, without the process's memory."""
     shop = service("def take(", consistency="session")
     wired(shop)
     with start_worker(shop.celery, pool="solo", perform_ping_check=False, shutdown_timeout=30):
@@ -149,7 +149,7 @@ def test_what_calls_the_application_sees_its_own_writes(service: Service, wired:
 
 
 def test_the_steps_to_the_end_are_a_service(cluster: PostgresCluster, service: Service) -> None:
-    """With all steps taken the page's own test passes, and a change is a unit that may be run again."""
+    """After all steps the page's own test passes, and a change is a unit that may be run again."""
     shop = service("def test_an_order_is_shown")
     shop.receipt = ModuleType("receipt")
     shop.receipt.delay = lambda number: None

@@ -1,4 +1,4 @@
-"""What could make a unit be done twice, or not at all, or be told wrongly of: each was tried on a real cluster."""
+"""Attacks on a real cluster that could run a unit twice or not at all, or report it wrongly."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_a_unit_with_failed_savepoints_is_done_once(
 def test_rows_of_the_drivers_own_copy_are_there_once(
     cluster: PostgresCluster, proxy: FaultProxy, router: Router, answer: bool
 ) -> None:
-    """The rows that a COPY of the driver's own has written are there once."""
+    """The rows that the driver's own COPY writes are there once."""
     cluster.execute("CREATE TABLE IF NOT EXISTS heap (n int); TRUNCATE heap; GRANT ALL ON heap TO app")
 
     def copies(s: RoutingSession) -> None:
@@ -170,7 +170,7 @@ def test_rows_of_the_drivers_own_copy_are_there_once(
 
 @pytest.mark.parametrize("answer", [False, True])
 def test_a_unit_without_lasting_writes_survives_a_lost_commit(proxy: FaultProxy, router: Router, answer: bool) -> None:
-    """A unit that only locks rows or fills a temporary table comes to its end."""
+    """A unit that only locks rows or fills a temporary table succeeds although its COMMIT is lost."""
 
     def locks(s: RoutingSession) -> int:
         s.execute(text("CREATE TEMPORARY TABLE passing (n int) ON COMMIT DROP"))
@@ -203,7 +203,7 @@ def test_a_text_that_hides_a_commit_is_not_run_again(
     assert no_connection_is_left(router)
 
 
-# -- told as done, and not done -------------------------------------------------------------------------------------
+# -- reported as done, and not done ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("check", ["xid", "table", None])
@@ -248,7 +248,8 @@ def test_a_promoted_reader_that_crashed_is_not_believed(
         xid, unknown, position = lose_a_commit_in_a_failover(cluster, router, proxy)
         use_up_to(cluster, xid)
         cluster.execute("INSERT INTO other SELECT generate_series(1, 100000)")
-        with pytest.raises(psycopg.OperationalError):  # one process of the server dies; the postmaster lives, and recovers
+        # One process of the server dies. The postmaster lives, and recovers the server.
+        with pytest.raises(psycopg.OperationalError):
             cluster.execute("COPY other FROM PROGRAM 'kill -9 $PPID'")
 
         def recovered() -> bool:
@@ -264,7 +265,7 @@ def test_a_promoted_reader_that_crashed_is_not_believed(
 
 
 def waiting_commits(cluster: PostgresCluster, instance: LocalInstance) -> int:
-    """How many COMMITs wait there for a reader."""
+    """The number of COMMITs on the instance that wait for a reader."""
     try:
         return int(cluster.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'", instance=instance)[0][0])
     except psycopg.OperationalError:
@@ -308,9 +309,9 @@ def test_a_commit_only_on_a_crashed_writer_is_not_called_done(
 def test_a_commit_found_on_the_new_writer_survives_its_crash(
     aurora_cluster_factory: Callable[..., PostgresCluster],
 ) -> None:
-    """A COMMIT that the new writer was found to have is there after its crash as well.
+    """A COMMIT that was found on the new writer is there after its crash as well.
 
-    By then nothing tells any more where its promotion found the end of the log, and so whose the id is.
+    After the crash nothing shows at which position the promotion ended the old log, and so whose the transaction id is.
     """
     with ThreadPoolExecutor(2) as threads, shop(aurora_cluster_factory, synchronous=True) as cluster:
         old, (reader,) = cluster.writer, cluster.readers
@@ -320,7 +321,8 @@ def test_a_commit_found_on_the_new_writer_survives_its_crash(
             Router(through(before_old, cluster), instances=[before_reader.address]) as router,
         ):
             until_readers_serve(router, 1)
-            with router.connect() as connection:  # for the run, which finds no new one
+            # Leave a pooled connection for the run, because the proxy refuses new ones afterwards.
+            with router.connect() as connection:
                 connection.execute(text("SELECT 1"))
             before_old.refuse()
             before_old.lose("COMMIT", answer=True, half_open=True)
@@ -331,7 +333,7 @@ def test_a_commit_found_on_the_new_writer_survives_its_crash(
             cluster.promote(reader)
 
             def commit_until_one_waits() -> None:
-                """It need not be the first one after the promotion."""
+                """Commit until a COMMIT waits, which need not be the first one after the promotion."""
                 with contextlib.suppress(psycopg.OperationalError):
                     while True:
                         cluster.execute("SELECT pg_logical_emit_message(true, 'test', '')", instance=reader)
@@ -339,7 +341,7 @@ def test_a_commit_found_on_the_new_writer_survives_its_crash(
             one_waits = threads.submit(commit_until_one_waits)
             eventually(lambda: waiting_commits(cluster, reader) == 1)
             before_reader.heal()
-            eventually(lambda: run.done() or waiting_commits(cluster, reader) == 2, timeout=30)  # what the router asks, too
+            eventually(lambda: run.done() or waiting_commits(cluster, reader) == 2, timeout=30)  # one is the router's question
             assert not run.done(), run.exception()
             cluster.kill(reader)
             one_waits.result(timeout=60)
@@ -378,7 +380,7 @@ def test_a_reader_without_commits_since_start_knows_of_none(
         old, (reader,) = cluster.writer, cluster.readers
 
         def it_has_all() -> None:
-            """wait_in_sync() commits."""
+            """Wait until the reader has all. Not by wait_in_sync(), because that commits."""
             ((written,),) = cluster.execute("SELECT pg_switch_wal()")
             replayed = "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn"
             eventually(lambda: cluster.execute(replayed, written, instance=reader) == [(True,)])
@@ -481,7 +483,7 @@ def test_a_question_to_an_unused_server_ends_when_it_freezes(cluster: PostgresCl
 def test_a_full_pool_of_units_that_resolve_commits_ends(
     cluster: PostgresCluster, proxy: FaultProxy, make: MakeRouter, heard: list[events.Event], check: str
 ) -> None:
-    """A pool full of units that ask for the outcome of their commits comes to an end."""
+    """Units that fill the pool and ask for the outcome of their commits all come to an end."""
     router = make(engine_options={"pool_size": 2, "max_overflow": 0}, connects_at_once=1)
     proxy.lose("COMMIT", answer=True, times=8)
     with ThreadPoolExecutor(12) as threads:
@@ -498,7 +500,7 @@ def test_a_reset_that_psycopg_overlooks_is_a_lost_connection(
 ) -> None:
     """A reset that the driver reports without marking its connection as closed is a lost connection.
 
-    Where the kernel tells of a reset a moment before it lets anybody read it, psycopg goes on calling its connection sound.
+    If the kernel reports a reset a moment before it can be read, psycopg goes on calling its connection usable.
     """
     commit = psycopg.Connection.commit
     left = ["one"]
@@ -640,7 +642,7 @@ def test_an_outcome_can_be_asked_after_the_router_is_closed(proxy: FaultProxy, m
 
 
 def test_a_copy_lost_half_way_is_the_drivers_error(cluster: PostgresCluster, proxy: FaultProxy, router: Router) -> None:
-    """A COPY that is lost half way is the driver's error, and is done at most once."""
+    """A COPY that is lost half way raises the driver's error, and is done at most once."""
     cluster.execute("CREATE TABLE IF NOT EXISTS heap (n int); TRUNCATE heap; GRANT ALL ON heap TO app")
     runs: list[int] = []
 

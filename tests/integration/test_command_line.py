@@ -1,4 +1,4 @@
-"""The command line as a user meets it: with a cluster, with a wrong one, and with none. In this process where that will do."""
+"""The command line as a user meets it: with a cluster, with a wrong one, and with none. It runs in this process if it can."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Done = subprocess.CompletedProcess
 
 
 def aurora_router(*arguments: str, stdin: str = "") -> Done[str]:
-    """`aurora-router ...` in this process."""
+    """Run `aurora-router ...` in this process."""
     with (
         contextlib.redirect_stdout(io.StringIO()) as out,
         contextlib.redirect_stderr(io.StringIO()) as err,
@@ -42,7 +42,7 @@ def aurora_router(*arguments: str, stdin: str = "") -> Done[str]:
 
 
 def process(*arguments: str, **environment: str) -> Done[str]:
-    """`aurora-router ...` in a process of its own, where every warning is an error."""
+    """Run `aurora-router ...` in a process of its own, in which every warning is an error."""
     return subprocess.run(
         [sys.executable, "-W", "error", "-m", "aurora_router", *arguments],
         capture_output=True,
@@ -55,7 +55,7 @@ def process(*arguments: str, **environment: str) -> Done[str]:
 
 
 def mistake(done: Done[str], code: int = 2) -> str:
-    """What a command that must have failed says on stderr: one line, without a password."""
+    """The single line on stderr of a command that must have failed, without a password."""
     lines = done.stderr.splitlines()
     assert (done.returncode, done.stdout, len(lines)) == (code, "", 1), done
     assert SECRET not in done.stderr

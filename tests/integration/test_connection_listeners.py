@@ -52,7 +52,7 @@ EVENTS: list[tuple[Any, str]] = [
 
 @contextmanager
 def listening(target: Any, name: str, *statements: str) -> Iterator[None]:
-    """Have the application send these on each connection of every engine, and end no transaction."""
+    """Make a listener send the statements on each connection of every engine. It ends no transaction."""
 
     def send(first: Any, *_: Any) -> None:
         driver = first.connection.driver_connection if name == "engine_connect" else first
@@ -70,7 +70,7 @@ def listening(target: Any, name: str, *statements: str) -> Iterator[None]:
 
 @pytest.fixture
 def listen() -> Iterator[Callable[..., None]]:
-    """Listens until the test ends."""
+    """A function that adds such a listener until the test ends."""
     with ExitStack() as stack:
         yield lambda *args: stack.enter_context(listening(*args))
 
@@ -87,7 +87,7 @@ def test_a_listener_may_leave_a_transaction_open(
     name: str,
     begins: bool,
 ) -> None:
-    """Units go where they would go without it: reads to a reader, and nothing is repeated or refused."""
+    """Reads go to a reader, as they do without the listener, and nothing is retried or refused."""
     kind = engine(cluster)
     listen(target, name, *([BEGUN] if begins else [SET[kind]]))
     router = make_router(listeners=[heard.append], failover_timeout=10.0)
@@ -116,7 +116,7 @@ def test_a_listener_may_leave_a_transaction_open(
 def test_what_a_listener_sets_holds(
     make_router: MakeRouter, listen: Callable[..., None], name: str, isolation: dict[str, str]
 ) -> None:
-    """A setting is in force in automatic units, which hold no transaction, and on the first connection as on all others."""
+    """A listener's setting holds in automatic units, which have no transaction, and on the first connection as well."""
     listen(Engine, name, "SET shop.tenant = 'nine'")
     router = make_router(engine_options={"pool_size": 1, **isolation})
     until_readers_serve(router, 2)
@@ -129,7 +129,10 @@ def test_what_a_listener_sets_holds(
 
 
 def is_guarded(s: RoutingSession) -> bool:
-    """Whether a read in autocommit would refuse to write: asked past the gate, for the unit must stay on its reader."""
+    """Whether the unit's connection, which is in autocommit, would refuse a write.
+
+    The question goes past the gate, because the unit must stay on its reader.
+    """
     assert s.scalar(COUNT) == 3
     assert place(s) == "reader"
     transaction = s.get_transaction()
@@ -168,7 +171,7 @@ def test_no_listener_takes_the_guard_off_unseen(
 
 
 def test_a_statement_takes_the_guard_off_for_its_unit_alone(make_router: MakeRouter) -> None:
-    """RESET ALL in a read-only unit, which may set what it likes, does not leave a connection without its guard."""
+    """RESET ALL, which a read-only unit may execute, does not leave the connection without its guard."""
     router = make_router(engine_options={"pool_size": 1, "max_overflow": 0})
     until_readers_serve(router, 2)
     for _ in range(2):
@@ -181,7 +184,7 @@ def test_a_statement_takes_the_guard_off_for_its_unit_alone(make_router: MakeRou
 
 
 def test_a_listener_that_begins_by_word_disturbs_no_probe(make_router: MakeRouter, listen: Callable[..., None]) -> None:
-    """Also BEGIN as text, which the driver does not know of, is ended before anything of the router's is sent."""
+    """A transaction begun by text, unknown to the driver, is ended before the router sends anything."""
     listen(Engine, "connect", "BEGIN")
     router = make_router()
     until_readers_serve(router, 2)
@@ -196,7 +199,7 @@ def test_a_listener_that_begins_by_word_disturbs_no_probe(make_router: MakeRoute
 def test_what_a_listener_executes_holds_on_a_reader(
     cluster: Cluster[Any], make_router: MakeRouter, heard: list[events.Event], name: str
 ) -> None:
-    """A listener that SETs through SQLAlchemy sends no reads to the writer. What it sets holds for its unit, in a transaction."""
+    """A listener's SET through SQLAlchemy sends no read to the writer. It holds for its unit, in a transaction."""
     kind = engine(cluster)
     statement = text(SET[kind])
     asked = text({"postgresql": "SHOW statement_timeout", "mariadb": "SELECT @@max_statement_time"}[kind])
@@ -204,7 +207,7 @@ def test_what_a_listener_executes_holds_on_a_reader(
     def listener(first: Any, *more: Any) -> None:
         (more[-1] if name == "after_begin" else first).execute(statement)
         if name == "engine_connect":
-            first.commit()  # SQLAlchemy 2.0 warns of a transaction that is left open there
+            first.commit()  # SQLAlchemy 2.0 warns of a transaction left open there
 
     target = Session if name == "after_begin" else Engine
     event.listen(target, name, listener)
@@ -258,7 +261,7 @@ def autocommits(driver: Any) -> bool:
 def test_a_listener_that_writes_takes_units_to_the_writer(
     cluster: Cluster[Any], make_router: MakeRouter, heard: list[events.Event], caplog: pytest.LogCaptureFixture, statement: str
 ) -> None:
-    """What no reader may run goes to the writer with its unit, and the log says so, what to do about it, and not every time."""
+    """A listener's statement that no reader may run takes its unit to the writer. The log says so once, with advice."""
 
     def listener(_: Any, __: Any, connection: Connection) -> None:
         connection.execute(text(statement))
@@ -284,7 +287,7 @@ def test_a_listener_that_writes_takes_units_to_the_writer(
 @BOTH
 @pytest.mark.parametrize("name", ["engine_connect", "begin", "after_begin"])
 def test_a_listener_that_fails_gets_its_own_error(make_router: MakeRouter, heard: list[events.Event], name: str) -> None:
-    """What a listener's statement is refused for is no failure to connect, and the unit gets that error as it is."""
+    """An error of a listener's statement is no failure to connect, and the unit gets that error unchanged."""
 
     def listener(*given: Any) -> None:
         given[-1].execute(text("SELECT nothing FROM item"))

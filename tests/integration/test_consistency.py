@@ -1,4 +1,4 @@
-"""A session sees its own writes, however late the readers are, and whatever is promoted in between."""
+"""A session sees its own writes, however late the readers are, and across promotions."""
 
 from __future__ import annotations
 
@@ -66,16 +66,17 @@ def test_only_the_reader_that_has_the_write_serves_the_session(cluster: Postgres
             assert s.scalar(select(Item.stock).where(Item.id == 1)) == 11
             served.add(instance_id(s))
             s.rollback()
-            time.sleep(0.02)  # who reads without a pause stays where nothing older can be shown
+            # A session that reads without a pause stays on an instance that certainly shows nothing older.
+            time.sleep(0.02)
         assert served == {cluster.writer.address, current.address}
 
 
 def test_a_late_reader_serves_a_session_that_kept_its_proof(
     cluster: PostgresCluster, make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reader later than the samples reach back serves a session that kept the proof of its write.
+    """A reader that lags beyond the sample window serves a session that kept the proof of its write.
 
-    Later positions prove it as well, but the reader never has them.
+    Later positions prove the write as well, but the reader has never replayed one that is still sampled.
     """
     monkeypatch.setattr("aurora_router.core.topology.SAMPLES", 2)
     router = make_router(position_interval=0.05, probe_interval=0.05)
@@ -190,7 +191,7 @@ def commit_as_text(connection: Connection) -> None:
 def commit_twice(connection: Connection) -> None:
     raw = connection.connection
     connection.execute(select(1))
-    connection.commit()  # of which the router hears
+    connection.commit()  # the router notices this one
     raw.cursor().execute(WRITE)
     raw.commit()
 
@@ -210,7 +211,7 @@ def commit_by_a_listeners_cursor(connection: Connection) -> None:
 
 
 def hand_out(router: Router, way: str, stack: ExitStack) -> Connection:
-    """The connection of a connection, or of a session, that stays open until the stack ends."""
+    """A connection of the router, of a session's engine or of a session. It stays open until the stack ends."""
     if way == "connection":
         return stack.enter_context(router.connect())
     if way == "engine":
@@ -236,7 +237,7 @@ def hand_out(router: Router, way: str, stack: ExitStack) -> Connection:
 def test_a_commit_of_the_driver_is_seen_at_once(
     cluster: PostgresCluster, make_router: MakeRouter, consistency: str, commit: Callable[[Connection], None], way: str
 ) -> None:
-    """By its scope, and by everybody where consistency is global, while the connection is still open."""
+    """Its scope, or everybody with global consistency, sees the commit while the connection is still open."""
     router = make_router(consistency=consistency)
     for reader in cluster.readers:
         cluster.pause_replay(reader)
@@ -258,7 +259,10 @@ def test_a_commit_of_the_driver_is_seen_at_once(
 def test_a_commit_on_a_sessions_engine_is_seen(
     cluster: PostgresCluster, make_router: MakeRouter, consistency: str, raw: bool
 ) -> None:
-    """By its scope, or by everybody, when the connection has come back, and of a raw one while it is open."""
+    """Its scope, or everybody with global consistency, sees the commit after the connection is released.
+
+    If the connection is raw, they see the commit while it is still open.
+    """
     router = make_router(consistency=consistency)
     for reader in cluster.readers:
         cluster.pause_replay(reader)
@@ -279,7 +283,7 @@ def test_a_commit_on_a_sessions_engine_is_seen(
 @BOTH
 @pytest.mark.parametrize("way", ["connection", "session", "engine"])
 def test_an_open_connection_that_reads_pins_nobody(make_router: MakeRouter, way: str) -> None:
-    """With global consistency the others stay on readers as long as SQLAlchemy alone has used the connection."""
+    """With global consistency other sessions stay on readers while only SQLAlchemy has used the connection."""
     router = make_router(consistency="global")
     with ExitStack() as stack:
         connection = hand_out(router, way, stack)
@@ -291,7 +295,7 @@ def test_an_open_connection_that_reads_pins_nobody(make_router: MakeRouter, way:
 
 
 def test_a_commit_that_did_not_wait_for_the_log_is_seen_as_well(cluster: PostgresCluster, router: Router) -> None:
-    """With synchronous_commit=off the acknowledged commit lies beyond what is written."""
+    """A session sees a commit with synchronous_commit=off, although it lies beyond the written part of the log."""
     with sessions(router)() as s:
         for expected in range(11, 61):
             s.execute(text("SET LOCAL synchronous_commit = off"))
@@ -317,7 +321,7 @@ def test_asynchronous_commits_by_default_are_understood(cluster: PostgresCluster
 
 @BOTH
 def test_consistency_costs_the_application_no_round_trip(cluster: PostgresCluster, make_router: MakeRouter) -> None:
-    """Counted on the wire: a unit of one read is one round trip, a unit of one write is three, before and after a commit."""
+    """On the wire, a unit of one read is one round trip, before and after a commit. A unit of one write is three."""
     reader = cluster.readers[0]
     with (
         FaultProxy((cluster.writer.host, cluster.writer.port)) as to_writer,
@@ -415,7 +419,10 @@ def test_own_writes_are_seen_across_a_promotion(cluster: PostgresCluster, make_r
 
 @pytest.mark.engines("postgresql", "mariadb")  # MySQL's positions compare across promotions
 def test_a_requirement_of_an_older_epoch_is_not_compared(cluster: PostgresCluster, make_router: MakeRouter) -> None:
-    """The new writer's log starts below the old one's end: by number alone a reader would seem to be far enough."""
+    """A requirement of an older epoch is not compared by number alone.
+
+    The new writer's log starts below the end of the old one, so a reader would seem to be far enough.
+    """
     router = make_router()
     with sessions(router)() as s:
         raise_stock(s)

@@ -1,4 +1,4 @@
-"""A pooled connection that has died is replaced at its checkout, whoever takes it out of the pool."""
+"""A pooled connection that has died is replaced at its checkout, on every way out of the pool."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ WAYS = [by_connection, by_begin, by_raw_connection]
 @pytest.mark.parametrize("role", ["writer", "reader"])
 @pytest.mark.parametrize("before", ["nothing", "automatic", "read-only", "writing"])
 def test_a_dead_connection_of_nobodys_is_replaced(cluster: Cluster[Any], make_router: MakeRouter, role: str, before: str) -> None:
-    """An engine of the router gives another one, whatever unit has had it before."""
+    """An engine of the router replaces a dead connection, whichever unit has used it before."""
     router = make_router(instances=[cluster.readers[0].address] if role == "reader" else [], **ONE)
     until_readers_serve(router, int(role == "reader"))
     instance = cluster.readers[0] if role == "reader" else cluster.writer
@@ -80,7 +80,7 @@ def test_a_dead_connection_of_nobodys_is_replaced(cluster: Cluster[Any], make_ro
 
 
 def test_all_dead_connections_of_a_pool_are_replaced(cluster: Cluster[Any], make_router: MakeRouter) -> None:
-    """None of them is given to anybody, and nothing is left checked out."""
+    """No dead connection is handed out, and nothing is left checked out."""
     router = make_router(instances=[])
     engine = router.writer_engine()
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""The demo, piped: its story, its figures, and that it fails when a figure is not what it must be."""
+"""The piped demo: its story, its figures, and its failure if a figure is wrong."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def figures(output: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("engine", here(*CLUSTERS))
 def test_a_short_demo_tells_the_story_with_correct_figures(engine: str, directory: Path) -> None:
-    """A short run tells the story and ends with figures that are as they must be."""
+    """A short run tells the story and ends with correct figures."""
     done = demo("--engine", engine, directory=directory)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert re.search("making a (PostgreSQL|MariaDB|MySQL) .*cluster", done.stdout)[1].lower() == engine  # type: ignore[index]

@@ -1,4 +1,4 @@
-"""Encrypted connections: the router's own work is done beneath TLS, and a certificate that is not trusted is a clear error."""
+"""Encrypted connections: the router's own work is done beneath TLS, and an untrusted certificate is a clear error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ pytestmark = pytest.mark.engines("mariadb")
 
 @pytest.fixture(scope="module")
 def certificates() -> Iterator[Path]:
-    """A directory that the servers can read as well: what they show (server.pem), who vouches for it (ca.pem), and a stranger."""
+    """A directory of certificates that the servers can read as well.
+
+    The servers show server.pem, which is issued by the authority ca.pem. The authority stranger.pem has issued nothing.
+    """
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         directory.chmod(0o755)
@@ -35,7 +38,7 @@ def certificates() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def cluster(aurora_cluster_factory: Callable[..., Cluster[Any]], certificates: Path) -> Iterator[Cluster[Any]]:
-    """One that lets the application in on encrypted connections only."""
+    """A cluster that lets the application in on encrypted connections only."""
     server = str(certificates / "server.pem")
     cluster = aurora_cluster_factory(readers=2, settings={"ssl": "ON", "ssl_cert": server, "ssl_key": server})
     set_up(cluster)
@@ -46,7 +49,7 @@ def cluster(aurora_cluster_factory: Callable[..., Cluster[Any]], certificates: P
 
 
 def routed(cluster: Cluster[Any], authority: Path, **options: Any) -> Router:
-    """A router that trusts what that authority vouches for. The addresses of a cluster are no names that one could."""
+    """A router that trusts this authority. It checks no host name, because the certificate has no address of the cluster."""
     url = make_url(cluster.url).update_query_dict({"ssl_ca": str(authority), "ssl_check_hostname": "false"})
     return Router(url, instances=[r.address for r in cluster.readers], probe_interval=0.1, probe_timeout=0.3, **options)
 

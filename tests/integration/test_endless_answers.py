@@ -1,4 +1,4 @@
-"""A server that never comes to the end of its answer: a probe of it ends in time, wherever it is."""
+"""A probe ends in time although its server never ends an answer, in each phase of the connection."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Speak = Callable[[socket.socket], bytes]
 
 
 class EndlessServer:
-    """Accepts connections and sends on each what `speak` gives, again and again."""
+    """A server that sends the result of `speak` on each connection, again and again."""
 
     def __init__(self, speak: Speak) -> None:
         self._speak = speak
@@ -66,12 +66,12 @@ class EndlessServer:
 
 
 def message(kind: bytes, content: bytes) -> bytes:
-    """One of PostgreSQL's."""
+    """A message of PostgreSQL's protocol."""
     return kind + struct.pack("!i", len(content) + 4) + content
 
 
 def log_in(peer: socket.socket) -> None:
-    """Accept whoever comes, as PostgreSQL does, without a word on encryption."""
+    """Accept any client without a password, as PostgreSQL does, and refuse encryption."""
     while True:
         (length,) = struct.unpack("!i", peer.recv(4, socket.MSG_WAITALL))
         begins = peer.recv(length - 4, socket.MSG_WAITALL)
@@ -108,7 +108,7 @@ GREETING = (
 
 
 def packet(number: int, content: bytes) -> bytes:
-    """One of MySQL's."""
+    """A packet of MySQL's protocol."""
     return struct.pack("<i", len(content))[:3] + bytes([number]) + content
 
 
@@ -142,7 +142,7 @@ def probes_end_in_time(cluster: Cluster[Any], make_router: MakeRouter, endless: 
     router.start()
     eventually(lambda: endless.accepted >= 6, timeout=30)
     name = f"aurora-router-probe-{endless.address}"
-    # A thread that was cut comes to its end: one connects, one is about to end, and one has just been cut.
+    # A thread ends after it is cut. So at most three are alive: one connects, one is about to end, and one was just cut.
     eventually(lambda: [t.name for t in threading.enumerate()].count(name) <= 3)
     eventually(lambda: len(endless.lasted) >= 6)
     assert max(endless.lasted) < LONGEST / 2
@@ -157,20 +157,20 @@ def probes_end_in_time(cluster: Cluster[Any], make_router: MakeRouter, endless: 
 def test_a_probe_ends_though_postgresql_goes_on(
     cluster: PostgresCluster, make_router: MakeRouter, endless: EndlessServer
 ) -> None:
-    """A probe is cut by its deadline while it connects, logs in or has its first question answered without an end."""
+    """A probe is cut by its deadline if the login, an error or its first answer never ends."""
     probes_end_in_time(cluster, make_router, endless)
 
 
 @pytest.mark.engines("mariadb", "mysql")
 @pytest.mark.parametrize("endless", [no_end_of_the_greeting, no_end_of_a_mysql_result], indirect=True)
 def test_a_probe_ends_though_mysql_goes_on(cluster: Cluster[Any], make_router: MakeRouter, endless: EndlessServer) -> None:
-    """The same with PyMySQL, whose time limits count from one piece to the next."""
+    """A probe with PyMySQL is cut by its deadline, although PyMySQL's timeouts start anew with each piece."""
     probes_end_in_time(cluster, make_router, endless)
 
 
 @BOTH
 def test_a_unit_wakes_whose_new_connection_gets_no_answer(cluster: Cluster[Any], make_router: MakeRouter) -> None:
-    """A thread that hangs in SQLAlchemy's first look at a server wakes when the instance is lost, and goes elsewhere."""
+    """A thread that hangs while SQLAlchemy initializes its dialect wakes when the instance is lost, and goes elsewhere."""
     first, second = cluster.readers
     router = make_router(
         balance=lambda readers, load, rnd: next((r for r in readers if r.id == first.address), readers[0]), probe_timeout=0.5

@@ -99,14 +99,14 @@ def test_the_endpoint_serves_again_when_all_have_the_write(names: Names, make_ro
 
 
 def test_an_unknown_server_behind_a_name_is_discarded(names: Names, make_router: MakeRouter) -> None:
-    """A server behind the name that is not known is discarded until the topology has it."""
+    """Connections to an unknown server behind the name are discarded until the topology has the server."""
     first, second = names.cluster.readers
     names.reader.retarget(at(first))
     heard: list[events.Event] = []
-    # The monitor must not look by itself in between.
+    # The monitor must not probe by itself in between.
     router = make_router(names.url, reader_endpoint=names.reader.address, listeners=[heard.append], probe_interval=3600)
     assert reached(router, read_only=True) == first.host
-    eventually(lambda: router._monitor._watchers[names.reader.address].asked_at is None)  # it looks several times at first
+    eventually(lambda: router._monitor._watchers[names.reader.address].asked_at is None)  # it probes several times at first
     names.reader.retarget(at(second))
     router._engines.discard(names.reader.address)
     assert reached(router, read_only=True) == names.cluster.writer.host, "a detour, not an answer from a stranger"
@@ -118,7 +118,7 @@ def test_an_unknown_server_behind_a_name_is_discarded(names: Names, make_router:
 def test_positions_are_evidence_only_for_their_own_server(names: Names, make_router: MakeRouter) -> None:
     """Positions are evidence only for the server that gave them.
 
-    The name moves from a reader that has everything to one that is far behind, between the evidence and the read.
+    Between the evidence and the read, the name moves from a reader that has everything to one that is far behind.
     """
     late, current = names.cluster.readers
     names.reader.retarget(at(current))
@@ -168,7 +168,10 @@ def test_the_writers_name_moves_to_the_promoted_reader(names: Names, make_router
 
 
 def test_the_writers_name_moves_while_the_old_writer_lives(names: Names, make_router: MakeRouter) -> None:
-    """The probe's own connection still leads to the old writer: only a fresh look shows that the name has moved."""
+    """The router follows the writer's name although the old writer lives.
+
+    The probe's own connection still leads to the old writer, so only a new connection shows that the name has moved.
+    """
     router = make_router(names.url, reader_endpoint=names.reader.address, probe_interval=0.1)
     assert reached(router, read_only=False) == names.cluster.writer.host
     new = names.cluster.promote()

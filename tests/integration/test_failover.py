@@ -45,7 +45,7 @@ from tests.integration.shop import (
 
 MakeRouter = Callable[..., Router]
 DEMOTABLE = pytest.mark.engines("mariadb", "mysql")
-"""With writers that may live on, and take no writes."""
+"""Runs the test on the engines whose writers may live on and take no writes."""
 
 
 def add_item(router: Router, number: int) -> None:
@@ -86,7 +86,7 @@ def test_units_that_need_a_writer_wait_for_the_promotion(cluster: PostgresCluste
 
 @pytest.fixture
 def demote(cluster: MysqlFamilyCluster) -> Iterator[Callable[[], None]]:
-    """Has the writer live on, and take no writes: so does a planned switchover begin."""
+    """A function that makes the writer live on and take no writes. A planned switchover begins in this way."""
     old = cluster.writer
     yield lambda: cluster._order(old, f"SET GLOBAL {cluster._words.read_only} = ON")
     if cluster.writer == old:
@@ -169,7 +169,7 @@ def test_a_unit_of_a_demoted_writer_is_run_again_on_the_next(
 def test_a_plain_session_is_told_of_the_demotion_once(
     cluster: MysqlFamilyCluster, make_router: MakeRouter, demote: Callable[[], None], before: str
 ) -> None:
-    """A plain session is told of the demotion once, and its next unit waits for the new writer."""
+    """A plain session gets one error from the demotion, and its next unit waits for the new writer."""
     router = make_router(probe_interval=60.0)
     with sessions(router)() as s:
         s.execute(insert(Item).values(id=100))
@@ -319,7 +319,7 @@ def test_reads_go_to_the_writer_when_every_reader_is_gone(cluster: PostgresClust
 def test_a_repeatable_read_on_a_dead_reader_is_not_patched_up(cluster: PostgresCluster, make_router: MakeRouter) -> None:
     """A repeatable read transaction on a dead reader is not continued elsewhere.
 
-    Its snapshot is gone with it: another reader would show another moment.
+    The snapshot is gone with the reader, and another reader would show another moment.
     """
     router = make_router(engine_options={"isolation_level": "REPEATABLE READ"})
     with sessions(router)(read_only=True) as s:
@@ -394,7 +394,8 @@ def test_a_connection_closed_while_idle_is_noticed_silently(cluster: PostgresClu
     twins = [line.twin for line in router._engines._lines[cluster.writer.address]]
     assert twins
     end_connections(cluster)
-    eventually(lambda: len(select_(twins, [], [], 0)[0]) == len(twins))  # the server's list is shorter before it closes them
+    # The server takes the connections off its list before it closes them.
+    eventually(lambda: len(select_(twins, [], [], 0)[0]) == len(twins))
     eventually(lambda: time.monotonic() - used_at > FRESH)  # else it was not idle
     add_item(router, 101)
     assert cluster.execute("SELECT count(*) FROM item WHERE id >= 100") == [(2,)]
@@ -403,7 +404,8 @@ def test_a_connection_closed_while_idle_is_noticed_silently(cluster: PostgresClu
 @BOTH
 def test_a_promoted_readers_open_connections_serve_writes(cluster: PostgresCluster, make_router: MakeRouter) -> None:
     """If a reader is promoted in place, its open connections are used for writes."""
-    # It does not look before the promotion is done: a reader of MariaDB whose replication has stopped for it is not used.
+    # The router must not probe before the promotion is done.
+    # The promotion stops the replication of a MariaDB reader, and the router does not use such a reader.
     router = make_router(probe_interval=60.0, probe_timeout=10.0)
     until_readers_serve(router, 2)
     for _ in range(4):
@@ -429,7 +431,7 @@ def test_a_promotion_is_seen_before_a_frozen_writer_times_out(cluster: PostgresC
     eventually(lambda: router.topology.writer is not None and len(router.topology.readers) == 2)
     old = cluster.writer
     cluster.freeze(old)
-    router._monitor.suspect(old.address)  # probe it now, and then not before that has ended
+    router._monitor.suspect(old.address)  # probe it now; the next probe waits for the end of this one
     new = cluster.promote()
     eventually(lambda: router.topology.writer is not None and router.topology.writer.id == new.address)
     assert "deposed" in router.topology.by_id[old.address].error, "it has not been silent for long enough to be given up"
@@ -568,7 +570,7 @@ def test_two_writers_of_one_epoch_take_no_writes(
 def test_a_late_listener_of_a_restart_cuts_no_new_connection(
     cluster: PostgresCluster, make_router: MakeRouter, heard: list[events.Event]
 ) -> None:
-    """A listener that is late with a restart does not have connections cut that were made since."""
+    """If a slow listener delays the news of a restart, no connection made since is cut."""
     hears, may_go_on = threading.Event(), threading.Event()
 
     def slow(event: events.Event) -> None:
@@ -588,6 +590,6 @@ def test_a_late_listener_of_a_restart_cuts_no_new_connection(
     with router.connect(read_only=True) as connection:
         assert server_address(connection) == other.address
         may_go_on.set()
-        # A probe may have come while it was down: then it was lost, and not only restarted.
+        # A probe may come while the server is down. Then the instance is lost, and not only restarted.
         eventually(lambda: any(isinstance(e, events.ConnectionsDiscarded) and e.instance == other.address for e in heard))
         assert connection.scalar(text("SELECT 1")) == 1

@@ -247,7 +247,8 @@ def test_a_prepared_statement_counts_at_each_execution(cluster: PostgresCluster,
 
 
 def test_a_black_hole_hangs_a_query_and_a_reset_wakes_it(cluster: PostgresCluster, wire: FaultProxy) -> None:
-    with closing(connect(cluster, wire)) as connection:  # a reset that comes while it sends leaves it open, as psycopg sees it
+    # If a reset comes while psycopg sends, psycopg takes the connection for open, so the test must close it.
+    with closing(connect(cluster, wire)) as connection:
         wire.black_hole()
         timer = threading.Timer(0.2, wire.reset_all)
         started = time.monotonic()
@@ -262,7 +263,7 @@ def test_a_black_hole_hangs_a_query_and_a_reset_wakes_it(cluster: PostgresCluste
 def test_a_statement_ran_only_if_just_its_answer_was_lost(
     cluster: PostgresCluster, wire: FaultProxy, answer: bool, there: int
 ) -> None:
-    """A lost statement is not executed, and one whose answer is lost is."""
+    """A lost statement is not executed. A statement whose answer is lost is executed."""
     cluster.execute("CREATE TABLE IF NOT EXISTS lost (n int); TRUNCATE lost")
     with connect(cluster, wire, autocommit=False) as connection:
         connection.execute("INSERT INTO lost VALUES (1)")
@@ -271,12 +272,12 @@ def test_a_statement_ran_only_if_just_its_answer_was_lost(
             connection.commit()
     eventually(lambda: cluster.execute("SELECT count(*) FROM pg_locks WHERE relation = 'lost'::regclass") == [(0,)])
     assert cluster.execute("SELECT count(*) FROM lost") == [(there,)]
-    with connect(cluster, wire) as connection:  # that was all
+    with connect(cluster, wire) as connection:  # the proxy loses only one COMMIT
         connection.execute("COMMIT")
 
 
 def test_a_part_of_a_word_is_not_lost(cluster: PostgresCluster, wire: FaultProxy) -> None:
-    """READ COMMITTED is no COMMIT."""
+    """READ COMMITTED does not count as a COMMIT."""
     with connect(cluster, wire, autocommit=False) as connection:
         wire.lose("COMMIT", answer=False)
         connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")

@@ -1,4 +1,4 @@
-"""Readers that replicate a part only, and writers whose log has a part only: own writes are seen all the same."""
+"""Own writes are seen although a reader replicates only a part, or the writer's log has only a part."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def warnings(caplog: pytest.LogCaptureFixture, what: str) -> list[str]:
 
 
 def reads_its_own_writes(router: Router, table: str) -> set[str]:
-    """Write, and read until each instance was asked twice since; gives where the reads went."""
+    """Write, and read until each instance has been probed twice since. Return the instances of the reads."""
     places = set()
     with sessions(router)() as s:
         for number in range(1, 4):
@@ -75,7 +75,7 @@ def test_a_filtered_reader_is_not_used_for_own_writes(aurora_cluster_factory: Fa
 def test_a_filtered_log_keeps_who_has_written_on_the_writer(
     aurora_cluster_factory: Factory, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What the writer leaves out of its log no reader ever has."""
+    """If the writer leaves a database out of its log, sessions that have written stay on the writer."""
     cluster = aurora_cluster_factory(readers=1)
     cluster.execute("CREATE DATABASE other")
     cluster.execute("CREATE TABLE other.x (id int PRIMARY KEY)")
@@ -101,7 +101,7 @@ def test_a_filtered_log_keeps_who_has_written_on_the_writer(
 
 
 def test_no_time_is_long_enough_for_a_filtered_reader(aurora_cluster_factory: Factory) -> None:
-    """Where no reader qualifies the writer serves; nobody waits for a reader that never will, and explain() says why."""
+    """If no reader will ever qualify, the writer serves without a wait, and explain() says why."""
     cluster = aurora_cluster_factory(readers=1)
     cluster.execute("CREATE TABLE logs (id int PRIMARY KEY)")
     cluster.wait_in_sync()

@@ -97,9 +97,9 @@ def test_a_bound_parameter_may_name_synchronous_commit(cluster: PostgresCluster,
 
 
 def test_an_autocommit_unit_cannot_write_on_a_promoted_reader(cluster: PostgresCluster, make_router: MakeRouter) -> None:
-    """A unit in autocommit cannot write on its reader when that is promoted.
+    """A unit in autocommit cannot write on its reader when the reader is promoted.
 
-    The text shows a view only, which calls a volatile function: it runs in the unit's transaction, or not at all.
+    The text shows only a view, but the view calls a volatile function. It runs in the unit's transaction, or not at all.
     """
     cluster.execute("""
         CREATE OR REPLACE FUNCTION extra.touch() RETURNS int LANGUAGE sql VOLATILE SECURITY DEFINER
@@ -160,7 +160,7 @@ def test_a_listener_of_after_begin_may_set_up_the_transaction(router: Router, re
 
 
 def test_an_applications_own_setting_is_read_on_a_reader(make_router: MakeRouter) -> None:
-    """A setting of the application's that all connections have is read on a reader; one that the unit has set, where it is."""
+    """A setting that all connections have is read on a reader. A setting of the unit is read on the unit's server."""
     router = make_router(engine_options={"connect_args": {"options": "-c app.tenant=7"}})
     for question in "SELECT current_setting('app.tenant')", "SHOW app.tenant":
         with sessions(router)() as s:
@@ -173,7 +173,7 @@ def test_an_applications_own_setting_is_read_on_a_reader(make_router: MakeRouter
 
 @BOTH
 def test_a_write_that_only_the_server_sees_is_refused_in_words(cluster: Cluster[Any], make_router: MakeRouter) -> None:
-    """In a read-only unit a write that hides in a view, or in a column's default, is a ReadOnlyViolation wherever the unit is."""
+    """In a read-only unit a write hidden in a view or a column's default is a ReadOnlyViolation on every server."""
     of = engine(cluster)
     number = {"postgresql": "nextval('ticket')", "mariadb": "nextval(ticket)", "mysql": "nextval()"}[of]
     with cluster.writer.connect() as connection, connection.cursor() as cursor:
@@ -203,7 +203,7 @@ def test_a_write_that_only_the_server_sees_is_refused_in_words(cluster: Cluster[
 
 @pytest.mark.parametrize("read_only", [None, True])
 def test_a_backslash_means_what_the_connection_says(make_router: MakeRouter, read_only: bool | None) -> None:
-    """A backslash before a quote keeps no read from a reader where the connection's standard_conforming_strings is on."""
+    """A read with a backslash before a quote stays on a reader if its connection has standard_conforming_strings on."""
     with sessions(make_router())(read_only=read_only) as s:
         assert s.scalar(text(r"SELECT 'a_b' LIKE 'a\_b' ESCAPE '\' AND 'c' = 'c'"))
         assert place(s) == "reader"
@@ -373,7 +373,7 @@ def test_a_unit_leaves_nothing_to_the_garbage_collector(router: Router, read_onl
             s.commit()
         return weakref.ref(s)
 
-    unit()  # the first makes what lasts
+    unit()  # the first unit creates the objects that outlive it
     gc.collect()
     gc.disable()
     try:

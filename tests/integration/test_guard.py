@@ -1,4 +1,4 @@
-"""Stale reads lose no updates: what a reader has shown is looked up on the writer before it is written."""
+"""Stale reads lose no updates, because the guard looks a reader's rows up on the writer before they are written."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Animal(Base):
 
 
 class Dog(Animal):
-    """In two tables."""
+    """A class with a table of its own besides its parent's."""
 
     __tablename__ = "dog"
     id: Mapped[int] = mapped_column(ForeignKey("animal.id"), primary_key=True)
@@ -101,7 +101,7 @@ class Dog(Animal):
 
 
 class Cat(Animal):
-    """In its parent's table."""
+    """A class in its parent's table."""
 
     __mapper_args__ = {"polymorphic_identity": "cat"}
 
@@ -115,7 +115,7 @@ class Versioned(Base):
 
 
 class Opaque:
-    """Equal to nothing but itself, and cannot be pickled."""
+    """A value that is equal to nothing but itself, and cannot be pickled."""
 
     def __init__(self, word: str) -> None:
         self.word = word
@@ -134,7 +134,7 @@ class OpaqueType(TypeDecorator[Opaque]):
 
 
 class SealedType(OpaqueType):
-    """What is sent differs each time, as in any encryption with a nonce."""
+    """A type that sends something else each time, as any encryption with a nonce does."""
 
     cache_ok = True
     nonces = itertools.count()
@@ -144,7 +144,7 @@ class SealedType(OpaqueType):
 
 
 class ForeignType(OpaqueType):
-    """Of a column that another service fills."""
+    """The type of a column that another service fills."""
 
     cache_ok = True
 
@@ -187,7 +187,7 @@ class Line(Base):
 
 
 class Purchase(Base):
-    """Its total is kept by a trigger."""
+    """An order whose total is kept by a trigger."""
 
     __tablename__ = "purchase"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -197,7 +197,7 @@ class Purchase(Base):
 
 
 class Shelf(Base):
-    """The database carries a new name over to its boxes."""
+    """A shelf whose new name the database carries over to its boxes."""
 
     __tablename__ = "shelf"
     name: Mapped[str] = mapped_column(String(9), primary_key=True)
@@ -212,12 +212,12 @@ class Box(Base):
 
 
 class Thing:
-    """Equal to nothing but itself."""
+    """A value that is equal to nothing but itself."""
 
 
 @contextmanager
 def raises_stale(entity: str, key: int) -> Iterator[None]:
-    """That object, and no other."""
+    """Expect a StaleRead of this object, and of no other."""
     with pytest.raises(StaleRead, match=f"object of {entity} ") as caught:
         yield
     assert caught.value.key == (key,)
@@ -239,7 +239,7 @@ MONITOR = ("pg_is_in_recovery", "pg_proc", "@@version", "SHOW ALL SLAVES", "SHOW
 
 @pytest.fixture
 def cluster(cluster: Cluster[Any]) -> Cluster[Any]:
-    """With the tables of this module, and all of its readers as they were when the test began: replay stands still."""
+    """The shared cluster, with the tables of this module on all of its readers."""
     engine = create_engine(cluster.url)
     Base.metadata.drop_all(engine)
     Base.metadata.create_all(engine)
@@ -267,7 +267,7 @@ def cluster(cluster: Cluster[Any]) -> Cluster[Any]:
 
 @pytest.fixture
 def router(cluster: Cluster[Any], proxy: FaultProxy, make_router: MakeRouter, heard: list[events.Event]) -> Router:
-    """Of the writer, through the proxy, and one reader, on which time has stopped."""
+    """A router of the writer, through the proxy, and of one reader whose replay is paused."""
     return late(cluster, proxy, make_router, heard)
 
 
@@ -275,20 +275,22 @@ def late(cluster: Cluster[Any], proxy: FaultProxy, make_router: MakeRouter, hear
     router = make_router(through(proxy, cluster), instances=[cluster.readers[0].address], listeners=[heard.append], **options)
     until_readers_serve(router, 1)
     with sessions(router)() as s:
-        s.connection()  # so that it is there when statements are counted
+        s.connection()  # opens the connection before statements are counted
     cluster.pause_replay(cluster.readers[0])
     return router
 
 
 def on_the_writer(cluster: Cluster[Any], *statements: str) -> None:
-    """What somebody else does, and the reader does not know."""
+    """Execute statements of another client, which a paused reader does not know."""
     for statement in statements:
         cluster.execute(statement)
 
 
 def sent(proxy: FaultProxy, work: Callable[[], object]) -> list[str]:
-    """The first words of what the work has sent to the writer, each once in a row. Left out: the monitor's questions, and BEGIN,
-    which PyMySQL never sends."""
+    """The first words of the statements that the work sends to the writer, each once in a row.
+
+    The monitor's questions are left out, and so is BEGIN, which PyMySQL never sends.
+    """
     before = len(proxy.statements)
     work()
     asked = [text for text in proxy.statements[before:] if not any(part in text for part in ("BEGIN", *MONITOR))]
@@ -302,7 +304,7 @@ def looks(text: str) -> bool:
 
 @pytest.fixture
 def engine(cluster: Cluster[Any], proxy: FaultProxy) -> Iterator[Engine]:
-    """To the writer, and not the router's."""
+    """A plain engine to the writer, not one of the router's."""
     engine = create_engine(through(proxy, cluster))
     yield engine
     engine.dispose()
@@ -659,7 +661,7 @@ def test_values_only_postgresql_has_are_found_equal(cluster: Cluster[Any], route
 
 @pytest.mark.parametrize("column", ["sealed", "filled_elsewhere"])
 def test_values_that_nothing_can_compare_are_no_stale_read(cluster: Cluster[Any], router: Router, column: str) -> None:
-    """A value that differs even from itself, read twice, proves nothing. The columns beside it are compared, and so is NULL."""
+    """A value that differs from itself when read twice proves nothing. The columns beside it are compared, and so is NULL."""
     cluster.resume_replay(cluster.readers[0])
     on_the_writer(cluster, f"UPDATE odd SET {column} = 'word'")
     cluster.wait_in_sync()
@@ -744,7 +746,7 @@ def test_an_object_that_expired_is_as_fresh_as_what_is_read_next(
         assert not marked(item)
         item.stock += 1
         assert sent(proxy, s.commit) == ["UPDATE", "COMMIT"]
-    # Otherwise nobody who has read on the writer goes back to a reader that is behind.
+    # With any other consistency a session that has read on the writer does not go back to a late reader.
     eventual = late(cluster, proxy, make_router, heard, consistency="eventual")
     with sessions(eventual)() as s:
         item = s.get_one(Item, 2, execution_options={"route": "writer"})
@@ -811,7 +813,7 @@ def test_a_bulk_update_carried_over_to_an_object_is_no_read(cluster: Cluster[Any
 
 
 def test_an_object_with_nothing_left_from_a_read_is_not_checked(cluster: Cluster[Any], proxy: FaultProxy, router: Router) -> None:
-    """An object is not checked if nothing is left of what was read."""
+    """An object is not checked if nothing is left of the values that were read."""
     with sessions(router)() as s:
         item = s.get_one(Item, 1)
         on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 1")
@@ -843,7 +845,7 @@ def test_a_child_that_only_the_flush_finds_changed_is_checked(cluster: Cluster[A
 
 
 def test_children_found_by_a_flush_are_looked_up_at_once(cluster: Cluster[Any], proxy: FaultProxy, router: Router) -> None:
-    """One SELECT for the class, however many children a new parent takes over."""
+    """The guard sends one SELECT for the class, however many children a new parent takes over."""
     with sessions(router)() as s:
         s.add(Purchase(id=2, total=0, state="open", lines=[*s.scalars(select(Line))]))
         before = len(proxy.statements)
@@ -874,7 +876,7 @@ def test_a_changed_primary_key_takes_two_runs_at_most(cluster: Cluster[Any], rou
 
 
 def test_children_of_a_changed_primary_key_are_not_stale(cluster: Cluster[Any], router: Router) -> None:
-    """Those that the relationship knows are looked up before the database carries the key over to them."""
+    """Children that the relationship knows are looked up before the database carries the key over to them."""
     with sessions(router)() as s:
         shelf = s.get_one(Shelf, "old")
         boxes = [*shelf.boxes]
@@ -909,7 +911,7 @@ BULK = pytest.mark.parametrize("write", [save_in_bulk, update_in_bulk, update_by
 def test_a_bulk_statement_makes_no_object_stale(
     cluster: Cluster[Any], router: Router, write: Callable[[RoutingSession, Item], None]
 ) -> None:
-    """What the unit's own bulk statement has written is not taken for another's."""
+    """The writes of the unit's own bulk statement are not taken for those of another unit."""
     with sessions(router)() as s:
         write(s, s.get_one(Item, 1))
         s.commit()
@@ -928,13 +930,14 @@ def test_a_bulk_statement_makes_no_object_stale(
 def test_a_bulk_statement_checks_what_a_reader_has_shown(
     cluster: Cluster[Any], router: Router, write: Callable[[RoutingSession, Item], None]
 ) -> None:
-    """Objects that it is given, or whose rows it names, are looked up before they are written."""
+    """The objects of a bulk statement, or of the rows it names, are looked up before they are written."""
     on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 1")
     with sessions(router)() as s:
         item = s.get_one(Item, 1)
         with raises_stale("Item", 1):
             write(s, item)
-        if write is not update_by_key:  # its error is that of a statement, after which a transaction may go on
+        # The error of update_by_key is that of a statement, after which the transaction may go on.
+        if write is not update_by_key:
             with pytest.raises(PendingRollbackError):
                 s.commit()
     router.run_transaction(sessions(router), lambda s: write(s, s.get_one(Item, 1)))
@@ -942,7 +945,7 @@ def test_a_bulk_statement_checks_what_a_reader_has_shown(
 
 
 def test_a_listener_may_read_before_a_bulk_statement(cluster: Cluster[Any], router: Router) -> None:
-    """What it reads on a reader does not use up the look at the objects."""
+    """A listener's read on a reader does not use up the check of the objects."""
     on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 1")
 
     def read(state: ORMExecuteState) -> None:
@@ -958,7 +961,7 @@ def test_a_listener_may_read_before_a_bulk_statement(cluster: Cluster[Any], rout
 
 @pytest.mark.parametrize("in_bulk", [True, False])
 def test_an_object_is_checked_beside_those_of_another_cluster(cluster: Cluster[Any], router: Router, in_bulk: bool) -> None:
-    """Objects that another router's cluster has, and that are written first, do not use up the look at the others."""
+    """Objects of another router's cluster that are written first do not use up the check of the others."""
     on_the_writer(cluster, "UPDATE box SET weight = 50 WHERE id = 1")
     with Router(cluster.url) as another, sessions(router, binds={Item: another.writer_engine()})() as s:
         box, item = s.get_one(Box, 1), s.get_one(Item, 1)
@@ -1106,7 +1109,7 @@ def test_a_mapper_of_rows_that_cannot_be_locked_is_left_alone(proxy: FaultProxy,
 
 
 class Shelved(Base):
-    """A view, which is written by a trigger: how much is on each shelf."""
+    """A view of the weight on each shelf, which a trigger writes."""
 
     __tablename__ = "shelved"
     name: Mapped[str] = mapped_column(String(9), primary_key=True)
@@ -1125,7 +1128,7 @@ SHELVED = (
 @POSTGRESQL
 @pytest.mark.parametrize("wrote", [False, True], ids=["first", "after a write"])
 def test_a_view_that_cannot_be_locked_is_compared(cluster: Cluster[Any], router: Router, wrote: bool) -> None:
-    """The rows of a view that groups are read without a lock, and nothing that the unit has written before is lost."""
+    """The rows of a view with GROUP BY are read without a lock, and the unit's earlier writes are kept."""
     cluster.resume_replay(cluster.readers[0])
     on_the_writer(cluster, *SHELVED)
     cluster.wait_in_sync()
@@ -1146,7 +1149,7 @@ def test_a_view_that_cannot_be_locked_is_compared(cluster: Cluster[Any], router:
         def add(s: RoutingSession) -> None:
             s.get_one(Shelved, "old").weight += 1
 
-        router.run_transaction(sessions(router), add)  # what its first run has read is stale
+        router.run_transaction(sessions(router), add)  # its first run reads a stale row
         assert cluster.execute("SELECT weight FROM shelved") == [(2,)]
     finally:
         on_the_writer(cluster, "DROP VIEW shelved", "CREATE TABLE shelved (name text)")
@@ -1176,7 +1179,7 @@ def test_rows_are_locked_in_the_order_of_the_flush(cluster: Cluster[Any], router
     """Rows are locked in the order in which a flush writes them."""
 
     class Named(DeclarativeBase):
-        """Classes whose names come in another order than their tables."""
+        """A base of classes whose names come in another order than their tables."""
 
     class Whole(Named):
         __tablename__ = "item"
@@ -1219,7 +1222,7 @@ def test_rows_are_locked_in_the_order_of_the_flush(cluster: Cluster[Any], router
 
 
 class Tagged(Base):
-    """Its key has several forms in Python."""
+    """A row whose key has several forms in Python."""
 
     __tablename__ = "tagged_row"
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
@@ -1236,11 +1239,11 @@ class Numbered(Base):
 @BOTH
 @pytest.mark.parametrize("kind", [Tagged, Numbered])
 def test_a_key_may_be_given_as_another_type(cluster: Cluster[Any], make_router: MakeRouter, kind: Any) -> None:
-    """A UUID or a number that the application gave as a str is the row's key all the same when a reader has shown the row."""
+    """A UUID or a number set as a str stays the row's key after a reader has shown the row."""
     router = make_router(cluster.url, instances=[cluster.readers[0].address])
     until_readers_serve(router, 1)
     tag: Any = uuid.uuid4()
-    if family_of(cluster) == "postgresql":  # elsewhere SQLAlchemy 2.0 takes no str for it
+    if family_of(cluster) == "postgresql":  # elsewhere SQLAlchemy 2.0 takes no str for a UUID
         tag = str(tag)
     key = {"id": tag, "number": "7"} if kind is Tagged else {"id": "7"}
     with sessions(router)() as s:

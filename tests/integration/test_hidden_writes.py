@@ -35,7 +35,7 @@ _GONE = ("DROP VIEW noting", "DROP FUNCTION noted", "DROP TABLE note")
 
 @pytest.fixture
 def notes(cluster: Cluster[Any]) -> Iterator[Callable[[], int]]:
-    """How many rows were written."""
+    """Give the number of rows written."""
     if family(cluster) == "mysql":
         for instance in cluster.instances:
             cluster.execute("SET GLOBAL log_bin_trust_function_creators = 1", instance=instance)
@@ -49,7 +49,7 @@ def notes(cluster: Cluster[Any]) -> Iterator[Callable[[], int]]:
 
 @pytest.fixture
 def router(cluster: Cluster[Any], proxy: FaultProxy, make_router: Callable[..., Router], notes: Callable[[], int]) -> Router:
-    """A reader has refused the text before."""
+    """A router that knows the text, because a reader has refused it."""
     router = make_router(through(proxy, cluster), instances=[reader.address for reader in cluster.readers], failover_timeout=10)
     until_readers_serve(router, 2)
     router.init_commit_table()
@@ -64,7 +64,7 @@ def router(cluster: Cluster[Any], proxy: FaultProxy, make_router: Callable[..., 
 def test_a_hidden_write_is_not_lost_with_its_connection(
     router: Router, proxy: FaultProxy, notes: Callable[[], int], read_only: bool | None
 ) -> None:
-    """The unit may have written, so a later read of it is not repeated on a connection without what it wrote."""
+    """The unit may have written, so its later read is not retried on a new connection, which lacks the write."""
     with sessions(router, read_only=read_only)() as s:
         s.execute(NOTE).all()
         proxy.reset_all()
@@ -76,7 +76,7 @@ def test_a_hidden_write_is_not_lost_with_its_connection(
 
 @BOTH
 def test_a_hidden_write_is_not_done_twice(router: Router, proxy: FaultProxy, notes: Callable[[], int]) -> None:
-    """A lost answer to its COMMIT is looked up, or is an OutcomeUnknown."""
+    """If the answer to its COMMIT is lost, the outcome is looked up, or the unit raises OutcomeUnknown."""
     runs: list[int] = []
 
     def work(s: RoutingSession) -> None:
@@ -96,7 +96,7 @@ def test_a_hidden_write_is_not_done_twice(router: Router, proxy: FaultProxy, not
 
 @pytest.fixture
 def fresh(cluster: Cluster[Any], proxy: FaultProxy, make_router: Callable[..., Router], notes: Callable[[], int]) -> Router:
-    """No reader has refused the text yet, and there is none to refuse it."""
+    """A router without readers, so no reader has refused the text."""
     router = make_router(through(proxy, cluster), instances=[], failover_timeout=10)
     until_readers_serve(router, 0)
     router.init_commit_table()
@@ -105,7 +105,7 @@ def fresh(cluster: Cluster[Any], proxy: FaultProxy, make_router: Callable[..., R
 
 @BOTH
 def test_what_no_reader_has_refused_is_not_lost_either(fresh: Router, proxy: FaultProxy, notes: Callable[[], int]) -> None:
-    """Declared to write, a unit repeats a read only as its first statement: what came before it may have written."""
+    """A unit declared to write retries a read only as its first statement, because earlier statements may have written."""
     with sessions(fresh, read_only=False)() as s:
         proxy.reset_all()
         s.execute(NOTE).all()
@@ -121,7 +121,7 @@ def test_what_no_reader_has_refused_is_not_lost_either(fresh: Router, proxy: Fau
 def test_what_no_reader_has_refused_is_not_done_twice(
     fresh: Router, proxy: FaultProxy, notes: Callable[[], int], read_only: bool | None
 ) -> None:
-    """A lost answer to its COMMIT is looked up, or is an OutcomeUnknown; in autocommit every answer is that."""
+    """If the answer to its COMMIT is lost, the outcome is looked up, or the unit raises OutcomeUnknown."""
     Session = sessions(fresh, read_only=read_only)
     proxy.lose("COMMIT", answer=True)
     fresh.run_transaction(Session, lambda s: s.execute(NOTE).all())
@@ -141,7 +141,7 @@ def test_what_commits_by_itself_is_not_done_twice(
     proxy: FaultProxy,
     notes: Callable[[], int],
 ) -> None:
-    """In autocommit a lost answer is like that of a COMMIT, whatever the text looks like."""
+    """In autocommit the lost answer to any text counts as the lost answer to a COMMIT."""
     router = make_router(through(proxy, cluster), instances=[], engine_options={"isolation_level": "AUTOCOMMIT"})
     until_readers_serve(router, 0)
     proxy.lose("noting", answer=True)
@@ -152,7 +152,7 @@ def test_what_commits_by_itself_is_not_done_twice(
 
 @BOTH
 def test_a_hidden_write_is_an_own_write(cluster: Cluster[Any], router: Router, notes: Callable[[], int]) -> None:
-    """Its session goes on where the row is seen, and has a token for others."""
+    """The session of a hidden write goes on where it sees the row, and has a token for other sessions."""
     for reader in cluster.readers:
         cluster.set_lag(reader, 3600)
     try:
@@ -170,7 +170,7 @@ def test_a_hidden_write_is_an_own_write(cluster: Cluster[Any], router: Router, n
 def test_a_read_that_has_become_a_write_needs_no_reader(
     cluster: Cluster[Any], make_router: Callable[..., Router], notes: Callable[[], int], heard: list[events.Event]
 ) -> None:
-    """A text that was a read, and that a reader has refused since, goes to the writer at once."""
+    """A text that was a read goes to the writer at once after a reader has refused it."""
     security = "" if family(cluster) == "postgresql" else "SQL SECURITY INVOKER"
     router = make_router(listeners=[heard.append])
     until_readers_serve(router, 2)

@@ -57,7 +57,7 @@ def test_a_new_server_id_is_told_once(aurora_cluster_factory: Factory, caplog: p
 
 @pytest.mark.engines("mariadb")
 def test_a_new_gtid_domain_is_no_other_cluster(aurora_cluster_factory: Factory, caplog: pytest.LogCaptureFixture) -> None:
-    """Servers that are known keep their roles when their GTID domain changes, and a failover after it is a failover."""
+    """Known servers keep their roles when their GTID domain changes, and a later failover works."""
     cluster = aurora_cluster_factory(readers=2)
     cluster.execute("CREATE TABLE t (id int PRIMARY KEY)")
     cluster.wait_in_sync()
@@ -92,7 +92,7 @@ def test_a_new_gtid_domain_is_no_other_cluster(aurora_cluster_factory: Factory, 
 
 @pytest.fixture(scope="module")
 def clusters(aurora_cluster_factory: Factory) -> Iterator[list[Cluster[Any]]]:
-    """Two clusters with a table of the same name each, which one password opens."""
+    """Two clusters that have a table of the same name and accept one password."""
     with ExitStack() as stack:
         found = []
         for _ in range(2):
@@ -106,7 +106,7 @@ def clusters(aurora_cluster_factory: Factory) -> Iterator[list[Cluster[Any]]]:
 
 @pytest.fixture
 def moved(clusters: list[Cluster[Any]]) -> Iterator[Moved]:
-    """Both, without rows, and the names of the first one's instances."""
+    """Both clusters, with empty tables, and a proxy as the name of each instance of the first one."""
     old, other = clusters
     for cluster in clusters:
         cluster.execute("TRUNCATE t")
@@ -122,13 +122,13 @@ def names(moved: Moved, **options: Any) -> Router:
 
 
 def lead(name: FaultProxy, instance: LocalInstance) -> None:
-    """Have a name lead to that instance, and nobody be connected to the one before."""
+    """Make a name lead to that instance, and cut the connections to the one before."""
     name.retarget((instance.host, instance.port))
     name.reset_all()
 
 
 def test_no_name_that_leads_elsewhere_gets_writes(moved: Moved, caplog: pytest.LogCaptureFixture) -> None:
-    """Another cluster under one of the names is never written to, though that is accepted when all names lead there."""
+    """A cluster behind only one of the names is never written to, although accept_new_cluster is set."""
     old, other, (writer, _) = moved
     with names(moved, accept_new_cluster=True, failover_timeout=1.0) as router:
         until_readers_serve(router, 1)
@@ -149,7 +149,7 @@ def test_no_name_that_leads_elsewhere_gets_writes(moved: Moved, caplog: pytest.L
 def test_a_cluster_made_anew_is_used_where_that_is_accepted(
     moved: Moved, caplog: pytest.LogCaptureFixture, accepted: bool
 ) -> None:
-    """With all names it takes the old one's place, if it may; if not, the error says what to do."""
+    """A cluster behind all names replaces the old one if that is accepted. Otherwise the error says what to do."""
     old, other, proxies = moved
     with names(moved, accept_new_cluster=accepted) as router:
         until_readers_serve(router, 1)

@@ -1,4 +1,4 @@
-"""An exception out of a signal handler between a statement and the end of its answer: nobody else gets that answer."""
+"""A signal handler raises between a statement and the end of its answer: no later statement gets that answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.interruptions import SoftTimeLimitExceeded, interrupted_at_each_line
 
 MakeRouter = Callable[..., Router]
 NUMBERS = count(1)
-"""Of the questions: each answer is of one question only."""
+"""Numbers for the questions: each answer fits one question only."""
 
 
 def in_a_session(router: Router, read_only: bool | None) -> int:
@@ -74,18 +74,19 @@ def only(cluster: Cluster[Any], make_router: MakeRouter) -> Router:
 
 @pytest.mark.engines("mariadb", "mysql")
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of PyMySQL's results that are half made
+# PyMySQL's half-made results raise when they are deleted.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:Previous unbuffered result:UserWarning")
 def test_an_interrupted_read_answers_no_other(only: Router, way: str) -> None:
-    """Wherever in the driver a read is interrupted, the next one, made in the same way, gets its own rows."""
+    """Wherever in the driver a read is interrupted, the next read of the same kind gets its own rows."""
     read = WAYS[way]
     for _ in range(2):
-        assert read(only) == 0  # what is made at first is made
+        assert read(only) == 0  # A first read runs code that later ones do not.
 
     def interrupted() -> None:
         try:
             read(only)
-        except StatementError as error:  # SQLAlchemy's, around whatever comes out of the driver
+        except StatementError as error:  # SQLAlchemy wraps whatever the driver raises.
             if not isinstance(error.orig, SoftTimeLimitExceeded):
                 raise
 
@@ -96,9 +97,10 @@ def test_an_interrupted_read_answers_no_other(only: Router, way: str) -> None:
 
 
 @BOTH
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of PyMySQL's results that are half made
+# PyMySQL's half-made results raise when they are deleted.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupted_commit_harms_no_later_unit(cluster: Cluster[Any], only: Router) -> None:
-    """Wherever a unit that writes is interrupted, COMMIT included, its transaction ends, and the next one has its own."""
+    """Wherever a writing unit is interrupted, even in COMMIT, its transaction ends, and the next unit has its own."""
 
     def write() -> None:
         with sessions(only)() as s:
@@ -108,7 +110,7 @@ def test_an_interrupted_commit_harms_no_later_unit(cluster: Cluster[Any], only: 
     def interrupted() -> None:
         try:
             write()
-        except StatementError as error:  # SQLAlchemy's, around whatever comes out of the driver
+        except StatementError as error:  # SQLAlchemy wraps whatever the driver raises.
             if not isinstance(error.orig, SoftTimeLimitExceeded):
                 raise
 
@@ -119,7 +121,7 @@ def test_an_interrupted_commit_harms_no_later_unit(cluster: Cluster[Any], only: 
             return False
         return True
 
-    write()  # what is made at first is made
+    write()  # A first write runs code that later ones do not.
     files = "psycopg/_connection_base.py", "pymysql/connections.py", "aurora_router/gate.py"
     for _ in interrupted_at_each_line(interrupted, *files, by=SoftTimeLimitExceeded):
         eventually(is_free)
@@ -128,7 +130,7 @@ def test_an_interrupted_commit_harms_no_later_unit(cluster: Cluster[Any], only: 
 
 
 def interrupt_after_sending(frame: FrameType, _what: str, _arg: object) -> None:
-    """As a signal handler would after the statement was sent, and before its answer was read."""
+    """Raise as a signal handler would after the statement is sent and before its answer is read."""
     if frame.f_code.co_name == "_read_query_result":
         sys.settrace(None)
         raise SoftTimeLimitExceeded
@@ -136,7 +138,7 @@ def interrupt_after_sending(frame: FrameType, _what: str, _arg: object) -> None:
 
 @pytest.mark.engines("mariadb", "mysql")
 def test_an_interrupted_write_keeps_no_lock(router: Router) -> None:
-    """A rollback after an interrupted write ends its transaction at once, though its connection is not back in the pool."""
+    """A rollback after an interrupted write ends the transaction at once, even before the connection is back in the pool."""
     with router.connect() as connection:
         connection.execute(text("SELECT 1"))
         before = sys.gettrace()

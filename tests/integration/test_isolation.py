@@ -1,4 +1,4 @@
-"""Isolation levels that a reader cannot have, whoever asks for them."""
+"""Isolation levels that a reader cannot have: set on the engine, by a unit, or as the server's default."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _USUAL = {
 
 @pytest.fixture
 def by_default(cluster: Cluster[Any]) -> Iterator[None]:
-    """SERIALIZABLE is what the application's user has if it asks for nothing."""
+    """Make SERIALIZABLE the default level of the application's user."""
     on = [cluster.writer] if engine(cluster) == "postgresql" else cluster.instances
     for instance in on:
         cluster.execute(_DEFAULT[engine(cluster)], instance=instance)
@@ -57,7 +57,7 @@ def level(s: RoutingSession) -> str:
 
 
 def where(router: Router, **options: Any) -> str:
-    """Where a unit of one read runs."""
+    """Return the place where a unit of one read runs."""
     with sessions(router, **options)() as s:
         assert s.scalar(COUNT) == 3
         return place(s)
@@ -65,7 +65,7 @@ def where(router: Router, **options: Any) -> str:
 
 @BOTH
 def test_serializable_as_an_engine_option(cluster: Cluster[Any], make_router: MakeRouter) -> None:
-    """Every unit is served at the level that was asked for. A read-only one is on a reader if that can have the level."""
+    """Every unit runs at the level asked for. A read-only unit runs on a reader if readers can have the level."""
     router = make_router(engine_options=SERIALIZABLE)
     until_readers_serve(router, 2)
     allowed = "writer" if engine(cluster) == "postgresql" else "reader"
@@ -87,7 +87,7 @@ def test_serializable_as_an_engine_option(cluster: Cluster[Any], make_router: Ma
 
 
 def test_a_level_that_only_the_writer_has_is_refused(make_router: MakeRouter) -> None:
-    """Reads that must not go to the writer are refused at a level that readers do not have, and the error says what to do."""
+    """With no_reader="error" reads at a level that readers lack are refused, and the error says what to do."""
     router = make_router(engine_options=SERIALIZABLE, no_reader="error")
     until_readers_serve(router, 2)
     with sessions(router, read_only=True)() as s, pytest.raises(NoReaderAvailable, match=r"SERIALIZABLE.*REPEATABLE READ"):
@@ -120,7 +120,7 @@ def test_the_engines_level_comes_back_after_another(make_router: MakeRouter, ask
 @BOTH
 @pytest.mark.usefixtures("by_default")
 def test_serializable_as_the_default_takes_no_reader_away(cluster: Cluster[Any], make_router: MakeRouter) -> None:
-    """Probes and new connections name their own level. Who asks for nothing has the default, on the writer if need be."""
+    """Probes and new connections name their own level. Units that ask for none have the default, on the writer if necessary."""
     router = make_router()
     until_readers_serve(router, 2)
     assert where(router) == "writer"
@@ -154,7 +154,7 @@ def test_readers_serve_those_who_ask_for_less(make_router: MakeRouter, asked: st
 
 @pytest.mark.usefixtures("by_default")
 def test_statements_that_are_prepared_at_once(make_router: MakeRouter) -> None:
-    """The level is named in a text of several statements, which is not prepared whatever psycopg is told."""
+    """A text of several statements sets the level, and it is not prepared even with prepare_threshold=0."""
     options = {"isolation_level": "READ COMMITTED", "connect_args": {"prepare_threshold": 0}}
     router = make_router(engine_options=options)
     until_readers_serve(router, 2)
@@ -183,7 +183,7 @@ def test_a_promoted_readers_connection_has_its_default_back(cluster: Cluster[Any
 
 @BOTH
 def test_a_connection_that_asks_for_too_much_can_go_on(cluster: Cluster[Any], make_router: MakeRouter) -> None:
-    """A level that its reader does not have is refused in words that say what to do, and the connection is as good as before."""
+    """A level that the reader lacks is refused, the error says what to do, and the connection stays usable."""
     router = make_router()
     until_readers_serve(router, 2)
     with router.connect(read_only=True) as connection:
@@ -202,7 +202,7 @@ def test_a_connection_that_asks_for_too_much_can_go_on(cluster: Cluster[Any], ma
 
 @pytest.mark.parametrize("read_only", [None, True])
 def test_a_default_that_was_left_behind_is_set_back(make_router: MakeRouter, read_only: bool | None) -> None:
-    """SERIALIZABLE that somebody has made the default of a pooled connection to a reader costs the next unit no error."""
+    """If SERIALIZABLE was left as the default of a pooled connection to a reader, the next unit gets no error."""
     router = make_router()
     until_readers_serve(router, 2)
     everywhere = [router.raw_connection(read_only=True) for _ in range(4)]

@@ -1,4 +1,4 @@
-"""What was written before a job was sent, the job sees: by hand, and with Celery's signals and a worker of its own."""
+"""A job sees the rows written before it was sent: by hand, and with Celery's signals and a worker."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_token_that_does_not_count_does_not_stop_a_job(
 
 @pytest.fixture
 def celery(paused: PostgresCluster, make_router: MakeRouter) -> Iterator[Celery]:
-    """An application whose worker has a router of its own, and whose signals are wired as the guide has it."""
+    """An application whose worker has a router of its own, and whose signals are wired as in the guide."""
     web, worker = make_router(), make_router()
     until_readers_serve(web, 2)
     until_readers_serve(worker, 2)
@@ -101,7 +101,7 @@ def celery(paused: PostgresCluster, make_router: MakeRouter) -> Iterator[Celery]
         put_token(web, headers)
 
     def leave_logging_alone(**_: Any) -> None:
-        """Else the worker sets the level of the root logger, for all tests that follow."""
+        """Keep the worker from setting the level of the root logger for all later tests."""
 
     names: dict[str, Any] = {"router": worker, "put_token": put_token, "scope_of": scope_of}
     (wired,) = re.findall(r"^```python\n(from celery.signals .*?)^```$", GUIDE.read_text(), re.DOTALL | re.MULTILINE)

@@ -1,4 +1,4 @@
-"""A session joined into a transaction of the caller's, as tests do it: everything runs on that connection, nothing is routed."""
+"""A session that joins the caller's transaction, as tests do it: everything runs on that connection, nothing is routed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Sessions = sessionmaker[RoutingSession]
 
 @pytest.fixture
 def connection(router: Router) -> Iterator[Connection]:
-    """In a transaction on the writer that is rolled back at the end."""
+    """A connection in a transaction on the writer that is rolled back at the end."""
     with router.connect() as connection, connection.begin() as outer:
         yield connection
         if outer.is_active:
@@ -39,7 +39,7 @@ def Session(Session: Sessions, connection: Connection) -> Sessions:
 def test_what_a_joined_session_commits_can_be_undone(
     cluster: PostgresCluster, router: Router, connection: Connection, Session: Sessions
 ) -> None:
-    """Commits and rollbacks of sessions are savepoints of the outer transaction; every session sees what it has written."""
+    """Commits and rollbacks of sessions are savepoints of the outer transaction, whose writes every session sees."""
     with Session() as s:
         s.add(Item(id=9))
         s.commit()
@@ -103,7 +103,7 @@ def test_a_joined_session_needs_no_cluster(make_router: MakeRouter, heard: list[
 
 
 def test_a_binds_entry_counts_beside_a_joined_connection(router: Router, connection: Connection) -> None:
-    """As with Session: what `binds` name goes to their engine, all else to the connection."""
+    """As with Session, classes in `binds` use their own engine, and all others use the connection."""
     other = create_engine("sqlite://")
     Part.__table__.create(other)
     with sessions(router, bind=connection, binds={Part: other})() as s:
@@ -119,7 +119,7 @@ def test_an_engine_is_no_connection_to_join(router: Router) -> None:
 
 
 def test_a_bind_that_is_set_later_is_refused(cluster: PostgresCluster, router: Router, connection: Connection) -> None:
-    """It would change nothing: the session would still commit on the cluster."""
+    """Setting `bind` later is refused, because the session would still commit on the cluster."""
     engine: Any = create_engine("sqlite://")
     for bind in (engine, connection):
         with sessions(router)() as s, pytest.raises(ConfigurationError, match="when you make the session"):

@@ -1,4 +1,4 @@
-"""A late line between a reader and its writer, with a writer and readers of nothing but sockets."""
+"""A late line between a reader and a writer that are only sockets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _write_for_ever(listener: socket.socket) -> None:
 
 
 def test_nothing_is_held_for_a_reader_that_is_gone() -> None:
-    """A reader that hangs up leaves nothing held back, though its writer still sends: `hasten` would wait for it for ever."""
+    """If a reader hangs up while its writer sends, nothing stays held back, because `hasten` would wait for ever."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=_write_for_ever, args=[listener], daemon=True).start()
         line = LateLine(listener.getsockname()[:2])

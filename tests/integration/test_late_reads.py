@@ -1,4 +1,4 @@
-"""What a late reader has shown decides what a unit writes: the writer refuses it, or the collections are read there again."""
+"""A late reader's rows decide what a unit writes: the writer refuses the write, or collections are read there again."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Leaf(Base):
 
 
 class Bird(Base):
-    """Outlives its root."""
+    """A child that outlives its root."""
 
     __tablename__ = "bird"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -90,7 +90,7 @@ class Flower(Base):
 
 
 class Stone(Base):
-    """Deleted by the database."""
+    """A child that the database deletes."""
 
     __tablename__ = "stone"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -124,7 +124,7 @@ marks = Table("mark", Base.metadata, Column("tray_name", String(9)), Column("lab
 
 
 class Tray(Base):
-    """Its name is carried over to what refers to it by SQLAlchemy: the database knows of no reference."""
+    """A parent whose name SQLAlchemy carries over to its children, because the database knows no foreign key."""
 
     __tablename__ = "tray"
     name: Mapped[str] = mapped_column(String(9), primary_key=True)
@@ -170,7 +170,7 @@ def cluster(cluster: Cluster[Any]) -> Cluster[Any]:
 
 @pytest.fixture
 def router(cluster: Cluster[Any], proxy: FaultProxy, make_router: MakeRouter, heard: list[events.Event]) -> Router:
-    """Of the writer and one reader, on which time has stopped."""
+    """A router of the writer and one reader, which replays nothing."""
     return late(cluster, proxy, make_router, heard)
 
 
@@ -264,7 +264,7 @@ GONE = "DELETE FROM link;DELETE FROM leaf;DELETE FROM branch;DELETE FROM bird;DE
 def test_what_a_late_reader_led_to_is_run_again(
     cluster: Cluster[Any], router: Router, heard: list[events.Event], unit: Callable[[RoutingSession], None], meanwhile: str
 ) -> None:
-    """An error that one database would never have given is not the application's."""
+    """An error that a single database would not raise is not the application's, so the function runs again."""
     if unit is delete_what_is_referred_to:
         on_the_writer(cluster, "INSERT INTO label (name) VALUES ('free')")
         cluster.resume_replay(cluster.readers[0])
@@ -286,7 +286,7 @@ def test_what_a_late_reader_led_to_is_run_again(
 
 
 def test_what_a_trigger_refuses_is_run_again(cluster: Cluster[Any], router: Router) -> None:
-    """A trigger's own check may meet what a late reader did not show. What it refuses in the second run is raised."""
+    """If a trigger refuses a write, the function runs again, because a reader may be late. A second refusal is raised."""
     room = "(SELECT note FROM root WHERE id = NEW.root_id) = 'full'"
     if engine(cluster) == "postgresql":
         on_the_writer(
@@ -313,7 +313,7 @@ def test_what_a_trigger_refuses_is_run_again(cluster: Cluster[Any], router: Rout
 
 
 def test_what_the_writer_refuses_is_raised(cluster: Cluster[Any], router: Router) -> None:
-    """An error that the second run meets on the writer as well is the application's, and so is one of a unit that read there."""
+    """An error is raised if the second run meets it on the writer, too, or if the unit read there."""
     on_the_writer(cluster, "INSERT INTO label (name) VALUES ('new')")
     for read_only, expected in ((None, 2), (False, 1)):
         runs: list[int] = []
@@ -331,7 +331,7 @@ def test_what_the_writer_refuses_is_raised(cluster: Cluster[Any], router: Router
 
 
 def test_a_function_may_catch_the_error_itself(cluster: Cluster[Any], router: Router) -> None:
-    """What is undone with a savepoint needs no second run."""
+    """An error that a savepoint undoes needs no second run."""
     on_the_writer(cluster, "INSERT INTO label (name) VALUES ('new')")
     runs: list[int] = []
 
@@ -351,7 +351,7 @@ def test_a_function_may_catch_the_error_itself(cluster: Cluster[Any], router: Ro
 
 
 def test_outside_of_a_run_the_error_is_the_servers(cluster: Cluster[Any], router: Router) -> None:
-    """A plain session cannot be run again; what it reads next is newer."""
+    """A plain session cannot be run again, so it raises the error. Its next reads are newer."""
     on_the_writer(cluster, "INSERT INTO label (name) VALUES ('new')")
     with sessions(router)() as s:
         merge(s)
@@ -415,7 +415,7 @@ def test_a_cascade_deletes_what_a_late_reader_did_not_show(
 
 
 def test_an_orphan_takes_along_what_a_late_reader_did_not_show(cluster: Cluster[Any], router: Router) -> None:
-    """An object that is deleted because its parent has let go of it is no exception."""
+    """The collections of an object that is deleted as an orphan are read again as well."""
     on_the_writer(cluster, "INSERT INTO leaf VALUES (2, 1)")
     with sessions(router)() as s:
         root = s.get_one(Root, 1, options=ALL)
@@ -523,7 +523,7 @@ def save_one_branch_and_delete(root: Root) -> None:
 def test_what_a_collection_hid_is_taken_out_with_the_rest(
     cluster: Cluster[Any], router: Router, change: Callable[[Root], None], left: str, flushed: bool
 ) -> None:
-    """A function that replaces or empties a collection is run again on the writer if a late reader has shown a part of it."""
+    """A function that replaces or empties a collection runs again on the writer if a late reader hid rows."""
     on_the_writer(cluster, *MEANWHILE)
     began: list[str] = []
 
@@ -541,7 +541,7 @@ def test_what_a_collection_hid_is_taken_out_with_the_rest(
 
 
 def test_a_collection_that_hid_something_is_told(cluster: Cluster[Any], router: Router) -> None:
-    """The run that has failed says which collections were late."""
+    """The error names the collections that were late."""
     on_the_writer(cluster, *MEANWHILE)
 
     def work(s: RoutingSession) -> None:
@@ -555,7 +555,7 @@ def test_a_collection_that_hid_something_is_told(cluster: Cluster[Any], router: 
 
 
 def test_a_filtered_collection_can_be_changed(cluster: Cluster[Any], router: Router) -> None:
-    """What a query has left out of a collection is no news of others: a plain session does not ask, and a run goes through."""
+    """Rows that a filter left out are not new: a plain session does not compare, and a run succeeds."""
     on_the_writer(cluster, "INSERT INTO branch (id, root_id) VALUES (7, 1)", "INSERT INTO branch (id, root_id) VALUES (8, 1)")
     cluster.resume_replay(cluster.readers[0])
     cluster.wait_in_sync()
@@ -588,7 +588,7 @@ def rename(s: RoutingSession, *added: Jar) -> None:
 
 
 def test_a_changed_key_reaches_what_a_late_reader_did_not_show(cluster: Cluster[Any], router: Router) -> None:
-    """What refers to an object by a key that SQLAlchemy carries over gets the new one."""
+    """All rows that refer to an object by a key that SQLAlchemy carries over get the new key."""
     on_the_writer(cluster, *HIDDEN)
     with sessions(router)() as s:
         rename(s)
@@ -611,7 +611,7 @@ def test_a_changed_key_and_collection_are_compared(cluster: Cluster[Any], router
 
 
 def test_what_is_only_added_to_a_collection_asks_nothing(cluster: Cluster[Any], proxy: FaultProxy, router: Router) -> None:
-    """It is right whatever else is in the collection by now."""
+    """An addition to a collection is right whatever else is in it by now, so nothing is compared."""
     on_the_writer(cluster, *MEANWHILE)
     with sessions(router)() as s:
         root = s.get_one(Root, 1, options=ALL)
@@ -624,7 +624,7 @@ def test_what_is_only_added_to_a_collection_asks_nothing(cluster: Cluster[Any], 
 
 
 def test_what_a_unit_has_inserted_itself_is_not_hidden(cluster: Cluster[Any], router: Router) -> None:
-    """A row that the session has written beside the collection is no news of others."""
+    """A row that the session has inserted beside the collection is not taken for a change by others."""
     with sessions(router)() as s:
         root = s.get_one(Root, 1, options=ALL)
         own = Branch(id=9, root_id=1)
@@ -636,7 +636,7 @@ def test_what_a_unit_has_inserted_itself_is_not_hidden(cluster: Cluster[Any], ro
 
 
 def test_a_collection_is_read_anew_once_for_a_class(cluster: Cluster[Any], proxy: FaultProxy, router: Router) -> None:
-    """However many objects are deleted; and not at all if the writer has shown them."""
+    """Deleting many objects reads their collections once a class, or not at all if the writer has shown the objects."""
     for options, expected in (({}, 1), ({"read_only": False}, 0)):
         on_the_writer(cluster, *(f"INSERT INTO root (id, note) VALUES ({number}, '')" for number in (3, 4, 5)))
         cluster.resume_replay(cluster.readers[0])
@@ -652,7 +652,7 @@ def test_a_collection_is_read_anew_once_for_a_class(cluster: Cluster[Any], proxy
 
 
 def test_a_refused_delete_is_run_again(cluster: Cluster[Any], router: Router) -> None:
-    """The same by an error of the server's: a statement of Core knows no cascade."""
+    """A delete by Core knows no cascade, so the writer refuses it, and the function runs again."""
     on_the_writer(cluster, "INSERT INTO bird VALUES (2, 1)")
     runs: list[int] = []
 

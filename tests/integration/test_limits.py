@@ -1,4 +1,4 @@
-"""Crowds on a real cluster: connects in turn, reads in a part of the writer's pool, and repeats within a budget."""
+"""Crowds on a real cluster: connects in turn, reads in part of the writer's pool, and retries within a budget."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.integration.shop import (
 from tests.interruptions import interrupted_at_each_line
 
 MakeRouter = Callable[..., Router]
-SMALL = {"pool_size": 4, "max_overflow": 0}  # half of it are two
+SMALL = {"pool_size": 4, "max_overflow": 0}  # Half of it is two.
 
 
 class Crowd:
@@ -60,13 +60,13 @@ class Crowd:
 
 
 def engine_behind(proxy: FaultProxy, cluster: PostgresCluster, make_router: MakeRouter, **options: Any) -> tuple[Router, Engine]:
-    """A router that does not look by itself in between, and its engine of the writer, with that proxy before it."""
+    """A router that does not probe during the test, and its engine of the writer behind the proxy."""
     router = make_router(through(proxy, cluster), probe_timeout=30.0, probe_interval=30.0, **options)
     return router, router.engine(router.topology.by_id[proxy.address])
 
 
 def queue(router: Router, instance: str) -> int:
-    """How many wait for their turn to connect there."""
+    """The number of threads that wait for their turn to connect there."""
     return router._engines._connects[instance].waiting
 
 
@@ -83,12 +83,12 @@ def test_only_so_many_of_fifty_threads_connect_at_once(
         pass
     proxy.black_hole()
     before = proxy.accepted
-    with router.connect():  # the one that is in the pool already
+    with router.connect():  # This one is in the pool already.
         crowd = Crowd(50, router.connect)
         eventually(lambda: queue(router, proxy.address) == 50 - at_once)
         eventually(lambda: proxy.accepted == before + at_once)
     with router.connect():
-        pass  # who finds a connection in the pool waits for nobody
+        pass  # A connection in the pool needs no waiting.
     assert proxy.accepted == before + at_once
     assert queue(router, proxy.address) == 50 - at_once
     proxy.heal()
@@ -112,7 +112,7 @@ def test_a_thread_waiting_to_connect_leaves_a_lost_instance(cluster: PostgresClu
             router._engines.discard(proxy.address)
         proxy.black_hole()
         crowd = Crowd(20, lambda: router.connect(read_only=True))
-        eventually(lambda: len(crowd.served) == 20)  # those that were connecting, too: they were cut
+        eventually(lambda: len(crowd.served) == 20)  # Connecting threads are cut, so they go on as well.
         assert set(crowd.served) == {second.host}
         crowd.go_home()
         assert crowd.errors == []
@@ -121,7 +121,7 @@ def test_a_thread_waiting_to_connect_leaves_a_lost_instance(cluster: PostgresClu
 def test_a_failed_connect_ends_the_waiting_behind_it(
     cluster: PostgresCluster, proxy: FaultProxy, make_router: MakeRouter
 ) -> None:
-    """One connect that fails ends the waiting of those behind it."""
+    """If one connect fails, all waiting threads fail too."""
     options = {"pool_size": 10, "connect_args": {"connect_timeout": 2}}
     _, engine = engine_behind(proxy, cluster, make_router, engine_options=options, connects_at_once=1)
     proxy.black_hole()
@@ -138,7 +138,7 @@ def test_a_connect_that_took_too_long_keeps_no_socket(
     options = {"connect_args": {"connect_timeout": 2}}
     router, engine = engine_behind(proxy, cluster, make_router, engine_options=options)
     proxy.black_hole()
-    gc.disable()  # what only it would close stays open
+    gc.disable()  # A socket that only the collector would close stays open.
     try:
         with pytest.raises(exc.OperationalError, match="timeout"):
             engine.connect()
@@ -179,7 +179,7 @@ def test_writes_find_room_while_reads_crowd_the_writer(cluster: PostgresCluster,
             session.add(Item(id=number))
             session.flush()
     assert len(crowd.served) == 2
-    crowd._home.set()  # each leaves its place to the next
+    crowd._home.set()  # Each thread leaves its place to the next one.
     crowd.go_home()
     assert crowd.errors == []
     assert crowd.served == [cluster.writer.host] * 20
@@ -259,7 +259,7 @@ def test_a_router_that_is_closed_lets_nobody_wait_for_a_place(cluster: PostgresC
 def test_a_unit_interrupted_at_any_line_leaves_its_place(
     cluster: PostgresCluster, make_router: MakeRouter, read_only: bool | None
 ) -> None:
-    """Wherever an exception out of a signal handler ends a read on the writer, the place that it had there is free again."""
+    """Wherever a signal handler's exception ends a read on the writer, the read's place is free again."""
     router = make_router(cluster.url, instances=[f"{cluster.writer.host}:1"], engine_options=SMALL)
     Session = sessionmaker(class_=RoutingSession, router=router)
     router.start()
@@ -308,13 +308,13 @@ def test_a_unit_whose_connection_cannot_be_had_leaves_its_place(cluster: Postgre
 
 
 def spend(router: Router) -> None:
-    """Use up what may be repeated, as others would."""
+    """Use up the retry budget, as other units would."""
     while router._repeats.budget.spend(time.monotonic(), first=False):
         pass
 
 
 def test_a_units_first_repeat_is_free_of_the_budget(cluster: PostgresCluster, make_router: MakeRouter) -> None:
-    """A unit's first repeat is free, and the next is refused when the budget is spent."""
+    """A unit's first retry is free, and the next one is refused if the budget is spent."""
     heard: list[events.Event] = []
     router = make_router(listeners=[heard.append])
     with sessionmaker(class_=RoutingSession, router=router)() as s:
@@ -348,7 +348,7 @@ def test_a_unit_without_budget_to_reconnect_waits(cluster: PostgresCluster, make
         cluster.execute("ALTER ROLE app CONNECTION LIMIT -1")
     assert crowd.errors == []
     for _ in range(1000):
-        router._repeats.count(time.monotonic())  # units that do get in pay for those that do not
+        router._repeats.count(time.monotonic())  # Units that connect earn the retries of the others.
     eventually(lambda: len(crowd.served) == 3)
     crowd.go_home()
     assert crowd.errors == []
@@ -371,7 +371,7 @@ def test_a_router_that_is_closed_lets_nobody_wait_to_knock_again(cluster: Postgr
 
 
 def test_a_run_is_not_repeated_for_ever_without_budget(cluster: PostgresCluster, router: Router) -> None:
-    """A run is not repeated without end when the budget is spent."""
+    """A function is not run again without end if the budget is spent."""
     runs = 0
     Session = sessionmaker(class_=RoutingSession, router=router)
 

@@ -32,8 +32,8 @@ class Engine:
     """What differs between the engines, in what a client sees of a cluster."""
 
     make: Callable[..., Any]
-    error: type[Exception]  # of the driver, for all that befalls a connection
-    refused: str  # what it says for a wrong password
+    error: type[Exception]  # The driver's error for any fault of a connection.
+    refused: str  # A part of its message for a wrong password.
     own_database: str
     data_directory: str
     wrong_setting: str
@@ -206,10 +206,10 @@ def test_a_killed_writer_comes_back_as_a_reader(cluster: Cluster) -> None:
     old = cluster.writer
     for reader in cluster.readers:
         cluster.freeze(reader)
-    cluster.execute("INSERT INTO note VALUES (1)")  # no reader takes this in
+    cluster.execute("INSERT INTO note VALUES (1)")  # No reader receives this.
     cluster.kill(old)
     for reader in [i for i in cluster.instances if i != old]:
-        # What the writer sent waits in the frozen readers' sockets: killed and restarted, they never read it.
+        # The write waits in the sockets of the frozen readers. A restarted reader never reads it.
         cluster.kill(reader)
         cluster.restart(reader)
     cluster.promote()
@@ -317,7 +317,8 @@ def test_a_lagging_reader_replays_late_until_the_lag_is_zero(cluster: Cluster) -
     """A lagging reader replays late, and a lag of zero ends that at once."""
     late, current = cluster.readers
     cluster.set_lag(late, 60)
-    if isinstance(cluster, PostgresCluster):  # it is told to read its configuration again, and does so some time
+    # PostgreSQL reads its configuration again some time after it is asked to.
+    if isinstance(cluster, PostgresCluster):
         wait(lambda: cluster.execute("SHOW recovery_min_apply_delay", instance=late) == [("1min",)])
     cluster.execute("INSERT INTO note VALUES (1)")
     wait(lambda: notes(cluster, current) == [1])
@@ -518,9 +519,9 @@ def test_no_server_outlives_a_process_that_forgot_to_stop(engine: Engine) -> Non
     """No server outlives a process that forgot to stop the cluster."""
     process, directory = child(engine, "sys.stdin.read()")
     with process:
-        process.communicate(timeout=20)  # it has been looked at, and may end
+        process.communicate(timeout=20)  # The checks are done, so it may end.
     assert process.returncode == 0
-    assert not os.path.exists(directory)  # the interpreter waited for it on its way out
+    assert not os.path.exists(directory)  # The interpreter waits at exit until it is removed.
     assert processes_in(directory) == []
 
 
@@ -601,7 +602,7 @@ def test_programs_that_the_servers_user_cannot_reach_are_copied(tmp_path: Path) 
     (home.parent / home.name).symlink_to(found.parent)
     libraries = found.parent.parent.parent / f"{found.parent.parent.name}.libs"
     if os.geteuid() != 0 or not libraries.is_dir():
-        # Without root the servers run as ourselves, and what we can read they can.
+        # Without root the servers run as this user, so they can read all that it can.
         with PostgresCluster(readers=0, bin_dir=home / "bin") as cluster:
             assert cluster.execute("SELECT 1") == [(1,)]
         return

@@ -1,4 +1,4 @@
-"""What is particular to local clusters of MySQL and MariaDB: late readers, what is kept and what is lost, what instances say."""
+"""Particulars of local clusters of MySQL and MariaDB: late readers, kept and lost writes, and the answers of instances."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def notes(cluster: Cluster, instance: LocalInstance | None = None) -> list[int]:
 
 
 class Writes:
-    """Writes into `note` as the application, as fast as it goes, from the first to the last line of a `with`."""
+    """A thread that writes into `note` as the application, as fast as possible, for the length of a `with`."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.acknowledged: list[int] = []
@@ -62,7 +62,7 @@ class Writes:
             while not self._over:
                 try:
                     cursor.execute("INSERT INTO note VALUES ()")
-                except pymysql.err.OperationalError:  # it was killed
+                except pymysql.err.OperationalError:  # The writer was killed.
                     return
                 self.acknowledged.append(cursor.lastrowid)
 
@@ -91,7 +91,7 @@ def test_a_late_reader_shows_each_commit_that_much_later(cluster: Cluster) -> No
 
 
 def test_a_late_reader_delays_commits_side_by_side(cluster: Cluster) -> None:
-    """A late reader does not show one commit a whole delay after the one before: the delays run side by side."""
+    """The delays of commits on a late reader run side by side, not one after the other."""
     late = cluster.readers[0]
     cluster.set_lag(late, 0.3)
     before = time.monotonic()
@@ -99,7 +99,7 @@ def test_a_late_reader_delays_commits_side_by_side(cluster: Cluster) -> None:
         cluster.execute("INSERT INTO note VALUES ()")
     cluster.wait_in_sync()
     assert len(notes(cluster, late)) == 50
-    assert time.monotonic() - before < 5  # one after the other would take 15 s
+    assert time.monotonic() - before < 5  # One after the other they would take 15 s.
 
 
 def test_late_and_paused_readers_do_not_look_broken(cluster: Cluster) -> None:
@@ -168,7 +168,7 @@ def test_half_a_transaction_of_a_dead_writer_is_not_promoted(cluster: Cluster) -
     cluster.wait_in_sync()
     cluster.freeze(reader)
     with cluster.writer.connect(autocommit=False) as session, session.cursor() as cursor:
-        for number in range(30):  # more than the sockets in between hold
+        for number in range(30):  # This is more than the sockets in between hold.
             cursor.execute("INSERT INTO picture VALUES (%s, repeat('x', 1000000))", (number,))
         session.commit()
     cluster.kill(other)
@@ -240,7 +240,8 @@ def test_a_reader_with_a_transaction_of_its_own_is_healed(cluster: Cluster) -> N
     """A reader that has made a transaction of its own is healed."""
     reader = cluster.readers[0]
     if isinstance(cluster, MariadbCluster):
-        cluster.execute("FLUSH TABLES", instance=reader)  # takes a GTID, read-only or not, and that the writer takes as well
+        # FLUSH TABLES takes a GTID even on a read-only server, and the writer takes the same one.
+        cluster.execute("FLUSH TABLES", instance=reader)
     else:
         cluster._order(reader, "SET GLOBAL read_only = OFF", "INSERT INTO app.note VALUES (1)", "SET GLOBAL super_read_only = ON")
     cluster.execute("INSERT INTO note VALUES (1)")

@@ -1,4 +1,4 @@
-"""Whoever reads the log of a service sees an outage in it: what is lost, why, who waits, and when it is over."""
+"""The log of a service shows an outage: the lost instance, the reason, the waiting units, and the end."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Written:
 
     @property
     def errors(self) -> list[str]:
-        """Of any logger."""
+        """The errors of any logger."""
         return [record.getMessage() for record in self._caplog.records if record.levelno >= logging.ERROR]
 
     @property
@@ -51,7 +51,7 @@ def written(caplog: pytest.LogCaptureFixture) -> Written:
 @BOTH
 @pytest.mark.parametrize("how", ["kill", "freeze"])
 def test_an_outage_can_be_followed_in_the_log(cluster: Cluster[Any], make_router: MakeRouter, written: Written, how: str) -> None:
-    """The writer is lost, there is none, units wait, there is another, the old one is back: five lines, and no flood."""
+    """The log has five lines and no flood: writer lost, no writer, units wait, new writer, old writer back."""
     router = make_router(probe_timeout=2.0)
     until_readers_serve(router, 2)
     router.init_commit_table()
@@ -77,7 +77,7 @@ def test_an_outage_can_be_followed_in_the_log(cluster: Cluster[Any], make_router
 def test_a_reader_that_is_lost_is_told_and_so_is_its_return(
     cluster: Cluster[Any], make_router: MakeRouter, written: Written
 ) -> None:
-    """A WARNING with the reason, and an INFO."""
+    """The loss of a reader is a WARNING with the reason, and its return is an INFO."""
     router = make_router()
     until_readers_serve(router, 2)
     lost = cluster.readers[0]
@@ -93,7 +93,7 @@ def test_a_reader_that_is_lost_is_told_and_so_is_its_return(
 def test_reads_that_only_the_writer_serves_are_told_once(
     cluster: Cluster[Any], make_router: MakeRouter, written: Written
 ) -> None:
-    """When no reader qualifies, one line says so, with what each reader says, however many reads there are."""
+    """If no reader qualifies, one line says so for any number of reads, and gives each reader's reason."""
     router = make_router()
     until_readers_serve(router, 2)
     for reader in cluster.readers:
@@ -108,7 +108,7 @@ def test_reads_that_only_the_writer_serves_are_told_once(
 
 @BOTH
 def test_an_instance_that_was_never_usable_is_told(cluster: Cluster[Any], make_router: MakeRouter, written: Written) -> None:
-    """One line says which, and why; later units add none."""
+    """One line names the instance and the reason, and later units add none."""
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         dead = f"127.0.0.1:{nobody.getsockname()[1]}"
     router = make_router(instances=[*(r.address for r in cluster.readers), dead])
@@ -123,7 +123,7 @@ def test_an_instance_that_was_never_usable_is_told(cluster: Cluster[Any], make_r
 
 @BOTH
 def test_a_start_without_anybody_there_is_not_silent(cluster: Cluster[Any], make_router: MakeRouter, written: Written) -> None:
-    """While units wait at the start, the log says for whom, and what each instance said."""
+    """While units wait at the start, the log says what they wait for, with each instance's error."""
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         port = nobody.getsockname()[1]
     url = make_url(cluster.url).set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
@@ -146,7 +146,7 @@ def test_a_start_without_anybody_there_is_not_silent(cluster: Cluster[Any], make
 
 @BOTH
 def test_a_reader_that_lets_nobody_in_is_told(cluster: Cluster[Any], make_router: MakeRouter, written: Written) -> None:
-    """It answers the monitor, but no unit gets a connection: the log says that, now and then."""
+    """If a reader answers the monitor but refuses the units' connections, the log says so now and then."""
     router = make_router()
     until_readers_serve(router, 2)
     bad = cluster.readers[0].address
@@ -167,7 +167,7 @@ def test_a_reader_that_lets_nobody_in_is_told(cluster: Cluster[Any], make_router
 def test_a_catalog_that_cannot_be_read_is_told_now_and_then(
     cluster: Cluster[Any], make_router: MakeRouter, written: Written
 ) -> None:
-    """Unknown functions have it read each second, and each time it fails: one line a minute says so."""
+    """Unknown functions make the router read the catalog each second, but one line a minute logs the failure."""
     cluster.execute("REVOKE SELECT ON pg_catalog.pg_extension FROM PUBLIC")
     try:
         router = make_router(probe_interval=0.1)

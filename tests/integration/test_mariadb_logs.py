@@ -1,4 +1,4 @@
-"""What operators do to a log of MariaDB's (RESET MASTER, DELETE_DOMAIN_ID): who is the writer then, and what readers prove."""
+"""MariaDB logs that operators change (RESET MASTER, DELETE_DOMAIN_ID): which server is the writer, and what readers prove."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Factory = Callable[..., Cluster[Any]]
 
 @contextmanager
 def routed(factory: Factory) -> Iterator[tuple[Cluster[Any], Router, sessionmaker[RoutingSession]]]:
-    """A cluster of the test's own whose second server is the writer, the first one its reader; a router that has seen both."""
+    """A new cluster with the second server as writer and the first as reader, and a router that knows both."""
     cluster = factory(readers=1)
     cluster.execute("CREATE TABLE t (id int PRIMARY KEY)")
     first = cluster.writer
@@ -46,7 +46,7 @@ def write(Session: sessionmaker[RoutingSession], number: int) -> None:
 
 
 def began_anew(cluster: Cluster[Any], router: Router) -> None:
-    """Begin the reader's log anew, as operators do when they make one; returns when the router has heard of it."""
+    """Begin the reader's log anew, as operators do when they make a reader. Return when the router has seen it."""
     (reader,) = cluster.readers
     ((replayed,),) = cluster.execute("SELECT @@gtid_slave_pos", instance=reader)
     cluster._order(reader, "STOP SLAVE", "RESET MASTER", f"SET GLOBAL gtid_slave_pos = '{replayed}'", "START SLAVE")  # type: ignore[attr-defined]
@@ -55,13 +55,13 @@ def began_anew(cluster: Cluster[Any], router: Router) -> None:
 
 
 def until_heard(router: Router) -> None:
-    """Wait until all instances have been asked since."""
+    """Wait until the router has heard all instances again."""
     now = time.monotonic()
     eventually(lambda: all(i.heard_at > now for i in router.topology))
 
 
 def forgets(cluster: Cluster[Any], domain: int) -> bool:
-    """Whether the writer could delete that domain: no log may have it, and one that a reader still reads is not purged."""
+    """Tell whether the writer could delete that domain. No log may contain it, and a log that a reader reads is not purged."""
     for statement in ("FLUSH BINARY LOGS", "PURGE BINARY LOGS BEFORE NOW() + INTERVAL 1 DAY"):
         cluster.execute(statement)
     try:
@@ -89,7 +89,7 @@ def test_a_reader_with_a_fresh_log_serves_who_has_written(aurora_cluster_factory
 
 
 def test_a_reader_with_a_fresh_log_writes_once_promoted(aurora_cluster_factory: Factory) -> None:
-    """A reader whose log was begun anew is no deposed writer when it is promoted; the one before it is none, either."""
+    """A promoted reader with a fresh log is not taken for a deposed writer. The old writer is one when it thaws."""
     with routed(aurora_cluster_factory) as (cluster, router, Session):
         began_anew(cluster, router)
         write(Session, 1)
@@ -115,7 +115,7 @@ def test_a_writer_whose_log_begins_anew_writes_on(aurora_cluster_factory: Factor
         with caplog.at_level(logging.WARNING, "aurora_router"), Session() as s:
             cluster.execute("RESET MASTER")
             eventually(lambda: router.topology.by_id[reader.address].unproven)
-            for number in range(1, 30):  # past the numbers that the reader has
+            for number in range(1, 30):  # The last ones are past those that the reader has.
                 s.execute(text("INSERT INTO t VALUES (:n)"), {"n": number})
                 s.commit()
                 for _ in range(3):
@@ -144,7 +144,7 @@ def test_a_writer_whose_log_begins_anew_writes_on(aurora_cluster_factory: Factor
 
 @pytest.mark.parametrize("latency", [0.0, 0.03])
 def test_a_router_that_starts_after_a_reset_is_not_fooled(aurora_cluster_factory: Factory, latency: float) -> None:
-    """A reader that has more of the writer's transactions than the writer follows an older log, whoever answers first."""
+    """A reader with more of the writer's transactions than the writer follows an older log, in any order of answers."""
     cluster = aurora_cluster_factory(readers=1)
     cluster.execute("CREATE TABLE t (id int PRIMARY KEY)")
     for number in range(-9, 0):
@@ -168,7 +168,7 @@ def test_a_router_that_starts_after_a_reset_is_not_fooled(aurora_cluster_factory
 
 
 def test_a_writer_that_forgets_a_domain_writes_on(aurora_cluster_factory: Factory) -> None:
-    """DELETE_DOMAIN_ID makes the epoch one of fewer domains; the writer stays the writer, and its reader serves as before."""
+    """After DELETE_DOMAIN_ID the epoch has fewer domains, the writer stays the writer, and its reader serves as before."""
     with routed(aurora_cluster_factory) as (cluster, router, Session):
         before = router.topology.epoch
         with cluster._connect_app(cluster.writer) as connection, connection.cursor() as cursor:

@@ -1,4 +1,4 @@
-"""The middleware on a real cluster whose readers are late: who has written sees it, whichever host serves the next request."""
+"""The middleware on a real cluster with late readers: clients see their own writes, whichever host serves the next request."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def paused(cluster: PostgresCluster) -> PostgresCluster:
 
 @pytest.fixture(params=SITES, ids=lambda site: site.__name__)
 def site(request: pytest.FixtureRequest, make_router: MakeRouter, heard: list[events.Event]) -> Callable[..., Ask]:
-    """Makes a host that serves the site, with a router of its own."""
+    """Make hosts that serve the site, each with a router of its own."""
 
     def host(router_options: dict[str, Any] | None = None, **options: Any) -> Ask:
         router = make_router(listeners=[heard.append], **(router_options or {}))
@@ -74,7 +74,7 @@ def site(request: pytest.FixtureRequest, make_router: MakeRouter, heard: list[ev
 
 
 def test_a_writing_client_sees_its_write_on_another_host(paused: PostgresCluster, site: Callable[..., Ask]) -> None:
-    """A client that has written sees its write on another host, and the others may see it later."""
+    """A client that has written sees its write on another host, and other clients may see it later."""
     here, there = site(), site()
     written = here("POST", "/more")
     assert written.status == 200
@@ -107,7 +107,7 @@ def test_what_has_committed_and_fails_then_still_sets_it(paused: PostgresCluster
 
 def test_the_token_goes_back_the_way_it_came(paused: PostgresCluster, site: Callable[..., Ask]) -> None:
     host = site()
-    first = host("POST", "/more", {HEADER: ""})  # the first time there is none to send
+    first = host("POST", "/more", {HEADER: ""})  # The first time there is no token to send.
     (token,) = first.all(HEADER)
     assert first.cookie is None
     assert first.all("cache-control") == ["private"]
@@ -277,7 +277,7 @@ def test_the_middleware_of_starlette_may_hold_it_too(paused: PostgresCluster, ma
     app = FastAPI(default_response_class=FastAnswer)
     app.add_middleware(AsgiMiddleware, router=router)
 
-    @app.middleware("http")  # runs what is inside of it in another task
+    @app.middleware("http")  # This runs the inner application in another task.
     async def around(request: Request, call_next: Any) -> Any:
         return await call_next(request)
 
@@ -292,7 +292,7 @@ def test_the_middleware_of_starlette_may_hold_it_too(paused: PostgresCluster, ma
 
 
 def test_a_dependency_that_ends_with_the_function_is_told(paused: PostgresCluster, make_router: MakeRouter) -> None:
-    """A dependency that commits when it is left is told if it ends with the function."""
+    """The client gets the token of a dependency's commit if the dependency ends with the function."""
     router = make_router()
     until_readers_serve(router, 2)
     app = FastAPI()
@@ -436,7 +436,7 @@ async def nothing(scope: Any, receive: Any, send: Any) -> None:
 
 
 def socket_of(router: Router) -> Callable[[WebSocket], Any]:
-    """Accepts, and says how much is in stock."""
+    """Accept the websocket, and send the stock."""
 
     async def serve(socket: WebSocket) -> None:
         await socket.accept()

@@ -28,7 +28,7 @@ GUIDE = Path(__file__).parents[2] / "docs" / "adopting.md"
 
 @pytest.fixture
 def alembic(router: Router, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Config]:
-    """A project of Alembic's whose env.py is the guide's, on a cluster that has the commit table."""
+    """An Alembic project with the guide's env.py, on a cluster that has the commit table."""
     application = ModuleType("shop")
     metadata = MetaData()
     with router.connect() as connection:
@@ -55,7 +55,7 @@ def alembic(router: Router, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_autogenerate_leaves_the_commit_table_alone(cluster: Cluster[Any], router: Router, alembic: Config) -> None:
     """The guide's env.py finds nothing to do about the table; without `include_name` Alembic would drop it."""
     made: Any = command.revision(alembic, "first", autogenerate=True)
-    assert "aurora_router_commits" not in Path(made.path).read_text()  # other tests have left tables, too
+    assert "aurora_router_commits" not in Path(made.path).read_text()  # Tables of other tests may be in it.
     with router.connect() as connection:
         found = compare_metadata(MigrationContext.configure(connection), MetaData())
     assert any("aurora_router_commits" in str(each) for each in found), "the trap"
@@ -73,7 +73,7 @@ def test_a_migration_runs_on_the_writer(cluster: Cluster[Any], alembic: Config) 
 
 
 def test_a_migration_may_leave_its_transaction(cluster: Cluster[Any], alembic: Config) -> None:
-    """What PostgreSQL runs outside of transactions only, an autocommit block runs."""
+    """An autocommit block runs statements that PostgreSQL runs only outside of transactions."""
     made: Any = command.revision(alembic, "first")
     script = Path(made.path)
     body = "with op.get_context().autocommit_block(): op.execute('CREATE INDEX CONCURRENTLY named_by ON extra.named (name)')"

@@ -1,4 +1,4 @@
-"""What is particular to MySQL and MariaDB: snapshots, the guard of readers, the commit table, what servers say of replication."""
+"""Particulars of MySQL and MariaDB: snapshots, the guard of readers, the commit table, and the status of replication."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def on(cluster: Family, *statements: str, instance: Any = None) -> None:
 
 
 def make_function(cluster: Family, name: str, rest: str) -> None:
-    """Make a function, or another one of that name."""
+    """Make a function, or replace the one of that name."""
     on(cluster, f"DROP FUNCTION IF EXISTS {name}", f"CREATE FUNCTION {name}() {rest}")
 
 
 def replica(cluster: Family) -> str:
-    """What a reader is called in statements."""
+    """The word for a reader in statements."""
     return "SLAVE" if engine(cluster) == "mariadb" else "REPLICA"
 
 
@@ -106,8 +106,9 @@ def test_what_the_driver_cannot_be_given_is_named_at_once(
 
 @pytest.mark.engines("mariadb")
 def test_a_mariadb_url_that_leads_to_mysql_is_refused_at_once(aurora_cluster_factory: Callable[..., Family]) -> None:
-    """A URL of MariaDB that leads to MySQL is a mistake at once."""
-    cluster = aurora_cluster_factory(readers=0, settings={"version": "8.4.0"})  # all that tells SQLAlchemy
+    """A MariaDB URL that leads to MySQL is refused at the first connect."""
+    # Only the version tells SQLAlchemy which server it is.
+    cluster = aurora_cluster_factory(readers=0, settings={"version": "8.4.0"})
     try:
         with Router(cluster.url) as router, pytest.raises(ConfigurationError, match=r"write mysql\+pymysql://") as caught:
             router.connect()
@@ -188,11 +189,11 @@ def test_a_readers_own_transaction_deposes_no_writer(cluster: Family, make_route
         s.execute(RAISE)
         s.commit()
         assert s.scalar(STOCK) == 14
-    cluster.kill(astray)  # to be made anew
+    cluster.kill(astray)  # The next healing makes it anew.
 
 
 def test_a_reader_that_accepts_writes_is_no_writer(cluster: Family, make_router: MakeRouter) -> None:
-    """A reader that nobody made read-only is often asked after the writer, and has more by then. It still only follows."""
+    """A reader that is not read-only may show more than the writer, because it is asked later. It still only follows."""
     heard: list[events.Event] = []
     router = make_router(probe_interval=0.02, listeners=[heard.append])
     until_readers_serve(router, 2)
@@ -263,7 +264,7 @@ def test_a_read_whose_reader_dies_is_repeated_elsewhere(cluster: Family, make_ro
 
 
 def test_round_trips_are_those_of_the_statements(cluster: Family, make_router: MakeRouter) -> None:
-    """Counted on the wire: nothing for a checkout, a mode that the connection has already, or an end that ends nothing."""
+    """On the wire nothing is sent for a checkout, a mode already set, or a commit without a transaction."""
     reader = cluster.readers[0]
     with (
         FaultProxy((cluster.writer.host, cluster.writer.port)) as to_writer,
@@ -325,9 +326,9 @@ def test_a_function_is_what_it_declares_until_a_refusal(cluster: Family, make_ro
 
 
 def test_an_autocommit_unit_cannot_write_on_a_promoted_reader(cluster: Family, make_router: MakeRouter) -> None:
-    """A unit in autocommit cannot write on its reader when that is promoted.
+    """A unit in autocommit cannot write on its reader when the reader is promoted.
 
-    The text shows a view only, which calls a function that writes.
+    The text names only a view, but the view calls a function that writes.
     """
     updates = "BEGIN UPDATE item SET stock = stock + 1 WHERE id = 1; RETURN 1; END"
     make_function(cluster, "touch", f"RETURNS INT DETERMINISTIC MODIFIES SQL DATA {updates}")
@@ -382,7 +383,7 @@ def test_commits_lost_several_times_are_each_resolved(
 
 def test_a_commit_that_never_arrives_is_waited_for_and_retried(cluster: Family, proxy: FaultProxy, make: MakeRouter) -> None:
     """A transaction whose COMMIT never comes is waited for and run again."""
-    # MySQL has no such timeout of transactions, only one of all that is idle.
+    # MySQL has no timeout for idle transactions, only one for all idle connections.
     timeout, usual = ("idle_transaction_timeout", 0) if engine(cluster) == "mariadb" else ("wait_timeout", 28800)
     cluster.execute(f"SET GLOBAL {timeout} = 1")
     try:
@@ -395,7 +396,7 @@ def test_a_commit_that_never_arrives_is_waited_for_and_retried(cluster: Family, 
 
 
 def test_a_plain_session_resolves_by_the_table_or_knows_nothing(cluster: Family, proxy: FaultProxy, make: MakeRouter) -> None:
-    """A plain session whose COMMIT is lost may ask by the table, or is told that nothing was noted."""
+    """A plain session that lost a COMMIT asks the commit table, or learns that nothing was noted."""
     router = make()
     proxy.lose("COMMIT", answer=True)
     with sessions(router, commit_check="xid")() as s:
@@ -403,7 +404,7 @@ def test_a_plain_session_resolves_by_the_table_or_knows_nothing(cluster: Family,
         with pytest.raises(OutcomeUnknown) as caught:
             s.commit()
     assert caught.value.resolve().value == "committed"
-    proxy.lose("COMMIT", answer=True)  # a new connection sends none of its own
+    proxy.lose("COMMIT", answer=True)  # A new connection sends no COMMIT of its own.
     with sessions(router)() as s:
         s.execute(RAISE)
         with pytest.raises(OutcomeUnknown, match="nothing was noted"):
@@ -459,8 +460,11 @@ def test_a_writer_made_read_only_is_probed_at_once(cluster: Family, make_router:
 
 
 def deadlock(cluster: Cluster[Any], s: RoutingSession, *first: str) -> None:
-    """Have this unit, which has locked item 1, be the victim of another one, which has written more. `first`: what that sends
-    before the rest. InnoDB takes no unit for a victim that alone has written to a table without transactions."""
+    """Make this unit, which has locked item 1, the victim of another unit that has written more.
+
+    first: statements that the other unit sends before the rest. InnoDB never chooses the only unit that has written to a
+        table without transactions.
+    """
     with cluster.writer.connect(autocommit=False) as other, other.cursor() as cursor:
         for statement in first:
             cursor.execute(statement)
@@ -471,7 +475,8 @@ def deadlock(cluster: Cluster[Any], s: RoutingSession, *first: str) -> None:
         blocked = "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
 
         def is_blocked() -> bool:
-            time.sleep(0.15)  # while InnoDB is asked again within 0.1 s, it repeats itself
+            # InnoDB gives the same answer again if it is asked within 0.1 s.
+            time.sleep(0.15)
             return cluster.execute(blocked) == [(1,)]
 
         eventually(is_blocked)
@@ -524,9 +529,9 @@ def test_increments_of_what_a_late_reader_shows_are_all_there(cluster: Family, m
 
 
 def test_own_writes_are_seen_after_a_promotion_that_lost_some(cluster: Family, make_router: MakeRouter) -> None:
-    """A session sees its own writes, although the promotion has lost those before.
+    """A session sees its own writes after a promotion that lost its earlier ones.
 
-    No reader will ever have what is lost, so the session that wrote it is not kept on the writer for ever.
+    No reader will ever have the lost writes, so their session is not kept on the writer for ever.
     """
     router = make_router(probe_interval=0.05)
     for reader in cluster.readers:
@@ -557,7 +562,7 @@ def test_own_writes_are_seen_after_a_promotion_that_lost_some(cluster: Family, m
 
 @pytest.fixture
 def impatient(cluster: Family, make_router: MakeRouter, heard: list[events.Event]) -> Router:
-    """A router whose driver waits for an answer for a second."""
+    """A router whose driver waits one second for an answer."""
     router = make_router(
         f"{cluster.url}?read_timeout=1", instances=[r.address for r in cluster.readers], listeners=[heard.append]
     )
@@ -566,7 +571,7 @@ def impatient(cluster: Family, make_router: MakeRouter, heard: list[events.Event
 
 
 def running(cluster: Family) -> list[str]:
-    """Where statements that sleep are running now."""
+    """The servers of the sleeping statements, one address for each."""
     sleeping = "SELECT count(*) FROM information_schema.processlist WHERE user = 'app' AND info LIKE '%%SLEEP(2)%%'"
     return [i.address for i in cluster.instances for _ in range(cluster.execute(sleeping, instance=i)[0][0])]
 
@@ -610,7 +615,7 @@ def test_a_unit_that_exceeds_the_read_timeout_is_run_once(cluster: Family, impat
 def test_a_read_on_a_frozen_reader_is_repeated_when_it_is_lost(
     cluster: Family, impatient: Router, heard: list[events.Event]
 ) -> None:
-    """A read that waits for a frozen reader is repeated when that is found to be lost."""
+    """A read that waits for a frozen reader is retried when the reader is found to be lost."""
     with sessions(impatient)() as s:
         s.get(Item, 1)
         first = instance_id(s)
@@ -622,7 +627,7 @@ def test_a_read_on_a_frozen_reader_is_repeated_when_it_is_lost(
     assert [e.instance for e in heard if isinstance(e, events.Repeated)] == [first]
 
 
-@pytest.mark.engines("mariadb")  # which can hold up COMMIT and nothing else
+@pytest.mark.engines("mariadb")  # Only MariaDB can hold up COMMIT and nothing else.
 def test_a_commit_that_exceeds_the_read_timeout_is_resolved(
     cluster: Family, impatient: Router, heard: list[events.Event]
 ) -> None:
@@ -645,7 +650,7 @@ def test_a_commit_that_exceeds_the_read_timeout_is_resolved(
 
 @pytest.mark.parametrize("read_only", [None, True])
 def test_a_backslash_means_what_sql_mode_says(make_router: MakeRouter, read_only: bool | None) -> None:
-    """A text whose meaning depends on sql_mode is read as its connection reads it, whoever has set the mode there."""
+    """A text whose meaning depends on sql_mode is read with the mode of its connection, however that was set."""
     hidden = text(r"SELECT 'a\', connection_id() -- '")
     plain, without = "STRICT_TRANS_TABLES", "NO_BACKSLASH_ESCAPES"
     for mode, where in (plain, "reader"), (without, "reader" if read_only else "writer"):
@@ -703,7 +708,7 @@ _GRAMMAR_OF = {
 
 
 def test_what_the_servers_grammar_takes_for_no_call_is_read(cluster: Family, make_router: MakeRouter) -> None:
-    """Types, clauses and functions of the grammar before a parenthesis keep no read from a reader, bound parameters included."""
+    """Types, clauses and grammar functions before a parenthesis keep no read from a reader, even with bound parameters."""
     on(cluster, "DROP TABLE IF EXISTS story", "CREATE TABLE story (words varchar(20), FULLTEXT (words))")
     cluster.wait_in_sync()
     router = make_router()
@@ -725,7 +730,7 @@ def test_what_the_servers_grammar_takes_for_no_call_is_read(cluster: Family, mak
 
 
 def test_what_a_read_has_left_is_asked_where_it_ran(make_router: MakeRouter) -> None:
-    """Questions about the statement before are answered by the reader that ran it, though the writer's connection has a past."""
+    """The reader that ran a statement answers questions about it, although the writer's connection has a past as well."""
     router = make_router(engine_options={"pool_size": 1, "max_overflow": 0})
     until_readers_serve(router, 2)
     with sessions(router)(read_only=False) as s:
@@ -756,7 +761,7 @@ def test_what_a_read_has_left_is_asked_where_it_ran(make_router: MakeRouter) -> 
 
 
 def test_no_question_of_ours_comes_between_two_statements(make_router: MakeRouter) -> None:
-    """A text whose meaning depends on sql_mode does not disturb what the statement before has left."""
+    """A text whose meaning depends on sql_mode keeps the state that the previous statement left."""
     router = make_router(engine_options={"pool_size": 1, "max_overflow": 0})
     until_readers_serve(router, 2)
     found = text(r"SELECT FOUND_ROWS(), 'a\', connection_id() -- '")
@@ -773,7 +778,7 @@ def test_no_question_of_ours_comes_between_two_statements(make_router: MakeRoute
 
 
 def test_a_text_in_double_quotes_is_asked_about_at_first(make_router: MakeRouter) -> None:
-    """ANSI_QUOTES the server must be asked for. An automatic unit asks before its first statement; later it moves instead."""
+    """Only the server knows ANSI_QUOTES. An automatic unit asks before its first statement; later it moves instead."""
     router = make_router()
     until_readers_serve(router, 2)
     hidden = text(r'SELECT "a\", connection_id() -- "')
@@ -792,7 +797,7 @@ def test_a_text_in_double_quotes_is_asked_about_at_first(make_router: MakeRouter
 
 
 def test_what_no_read_has_left_is_asked_on_the_writer(make_router: MakeRouter) -> None:
-    """A unit that has read nothing on a reader has no past there; a variable's value stays with the connection that set it."""
+    """Without a read on a reader the unit asks the writer. A variable stays with the connection that set it."""
     router = make_router()
     until_readers_serve(router, 2)
     for question in "SELECT FOUND_ROWS()", "SHOW WARNINGS", "SELECT @number":
@@ -807,7 +812,7 @@ def test_what_no_read_has_left_is_asked_on_the_writer(make_router: MakeRouter) -
 
 
 def test_a_lost_past_is_not_asked_of_another_reader(cluster: Family, make_router: MakeRouter) -> None:
-    """When the reader's connection is gone, so is what the read has left there: the question fails, and is not repeated."""
+    """If the reader's connection is lost, so is the state of the read: the question fails and is not retried."""
     router = make_router()
     until_readers_serve(router, 2)
     with sessions(router)() as s:

@@ -1,4 +1,4 @@
-"""Objects that somebody else has put into the search path run nothing with the router's rights, and change no answer of it."""
+"""Other users' objects in the search path run nothing with the router's rights, and change none of its answers."""
 
 from __future__ import annotations
 
@@ -49,8 +49,11 @@ def functions_of_our_statements() -> set[str]:
 
 @pytest.fixture(scope="module")
 def hostile(aurora_cluster_factory: Callable[..., Cluster[Any]]) -> Iterator[Cluster[Any]]:
-    """A cluster with a schema `public` that comes first, and has what our statements name, each raising an error: all functions,
-    in the signatures of pg_catalog and in some that fit better, and operators that fit better."""
+    """A cluster whose schema `public` comes first, and has objects of the names in our statements.
+
+    Each object raises an error. All functions have the signatures of pg_catalog, and some that fit better as well. There are
+    also operators that fit better.
+    """
     with shop(aurora_cluster_factory, readers=1) as cluster:
         one_by_one = cluster.execute(FUNCTIONS, sorted(functions_of_our_statements()))
         signatures = {f"public.{name}({', '.join(arguments)})": (name, returns) for name, returns, _, arguments in one_by_one}
@@ -132,7 +135,7 @@ def test_the_commit_table_is_made_where_new_connections_are(cluster: Cluster[Any
 
 @pytest.mark.engines("mariadb", "mysql")
 def test_no_stored_function_takes_the_place_of_a_built_in_one(cluster: Cluster[Any], make_router: MakeRouter) -> None:
-    """Stored functions that are called like the built-in ones of our statements are not, whatever the sql_mode."""
+    """Stored functions named like the built-in ones in our statements are never called, in any sql_mode."""
     names = {name.lower() for sql in OF_MYSQL.values() for name in re.findall(r"(\w+)\(", sql)} - {"cast", "in"}
     assert {"unix_timestamp", "now", "database", "count"} <= names
     taken = "CREATE OR REPLACE FUNCTION app.`{}`() RETURNS bigint DETERMINISTIC BEGIN SIGNAL SQLSTATE '45000'; RETURN 1; END"

@@ -1,4 +1,4 @@
-"""The router's own threads go on, whatever code of the application's raises in them."""
+"""The router's own threads go on even if code of the application raises in them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def in_own_thread() -> bool:
 
 
 def lose_both_readers_in_turn(cluster: PostgresCluster, router: Router) -> list[str]:
-    """Their ids, in the order in which the router was seen to have lost them."""
+    """Kill both readers, and return their ids in the order in which the router lost them."""
     until_readers_serve(router, 2)
     lost = []
     for reader in cluster.readers:
@@ -52,7 +52,7 @@ def test_a_listener_that_ends_its_thread_is_logged(
     caplog: pytest.LogCaptureFixture,
     end: type[BaseException],
 ) -> None:
-    """A listener that raises SystemExit or the like is logged. The others hear, and pools are discarded later, too."""
+    """A listener that raises SystemExit or the like is logged. Other listeners hear the event, and pools are still discarded."""
 
     def ends(event: events.Event) -> None:
         if in_own_thread():
@@ -68,9 +68,9 @@ def test_a_listener_that_ends_its_thread_is_logged(
 def test_a_listener_that_hangs_holds_up_no_cut(
     cluster: PostgresCluster, make_router: MakeRouter, heard: list[events.Event]
 ) -> None:
-    """Pools are discarded, and a thread on a frozen writer is woken, although a listener has not come back from an earlier event.
+    """A listener that hangs keeps no pool from being discarded and no thread on a frozen writer from waking.
 
-    What has happened meanwhile it hears later, in order.
+    It hears the events in between later, in order.
     """
     goes_on, hangs = threading.Event(), threading.Event()
 
@@ -101,7 +101,7 @@ def test_a_listener_on_a_pool_that_ends_its_thread_is_logged(
     caplog: pytest.LogCaptureFixture,
     end: type[BaseException],
 ) -> None:
-    """Where a listener on a pool raises while the pool is closed, the sockets in use are cut all the same."""
+    """If a listener on a pool raises while the pool is closed, the sockets in use are still cut."""
     router = make_router(listeners=[heard.append])
     until_readers_serve(router, 2)
     first = router.engine(router.topology.readers[0])
@@ -120,7 +120,7 @@ def test_a_listener_on_a_pool_that_ends_its_thread_is_logged(
 def test_probes_that_always_fail_oddly_are_logged_now_and_then(
     cluster: PostgresCluster, make_router: MakeRouter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They are repeated in a hurry, but of each instance there is one traceback at first, and then one in 10 s."""
+    """Failing probes are retried fast, but each instance logs one traceback at first, and then one in 10 s."""
     calls: list[float] = []
 
     def password() -> str:
@@ -131,7 +131,7 @@ def test_probes_that_always_fail_oddly_are_logged_now_and_then(
     router = make_router(url, instances=[reader.address for reader in cluster.readers], password=password)
     with pytest.raises(ConfigurationError, match="unexpected end: SystemExit") as caught:
         router.start()
-    assert "secret" not in str(caught.value)  # its words are in the traceback alone
+    assert "secret" not in str(caught.value)  # Only the traceback has the words of the exception.
     eventually(lambda: len(calls) > 60)
     lines = sum("unexpected end" in record.getMessage() for record in caplog.records)
     assert 3 <= lines <= 3 * (1 + (calls[-1] - calls[0]) / 10)
@@ -140,7 +140,7 @@ def test_probes_that_always_fail_oddly_are_logged_now_and_then(
 
 @pytest.fixture
 def connecting_ends() -> Iterator[list[type[BaseException]]]:
-    """What the next connections of the router's own threads raise, in turn, in a listener on all pools."""
+    """Exceptions that the next connects of the router's own threads raise in turn, in a listener on all pools."""
     left: list[type[BaseException]] = []
 
     def ends(dbapi: Any, _: object) -> None:
@@ -156,20 +156,20 @@ def connecting_ends() -> Iterator[list[type[BaseException]]]:
 def test_a_probe_that_ends_its_thread_is_repeated(
     cluster: PostgresCluster, make_router: MakeRouter, connecting_ends: list[type[BaseException]]
 ) -> None:
-    """An instance is asked again although the application's code has raised SystemExit in the thread that asks it."""
+    """An instance is probed again after code of the application has raised SystemExit in its probe's thread."""
     router = make_router(probe_interval=0.1)
     until_readers_serve(router, 2)
     reader = cluster.readers[0]
     cluster.kill(reader)
     eventually(lambda: len(router.topology.readers) == 1)
-    connecting_ends.extend(ENDS * 2)  # more than there are threads in reserve
+    connecting_ends.extend(ENDS * 2)  # These are more than the threads in reserve.
     cluster.restart(reader)
     until_readers_serve(router, 2)
     assert connecting_ends == []
 
 
 def test_a_probe_that_ends_while_it_is_replaced_leaves_no_thread() -> None:
-    """A thread that comes back just when it is taken for one that hangs ends, and does not count as hanging."""
+    """A probe's thread that returns while it is being replaced ends, and does not count as stuck."""
     is_cut = threading.Event()
 
     def connect(_: Instance) -> ProbeConnection:
@@ -193,7 +193,7 @@ def test_a_probe_that_ends_while_it_is_replaced_leaves_no_thread() -> None:
 
 
 def test_a_warning_that_cannot_be_logged_costs_no_instance(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A handler of logs that raises, when the catalog cannot be read, takes no instance out of use."""
+    """A log handler that raises on the warning about the catalog takes no instance out of use."""
     said: list[str] = []
     known: list[Silence | None] = []
 
@@ -253,7 +253,7 @@ def test_a_handler_of_logs_that_ends_its_thread_ends_none(cluster: PostgresClust
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
 def test_ctrl_c_in_a_listener_is_not_swallowed(make_router: MakeRouter, end: type[BaseException]) -> None:
-    """In the application's own thread an exception that a signal handler raises in a listener ends what the thread does."""
+    """In the application's own thread, an exception that a signal handler raises in a listener reaches the caller."""
 
     def interrupted(event: Any) -> None:
         if isinstance(event, events.Routed):

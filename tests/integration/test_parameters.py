@@ -1,4 +1,4 @@
-"""Statements with parameters that load something while they are executed: the load may bring their unit elsewhere."""
+"""Statements whose parameters load objects during the execution: the load may move the unit."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ STATEMENTS: dict[str, Callable[[RoutingSession, Item], object]] = {
 
 @pytest.fixture
 def proxies(cluster: Cluster[Any]) -> Iterator[list[FaultProxy]]:
-    """Stand before the readers."""
+    """Proxies before the readers."""
     with ExitStack() as stack:
         yield [stack.enter_context(FaultProxy((reader.host, reader.port))) for reader in cluster.readers]
 
@@ -55,7 +55,7 @@ def router(make_router: MakeRouter, proxies: list[FaultProxy]) -> Router:
 
 @contextmanager
 def while_loading(s: RoutingSession, do: Callable[[], object]) -> Iterator[list[str]]:
-    """Do something once when an expired object is about to be loaded; gives what happened."""
+    """Do something once, when an expired object is about to be loaded. Yield a list that is empty until then."""
     happened: list[str] = []
 
     def listener(state: ORMExecuteState) -> None:
@@ -97,7 +97,7 @@ def test_a_parameter_may_move_its_unit(router: Router, what: str) -> None:
 @BOTH
 @pytest.mark.parametrize("what", STATEMENTS)
 def test_a_reader_may_die_while_a_parameter_loads(router: Router, proxies: list[FaultProxy], what: str) -> None:
-    """The load is repeated on another instance, and the statement follows it there."""
+    """The load is retried on another instance, and the statement follows it there."""
     with sessions(router)() as s:
         item = expired(s)
         with while_loading(s, lambda: [proxy.reset_all() for proxy in proxies]) as happened:
@@ -109,7 +109,7 @@ def test_a_reader_may_die_while_a_parameter_loads(router: Router, proxies: list[
 @BOTH
 @pytest.mark.parametrize("write", [RoutingSession.flush, RoutingSession.connection, RoutingSession.begin_nested])
 def test_a_parameter_may_write_itself(router: Router, write: Callable[[RoutingSession], object]) -> None:
-    """What its function does without a statement of its own may bring the unit to the writer, too."""
+    """The function of a parameter may move the unit to the writer, even without a statement of its own."""
     with sessions(router)() as s:
         item = s.get_one(Item, 1)
 
@@ -143,7 +143,7 @@ def test_a_write_may_load_its_parameters(router: Router) -> None:
 
 @BOTH
 def test_a_parameter_moves_its_unit_beside_a_stream(router: Router) -> None:
-    """While a stream keeps the reader's connection open, the statement does not run there once its unit has moved."""
+    """A statement does not run on the reader after its unit moved, even if a stream keeps that connection open."""
     Session = sessions(router)
     engines: list[Engine] = []
 
@@ -180,7 +180,7 @@ def fail(error: BaseException) -> int:
 
 
 def test_an_error_of_a_parameter_says_what_it_is(router: Router) -> None:
-    """The library's own errors are not wrapped, so that the application and run_transaction() know them; others are."""
+    """Only the library's own errors are not wrapped, so the application and run_transaction() recognize them."""
     own = NoWriterAvailable(1.0, ())
     for error, expected in ((own, NoWriterAvailable), (ValueError("mine"), StatementError)):
         by = bindparam("item", callable_=lambda error=error: fail(error))

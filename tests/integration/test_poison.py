@@ -1,4 +1,4 @@
-"""A statement that ends its own connection is not tried on one server after the other: what is killed stays dead."""
+"""A statement that ends its own connection is not tried on one server after the other. A killed statement stays dead."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def end_by_statement(cluster: Cluster[Any], instance: LocalInstance, number: int
 
 
 def crash(cluster: Cluster[Any], instance: LocalInstance, number: int) -> None:
-    """End a server process of PostgreSQL as the kernel does that is out of memory: its server recovers as from a crash."""
+    """End a PostgreSQL process as a kernel without memory does, so its server recovers as from a crash."""
     os.kill(number, signal.SIGKILL)
 
 
@@ -46,7 +46,7 @@ def crash(cluster: Cluster[Any], instance: LocalInstance, number: int) -> None:
 def killing(
     cluster: Cluster[Any], end: Callable[[Cluster[Any], LocalInstance, int], None] = end_by_statement
 ) -> Iterator[list[int]]:
-    """Somebody who ends each connection on which the statement runs; gives whom he has ended."""
+    """End each connection on which the statement runs. Yield the ids of the ended connections."""
     killed: list[int] = []
     over = threading.Event()
     deadline = time.monotonic() + 30
@@ -55,11 +55,11 @@ def killing(
         while not over.is_set() and time.monotonic() < deadline:
             for instance in cluster.instances:
                 found: list[tuple[int]] = []
-                with contextlib.suppress(Exception):  # its server recovers
+                with contextlib.suppress(Exception):  # Its server may be recovering.
                     found = cluster.execute(FIND[family(cluster)], instance=instance)
                 for (number,) in found:
                     if number not in killed:
-                        with contextlib.suppress(Exception):  # it has ended by itself
+                        with contextlib.suppress(Exception):  # It may have ended by itself.
                             end(cluster, instance, number)
                             killed.append(number)
             over.wait(0.01)
@@ -82,7 +82,7 @@ def router(make_router: MakeRouter, heard: list[events.Event]) -> Router:
 
 @BOTH
 def test_a_read_that_is_killed_is_not_begun_again(cluster: Cluster[Any], router: Router) -> None:
-    """Its error says that the server is alive."""
+    """A killed read is not begun again, and its error says that the server is alive."""
     with killing(cluster) as killed, sessions(router)() as s:
         with pytest.raises(DBAPIError, match="the server is alive, and has ended the connection") as caught:
             s.execute(text(SLEEP[family(cluster)]))
@@ -96,7 +96,7 @@ def test_a_read_that_is_killed_is_not_begun_again(cluster: Cluster[Any], router:
 
 @BOTH
 def test_a_unit_that_is_killed_twice_is_given_up(cluster: Cluster[Any], router: Router, heard: list[events.Event]) -> None:
-    """run_transaction runs it once more, for the connection may have been lost by chance."""
+    """run_transaction runs a killed unit only once more, because the connection may have been lost by chance."""
     router.init_commit_table()
     with killing(cluster) as killed, pytest.raises(DBAPIError, match="has ended the connection"):
         router.run_transaction(sessions(router), lambda s: s.execute(text(WRITE[family(cluster)])))
@@ -110,7 +110,7 @@ def test_a_unit_that_is_killed_twice_is_given_up(cluster: Cluster[Any], router: 
 def test_a_statement_over_the_packet_limit_is_told_apart(
     cluster: Cluster[Any], make_router: MakeRouter, heard: list[events.Event], sql: str
 ) -> None:
-    """It is tried twice at most, and the error names the limit."""
+    """A statement over the packet limit is tried twice at most, and the error names the limit."""
     for instance in cluster.instances:
         cluster.execute("SET GLOBAL max_allowed_packet = 1048576", instance=instance)
     try:
@@ -138,7 +138,7 @@ FULL = {
     "mysql": "CREATE FUNCTION IF NOT EXISTS report() RETURNS int READS SQL DATA "
     "BEGIN SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = 1021, MESSAGE_TEXT = 'No space left on device'; RETURN 1; END",
 }
-"""A function that fills the disk of whichever server runs it."""
+"""A function that fills the disk of the server that runs it."""
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def full(cluster: Cluster[Any]) -> Iterator[None]:
 
 
 def begin_units_of_kind(kind: str, router: Router) -> None:
-    """Run a statement that fills the disk: in a unit that may be repeated, or in one that may be run again."""
+    """Run a statement that fills the disk, in a unit that may retry it or may be run again."""
     if kind == "automatic":
         with sessions(router)() as s:
             s.execute(text("SELECT report()"))
@@ -170,7 +170,7 @@ def stock_of(s: RoutingSession) -> Any:
 def test_a_read_that_breaks_two_readers_is_told(
     cluster: Cluster[Any], make_router: MakeRouter, heard: list[events.Event], kind: str
 ) -> None:
-    """What fills the disk of a reader is tried once more, on another one if nothing was read before, and the error is raised."""
+    """A read that breaks a reader is retried once, on another reader if nothing was read before, and then raises."""
     router = make_router(listeners=[heard.append], read_only_functions=["report"])
     until_readers_serve(router, 2)
     heard.clear()
@@ -190,7 +190,7 @@ def test_a_read_that_breaks_two_readers_is_told(
 def test_a_read_that_breaks_the_writer_is_told(
     cluster: Cluster[Any], make_router: MakeRouter, heard: list[events.Event], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The writer is tried once, where no other reader is left, and the log says that the reader has failed."""
+    """If no other reader is left, the writer is tried once, and the log says that the reader has failed."""
     router = make_router(listeners=[heard.append], read_only_functions=["report"], instances=[cluster.readers[0].address])
     until_readers_serve(router, 1)
     heard.clear()
@@ -209,7 +209,7 @@ def test_a_read_that_breaks_the_writer_is_told(
 
 
 def test_a_write_that_crashes_its_server_twice_is_told(cluster: Cluster[Any], router: Router) -> None:
-    """A server that recovers from the crash of one process, and goes on, has survived it."""
+    """A server that goes on after the crash of one process has survived, so the write is run only twice."""
     with killing(cluster, crash) as killed, pytest.raises(DBAPIError, match="its process has crashed") as caught:
         router.run_transaction(sessions(router), lambda s: s.execute(text(WRITE["postgresql"])))
     assert len(killed) == 2
@@ -221,7 +221,7 @@ def test_a_write_that_crashes_its_server_twice_is_told(cluster: Cluster[Any], ro
 def test_a_read_that_crashes_two_readers_is_told(
     cluster: Cluster[Any], router: Router, heard: list[events.Event], options: dict[str, Any]
 ) -> None:
-    """It is not carried to the writer."""
+    """A read that crashes two readers is not sent to the writer."""
     heard.clear()
     with (
         killing(cluster, crash) as killed,
@@ -236,13 +236,13 @@ def test_a_read_that_crashes_two_readers_is_told(
 
 
 def test_a_bystander_of_crashes_is_run_again(cluster: Cluster[Any], router: Router) -> None:
-    """The server ends all connections when the process of one has crashed: a unit that was on another is not to blame."""
+    """A crash ends all connections of the server, so a unit on another connection is run again."""
     ends = 3
     runs: list[int] = []
 
     def work(s: RoutingSession) -> None:
         runs.append(1)
-        stock_of(s)  # waits for the writer
+        stock_of(s)  # This waits for the writer.
         with contextlib.closing(cluster.writer.connect()) as another:
             if len(runs) <= ends:
                 threading.Timer(0.2, os.kill, (another.info.backend_pid, signal.SIGKILL)).start()
@@ -256,7 +256,7 @@ def test_a_bystander_of_crashes_is_run_again(cluster: Cluster[Any], router: Rout
 
 @BOTH
 def test_a_statement_loses_three_servers_at_most(cluster: Cluster[Any], make_router: MakeRouter) -> None:
-    """A server that was started anew has not survived what it had to do, and may have been lost by chance; three have not."""
+    """A restarted server may have been lost by chance, but a statement that loses three is given up."""
     router = make_router()
     until_readers_serve(router, 2)
     router.init_commit_table()

@@ -61,7 +61,7 @@ def behind(cluster: PostgresCluster, make_router: MakeRouter) -> Iterator[Behind
 
 
 def at_once(*works: Callable[[], object]) -> None:
-    """Do all of these at the same time; raises what one of them has raised."""
+    """Do all of these at the same time, and raise an error of one of them."""
     failed: list[BaseException] = []
 
     def do(work: Callable[[], object]) -> None:
@@ -88,7 +88,7 @@ def read(router: Router, read_only: bool | None = None) -> None:
 
 @pytest.mark.parametrize("said", [{}, {"pooler": "transaction"}], ids=["found out", "said"])
 def test_nothing_is_left_on_a_poolers_connections(behind: Behind, said: dict[str, str]) -> None:
-    """Other programs meet no setting of the router's, also after a promotion, when theirs and the router's writes succeed."""
+    """Other programs never meet a setting of the router's. After a promotion their writes and the router's succeed."""
     router = behind.route(**said)
     at_once(*[lambda: read(router)] * 3, *[lambda: read(router, read_only=True)] * 3)
     shows = [other.execute("SHOW default_transaction_read_only").fetchone() for other in behind.others(4)]
@@ -103,7 +103,7 @@ def test_nothing_is_left_on_a_poolers_connections(behind: Behind, said: dict[str
 
 
 def test_a_pooler_for_sessions_keeps_the_guard(behind: Behind) -> None:
-    """Said to keep a client on one connection, a pooler changes nothing: a reader's connections refuse writes."""
+    """With pooler="session" a reader's connections refuse writes, as they do without a pooler."""
     router = behind.route(mode="session", size=8, pooler="session")
     with router.connect(read_only=True) as connection:
         assert connection.scalar(text("SHOW default_transaction_read_only")) == "on"
@@ -111,7 +111,7 @@ def test_a_pooler_for_sessions_keeps_the_guard(behind: Behind) -> None:
 
 
 def test_streams_stay_in_a_transaction(behind: Behind) -> None:
-    """A streamed read of an automatic unit is whole, although others use the pooler's connections, and leaves nothing there."""
+    """An automatic unit's stream is whole although other clients use the pooler's connections, and it leaves no cursor."""
     router = behind.route()
     query = text("SELECT g AS n, repeat('x', 1000) AS t FROM generate_series(1, 2000) g")
 
@@ -139,7 +139,7 @@ def test_streams_stay_in_a_transaction(behind: Behind) -> None:
 
 
 def test_no_statement_is_prepared_where_another_client_is_next(behind: Behind) -> None:
-    """What is repeated often is not prepared, because the next server connection would not know it."""
+    """A frequent statement is not prepared, because the next server connection would not know it."""
     router = behind.route()
 
     def often() -> None:
@@ -167,15 +167,16 @@ def test_a_full_pooler_is_not_a_silent_server(behind: Behind, heard: list[events
             s.commit()
 
     threads = [threading.Thread(target=write, args=(number,)) for number in (1, 2, 3)]
-    with Session() as s:  # a connection of the router's is there before the pool is full
+    with Session() as s:  # The router has a connection before the pool is full.
         s.execute(COUNT)
     for thread in threads:
         thread.start()
-    for _ in range(5):  # two are in their transaction, the third waits for a place
+    for _ in range(5):  # Two are in their transaction, and the third one waits.
         assert begun.acquire(timeout=20)
     heard.clear()
     watcher = router._monitor._watchers[behind.of_writer]
-    eventually(lambda: watcher.asked_at is not None and time.monotonic() - watcher.asked_at > 1.0)  # five times what it may take
+    # This is five times the time that a probe may take.
+    eventually(lambda: watcher.asked_at is not None and time.monotonic() - watcher.asked_at > 1.0)
     go.set()
     for thread in threads:
         thread.join(30)
@@ -187,7 +188,7 @@ def test_a_full_pooler_is_not_a_silent_server(behind: Behind, heard: list[events
 
 
 def test_a_frozen_reader_behind_a_pooler_is_found(behind: Behind, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A unit that waits for a reader that does not answer is woken, a while later than without a pooler."""
+    """A unit that waits for a frozen reader is woken, a while later than without a pooler."""
     monkeypatch.setattr(monitor, "QUEUE", 1.0)
     router = behind.route(probe_timeout=0.3)
     with sessions(router)() as s:
@@ -199,7 +200,7 @@ def test_a_frozen_reader_behind_a_pooler_is_found(behind: Behind, monkeypatch: p
 
 
 def test_a_frozen_writer_behind_a_pooler_is_replaced(behind: Behind) -> None:
-    """Units that are on a frozen writer go on when another is promoted, which is seen although the old one is only silent."""
+    """Units on a frozen writer go on after a promotion, which is seen although the old writer is only silent."""
     router = behind.route(probe_timeout=0.3)
     frozen, entered = threading.Event(), threading.Event()
 
@@ -223,7 +224,7 @@ def test_a_frozen_writer_behind_a_pooler_is_replaced(behind: Behind) -> None:
 
 @pytest.mark.parametrize("said", [{}, {"pooler": "transaction"}], ids=["found out", "said"])
 def test_a_promoted_reader_behind_a_pooler_writes_nothing(behind: Behind, said: dict[str, str]) -> None:
-    """A read that hides a write is refused where no guard may be set, too: the read runs in a read-only transaction."""
+    """A read that hides a write is refused without a guard, too, because the read runs in a read-only transaction."""
     for statement in (
         "CREATE TABLE IF NOT EXISTS hidden (n int)",
         "CREATE OR REPLACE FUNCTION hiding() RETURNS int LANGUAGE plpgsql AS "
@@ -247,7 +248,7 @@ def test_a_promoted_reader_behind_a_pooler_writes_nothing(behind: Behind, said: 
 
 
 def test_what_a_unit_asks_for_needs_a_transaction(behind: Behind) -> None:
-    """A read-only connection cannot be in AUTOCOMMIT there, because nothing could guard it; the error says what to do."""
+    """A read-only connection behind a pooler refuses AUTOCOMMIT, because nothing could guard it. The error says what to do."""
     router = behind.route()
     with router.connect(read_only=True) as connection:
         with pytest.raises(ConfigurationError, match="Leave isolation_level out"):
@@ -257,7 +258,7 @@ def test_what_a_unit_asks_for_needs_a_transaction(behind: Behind) -> None:
 
 @pytest.mark.parametrize("said", [None, "session", "transaction"])
 def test_a_statement_pooler_is_refused_at_once(behind: Behind, said: str | None) -> None:
-    """The error names the pooler's setting; no unit waits for a writer, whatever the router is told of the pooler."""
+    """The error names the pooler's setting, and no unit waits for a writer, whatever `pooler` says."""
     began = time.monotonic()
     with pytest.raises(ConfigurationError, match=r"statement pooling mode; .*pool_mode=statement"):
         behind.route(mode="statement", failover_timeout=60.0, pooler=said)

@@ -1,4 +1,4 @@
-"""Pools of readers that are full: a unit takes the connection that it can have, and waits only where there is none."""
+"""Full pools of readers: a unit takes a free connection of another reader, and waits only if there is none."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_unit_that_waited_in_vain_takes_a_reader_that_is_idle(cluster: Cluster
 
 
 def test_a_unit_waits_where_all_readers_are_full(cluster: Cluster[Any], make_router: MakeRouter) -> None:
-    """Where all readers are full a unit waits for a connection of one of them, and has the pool's TimeoutError in the end."""
+    """If all readers are full, a unit waits for a connection of one, and finally raises the pool's TimeoutError."""
     router = make_router(balance=lambda readers, load, rnd: readers[0], engine_options={**ONE, "pool_timeout": 0.5})
     until_readers_serve(router, 2)
     with router.connect(read_only=True), router.connect(read_only=True):

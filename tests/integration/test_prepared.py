@@ -24,7 +24,7 @@ AT_ONCE = {"prepare_threshold": 0}
 
 @pytest.fixture
 def change(cluster: PostgresCluster) -> Callable[[], None]:
-    """Changes the type of a column, so that a statement prepared before gives other rows than it was prepared for."""
+    """Change a column's type, so rows no longer fit the statements that were prepared before."""
     types = ["varchar(300)", "text"] * 4
 
     def do() -> None:
@@ -37,7 +37,7 @@ def change(cluster: PostgresCluster) -> Callable[[], None]:
 
 @pytest.fixture
 def prepared(make_router: MakeRouter, heard: list[events.Event], cluster: PostgresCluster) -> Router:
-    """A router with one reader, whose connections prepare all that they are told."""
+    """A router with one reader, whose connections prepare every statement."""
     only = [cluster.readers[0].address]
     router = make_router(instances=only, listeners=[heard.append], engine_options={"connect_args": AT_ONCE})
     until_readers_serve(router, 1)
@@ -57,7 +57,7 @@ def kinds(heard: list[events.Event]) -> list[str]:
 def test_a_read_outlives_a_change_of_its_table(
     prepared: Router, change: Callable[[], None], heard: list[events.Event], read_only: bool | None
 ) -> None:
-    """After ALTER TABLE a read is repeated on the same reader, which is not avoided, and nothing is learned."""
+    """After ALTER TABLE a read is retried on the same reader. The reader is not avoided, and nothing is learned."""
     Session = sessionmaker(class_=RoutingSession, router=prepared, read_only=read_only)
     with Session.begin() as one, Session.begin() as two, Session.begin() as three:  # three connections have it prepared
         assert [read(s) for s in (one, two, three)] == ["one"] * 3
@@ -74,7 +74,7 @@ def test_a_read_outlives_a_change_of_its_table(
 
 @pytest.fixture
 def renew_types(cluster: PostgresCluster) -> Iterator[Callable[[], None]]:
-    """Types of the user's own, made anew under their names when this is called."""
+    """Make two types of the user's own anew, under the same names."""
     drop = "DROP TYPE IF EXISTS kind; DROP DOMAIN IF EXISTS word"
 
     def do() -> None:
@@ -94,10 +94,10 @@ def renew_types(cluster: PostgresCluster) -> Iterator[Callable[[], None]]:
 def test_a_read_outlives_a_type_that_is_made_anew(
     prepared: Router, renew_types: Callable[[], None], heard: list[events.Event], sql: str, read_only: bool | None
 ) -> None:
-    """A migration drops a type and makes it again: what was prepared with the old one is repeated once, where it was."""
+    """After a migration makes a type anew, a read prepared with the old one is retried once where it was."""
     Session = sessionmaker(class_=RoutingSession, router=prepared, read_only=read_only)
     given = {"x": "a"} if ":x" in sql else {}
-    with Session.begin() as one, Session.begin() as two:  # a rollback would drop what is prepared
+    with Session.begin() as one, Session.begin() as two:  # A rollback would drop the prepared statements.
         assert one.execute(text(sql), given).all() == two.execute(text(sql), given).all()
     renew_types()
     heard.clear()
@@ -111,7 +111,7 @@ def test_a_read_outlives_a_type_that_is_made_anew(
 
 @pytest.fixture
 def code(cluster: PostgresCluster) -> Iterator[None]:
-    """A table whose only column is a text, until somebody changes that."""
+    """A table whose only column is a text until a test changes its type."""
     cluster.execute("CREATE TABLE code (v text); INSERT INTO code VALUES ('7'); GRANT SELECT ON code TO app")
     cluster.wait_in_sync()
     yield
@@ -120,7 +120,7 @@ def code(cluster: PostgresCluster) -> Iterator[None]:
 
 @pytest.mark.usefixtures("code")
 def test_a_parameter_of_the_old_type_fails_once(prepared: Router, cluster: PostgresCluster) -> None:
-    """What was prepared for a text cannot be compared with a number. As on any engine that costs a connection one error."""
+    """A statement that was prepared for a text fails once on each connection after the change, as on any engine."""
     Session = sessionmaker(class_=RoutingSession, router=prepared)
 
     def count() -> int:
@@ -138,7 +138,7 @@ def test_a_parameter_of_the_old_type_fails_once(prepared: Router, cluster: Postg
 
 
 def test_a_stream_and_a_change_of_its_table(prepared: Router, change: Callable[[], None], heard: list[events.Event]) -> None:
-    """A unit that has an unread stream repeats a statement that is out of date, and the stream goes on."""
+    """A unit that has an unread stream retries an outdated statement, and the stream goes on."""
     Session = sessionmaker(class_=RoutingSession, router=prepared)
     with Session() as s:
         read(s)
@@ -152,7 +152,7 @@ def test_a_stream_and_a_change_of_its_table(prepared: Router, change: Callable[[
 
 
 def test_run_transaction_outlives_a_change_of_a_table(prepared: Router, change: Callable[[], None]) -> None:
-    """On the writer the transaction is lost, and run_transaction runs it once more, however many connections are stale."""
+    """On the writer the transaction is lost, and run_transaction runs it once more, however many connections are outdated."""
     Session = sessionmaker(class_=RoutingSession, router=prepared, read_only=False)
     runs = 0
 
@@ -162,7 +162,8 @@ def test_run_transaction_outlives_a_change_of_a_table(prepared: Router, change: 
         s.execute(text("UPDATE item SET stock = stock + 1 WHERE id = 1"))
         return read(s)
 
-    with Session.begin() as one, Session.begin() as two, Session.begin() as three:  # a rollback would drop what is prepared
+    # A rollback would drop the prepared statements.
+    with Session.begin() as one, Session.begin() as two, Session.begin() as three:
         assert [read(s) for s in (one, two, three)] == ["one"] * 3
     change()
     assert prepared.run_transaction(Session, work) == "one"
@@ -178,9 +179,9 @@ RETURNING = text("UPDATE item SET stock = stock + 1 WHERE id = 1 RETURNING name,
 def test_a_first_write_outlives_a_change_of_its_table(
     prepared: Router, change: Callable[[], None], heard: list[events.Event], read_only: bool | None
 ) -> None:
-    """The server has not begun to execute it, and nothing of the transaction came before: a plain session repeats it, once."""
+    """A plain session retries an outdated first write once, because the server has executed nothing of the transaction."""
     Session = sessionmaker(class_=RoutingSession, router=prepared, read_only=read_only)
-    with Session.begin() as s:  # a rollback would drop what is prepared
+    with Session.begin() as s:  # A rollback would drop the prepared statements.
         s.execute(RETURNING)
     change()
     heard.clear()
@@ -192,7 +193,7 @@ def test_a_first_write_outlives_a_change_of_its_table(
 
 
 def test_a_later_write_does_not_lose_what_came_before(prepared: Router, change: Callable[[], None]) -> None:
-    """What the transaction has done is gone with the error, so that a plain session raises it."""
+    """A plain session raises the error of a later write, because the transaction's earlier writes are lost with it."""
     Session = sessionmaker(class_=RoutingSession, router=prepared)
     with Session.begin() as s:
         s.execute(RETURNING)
@@ -209,7 +210,7 @@ class Named(DeclarativeBase):
 
 
 class Thing(Named):
-    """An item whose name the server gives, and tells when it is inserted."""
+    """An item whose name the server chooses and returns from the INSERT."""
 
     __tablename__ = "item"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -220,7 +221,7 @@ class Thing(Named):
 def test_a_flush_tells_that_its_table_has_changed(
     prepared: Router, change: Callable[[], None], flush: Callable[[RoutingSession], object]
 ) -> None:
-    """SQLAlchemy has rolled back by then, so nothing is repeated. The error is the server's own, and the next unit succeeds."""
+    """SQLAlchemy has rolled back by then, so nothing is retried. The error is the server's own, and the next unit succeeds."""
     Session = sessionmaker(class_=RoutingSession, router=prepared)
     with Session.begin() as s:
         s.add(Thing(id=7))
@@ -256,7 +257,7 @@ def test_a_connection_tells_that_a_table_has_changed(prepared: Router, change: C
 
 
 def test_a_connection_in_autocommit_goes_on(prepared: Router, change: Callable[[], None]) -> None:
-    """A connection that has no transaction to roll back fails once, and not until it is closed."""
+    """A connection without a transaction to roll back fails only once, and need not be closed."""
     with prepared.connect(read_only=True) as connection:
         connection.execution_options(isolation_level="AUTOCOMMIT")
         query = text("SELECT name FROM item WHERE id = 1")
@@ -268,11 +269,11 @@ def test_a_connection_in_autocommit_goes_on(prepared: Router, change: Callable[[
 
 
 def test_a_statement_that_a_pooler_has_lost_is_repeated(prepared: Router, heard: list[events.Event]) -> None:
-    """A prepared statement that the server does not have, as behind a pooler, is prepared anew on the same reader."""
+    """A prepared statement that the server lacks, as behind a pooler, is prepared anew on the same reader."""
     Session = sessionmaker(class_=RoutingSession, router=prepared)
     with Session() as s:
         read(s)
-        for dbapi in s.get_transaction()._connections:  # behind psycopg's back
+        for dbapi in s.get_transaction()._connections:  # psycopg does not notice this.
             driver = dbapi.connection.driver_connection if isinstance(dbapi, Connection) else None
             if driver is not None:
                 driver.pgconn.exec_(b"DEALLOCATE ALL")
@@ -299,7 +300,7 @@ def test_an_application_that_prepares_nothing_itself_fails_once(prepared: Router
 
 
 def test_an_outdated_plan_is_known_in_any_language(cluster: PostgresCluster, change: Callable[[], None]) -> None:
-    """The failure is told by the server's function, which no setting of lc_messages translates."""
+    """An outdated plan is recognized by the server's function, whose name lc_messages does not translate."""
     with psycopg.connect(cluster.url.replace("+psycopg", ""), autocommit=True) as connection:
         connection.execute("SELECT name FROM item", prepare=True)
         change()
@@ -313,7 +314,7 @@ def test_an_outdated_plan_is_known_in_any_language(cluster: PostgresCluster, cha
 def test_what_a_reader_refused_is_tried_again_later(
     cluster: PostgresCluster, make_router: MakeRouter, heard: list[events.Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A text that a reader has refused goes to the writer for a while, and then is tried on a reader again."""
+    """A text that a reader has refused goes to the writer for a while, and then to a reader again."""
     monkeypatch.setattr(gate, "LEARNED_FOR", 600.0)
     router = make_router(listeners=[heard.append])
     until_readers_serve(router, 2)
@@ -333,7 +334,7 @@ def test_what_a_reader_refused_is_tried_again_later(
 
 
 def test_a_view_that_a_late_reader_lacks_is_no_lesson(cluster: PostgresCluster, make_router: MakeRouter) -> None:
-    """A view that a late reader has not filled is read elsewhere, and on that reader again when it has caught up."""
+    """A view that a late reader has not filled is read elsewhere until that reader has caught up."""
     reader = cluster.readers[0]
     router = make_router(instances=[reader.address])
     until_readers_serve(router, 1)

@@ -1,4 +1,4 @@
-"""What becomes of a router when its process forks, stands still, ends, or is interrupted."""
+"""A router whose process forks, stands still, ends, or is interrupted."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def running(cluster: PostgresCluster, script: str, *instances: str, url: str | N
 
 
 def run(cluster: PostgresCluster, script: str, *instances: str) -> list[str]:
-    """What the script printed, when it has ended well."""
+    """Run the script to its end, and return the lines that it printed."""
     with running(cluster, script, *instances) as process:
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0, err
@@ -148,7 +148,7 @@ with r.connect() as c, r.connect(read_only=True) as d:
 
 @BOTH
 def test_a_session_open_at_the_fork_is_told_and_can_go_on(cluster: PostgresCluster) -> None:
-    """A session that was open at the fork is told so in the child and can begin anew."""
+    """A session that was open at the fork raises an error in the child, and can begin anew."""
     out = run(
         cluster,
         """
@@ -247,7 +247,7 @@ stop.set()
 
 
 def test_a_child_forked_during_a_first_connect_makes_its_own(cluster: PostgresCluster) -> None:
-    """A child that is forked while the first connection is made makes its own."""
+    """A child that is forked during the first connect makes a connection of its own."""
     run(
         cluster,
         """
@@ -289,7 +289,7 @@ os.wait()
     with running(cluster, script) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "forked\n"
-        new = cluster.promote()  # the old one lives on and believes in itself
+        new = cluster.promote()  # The old one still believes that it is the writer.
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
@@ -316,7 +316,7 @@ print([e.instance for e in heard])
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGSTOP)
         stopped = time.monotonic()
-        new = cluster.promote()  # the old one lives on and believes in itself
+        new = cluster.promote()  # The old one still believes that it is the writer.
         eventually(lambda: time.monotonic() - stopped > TRUST + 1)
         process.stdin.write("go\n")
         process.stdin.flush()
@@ -328,7 +328,7 @@ print([e.instance for e in heard])
 def test_a_machine_that_slept_asks_again_before_it_decides(
     cluster: PostgresCluster, make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its monotonic clock stood still with it."""
+    """A machine that slept asks again before it decides, although its monotonic clock stood still."""
     router = make_router(probe_interval=60)
     router.connect().close()
     new = cluster.promote()
@@ -354,7 +354,7 @@ def test_a_second_sleep_before_all_were_heard_asks_all_again(
     woke = time.monotonic()
     router._monitor.suspect(old.address)
     eventually(lambda: router.topology.by_id[old.address].heard_at >= woke)
-    assert not router._monitor.trusted  # the frozen one has not had its time
+    assert not router._monitor.trusted  # The frozen one still has time to answer.
     cluster.promote(promoted)
     monkeypatch.setattr(time, "time", lambda: clock() + 7200)
     with router.connect() as connection:
@@ -365,9 +365,9 @@ def test_a_second_sleep_before_all_were_heard_asks_all_again(
 def test_waiting_for_a_writer_after_a_sleep_finds_the_new_one(
     cluster: PostgresCluster, make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A thread that waits for a writer when the machine wakes is not given the one from before.
+    """A thread that waits for a writer when the machine wakes does not get the old one.
 
-    Neither is a thread that looks up the outcome of a COMMIT.
+    Neither does a thread that looks up the outcome of a COMMIT.
     """
     router = make_router(probe_interval=60)
     router.connect().close()
@@ -382,7 +382,7 @@ def test_waiting_for_a_writer_after_a_sleep_finds_the_new_one(
 def test_a_silent_instance_delays_a_woken_process_for_a_while(
     cluster: PostgresCluster, make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An instance that does not answer delays a process that slept only for a while."""
+    """A silent instance delays a woken process only for a while."""
     router = make_router(probe_interval=60, probe_timeout=0.3)
     router.connect().close()
     frozen = cluster.readers[0]
@@ -455,10 +455,11 @@ def test_an_interrupted_checkin_still_returns_the_connection(router: Router, fun
 def test_an_exception_of_a_signal_handler_leaks_no_connection(cluster: PostgresCluster, kind: str) -> None:
     """An exception that a signal handler raises leaks no connection.
 
-    Ctrl-C, or the time limit of a worker, anywhere in this library, or in the driver, where a unit mostly waits for a server.
+    It may be Ctrl-C or the time limit of a worker. It comes anywhere in this library, or in the driver, where a unit mostly
+    waits for a server.
 
-    Not anywhere in SQLAlchemy: between two lines of its pool an exception leaks even so, once in a thousand. There is also where
-    a listener of its pool begins.
+    It does not come in SQLAlchemy, because between two lines of SQLAlchemy's pool one in a thousand leaks even so. The start
+    of a listener on the pool is such a place, too.
     """
     script = f"""
 import random, psycopg, aurora_router

@@ -1,4 +1,4 @@
-"""A unit that is declared read-only never writes, wherever it is, whatever is sent in it, and whatever others have left."""
+"""A unit that is declared read-only never writes, wherever it runs, whatever it sends, and whatever others have left."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ UNGUARD = {
 
 @pytest.fixture
 def noted(cluster: Cluster[Any]) -> Iterator[Callable[[], int]]:
-    """How many rows were written."""
+    """A count of the rows written."""
     if family(cluster) == "mysql":
         for instance in cluster.instances:
             cluster.execute("SET GLOBAL log_bin_trust_function_creators = 1", instance=instance)
@@ -98,7 +98,7 @@ TEXTS = {
 def test_no_text_lets_a_read_only_unit_write(
     cluster: Cluster[Any], make_router: MakeRouter, noted: Callable[[], int], where: str
 ) -> None:
-    """What takes the access mode away, or ends the transaction, is refused in words before it is sent; the unit goes on."""
+    """A text that lifts the access mode or ends the transaction is refused unsent, and the unit goes on."""
     router = make_router(**({} if where == "reader" else {"url": cluster.url}))
     if where == "reader":
         until_readers_serve(router, 2)
@@ -118,7 +118,7 @@ def test_no_text_lets_a_read_only_unit_write(
 
 @pytest.mark.engines("postgresql", "mariadb")
 def test_a_read_only_unit_may_be_made_stricter(cluster: Cluster[Any], on_writer: Router) -> None:
-    """READ ONLY said once more, and savepoints, are no reason to refuse anything."""
+    """A second READ ONLY and savepoints are not refused."""
     strict = ("START TRANSACTION READ ONLY",) if family(cluster) == "mysql" else ("SET TRANSACTION READ ONLY",)
     with sessions(on_writer, read_only=True)() as s:
         for statement in (*strict, "SAVEPOINT a", "ROLLBACK TO SAVEPOINT a"):
@@ -153,7 +153,7 @@ TAKE, GIVE_BACK = (
 @pytest.mark.engines("postgresql", "mariadb")
 @pytest.mark.parametrize("where", ["reader", "writer"])
 def test_a_read_only_unit_takes_no_lock_by_name(cluster: Cluster[Any], make_router: MakeRouter, where: str) -> None:
-    """A reader would give a lock that means nothing to others, so nothing that takes, asks for or gives back one is sent."""
+    """A reader's lock means nothing to others, so no statement that acquires, tests or releases a named lock is sent."""
     router = make_router(**({} if where == "reader" else {"url": cluster.url}))
     if where == "reader":
         until_readers_serve(router, 2)
@@ -170,7 +170,7 @@ def test_a_read_only_unit_takes_no_lock_by_name(cluster: Cluster[Any], make_rout
 
 @pytest.mark.engines("postgresql", "mariadb")
 def test_a_lock_by_name_is_the_writers(cluster: Cluster[Any], router: Router) -> None:
-    """An automatic unit takes it there, also after a read on a reader, and gives it back there."""
+    """An automatic unit acquires and releases a named lock on the writer, also after a read on a reader."""
     until_readers_serve(router, 2)
     take, give_back = text(TAKE[family(cluster)]), text(GIVE_BACK[family(cluster)])
     with sessions(router)() as s, router.connect() as other:
@@ -186,7 +186,7 @@ def test_a_lock_by_name_is_the_writers(cluster: Cluster[Any], router: Router) ->
 
 @pytest.mark.engines("mariadb")
 def test_a_handler_of_mariadb_stays_where_it_was_opened(router: Router) -> None:
-    """HANDLER reads a table on one connection: OPEN, READ and CLOSE go to the same one, in a read-only unit on its reader."""
+    """OPEN, READ and CLOSE of a HANDLER go to the same connection, in a read-only unit to its reader's."""
     until_readers_serve(router, 2)
     for read_only, where in ((True, "reader"), (None, "writer")):
         with sessions(router, read_only=read_only)() as s:
@@ -197,11 +197,11 @@ def test_a_handler_of_mariadb_stays_where_it_was_opened(router: Router) -> None:
 
 
 REFUSED = "(?i)read.only"
-"""In the words of the router, or of a server."""
+"""Matches the refusals of the router and of the servers."""
 
 
 def is_guarded(s: RoutingSession) -> bool:
-    """Whether a read in autocommit would refuse to write, asked past the gate."""
+    """Whether a read in autocommit would refuse to write; asks on the driver's own cursor."""
     transaction = s.get_transaction()
     assert transaction is not None
     (driver,) = {c.connection.driver_connection for c in transaction._connections if isinstance(c, Connection)}
@@ -294,8 +294,10 @@ USES = [read_only_session, read_only_raw, read_only_connection, in_autocommit]
 def test_a_guard_taken_off_unseen_is_set_again(
     cluster: Cluster[Any], make_router: MakeRouter, noted: Callable[[], int], how: Any
 ) -> None:
-    """What users or listeners leave on a reader's connection does not outlive their checkout: after its promotion no read-only
-    unit writes there, nor an automatic one by a read."""
+    """Settings that users or listeners leave on a reader's connection do not outlive their checkout.
+
+    After the reader's promotion no read-only unit writes there, and no automatic unit writes by a read.
+    """
     if isinstance(how, str):
         event.listen(Pool, how, listener)
     try:
@@ -345,7 +347,7 @@ def test_no_transaction_of_a_listener_lets_a_unit_write(on_writer: Router, noted
 
 @pytest.mark.engines("postgresql", "mariadb")
 def test_no_option_lets_a_read_only_unit_write(cluster: Cluster[Any], on_writer: Router, noted: Callable[[], int]) -> None:
-    """AUTOCOMMIT is guarded as a transaction is, and comes off again; an option that asks for writing is refused."""
+    """A read-only unit in AUTOCOMMIT is guarded as one in a transaction, and later units may write again."""
     for _ in range(2):
         with on_writer.connect(read_only=True) as connection:
             connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -364,8 +366,10 @@ def test_no_option_lets_a_read_only_unit_write(cluster: Cluster[Any], on_writer:
 
 @pytest.mark.engines("postgresql", "mariadb")
 def test_each_transaction_of_a_connection_is_read_only(on_writer: Router, noted: Callable[[], int]) -> None:
-    """Not only the first one: after COMMIT or ROLLBACK the next transaction of the connection refuses writes as well. SQLAlchemy
-    sends a COMMIT of its own with an isolation level."""
+    """Each transaction of a read-only connection refuses writes, also those after a COMMIT or ROLLBACK.
+
+    SQLAlchemy sends a COMMIT of its own with an isolation level.
+    """
     with on_writer.connect(read_only=True) as connection:
         connection.execution_options(isolation_level="READ COMMITTED")
         with pytest.raises(ReadOnlyViolation):
@@ -420,7 +424,7 @@ TAKING_OFF = {
 
 @pytest.fixture
 def unguards(cluster: PostgresCluster) -> Iterator[None]:
-    """A function, and a view of it, that take the guard off, and pass for reads."""
+    """A function, and a view of it, that take the guard off but look like reads."""
     cluster.execute(
         "CREATE FUNCTION unguards() RETURNS text LANGUAGE plpgsql STABLE AS "
         "$$BEGIN RETURN set_config('default_transaction_read_only', 'off', false); END$$"
@@ -459,7 +463,7 @@ def test_no_statement_takes_a_guard_off_in_autocommit(
 
 @pytest.mark.engines("postgresql", "mariadb")
 def test_no_cursor_takes_a_guard_off_in_autocommit(on_writer: Router, noted: Callable[[], int]) -> None:
-    """Nor does what was sent past the gate, by a listener or on the driver's own connection."""
+    """Statements that the router does not see, of a listener or the driver's own connection, take no guard off."""
     with on_writer.connect(read_only=True) as connection:
         connection.execution_options(isolation_level="AUTOCOMMIT")
         listener(connection.execute(COUNT).cursor.connection)
@@ -473,7 +477,7 @@ def test_no_cursor_takes_a_guard_off_in_autocommit(on_writer: Router, noted: Cal
 
 
 def test_the_access_mode_of_a_driver_is_kept(on_writer: Router, noted: Callable[[], int]) -> None:
-    """SQLAlchemy's own option for it cannot make a read-only unit write, nor what it leaves on the connection."""
+    """Neither SQLAlchemy's own option for the access mode nor its trace on the connection lets a read-only unit write."""
     with on_writer.connect(read_only=True) as connection:
         with pytest.raises(ReadOnlyViolation, match="postgresql_readonly"):
             connection.execution_options(postgresql_readonly=False)
@@ -517,7 +521,7 @@ def test_a_read_only_unit_may_begin_on_the_writer(make_router: MakeRouter, noted
 def test_a_listener_may_use_another_session_first(
     cluster: Cluster[Any], make_router: MakeRouter, noted: Callable[[], int]
 ) -> None:
-    """What it executes afterwards on its own connection is of the unit that is about to have that: read-only, if the unit is."""
+    """After a listener has used another session, its statements on its own connection are read-only if its unit is."""
     router = make_router(cluster.url)
     eventually(lambda: router.topology.writer is not None)
 
@@ -540,7 +544,7 @@ def test_a_listener_may_use_another_session_first(
 def test_a_connection_lost_while_it_is_guarded_is_replaced(
     cluster: Cluster[Any], make_router: MakeRouter, proxy: FaultProxy, raw: bool
 ) -> None:
-    """A read-only connection is made anew if it is lost in the midst of being made read-only."""
+    """A connection that is lost while it is made read-only is replaced."""
     router = make_router(through(proxy, cluster), instances=[])
     connect = router.raw_connection if raw else router.connect
     proxy.lose("SET SESSION TRANSACTION READ ONLY", answer=True)

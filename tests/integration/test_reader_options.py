@@ -48,7 +48,7 @@ def router(cluster: Cluster[Any], make_router: MakeRouter) -> Router:
 
 @BOTH
 def test_readers_have_options_of_their_own(router: Router) -> None:
-    """Those of readers are put over those of all, dicts inside of them item by item."""
+    """Options of readers are merged over the common ones, and dicts inside of them item by item."""
     with router.connect(read_only=True) as connection:
         assert named(connection) == "readers"
         assert connection.engine.pool.size() == 3
@@ -72,7 +72,7 @@ def test_a_unit_that_moves_gets_the_options_of_the_writer(router: Router) -> Non
 
 @BOTH
 def test_a_promoted_reader_has_the_options_of_all(cluster: Cluster[Any], router: Router) -> None:
-    """Its pooled connections are closed, and an open unit goes on where it is; the old writer comes back as a reader."""
+    """A promoted reader's pooled connections are closed, open units stay there, and the old writer returns as a reader."""
     old, first = cluster.writer, cluster.readers[0]
     with router.connect(read_only=True), router.connect(read_only=True):
         before = next(reader for reader in router.topology.readers if reader.id == first.address)
@@ -97,7 +97,7 @@ def test_a_promoted_reader_has_the_options_of_all(cluster: Cluster[Any], router:
 
 @BOTH
 def test_reads_are_balanced_by_the_pools_of_readers(cluster: Cluster[Any], make_router: MakeRouter) -> None:
-    """A reader whose own pool is full is passed over, however much room the others' options would give."""
+    """A reader whose own pool is full is passed over, even if the common options would leave room."""
     router = make_router(balance="round_robin", reader_options={"pool_size": 1, "max_overflow": 0})
     until_readers_serve(router, 2)
     with router.connect(read_only=True) as busy:

@@ -1,4 +1,4 @@
-"""The Python of the README and of the pages in docs/, as it stands, on a real cluster: only the hosts are put in.
+"""The Python of the README and docs/ runs unchanged on a real cluster; only the hosts are put in.
 
 docs/adopting.md has a test module of its own. A block after `<!-- not run: why -->` is a fragment, and one after
 `<!-- run on postgresql -->` is for PostgreSQL alone.
@@ -37,15 +37,17 @@ def blocks_of(document: Path, server: str) -> list[re.Match[str]]:
 
 
 class Reader:
-    """Runs the blocks of documents in order, with the same names, on a cluster.
+    """Runs the blocks of documents on a cluster, in order and in one namespace.
 
-    places: where the units of each session were that was closed. said: by the examples, on stdout.
+    places: the last place of each closed session's unit
+    said: the output of the examples on stdout
     """
 
     def __init__(self, cluster: Cluster[Any], endpoint: FaultProxy, capsys: pytest.CaptureFixture[str]) -> None:
         one, two = self.readers = cluster.readers
         self.cluster, self.endpoint, self.capsys = cluster, endpoint, capsys
-        self.module = ModuleType("page")  # SQLAlchemy and FastAPI look annotations up in the module of a class or function
+        # SQLAlchemy and FastAPI look annotations up in the module of a class or function, so the examples need one.
+        self.module = ModuleType("page")
         self.names = vars(self.module)
         self.places: list[str] = []
         instances = f"{cluster.writer.address},{one.address},{two.address}"
@@ -59,7 +61,7 @@ class Reader:
         }
 
     def run(self, document: Path, blocks: slice = slice(None), **after: Callable[[], None]) -> None:
-        """Run the blocks of a document; `after` a block that has a name in it, look at what it left."""
+        """Run the blocks of a document, and call each check in `after` when a block with its name has run."""
         looked = set()
         for block in blocks_of(document, engine(self.cluster))[blocks]:
             source = block["source"]
@@ -97,7 +99,7 @@ _TAKEN_FOR_GRANTED = {
 
 @pytest.fixture
 def cluster(aurora_cluster: Cluster[Any]) -> Iterator[Cluster[Any]]:
-    """The shared cluster, with what the documents take for granted."""
+    """The shared cluster, with the function and the privileges that the documents take for granted."""
     for statement in _TAKEN_FOR_GRANTED[engine(aurora_cluster)]:
         aurora_cluster.execute(statement)
     yield aurora_cluster
@@ -132,7 +134,10 @@ def page(reader: Reader) -> Callable[..., None]:
 
 
 def see_own_requests_only(reader: Reader, tell: str, show: Callable[..., Any]) -> None:
-    """A client sees the order that it has sent, however late the readers are. tell: the name of the ASGI application."""
+    """Check that a client sees the order that it has sent, however late the readers are.
+
+    tell: the name of the ASGI application
+    """
     for late in reader.readers:
         reader.cluster.pause_replay(late)
     ask = asking(reader.names[tell])
@@ -224,7 +229,7 @@ def test_the_page_of_events_does_what_it_says(reader: Reader, page: Callable[...
 
 @BOTH
 def test_the_page_of_web_services_does_what_it_says(reader: Reader, page: Callable[..., None]) -> None:
-    """FastAPI and Flask see in the next request what one has written, and Flask-SQLAlchemy's session is a routing one."""
+    """A request to FastAPI or Flask sees the writes of the one before, and Flask-SQLAlchemy's session is a routing one."""
 
     def web() -> None:
         see_own_requests_only(reader, "app", asking_wsgi(reader.names["shop"].wsgi_app))
@@ -250,7 +255,7 @@ def test_the_page_of_testing_does_what_it_says(reader: Reader) -> None:
 
 
 def test_the_example_for_pytest_passes(tmp_path: Path) -> None:
-    """A service's tests as docs/testing-your-service.md shows them start a cluster, kill its writer, and pass."""
+    """The tests that docs/testing-your-service.md shows start a cluster, kill its writer, and pass."""
     conftest, tests, *_ = blocks_of(ROOT / "docs" / "testing-your-service.md", "postgresql")
     (tmp_path / "conftest.py").write_text(conftest["source"])
     (tmp_path / "test_orders.py").write_text(tests["source"])

@@ -1,4 +1,7 @@
-"""What servers refuse is told at once, in their words; a password that changes is asked for; no wait for what cannot heal."""
+"""A server's refusal is raised at once, in its words, and no unit waits for a fault that cannot heal.
+
+A function may supply a password that changes.
+"""
 
 from __future__ import annotations
 
@@ -35,13 +38,13 @@ pytestmark = BOTH
 
 ROTATED = "rotated-and-long"
 WORDS = r"password authentication failed|Access denied"
-REFUSED = (OperationalError, psycopg.OperationalError, pymysql.OperationalError)  # a raw connection's is the driver's own
+REFUSED = (OperationalError, psycopg.OperationalError, pymysql.OperationalError)  # a raw connection raises the driver's own
 PATIENCE = 30.0  # seconds; a unit that waits for a writer waits twice as long
 
 
 @pytest.fixture
 def rotate(cluster: Cluster[Any]) -> Iterator[Callable[[str], None]]:
-    """Gives the application's user another password, on all servers; it has its own again when the test ends."""
+    """A function that gives the application's user another password on all servers, until the test ends."""
 
     def rotate(password: str) -> None:
         set_password(cluster, password)
@@ -53,7 +56,7 @@ def rotate(cluster: Cluster[Any]) -> Iterator[Callable[[str], None]]:
 
 @pytest.fixture
 def shut_out(cluster: Cluster[Any]) -> Iterator[Callable[[LocalInstance], None]]:
-    """Has a reader let the application's user in no more, until the test ends."""
+    """A function that makes a reader refuse the application's user, until the test ends."""
     undo: list[Callable[[], object]] = []
 
     def shut_out(reader: LocalInstance) -> None:
@@ -75,7 +78,7 @@ def shut_out(cluster: Cluster[Any]) -> Iterator[Callable[[LocalInstance], None]]
 
 
 def end_all_connections(cluster: Cluster[Any]) -> None:
-    """Have every server end those of the application's user."""
+    """End the connections of the application's user on every server."""
     for instance in cluster.instances:
         if family(cluster) == "postgresql":
             end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'"
@@ -125,7 +128,7 @@ def test_a_rotated_password_is_told_at_once(
 
 
 def read_in_each_way(router: Router) -> Iterator[Callable[[], None]]:
-    """Reads that end what they begin."""
+    """Reads that close their session or connection."""
 
     def of_session(read_only: bool | None) -> None:
         with sessions(router)(read_only=read_only) as s:
@@ -148,7 +151,7 @@ def test_a_reader_that_lets_nobody_in_is_passed_over(
     shut_out: Callable[[LocalInstance], None],
     heard: list[events.Event],
 ) -> None:
-    """A read goes to another reader, and to the writer if all refuse. If nobody is left, the servers' words are told."""
+    """A read goes to another reader, and to the writer if all refuse. If none is left, the error has the servers' words."""
     first, second = cluster.readers
     router = make_router(balance="round_robin", failover_timeout=2 * PATIENCE, listeners=[heard.append])
     strict = make_router(no_reader="error", failover_timeout=2 * PATIENCE)
@@ -174,7 +177,7 @@ def test_a_reader_that_lets_nobody_in_is_passed_over(
 def test_a_password_refused_to_probes_too_is_told_at_once(
     cluster: Cluster[Any], make_router: MakeRouter, rotate: Callable[[str], None]
 ) -> None:
-    """When no probe gets in either, units do not wait: the error has the servers' words, and passes with the cause."""
+    """If servers refuse probes as well, no unit waits; the error has their words, and ends with its cause."""
     router = make_router(failover_timeout=2 * PATIENCE)
     router.start()
     rotate(ROTATED)
@@ -195,7 +198,7 @@ def test_a_password_refused_to_probes_too_is_told_at_once(
 def test_a_function_is_asked_for_the_password(
     cluster: Cluster[Any], make_router: MakeRouter, rotate: Callable[[str], None]
 ) -> None:
-    """password= may be a function: each new connection, a probe's too, logs in with what it returns by then."""
+    """password= may be a function; each new connection, also a probe's, logs in with its current result."""
     current = [cluster.app_password]
     asked: list[str] = []
 
@@ -218,7 +221,7 @@ def test_a_function_is_asked_for_the_password(
 
 
 def test_a_text_as_password_takes_the_place_of_the_urls(cluster: Cluster[Any], make_router: MakeRouter) -> None:
-    """password= may be a text, which needs no escaping, and counts instead of the URL's."""
+    """password= may be a text, which needs no escaping and replaces the URL's."""
     url = make_url(cluster.url).set(password="another").render_as_string(hide_password=False)
     with make_router(url, password=cluster.app_password).connect() as connection:
         assert connection.scalar(text("SELECT 1")) == 1
@@ -227,7 +230,7 @@ def test_a_text_as_password_takes_the_place_of_the_urls(cluster: Cluster[Any], m
 def test_a_password_function_that_fails_is_named(
     cluster: Cluster[Any], make_router: MakeRouter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An error of the function is told at once and logged, by its type; connections that are open are not touched by it."""
+    """An error of the password function is raised and logged at once, by its type; open connections keep working."""
     works = [False]
 
     def password() -> str:
@@ -263,7 +266,7 @@ UNLIMITED = {"postgresql": -1, "mysql": 0}
 
 
 def test_why_the_writer_takes_nobody_in_is_told(cluster: Cluster[Any], make_router: MakeRouter) -> None:
-    """NoWriterAvailable repeats what a writer that is alive has said to the last attempt."""
+    """NoWriterAvailable has the error with which a live writer refused the last attempt."""
     cluster.execute(LIMIT[family(cluster)].format(1))
     try:
         router = make_router(instances=[], failover_timeout=1)
@@ -274,7 +277,7 @@ def test_why_the_writer_takes_nobody_in_is_told(cluster: Cluster[Any], make_rout
 
 
 def test_a_host_that_nobody_knows_is_told_at_the_start(cluster: Cluster[Any], make_router: MakeRouter) -> None:
-    """A start with hosts that do not exist is an error at once, which names them; so is one without the writer's host."""
+    """A start fails at once, naming the hosts, if none exists or only the writer's does not."""
     url = make_url(cluster.url).set(host="nohost.invalid").render_as_string(hide_password=False)
     for instances in ([], ["nowhere.invalid"], [r.address for r in cluster.readers]):
         router = make_router(url, instances=instances, failover_timeout=2 * PATIENCE, probe_timeout=10.0)
@@ -306,7 +309,7 @@ def test_a_start_in_a_failover_waits_for_the_promotion(
 def test_a_start_in_vain_names_all_instances(
     cluster: Cluster[Any], make_router: MakeRouter, shut_out: Callable[[LocalInstance], None]
 ) -> None:
-    """When all that could be the writer let nobody in, the error at the start says of each instance what is wrong there."""
+    """If no possible writer lets the router in, the error at the start names the fault of each instance."""
     shut_out(cluster.readers[0])
     url = make_url(cluster.url).set(host="nohost.invalid").render_as_string(hide_password=False)
     listed = [reader.address for reader in cluster.readers]
@@ -320,7 +323,10 @@ def test_a_start_in_vain_names_all_instances(
 def test_a_time_limit_that_is_no_number_is_told_at_once(
     cluster: Cluster[Any], make_router: MakeRouter, caplog: pytest.LogCaptureFixture, where: str
 ) -> None:
-    """Probes have a time limit of their own, but no unit waits for a writer. The value may be a secret, and is in no error."""
+    """A wrong connect_timeout is an error in each unit at once, although probes have a timeout of their own.
+
+    The value may be a secret, so no error shows it.
+    """
     wrong = {"connect_timeout": "Zq0-secret"}
     url = make_url(cluster.url)
     readers = [reader.address for reader in cluster.readers]
@@ -342,7 +348,7 @@ def test_a_time_limit_that_is_no_number_is_told_at_once(
 def test_an_option_that_only_readers_cannot_use_is_told_at_once(
     cluster: Cluster[Any], make_router: MakeRouter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No probe meets what is for readers alone: the unit that does gets a ConfigurationError, and the value is in no error."""
+    """No probe uses options for readers alone; the unit that does gets a ConfigurationError, which hides the value."""
     wrong = {"connect_args": {"tcp_user_timeout": "Zq0-secret"}}
     router = make_router(reader_options=wrong, failover_timeout=2 * PATIENCE)
     for how in ("automatic", "read-only", "orm", "core reading"):

@@ -1,4 +1,4 @@
-"""Router without a session: connections, decisions, instances by hand, and what bad input is told."""
+"""A router without a session: connections, decisions, instances added by hand, and the errors of bad input."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_an_added_instance_is_used_and_a_removed_one_drained(cluster: PostgresCl
 
 @BOTH
 def test_nothing_is_kept_of_an_instance_that_was_removed(cluster: PostgresCluster, make_router: MakeRouter) -> None:
-    """Where readers come and go, the router does not grow: only a unit that is still there keeps what it needs."""
+    """The router does not grow as readers come and go; only an open unit keeps what it needs."""
     first, second = cluster.readers
     router = make_router(instances=[first.address])
     until_readers_serve(router, 1)
@@ -290,7 +290,8 @@ class Chatter(socketserver.BaseRequestHandler):
         self.request.recv(1024)
         self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         self.request.shutdown(socket.SHUT_WR)
-        while self.request.recv(1024):  # what is closed with something unread is reset, and may be so before the answer is read
+        # A socket that is closed with unread data is reset, possibly before the client has read the answer.
+        while self.request.recv(1024):
             pass
 
 
@@ -350,11 +351,11 @@ def test_what_the_driver_cannot_be_given_is_named_at_once(
     assert not caplog.records, "no traceback"
 
 
-@pytest.mark.engines("postgresql", "mariadb")  # MySQL's cannot be told apart
+@pytest.mark.engines("postgresql", "mariadb")  # MySQL's clusters cannot be told apart
 def test_two_clusters_in_one_router_are_refused(
     cluster: PostgresCluster, make_router: MakeRouter, aurora_cluster_factory: Callable[..., PostgresCluster]
 ) -> None:
-    settings = {"postgresql": {}, "mariadb": {"gtid_domain_id": "7"}}  # by which alone MariaDB's can be told
+    settings = {"postgresql": {}, "mariadb": {"gtid_domain_id": "7"}}  # nothing else tells MariaDB's apart
     other = aurora_cluster_factory(readers=0, settings=settings[engine(cluster)])
     try:
         password = cluster.app_password
@@ -448,7 +449,7 @@ def test_a_detached_connection_works_as_on_any_engine(
         connection.execute(text("SELECT stock FROM item")).all()
     with router.connect() as connection:
         connection.detach()
-        connection.execute(raised)  # and is closed with a transaction open
+        connection.execute(raised)  # it is closed with a transaction open
 
     def work(session: RoutingSession) -> None:
         session.scalar(select(Item.stock))

@@ -1,4 +1,4 @@
-"""Where a statement goes: what asks for the writer, and what can be seen of it before any reader is asked."""
+"""Where a statement goes, and which requests for the writer are known before any reader is used."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COUNT = select(func.count()).select_from(Item)
 
 
 class Listening(RoutingSession):
-    """A class of its own, so that its listeners are heard in no other session."""
+    """A class of its own, so that its listeners run in no other session."""
 
 
 @contextmanager
@@ -65,14 +65,14 @@ READS: dict[str, Callable[[RoutingSession], object]] = {
 @pytest.mark.parametrize("listener", [update_options, invoke, replace])
 @pytest.mark.parametrize("read", READS)
 def test_a_listener_may_route(router: Router, read: str, listener: Callable[[ORMExecuteState], object]) -> None:
-    """What a listener of do_orm_execute asks for counts as if the statement did."""
+    """A route that a do_orm_execute listener sets counts as if the statement had it."""
     with listening(listener), Listening(router=router) as s:
         assert READS[read](s) == 3
         assert place(s) == "writer"
 
 
 def test_a_listener_may_route_in_a_scoped_session(router: Router) -> None:
-    """A scoped_session hands on what its session takes, also what nobody gave."""
+    """A listener's route counts although a scoped_session passes every argument on, also those left at their default."""
     with listening(update_options):
         session = scoped_session(sessionmaker(class_=Listening, router=router))
         assert session.scalar(COUNT) == session.execute(COUNT).scalar_one() == 3
@@ -95,7 +95,7 @@ def test_a_later_listener_has_the_last_word(router: Router) -> None:
         assert place(s) == "writer"
 
 
-if sqlalchemy.__version__ >= "2.1":  # which has execution options of a session
+if sqlalchemy.__version__ >= "2.1":  # its sessions have execution options
 
     @BOTH
     @pytest.mark.parametrize("read", READS)
@@ -106,7 +106,7 @@ if sqlalchemy.__version__ >= "2.1":  # which has execution options of a session
             assert place(s) == "writer"
 
     def test_a_statement_overrules_its_session(Session: Sessions) -> None:
-        """SQLAlchemy's order: the call before the statement, the statement before the session."""
+        """As in SQLAlchemy, the call's option overrules the statement's, and that overrules the session's."""
         with Session(execution_options={"route": "writer"}) as s:
             assert s.scalar(COUNT.execution_options(route="reader")) == 3
             assert place(s) == "reader"
@@ -136,7 +136,7 @@ def test_a_route_may_come_by_any_way(Session: Sessions, way: str) -> None:
 
 
 def test_a_route_of_the_connection_moves_the_unit(Session: Sessions) -> None:
-    """What only the gate can see, an option that a listener gives the connection, moves the unit unnoticed."""
+    """A route that a listener gives the connection is only seen at the execution, and moves the unit unnoticed."""
     with Session() as s:
 
         @event.listens_for(s, "after_begin")
@@ -149,7 +149,7 @@ def test_a_route_of_the_connection_moves_the_unit(Session: Sessions) -> None:
 
 @pytest.mark.parametrize("way", ["listener", "connection"])
 def test_an_unknown_route_is_refused_by_any_way(router: Router, way: str) -> None:
-    """A misspelt route is an error and no read of a late reader."""
+    """A misspelt route is an error, and does not become a read on a late reader."""
     with Listening(router=router) as s:
         if way == "listener":
             event.listen(s, "do_orm_execute", lambda state: state.update_execution_options(route="primary"))

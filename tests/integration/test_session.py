@@ -1,4 +1,4 @@
-"""RoutingSession on a real cluster: what goes where, and that it stays SQLAlchemy's session."""
+"""RoutingSession on a real cluster: it sends each statement to the right place, and stays SQLAlchemy's session."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ _OF = {"postgresql": WRITES, "mariadb": _OF_MARIADB, "mysql": _OF_MYSQL}
 
 
 def write(what: str, s: RoutingSession) -> object:
-    """Do what that is on the engine of the session's router."""
+    """Run the write of that name, in the variant for the router's engine."""
     return (_OF[s.router._settings.target.dialect].get(what) or WRITES[what])(s)
 
 
@@ -260,7 +260,7 @@ def test_a_readers_refusal_moves_the_unit_and_is_remembered(cluster: PostgresClu
 
 
 def test_what_the_writer_refuses_as_well_is_not_learned(cluster: PostgresCluster, make_router: MakeRouter) -> None:
-    """A materialized view that is not populated is read on a reader once it is."""
+    """A read that the writer refuses too is not remembered, so an unpopulated view is later read on a reader."""
     cluster.execute("CREATE MATERIALIZED VIEW extra.top AS SELECT 1 AS x WITH NO DATA; GRANT SELECT ON extra.top TO app")
     try:
         cluster.wait_in_sync()
@@ -431,7 +431,7 @@ def test_a_session_without_a_router_or_with_a_bind_is_refused(router: Router) ->
 
 @pytest.mark.parametrize("arguments", [("an engine",), ()], ids=["an engine", "nothing"])
 def test_a_session_is_told_what_it_lacks(arguments: tuple[str, ...]) -> None:
-    """A session class of one's own that is made as a plain Session is made says what to write instead."""
+    """A session class that is called like a plain Session, without a router, says what to write instead."""
 
     class MySession(RoutingSession):
         pass
@@ -448,7 +448,7 @@ def test_a_session_is_told_what_it_lacks(arguments: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("read_only", [None, True, False])
 @pytest.mark.parametrize("begin", ["begin_nested()", "begin(nested=True)"])
 def test_a_savepoint_may_be_the_first_thing(router: Router, begin: str, read_only: bool | None) -> None:
-    """A savepoint begins its transaction as well, also where autobegin=False keeps statements from doing so."""
+    """A savepoint begins its transaction as well, also if autobegin=False keeps statements from doing so."""
     for autobegin in (True, False):
         with RoutingSession(router=router, autobegin=autobegin, read_only=read_only) as s:
             with s.begin_nested() if begin == "begin_nested()" else s.begin(nested=True):
@@ -457,7 +457,7 @@ def test_a_savepoint_may_be_the_first_thing(router: Router, begin: str, read_onl
 
 
 def test_without_autobegin_a_statement_begins_nothing(router: Router) -> None:
-    """As in SQLAlchemy's own Session."""
+    """Without autobegin a statement begins no transaction, as in SQLAlchemy's own Session."""
     with RoutingSession(router=router, autobegin=False) as s:
         with pytest.raises(exc.InvalidRequestError, match="Autobegin"):
             s.scalar(select(func.count()).select_from(Item))

@@ -28,7 +28,11 @@ class FlaskSession(RoutingMixin, PlainFlaskSession):
 
 
 class Shop(NamedTuple):
-    """A Flask application. Entry is of a database of its own, Ware of the cluster; both call their table `item`."""
+    """A Flask application with two models, whose tables are both called `item`.
+
+    Entry: in a database of its own
+    Ware: in the cluster
+    """
 
     db: flask_sqlalchemy.SQLAlchemy
     Entry: Any
@@ -92,7 +96,7 @@ def other(tmp_path: Path) -> Iterator[Engine]:
 
 @BOTH
 def test_a_bind_key_reads_and_writes_its_own_database(cluster: PostgresCluster, flask: Shop) -> None:
-    """A model with a `__bind_key__` is read from and written to that database, in whatever way, and the unit moves nowhere."""
+    """Every read and write of a model with a `__bind_key__` goes to that database, and the unit moves nowhere."""
     s, Entry = flask.db.session, flask.Entry
     table = Entry.__table__
     assert s.scalars(select(Entry)).one().name == "in audit"
@@ -140,7 +144,7 @@ def test_a_stale_object_of_the_cluster_is_found_beside_others(cluster: PostgresC
 
 @BOTH
 def test_a_bulk_save_over_two_databases_is_not_stale(cluster: PostgresCluster, flask: Shop) -> None:
-    """What the session itself writes in bulk is not taken for another's, whichever database comes first."""
+    """The session's own bulk writes are not taken for another's, whichever database comes first."""
     s = flask.db.session
     for first in (0, 1):
         both = [s.get(flask.Entry, 1), s.get(flask.Ware, 1)]
@@ -152,7 +156,7 @@ def test_a_bulk_save_over_two_databases_is_not_stale(cluster: PostgresCluster, f
 
 
 def test_a_bind_key_that_is_not_configured_is_an_error(flask: Shop) -> None:
-    """As without the routing: what the class itself refuses does not go to the cluster."""
+    """A model whose bind key the class refuses does not go to the cluster, as without routing."""
 
     class Lost(flask.db.Model):  # type: ignore[name-defined,misc]
         __bind_key__ = "nowhere"
@@ -167,7 +171,7 @@ def test_a_bind_key_that_is_not_configured_is_an_error(flask: Shop) -> None:
 def test_a_commit_over_two_databases_is_not_run_again(
     cluster: PostgresCluster, proxy: FaultProxy, make: MakeRouter, tmp_path: Path, both: bool
 ) -> None:
-    """A unit that used the other database may have committed there; one that did not is run again as any other."""
+    """A unit that used the other database is not run again, because it may have committed there; others are."""
     router = make()
     runs = []
     with flask_shop(router, tmp_path) as shop:
@@ -192,7 +196,7 @@ def test_a_commit_over_two_databases_is_not_run_again(
 
 
 class ByMapper(PlainSession):
-    """Parts are in another database; all else is Session's to say."""
+    """Sends parts to another database, and leaves the rest to Session."""
 
     elsewhere: Engine
 
@@ -207,7 +211,7 @@ class Mixed(RoutingMixin, ByMapper):
 
 
 def test_a_class_chooses_an_engine_by_the_mapper(cluster: PostgresCluster, router: Router, other: Engine) -> None:
-    """What the class leaves to Session is routed."""
+    """Statements that the class leaves to Session are routed."""
     with Mixed(router=router) as s:
         s.elsewhere = other
         assert s.scalars(select(Part)).all() == []
@@ -266,7 +270,7 @@ def test_a_class_that_chooses_readers_itself_is_routed(cluster: PostgresCluster,
 
 
 def test_an_engine_with_options_of_its_own_is_used(cluster: PostgresCluster, router: Router) -> None:
-    """An engine with execution options may mean another schema of the same database: it stands for nothing but itself."""
+    """An engine with execution options may mean another schema of the same database, so it stands only for itself."""
     engine = create_engine(cluster.url)
     tenant = engine.execution_options(schema_translate_map={None: "extra"})
 
@@ -336,7 +340,7 @@ def test_options_that_a_class_gives_the_clusters_engine_count(cluster: PostgresC
 
 @BOTH
 def test_a_class_may_look_at_the_engine_that_session_gives(cluster: PostgresCluster, router: Router) -> None:
-    """Its URL, dialect and options are those of any engine of the cluster. To connect with it is refused in words."""
+    """The engine that Session gives has the cluster's URL, dialect and options, but refuses to connect."""
     engines: list[Engine] = []
 
     class Looks(PlainSession):
@@ -361,7 +365,10 @@ def test_a_class_may_look_at_the_engine_that_session_gives(cluster: PostgresClus
 
 
 def test_an_isolation_level_from_get_bind_is_refused(router: Router) -> None:
-    """It would come when the transaction has begun; one that the router was given is none of the class's."""
+    """An isolation level of get_bind() is refused, because it comes when the transaction has begun.
+
+    A level that the router has from its own options does not count as the class's.
+    """
 
     class Strict(PlainSession):
         def get_bind(self, mapper: Any = None, **options: Any) -> Any:
@@ -378,7 +385,7 @@ def test_an_isolation_level_from_get_bind_is_refused(router: Router) -> None:
 
 
 def test_a_mixin_that_comes_after_the_session_is_refused() -> None:
-    """Session's own methods would be found first, and nothing would be routed."""
+    """RoutingMixin must come first, because otherwise Session's methods hide its own and nothing is routed."""
     with pytest.raises(ConfigurationError, match="Late: RoutingMixin comes first"):
 
         class Late(PlainFlaskSession, RoutingMixin):
@@ -386,7 +393,7 @@ def test_a_mixin_that_comes_after_the_session_is_refused() -> None:
 
 
 def test_a_sharded_session_is_refused_when_it_is_defined() -> None:
-    """It asks for an engine for each row, and has none that a cluster could stand for."""
+    """A ShardedSession is refused: it asks for an engine for each row, and a cluster can stand for none."""
     with pytest.raises(ConfigurationError, match="Sharded: a ShardedSession"):
 
         class Sharded(RoutingMixin, ShardedSession):
@@ -394,7 +401,7 @@ def test_a_sharded_session_is_refused_when_it_is_defined() -> None:
 
 
 def test_a_plain_routing_session_is_asked_nothing_more(router: Router) -> None:
-    """What a class of its own costs, others do not pay."""
+    """A plain RoutingSession does not pay for the checks that session classes of one's own need."""
     with sessions(router)() as s:
         assert not s._elsewhere
         assert not s.spans_databases

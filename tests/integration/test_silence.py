@@ -1,4 +1,4 @@
-"""Servers that hang, vanish or swallow what they are sent: who waits for them wakes, and nobody else is disturbed."""
+"""Servers that hang, vanish or swallow data: the threads that wait for them wake, and no others are disturbed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Background:
 
 
 def until_cut(connection: Connection) -> Background:
-    """A statement on a connection to a frozen server, which ends when that is cut."""
+    """A statement on a connection to a frozen server; it ends when the connection is cut."""
 
     def call() -> None:
         with pytest.raises(exc.OperationalError):
@@ -63,7 +63,8 @@ def test_a_statement_stuck_on_a_frozen_writer_is_cut(cluster: PostgresCluster, m
         cluster.wait_in_sync()
         cluster.freeze(cluster.writer)
         stuck = Background(lambda: connection.execute(text("SELECT 2")))
-        if promoted:  # the newer epoch is enough: no probe of the old writer need time out
+        # The newer epoch is enough, so no probe of the old writer has to time out.
+        if promoted:
             cluster.promote(cluster.readers[0])
         assert isinstance(stuck.end().error, exc.OperationalError)
         connection.invalidate()
@@ -127,8 +128,8 @@ def test_a_pool_waiter_of_a_frozen_writer_gets_the_next_one(cluster: PostgresClu
 
 @BOTH
 def test_who_is_connecting_to_a_frozen_writer_is_woken(cluster: PostgresCluster, make_router: MakeRouter) -> None:
-    """Long before the connect timeout."""
-    # Its thread has begun to connect by the time that the writer counts as lost, also on a busy machine.
+    """A thread that connects to a frozen writer is woken long before the connect timeout."""
+    # With this probe_timeout the thread begins to connect before the writer counts as lost, also on a busy machine.
     router = make_router(probe_interval=0.1, probe_timeout=1.5, engine_options={"connect_args": {"connect_timeout": 100}})
     router.start()
     cluster.wait_in_sync()
@@ -230,7 +231,7 @@ def test_a_promotion_is_noticed_while_the_writer_is_suspect(cluster: PostgresClu
 def test_a_statement_on_a_server_that_lost_its_power_is_cut(cluster: PostgresCluster, make_router: MakeRouter) -> None:
     """A statement on a server that lost its power and came back is cut.
 
-    Its peer is gone without having said so, and the instance was never lost: a new server answers there at once.
+    Its peer is gone without a sign. The instance is never lost, because a new server answers there at once.
     """
     writer = cluster.writer
     with ExitStack() as stack:
@@ -251,7 +252,7 @@ def test_a_statement_on_a_server_that_lost_its_power_is_cut(cluster: PostgresClu
 
 
 def test_the_kernel_checks_connections_with_vanished_peers(cluster: PostgresCluster, make_router: MakeRouter) -> None:
-    """The kernel probes connections whose peer may have vanished, and the user's own settings of this count."""
+    """The kernel probes connections whose peer may have vanished, and the user's own settings for this have priority."""
 
     def keepalive(router: Router) -> int:
         with router.connect() as connection:
@@ -268,7 +269,7 @@ def test_the_kernel_checks_connections_with_vanished_peers(cluster: PostgresClus
 def test_a_pool_may_be_discarded_during_a_checkin(router: Router) -> None:
     """A pool may be discarded while a connection comes back to it.
 
-    Another thread may be among the pool's listeners at that moment; here it is this one.
+    Another thread may discard it while the pool's listeners run; here a listener does it.
     """
     writer = router.topology.writer
     assert writer is not None
@@ -282,7 +283,7 @@ def test_a_pool_may_be_discarded_during_a_checkin(router: Router) -> None:
         connection.execute(text("SELECT 1"))
         event.listen(engine, "checkin", discard)
     event.remove(engine, "checkin", discard)
-    pool.dispose()  # of what it took in a moment after it was discarded
+    pool.dispose()  # the connection came back just after the discard
     assert discarded
     assert engine.pool is not pool
     assert router._engines.in_use(writer.id) == 0
@@ -304,7 +305,7 @@ def test_a_discard_closes_used_connections_at_their_return(cluster: PostgresClus
 
 
 def test_a_failed_connects_place_goes_to_the_next_waiter(cluster: PostgresCluster, make_router: MakeRouter) -> None:
-    """The place of a connection that could not be made goes to the next thread that waits."""
+    """The slot of a failed connect goes to the next waiting thread."""
     options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 100, "connect_args": {"connect_timeout": 100}}
     with FaultProxy((cluster.writer.host, cluster.writer.port)) as proxy:
         url = cluster.url.replace(cluster.writer.address, proxy.address)
@@ -316,7 +317,8 @@ def test_a_failed_connects_place_goes_to_the_next_waiter(cluster: PostgresCluste
         first = Background(engine.connect)
         eventually(lambda: any(router._engines._lines.get(writer.id, ())))
         second = Background(lambda: engine.connect().close())
-        time.sleep(0.2)  # until it waits, of which there is nothing to be seen; were it late, the test would pass
+        # The second thread should wait by now, but nothing shows it. If it is late, the test passes all the same.
+        time.sleep(0.2)
         proxy.reset_all()
         proxy.heal()
         assert isinstance(first.end().error, exc.OperationalError)

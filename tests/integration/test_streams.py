@@ -1,4 +1,4 @@
-"""Streamed results that are not read to their end: nothing of them is left, however that came."""
+"""Streamed results that are not read to their end leave nothing behind, however they were abandoned."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STREAM = {"yield_per": 10}
 
 @pytest.fixture
 def query(cluster: Cluster[Any]) -> Any:
-    """Gives 20,000 rows of 1 kB."""
+    """A query of 20,000 rows of 1 kB."""
     return text(ROWS[engine(cluster)])
 
 
@@ -39,7 +39,7 @@ def only(cluster: Cluster[Any], make_router: MakeRouter) -> Router:
 
 
 def left_open(router: Router) -> int:
-    """Cursors on the pooled connection to the reader."""
+    """The number of cursors on the pooled connection to the reader."""
     with router.connect(read_only=True) as connection:
         found: int = connection.scalar(text("SELECT count(*) FROM pg_cursors"))
         return found
@@ -117,7 +117,7 @@ def test_a_stream_leaves_no_cursor(
 
 
 def test_streams_of_one_unit_do_not_pile_up(cluster: PostgresCluster, only: Router, query: Any) -> None:
-    """A unit that leaves one stream after the other has the last one open, and those that it still reads."""
+    """A unit that abandons one stream after the other keeps open only the last one, and those it still reads."""
     before = temporary_bytes(cluster)
     with sessions(only)() as s:
         kept = s.execute(text("SELECT g FROM generate_series(1, 1000) g"), execution_options=STREAM)
@@ -132,7 +132,7 @@ def test_streams_of_one_unit_do_not_pile_up(cluster: PostgresCluster, only: Rout
 
 
 def test_a_stream_outside_of_a_transaction_leaves_no_cursor(only: Router, query: Any) -> None:
-    """The same holds for a connection without a session that is in autocommit."""
+    """A stream of a connection in autocommit, without a session, leaves no cursor."""
     with only.connect(read_only=True) as connection:
         free = connection.execution_options(isolation_level="AUTOCOMMIT")
         free.execute(query, execution_options=STREAM).fetchone()
@@ -140,7 +140,7 @@ def test_a_stream_outside_of_a_transaction_leaves_no_cursor(only: Router, query:
 
 
 def test_a_stream_closed_after_its_unit_disturbs_nobody(only: Router, query: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Its cursor is gone by then, and its connection may be in the midst of another unit's transaction."""
+    """A stream closed after its unit, whose cursor is gone by then, does not disturb the connection's next unit."""
     with sessions(only)() as s:
         streamed = s.execute(query, execution_options=STREAM)
         streamed.fetchone()
@@ -153,7 +153,7 @@ def test_a_stream_closed_after_its_unit_disturbs_nobody(only: Router, query: Any
 
 
 def test_a_connection_without_a_stream_is_told_nothing(only: Router, cluster: PostgresCluster) -> None:
-    """What was read to its end costs no round trip when the connection comes back."""
+    """A stream that was read to its end costs no round trip when its connection is released."""
     with sessions(only)() as s:
         assert sum(1 for _ in s.execute(text("SELECT g FROM generate_series(1, 100) g"), execution_options=STREAM)) == 100
     seen = cluster.execute("SELECT query FROM pg_stat_activity WHERE usename = 'app'", instance=cluster.readers[0])
@@ -162,7 +162,7 @@ def test_a_connection_without_a_stream_is_told_nothing(only: Router, cluster: Po
 
 @BOTH
 def test_run_transaction_commits_beside_a_stream(cluster: Cluster[Any], only: Router, query: Any) -> None:
-    """A unit whose stream is open on the reader moves to the writer and commits there, checked for a lost answer."""
+    """A unit whose stream is open on the reader moves to the writer and commits there, with a commit check."""
     only.init_commit_table()
     opened: list[Result[Any]] = []
 
@@ -177,12 +177,12 @@ def test_run_transaction_commits_beside_a_stream(cluster: Cluster[Any], only: Ro
 
 
 ENDLESS = "SELECT a.seq AS n FROM extra.seq_1_to_100000 a JOIN extra.seq_1_to_100000 b"
-"""Nobody lives to see its end."""
+"""A query that practically never ends."""
 
 
 @pytest.fixture
 def ends(cluster: Cluster[Any]) -> Callable[[], bool]:
-    """Tells whether the reader has ended all statements of the application's user."""
+    """A check whether the reader has ended all statements of the application's user."""
     look = "SELECT count(*) FROM information_schema.processlist WHERE user = 'app' AND info LIKE '%seq_1_to%'"
     return lambda: bool(cluster.execute(look, instance=cluster.readers[0]) == [(0,)])
 
@@ -192,7 +192,7 @@ def ends(cluster: Cluster[Any]) -> Callable[[], bool]:
 def test_what_is_left_of_a_stream_is_not_read(
     only: Router, ends: Callable[[], bool], stop: Callable[[RoutingSession, Any], None], read_only: bool | None
 ) -> None:
-    """PyMySQL would read a stream to its end before a rollback. The connection is closed instead, and the statement ends."""
+    """PyMySQL would read a stream to its end before a rollback, so the connection is closed and the statement ends."""
     with sessions(only, read_only=read_only)() as s:
         stop(s, text(ENDLESS))
     with sessions(only)() as s:
@@ -202,7 +202,7 @@ def test_what_is_left_of_a_stream_is_not_read(
 
 @pytest.mark.engines("mariadb")
 def test_a_connection_goes_on_after_its_stream(only: Router) -> None:
-    """A connection without a session may be used after a rollback: its stream is read to the end, as on any engine."""
+    """Without a session, a rollback reads the stream to its end, as on any engine, and the connection goes on."""
     with only.connect(read_only=True) as connection:
         result = connection.execute(text(ROWS["mariadb"]), execution_options=STREAM)
         result.fetchone()

@@ -1,4 +1,4 @@
-"""Tokens and scopes on a real cluster: what one session has written, another one sees, wherever it is."""
+"""Tokens and scopes on a real cluster: a session sees the writes of another one, wherever that is."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STOCK = select(Item.stock).where(Item.id == 1)
 
 
 def write(router: Router, **options: object) -> str:
-    """Raise the stock; the token of that."""
+    """Raise the stock, and return the token of that write."""
     with sessions(router)(**options) as s:
         s.execute(RAISE)
         s.commit()
@@ -73,7 +73,7 @@ def test_what_one_process_has_written_another_ones_reads_show(paused: PostgresCl
 
 @BOTH
 def test_a_token_does_not_need_the_writer_once_a_reader_has_it(cluster: PostgresCluster, make_router: MakeRouter) -> None:
-    """A token sends no unit to the writer once a reader has what the token speaks of."""
+    """A token sends no unit to the writer once a reader has replayed the token's position."""
     here, there = make_router(), make_router(probe_interval=0.05)
     token = write(here)
     position = Token.parse(token).position
@@ -85,7 +85,7 @@ def test_a_token_does_not_need_the_writer_once_a_reader_has_it(cluster: Postgres
 
 
 def test_a_connection_with_a_token_does_not_change_its_server(cluster: PostgresCluster, make_router: MakeRouter) -> None:
-    """A connection that comes back at another server does not show less than its token asks for."""
+    """A connection with a token does not go on at another server, which may show less than the token requires."""
     current, late = cluster.readers
     cluster.pause_replay(late)
     with FaultProxy((current.host, current.port)) as proxy:
@@ -109,7 +109,7 @@ def test_a_connection_with_a_token_does_not_change_its_server(cluster: PostgresC
 
 
 def explained(router: Router, token: str) -> str | None:
-    """Where a read after this token would go."""
+    """The instance to which a read after this token would go."""
     with router.causal_scope(token):
         instance = router.explain("SELECT 1", read_only=True).instance
     return instance.id if instance is not None else None
@@ -131,7 +131,7 @@ def test_without_a_write_the_only_token_is_the_given_one(router: Router) -> None
 
 
 def test_a_token_is_asked_for_once_per_write(cluster: PostgresCluster, router: Router) -> None:
-    """A token is asked for once, and again after the next write."""
+    """A session asks the writer for its token once, and again after its next write."""
     with sessions(router)() as s:
         s.execute(RAISE)
         s.commit()
@@ -251,7 +251,7 @@ def test_a_token_of_an_older_epoch_is_proven_by_the_new_writer(cluster: Postgres
 
 
 def test_a_token_of_a_newer_writer_makes_all_be_asked(cluster: PostgresCluster, make_router: MakeRouter) -> None:
-    """A token of a newer writer than is known makes the router ask all instances."""
+    """A token of a newer writer than the router knows makes it probe all instances."""
     there = make_router(probe_interval=3600)
     there.start()
     cluster.promote()
@@ -286,7 +286,7 @@ def test_a_signed_router_takes_only_what_it_has_signed(make_router: MakeRouter) 
 
 
 def test_without_the_writer_a_token_speaks_of_all_commits(cluster: PostgresCluster, make_router: MakeRouter) -> None:
-    """If the writer cannot be asked, the token speaks of all that was committed."""
+    """If the writer cannot be asked, the token covers all commits so far."""
     router = make_router(probe_timeout=0.3)
     with sessions(router)() as s:
         s.execute(RAISE)
@@ -317,7 +317,7 @@ def test_while_there_is_no_writer_nobody_waits_for_a_token(cluster: PostgresClus
 
 @pytest.mark.parametrize("way", ["text", "autocommit"])
 def test_a_sessions_token_counts_commits_of_an_open_unit(paused: PostgresCluster, make_router: MakeRouter, way: str) -> None:
-    """A session's token speaks of what the session has committed, although its unit goes on."""
+    """A session's token covers the commits of the session, although its unit goes on."""
     router = make_router(engine_options={"isolation_level": "AUTOCOMMIT"} if way == "autocommit" else {})
     until_readers_serve(router, 2)
     with sessions(router)() as s:
@@ -353,7 +353,7 @@ def test_a_scope_sees_writes_of_its_sessions_and_connections(paused: PostgresClu
 
 
 def test_an_open_unit_moves_to_what_its_scope_has_written(paused: PostgresCluster, router: Router) -> None:
-    """A unit that is open moves to what others of its scope have written."""
+    """An open unit moves to the writer to see the writes of others in its scope."""
     until_readers_serve(router, 2)
     with router.causal_scope(), sessions(router)() as s:
         assert s.scalar(STOCK) == 10
@@ -459,7 +459,11 @@ def test_scopes_of_two_routers_do_not_mix(paused: PostgresCluster, make_router: 
 
 
 class Readers:
-    """Two readers: `late` shows the stock of 10, `current` that of 11; and a strategy that takes the `wanted` one."""
+    """Two readers, and a strategy that takes the `wanted` one.
+
+    late: shows the stock of 10
+    current: shows the stock of 11
+    """
 
     def __init__(self, late: LocalInstance, current: LocalInstance) -> None:
         self.late, self.current = late, current
@@ -480,7 +484,7 @@ def readers(cluster: PostgresCluster) -> Readers:
 
 @pytest.fixture
 def split(readers: Readers, make_router: MakeRouter) -> Router:
-    """A router that takes the reader that is wanted."""
+    """A router that takes the wanted reader."""
     router = make_router(balance=readers.balance)
     until_readers_serve(router, 2)
     return router
@@ -515,7 +519,7 @@ def test_later_reads_show_no_less_though_the_reader_changes(readers: Readers, ma
 
 
 def test_a_session_entering_a_scope_is_shown_no_less_than_either(readers: Readers, split: Router) -> None:
-    """A session that comes into a scope is shown no less than either of them was."""
+    """A session that enters a scope is shown no less than it or the scope was shown before."""
     with sessions(split)() as s:
         readers.wanted = readers.current
         assert s.scalar(STOCK) == 11
@@ -607,7 +611,7 @@ def test_open_units_of_a_scope_take_nothing_back(readers: Readers, split: Router
 
 
 def test_the_last_of_parallel_reads_does_not_hide_the_other(readers: Readers, split: Router) -> None:
-    """Of reads side by side in a scope the one that ends last does not hide the other."""
+    """The last of parallel reads in a scope does not hide the rows that another one has shown."""
     with split.causal_scope():
         with split.connect(read_only=True) as slow:
             readers.wanted = readers.current
@@ -620,7 +624,7 @@ def test_the_last_of_parallel_reads_does_not_hide_the_other(readers: Readers, sp
 
 
 def test_an_open_unit_follows_its_scopes_reads_on_the_writer(readers: Readers, split: Router) -> None:
-    """A unit under way moves to what another one of its scope has read on the writer."""
+    """An open unit moves to the writer if another one of its scope has read there."""
     with split.causal_scope(), sessions(split)() as s, sessions(split)() as other:
         assert s.scalar(STOCK) == 10
         assert other.scalar(STOCK.execution_options(route="writer")) == 11
@@ -639,7 +643,7 @@ def test_an_idle_connection_keeps_no_unit_from_a_reader(router: Router) -> None:
 def test_an_open_automatic_unit_sees_what_others_commit(
     paused: PostgresCluster, make_router: MakeRouter, consistency: str
 ) -> None:
-    """An automatic unit under way sees what others commit meanwhile."""
+    """An open automatic unit sees what others commit meanwhile."""
     router = make_router(consistency=consistency)
     until_readers_serve(router, 2)
     with router.causal_scope() if consistency == "session" else contextlib.nullcontext(), sessions(router)() as s:
@@ -650,7 +654,7 @@ def test_an_open_automatic_unit_sees_what_others_commit(
 
 @contextlib.contextmanager
 def committed(router: Router, way: str) -> Iterator[None]:
-    """The stock is raised on a connection that has not been given back yet."""
+    """Raise the stock on a connection that stays checked out."""
     if way == "raw":
         raw = router.raw_connection()
         raw.cursor().execute("UPDATE item SET stock = stock + 1 WHERE id = 1")
@@ -699,7 +703,7 @@ def test_a_scope_may_be_entered_again_and_goes_on(paused: PostgresCluster, route
 
 
 def until_proven(router: Router) -> None:
-    """Wait until all readers are known to have replayed what the writer had when it was asked after this moment."""
+    """Wait until all readers are known to have replayed a position that the writer reports after this moment."""
     now = time.monotonic()
 
     def proven() -> bool:
@@ -757,7 +761,7 @@ def test_a_scope_sees_what_a_flush_has_committed_in_autocommit(
 
 @pytest.mark.parametrize("read_only", [None, True, False])
 def test_a_forgotten_session_does_not_stay_in_its_scope(router: Router, read_only: bool | None) -> None:
-    """A session that is forgotten is not under way in its scope for ever."""
+    """A session that is forgotten without close() does not stay in its scope."""
     with router.causal_scope() as scope:
         for use in (lambda s: s.scalar(STOCK), lambda s: s.connection(), lambda s: s.execute(text("SELECT 1 / 0"))):
             s = sessions(router, read_only=read_only)()
@@ -818,7 +822,8 @@ def test_a_reader_that_is_not_heard_is_as_late_as_it_is_silent(cluster: Postgres
     until_readers_serve(router, 2)
     cluster.freeze(reader)
     eventually(lambda: router.explain("SELECT 1").instance is not None)
-    time.sleep(0.5)  # the time in question: from here on nobody can know how late it is
+    # After max_lag without an answer nobody can know how late the reader is.
+    time.sleep(0.5)
 
     def serves() -> str:
         found = router.explain("SELECT 1").instance
@@ -827,5 +832,5 @@ def test_a_reader_that_is_not_heard_is_as_late_as_it_is_silent(cluster: Postgres
         return found.id
 
     for _ in range(20):
-        eventually(lambda: serves() == other.address)  # which may be heard late itself
+        eventually(lambda: serves() == other.address)  # its own answers may be late, too
     cluster.thaw(reader)

@@ -1,4 +1,4 @@
-"""What a rollback does not undo: a failed run leaves nothing of it to the next one, and writes nothing twice."""
+"""Effects that a rollback does not undo: a failed run leaves none to the next one, and writes nothing twice."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def router(make_router: MakeRouter) -> Router:
 
 
 def driver_of(session: RoutingSession) -> int:
-    """The driver's connection on the writer, which the session is not asked for."""
+    """The server's id of the connection on the writer, found without a call of session.connection()."""
     session.execute(select(1), execution_options={"route": "writer"})
     transaction: Any = session.get_transaction()
     driver = next(iter(transaction._connections.values()))[0].connection.driver_connection
@@ -52,7 +52,7 @@ def driver_of(session: RoutingSession) -> int:
 
 
 def run_twice(router: Router, statements: list[str]) -> list[int]:
-    """Send the statements in two runs, the first of which fails; gives the connections."""
+    """Send the statements in two runs, of which the first fails, and return the ids of their connections."""
     connections: list[int] = []
 
     def work(s: RoutingSession) -> None:
@@ -71,7 +71,7 @@ def run_twice(router: Router, statements: list[str]) -> list[int]:
 
 @BOTH
 def test_a_failed_runs_connection_is_not_used_again(cluster: Cluster[Any], router: Router) -> None:
-    """Locks, temporary tables, settings and the like would be met by the next run."""
+    """The next run has another connection, so it meets no locks, temporary tables, settings or the like."""
     for statements in TRACES[engine(cluster)].values():
         first, second = run_twice(router, statements)
         assert first != second
@@ -80,7 +80,7 @@ def test_a_failed_runs_connection_is_not_used_again(cluster: Cluster[Any], route
 @BOTH
 @pytest.mark.parametrize("ends", ["COMMIT", "CREATE TABLE IF NOT EXISTS made (n int)"])
 def test_a_run_that_fails_after_a_commit_leaves_none(cluster: Cluster[Any], make_router: MakeRouter, ends: str) -> None:
-    """A function that commits in between is not run again, and the next unit has another connection than the failed one."""
+    """A function that commits in between is not run again, and the next unit does not get its connection."""
     router = make_router(engine_options={"pool_size": 1, "max_overflow": 0})
     until_readers_serve(router, 2)
     router.init_commit_table()
@@ -122,7 +122,7 @@ def commits_by_a_cursor(session: RoutingSession, write: str) -> None:
 def test_what_the_driver_has_committed_is_not_done_twice(
     cluster: Cluster[Any], router: Router, commits: Callable[[RoutingSession, str], None]
 ) -> None:
-    """A function that commits on the driver's own connection is not run again, however it came by that."""
+    """A function that commits on the driver's own connection is not run again, however it got that connection."""
     runs: list[int] = []
 
     def work(s: RoutingSession) -> None:
@@ -157,7 +157,7 @@ def test_a_run_that_only_used_the_driver_is_run_again(cluster: Cluster[Any], rou
 
 @BOTH
 def test_a_failed_run_that_only_wrote_keeps_its_connection(cluster: Cluster[Any], router: Router) -> None:
-    """A rollback undoes all of it, and a new connection for each of many conflicts would cost more than they."""
+    """If a rollback undoes all, the connection stays: a new one would cost more than the conflict itself."""
     first, second = run_twice(router, ["UPDATE item SET stock = stock + 1 WHERE id = 2", "SELECT * FROM item FOR UPDATE"])
     assert first == second
 
@@ -198,7 +198,7 @@ def test_what_is_not_undone_is_not_done_twice(cluster: Cluster[Any], router: Rou
 def test_a_swallowed_deadlock_writes_no_row_twice(
     cluster: Cluster[Any], router: Router, journal: str, check: Any, goes_on: bool
 ) -> None:
-    """The same holds if the unit learns at its COMMIT that the server has rolled it back."""
+    """A unit that wrote to a table without transactions is not run again if its COMMIT reveals a rollback."""
     runs: list[int] = []
 
     def work(s: RoutingSession) -> None:
@@ -220,7 +220,7 @@ def test_a_swallowed_deadlock_writes_no_row_twice(
 @pytest.mark.engines("mariadb", "mysql")
 @pytest.mark.parametrize("check", [None, "table"])
 def test_a_refused_commit_writes_no_row_twice(cluster: Cluster[Any], router: Router, journal: str, check: Any) -> None:
-    """The same holds if the writer is made read-only before the COMMIT."""
+    """A unit that wrote without transactions is not run again if the writer is made read-only before its COMMIT."""
     runs: list[int] = []
 
     def work(s: RoutingSession) -> None:

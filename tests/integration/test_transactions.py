@@ -1,4 +1,4 @@
-"""run_transaction: a unit is run again whatever is lost on the way, and what it does is done exactly once."""
+"""run_transaction runs a unit again whatever is lost on the way, and the unit takes effect exactly once."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ SIGN = "INSERT INTO aurora_router_commits"
 
 @pytest.fixture
 def router(make: MakeRouter) -> Router:
-    """Of the whole cluster, the writer through the proxy."""
+    """A router of the whole cluster, with the writer behind the proxy."""
     return make()
 
 
@@ -105,7 +105,8 @@ def test_a_commit_that_never_arrives_is_ended_and_retried(
 ) -> None:
     """A transaction whose COMMIT never comes is ended and run again."""
     proxy.lose("COMMIT", answer=False, half_open=True)
-    if check == "table":  # it waits for the other transaction until the server notices, or somebody ends it
+    # The lookup in the table waits for the other transaction until the server notices the loss, or somebody ends it.
+    if check == "table":
         cluster.execute("ALTER ROLE app SET idle_in_transaction_session_timeout = '1s'")
         router._engines.discard(router.topology.writer.id, cut_before=time.monotonic())  # type: ignore[union-attr]
     try:
@@ -142,7 +143,7 @@ def test_without_a_check_the_outcome_is_unknown(
 def test_a_session_that_notes_its_commits_can_resolve_them(
     proxy: FaultProxy, router: Router, check: str, answer: bool, truth: Outcome
 ) -> None:
-    """A plain session that notes its commits can find out what became of them."""
+    """A plain session with a commit check can find out the outcome of its commits."""
     with sessions(router, commit_check=check)() as s:
         s.execute(RAISE)
         proxy.lose("COMMIT", answer=answer)
@@ -155,7 +156,7 @@ def test_a_session_that_notes_its_commits_can_resolve_them(
 
 
 def test_a_lost_commit_of_a_plain_session_was_not_noted(proxy: FaultProxy, router: Router) -> None:
-    """A lost COMMIT of a plain session says that nothing was noted."""
+    """The error of a lost COMMIT says that a plain session has no commit check."""
     with sessions(router)() as s:
         s.execute(RAISE)
         proxy.lose("COMMIT", answer=True)
@@ -166,7 +167,7 @@ def test_a_lost_commit_of_a_plain_session_was_not_noted(proxy: FaultProxy, route
 
 
 def test_a_lost_commit_of_a_connection_is_of_unknown_outcome(proxy: FaultProxy, router: Router) -> None:
-    """A lost COMMIT of a connection is of unknown outcome as well."""
+    """A lost COMMIT of a connection has an unknown outcome as well."""
     with router.connect() as connection:
         connection.execute(RAISE)
         proxy.lose("COMMIT", answer=True)
@@ -187,7 +188,7 @@ def test_a_lost_commit_of_a_unit_that_only_read_is_nothing(proxy: FaultProxy, ro
 
 
 def test_a_session_sees_its_late_commit_once_it_is_resolved(cluster: PostgresCluster, proxy: FaultProxy, router: Router) -> None:
-    """A session sees what its lost COMMIT is found to have written, however late the COMMIT came."""
+    """A session sees the writes of its lost COMMIT once that is resolved, however late the COMMIT came."""
     cluster.execute("""
         CREATE OR REPLACE FUNCTION tarry() RETURNS trigger LANGUAGE plpgsql AS
             'BEGIN PERFORM pg_advisory_xact_lock(77); RETURN NULL; END';
@@ -217,8 +218,8 @@ def test_a_session_sees_its_late_commit_once_it_is_resolved(cluster: PostgresClu
             proxy.reset_all()
             thread.join()
             s.rollback()
-            # On an idle writer the log may be written to a page's end in the middle of the update's record, which no reader
-            # replays before the rest is written too: with the next commit.
+            # An idle writer may write its log only to a page's end, in the middle of the update's record.
+            # No reader replays that record before the next commit writes the rest.
             holder.execute("SELECT pg_logical_emit_message(true, '', '')")
             eventually(reads_on_a_reader)
             for reader in cluster.readers:
@@ -244,7 +245,7 @@ def test_a_reused_transaction_id_is_not_taken_for_this_one(
 def test_a_transaction_without_a_record_is_not_found_committed(
     aurora_cluster_factory: Callable[..., PostgresCluster],
 ) -> None:
-    """A COMMIT that no server has heard has not committed, also if nothing of its transaction was in the log before the note."""
+    """A COMMIT that no server has received has not committed, even if its transaction logged nothing before the note."""
     without_records = (
         ("NOTIFY paid, '4711'",),
         ("SAVEPOINT a", "NOTIFY paid, '4711'"),
@@ -261,18 +262,18 @@ def test_a_transaction_without_a_record_is_not_found_committed(
                 with sessions(router, commit_check="xid")() as s:
                     for statement in statements:
                         s.execute(text(statement))
-                    proxy.lose("COMMIT", answer=False, half_open=True)  # the server waits on, and aborts nothing
+                    proxy.lose("COMMIT", answer=False, half_open=True)  # the server keeps waiting, and aborts nothing
                     with pytest.raises(OutcomeUnknown) as caught:
                         s.commit()
                     lost.append(caught.value)
-            lower.execute("UPDATE item SET stock = 11")  # of a lower id, and behind all the notes
+            lower.execute("UPDATE item SET stock = 11")  # its id is lower, and its record follows all notes
             lower.commit()
         ((written,),) = cluster.execute("SELECT pg_current_wal_lsn()::text")  # wait_in_sync() would use an id
         replayed = "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn"
         eventually(lambda: cluster.execute(replayed, written, instance=reader) == [(True,)])
         cluster.kill(cluster.writer)
         cluster.promote(reader)
-        for _ in range(2 * len(lost)):  # of which some would get the ids of the lost ones
+        for _ in range(2 * len(lost)):  # some of these would get the ids of the lost ones
             cluster.execute("UPDATE item SET stock = stock + 1")
         assert [each.resolve() for each in lost] == [Outcome.NOT_COMMITTED] * len(without_records)
 
@@ -333,7 +334,8 @@ def test_a_killed_writer_is_a_pause_and_no_error(cluster: PostgresCluster, make_
     cluster.wait_in_sync()
     eventually(lambda: len(done) > 20)
     old = cluster.writer
-    cluster.freeze(old)  # as a killed one, but nothing is sent any more that could be acknowledged and lost
+    # A frozen writer is like a killed one, but it acknowledges no commit that would be lost.
+    cluster.freeze(old)
     eventually(lambda: router.topology.writer is None or router.topology.by_id[old.address].misses)
     cluster.kill(old)
     cluster.promote()
@@ -520,7 +522,7 @@ def test_a_unit_beyond_the_servers_time_limit_does_not_loop(
 
 
 def test_a_swallowed_error_does_not_end_as_done(cluster: PostgresCluster, router: Router) -> None:
-    """A failed statement whose error was swallowed does not end as done."""
+    """A unit that swallows the error of a statement does not end as done."""
 
     def swallows(s: RoutingSession) -> None:
         s.execute(RAISE)
@@ -620,7 +622,7 @@ def test_a_loop_left_early_commits_nothing_and_warns(
             break
         return done
 
-    proxy.lose("COMMIT", answer=False)  # of which nobody could be told any more
+    proxy.lose("COMMIT", answer=False)  # nobody could learn of this loss any more
     with pytest.warns(RuntimeWarning, match="return or break"):
         assert leaves() == 11
     assert proxy._losing, "no COMMIT was sent"
@@ -657,7 +659,7 @@ def test_the_decorator_gives_the_session_and_passes_arguments_on(
 
 
 def test_a_decorator_without_parentheses_is_refused(cluster: PostgresCluster, router: Router) -> None:
-    """`@router.transactional` would take the function for a factory of sessions, and never run it: the write would be lost."""
+    """A bare `@router.transactional` is refused: it would take the function for a session factory, and never run it."""
 
     def add(s: RoutingSession) -> None:
         s.execute(RAISE)
@@ -696,7 +698,7 @@ def test_a_decorator_without_parentheses_is_refused(cluster: PostgresCluster, ro
 
 
 def test_a_function_that_takes_no_session_is_refused(router: Router) -> None:
-    """The decorator says so when the function is defined, and not at its first call."""
+    """The decorator refuses a function without a session at its definition, and not at its first call."""
     decorate: Any = router.transactional(sessions(router))
 
     def without() -> None: ...
@@ -713,7 +715,7 @@ def test_a_function_that_takes_no_session_is_refused(router: Router) -> None:
 
 
 def test_a_function_may_take_its_session_in_any_way(cluster: PostgresCluster, router: Router) -> None:
-    """With parentheses an optional first argument, and any number of them, get the session."""
+    """With parentheses, a function with an optional first argument or any number of arguments gets the session."""
 
     @router.transactional(sessions(router))
     def optional(s: RoutingSession | None = None, number: int = 1) -> None:
@@ -775,7 +777,7 @@ def test_only_routing_sessions_of_this_router_are_taken(
     ids=lambda wrong: next(iter(wrong)),
 )
 def test_a_wrong_option_is_told_at_once(router: Router, wrong: dict[str, object]) -> None:
-    """A mistake in the options is told at once, and not at the next failover."""
+    """A mistake in the options is an error at once, and not at the next failover."""
     options: dict[str, Any] = {"Session": sessions(router), **wrong}
     with pytest.raises(ConfigurationError, match=next(iter(wrong))):
         router.run_transaction(fn=lambda s: None, **options)
@@ -786,7 +788,7 @@ def test_a_wrong_option_is_told_at_once(router: Router, wrong: dict[str, object]
 
 
 def test_an_unknown_option_of_the_decorator_is_named(router: Router) -> None:
-    """The error is ours, and names the option and those that there are."""
+    """The router's own error names the unknown option and the options that exist."""
     options: dict[str, Any] = {"retries": 3}
     with pytest.raises(ConfigurationError, match=r"retries=.*deadline, stop, wait or commit_check"):
         router.transactional(sessions(router), **options)
@@ -834,7 +836,7 @@ def test_a_deadline_ends_the_wait_for_a_writer(cluster: PostgresCluster, make_ro
 
 
 def test_a_deadline_beyond_the_failover_timeout_is_kept(cluster: PostgresCluster, make_router: MakeRouter) -> None:
-    """A deadline later than the failover timeout is waited for."""
+    """A unit waits until its deadline, even if that is later than the failover timeout."""
     router = make_router(failover_timeout=0.3)
     router.start()
     cluster.kill(cluster.writer)

@@ -24,7 +24,7 @@ STOCK = select(Item.stock).where(Item.id == 1)
 
 
 def write(router: Router) -> Token:
-    """Raise the stock; the token of that."""
+    """Raise the stock, and return the token of that write."""
     with sessions(router)() as s:
         s.execute(RAISE)
         s.commit()
@@ -34,14 +34,14 @@ def write(router: Router) -> Token:
 
 
 def as_read_by(token: Token, ahead: float) -> str:
-    """The token as a host reads it whose clock is ahead by so many seconds."""
+    """The token, as read by a host whose clock is that many seconds ahead."""
     return str(token._replace(made_at=token.made_at - int(ahead * 1000)))
 
 
 @BOTH
 @pytest.mark.parametrize("ahead", [-30.0, -5.0, 3.0, 5.0, 30.0])
 def test_a_position_counts_whatever_the_clocks_say(cluster: Cluster[Any], make_router: MakeRouter, ahead: float) -> None:
-    """A token with a position is honoured by a host whose clock is ahead or behind, however late the readers are."""
+    """A token with a position counts on a host whose clock is ahead or behind, however late the readers are."""
     here, there = make_router(), make_router(probe_interval=0.3)
     until_readers_serve(there, 2)
     for reader in cluster.readers:
@@ -55,7 +55,7 @@ def test_a_position_counts_whatever_the_clocks_say(cluster: Cluster[Any], make_r
 
 
 def test_a_date_in_the_far_future_is_refused(cluster: Cluster[Any], make_router: MakeRouter, heard: list[events.Event]) -> None:
-    """A token that is dated so far ahead that it would not expire for long is an error, and from a client an event."""
+    """A token from the far future, which would not expire for long, is an error; a client's is an event."""
     router = make_router(listeners=[heard.append])
     for ahead in (-61.0, -3600.0, -(10.0**9)):
         token = as_read_by(write(router), ahead)
@@ -67,7 +67,7 @@ def test_a_date_in_the_far_future_is_refused(cluster: Cluster[Any], make_router:
 
 @BOTH
 def test_a_forged_token_waits_for_no_instance_that_is_lost(cluster: Cluster[Any], make_router: MakeRouter) -> None:
-    """With an instance lost, a read with a made-up token takes no longer than one question to the others."""
+    """With an instance lost, a read with a made-up token takes no longer than one probe of the others."""
     router = make_router(probe_interval=30.0, probe_timeout=30.0, position_interval=0.05)
     until_readers_serve(router, 2)
     real = write(router)
@@ -87,7 +87,7 @@ def test_a_forged_token_waits_for_no_instance_that_is_lost(cluster: Cluster[Any]
 def test_forged_tokens_make_few_probes(
     cluster: Cluster[Any], make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch, wait_for_reader: float
 ) -> None:
-    """However many made-up tokens come, no instance is asked more often than once every position_interval."""
+    """However many made-up tokens come, no instance is probed more often than once every position_interval."""
     router = make_router(position_interval=0.2, wait_for_reader=wait_for_reader)
     until_readers_serve(router, 2)
     real = write(router)

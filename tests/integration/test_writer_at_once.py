@@ -1,4 +1,4 @@
-"""What must be on the writer goes there at once: it needs no reader first, and nobody hears of it twice."""
+"""Statements for the writer go there at once: they need no reader first, and no listener hears of them twice."""
 
 from __future__ import annotations
 
@@ -194,12 +194,12 @@ EVERY = [*WRITES, *OF_POSTGRESQL]
 
 
 def write(cluster: Cluster[Any], what: str, s: RoutingSession) -> object:
-    """Do what that is on the engine of the cluster."""
+    """Run the write of that name, in the variant for the cluster's engine."""
     return (WRITES.get(what) or OF[engine(cluster)][what])(s)
 
 
 class Ears:
-    """What the application's listeners hear in this thread, wherever they can listen."""
+    """Records the events of this thread, on every target that an application can listen to."""
 
     def __init__(self) -> None:
         self.heard: Counter[str] = Counter()
@@ -245,7 +245,7 @@ def listening(s: RoutingSession) -> Iterator[Ears]:
 @BOTH
 @pytest.mark.parametrize("what", EVERY)
 def test_a_write_takes_no_connection_of_a_reader(cluster: Cluster[Any], make_router: MakeRouter, what: str) -> None:
-    """A unit that begins with what must be on the writer goes there, though its only reader's pool is full."""
+    """A unit that begins with a statement for the writer goes there, although its only reader's pool is full."""
     options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 60.0}
     router = make_router(instances=[cluster.readers[0].address], engine_options=options)
     Session = sessions(router)
@@ -263,8 +263,11 @@ def test_a_write_takes_no_connection_of_a_reader(cluster: Cluster[Any], make_rou
 @BOTH
 @pytest.mark.parametrize("statement", [select(uncached()), text("INSERT INTO item (id, name) VALUES (9, 'a\\'' -- ')\n')")])
 def test_a_write_that_is_seen_late_does_not_wait(cluster: Cluster[Any], make_router: MakeRouter, statement: Any) -> None:
-    """What SQLAlchemy compiles each time is compiled once more, and a text that a setting might make less of counts as what it
-    may be, before the unit would wait for a reader's connection."""
+    """A write that is seen late goes to the writer before its unit would wait for a reader's connection.
+
+    A statement that SQLAlchemy compiles each time is compiled once more.
+    A text whose meaning depends on a setting counts as the write that it may be.
+    """
     options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 60.0}
     router = make_router(instances=[cluster.readers[0].address], engine_options=options)
     Session = sessions(router)
@@ -288,7 +291,7 @@ def test_a_write_needs_no_reader_at_all(cluster: Cluster[Any], make_router: Make
 @BOTH
 @pytest.mark.parametrize("what", [update(Item).where(Item.id == 3).values(stock=1), delete(Part).where(Part.id == 1)])
 def test_what_a_bulk_write_fetches_needs_no_reader(make_router: MakeRouter, what: Any) -> None:
-    """The SELECT before a bulk statement (synchronize_session="fetch") is of the write, where SQLAlchemy sends it at all."""
+    """The SELECT before a bulk statement (synchronize_session="fetch") belongs to the write, if SQLAlchemy sends it at all."""
     with sessions(make_router(instances=[], no_reader="error"))() as s:
         assert s.execute(what, **FETCH).rowcount == 1
         assert place(s) == "writer"
@@ -302,7 +305,7 @@ def test_a_bulk_write_compiles_nothing_else(router: Router) -> None:
 
 
 def test_without_a_reader_only_reads_are_refused(make_router: MakeRouter) -> None:
-    """`no_reader="error"` refuses reads, and lets pass what SQLAlchemy compiles each time."""
+    """`no_reader="error"` refuses reads, but no write that SQLAlchemy compiles each time."""
     Session = sessions(make_router(instances=[], no_reader="error"))
     with Session() as s, pytest.raises(NoReaderAvailable):
         s.execute(COUNT)
@@ -314,7 +317,7 @@ def test_without_a_reader_only_reads_are_refused(make_router: MakeRouter) -> Non
 
 @BOTH
 def test_a_write_takes_no_place_that_is_lent_to_reads(cluster: Cluster[Any], make_router: MakeRouter) -> None:
-    """While reads have all of their part of the writer's pool, what is no read finds room in the other part."""
+    """While reads use up their part of the writer's pool, other statements find room in the rest."""
     options = {"pool_size": 2, "max_overflow": 0, "pool_timeout": 60.0}
     router = make_router(instances=["127.0.0.1:1"], engine_options=options)
     Session = sessions(router)
@@ -330,7 +333,7 @@ def test_a_write_takes_no_place_that_is_lent_to_reads(cluster: Cluster[Any], mak
 
 @BOTH
 def test_a_unit_on_a_reader_moves_unheard(cluster: Cluster[Any], router: Router) -> None:
-    """A unit that has read moves to the writer before the statement is executed, so that its listeners hear of it once."""
+    """A unit that has read moves to the writer before the write is executed, so listeners hear of it once."""
     with sessions(router)() as s:
         s.get(Item, 1)
         with listening(s) as ears:
@@ -342,7 +345,7 @@ def test_a_unit_on_a_reader_moves_unheard(cluster: Cluster[Any], router: Router)
 
 @BOTH
 def test_the_signal_to_move_is_no_error(router: Router) -> None:
-    """What only the final text shows moves the unit, too, and handle_error does not hear of the move."""
+    """A write that only the final text shows moves the unit, too, and handle_error does not hear of the move."""
 
     def lock(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> tuple[str, Any]:
         return (statement + " FOR UPDATE" if statement.startswith("SELECT item") else statement), parameters
@@ -359,7 +362,7 @@ def test_the_signal_to_move_is_no_error(router: Router) -> None:
 
 @BOTH
 def test_a_read_is_compiled_once_on_each_engine(cluster: Cluster[Any], make_router: MakeRouter) -> None:
-    """To know a statement's text early costs no second compilation."""
+    """The early look at a statement's text costs no second compilation."""
     Session = sessions(make_router(instances=[cluster.readers[0].address]))
     with Session() as s:
         s.scalar(COUNT)
@@ -382,7 +385,7 @@ def set_lock(state: ORMExecuteState) -> None:
 @BOTH
 @pytest.mark.parametrize("listener", [invoke_lock, set_lock])
 def test_what_a_listener_puts_in_its_place_is_judged(make_router: MakeRouter, listener: Callable[[ORMExecuteState], Any]) -> None:
-    """A listener of do_orm_execute may make a write of a read: it needs no reader either."""
+    """A write that a do_orm_execute listener makes of a read needs no reader either."""
     with sessions(make_router(instances=[], no_reader="error"))() as s:
         event.listen(s, "do_orm_execute", listener)
         assert len(s.execute(text("SELECT 1")).all()) == 3
@@ -401,7 +404,7 @@ def test_a_hint_in_a_text_needs_no_reader(make_router: MakeRouter) -> None:
 
 @BOTH
 def test_declared_read_only_a_write_is_still_refused(router: Router) -> None:
-    """A unit that is declared read-only stays with its reader, and is told what it may not do."""
+    """A unit that is declared read-only stays with its reader, and its write is refused."""
     with sessions(router)(read_only=True) as s:
         with pytest.raises(ReadOnlyViolation):
             s.execute(text(INSERT))
@@ -410,7 +413,7 @@ def test_declared_read_only_a_write_is_still_refused(router: Router) -> None:
 
 @BOTH
 def test_who_only_writes_compiles_once(cluster: Cluster[Any], make_router: MakeRouter) -> None:
-    """A service that never reads has never connected to a reader. Its statements are found in the writer's cache."""
+    """A service that never reads connects to no reader, and finds its statements in the writer's cache."""
     Session = sessions(make_router())
     with Session() as s:
         s.execute(text(INSERT))
@@ -424,7 +427,7 @@ def test_who_only_writes_compiles_once(cluster: Cluster[Any], make_router: MakeR
 
 @BOTH
 def test_an_error_of_compiling_is_told_once(cluster: Cluster[Any], router: Router) -> None:
-    """What cannot be compiled ends in the error that a plain session gives."""
+    """A statement that cannot be compiled ends in the error of a plain session."""
     plain = create_engine(cluster.url)
     with PlainSession(plain) as s, pytest.raises(Exception) as expected:
         s.execute(select(nowhere()))
@@ -437,7 +440,7 @@ def test_an_error_of_compiling_is_told_once(cluster: Cluster[Any], router: Route
 
 @BOTH
 def test_to_ask_for_the_engine_of_a_table_moves_nothing(router: Router) -> None:
-    """get_bind() for what is no statement is no write."""
+    """get_bind() for a table, which is no statement, does not count as a write."""
     with sessions(router)() as s:
         s.get(Item, 1)
         s.get_bind(Item, clause=Item.__table__)

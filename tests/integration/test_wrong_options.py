@@ -1,4 +1,7 @@
-"""What a driver or a server cannot use of the options is told at once, by name; the value may be a secret and is never shown."""
+"""Options that a driver or a server cannot use are an error at once, which names them.
+
+The value may be a secret, so no error shows it.
+"""
 
 from __future__ import annotations
 
@@ -53,12 +56,13 @@ OF_DRIVER = {
         "unknown",
     ),
 }
-SECRETS = st.from_regex(r"[ZX]q[a-z0-9]{2,8}([ _-]?[A-Za-z0-9]{1,9}){0,3}", fullmatch=True)  # with a dot: a parameter's name
+# Secrets have no dot, because text with a dot may be a parameter's name.
+SECRETS = st.from_regex(r"[ZX]q[a-z0-9]{2,8}([ _-]?[A-Za-z0-9]{1,9}){0,3}", fullmatch=True)
 READS = ("automatic", "read-only", "orm", "core reading", "raw")
 
 
 def everything(error: BaseException | None) -> str:
-    """What an error shows, and those that it holds on to show."""
+    """The text of an error and of all errors that it holds on to."""
     left, done = [error], []
     while left:
         each = left.pop()
@@ -73,7 +77,7 @@ def parts(secret: str) -> set[str]:
 
 
 def refuses(make: Callable[[], Router], uses: tuple[str, ...], secret: str, log: pytest.LogCaptureFixture) -> None:
-    """Each use ends at once in words that show nothing of the secret."""
+    """Check that each use ends at once in an error that shows nothing of the secret."""
     log.clear()
     router = make()
     try:
@@ -110,7 +114,10 @@ def test_no_value_of_the_urls_query_is_shown(
 @pytest.mark.filterwarnings("ignore:.*deleted while still open:ResourceWarning")  # psycopg and SQLAlchemy drop it unclosed
 @pytest.mark.parametrize("whose", ["engine_options", "reader_options"])
 def test_no_value_of_connect_args_is_shown(cluster: Cluster[Any], caplog: pytest.LogCaptureFixture, whose: str) -> None:
-    """Only the unit that connects to a reader meets the readers' own: it does not wait for what cannot heal."""
+    """No error shows a value of connect_args, and no unit waits for a fault that cannot heal.
+
+    Only units that connect to a reader use the readers' own options.
+    """
     secret, readers = "Zq0secret", [reader.address for reader in cluster.readers]
     for name in OF_DRIVER[kind(cluster)]:
         options: dict[str, Any] = {whose: {"connect_args": {name: secret}}}
@@ -125,7 +132,7 @@ def test_no_value_of_connect_args_is_shown(cluster: Cluster[Any], caplog: pytest
 
 
 def test_a_wrong_option_of_the_driver_is_named(cluster: Cluster[Any], make_router: MakeRouter) -> None:
-    """In every kind of unit, also one that is run again."""
+    """The error names a wrong option of the driver in every kind of unit, also one that is run again."""
     for whose in "engine_options", "reader_options":
         router = make_router(failover_timeout=2 * PATIENCE, **{whose: {"connect_args": {"unknown": 1}}})
         for use in USES if whose == "engine_options" else READS[:-1]:
@@ -135,7 +142,7 @@ def test_a_wrong_option_of_the_driver_is_named(cluster: Cluster[Any], make_route
 
 @pytest.mark.parametrize("whose", ["engine_options", "reader_options"])
 def test_a_wrong_option_of_the_engine_is_told_when_made(cluster: Cluster[Any], whose: str) -> None:
-    """Not when the first unit needs an engine."""
+    """A wrong option of the engine is an error when the router is made, not when a unit needs it."""
     for wrong in {"pool_sizze": 5}, {"paramstyle": "Zq0"}, {"echo": "Zq0"}, {"plugins": ["Zq0"]}:
         with pytest.raises(ConfigurationError, match=f"{whose} cannot be used") as caught:
             Router(cluster.url, **{whose: wrong})
@@ -158,7 +165,10 @@ HOPELESS: dict[str, tuple[dict[str, str], ...]] = {
 
 @pytest.mark.parametrize("whose", ["url", "readers"])
 def test_what_waiting_cannot_heal_is_told_at_once(cluster: Cluster[Any], make_router: MakeRouter, whose: str) -> None:
-    """In the words of the driver or the server, with what to look at, also where only the readers' connections are made so."""
+    """A fault that waiting cannot heal is raised at once, in the driver's or server's words, with what to check.
+
+    This holds even if only the readers' connections have the fault.
+    """
     readers = [reader.address for reader in cluster.readers]
     for wrong in HOPELESS[kind(cluster)]:
         url = url_with(cluster, wrong) if whose == "url" else make_url(cluster.url)
@@ -172,7 +182,10 @@ def test_what_waiting_cannot_heal_is_told_at_once(cluster: Cluster[Any], make_ro
 
 @pytest.mark.engines("mariadb", "mysql")
 def test_a_server_whose_init_connect_fails_is_told_at_once(cluster: Cluster[Any], make_router: MakeRouter) -> None:
-    """The server ends each connection after it has let it in; the error has its words, and the next unit finds it mended."""
+    """If init_connect fails, the error has the server's words, and the next unit works once it is mended.
+
+    The server ends each connection only after it has let it in.
+    """
     try:
         for instance in cluster.instances:
             cluster.execute("SET GLOBAL init_connect = 'SELECT nowhere'", instance=instance)

@@ -1,13 +1,20 @@
 """Failover stories as data: phases of observations, and the topology and the decisions that must result.
 
-A story is a JSON file: `story`, `instances`, perhaps a `reader_endpoint`, and `phases`. A phase has `what` happens, the
-`observations` in the order in which they are heard, and the `outcome`. An observation names its `instance`, when it was
-`asked` (seconds), and what was heard: a `role`, `epoch`, position and `lag` of the `server` (by default the instance's name
-in capitals) in one of its lives (`started`) in a `cluster`, perhaps `pooled`, perhaps `stopped`; or `silence` about a `server`;
-or that a server is to be `forgotten`. A position is an `lsn`, a `gtid` of MariaDB, or a `gtids` of MySQL, where the sources have
-names of one letter; `own` is what the server writes as there; `state` is MariaDB's `gtid_binlog_state`. An outcome has
-`writer`, `readers`, `epoch`, `ambiguous`, and, where they matter, a role or a part of the error per instance in `instances`,
-and `decisions` at a time `now`. A key that is not known here is an error.
+A story is a JSON file: `story`, `instances`, perhaps a `reader_endpoint`, and `phases`. A phase has a text about `what` happens,
+the `observations` in the order of their arrival, and the `outcome`.
+
+An observation names its `instance`, the moment when it was `asked` (seconds), and one of three things:
+
+- the answer of a `server` (by default the instance's name in capitals) in one of its lives (`started`) in a `cluster`: its
+  `role`, `epoch`, position and `lag`, perhaps `pooled`, perhaps `stopped`
+- `silence` about a `server`
+- that a server is to be `forgotten`.
+
+A position is an `lsn`, a `gtid` of MariaDB, or a `gtids` of MySQL, whose sources have names of one letter. `own` is the source
+as which the server writes there. `state` is MariaDB's `gtid_binlog_state`.
+
+An outcome has `writer`, `readers`, `epoch` and `ambiguous`. If they matter, it also has a role or a part of the error per
+instance in `instances`, and `decisions` at a time `now`. An unknown key is an error.
 """
 
 import json
@@ -86,7 +93,7 @@ def heard(topology, given):
 
 
 def decided(topology, given):
-    """What is decided for one need: (instance, reason's name)."""
+    """The decision for one need: (instance, reason's name)."""
     check_keys(given, "write", "read_after", "epoch", "max_lag", "avoid", "now", "no_reader", needed=("to", "reason"))
     if given.get("write"):
         decision = to_writer(topology, Reason.NOT_A_READ)
@@ -134,7 +141,7 @@ def test_the_story_ends_as_it_must(path):
 
 
 def wrong(story):
-    """The same story with one thing wrong, in every way."""
+    """Copies of the story, each with one thing wrong."""
     yield {**story, "instance": ["a"]}
     phase = story["phases"][-1]
     (line, *_), outcome = phase["observations"], phase["outcome"]

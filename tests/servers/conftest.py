@@ -1,7 +1,7 @@
-"""What is decided purely, against real servers of MySQL and MariaDB: only where somebody names some.
+"""Tests of pure code against real servers of MySQL and MariaDB. They run only if an environment variable names such servers.
 
-AURORA_ROUTER_SERVERS: `mysql=<socket> mariadb=<socket>`, one or both, of servers that root may do anything to without a
-password, and that nobody needs. MariaDB's needs its binary log. Nothing here is collected without.
+AURORA_ROUTER_SERVERS is `mysql=<socket> mariadb=<socket>`, one or both. Nobody may need these servers, and root must be allowed
+to do anything there without a password. MariaDB's needs its binary log. Without the variable nothing here is collected.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ collect_ignore_glob = [] if SERVERS else ["test_*.py"]
 
 
 def connected(family: str, **options: Any) -> Any:
-    """A connection of PyMySQL to the server of that family."""
+    """A PyMySQL connection to the server of that family."""
     import pymysql
 
     if family not in SERVERS:
@@ -38,11 +38,11 @@ def asking(family: str) -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture(scope="module")
 def mysql() -> Iterator[Callable[..., Any]]:
-    """Asks MySQL: the first value of the first row."""
+    """A function that asks MySQL, and returns the first value of the first row."""
     yield from asking("mysql")
 
 
 @pytest.fixture(scope="module")
 def mariadb() -> Iterator[Callable[..., Any]]:
-    """Asks MariaDB: the first value of the first row."""
+    """A function that asks MariaDB, and returns the first value of the first row."""
     yield from asking("mariadb")

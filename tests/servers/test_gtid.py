@@ -1,4 +1,4 @@
-"""GTID positions against what real servers say of the same texts."""
+"""GTID positions against the answers of real servers about the same texts."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_mariadb_waits_for_a_position_that_is_not_covered(mariadb: Ask, one: str
 
 
 def test_mariadbs_binlog_state_tells_the_newest_writers_start(mariadb: Ask) -> None:
-    """MariaDB's binlog state tells where the newest writer began."""
+    """MariaDB's binlog state says at which number the newest writer began."""
     mariadb("RESET MASTER")
     mariadb("SET GLOBAL gtid_slave_pos = ''")
     before = 0

@@ -1,4 +1,4 @@
-"""What the monitor asks, put to real servers."""
+"""The monitor's questions, put to real servers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def test_a_server_says_who_and_how_far_it_is(family: str, kind: type, monkeypatc
             return ([column[0] for column in cursor.description], cursor.fetchall()) if cursor.description else ((), ())
 
         _, ((version,),) = ask("SELECT @@version")
-        if version.startswith("5.6."):  # the one that an npm package brings: it keeps its status elsewhere, and knows no groups
+        # An npm package brings MySQL 5.6, which has its status in another schema and knows no groups.
+        if version.startswith("5.6."):
             monkeypatch.setattr(mysql, "OLDEST_MYSQL", (5, 6))
             for question in ("IDENTITY", "PROBE"):
                 old = getattr(mysql, question).replace(f"({mysql._GROUP})", "NULL")

@@ -1,4 +1,4 @@
-"""Texts that are taken for reads, executed on real servers under every sql_mode: none may leave anything behind."""
+"""Texts that the classifier takes for reads leave nothing behind on real servers, under every sql_mode."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.servers.conftest import connected
 
 TEXTS = 30_000
 MODES = ["", "ANSI_QUOTES", "NO_BACKSLASH_ESCAPES", "ANSI_QUOTES,NO_BACKSLASH_ESCAPES"]
-# The second line: words of the grammar, which may be stored functions all the same; some only in quotes.
+# The second line has words of the grammar. Stored functions may have these names all the same, some only in quotes.
 FUNCTIONS = ["f", "1f", "5lower", "1e5lower"]
 FUNCTIONS += ["against", "columns", "escape", "insert", "left", "of", "rollup", "sql_no_cache", "text", "transaction"]
 
@@ -57,7 +57,7 @@ def text(rnd: random.Random) -> str:
 
 
 class Server:
-    """A server with functions that write, sessions of every sql_mode, and a look at what was written."""
+    """A server with functions that write, sessions of every sql_mode, and a connection that looks for writes."""
 
     def __init__(self, family: str) -> None:
         from pymysql.constants import CLIENT
@@ -83,7 +83,7 @@ class Server:
             return cursor.fetchone()
 
     def execute(self, sql: str, mode: str) -> tuple[bool, Any]:
-        """Whether the server accepts the text, and what it has written to the variable of the session."""
+        """Execute a text. Returns whether the server accepts it, and the value of the session's variable afterwards."""
         import pymysql
 
         if mode not in self.sessions:

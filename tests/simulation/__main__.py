@@ -15,7 +15,7 @@ CHUNK = 50
 
 
 def chunk(first: int) -> str | None:
-    """What the first of these seeds violates, or None."""
+    """The first violation of a chunk of seeds, or None."""
     for seed in range(first, first + CHUNK):
         try:
             run(seed)
@@ -25,7 +25,7 @@ def chunk(first: int) -> str | None:
 
 
 def many(first: int, count: int) -> None:
-    """Run them on all cores, with a line of progress now and then."""
+    """Run seeds on all cores, with a line of progress now and then."""
     began = told = time.monotonic()
     with multiprocessing.Pool() as pool:
         for number, violation in enumerate(pool.imap(chunk, range(first, first + count, CHUNK)), 1):

@@ -1,6 +1,6 @@
 """A fake cluster under a virtual clock: servers with logs, timelines that fork at a promotion, and names that lead to servers.
 
-It knows nothing of the router. Its LSNs are counted in records, and a commit is a record.
+It knows nothing of the router. Its LSNs count records, and a commit is a record.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CLUSTER = "7001"
 
 @dataclass(frozen=True)
 class Entry:
-    """What a record says of a transaction: that it has begun, or that it commits."""
+    """The content of a record about a transaction: that it has begun, or that it commits."""
 
     xid: int
     key: str
@@ -26,21 +26,26 @@ class Entry:
 
 @dataclass
 class Timeline:
-    """A line of the log: where it forked from its parent, when each of its own records was written, and what some of them say."""
+    """A line of the log.
+
+    fork: the LSN at which it left its parent
+    times: the moment of each of its own records
+    entries: the contents of some records, by LSN
+    """
 
     epoch: int
     parent: Timeline | None = None
     fork: int = 0
     times: list[float] = field(default_factory=list)
     entries: dict[int, Entry] = field(default_factory=dict)
-    commits: dict[str | int, int] = field(default_factory=dict)  # where a transaction's key, and its id, commit
+    commits: dict[str | int, int] = field(default_factory=dict)  # the LSN at which a transaction's key, and its id, commit
 
     @property
     def end(self) -> int:
         return self.fork + len(self.times)
 
     def append(self, now: float) -> int:
-        """One more record; its LSN."""
+        """Add a record. Returns its LSN."""
         self.times.append(now)
         return self.end
 
@@ -49,7 +54,10 @@ class Timeline:
         return self.fork + bisect_right(self.times, moment)
 
     def committed(self, which: str | int) -> bool:
-        """Whether a transaction commits in the history that ends with this timeline. which: its key, or its id."""
+        """Whether a transaction commits in the history that ends with this timeline.
+
+        which: the transaction's key, or its id
+        """
         line: Timeline | None = self
         lsn = self.end
         while line is not None:
@@ -60,7 +68,7 @@ class Timeline:
         return False
 
     def history(self, lsn: int) -> Iterator[Entry]:
-        """What the log says of transactions, up to that LSN."""
+        """The log's entries about transactions, up to that LSN."""
         line: Timeline | None = self
         while line is not None:
             yield from (entry for at, entry in line.entries.items() if at <= lsn)
@@ -68,7 +76,7 @@ class Timeline:
             line = line.parent
 
     def contains(self, commit: Commit, lsn: int) -> bool:
-        """Whether a server that is on this timeline at that LSN has the commit."""
+        """Whether a server on this timeline, at that LSN, has the commit."""
         line: Timeline | None = self
         while line is not None:
             if line is commit.timeline:
@@ -80,14 +88,18 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Commit:
-    """A commit that was acknowledged, and where it stands."""
+    """An acknowledged commit, and its place in the log."""
 
     timeline: Timeline
     lsn: int
 
 
 class Machine:
-    """One server. upstream: whom a reader follows. delay: seconds that it replays late."""
+    """One server.
+
+    upstream: the server that a reader follows
+    delay: seconds by which it replays late
+    """
 
     def __init__(self, address: str, role: Role, timeline: Timeline) -> None:
         self.address = address
@@ -102,18 +114,18 @@ class Machine:
         self.frozen = False
         self.partitioned = False  # from the router, monitor and clients alike
         self.id = ServerId(CLUSTER, address, 5432, f"{address}.0")
-        self.open: dict[int, str] = {}  # transactions that are under way, by their ids
-        self.waiting: set[int] = set()  # those whose COMMIT waits for a reader
+        self.open: dict[int, str] = {}  # keys of the transactions that are under way, by transaction id
+        self.waiting: set[int] = set()  # transactions whose COMMIT waits for a reader
         self.next_xid = 1
-        self.recovered: int | None = None  # where its last recovery ended
-        self.followed = False  # that one was a reader's
+        self.recovered: int | None = None  # the LSN at which its last recovery ended
+        self.followed = False  # that recovery was a reader's
 
     @property
     def reachable(self) -> bool:
         return self.alive and not self.frozen and not self.partitioned
 
     def has(self, commit: Commit) -> bool:
-        """Whether it has replayed the commit."""
+        """Whether this server has replayed the commit."""
         return self.timeline.contains(commit, self.lsn)
 
     def restart(self, role: Role) -> None:
@@ -131,12 +143,12 @@ class Machine:
             self.recover(self.timeline.end)
 
     def recover(self, lsn: int) -> None:
-        """A recovery ends: the ids of transactions whose records it has not seen will be given out again."""
+        """End a recovery. The ids of transactions whose records this server has not seen will be used again."""
         self.recovered = lsn
         self.next_xid = 1 + max((entry.xid for entry in self.timeline.history(lsn)), default=0)
 
     def begin(self, key: str, now: float) -> int:
-        """A transaction gets an id and writes its first record."""
+        """Begin a transaction: give it an id and write its first record."""
         xid, self.next_xid = self.next_xid, self.next_xid + 1
         self.open[xid] = key
         self.timeline.entries[self.timeline.append(now)] = Entry(xid, key, commit=False)
@@ -148,7 +160,7 @@ class Machine:
         self.timeline.commits[key] = self.timeline.commits[xid] = lsn
 
     def status(self, xid: int) -> str | None:
-        """What it says of a transaction's id, whosever it is."""
+        """The server's answer about a transaction's id, whichever transaction uses it by now."""
         if self.timeline.committed(xid):
             return "committed"
         if xid in self.open:
@@ -156,7 +168,7 @@ class Machine:
         return "aborted" if xid < self.next_xid else None
 
     def replay(self, now: float) -> None:
-        """What a reader does all the time."""
+        """Replay the upstream's log, as a reader does all the time."""
         up = self.upstream
         if self.role is Role.WRITER:
             self.lsn = self.timeline.end
@@ -165,7 +177,7 @@ class Machine:
             return
         if up.timeline is not self.timeline:
             if self.timeline is not up.timeline.parent or self.lsn > up.timeline.fork:
-                return  # it has gone past the fork: only a rebuild helps
+                return  # this reader has gone past the fork, so only a rebuild helps
             self.timeline = up.timeline
         moment = now - self.delay
         if moment > self.fresh_as_of:
@@ -173,7 +185,7 @@ class Machine:
             self.fresh_as_of = moment
 
     def says(self, now: float, *, positions: bool) -> Server:
-        """Its answer to a probe."""
+        """The server's answer to a probe."""
         self.replay(now)
         epoch = self.timeline.epoch
         if self.role is Role.WRITER:
@@ -183,7 +195,7 @@ class Machine:
 
 
 class Cluster:
-    """Machines, the newest timeline, and the names under which they are reached (several behind one: any of them)."""
+    """Machines, the newest timeline, and names that lead to machines. A name of several machines leads to any of them."""
 
     def __init__(self, count: int, *, synchronous: bool) -> None:
         self.timeline = Timeline(1)
@@ -202,7 +214,7 @@ class Cluster:
         return self.timeline.contains(commit, self.timeline.end)
 
     def promote(self, machine: Machine, now: float) -> None:
-        """A reader of the newest timeline becomes the writer. Asynchronously, what it had not replayed is lost."""
+        """Make a reader of the newest timeline the writer. With asynchronous replication, records that it lacks are lost."""
         machine.replay(now)
         fork = self.timeline.end if self.synchronous else machine.lsn
         machine.open.clear()
@@ -217,7 +229,7 @@ class Cluster:
         self.timeline.append(now)
 
     def follow(self, machine: Machine, now: float) -> None:
-        """Have a reader follow the newest writer, rebuilt where its own log does not fit."""
+        """Let a reader follow the newest writer. It is rebuilt if its own log does not fit."""
         if machine.timeline is not self.timeline and (
             machine.timeline is not self.timeline.parent or machine.lsn > self.timeline.fork or machine.role is Role.WRITER
         ):
@@ -231,7 +243,7 @@ class Cluster:
         machine.fresh_as_of = min(machine.fresh_as_of, now - machine.delay)
 
     def restart_reader(self, machine: Machine, back: int) -> None:
-        """A reader crashes and comes back, a little further back in its log than it was."""
+        """Let a reader crash and come back, a little further back in its log than it was."""
         machine.restart(Role.READER)
         line = machine.timeline
         machine.lsn = max(line.fork, machine.lsn - back)

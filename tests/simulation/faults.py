@@ -1,4 +1,4 @@
-"""What goes wrong with the cluster, with the names that lead to it, and with the process that hosts the router."""
+"""Faults of the cluster, of the names that lead to it, and of the process that hosts the router."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ END = 9.0  # virtual seconds
 
 
 class Faults:
-    """One after the other, at random, until END; then everything heals."""
+    """Random faults, one after the other, until END. Then everything heals."""
 
     def __init__(self, simulation: Simulation) -> None:
         self.s = simulation
@@ -40,7 +40,7 @@ class Faults:
         machine.alive = False
 
     def flap(self, _: Machine) -> None:
-        """A reader goes and comes back several times in a row."""
+        """Let a reader go and come back several times in a row."""
         readers = self.cluster.readers()
         if readers:
             self.down(self.rnd.choice(readers), self.rnd.randrange(2, 6), cut_off=self.rnd.random() < 0.3)
@@ -49,7 +49,7 @@ class Faults:
         if self.s.now >= END or machine.role is not Role.READER:
             return
         if cut_off:
-            machine.partitioned = True  # it takes two silent probes to see that
+            machine.partitioned = True  # the monitor needs two silent probes to see that
             back = 0.3 + self.rnd.random()
         else:
             machine.alive = False
@@ -81,7 +81,7 @@ class Faults:
         self.s.log(f"* {machine.id.started} replays {machine.delay} s late")
 
     def revive(self, machine: Machine) -> None:
-        """A dead server comes back as what it was: an old writer believes that it still is; a reader has gone back in its log."""
+        """Restart a server in its old role. An old writer still believes that it is the writer; a reader goes back in its log."""
         if machine.role is Role.WRITER:
             machine.restart(Role.WRITER)
         else:
@@ -100,14 +100,14 @@ class Faults:
                 self.s.at(self.rnd.random() * 1.5, self.point, outside=True)
 
     def point(self) -> None:
-        """The names follow the roles."""
+        """Let the names follow the roles."""
         self.s.log("* the names follow the roles")
         names = self.cluster.names
         names["writer"] = [self.cluster.writer]
         names["readers"] = [m for m in self.cluster.machines if m is not self.cluster.writer]
 
     def move(self, machine: Machine) -> None:
-        """A name leads to another server, or two do to each other's."""
+        """Let a name lead to another server, or two names swap their servers."""
         names = self.cluster.names
         if self.s.endpoints:
             names["writer"] = [machine]
@@ -127,7 +127,7 @@ class Faults:
             self.s.log(f"* {machine.id.started} rejoins as a reader of {self.cluster.writer.id.started}")
 
     def stand_still(self, _: Machine) -> None:
-        """The router's process gets no processor, as when it is stopped; or its machine sleeps."""
+        """Let the router's process get no processor, as if it were stopped, or let its machine sleep."""
         seconds = min(self.rnd.choice([0.2, 1.0, 2.0, 4.0]), END - self.s.now)
         if self.s.now >= self.s.process.still_until:
             self.rnd.choice([self.s.process.stand_still, self.s.process.sleep])(seconds)

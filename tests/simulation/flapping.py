@@ -1,8 +1,8 @@
-"""Readers that are lost again and again: when each name was lost, and since when it answers, told from the observations alone.
+"""Readers that are lost again and again: when each name was lost, and since when it answers, from the observations alone.
 
 The account is kept apart from the topology's own, which it checks. Invariant:
-(h) a reader that was lost for the second time or more, each time within CALM seconds of the time before, is not chosen before it
-    has answered for as long as WAITS says, and is taken back with the first answer after that.
+(h) a reader that was lost twice or more, each time within CALM seconds of the time before, must wait. It is not chosen before it
+    has answered for the time in WAITS, and is taken back with the first answer after that.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from tests.simulation.simulation import Simulation
 
 CALM = 300.0
-WAITS = (0.0, 0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)  # seconds after so many losses, the last one after more as well
+# Seconds of the wait by number of losses. The last one also holds for more losses.
+WAITS = (0.0, 0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
 ROUNDING = 1e-6
 
 
 @dataclass
 class Heard:
-    """The newest answer of one server behind a name, and how often it was silent since then."""
+    """The newest answer of one server behind a name, and the number of silent probes since then."""
 
     server: ServerId
     role: Role
@@ -33,7 +34,12 @@ class Heard:
 
 @dataclass
 class Account:
-    """What was heard of one name. up: by address; losses: when each was asked for; back_at: the first answer since the last."""
+    """The observations of one name. Moments are in seconds, by the process's monotonic clock.
+
+    up: the servers that answer, by address
+    losses: when the probe of each loss was asked
+    back_at: the first answer since the last loss
+    """
 
     up: dict[str | None, Heard] = field(default_factory=dict)
     heard_at: float = float("-inf")
@@ -41,21 +47,21 @@ class Account:
     back_at: float = float("-inf")
 
     def wait(self) -> float:
-        """Seconds for which it must answer before it is used."""
+        """Seconds for which the name must answer before it is used."""
         times = min(len(self.losses), 1)
         while times and times < len(self.losses) and self.losses[-times] - self.losses[-times - 1] <= CALM:
             times += 1
         return WAITS[min(times, len(WAITS) - 1)]
 
     def due_at(self) -> float:
-        """When it is to be asked for the answer that brings it back; for one that was never lost that is long ago."""
+        """The moment of the probe whose answer takes the name back. If it was never lost, that is long ago."""
         return self.back_at + self.wait()
 
     def answers_until(self) -> float:
         return max((heard.asked_at for heard in self.up.values()), default=float("-inf"))
 
     def heard(self, observation: Observation) -> None:
-        """Take one observation in, unless something newer has been heard of the same server."""
+        """Take one observation in, unless there is a newer one of the same server."""
         asked_at, server = observation.asked_at, observation.server
         if server is not None:
             known = self.up.get(server.id.address)
@@ -81,14 +87,17 @@ class Account:
         self.heard_at = max(self.heard_at, asked_at)
 
     def forget(self, server: ServerId) -> None:
-        """The name leads to that server no longer, which is not a loss."""
+        """Forget a server to which the name no longer leads. That is not a loss."""
         known = self.up.get(server.address)
         if known is not None and known.server == server:
             del self.up[server.address]
 
 
 class Flapping:
-    """The accounts of all names of one simulation. held, taken_back: how often a reader began to wait, and ended."""
+    """The accounts of all names of one simulation.
+
+    held, taken_back: how often a reader began a wait, and ended one
+    """
 
     def __init__(self, simulation: Simulation) -> None:
         self.s = simulation
@@ -104,7 +113,7 @@ class Flapping:
             self.s.violated("h", f"chosen too soon: {what}")
 
     def check_taken_back(self, instance: Instance) -> None:
-        """After an observation of it."""
+        """Check an instance after an observation of it."""
         account = self.accounts[instance.id]
         if not account.losses or not any(heard.role is Role.READER for heard in account.up.values()):
             return

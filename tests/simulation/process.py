@@ -1,9 +1,9 @@
-"""The process that hosts the router: it stands still, or its machine sleeps, and then it doubts what it knew, as the monitor.
+"""The process that hosts the router. It stands still, or its machine sleeps; then it doubts all it knew, as the monitor does.
 
-While it stands still, stopped or without a processor, everything that is due in it is late. While its machine sleeps its
-monotonic clock stands still as well, so that nothing seems to be late. The wall clock goes on in either case. Invariant:
-(j) once the process has stood still for TRUST seconds or more, by the wall clock, nothing is decided until a probe of each
-    instance that was begun since then has come to an end, or has had its time.
+While it stands still, stopped or without a processor, all its actions come late. While its machine sleeps, its monotonic clock
+stands still as well, so that nothing seems to be late. The wall clock goes on in either case. Invariant:
+(j) once the process has stood still for TRUST seconds or more, by the wall clock, nothing is decided until a newer probe of each
+    instance has come to an end, or has had its time.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 TIMEOUT = 0.4  # of a probe, in seconds
 TRUST = 1.5
-GRACE = 1.0  # seconds, besides the time for a probe, after which an instance has had its time
+GRACE = 1.0  # seconds beyond TIMEOUT after which an instance has had its time
 PAUSE = 0.05
 
 
 class Process:
-    """Its clocks, and whether it trusts its topology.
+    """The process's clocks, and its trust in its topology.
 
-    woke_at, woke: when it last went on after TRUST seconds or more, by the wall and by the monotonic clock.
-    ended: when the newest probe of each name that has come to an end was begun, by the monotonic clock.
+    woke_at, woke: when it last went on after TRUST seconds or more, by the wall and by the monotonic clock
+    ended: for each name, when the newest of its ended probes was begun (seconds, monotonic)
     """
 
     def __init__(self, simulation: Simulation) -> None:
@@ -42,7 +42,7 @@ class Process:
     # -- clocks ---------------------------------------------------------------------------------------------------
 
     def clock(self) -> float:
-        """The monotonic one."""
+        """The monotonic clock, in seconds."""
         return self.s.now - self.slept
 
     def wall(self) -> float:
@@ -72,7 +72,7 @@ class Process:
         return self.wall() <= self.trusted_until
 
     def keep(self) -> None:
-        """What the time-keeper does each time it runs."""
+        """Do one run of the monitor's time-keeper."""
         clock = self.clock()
         if self.stood_still():
             self.doubted_at = self.since = clock
@@ -95,14 +95,14 @@ class Process:
         return all(instance.heard_at >= doubted for instance in self.s.topology)
 
     def spared(self, asked_at: float) -> float:
-        """Seconds that a probe that was under way has got in addition: it is not the instance that kept silent."""
+        """Extra seconds for a probe that was under way, because it was not the instance that was silent."""
         left = self.since + TIMEOUT - self.clock() if asked_at < self.since else 0.0
         return left if left > 0.001 else 0.0
 
     def when_trusted(self, action: Callable[[], None]) -> None:
         """Do something once the topology is trusted."""
         if not self.trusted:
-            self.keep()  # who waits wakes the time-keeper
+            self.keep()  # a waiting client wakes the time-keeper
         if self.trusted:
             action()
         else:
@@ -111,7 +111,7 @@ class Process:
     # -- the invariant --------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Before a decision."""
+        """Check the invariant before a decision."""
         if self.s.now - self.woke_at <= TIMEOUT + GRACE:
             self.checked += 1
             for name in self.s.watchers:

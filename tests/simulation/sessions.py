@@ -1,11 +1,11 @@
-"""Clients that commit, and read what they wrote, in autocommit on readers: the real table of failures decides about lost reads.
+"""Clients that commit, and read their writes in autocommit on readers. The real table of failures decides about lost reads.
 
-A connection can be lost before the read is sent, while it is in flight, or with its answer; replay can cancel it; and a reader
-can be unable to do what is asked. A frozen or cut-off server leaves the read stuck until the topology gives the server up.
+A connection can be lost before the read is sent, while it is in flight, or with its answer. Replay can cancel the read, and a
+reader can be unable to execute it. A frozen or cut-off server leaves the read stuck until the topology gives the server up.
 Invariants:
-(b) a read sees every commit of its session that still is in the cluster's history, on whatever server then executes it;
-(i) so does a read that is repeated, and it is never sent again to a reader on which it failed; only an error of its own reaches
-    the application; and it ends within ENDS seconds of the last fault.
+(b) a read sees every commit of its session that is still in the cluster's history, on whatever server executes it;
+(i) so does a retried read. It is never sent again to a reader on which it failed. Only an error of the read's own reaches the
+    application. The read ends within ENDS seconds of the last fault.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PIN = 2.0
 PAUSE = 0.05
-LOST = 0.04  # how often a read is lost at a step, in an unruly seed
+LOST = 0.04  # share of the steps at which a read is lost, in an unruly seed
 ENDS = 3.0  # seconds from the last fault to the end of every read that was under way
 EXCUSES = {
     Failure.CONFLICT: 0.02,
@@ -34,7 +34,7 @@ EXCUSES = {
     Failure.NOT_HERE: 0.01,
     Failure.READ_ONLY: 0.01,
     Failure.OTHER: 0.005,
-}  # what a reader answers instead, and how often
+}  # errors of a reader in place of an answer, and the share of each
 
 
 @dataclass
@@ -45,12 +45,16 @@ class Session:
     writes: float  # share of its steps
     commits: list[Commit] = field(default_factory=list)
     requirement: Requirement | None = None
-    read: Read | None = None  # the one that is under way
+    read: Read | None = None  # under way
 
 
 @dataclass
 class Read:
-    """A unit that reads once. avoid: what the router keeps in mind; failed_on: the readers on which it really failed."""
+    """A unit that reads once.
+
+    avoid: the instances that the router remembers to avoid
+    failed_on: the readers on which the read really failed
+    """
 
     session: Session
     began: float
@@ -73,7 +77,7 @@ class Sessions:
             self.s.at(0.2 + self.rnd.random(), lambda s=session: self.step(s))
 
     def step(self, session: Session) -> None:
-        """What a session does next. A commit is not waited for; a read is."""
+        """Do a session's next step. It waits for a read, but not for a commit."""
         if self.rnd.random() < session.writes:
             self.s.process.when_trusted(lambda: self.write(session))
             self.go_on(session)
@@ -122,7 +126,7 @@ class Sessions:
         self.s.process.when_trusted(lambda: self.enter(read))
 
     def enter(self, read: Read) -> None:
-        """Decide where, and connect."""
+        """Choose an instance, and connect."""
         session = read.session
         decision = self.s.to_writer() if read.on_writer else self.s.decide(self.need(read))
         if decision.reason in (Reason.OWN_WRITES, Reason.NO_WRITER):
@@ -141,7 +145,7 @@ class Sessions:
         if link.broken or self.unlucky():
             self.failed(read, instance, Failure.LOST, Phase.READER_UNSENT if on_reader else Phase.WRITER_UNSENT)
             return
-        # A fixed time on the writer is no evidence: nothing is promised where it was all that there was.
+        # A fixed time on the writer is no evidence. If there was nothing else, the read need not show the commits.
         requirement = session.requirement
         evident = self.s.positions or requirement is None or requirement.epoch == self.s.topology.epoch
         due = list(session.commits) if evident else []
@@ -151,12 +155,13 @@ class Sessions:
         return self.s.disorder > 0 and self.rnd.random() < LOST
 
     def execute(self, read: Read, instance: Instance, link: Link, due: list[Commit]) -> None:
-        """It is in flight, and reaches its server or does not."""
+        """Let the read in flight reach its server, or be lost."""
         if self.s.stuck(instance.id, link):
             self.s.at(0.05, lambda: self.execute(read, instance, link, due))
             return
         machine = link.machine
-        in_flight = Phase.WRITER_STATEMENT if read.on_writer else Phase.READ  # where it moved to, it is not known to be a read
+        # A statement that moved to the writer is not known to be a read.
+        in_flight = Phase.WRITER_STATEMENT if read.on_writer else Phase.READ
         if link.broken or not machine.reachable or self.unlucky():
             self.failed(read, instance, Failure.LOST, in_flight)
             return
@@ -181,7 +186,7 @@ class Sessions:
         self.end(read)
 
     def failed(self, read: Read, instance: Instance, failure: Failure, phase: Phase) -> None:
-        """What the router does about it: enter() where nothing was sent, failed_read() where the read was in flight."""
+        """Handle a failure as the router does: as enter() if nothing was sent, as failed_read() if the read was in flight."""
         action = failures.decide(failure, phase)
         self.s.log(f"a read of {read.session.name} at {instance.id}: {failure.value} ({phase.value}): {action.value}")
         if failure in failures.SUSPICIOUS:
@@ -212,12 +217,12 @@ class Sessions:
         self.go_on(read.session)
 
     def in_time(self, read: Read) -> None:
-        """Whether it has taken no longer than it may, of the time when nothing went wrong any more."""
+        """Check that a read has ended in time, counted from its begin or from the last fault."""
         if self.s.now - max(read.began, faults.END) > ENDS:
             self.s.violated("i", f"a read of {read.session.name} that began at {read.began:.3f} has not ended yet")
 
     def check(self) -> None:
-        """At the end: nobody hangs, or is kept on the writer for ever."""
+        """Check at the end that no session hangs, or is kept on the writer for ever."""
         now = self.s.process.clock()
         for session in self.sessions:
             if session.read is not None:
@@ -226,7 +231,8 @@ class Sessions:
             if self.s.topology.readers and need is not None and need.after < now - 1.0 - PIN:
                 needs = [need]
                 samples = self.s.topology.samples
-                if not samples or samples[0].asked_at < now - 1.0:  # else a reader may be later than they reach back
+                # If the samples reach back less than that, a reader may be further behind than they reach.
+                if not samples or samples[0].asked_at < now - 1.0:
                     needs.append(need._replace(position=None))
                 for each in needs:
                     if self.s.decide(Need(requirement=each, pin_seconds=PIN)).reason is not Reason.READ:

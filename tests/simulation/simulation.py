@@ -2,10 +2,10 @@
 
 All randomness is one random.Random(seed), and time passes only virtually. The invariants:
 (a) a unit that needs the writer goes only to an instance whose newest observation says writer, of the newest known epoch;
-(c) old observations never win: what is known of a server never moves back, and the epoch neither;
-(d) when the faults are over a writer is found within HEALING seconds, and readers serve again;
+(c) old observations never win: neither the state known of a server nor the epoch moves back;
+(d) after the faults a writer is found within HEALING seconds, and readers serve again;
 (e) samples and all collections stay bounded.
-(b), (i): those of sessions.py. (f), (g): those of transactions.py. (h): that of flapping.py. (j): that of process.py.
+(b) and (i) stand in sessions.py, (f) and (g) in transactions.py, (h) in flapping.py, (j) in process.py.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from tests.simulation.transactions import Transactions
 HEALING = 4.0
 INTERVAL = 0.5
 HURRY = 0.05
-FRESH = 1.0  # between fresh connections of a name
-LOOKS = 4  # fresh connections in a row where other servers may stand behind a name
+FRESH = 1.0  # seconds between fresh connections of a name
+LOOKS = 4  # fresh connections in a row, if other servers may stand behind a name
 SESSIONS = 3
 CLIENTS = 4
 
@@ -45,7 +45,7 @@ class Violation(AssertionError):
 
 @dataclass(eq=False)
 class Link:
-    """A probe connection: to one life of one server."""
+    """A probe connection to one life of one server."""
 
     machine: Machine
     server: ServerId
@@ -58,7 +58,7 @@ class Link:
 
 @dataclass
 class Watcher:
-    """What the monitor knows of one name besides the topology."""
+    """The monitor's knowledge of one name, apart from the topology."""
 
     instance: Instance
     links: list[Link] = field(default_factory=list)
@@ -80,7 +80,7 @@ class Simulation:
         self.process = Process(self)
         self.count = 0
         self.positions = rnd.random() < 0.85
-        self.disorder = rnd.choice([0.0, 0.1, 0.3])  # how many answers are late or lost
+        self.disorder = rnd.choice([0.0, 0.1, 0.3])  # share of the answers that are late or lost
         self.cluster = Cluster(rnd.choice([1, 2, 3, 3, 4, 5]), synchronous=rnd.random() < 0.5)
         for machine in self.cluster.machines:
             machine.delay = rnd.choice([0.0, 0.01, 0.1, 0.6])
@@ -111,12 +111,16 @@ class Simulation:
     # -- time -----------------------------------------------------------------------------------------------------
 
     def at(self, delay: float, action: Callable[[], None], *, outside: bool = False) -> None:
-        """Do something later. outside: in the cluster, which goes on while the router's process stands still."""
+        """Do something later.
+
+        delay: seconds
+        outside: it happens in the cluster, which goes on while the router's process stands still
+        """
         self.count += 1
         heapq.heappush(self.queue, (self.now + delay, self.count, outside, action))
 
     def run(self) -> Simulation:
-        """Until the end of the healing. Raises Violation."""
+        """Run until the end of the healing. Raises Violation."""
         for watcher in self.watchers.values():
             self.at(self.rnd.random() * 0.05, lambda w=watcher: self.tick(w))
         self.sessions.start()
@@ -176,7 +180,7 @@ class Simulation:
             link.closed = True
             if watcher.links:
                 self.at(0.001, lambda: self.failed(watcher, asked_at, Silence.REFUSED, link.server))
-            else:  # only this connection may be gone: a fresh one shows it
+            else:  # perhaps only this connection is gone; a fresh one shows it
                 watcher.missing = link.server
             return
         self.send(watcher, link, asked_at, link.server, lambda observation: None if link.closed else self.observed(observation))
@@ -184,7 +188,7 @@ class Simulation:
     def send(
         self, watcher: Watcher, link: Link, asked_at: float, about: ServerId | None, heard: Callable[[Observation], None]
     ) -> None:
-        """The question is on its way; the answer may come late, or not at all."""
+        """Send a question. The answer may come late, or not at all."""
         there = self.rnd.random() * 0.005
         back = self.rnd.random() * 0.005
         if self.rnd.random() < self.disorder:
@@ -208,7 +212,8 @@ class Simulation:
             return
         changed = self.failed(watcher, asked_at, Silence.TIMEOUT, about)
         if changed and link in watcher.links:
-            watcher.links.remove(link)  # it is cut: where it was the only one, a fresh one shows whether the server lives
+            # The connection is cut. If it was the only one, a fresh one shows whether the server lives.
+            watcher.links.remove(link)
             link.closed = True
             if watcher.links:
                 self.failed(watcher, asked_at, Silence.REFUSED, about)
@@ -221,7 +226,7 @@ class Simulation:
         return self.observed(Observation(watcher.instance.id, asked_at, now, about=about, silence=silence, error=error))
 
     def reach(self, watcher: Watcher) -> None:
-        """A fresh connection to whoever is behind the name now."""
+        """Make a fresh connection to a server that is behind the name now."""
         asked_at = self.process.clock()
         about = None if watcher.links else watcher.missing
         machines = self.cluster.names[watcher.instance.id]
@@ -235,7 +240,7 @@ class Simulation:
             self.send(watcher, link, asked_at, about, lambda observation: self.reached(watcher, link, observation))
 
     def reached(self, watcher: Watcher, link: Link, observation: Observation) -> None:
-        """A fresh connection told whom it reached; behind a name that is not the readers' nobody else is expected then."""
+        """Take in the server that a fresh connection reached. Unless the name is the readers', it is the only one there."""
         if observation.answered_at - observation.asked_at >= TIMEOUT:
             return
         replaced = [old for old in watcher.links if old.server == link.server or not watcher.instance.reader_only]
@@ -251,7 +256,7 @@ class Simulation:
         self.observed(observation)
 
     def observed(self, observation: Observation) -> bool:
-        """Take one observation in; whether it changed anything."""
+        """Take one observation in. Returns whether it changed anything."""
         old = self.topology
         ended = self.process.ended
         ended[observation.instance] = max(ended.get(observation.instance, 0.0), observation.asked_at)
@@ -306,7 +311,7 @@ class Simulation:
             self.log(f"    epoch {new.epoch}: " + "; ".join(new.said()))
 
     def background(self) -> None:
-        """The log grows, and readers replay, whether anybody looks or not."""
+        """Let the log grow and readers replay, whether anybody looks or not."""
         self.at(0.1, self.background, outside=True)
         for machine in self.cluster.machines:
             if machine.role is Role.WRITER and machine.alive and not machine.frozen:
@@ -328,7 +333,7 @@ class Simulation:
         return selection.to_writer(self.topology, Reason.NOT_A_READ)
 
     def connect(self, instance: Instance) -> Link | None:
-        """A pooled connection or a new one, whose server must be one that the topology knows there now."""
+        """Check out a pooled connection or a new one. The topology must know its server behind that name now."""
         known = self.topology.by_id[instance.id].servers
         pool = [link for link in self.pools[instance.id] if link.server in known and not link.broken]
         self.pools[instance.id] = pool
@@ -349,14 +354,14 @@ class Simulation:
         return link
 
     def check_writer(self, instance: Instance) -> None:
-        """Whether what writes may go there."""
+        """Check that a write may go to the instance."""
         for server in instance.servers:
             newest = self.newest[(instance.id, server.address)].server
             if newest is None or newest.role is not Role.WRITER or newest.epoch != self.highest:
                 self.violated("a", f"a write goes to {instance}, of which the newest observation is {newest}")
 
     def stuck(self, instance: str, link: Link) -> bool:
-        """Whether a client waits for a server that says nothing; it does until the server is given up, and the connection cut."""
+        """Whether a client waits for a silent server. It waits until the server is given up and the connection cut."""
         machine = link.machine
         given_up = link.server not in self.topology.by_id[instance].servers
         return not link.broken and not machine.reachable and not given_up
@@ -369,10 +374,10 @@ class Simulation:
             self.violated("d", f"the writer is {self.cluster.writer.id.started}, the topology says {self.topology.said()}")
         readers = {m.id for m in self.cluster.readers()}
         serving = {server for instance in self.topology.readers for server in instance.servers}
-        # One that was lost again and again is only taken back after a while.
+        # A reader that was lost again and again is taken back only after a while.
         waiting = [each for each in self.flapping.accounts.values() if each.due_at() > self.process.clock() - 2 * INTERVAL]
         held = {heard.server for each in waiting for heard in each.up.values()}
-        # Behind one name fresh connections find the servers one after another, by chance.
+        # Behind the readers' name, fresh connections find the servers one after another, by chance.
         some = bool(serving) == bool(readers) or bool(readers & held)
         enough = some if self.endpoints else readers <= serving | held
         if not (serving <= readers and enough):
@@ -380,5 +385,9 @@ class Simulation:
 
 
 def run(seed: int, say: Callable[[str], object] | None = None) -> Simulation:
-    """Run one seed. say: gets each line of the trace. Raises Violation."""
+    """Run one seed.
+
+    say: called with each line of the trace
+    Raises Violation.
+    """
     return Simulation(seed, say).run()

@@ -1,6 +1,6 @@
-"""5,000 seeds hold all invariants; and for each invariant planted bugs show that a violation would be found.
+"""5,000 seeds hold all invariants. For each invariant, planted bugs show that a violation would be found.
 
-One seed with its whole trace: `python -m tests.simulation SEED`, or AURORA_ROUTER_SEED=SEED pytest tests/simulation.
+For one seed with its whole trace: `python -m tests.simulation SEED`, or AURORA_ROUTER_SEED=SEED pytest tests/simulation.
 """
 
 import os
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.timeout(60)
 
 
 def traced(seed):
-    """Run a seed; a violation carries the end of its trace."""
+    """Run a seed. The error of a violation has the end of the trace."""
     try:
         return run(seed)
     except Violation as violation:
@@ -43,7 +43,8 @@ def traced(seed):
 @pytest.mark.parametrize("seeds", CHUNKS, ids=str)
 def test_the_invariants_hold_whatever_happens_to_the_cluster(seeds):
     done = [traced(seed) for seed in seeds]
-    if len(seeds) == CHUNK:  # else the invariants might hold because nothing is ever read there
+    # Without these checks, the invariants might hold only because nothing happens there.
+    if len(seeds) == CHUNK:
         assert sum(run.transactions.repeated for run in done) > CHUNK
         assert sum(run.transactions.resolved for run in done) > CHUNK
         assert sum(run.sessions.repeated for run in done) > 5 * CHUNK
@@ -274,7 +275,7 @@ def test_a_choice_that_ignores_where_a_read_failed_is_found(monkeypatch):
 
 
 def test_a_retried_read_that_forgets_own_writes_is_found(monkeypatch):
-    """The invariants find a repeated read that forgets what its session wrote."""
+    """The invariants find a retried read that forgets its session's writes."""
     rightly = Sessions.need
 
     def forgetful(self, read):
@@ -286,7 +287,7 @@ def test_a_retried_read_that_forgets_own_writes_is_found(monkeypatch):
 
 
 def test_a_lost_read_raised_to_the_application_is_found(monkeypatch):
-    """The invariants find a lost read that the application must deal with."""
+    """The invariants find a lost read that is raised to the application."""
     rightly = failures.decide
 
     def timidly(failure, phase):
@@ -314,7 +315,7 @@ def test_a_wait_that_does_not_grow_is_found(monkeypatch):
 
 
 def test_a_hold_time_that_counts_silence_is_found(monkeypatch):
-    """The invariants find a hold time for which the time without an answer counts."""
+    """The invariants find a hold time that counts the time without an answer."""
     answered = topology._answered
 
     def lenient(old, observation, server):
@@ -353,25 +354,25 @@ def test_a_reader_that_waits_longer_than_it_should_is_found(monkeypatch):
 
 
 def test_losses_that_are_never_forgotten_are_found(monkeypatch):
-    monkeypatch.setattr(flapping, "CALM", 1.5)  # the topology goes on to count with minutes
+    monkeypatch.setattr(flapping, "CALM", 1.5)  # the topology still counts losses for minutes
     assert "not taken back" in found("h")
 
 
 def test_trust_in_old_knowledge_after_a_standstill_is_found(monkeypatch):
-    """The invariants find a process that trusts what it knew before it stood still."""
+    """The invariants find a process that trusts its old observations after it stood still."""
     monkeypatch.setattr(Process, "trusted", True)
     assert "decided on what was heard long ago" in found("j")
 
 
 def test_a_sleep_measured_on_the_sleeping_clock_is_found(monkeypatch):
-    """The invariants find a sleep that is looked for on the clock that slept as well."""
+    """The invariants find a process that looks for a sleep on the clock that slept as well."""
     monkeypatch.setattr(Process, "wall", Process.clock)
     assert "decided on what was heard long ago" in found("j")
 
 
 @pytest.fixture
 def drowsy(monkeypatch):
-    """The process stands still more often than anything else happens."""
+    """Faults that mostly let the process stand still."""
     for kind in ("lag", "move", "rejoin", "refollow", "partition"):
         monkeypatch.setattr(Faults, kind, Faults.stand_still)
 
@@ -385,7 +386,7 @@ def test_invariants_hold_for_a_process_that_mostly_sleeps():
 
 @pytest.mark.usefixtures("drowsy")
 def test_a_sleep_unnoticed_during_another_ones_check_is_found(monkeypatch):
-    """The invariants find a sleep that goes unnoticed while another one is still being checked."""
+    """The invariants find a sleep that goes unnoticed while the process still doubts because of another one."""
     rightly = Process.stood_still
     monkeypatch.setattr(Process, "stood_still", lambda self: self.doubted_at is None and rightly(self))
     assert "decided on what was heard long ago" in found("j", 1000)
@@ -393,13 +394,13 @@ def test_a_sleep_unnoticed_during_another_ones_check_is_found(monkeypatch):
 
 @pytest.mark.usefixtures("drowsy")
 def test_a_commit_question_to_the_writer_before_sleep_is_found(monkeypatch):
-    """The invariants find a question after a COMMIT that goes to the writer from before the sleep."""
+    """The invariants find a question about a COMMIT that goes to the writer of before the sleep."""
     monkeypatch.setattr(Transactions, "resolve", Transactions.ask)
     assert "decided on what was heard long ago" in found("j", 1000)
 
 
 def test_one_instance_that_speaks_for_all_is_found(monkeypatch):
-    """The invariants find one instance that was heard again and speaks for all."""
+    """The invariants find a process that trusts all instances again after an answer of one."""
     monkeypatch.setattr(
         Process, "heard_again", lambda self, doubted: any(instance.heard_at >= doubted for instance in self.s.topology)
     )

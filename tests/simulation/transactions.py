@@ -1,10 +1,10 @@
 """Clients that append keys as run_transaction does, on the fake cluster: the real table of failures and the real outcome().
 
-What can be lost: the connection at any step, a COMMIT on its way, its answer; a frozen or cut-off server leaves a client stuck
-until the topology gives the server up. Invariants:
-(f) a key is never committed twice in one history, so nothing whose outcome is unknown is repeated;
-(g) what was acknowledged, or found to be committed, is: on the server that said so at that moment, and with synchronous
-    replication in the newest history at the end.
+The connection can be lost at any step, and so can a COMMIT on its way, and its answer. A frozen or cut-off server leaves a client
+stuck until the topology gives the server up. Invariants:
+(f) a key is never committed twice in one history, so no unit of unknown outcome is retried;
+(g) a key that was acknowledged, or found to be committed, is committed: on the server that said so at that moment, and with
+    synchronous replication in the newest history at the end.
 """
 
 from __future__ import annotations
@@ -23,13 +23,17 @@ from tests.simulation.cluster import Machine
 if TYPE_CHECKING:
     from tests.simulation.simulation import Link, Simulation
 
-LOST = 0.04  # how often a connection is lost at a step, in an unruly seed
+LOST = 0.04  # share of the steps at which a connection is lost, in an unruly seed
 PAUSE = 0.05
 
 
 @dataclass
 class Client:
-    """One that appends one key after the other. key: the one that it is at; runs: how often it has begun with it."""
+    """A client that appends one key after the other.
+
+    number: the number of the present key
+    runs: how often it has begun with that key
+    """
 
     name: str
     number: int = 0
@@ -63,7 +67,7 @@ class Transactions:
         self.s.process.when_trusted(lambda: self.enter(client))
 
     def enter(self, client: Client) -> None:
-        """Begin a run of the unit: where is the writer?"""
+        """Begin a run of the unit: find the writer, and connect."""
         instance = self.s.to_writer().instance
         if instance is None:
             self.s.at(PAUSE, lambda: self.run(client))
@@ -82,11 +86,11 @@ class Transactions:
         self.s.log(f"{client.key}: {failure.value} ({phase.value}): {action.value}")
         if action in (Action.WAIT_FOR_WRITER, Action.RUN_AGAIN):
             self.s.at(PAUSE * (1 + self.s.rnd.random()), lambda: self.run(client))
-        else:  # an error that reaches the application, which goes on with the next key
+        else:  # the error reaches the application, which goes on with the next key
             self.s.at(PAUSE, lambda: self.next_key(client))
 
     def gone(self, instance: str, link: Link) -> bool:
-        """Whether the connection is lost by now: with its server, by being cut, or just so."""
+        """Whether the connection is lost by now: with its server, because it was cut, or by chance."""
         given_up = link.server not in self.s.topology.by_id[instance].servers
         unlucky = self.s.rnd.random() < LOST * (self.s.disorder > 0)
         return link.broken or given_up or not link.machine.reachable or unlucky
@@ -94,7 +98,7 @@ class Transactions:
     # -- the steps of one run -------------------------------------------------------------------------------------
 
     def append(self, client: Client, instance: str, link: Link) -> None:
-        """The statement: the server gives the transaction an id and writes its first record."""
+        """Send the statement. The server gives the transaction an id and writes its first record."""
         if self.s.stuck(instance, link):
             self.s.at(0.05, lambda: self.append(client, instance, link))
             return
@@ -128,7 +132,7 @@ class Transactions:
         self.s.at(0.03 + self.s.rnd.random() * 0.03, lambda: self.answer(client, instance, link, note, answered))
 
     def arrives(self, link: Link, xid: int, key: str) -> None:
-        """COMMIT reaches its server: not a dead one; a frozen or a cut-off one gets to it later."""
+        """Let COMMIT reach its server. It never reaches a dead one, and a frozen or a cut-off one only later."""
         machine = link.machine
         if link.broken or xid not in machine.open:
             return
@@ -136,7 +140,7 @@ class Transactions:
             self.s.at(0.05, lambda: self.arrives(link, xid, key), outside=True)
             return
         if self.s.cluster.synchronous and machine.timeline is not self.s.cluster.timeline:
-            machine.waiting.add(xid)  # it never ends: there is no reader to acknowledge it
+            machine.waiting.add(xid)  # it never ends, because no reader can acknowledge it
             return
         if machine.timeline.committed(key):
             self.s.violated("f", f"{key} commits for the second time, on {machine.id.started}")
@@ -169,7 +173,7 @@ class Transactions:
         self.s.process.when_trusted(lambda: self.ask(client, note))
 
     def ask(self, client: Client, note: Note) -> None:
-        """Ask the newest writer what became of it, as commits.ByXid does."""
+        """Ask the newest writer for the outcome of the transaction, as commits.ByXid does."""
         again = PAUSE * (1 + self.s.rnd.random())
         writer = self.s.to_writer().instance
         link = self.s.connect(writer) if writer is not None else None
@@ -182,7 +186,7 @@ class Transactions:
         self.s.log(f"{client.key}: {machine.id.started} says {status}: {found.value}")
         if found is Outcome.PENDING:
             if note.xid not in machine.waiting:
-                machine.open.pop(note.xid, None)  # it waits for a COMMIT that is lost, and is ended
+                machine.open.pop(note.xid, None)  # ended, because its COMMIT is lost
             self.s.at(again, lambda: self.resolve(client, note))
             return
         self.resolved += 1
@@ -195,7 +199,7 @@ class Transactions:
             self.s.at(again, lambda: self.next_key(client))
 
     def check(self) -> None:
-        """At the end: everything that was acknowledged is there, once; who went on is no longer stuck."""
+        """Check at the end that no key is there twice and, with synchronous replication, that no acknowledged key is lost."""
         line = self.s.cluster.timeline
         there = [entry.key for entry in line.history(line.end) if entry.commit]
         if len(there) > len({*there}):

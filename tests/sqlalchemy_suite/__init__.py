@@ -1,1 +1,1 @@
-"""SQLAlchemy's own ORM tests with RoutingSession in the place of Session: see __main__."""
+"""SQLAlchemy's own ORM tests with RoutingSession in place of Session: see __main__."""

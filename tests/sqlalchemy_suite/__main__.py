@@ -1,5 +1,6 @@
-"""Run SQLAlchemy's own ORM tests with RoutingSession in place of Session on a local cluster, and plainly on its writer, and
-compare. Exits with 1 where they differ and differences.json gives no reason.
+"""Compare the outcomes of SQLAlchemy's own ORM tests with RoutingSession on a local cluster, and with Session on its writer.
+
+Exits with 1 if they differ and differences.json gives no reason.
 
 python -m tests.sqlalchemy_suite [--quick] [test/orm/test_x.py ...]
 """
@@ -27,12 +28,12 @@ ROOT = Path(__file__).parents[2]
 Outcomes = Mapping[str, str]
 QUICK = ("test_bind.py", "test_scoping.py", "test_session.py", "test_transaction.py")
 
-# Their tables are written past the router: a commit is acknowledged when the reader shows it, so that no test reads late.
+# The tests' tables are written past the router. So a commit is acknowledged when the reader shows it, and no test reads late.
 SETTINGS = {"synchronous_commit": "remote_apply"}
 
 
 def source(directory: Path) -> Path:
-    """The source distribution of the SQLAlchemy that is installed, which has its tests."""
+    """Download the source distribution of the installed SQLAlchemy, which has its tests."""
     what = f"SQLAlchemy=={sqlalchemy.__version__}"
     pip = [
         sys.executable,
@@ -55,7 +56,7 @@ def source(directory: Path) -> Path:
 
 
 def outcomes(source: Path, cluster: PostgresCluster, tests: list[str], *, routed: bool) -> Outcomes:
-    """Run the tests; what became of each."""
+    """Run the tests, and return the outcome of each."""
     found = source / "outcomes.json"
     found.unlink(missing_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), OUTCOMES: str(found)}
@@ -71,7 +72,7 @@ def outcomes(source: Path, cluster: PostgresCluster, tests: list[str], *, routed
         "-p",
         "tests.sqlalchemy_suite.plugin",
     ]
-    # -s: with it, SQLAlchemy's tests are those of the SQLAlchemy that is installed.
+    # With -s, SQLAlchemy's tests run on the installed SQLAlchemy, not on the source beside them.
     with (source / f"{'routed' if routed else 'plain'}.log").open("w") as log:
         command = [sys.executable, "-s", "-m", "pytest", *options, *tests]
         subprocess.run(command, cwd=source, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
@@ -106,7 +107,7 @@ def main() -> int:
 
 
 def compare(plain: Outcomes, routed: Outcomes, reasons: Mapping[str, str]) -> tuple[list[str], frozenset[str]]:
-    """Say where the outcomes differ, and why; and name the tests of which nobody knows why."""
+    """Say which outcomes differ, and why. Also return the tests that differ without a known reason."""
     different = {name for name in {**plain, **routed} if plain.get(name) != routed.get(name)}
     lines = []
     for name in sorted(different):

@@ -1,7 +1,7 @@
-"""What runs inside of pytest beside SQLAlchemy's own plugin: puts RoutingSession in place of Session, and keeps the outcomes.
+"""A pytest plugin beside SQLAlchemy's own. It puts RoutingSession in place of Session, and keeps the outcomes.
 
-The environment variable OUTCOMES names the file that they are written to; READERS lists the readers' addresses. Without READERS
-the tests run as they are.
+The environment variable OUTCOMES names the file for the outcomes. READERS lists the readers' addresses. Without READERS the tests
+run as they are.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 
 OUTCOMES = "AURORA_ROUTER_OUTCOMES"
 READERS = "AURORA_ROUTER_READERS"
-_DATABASE = re.compile(r"_postgresql\+\w+?_\d+_\d+(?=::|$)")  # SQLAlchemy names it in the class of a test
+_DATABASE = re.compile(r"_postgresql\+\w+?_\d+_\d+(?=::|$)")  # SQLAlchemy adds it to the name of a test's class
 
 _outcomes: dict[str, str] = {}
 _at_the_end = contextlib.ExitStack()
@@ -26,7 +26,7 @@ _at_the_end = contextlib.ExitStack()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart() -> None:
-    """Extensions of PostgreSQL, which the ORM's tests do not need, may not be there."""
+    """Require no extensions of PostgreSQL. The ORM's tests do not need them, and they may be missing."""
     from sqlalchemy.dialects.postgresql import provision
 
     provision._extensions.clear()
@@ -34,7 +34,7 @@ def pytest_sessionstart() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection() -> None:
-    """SQLAlchemy's plugin has set up its database, and no test module was imported yet."""
+    """Route the sessions now: SQLAlchemy's plugin has set up its database, and no test module has been imported yet."""
     if READERS in os.environ:
         _route(os.environ[READERS].split())
 
@@ -71,7 +71,8 @@ def _route(readers: list[str]) -> None:
     finally:
         event.listen = listen
 
-    # A busy machine is no failure: a test that finds the writer or the reader lost says nothing about sessions.
+    # The probe timeout is long, because a busy machine is no failure. A test during which the writer or the reader counts as lost
+    # says nothing about sessions.
     router = Router(config.db.url, instances=readers, probe_timeout=15.0)
     _at_the_end.callback(router.close)
     plain = orm.fixture_session
@@ -80,7 +81,7 @@ def _route(readers: list[str]) -> None:
         bind = options.pop("bind", config.db)
         if bind is not config.db and not isinstance(bind, Connection):
             return plain(bind=bind, **options)
-        for target, name, listener, how in ours:  # some tests take the listeners of all away
+        for target, name, listener, how in ours:  # some tests remove all listeners
             if not event.contains(target, name, listener):
                 event.listen(target, name, listener, **how)
         made = RoutingSession(router=router, bind=None if bind is config.db else bind, **options)
@@ -91,7 +92,7 @@ def _route(readers: list[str]) -> None:
 
     @contextlib.contextmanager
     def assert_engine(engine: Any) -> Iterator[Any]:
-        """Tests that count the statements of the database mean those of all of its instances."""
+        """Count the statements of all instances if a test counts those of the database."""
         with one_engine(engine) as asserter, contextlib.ExitStack() as stack:
             if engine is config.db:
                 others = [stack.enter_context(one_engine(router.engine(instance))) for instance in router.topology]

@@ -176,7 +176,7 @@ def statements(s: RoutingSession) -> None:
 
 
 class Counting(Session):
-    """Stands for another library's Session, with a method that its type checkers know better."""
+    """Another library's Session, with a method that has more exact types there."""
 
     @overload
     def first(self, statement: Select[tuple[int]]) -> int: ...

@@ -1,4 +1,4 @@
-"""mypy, as a user has it, on the public API used rightly and wrongly."""
+"""mypy, as a user runs it, on right and wrong uses of the public API."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(300)  # the first run reads all of SQLAlchemy
 
 
 def mypy(*files: Path) -> subprocess.CompletedProcess[str]:
-    """Run mypy as pyproject.toml has it; its cache is kept apart for each SQLAlchemy."""
+    """Run mypy with the settings of pyproject.toml, and a cache for each version of SQLAlchemy."""
     cache = ROOT / ".mypy_cache" / f"sqlalchemy-{importlib.metadata.version('sqlalchemy')}"
     command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(cache), "--no-error-summary", *map(str, files)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -52,7 +52,7 @@ def test_each_mistake_is_an_error_on_its_line(tmp_path: Path) -> None:
 
 
 def test_a_type_checker_knows_each_setting_and_its_type(tmp_path: Path) -> None:
-    """Each setting may be given its default, and none may be given just any object."""
+    """Each setting accepts its default, and none accepts just any object."""
     names = [each.name for each in SETTINGS]
     right = [f"Router(URL, {each.name}={each.default!r})" for each in SETTINGS if each.name != "url"]
     wrong = [f"Router(url=URL, {name}=object())" if name != "url" else "Router(object())" for name in names]

@@ -1,4 +1,4 @@
-"""Repeats are a share of recent traffic, the first of each unit apart; refusals are told now and then."""
+"""Retries are a share of recent traffic, apart from the first of each unit. Refusals are reported now and then."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_long_pause_forgets_everything():
 
 
 def test_a_late_caller_does_not_change_newer_counts():
-    """A thread that read the clock before another thread does not overwrite what is newer."""
+    """A thread that read the clock before another thread does not overwrite newer counts."""
     budget = Budget()
     budget.unit(NOW)
     budget.unit(NOW - 1)

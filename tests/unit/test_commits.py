@@ -1,4 +1,4 @@
-"""What became of a COMMIT whose answer was lost, from what was noted before and what the newest writer says."""
+"""The outcome of a COMMIT whose answer was lost, from the note before it and the answers of the newest writer."""
 
 import itertools
 from types import SimpleNamespace
@@ -40,14 +40,14 @@ def test_the_same_server_in_the_same_life_tells_the_truth(status):
 @pytest.mark.parametrize("status", STATUSES)
 @pytest.mark.parametrize("replayed", [1000, 1001, 5000])
 def test_a_promoted_reader_that_replayed_the_note_knows_the_id(status, replayed):
-    """A promoted reader that replayed the note is believed about the transaction's id, which nobody else can have used."""
+    """A promoted reader that replayed the note is believed about the transaction's id, because nobody else can have used it."""
     assert outcome(note(), Evidence(READER, 4, replayed, True, status)) is TRUTH[status]
 
 
 @pytest.mark.parametrize("status", STATUSES)
 @pytest.mark.parametrize("replayed", [0, 999])
 def test_a_promoted_reader_without_the_note_is_not_believed(status, replayed):
-    """A promoted reader that never saw the transaction is not believed about its id: the transaction is gone."""
+    """A promoted reader that never saw the transaction is not believed about its id, because the transaction is gone."""
     assert outcome(note(), Evidence(READER, 4, replayed, True, status)) is Outcome.NOT_COMMITTED
 
 
@@ -81,7 +81,7 @@ def test_a_new_writer_that_was_no_reader_means_unknown(status):
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_a_crash_after_the_promotion_leaves_only_what_is_certain(status):
-    """A crash since the promotion has erased where its recovery ended, so only what is certain without that is told."""
+    """A crash since the promotion erases where its recovery ended, so only outcomes that do not need it are known."""
     expected = Outcome.NOT_COMMITTED if status == "aborted" else Outcome.UNKNOWN
     assert outcome(note(), Evidence(READER, 4, 1000, False, status)) is expected
     assert outcome(note(), Evidence(READER, 4, 999, False, status)) is Outcome.NOT_COMMITTED, (
@@ -141,7 +141,7 @@ def test_only_an_undefined_table_is_a_missing_table():
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_a_cluster_made_anew_knows_nothing_of_the_note(status):
-    """In another cluster the id is another transaction's."""
+    """The outcome is unknown in another cluster, because the id is another transaction's there."""
     for server, epoch in ((OLD, 3), (READER, 4)):
         anew = Evidence(server._replace(cluster="2"), epoch, None if epoch == 3 else 5000, True, status)
         assert outcome(note(), anew) is Outcome.UNKNOWN

@@ -1,4 +1,4 @@
-"""What a user may give, and that every refusal says what to write instead and repeats no password."""
+"""The values that a user may give. Every refusal says what to write instead and repeats no password."""
 
 import math
 import sys
@@ -62,7 +62,7 @@ def test_hosts_are_read_as_libpq_and_as_sqlalchemy_spell_them(url, hosts):
     ],
 )
 def test_an_at_sign_in_the_query_is_part_of_its_option(url, login, option):
-    """SQLAlchemy takes some of them for the end of a password."""
+    """An at sign in the query belongs to its option, although SQLAlchemy takes some for the end of a password."""
     target = urls.parse_url(url)
     assert (target.url.username, target.url.password) == login
     assert target.hosts[0][0] == "db-1"
@@ -79,7 +79,7 @@ def test_an_at_sign_in_the_query_is_part_of_its_option(url, login, option):
     ],
 )
 def test_an_at_sign_that_may_be_of_a_password_is_refused(url):
-    """The error says how one writes it in the query, too."""
+    """An at sign that may be part of a password is refused, and the error says how to write it, in the query too."""
     with pytest.raises(ConfigurationError, match=r"more than one @; .*%40.* In the query write it as %40, too") as caught:
         urls.parse_url(url + ("@x" if url.endswith("_name") else ""))
     assert "hun" not in everything(caught.value)
@@ -128,7 +128,7 @@ def test_url_options_that_choose_an_instance_are_removed():
     [("postgresql+psycopg", {"sslmode": "require"}), ("mysql+pymysql", {"ssl_check_hostname": "false"})],
 )
 def test_tls_is_asked_for_wherever_a_managed_host_comes_from(host, managed, named_by, head, encrypted):
-    """A connection to a managed host is encrypted, whatever named the host and however it is spelt; others are left alone."""
+    """A connection to a managed host is encrypted, whatever named the host and however it is spelt, and no other is."""
     before = {"url": f"{host}:6000/shop", "list in url": f"db-9,{host}:6000/shop", "query": f"/shop?host=db-9&host={host}:6000"}
     target = urls.parse_url(f"{head}://app:hunter2@{before.get(named_by, 'db-9/shop')}")
     others = [f"{host}:6000"] if named_by == "instances" else []
@@ -145,7 +145,7 @@ AT_AMAZON = "shop.cluster-x.eu-west-1.rds.amazonaws.com"
 
 
 def tls_of(url, arguments):
-    """What of TLS stands in the URL of its first instance."""
+    """The TLS options in the URL of the first instance."""
     target = urls.parse_url(url)
     query = target.at(urls.parse_instances(target, [], None)[0], arguments).query
     return {name: value for name, value in query.items() if name.startswith("ssl")}
@@ -171,7 +171,7 @@ def tls_of(url, arguments):
     ],
 )
 def test_libpqs_own_ways_to_ask_for_tls_stand(monkeypatch, tmp_path, environment, query, arguments, encrypted):
-    """What the user has said of TLS to libpq, wherever that looks, is not made weaker at a managed host."""
+    """The user's own TLS settings for libpq, wherever libpq reads them, are not made weaker at a managed host."""
     services = tmp_path / "services"
     services.write_text("[strict]\nsslmode=verify-full\n[lax]\nuser=app\n")
     for name, value in {"PGSERVICEFILE": str(services), **environment}.items():
@@ -200,7 +200,7 @@ ONLY_ENCRYPTED = {"ssl_check_hostname": "false"}
     ],
 )
 def test_pymysqls_own_ways_to_ask_for_tls_stand(tmp_path, query, arguments, encrypted):
-    """What the user has said of TLS to PyMySQL, in an option file, too, is not made weaker at a managed host."""
+    """The user's own TLS settings for PyMySQL, also in an option file, are not made weaker at a managed host."""
     file = tmp_path / "my.cnf"
     file.write_text("[client]\nssl-ca=/ca.pem\n[underscored]\nssl_ca=/ca.pem\n[lax]\nssl-mode=REQUIRED\nssl-ca=\n")
     assert tls_of(f"mysql+pymysql://app@{AT_AMAZON}/shop{query.format(file)}", arguments) == encrypted
@@ -211,7 +211,7 @@ def test_pymysqls_own_ways_to_ask_for_tls_stand(tmp_path, query, arguments, encr
     [("postgresql+psycopg://app@{}/shop", {"sslmode": "require"}), ("mysql+pymysql://app@{}/shop", ONLY_ENCRYPTED)],
 )
 def test_the_host_that_the_driver_is_given_decides_on_tls(url, encrypted):
-    """A host in connect_args goes before the URL's."""
+    """A host in connect_args decides on TLS before the URL's."""
     assert tls_of(url.format("localhost"), {"host": AT_AMAZON}) == encrypted
     assert tls_of(url.format(AT_AMAZON), {"host": "localhost"}) == {}
 
@@ -228,7 +228,7 @@ def test_the_host_that_the_driver_is_given_decides_on_tls(url, encrypted):
 )
 @pytest.mark.parametrize("options", ["engine_options", "reader_options"])
 def test_an_empty_argument_takes_no_encryption_away(url, empty, encrypted, options):
-    """An argument that says nothing of encryption does not go before what is asked for in the URL."""
+    """An argument that says nothing about encryption does not override the URL's options."""
     router = Router(url, **{options: {"connect_args": empty}})
     instance = replace(router._monitor.topology.instances[0], role=Role.READER)
     given = []
@@ -245,7 +245,7 @@ def test_an_empty_argument_takes_no_encryption_away(url, empty, encrypted, optio
 
 
 def test_a_text_that_pymysql_would_take_for_true_is_refused():
-    """Wherever it stands: ssl_disabled="false" would turn encryption off."""
+    """A text for ssl_disabled that PyMySQL would take for true is refused: "false" would turn encryption off."""
     assert not urls.parse_url("mysql+pymysql://app@db-1/shop?ssl_disabled=no").url.query
     with pytest.raises(ConfigurationError, match="write ssl_disabled=true, or leave it out"):
         Router("mysql+pymysql://app@db-1/shop?ssl_disabled=maybe")
@@ -299,7 +299,7 @@ def test_a_comma_in_a_password_makes_no_list_of_hosts(password):
 
 
 def everything(error):
-    """What an error shows to whoever looks at it in any way, and what it holds on to."""
+    """All texts of an error and of its chain."""
     chain = []
     while error is not None:
         chain += [str(error), repr(error), repr(error.args)]
@@ -453,7 +453,7 @@ def test_keys_are_secrets_in_an_order_and_no_error_repeats_them(value):
 
 
 def test_a_password_is_a_text_or_a_function_that_returns_one():
-    """Everything else is refused, when it is given or when the function is asked, and not repeated."""
+    """Any other password is refused, when it is given or when the function is called, and is not repeated."""
     assert config.check_password("password", None) is None
     assert config.check_password("password", "hunter2") == "hunter2"
     with pytest.raises(ConfigurationError, match="password: give a text, or a function") as caught:
@@ -472,9 +472,10 @@ def test_a_password_is_a_text_or_a_function_that_returns_one():
 
 
 def test_a_nul_character_is_refused_wherever_it_is_given():
-    """The driver would stop reading there, and connect to what its defaults name instead of to the host that comes after."""
+    """A NUL character is refused, because the driver would stop reading there and connect to its default host."""
     head = "postgresql+psycopg://"
-    in_database = URL.create("postgresql+psycopg", "app", host="db-1", database="sh\x00op")  # SQLAlchemy 2.0 reads no %00 there
+    # SQLAlchemy 2.0 does not decode a %00 in the name of the database.
+    in_database = URL.create("postgresql+psycopg", "app", host="db-1", database="sh\x00op")
     given_as_text = ("app:hunter%002@db-1/shop", "a%00pp@db-1/shop", "app@db-1/shop?password=hunter%002")
     for given in (*(head + text for text in given_as_text), in_database):
         with pytest.raises(ConfigurationError, match="the URL has a NUL character") as caught:
@@ -501,7 +502,7 @@ def test_listeners_are_a_collection_of_functions():
 
 
 def test_a_conninfo_in_connect_args_is_refused_and_not_repeated():
-    """psycopg would repeat it in its errors."""
+    """A conninfo in connect_args is refused, because psycopg would repeat it in its errors."""
     with pytest.raises(ConfigurationError, match="comes from the URL") as caught:
         config.check_engine_options("engine_options", {"connect_args": {"conninfo": "app hunter2"}})
     assert "hunter2" not in everything(caught.value)
@@ -524,7 +525,7 @@ def test_engine_options_are_copied():
 
 
 def test_reader_options_are_put_over_those_of_all() -> None:
-    """Dicts inside are merged item by item, and what was given stays as it was."""
+    """Reader options override those of all instances, dicts inside item by item, and the given dicts stay as they were."""
     of_all = {"pool_size": 10, "echo": False, "connect_args": {"a": 1, "b": 1}}
     given = {"pool_size": 2, "connect_args": {"b": 2}, "execution_options": {"c": 3}}
     assert config.merge_options(of_all, given) == {
@@ -559,7 +560,7 @@ def test_an_isolation_level_is_read_as_sqlalchemy_reads_it(level: Any) -> None:
 
 @pytest.mark.parametrize("level", ["hunter2", "", 5])
 def test_an_isolation_level_that_is_none_is_not_repeated(level: Any) -> None:
-    """Those that there are are named instead."""
+    """The error for an unknown isolation level names the known ones instead."""
     for options in {"isolation_level": level}, {"execution_options": {"isolation_level": level}}:
         with pytest.raises(ConfigurationError, match="engine_options: use one of AUTOCOMMIT, ") as caught:
             config.check_engine_options("engine_options", options)
@@ -662,7 +663,7 @@ SAME = "leads every connection to the same server"
     ],
 )
 def test_several_instances_at_one_address_are_refused(url, connect_args, name):
-    """What leads every connection to one server is refused with several instances, however these are given."""
+    """An address that leads every connection to one server is refused with several instances, however they are given."""
     options = {"engine_options": {"connect_args": connect_args}}
     several = ({"instances": ["db-2"]}, {"reader_endpoint": "db-ro"})
     for more in several:
@@ -681,7 +682,7 @@ def test_an_address_of_readers_alone_is_refused_as_well():
 
 @pytest.mark.parametrize(("group", "refused"), [(None, True), ("client", True), ("other", False)])
 def test_a_socket_in_an_option_file_is_found(tmp_path, group, refused):
-    """An option file may give a user and a password; a socket in it goes before host and port."""
+    """A socket in an option file is found, because it goes before host and port; other options there are allowed."""
     file = tmp_path / "my.cnf"
     file.write_text("[client]\nsocket = /run/mysqld.sock\nssl\n[other]\nuser = app\n")
     arguments = {"read_default_file": str(file)} | ({"read_default_group": group} if group else {})
@@ -692,13 +693,13 @@ def test_a_socket_in_an_option_file_is_found(tmp_path, group, refused):
 
 @pytest.mark.parametrize("file", [5, "/Zq\0"])
 def test_a_file_that_cannot_be_looked_for_is_left_to_the_driver(file: Any) -> None:
-    """It says so when it connects."""
+    """A file that cannot be looked for is left to the driver, which says so when it connects."""
     assert mysql.fixed_address({}, {"read_default_file": file}) == ""
     assert postgresql.fixed_address({}, {"service": "shop", "servicefile": file}) == ""
 
 
 def test_an_address_in_the_environment_is_found(monkeypatch, tmp_path):
-    """libpq takes a hostaddr from PGHOSTADDR, or from a service."""
+    """An address that libpq takes from PGHOSTADDR, or from a service, is found."""
     monkeypatch.delenv("PGSERVICEFILE", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PGSYSCONFDIR", str(tmp_path))

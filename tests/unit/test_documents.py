@@ -1,4 +1,4 @@
-"""The documents as somebody reads them in the repository: their tables, their links, and the README's first screen."""
+"""The documents as people read them in the repository: their tables, their links, and the README's first screen."""
 
 import re
 import runpy
@@ -18,7 +18,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 def anchors(document: Path) -> set[str]:
-    """What a forge, and the site, makes of the headings: in lower case, hyphens for spaces, without punctuation."""
+    """The anchors that a forge and the site make of headings: lower case, hyphens for spaces, no punctuation."""
     text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
@@ -54,7 +54,7 @@ def test_the_readme_is_short_and_begins_with_commands():
 
 
 def test_the_changelog_knows_this_version():
-    """CHANGELOG.md has a section on the version that the package says it is."""
+    """CHANGELOG.md has a section on the version of the package."""
 
     assert f"\n## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
 

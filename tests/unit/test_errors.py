@@ -92,7 +92,7 @@ def test_a_read_only_violation_says_not_sent_and_where():
 
 
 def test_a_read_only_violation_tells_when_the_server_refused():
-    """What only the server has seen to be a write was sent."""
+    """ReadOnlyViolation says that the statement was sent if only the server has seen that it is a write."""
     error = ReadOnlyViolation("WRITE", "db-2:5432", sent=True)
     assert error.sent
     assert "db-2:5432; the server refused it. " in str(error)

@@ -1,4 +1,4 @@
-"""The table of failures: what is repeated, what moves to the writer, what waits, what is found out, and that all else raises."""
+"""The table of failures: which are retried, move to the writer, wait, or have their outcome looked up. All others raise."""
 
 import itertools
 
@@ -24,7 +24,7 @@ def test_reads_that_lost_nothing_go_on_elsewhere(failure):
 
 
 def test_a_read_whose_plan_is_out_of_date_stays_where_it_is():
-    """Neither is its instance avoided, nor its text taken for one that readers refuse."""
+    """A read whose plan is out of date is retried at the same instance, and its text does not count as refused."""
     assert decide(Failure.OUTDATED, Phase.READ) is Action.REPEAT_UNPREPARED
 
 
@@ -58,7 +58,7 @@ def test_a_transaction_that_was_sacrificed_may_be_run_again(failure, phase):
     assert decide(failure, phase) is Action.RUN_AGAIN
 
 
-ENDED = (Failure.LOST, Failure.OVERTIME, Failure.TIMED_OUT)  # the session is over, and with it the answer
+ENDED = (Failure.LOST, Failure.OVERTIME, Failure.TIMED_OUT)  # the session is over, so no answer comes
 
 
 @pytest.mark.parametrize("failure", Failure)
@@ -75,7 +75,7 @@ def test_a_statement_that_took_too_long_is_not_repeated(failure, phase):
 
 
 def test_a_first_write_is_repeated_if_its_plan_is_out_of_date():
-    """Of the other failures it may have been executed, or waiting is up to the caller."""
+    """A first write is retried only if its plan is out of date. Otherwise it may have run, or waiting is up to the caller."""
     differing = {f for f in Failure if decide(f, Phase.WRITER_FIRST) is not decide(f, Phase.WRITER_STATEMENT)}
     assert differing == {Failure.OUTDATED}
     assert decide(Failure.OUTDATED, Phase.WRITER_FIRST) is Action.REPEAT_UNPREPARED
@@ -84,14 +84,14 @@ def test_a_first_write_is_repeated_if_its_plan_is_out_of_date():
 @pytest.mark.parametrize("failure", [Failure.OTHER, Failure.REFUSED])
 @pytest.mark.parametrize("phase", Phase)
 def test_what_would_fail_again_everywhere_raises(failure, phase):
-    """What one reader refuses to let in, another may let in."""
+    """A failure that would come again everywhere raises, but a reader that refuses a connection is passed over."""
     elsewhere = failure is Failure.REFUSED and phase is Phase.READER_CONNECTING
     assert decide(failure, phase) is (Action.REPEAT_ELSEWHERE if elsewhere else Action.RAISE)
 
 
 @pytest.mark.parametrize(("failure", "phase"), PAIRS, ids=[f"{f.name}-{p.name}" for f, p in PAIRS])
 def test_a_unit_is_safe_to_retry_only_if_nothing_runs_twice(failure, phase):
-    """The facts call a unit safe to repeat only if nothing can be done twice."""
+    """The facts call a unit safe to retry only if nothing can be done twice."""
     known = facts(failure, phase)
     assert known.failure is failure
     assert known.sent is (phase not in BEFORE)

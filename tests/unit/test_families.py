@@ -1,4 +1,4 @@
-"""Errors of the drivers, each in its family, and what they mean for whoever made the call."""
+"""Errors of the drivers, each in its family, and their meaning for the caller."""
 
 import psycopg
 import pymysql
@@ -41,7 +41,7 @@ def test_postgresql_alone_knows_what_became_of_a_transaction_id():
 
 
 def met(original, statement=None, *, disconnected=False):
-    """As SQLAlchemy passes an error of the driver on."""
+    """An error of the driver as SQLAlchemy passes it on."""
     return exc.DBAPIError(statement, None, original, connection_invalidated=disconnected)
 
 

@@ -1,4 +1,4 @@
-"""GTIDs of MySQL and MariaDB: their texts, what is contained in what, and what fits into a token."""
+"""GTIDs of MySQL and MariaDB: their texts, which position contains which, and what fits into a token."""
 
 import contextlib
 import itertools
@@ -55,7 +55,7 @@ small = st.dictionaries(
 ).map(lambda content: GtidSet.said(1, written(content)))
 
 
-# ---------------------------------------------------------------- what both kinds hold to
+# ---------------------------------------------------------------- rules of both kinds
 
 
 @positions
@@ -129,7 +129,7 @@ def test_a_compact_position_is_short_and_never_claims_more(kind, data):
 @SETTINGS
 @given(st.data(), st.sampled_from(["7571234567890123456", "c" * 36]), st.integers(0, 10**11))
 def test_a_token_is_short_and_reads_as_far_as_it_goes(kind, data, cluster, made_at):
-    """A token is short whatever the position is, and what it gives back is covered by that position."""
+    """A token is short whatever the position is, and that position covers the one that it gives back."""
     one = data.draw(kind)
     text = str(Token(cluster, one, made_at))
     assert len(text) <= LONGEST_TOKEN - SIGNATURE
@@ -296,11 +296,11 @@ def test_a_token_carries_its_kind_of_position():
         assert Token.parse(str(Token("7", position, 5))) == Token("7", position, 5)
     assert str(Token("7", MariadbGtid(12, ((0, 1, 100), (1, 2, 55))), 5)) == "1.7.a12-0-1-100_1-2-55.5"
     assert str(Token("7", mysql(f"{A}:1-5,{B}:1"), 5)) == "1.7.0.5"
-    assert str(Token("c" * 36, mysql(f"{A}:1-500000"), 1700000000)) == f"1.{'c' * 36}.0.1700000000"  # no place left
+    assert str(Token("c" * 36, mysql(f"{A}:1-500000"), 1700000000)) == f"1.{'c' * 36}.0.1700000000"  # no room left
 
 
 def test_the_latest_token_covers_the_other_or_is_newer():
-    """Of two tokens the one that covers the other counts, and if none does, the one that was made later."""
+    """The token that covers the other counts, and if neither does, the one that was made later."""
     one, more, other = (Token("7", mysql(text), at) for text, at in ((f"{A}:1-5", 9), (f"{A}:1-6", 8), (f"{B}:1", 10)))
     assert latest([one, more]) is latest([more, one]) is more
     assert latest([one, other]) is latest([other, one]) is other
@@ -418,7 +418,7 @@ def test_mariadbs_epoch_is_where_the_newest_writer_began():
     assert began("") == 0
     assert began("0-1-99") == 1
     assert began("0-1-99,0-2-150") == 100
-    assert began("0-2-150,0-1-400") == 151  # the first one is back
+    assert began("0-2-150,0-1-400") == 151  # the first writer is back
     assert began("0-1-99,0-2-150,7-3-5") == 101
     assert began("0-1-0") == 1
 
@@ -445,7 +445,7 @@ def test_mariadbs_epoch_grows_with_each_promotion_only(history):
         assert after == before if wrote == writes else after > before
 
 
-# ---------------------------------------------------------------- among others
+# ---------------------------------------------------------------- several positions
 
 
 def test_the_minimum_of_sets_is_one_that_all_cover_or_nothing():
@@ -465,7 +465,7 @@ WRITER = mariadb_said("0-2-150,1-1-60", 2, "0-1-100,0-2-150,1-7-50,1-1-60")
 
 
 def test_the_start_of_the_newest_writer_is_known_per_domain():
-    """The number behind which the newest writer began is known for each domain."""
+    """The last number before the newest writer is known for each domain."""
     assert behind("") == ()
     assert behind("0-1-99,0-2-150,7-3-5") == ((0, 99), (7, 0))
     assert behind("0-1-99,0-3-100,9-3-1", reader=3) == ((0, 0),)
@@ -486,7 +486,7 @@ def test_the_start_of_the_newest_writer_is_known_per_domain():
     ids=["no log", "as it began", "more domains", "before it", "another's", "a domain is missing", "nothing", "another reign"],
 )
 def test_a_server_with_the_writers_transactions_is_of_its_epoch(text, state, placed):
-    """A server that has replayed what the writer made since it began is of the writer's epoch, whatever its own log says."""
+    """A server that has replayed all of the writer's own transactions is of the writer's epoch, whatever its own log says."""
     found = mariadb_said(text, 3, state).placed(WRITER)
     assert (found.epoch == WRITER.epoch) is placed
     assert found.covers(replace(WRITER, last=found.last)) is placed
@@ -516,7 +516,7 @@ def test_a_writer_that_lost_its_own_transactions_lacks_them(mine, known, lost):
 
 
 def test_a_writer_of_mysql_lacks_what_it_said_itself():
-    """A reader may have a transaction before the writer shows it, so only the writer's own earlier word counts."""
+    """Only the writer's own earlier answer counts, because a reader may have a transaction before the writer shows it."""
     assert mysql(f"{A}:1-5", own=A).lacks(mysql(f"{A}:1-6", own=A))
     assert not mysql(f"{A}:1-5", own=A).lacks(mysql(f"{A}:1-6", own=B))
     assert not mysql(f"{A}:1-6", own=A).lacks(mysql(f"{A}:1-5", own=A))

@@ -1,4 +1,4 @@
-"""Places: never more than there are, first come first served, and nobody waits for ever."""
+"""Places are never more than the limit, go to the first in the queue, and let nobody wait for ever."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.interruptions import interrupted_at_each_line
 
 @pytest.fixture(autouse=True)
 def _quick_collections():
-    """Have the collector pass over what was there before: it is called very often here."""
+    """Freeze the present objects for the garbage collector, because these tests call it very often."""
     gc.collect()
     gc.freeze()
     yield
@@ -36,7 +36,7 @@ def until(condition):
 
 
 class Waiter:
-    """A thread that wants a place."""
+    """A thread that waits for a place."""
 
     def __init__(self, places: Places, timeout: float = 30.0) -> None:
         self.got: bool | None = None
@@ -51,21 +51,21 @@ class Waiter:
 
 
 def taken(places: Places, count: int) -> list[Place]:
-    """So many places that were free."""
+    """Acquire `count` places, which must be free."""
     found = [Place(places) for _ in range(count)]
     assert all(place.take(0) for place in found)
     return found
 
 
 def test_a_place_can_be_released_by_gc_during_a_release():
-    """The garbage collector may give a place back while another one is given back."""
+    """The garbage collector may release a place while another one is released."""
     thresholds = gc.get_threshold()
     for allocations in range(1, 41):
         places = Places(2)
         (mine,) = taken(places, 1)
         waiting = []
         owner = [taken(places, 1)]
-        owner.append(owner)  # only the collector will find it
+        owner.append(owner)  # a cycle, which only the collector finds
         waiting = [Waiter(places)]
         gc.collect()
         gc.disable()
@@ -134,13 +134,13 @@ def test_who_waits_in_vain_leaves_the_queue():
 
 
 def test_waiting_callers_can_be_turned_away():
-    """Waiting callers can be turned away, and those that come later wait as usual."""
+    """Waiting callers can be cancelled, and later callers wait as usual."""
     places = Places(1)
     places.turn_away()
     (held,) = taken(places, 1)
     waiters = [Waiter(places) for _ in range(3)]
     places.turn_away()
-    held.give_back()  # to nobody: they are over already
+    held.give_back()  # nobody gets it, because the waiters are cancelled already
     for waiter in waiters:
         waiter.thread.join(10)
     assert [w.got for w in waiters] == [False] * 3
@@ -168,7 +168,7 @@ def test_a_signal_while_waiting_costs_no_place():
     (held,) = taken(places, 1)
 
     def interrupt(*_: object) -> None:
-        held.give_back()  # the place is ours at the very moment when we are interrupted
+        held.give_back()  # the waiting thread gets the place at the moment of its interruption
         raise KeyboardInterrupt
 
     usual = signal.signal(signal.SIGALRM, interrupt)
@@ -184,7 +184,7 @@ def test_a_signal_while_waiting_costs_no_place():
 
 
 def test_an_exception_at_any_line_costs_no_place_and_no_call():
-    """Wherever an exception comes between taking a place and giving it back, the place is free again, and who waits gets it."""
+    """After an exception anywhere between acquire and release, the place is free again, and a waiting thread gets it."""
     places = Places(2)
 
     def work() -> None:
@@ -210,11 +210,11 @@ def test_an_exception_at_any_line_costs_no_place_and_no_call():
             waiter.thread.join(10)
             assert waiter.got is True
             del waiter
-        until(lambda: gc.collect() >= 0 and places.crowd == 0)  # a waiter that was not noted down comes to its end, too
+        until(lambda: gc.collect() >= 0 and places.crowd == 0)  # a waiter that is not in the list ends too
 
 
 def test_an_exception_at_any_line_of_a_connect_costs_no_turn():
-    """Wherever an exception out of a signal handler comes while a connection is made, its turn to connect is not lost."""
+    """An exception of a signal handler anywhere during a connect does not lose its turn to connect."""
     engine = create_engine("sqlite://", poolclass=NullPool)
     places = Places(1)
     limit_connects(engine, places, 1.0)

@@ -1,4 +1,4 @@
-"""What the log says of a cluster's troubles, and that it stays short: with a clock of the test's own."""
+"""The log reports a cluster's troubles and stays short, with a clock of the test's own."""
 
 import logging
 
@@ -14,7 +14,7 @@ from tests.unit.test_topology import ABC, MISCONFIGURED, after, silent
 
 
 class Told:
-    """A log with a clock that is set by hand, and what it has written."""
+    """A log with a clock that is set by hand, and the lines that it has written."""
 
     def __init__(self, caplog):
         caplog.set_level(logging.DEBUG, logger="aurora_router")
@@ -44,7 +44,7 @@ IS_DOWN, IS_UP = ("WARNING", "db-2:5432 is not used: Connection refused"), ("INF
 
 
 def test_an_instance_that_is_lost_and_back_is_told_at_once(told):
-    """A loss is a WARNING with its reason, the return an INFO."""
+    """A loss is a WARNING with its reason, and the return is an INFO."""
     told.hear(DOWN)
     assert told.lines == [IS_DOWN]
     told.now += 1.2
@@ -53,7 +53,7 @@ def test_an_instance_that_is_lost_and_back_is_told_at_once(told):
 
 
 def test_an_instance_that_flaps_is_told_of_at_a_bounded_rate(told):
-    """A thousand changes in five minutes are some sixteen lines; what is said last is what is so."""
+    """A thousand changes in five minutes make some sixteen lines, and the last line is true."""
     lines = []
     for _ in range(500):
         told.now += 0.3
@@ -74,7 +74,7 @@ def test_an_instance_that_flaps_is_told_of_at_a_bounded_rate(told):
 
 
 def test_a_flap_that_ends_where_it_began_is_not_told_later(told):
-    """What was said last still holds, so there is nothing to say."""
+    """A flap that ends in the state of the last line adds no line."""
     for _ in range(Steady.AT_ONCE):
         told.hear(DOWN, UP)
     assert len(told.lines) == Steady.AT_ONCE
@@ -84,7 +84,7 @@ def test_a_flap_that_ends_where_it_began_is_not_told_later(told):
 
 
 def test_each_instance_has_a_rate_of_its_own(told):
-    """One that flaps does not hide another that is lost."""
+    """An instance that flaps does not hide another that is lost."""
     told.hear(*[DOWN, UP] * 100)
     assert len(told.lines) == Steady.AT_ONCE
     told.hear(events.InstanceDown("db-3:5432", "no answer within 1 s"))
@@ -92,7 +92,7 @@ def test_each_instance_has_a_rate_of_its_own(told):
 
 
 def test_the_loss_of_the_writer_is_a_warning_a_new_one_is_none(told):
-    """A writer that is gone is trouble; another one is not."""
+    """The loss of the writer is a WARNING, and a new writer is an INFO."""
     told.hear(events.WriterChanged("db-1:5432", None, 3), events.WriterChanged(None, "db-2:5432", 4))
     assert told.lines == [
         ("WARNING", "there is no writer (it was db-1:5432): units that need one wait"),
@@ -101,7 +101,7 @@ def test_the_loss_of_the_writer_is_a_warning_a_new_one_is_none(told):
 
 
 def test_the_writer_that_was_is_named(told):
-    """Neither the first writer, nor one that is back, nor one that follows after a while without any, was None before."""
+    """The line on a new writer names the former writer and never None, even after a time without a writer."""
     told.hear(events.WriterChanged(None, "db-1:5432", 3))
     told.hear(events.WriterChanged("db-1:5432", None, 3), events.WriterChanged(None, "db-1:5432", 3))
     told.hear(events.WriterChanged("db-1:5432", "db-2:5432", 4))
@@ -114,7 +114,7 @@ def test_the_writer_that_was_is_named(told):
 
 @pytest.mark.parametrize("outages", range(1, 9))
 def test_the_end_of_a_trouble_that_was_told_is_told_at_once(told, outages):
-    """However many there were before: no WARNING is the last word on what is over."""
+    """The last line on a trouble that is over is never a WARNING, however many troubles there were before."""
     told.hear(events.WriterChanged(None, "db-0:5432", 0))
     for number in range(outages):
         told.now += 1.0
@@ -129,7 +129,7 @@ def test_the_end_of_a_trouble_that_was_told_is_told_at_once(told, outages):
 
 
 def test_a_trouble_that_lasts_is_told_after_a_flood(told):
-    """Too many changes put the line off; a trouble that has not ended by then is told."""
+    """Too many changes delay a line, and a trouble that lasts until then is reported."""
     told.hear(*[DOWN, UP] * 10, DOWN)
     assert told.lines[-1] == IS_UP
     told.now += Steady.APART / 2
@@ -157,7 +157,7 @@ SAID = ("db-1:5432: Connection refused", "db-2:5432: reader at 1/20")
     ],
 )
 def test_what_happens_again_and_again_is_told_now_and_then(told, event, text):
-    """At once, and then at most once in some seconds, with how often it came."""
+    """A frequent event is reported at once, and then at most once in some seconds, with the number of times."""
     told.hear(event)
     ((level, line),) = told.lines
     assert level == "WARNING"
@@ -173,7 +173,7 @@ def test_what_happens_again_and_again_is_told_now_and_then(told, event, text):
 
 
 def test_an_instance_that_was_never_usable_is_told_once(caplog):
-    """When the router has started, with the reason; before, an error of the start says it."""
+    """An instance that was never usable is reported once, with the reason, but not before the router has started."""
     caplog.set_level(logging.DEBUG, logger="aurora_router")
     log = Log(lambda: 0.0)
     log(events.InstanceDown("c", "refused"))
@@ -184,7 +184,7 @@ def test_an_instance_that_was_never_usable_is_told_once(caplog):
 
 
 def test_a_forked_child_says_again_what_it_finds(told):
-    """Nobody has said anything there yet."""
+    """A forked child reports a loss again, because it has written no line yet."""
     told.hear(DOWN)
     told.log.forked()
     told.hear(DOWN)
@@ -192,7 +192,7 @@ def test_a_forked_child_says_again_what_it_finds(told):
 
 
 def test_an_event_that_nobody_hears_is_not_made():
-    """The log costs nothing where it has nothing to say."""
+    """An event that neither a listener nor the log takes is not made."""
     made = []
 
     class Costly(events.Moved):
@@ -204,7 +204,7 @@ def test_an_event_that_nobody_hears_is_not_made():
 
 
 def test_the_log_hears_as_well_as_the_users_listeners(told):
-    """Its kinds of events reach both, the others only the user's; what a listener raises harms nobody."""
+    """The log's kinds of events reach the log and the listeners, others only the listeners, even if a listener raises."""
     heard = []
 
     def fails(event):
@@ -218,7 +218,7 @@ def test_the_log_hears_as_well_as_the_users_listeners(told):
 
 
 def test_a_listener_that_always_fails_is_told_now_and_then(told, caplog):
-    """The first time with its traceback; then once in some seconds, with how often it came. Each listener and kind for itself."""
+    """Each failing listener is reported with its traceback, then once in some seconds, for each kind of event."""
 
     def fails(event):
         raise SystemExit
@@ -241,7 +241,7 @@ def test_a_listener_that_always_fails_is_told_now_and_then(told, caplog):
 
 
 def test_a_log_that_cannot_be_written_harms_nobody(told):
-    """Not even where it is to say that a listener has failed, or in the unit that starts the router or meets a pooler."""
+    """A log that cannot be written fails neither an event, nor the start of the router, nor a unit that finds a pooler."""
 
     class Broken(logging.Handler):
         def emit(self, record):
@@ -261,6 +261,6 @@ def test_a_log_that_cannot_be_written_harms_nobody(told):
 
 
 def test_a_rate_lets_through_once_in_a_while_and_counts():
-    """The first passes; those that come too soon are counted for the next that passes."""
+    """A rate lets the first call pass, and counts the calls that come too soon for the next one that passes."""
     rate = Rate(10.0)
     assert [rate.passes(now) for now in (0.0, 1.0, 9.9, 10.0, 10.1, 100.0)] == [1, 0, 0, 3, 0, 2]

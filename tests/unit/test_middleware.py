@@ -1,4 +1,4 @@
-"""What the middleware reads out of headers and writes into them."""
+"""The headers that the middleware reads and writes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_response_with_a_token_is_nobodys_but_its_clients(given: str, made: st
 
 
 def test_cache_control_headers_are_merged_without_cdn_ones() -> None:
-    """Several Cache-Control headers become one that is private, and headers for a CDN alone are left out."""
+    """Several Cache-Control headers become one that is private, and headers only for a CDN are left out."""
     headers = [
         ("Cache-Control", "public"),
         ("content-type", "text/plain"),

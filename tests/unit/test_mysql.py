@@ -1,4 +1,4 @@
-"""MySQL's and MariaDB's rows, error codes and words as the router reads them, and PyMySQL's connection as it is used."""
+"""The rows, error codes and words of MySQL and MariaDB as the router reads them, and PyMySQL's connection as it is used."""
 
 import contextlib
 import os
@@ -38,7 +38,7 @@ NEWER = {name.replace("Slave", "Replica").replace("Master", "Source"): value for
 
 
 def asking(*answers: object) -> Callable[[str], tuple[list[str], list[tuple[object, ...]]]]:
-    """Answers the questions in this order: (part of the question, answer), a row or a list of dicts."""
+    """A function that answers questions in this order: (part of the question, answer). An answer is a row or a list of dicts."""
     left = list(answers)
 
     def ask(sql):
@@ -87,7 +87,7 @@ def oracle(
     )
 
 
-# -- who and where a server is ------------------------------------------------------------------------------------
+# -- identity and address -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_server_that_is_read_only_is_a_reader(read_only, of_innodb, role):
 
 
 def test_a_new_connection_to_a_reader_is_set_read_only():
-    """A new connection to a reader is guarded by a read-only session, and one to the writer is not."""
+    """A new connection to a reader is guarded by a read-only session, and a new one to the writer is not."""
     identity = ServerId("mariadb-0", "3", 3306, f"{STARTED}/3")
     ask = asking(("gtid_domain_id", (*MARIADB, 0, 3, STARTED, 3306, 0, 0)))
     assert mysql.greet(None, ask, None) == (identity, Role.WRITER, False)
@@ -188,7 +188,7 @@ def test_a_writable_replica_is_not_taken_for_a_promoted_one(running, own):
 
 
 def test_a_readers_own_transaction_deposes_no_writer():
-    """A transaction that a reader has made itself deposes no writer."""
+    """A reader's own transaction deposes no writer."""
     ask = mariadb(read_only=1, current="", replayed="0-1-52", state="0-1-52,0-3-51", channels=[RUNS])
     assert mysql.probe(ask, asynchronous_commits=False).epoch == 0
 
@@ -212,7 +212,7 @@ def test_a_writer_without_a_binary_log_has_no_position():
     ],
 )
 def test_a_reader_with_replication_filters_says_so(settings, why):
-    """A position says nothing of what a reader was told to leave out, but for the servers' own schemas."""
+    """A reader with replication filters says so, unless they leave out only the servers' own schemas."""
     ask = mariadb(read_only=1, channels=[{**RUNS, **settings}])
     found = mysql.probe(ask, asynchronous_commits=False)
     assert found.unproven == (f"it replicates a part of the writer's log only ({why})" if why else "")
@@ -256,7 +256,7 @@ def test_a_server_of_mysql_is_as_far_as_what_it_has_executed():
 
 
 def test_a_mysql_server_says_when_it_became_writable():
-    """A MySQL server says when it was told to accept writes."""
+    """A MySQL server says when it became writable."""
     for opened, said in ((None, 0.0), (Decimal("1795703689.289830"), 1795703689.28983)):
         assert mysql.probe(oracle(opened=opened), asynchronous_commits=False).position.opened == said
 
@@ -288,7 +288,7 @@ def test_replication_is_asked_in_the_words_of_the_version(version, show, channel
     ],
 )
 def test_a_group_member_needs_to_be_online_in_a_majority(read_only, members, role, stopped):
-    """A member of a group is used while it is online and most of the others can be reached."""
+    """A member of a group is used while it is online and most of its group can be reached."""
     found = mysql.probe(oracle(read_only=read_only, group=GROUP, members=members), asynchronous_commits=False)
     assert (found.role, found.stopped) == (role, stopped)
     assert found.position.own == GROUP
@@ -356,7 +356,7 @@ def test_a_server_that_left_its_group_is_asked_for_replication(members):
     ],
 )
 def test_lag_is_zero_when_caught_up_and_else_rounded_up(said, changes, lag):
-    """A reader that has replayed all it received has no lag; others may be a second later than they say."""
+    """A reader that has replayed all it received has no lag, and other lags are a second more than the server says."""
     if said is NEWER:
         changes = {name.replace("Slave", "Replica").replace("Master", "Source"): value for name, value in changes.items()}
     assert mysql.parse_replicas([{**said, **changes}]) == (lag, "")
@@ -367,7 +367,7 @@ def test_lag_is_zero_when_caught_up_and_else_rounded_up(said, changes, lag):
     [(f"{UUID}:1-9,\n{OTHER}:1", 7, 0.0), (f"{UUID}:1-8", 0, 1.0), (f"{UUID}:1-8", 7, 8.0), ("", 0, 1.0)],
 )
 def test_what_a_reader_of_mysql_has_replayed_its_gtids_say(executed, behind, lag):
-    """Its place in the log, and the seconds, are those of a moment ago: its workers were seen to later."""
+    """A MySQL reader's GTIDs decide on its lag, because its place in the log and its seconds are updated after its workers."""
     gtids = {"Auto_Position": 1, "Retrieved_Gtid_Set": f"{UUID}:5-9", "Executed_Gtid_Set": executed}
     assert mysql.parse_replicas([{**NEWER, "Exec_Source_Log_Pos": 8, "Seconds_Behind_Source": behind, **gtids}]) == (lag, "")
     assert mysql.parse_replicas([{**NEWER, "Seconds_Behind_Source": behind, **gtids}]) == (lag, "")
@@ -399,7 +399,7 @@ def test_a_function_is_a_read_if_it_is_one_in_every_schema():
     assert parse_functions(rows) == {"f", "shop.f", "crm.f", "shop.g"}
 
 
-# -- how errors read ----------------------------------------------------------------------------------------------
+# -- errors -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -542,11 +542,11 @@ def test_a_server_without_room_is_busy_and_not_down(code, busy):
     assert is_busy(code, "") is busy
 
 
-# -- what became of a COMMIT --------------------------------------------------------------------------------------
+# -- the outcome of a COMMIT --------------------------------------------------------------------------------------
 
 
 class Database:
-    """Where statements go, in place of a connection."""
+    """A stand-in for a connection that collects the statements."""
 
     def __init__(self, db=None):
         self.db = db
@@ -616,9 +616,12 @@ def packet(number: int, payload: bytes) -> bytes:
 
 
 class Peer(threading.Thread):
-    """As much of a server as PyMySQL needs: greets, and answers each command with OK, or what is in `answers`.
+    """As much of a server as PyMySQL needs: it greets, and answers each command with OK, or with its text in `answers`.
 
-    heard: the commands. status: what OK says of the session. silent: it does not even greet. deaf: nor does it read on.
+    heard: the commands
+    status: the status of the session in each OK
+    silent: it does not even greet
+    deaf: it reads no further command
     """
 
     def __init__(self, *, silent: bool = False) -> None:
@@ -666,7 +669,7 @@ class Peer(threading.Thread):
 
     def close(self) -> None:
         self.closed.set()
-        self.listener.shutdown(socket.SHUT_RDWR)  # which wakes the thread
+        self.listener.shutdown(socket.SHUT_RDWR)  # wakes the thread
         self.listener.close()
 
     def read(self, client: socket.socket, size: int) -> bytes:
@@ -709,7 +712,7 @@ def test_no_commit_or_rollback_is_sent_if_nothing_happened(peer: Peer) -> None:
 
 
 def test_a_setting_begins_no_transaction(peer: Peer) -> None:
-    """An answer without rows says whether a transaction is open: after a SET none is, and nothing is sent to end it."""
+    """After a SET nothing is sent to end a transaction, because the answer says whether one is open."""
     peer.answers["INSERT"] = packet(1, b"\0\1\0" + SERVER_STATUS.SERVER_STATUS_IN_TRANS.to_bytes(2, "little") + b"\0\0")
     connection = connected(peer)
     peer.heard.clear()
@@ -757,7 +760,7 @@ def rows(*values: bytes) -> bytes:
 
 
 def test_a_stream_that_is_closed_is_read_when_it_is_in_the_way(peer: Peer) -> None:
-    """Its rows are left unread, and read without a warning when the connection is to send something else."""
+    """The rows of a closed stream are read, without a warning, only before the connection sends something else."""
     peer.answers["SELECT n"] = rows(b"1", b"2", b"3")
     connection = connected(peer, autocommit=True)
     stream = connection.cursor(pymysql.cursors.SSCursor)
@@ -773,7 +776,7 @@ def test_a_stream_that_is_closed_is_read_when_it_is_in_the_way(peer: Peer) -> No
 
 
 def test_a_stream_ends_in_an_error_when_its_connection_does(peer: Peer) -> None:
-    """Rows that were never read do not look like the end of the stream, and nothing waits for them."""
+    """A stream of a closed connection ends in an error, and its close does not wait for the unread rows."""
     peer.answers["SELECT n"] = rows(b"1", b"2", b"3")
     connection = connected(peer)
     stream = connection.cursor(pymysql.cursors.SSCursor)
@@ -786,7 +789,7 @@ def test_a_stream_ends_in_an_error_when_its_connection_does(peer: Peer) -> None:
 
 
 def test_a_stream_that_was_read_to_its_end_is_in_nobodys_way(peer: Peer) -> None:
-    """Nothing is left of it, nor of an ordinary result."""
+    """A stream that was read to its end leaves nothing behind, and neither does an ordinary result."""
     peer.answers["SELECT n"] = rows(b"1", b"2")
     connection = connected(peer, autocommit=True)
     stream = connection.cursor(pymysql.cursors.SSCursor)
@@ -820,7 +823,7 @@ def read_several(connection: Any) -> None:
             pass
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of PyMySQL's results that are half made
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # from PyMySQL's half-made results
 @pytest.mark.filterwarnings("ignore:Previous unbuffered result:UserWarning")
 @pytest.mark.parametrize(
     "work",
@@ -849,7 +852,7 @@ def test_an_interrupted_answer_is_never_taken_for_another(peer: Peer, work: Call
     def interrupted() -> None:
         work(connection)
 
-    interrupted()  # not yet
+    interrupted()  # once without an interruption
     for _ in interrupted_at_each_line(interrupted, "pymysql/connections.py", "servers/mysql_connection.py", each="opcode"):
         spoilt = connection.unanswered
         try:
@@ -867,7 +870,7 @@ def test_an_interrupted_answer_is_never_taken_for_another(peer: Peer, work: Call
 
 
 def test_a_transaction_that_was_not_ended_is_a_leftover(peer: Peer) -> None:
-    """Whatever has begun it: without autocommit a read may have. After a rollback there is none."""
+    """A transaction that was not ended is a leftover until a rollback, even if only a read has begun it."""
     peer.answers["SELECT n"] = rows(b"1")
     connection = connected(peer)
     connection.query("SELECT n")
@@ -877,7 +880,7 @@ def test_a_transaction_that_was_not_ended_is_a_leftover(peer: Peer) -> None:
 
 
 def test_an_unanswered_connection_can_only_be_closed(peer: Peer) -> None:
-    """Whatever is asked of a connection with an unread answer ends in the error of one that is closed."""
+    """Every use of a connection with an unread answer ends in the error of a closed connection."""
     peer.answers["SELECT n"] = rows(b"1", b"2")
     more = SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS | SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT
     peer.answers["CALL p()"] = packet(1, OK + more.to_bytes(2, "little") + b"\0\0") + packet(2, OK + b"\2\0" + b"\0\0")
@@ -912,7 +915,7 @@ def test_an_unanswered_connection_can_only_be_closed(peer: Peer) -> None:
 
 
 def test_rows_that_cannot_be_read_spoil_their_connection(peer: Peer) -> None:
-    """A converter that fails leaves the rows after its own unread; the next statement does not get them."""
+    """If a converter fails, the next statement does not get the rows that are left unread."""
     peer.answers["SELECT n"] = rows(b"x", b"2")
     connection = connected(peer, autocommit=True)
     with pytest.raises(ValueError, match="invalid literal"):
@@ -923,14 +926,14 @@ def test_rows_that_cannot_be_read_spoil_their_connection(peer: Peer) -> None:
 
 @pytest.mark.parametrize("number", [1, 5])
 def test_an_error_of_the_server_is_a_whole_answer(peer: Peer, number: int) -> None:
-    """After an error, also one amid the rows of a stream, its connection goes on."""
+    """A connection goes on after an error, even after one amid the rows of a stream."""
     error = b"\xff" + (1317).to_bytes(2, "little") + b"#70100interrupted"
     peer.answers["SELECT n"] = b"".join(
         packet(n, payload) for n, payload in enumerate([b"\x01", COLUMN, END, b"\x011"][: number - 1], 1)
     ) + packet(number, error)
     connection = connected(peer, autocommit=True)
     stream = connection.cursor(pymysql.cursors.SSCursor)
-    with pytest.raises(pymysql.OperationalError, match="interrupted"):  # noqa: PT012 - either may be told of it
+    with pytest.raises(pymysql.OperationalError, match="interrupted"):  # noqa: PT012 - either may raise it
         stream.execute("SELECT n")
         stream.fetchall()
     connection.query("DO 0")
@@ -942,7 +945,7 @@ def test_an_error_of_the_server_is_a_whole_answer(peer: Peer, number: int) -> No
 
 
 def test_a_stream_in_the_way_of_a_statement_is_warned_of(peer: Peer) -> None:
-    """PyMySQL's warning is kept for a stream that somebody reads still."""
+    """PyMySQL still warns of a stream that is in the way and not closed."""
     peer.answers["SELECT n"] = rows(b"1", b"2")
     connection = connected(peer, cursorclass=pymysql.cursors.SSCursor)
     stream = connection.cursor()
@@ -1015,7 +1018,7 @@ WARNED = packet(1, OK + b"\0\0" + b"\1\0")
 
 @pytest.mark.parametrize(("codes", "stays"), [((1196,), True), ((1751, 1196), True), ((1751,), False), ((), False)])
 def test_a_rollback_says_what_it_has_not_undone(peer: Peer, codes: tuple[int, ...], stays: bool) -> None:
-    """Its warnings are asked for only if it has any; what they say is told once."""
+    """A rollback's warnings are asked for only if it has any, and are reported once."""
     if codes:
         peer.answers["ROLLBACK"] = WARNED
         peer.answers["SHOW WARNINGS"] = warnings(*codes)
@@ -1029,7 +1032,7 @@ def test_a_rollback_says_what_it_has_not_undone(peer: Peer, codes: tuple[int, ..
 
 
 def test_a_rollback_of_the_servers_says_what_it_has_left(peer: Peer) -> None:
-    """The warnings are those of the statement that was the victim, so they are asked for before another statement is sent."""
+    """A rollback by the server has the warnings of its victim, which are asked for before another statement is sent."""
     peer.answers["UPDATE"] = packet(1, b"\xff" + (1213).to_bytes(2, "little") + b"#40001Deadlock found")
     peer.answers["SHOW WARNINGS"] = warnings(1213, 1196)
     connection = connected(peer)
@@ -1042,7 +1045,7 @@ def test_a_rollback_of_the_servers_says_what_it_has_left(peer: Peer) -> None:
 
 
 def test_a_refused_commit_says_what_it_has_left(peer: Peer) -> None:
-    """A COMMIT that the server refuses is a rollback; what one has left does not concern a later transaction that commits."""
+    """A refused COMMIT is a rollback that says what it has left, and a later transaction that commits is not affected."""
     refused = packet(1, b"\xff" + (1290).to_bytes(2, "little") + b"#HY000The server is running with the --read-only option")
     peer.answers["SHOW WARNINGS"] = warnings(1290, 1196)
     connection = connected(peer)
@@ -1074,7 +1077,7 @@ def test_a_rollback_in_a_later_statement_of_a_text_is_known(peer: Peer) -> None:
 
 
 def test_a_missing_package_for_the_login_is_a_driver_error(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing package for the authentication method is an error of the driver like others."""
+    """A missing package for the authentication method is an ordinary error of the driver."""
 
     def lacks_a_package(connection: object) -> None:
         raise RuntimeError("'cryptography' package is required for sha256_password or caching_sha2_password auth methods")
@@ -1116,7 +1119,7 @@ def test_a_mode_costs_a_round_trip_where_something_changes(peer: Peer, mode: Mod
 
 
 def test_a_connection_that_a_listener_has_used_is_seen(peer: Peer) -> None:
-    """Whether a transaction is open the server has said with its last answer; what was begun is committed."""
+    """A transaction that a listener has left open shows in the server's last answer, and is committed."""
     connection = connected(peer, autocommit=True)
     mysql.prepare(connection, False, (), lambda: False)
     assert mysql.is_settled(connection, alone=True)
@@ -1135,7 +1138,7 @@ def test_a_connection_that_a_listener_has_used_is_seen(peer: Peer) -> None:
 
 
 def test_a_guarded_connection_knows_who_has_set_something(peer: Peer) -> None:
-    """A SET that SQLAlchemy sends has passed the gate; one of anybody else's may have taken the guard off."""
+    """A SET by SQLAlchemy has passed the gate, but a SET by anybody else may have taken the guard off."""
     connection = connected(peer, autocommit=True)
     mysql.prepare(connection, False, (), lambda: False)
     for touch in (connection.query, connection.cursor().execute):
@@ -1157,7 +1160,7 @@ def test_a_guarded_connection_knows_who_has_set_something(peer: Peer) -> None:
 
 
 def test_a_connection_of_pymysqls_own_does_not_know(peer: Peer) -> None:
-    """Nobody can tell of one that a tracer has made: it is believed while nobody has had it."""
+    """A connection that a tracer has made cannot tell, so its guard is believed while nobody has had it."""
     connection = pymysql.connect(host="127.0.0.1", port=peer.port, user="u", autocommit=True, ssl_disabled=True)
     mysql.prepare(connection, False, (), lambda: False)
     mysql.guard(connection, connection.query, on=True)
@@ -1189,7 +1192,7 @@ def test_a_connection_has_a_socket_until_it_is_closed(peer: Peer) -> None:
 
 
 def test_connections_that_verify_nothing_share_a_tls_context(peer: Peer) -> None:
-    """Connections that verify no certificate share their SSL context."""
+    """Connections that verify no certificate share their TLS context."""
     first, second, verifying = (
         connected(peer, ssl_disabled=False, ssl=options, defer_connect=True).ctx
         for options in (None, {"check_hostname": False}, {"verify_mode": True})
@@ -1246,7 +1249,7 @@ def test_once_connected_only_the_users_timeout_counts(peer: Peer) -> None:
     ids=["read", "write"],
 )
 def test_a_timeout_of_pymysql_is_no_lost_connection(statement, options) -> None:
-    """A time limit of PyMySQL's is told from a connection that was lost."""
+    """A timeout of PyMySQL is distinguished from a lost connection."""
     peer = Peer()
     connection = connected(peer, **options)
     peer.deaf = True
@@ -1269,7 +1272,7 @@ def test_unreachable_hosts_get_the_error_of_pymysql(options: dict[str, str]) -> 
 @pytest.mark.parametrize("when", [1, 2], ids=["before it is connected", "when it is connected"])
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 def test_a_rejected_connection_leaves_no_socket_behind(peer: Peer, when: int) -> None:
-    """A connection that is not wanted any more leaves no open socket behind."""
+    """A connection that is rejected while it connects leaves no open socket behind."""
     shown: list[int] = []
 
     def connecting(number: int):
@@ -1299,7 +1302,7 @@ def test_an_unknown_socket_option_is_not_set(peer: Peer, monkeypatch: pytest.Mon
 
 
 def test_a_replaced_connect_function_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connect function that somebody has put in place is left alone."""
+    """A connect function that replaces the driver's is left alone."""
     dialect = create_engine("mysql+pymysql://").dialect
     monkeypatch.setattr(dialect, "dbapi", types.SimpleNamespace(connect=lambda: "traced"))
     mysql.watch_connecting(dialect, contextlib.nullcontext)
@@ -1307,7 +1310,7 @@ def test_a_replaced_connect_function_is_left_alone(monkeypatch: pytest.MonkeyPat
 
 
 def test_what_a_backslash_means_is_asked_of_the_connection():
-    """The sql_mode is the session's, and asked for anew each time, unless the server has told enough by itself."""
+    """The session's sql_mode is asked for anew each time, unless the server's status already settles it."""
     modes = iter(["ANSI_QUOTES", ""])
     plain, without = (types.SimpleNamespace(server_status=status) for status in (2, 2 | 512))
     asked = []
@@ -1324,13 +1327,13 @@ def test_what_a_backslash_means_is_asked_of_the_connection():
 
 
 def test_the_dialect_is_that_of_the_server_that_answers():
-    """A URL that says mysql leads to MariaDB as well."""
+    """The dialect is that of the server that answers, because a URL that says mysql may lead to MariaDB."""
     assert mysql.dialect(ServerId("mariadb-0", "1", 3306, "")) == "mariadb"
     assert mysql.dialect(ServerId("mysql", "uuid", 3306, "")) == "mysql"
 
 
 def test_the_transactions_that_end_are_counted(peer: Peer) -> None:
-    """Whoever ends them and however, but for rollback(); a statement outside of one that may have written is one, too."""
+    """Each end of a transaction except by rollback() is counted, also that of a statement that commits by itself."""
     connection = connected(peer)
     connection.autocommit(False)
     connection.query("START TRANSACTION")
@@ -1353,11 +1356,11 @@ def test_the_transactions_that_end_are_counted(peer: Peer) -> None:
 
 
 def test_where_nobody_counts_there_is_always_one_more() -> None:
-    """A connection that something else has made says nothing."""
+    """On a connection that counts no ends, each question finds one more end."""
     ends = mysql.count_ends(types.SimpleNamespace())
     assert ends() != ends()
 
 
 def test_no_rollback_is_known_to_do_nothing() -> None:
-    """A rollback is never left out: PyMySQL sends each."""
+    """No connection of PyMySQL is known to be idle, so a rollback is never left out."""
     assert not mysql.is_idle(object())

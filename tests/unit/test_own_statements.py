@@ -1,4 +1,4 @@
-"""Whatever is sent on the router's own account means the same, whoever has put objects of the same names in its way."""
+"""The router's own statements keep their meaning, even if somebody creates objects of the same names."""
 
 import re
 
@@ -11,7 +11,7 @@ LITERAL = re.compile(r"'[^']*'|%\(\w+\)s")
 
 
 def statements(module):
-    """All that a server module has to send, by the names of its constants."""
+    """All statements of a server module, by the names of its constants."""
     found = {}
     for name, value in vars(module).items():
         texts = value if isinstance(value, tuple) and all(isinstance(part, str) for part in value) else (value,)
@@ -41,12 +41,12 @@ GRAMMAR = {
     "WHEN",
     "WHERE",
 }
-"""What stands before a parenthesis and is looked for nowhere."""
-GRAMMAR |= {"coalesce", "extract", "greatest"}  # expressions: a function of such a name is called by its schema only
+"""Words before a parenthesis that PostgreSQL looks up nowhere."""
+GRAMMAR |= {"coalesce", "extract", "greatest"}  # expressions: a function of such a name needs its schema in a call
 
 
 def test_the_statements_are_found():
-    """A check of nothing would pass."""
+    """The statements are found, because a check of none would pass."""
     known = {"IDENTITY", "greeting", "PROBE", "NOTE", "EVIDENCE", "STATUS", "SEAL", "END_IDLE", "HAS_COMMITS", "SIGN", "THERE"}
     assert known | {"FENCE", "SIGNED", "PRUNE", "FUNCTIONS", "CREATE_COMMITS[0]", "CREATE_COMMITS[1]"} <= {*OF_POSTGRESQL}
     assert {"IDENTITY", "PROBE", "MEMBERS", "HAS_COMMITS", "FENCE", "SIGNED", "SEAL", "PRUNE", "FUNCTIONS"} <= {*OF_MYSQL}
@@ -54,7 +54,7 @@ def test_the_statements_are_found():
 
 @pytest.mark.parametrize("name", OF_POSTGRESQL)
 def test_functions_operators_and_types_are_of_pg_catalog(name):
-    """The search path decides about none of them, so that nothing of another schema runs with the router's rights."""
+    """The search path resolves no name, so nothing of another schema runs with the router's rights."""
     text = OF_POSTGRESQL[name]
     table = postgresql.COMMITS
     for schema, function in re.findall(r"(\w+\.)?(\w+)\s*\(", text):
@@ -70,7 +70,7 @@ def test_functions_operators_and_types_are_of_pg_catalog(name):
 
 @pytest.mark.parametrize("name", OF_MYSQL)
 def test_functions_are_built_in_and_tables_have_their_schema(name):
-    """A stored function is called in the place of a built-in one only where a space stands before the parenthesis."""
+    """No function has a space before its parenthesis, so none can be a stored function in place of a built-in one."""
     text = OF_MYSQL[name]
     keywords = {"IN", "AND", "EXISTS", "VALUES", "KEY", mysql.COMMITS, f"{mysql.COMMITS}_at"}
     for function, space in re.findall(r"(\w+)(\s*)\(", text):

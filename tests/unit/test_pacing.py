@@ -1,4 +1,4 @@
-"""When new connections are begun, and how many of the writer's serve reads."""
+"""The moments at which new connections begin, and the number of the writer's connections that serve reads."""
 
 from __future__ import annotations
 
@@ -38,5 +38,5 @@ def test_reads_get_their_share_of_the_pool_and_at_least_one(pool, share, places)
 
 @given(st.integers(2, 1000), st.floats(0.001, 0.999))
 def test_a_share_below_all_leaves_a_place_for_writes(pool, share):
-    """Writes find a place whatever the share of reads is, as long as it is not all."""
+    """Writes find a place whatever the share of reads is, if it is below all."""
     assert places_for_reads(pool, share) < pool

@@ -1,11 +1,11 @@
-"""What the units of a session or scope leave behind, whoever notes it and when."""
+"""The causal past that the units of a session or scope leave behind, whoever notes it and when."""
 
 from aurora_router.core.positions import LastRead, Requirement
 from aurora_router.unit import Past
 
 
 class Server:
-    """A server; while it is compared the garbage collector comes, and ends another unit of the same past."""
+    """A server. While it is compared, the garbage collector ends another unit of the same past."""
 
     collects = None
 

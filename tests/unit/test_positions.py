@@ -1,4 +1,4 @@
-"""Positions compare within one epoch only, and evidence is what was asked for after the commit."""
+"""Positions compare within one epoch only, and evidence is a sample that was asked for after the commit."""
 
 import pytest
 
@@ -33,12 +33,12 @@ def at(lsn, epoch=1):
     ],
 )
 def test_a_position_covers_earlier_ones_of_its_epoch(mine, other, covered):
-    """A position covers what is not beyond it in the same epoch."""
+    """A position covers all positions of its epoch that are not beyond it."""
     assert mine.covers(other) is covered
 
 
 def test_neither_of_two_writers_on_one_timeline_is_newer():
-    """Of two writers on one timeline none is known to have more."""
+    """Neither of two writers on one timeline is known to have more."""
     assert not at(10).outdoes(at(9))
 
 

@@ -1,4 +1,4 @@
-"""PostgreSQL's rows, error codes and words as the router reads them."""
+"""The rows, error codes and words of PostgreSQL as the router reads them."""
 
 import contextlib
 import os
@@ -63,14 +63,14 @@ def test_a_server_older_than_12_is_unsuitable():
 
 
 def test_a_writers_position_is_hexadecimal_on_its_timeline():
-    """A writer's position is what it has written on its timeline, both read as hexadecimal."""
+    """A writer's position is its write position on its timeline, both read as hexadecimal."""
     found = parse_probe(writer_row(), asynchronous_commits=False)
     assert found == Server(ID, Role.WRITER, 10, WalPosition(10, 0x5000), None, "read committed")
 
 
 @pytest.mark.parametrize(("synchronous", "elsewhere"), [("off", False), ("on", True), ("off", True)])
 def test_asynchronous_commits_count_the_insert_position(synchronous, elsewhere):
-    """A writer's position is what it has inserted if commits are asynchronous anywhere."""
+    """A writer's position is its insert position if commits are asynchronous anywhere."""
     found = parse_probe(writer_row(synchronous=synchronous), asynchronous_commits=elsewhere)
     assert found.position == WalPosition(10, 0x6000)
 
@@ -92,7 +92,7 @@ def test_an_insert_position_after_a_header_is_moved_back(inserted, page, segment
 
 
 def test_a_caught_up_reader_has_no_lag_after_idle_time():
-    """A reader that has replayed what it received has no lag, however old the last commit is."""
+    """A reader that has replayed all it received has no lag, however old the last commit is."""
     found = parse_probe(reader_row(age=3600.0), asynchronous_commits=False)
     assert found == Server(ID, Role.READER, 1, WalPosition(1, 0x5000), 0.0, "repeatable read")
 
@@ -236,7 +236,7 @@ def test_a_server_without_room_is_busy_and_not_down(sqlstate, message, busy):
 
 
 def nobody() -> bool:
-    """Whether listeners may have used a connection: none has."""
+    """Say that no listener has used a connection."""
     return False
 
 
@@ -256,7 +256,7 @@ class Switches:
 
 
 class Talk(Switches):
-    """A psycopg connection that answers, and notes what it was told and in which mode."""
+    """A psycopg connection that answers, and notes each statement and its mode."""
 
     def __init__(self, *answers):
         self.answers = [*answers]
@@ -292,12 +292,12 @@ def test_a_new_connection_is_greeted_in_one_round_trip():
     [(-7, None, "OPERATOR(pg_catalog.=) (-7)"), (7, "session", ", true,"), (7, "transaction", ", false,")],
 )
 def test_a_pooler_is_found_out_or_said(process, pooler, condition):
-    """A pooler gives a client a number that is not the one of the server's process."""
+    """A pooler is found by its process number, which is not the server's, unless the user names one."""
     assert condition in postgresql.greeting(process, pooler)
 
 
 def test_a_shared_connection_is_not_guarded():
-    """What the server sets for one client it would set for the next."""
+    """A shared connection is not guarded, because the setting would also hold for the pooler's next client."""
     connection = Talk((*IDENTITY, True, False))
     connection.pgconn = types.SimpleNamespace(backend_pid=-7)
     found = postgresql.greet(connection, connection.ask, None)
@@ -324,7 +324,7 @@ def test_a_guard_is_set_and_taken_off_outside_of_transactions():
 
 
 def test_what_is_prepared_is_forgotten_as_after_a_rollback():
-    """psycopg forgets at each rollback; the two statements are sent as they are, for a text of several cannot be prepared."""
+    """psycopg forgets prepared statements at a rollback, which is sent unprepared because its text has two statements."""
     connection = Talk()
     postgresql.forget_prepared(connection)
     assert connection.heard == [("BEGIN; ROLLBACK", None)]
@@ -385,7 +385,7 @@ AT = 'connection failed: connection to server at "10.0.0.1", port 5432 failed: '
     ],
 )
 def test_an_error_of_connecting_has_the_sqlstate_of_its_words(said, used_password, sqlstate, kind):
-    """libpq drops the SQLSTATE while it connects: it is read from the words, and by what was asked for where they are foreign."""
+    """libpq drops the SQLSTATE while it connects, so it is read from the words, or from the request if they are foreign."""
     error = OperationalError(AT + said, pgconn=types.SimpleNamespace(used_password=used_password))
     assert postgresql.code(error) == sqlstate
     for phase in (Phase.READER_CONNECTING, Phase.WRITER_CONNECTING):
@@ -394,7 +394,7 @@ def test_an_error_of_connecting_has_the_sqlstate_of_its_words(said, used_passwor
 
 @pytest.mark.parametrize("said", ["certificate verify failed", 'invalid sslmode value: "on"', 'invalid connection option "x"'])
 def test_what_was_configured_wrong_is_refused_while_connecting(said):
-    """A mistake in what the driver is given is no instance that is down."""
+    """A mistake in the driver's arguments is a refusal, not an instance that is down."""
     assert driver_failure(OperationalError(said), disconnected=False, phase=Phase.WRITER_CONNECTING) is Failure.REFUSED
 
 
@@ -443,7 +443,7 @@ def test_a_streamed_read_is_held_if_there_is_no_transaction(autocommit, asked, h
 
 @pytest.mark.parametrize(("sqlstate", "is_bystander"), [("00000", False), ("57P02", True)])
 def test_a_connection_notices_the_crash_of_another(sqlstate, is_bystander):
-    """What the server says before it ends all connections after a crash is remembered, and no other notice."""
+    """The notice with which the server ends all connections after a crash is remembered, and no other is."""
     connection = Switches()
     assert not postgresql.is_bystander(connection)
     postgresql.prepare(connection, False, (), nobody)
@@ -453,7 +453,7 @@ def test_a_connection_notices_the_crash_of_another(sqlstate, is_bystander):
 
 
 def test_cursors_that_were_left_are_closed(monkeypatch):
-    """The next one closes those that nobody can close any more; what is left then is closed with all others."""
+    """The next cursor closes those that were dropped unclosed, and the removal of leftovers closes all."""
 
     def made(cursor, connection, name, *, withhold=False):
         cursor.name, cursor._withhold = name, withhold
@@ -494,7 +494,7 @@ def test_a_transaction_that_was_not_ended_is_a_leftover(status, is_left):
 
 
 def test_the_first_look_at_a_server_names_its_level():
-    """SQLAlchemy looks at READ COMMITTED, and is told the server's default; then the connection is as it was."""
+    """SQLAlchemy's first look runs at READ COMMITTED, reports the server's default, and leaves the connection as it was."""
     driver = Talk(("serializable",))
     driver.autocommit, driver.isolation_level, driver.prepare_threshold = True, None, 5
     driver.info = types.SimpleNamespace(transaction_status=pq.TransactionStatus.IDLE)
@@ -515,7 +515,7 @@ def test_the_first_look_at_a_server_names_its_level():
     assert not hasattr(dialect, "default_isolation_level")
     driver.isolation_level = IsolationLevel.REPEATABLE_READ
     dialect.initialize(types.SimpleNamespace(connection=types.SimpleNamespace(dbapi_connection=driver)))
-    assert dialect.default_isolation_level == "REPEATABLE READ"  # the engine's, to which SQLAlchemy goes back
+    assert dialect.default_isolation_level == "REPEATABLE READ"  # the engine's level, which SQLAlchemy restores
 
 
 @pytest.mark.parametrize(
@@ -530,7 +530,7 @@ def test_the_first_look_at_a_server_names_its_level():
     ],
 )
 def test_a_connection_that_a_listener_has_used_is_seen(alone, status, guard, settled):
-    """Whether it is in a transaction, and guarded, psycopg knows without asking."""
+    """psycopg knows without a question whether a connection is in a transaction, and whether it is guarded."""
     connection = Switches()
     connection.autocommit = alone
     connection.read_only = None if alone else True
@@ -545,7 +545,7 @@ def test_a_connection_that_a_listener_has_used_is_seen(alone, status, guard, set
 
 @pytest.mark.parametrize("found", [None, False])
 def test_another_access_mode_is_seen(found):
-    """SQLAlchemy's postgresql_readonly leaves False behind, which would begin a transaction that writes."""
+    """Another access mode is seen, such as False of SQLAlchemy's postgresql_readonly, which would begin a writing transaction."""
     connection = Switches()
     connection.autocommit, connection.read_only = False, found
     connection.pgconn = types.SimpleNamespace(transaction_status=pq.TransactionStatus.IDLE)
@@ -574,7 +574,7 @@ def test_an_old_server_tells_nothing_of_its_guard(handed_out, listened, believed
     ],
 )
 def test_a_guard_that_was_lost_in_autocommit_is_seen(alone, status, guard, lost):
-    """If the server tells; it can be set again where no transaction is open."""
+    """A guard that was lost in autocommit is seen if the server reports it and no transaction is open."""
     connection = Switches()
     connection.autocommit = alone
     connection.pgconn = types.SimpleNamespace(
@@ -585,7 +585,7 @@ def test_a_guard_that_was_lost_in_autocommit_is_seen(alone, status, guard, lost)
 
 @pytest.mark.parametrize(("status", "ended"), [("IDLE", []), ("INTRANS", ["commit"]), ("INERROR", ["rollback"])])
 def test_what_a_listener_has_begun_is_ended(status, ended):
-    """What it has set holds, unless one of its statements has failed."""
+    """A listener's open transaction is committed so that its settings hold, or rolled back if a statement has failed."""
     found = []
     connection = types.SimpleNamespace(info=types.SimpleNamespace(transaction_status=pq.TransactionStatus[status]))
     connection.commit, connection.rollback = (lambda end=end: found.append(end) for end in ("commit", "rollback"))
@@ -594,7 +594,7 @@ def test_what_a_listener_has_begun_is_ended(status, ended):
 
 
 def test_an_error_has_the_servers_function_beside_its_words():
-    """The words may be in any language."""
+    """An error has the server's function beside its words, because the words may be in any language."""
     error = OperationalError("nein")
     assert postgresql.words(error) == "nein"
     diag = types.SimpleNamespace(source_function="RevalidateCachedQuery")
@@ -608,7 +608,7 @@ def test_the_driver_is_the_one_whose_connection_is_switched():
 
 @contextlib.contextmanager
 def server_that_waits() -> Iterator[tuple[str, threading.Event]]:
-    """A URL where a client is let in, as PostgreSQL does it, once the event is set."""
+    """A server like PostgreSQL that lets a client in after the event is set. Yields its URL and the event."""
     let_in = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -665,7 +665,7 @@ def test_a_wait_for_a_connection_ends_when_its_socket_is_shut() -> None:
 
 
 def test_a_replaced_connect_function_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connect function that somebody has put in place is left alone."""
+    """A connect function that replaces the driver's is left alone."""
     dialect = create_engine("postgresql+psycopg://").dialect
     monkeypatch.setattr(dialect, "dbapi", types.SimpleNamespace(connect=lambda: "traced"))
     postgresql.watch_connecting(dialect, contextlib.nullcontext)
@@ -673,14 +673,14 @@ def test_a_replaced_connect_function_is_left_alone(monkeypatch: pytest.MonkeyPat
 
 
 def test_what_a_backslash_means_is_known_to_the_driver():
-    """The server tells of each change of standard_conforming_strings, so nothing is asked."""
+    """The driver knows standard_conforming_strings without a question, because the server reports each change."""
     settings = {"standard_conforming_strings": "off"}
     connection = types.SimpleNamespace(info=types.SimpleNamespace(parameter_status=settings.get))
     assert postgresql.literal_mode(connection, None) == "off"
 
 
 def test_all_servers_of_postgresql_speak_one_dialect():
-    """The name is the one that the classifier knows."""
+    """All servers of PostgreSQL have the one dialect that the classifier knows."""
     assert postgresql.dialect(ServerId("7", "db-1", 5432, "")) == "postgresql"
 
 
@@ -689,7 +689,7 @@ def test_a_log_of_postgresql_leaves_nothing_out():
 
 
 class Waiting:
-    """A psycopg connection of which only the state of its transaction matters."""
+    """A psycopg connection with only the state of its transaction."""
 
     def __init__(self):
         self.pgconn = types.SimpleNamespace(transaction_status=pq.TransactionStatus.IDLE)
@@ -702,7 +702,7 @@ class Waiting:
 
 
 def test_the_transactions_that_end_are_counted():
-    """Whoever ends them and however, but for rollback()."""
+    """Each end of a transaction except by rollback() is counted, whoever ends it and however."""
 
     def sent(status):
         connection.wait(iter([status]), interval=0.1)

@@ -1,4 +1,4 @@
-"""What was given as the value of an option is in no error, and the rest of the error can be read."""
+"""The value of an option is in no error, and the rest of the error can be read."""
 
 from pathlib import Path
 
@@ -54,7 +54,7 @@ HEADS = ["-c app.token={}", "{}", "SET x = '{}'", "a {} b", "/etc/{}/ca.pem", "a
 @given(
     st.sampled_from(SAID),
     st.sampled_from(HEADS),
-    # With one part of three characters or more: fewer are hidden in quotes only.
+    # One part has three characters or more, because shorter ones are hidden only in quotes.
     st.from_regex("[a-zX9.@$%/-]{0,9}[a-z]{2}[X9][a-zX9.@$%/-]{0,30}", fullmatch=True),
     st.booleans(),
 )
@@ -65,7 +65,7 @@ def test_no_value_and_no_part_of_one_is_shown(said, head, secret, whole):
 
 
 def test_an_error_and_those_that_it_holds_on_to_forget_a_value():
-    """Numbers stay, and what is no text."""
+    """An error and its chain forget a value, but keep numbers and anything else that is not text."""
     error, missing, looked_up = (
         ValueError(1064, "it is 'Zq0'", b"b"),
         FileNotFoundError(2, "No such file", "/Zq0"),

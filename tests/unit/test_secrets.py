@@ -1,4 +1,4 @@
-"""No part of a password is in an error, its chain or a repr, wherever a user may have put it by mistake."""
+"""No part of a password is in an error, its chain or a repr, wherever a user may put it by mistake."""
 
 import pytest
 from hypothesis import assume, example, given, settings
@@ -20,7 +20,7 @@ HEADS = st.sampled_from(["postgresql+psycopg", "mysql+pymysql", "mariadb+pymysql
 
 @st.composite
 def passwords(draw):
-    """Pieces that are in no text of ours, and between them what means something in a URL."""
+    """Pieces that stand in no message of the router, with characters between them that mean something in a URL."""
     pieces = draw(st.lists(PIECE, min_size=1, max_size=4))
     return "".join(draw(BETWEEN) + piece for piece in pieces) + draw(BETWEEN)
 
@@ -56,8 +56,8 @@ URLS = [
 @example(head="postgresql+psycopg", url=URLS[5], password="Zq0", as_bytes=False)
 @example(head="postgresql+psycopg", url=URLS[5], password="@Zq0/", as_bytes=False)
 def test_no_part_of_a_password_in_a_url_is_shown(head, url, password, as_bytes):
-    """A URL is taken, with the password hidden and no part of it for a host; or refused, and nothing of it repeated."""
-    # Then it is a URL with a user's name, or has an option of that name: both are shown.
+    """A URL is accepted with the password hidden and no part of it in a host, or refused without repeating any of it."""
+    # Such a password would make a URL with a user's name, or an option of its own. Both are shown.
     assume(not (url == WITHOUT_SLASHES and password.startswith("//")) and not (url in IN_QUERY and "&" in password))
     text = url.format(head=head, password=password)
     refused, target = None, None
@@ -80,7 +80,7 @@ WRONG = ["{head}://app:{p}@db-2/shop", "app:{p}@db-2:5432", "app:{p}@db-2", "db-
 @settings(deadline=None)
 @given(head=HEADS, wrong=st.sampled_from(WRONG), password=passwords(), place=st.integers(0, 5))
 def test_no_part_of_a_password_in_an_address_is_shown(head, wrong, password, place):
-    """A URL, or a part of one, in the place of an address is refused, and nothing of it repeated."""
+    """A URL, or a part of one, in place of an address is refused without repeating any of it."""
     text = wrong.format(head=head, p=password)
     url = "postgresql+psycopg://app@db-1/shop"
     options = [
@@ -106,7 +106,7 @@ def test_no_part_of_a_password_in_an_address_is_shown(head, wrong, password, pla
     "arguments", [["init-commit-table", "db", "{}"], ["topology", "--interval", "{}"], ["topology", "--x={}"], ["{}"]]
 )
 def test_a_misplaced_url_on_the_command_line_is_not_shown(arguments, capsys):
-    """The command line's own complaint about an argument does not repeat a URL."""
+    """The command line's own error about an argument does not repeat a URL."""
     url = "postgresql+psycopg://app:Zq0@db-2/shop"
     assert main([argument.format(url) for argument in arguments]) > 0
     said = capsys.readouterr()
@@ -115,7 +115,7 @@ def test_a_misplaced_url_on_the_command_line_is_not_shown(arguments, capsys):
 
 
 def under(name, *path):
-    """A Router's setting that is the value, or has it at this path inside."""
+    """A function that makes a Router's setting with a value, or with the value at this path inside."""
 
     def make(value):
         for key in reversed(path):
@@ -145,7 +145,7 @@ SETTINGS = [
     setting=st.sampled_from(SETTINGS), value=passwords(), head=HEADS.filter(lambda head: head.endswith(("psycopg", "pymysql")))
 )
 def test_no_value_of_a_wrong_setting_is_shown(setting, value, head):
-    """What a Router cannot use it refuses by name. The value may be a secret in the wrong place."""
+    """A Router refuses a wrong setting by name without its value, which may be a secret in the wrong place."""
     given = setting(value)
     if "plugins" in str(given):
         given = {name: {"plugins": [options["plugins"]]} for name, options in given.items()}
@@ -160,7 +160,7 @@ def test_no_value_of_a_wrong_setting_is_shown(setting, value, head):
     [("postgresql+psycopg://app@db-1/shop", "sslpassword"), ("mysql+pymysql://app@db-1/shop", "ssl_key_password")],
 )
 def test_a_keys_password_in_a_url_is_in_no_repr(url, name):
-    """What a URL's query has for a password of a private key is in no repr, and the driver gets it all the same."""
+    """A private key's password in a URL's query is in no repr, and the driver gets it all the same."""
     router = Router(f"{url}?{name}=Zq0")
     engine = router.engine(router._monitor.topology.instances[0])
     assert hidden(repr((engine, engine.url, router._settings.target)))
@@ -178,7 +178,7 @@ def test_a_keys_password_in_a_url_is_in_no_repr(url, name):
 
 @pytest.mark.parametrize("found", ["service", "socket"])
 def test_the_file_that_fixes_an_address_is_not_shown(found, tmp_path, monkeypatch):
-    """Neither is the name of the service in it."""
+    """The error for a fixed address shows neither the file nor the name of the service in it."""
     file = tmp_path / "Zq0"
     file.write_text("[Zq1]\nhostaddr=10.0.0.9\nsocket=/Zq2\n")
     monkeypatch.setenv("PGSERVICEFILE", str(file))
@@ -192,7 +192,7 @@ def test_the_file_that_fixes_an_address_is_not_shown(found, tmp_path, monkeypatc
 @settings(deadline=None)
 @given(password=passwords())
 def test_no_value_that_a_driver_cannot_use_is_shown(password):
-    """An option's value may be a password in the wrong place: neither libpq's words nor Python's repeat it."""
+    """Neither libpq's words nor Python's show an option's value, which may be a password in the wrong place."""
     said = f'connection is bad: invalid sslmode value: "{password}"'
     assert hidden(postgresql.explain_refusal(None, " ".join(said.split()))[1])
     said = f'connection is bad: invalid integer value "{password}" for connection option "port"'

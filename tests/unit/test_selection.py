@@ -1,4 +1,4 @@
-"""choose() and what it asks of a reader: evidence first, then a measured lag, then a fixed time."""
+"""choose() and its demands on a reader: evidence first, then a measured lag, then a fixed time."""
 
 from collections import Counter
 from dataclasses import replace
@@ -129,7 +129,7 @@ PROMOTED = topology(said("a", 10, WRITER, 200, epoch=2), said("a", 11, WRITER, 3
 
 @pytest.mark.parametrize("requirement", [Requirement(5.0, 1), Requirement(5.0, 1, WalPosition(1, 10)), Requirement(5.0, None)])
 def test_an_older_epoch_requires_the_new_writers_first_sample(requirement):
-    """A requirement of an older epoch is not compared: a reader must show all up to the new writer's first sample."""
+    """A requirement of an older epoch is not compared, so a reader must show all up to the new writer's first sample."""
     assert ok(PROMOTED, "b", requirement)
     assert not ok(PROMOTED, "c", requirement)
     behind = observe(PROMOTED, said("b", 12, READER, 199, epoch=2))
@@ -165,7 +165,7 @@ def test_without_a_lag_a_fixed_time_must_pass():
 
 
 def test_a_lag_does_not_count_for_an_older_epoch():
-    """A lag says nothing of a commit of an older epoch, so the fixed time counts."""
+    """A lag says nothing about a commit of an older epoch, so the fixed time counts."""
     found = topology(said("a", 10, WRITER, epoch=2), said("b", 10, READER, epoch=2, lag=0.0))
     assert not ok(found, "b", Requirement(9.0, 1), now=9.0 + PIN - 0.01)
     assert ok(found, "b", Requirement(9.0, 1), now=9.0 + PIN)
@@ -191,7 +191,7 @@ def test_without_the_writers_position_lag_then_time_count():
 
 
 def test_an_instance_of_two_epochs_gives_no_evidence():
-    """Servers of two epochs behind one name give no evidence, however small their lag is."""
+    """Servers of two epochs behind one name are no evidence, however small their lag is."""
     found = topology(
         said("a", 10, WRITER, 100, epoch=2),
         said("b", 10, READER, 100, epoch=2, lag=0.0),
@@ -256,11 +256,11 @@ def test_several_qualified_readers_are_balanced():
 
 @pytest.mark.parametrize(("now", "found"), [(2.5, "b"), (2.501, "a")])
 def test_a_reader_unheard_for_longer_than_max_lag_is_not_used(now, found):
-    """A reader that was not heard for longer than the allowed lag is not used."""
+    """A reader that has not answered for longer than the allowed lag is not used."""
     assert decide(WELL, Need(max_lag=0.5), now=now).instance.id == found
 
 
-# -- what was read before ---------------------------------------------------------------------------------------------
+# -- earlier reads ----------------------------------------------------------------------------------------------------
 
 
 def read(server, at, epoch=1):
@@ -268,7 +268,7 @@ def read(server, at, epoch=1):
 
 
 def test_a_reader_that_showed_a_state_is_good_for_it_again():
-    """The server that has shown a state shows it again, whatever else is known of it."""
+    """A server that has shown a state may show it again, whatever else is known of it."""
     assert decide(WELL, Need(last_reads=[read("c", 50.0)])).instance.id == "c"
     assert decide(WELL, Need(last_reads=[read("b", 50.0)], requirement=Requirement(1.5, 1))).instance.id == "b"
     restarted = topology(said("a", 1, WRITER, 100), said("c", 2, READER, 100, server="c"), instances=("a", "c"))
@@ -276,7 +276,7 @@ def test_a_reader_that_showed_a_state_is_good_for_it_again():
 
 
 def test_another_reader_must_have_what_the_first_one_had():
-    """Another reader serves if it has what the first reader or the writer had after the read."""
+    """Another reader serves if it covers the position of the first reader, or of the writer, after the read."""
     found = topology(said("a", 1, WRITER, 300), said("b", 5, READER, 120), said("c", 6, READER, 100))
     assert {decide(found, Need(last_reads=[read("c", 5.5)]), turn=turn).instance.id for turn in range(4)} == {"b", "c"}
     assert {decide(found, Need(last_reads=[read("b", 4.5)]), turn=turn).instance.id for turn in range(4)} == {"b"}
@@ -292,7 +292,7 @@ def test_without_positions_a_reader_serves_when_its_lag_is_over():
     assert decide(found, Need(last_reads=[read("c", 9.9)], pin_seconds=100.0)).reason is Reason.OWN_WRITES
 
 
-# -- what a token claims ----------------------------------------------------------------------------------------------
+# -- positions of tokens ----------------------------------------------------------------------------------------------
 
 
 def given(after, epoch, lsn):
@@ -300,7 +300,7 @@ def given(after, epoch, lsn):
 
 
 def test_a_given_position_counts_before_any_own_sample():
-    """A position that a token gave counts before any sample of the router's own."""
+    """A token's position counts before any sample of the router's own."""
     assert ok(WELL, "b", given(50.0, 1, 120))
     assert not ok(WELL, "c", given(50.0, 1, 120))
     assert resolve(given(50.0, 1, 10**6), WELL) == given(50.0, 1, 10**6), "the writer may have got there since it was asked"
@@ -312,7 +312,7 @@ def test_a_position_that_the_writer_has_not_got_to_was_made_up():
 
 
 def test_an_unknown_epoch_is_believed_until_all_were_asked():
-    """An epoch that no instance has told of is believed until all instances were asked."""
+    """An epoch that no instance has reported is believed until all instances were asked."""
     claim = given(2.5, 7, 10)
     assert not ok(WELL, "b", claim)
     assert resolve(claim, WELL) is claim
@@ -332,7 +332,7 @@ def test_a_strategy_may_be_any_function():
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_full_reader_is_not_chosen_while_another_has_room(strategy):
-    """Whatever the strategy, a unit goes to a reader whose pool has room; where none has, to any of them."""
+    """With any strategy, a unit goes to a reader whose pool has room, or to any reader if none has."""
     rnd = Random(7)
     for full in ({"b"}, {"b", "c", "d"}, {"c", "e"}, {"b", "c", "d", "e"}):
         load = Load(lambda reader, full=full: 3 if reader in full else 2, capacity=3)
@@ -367,5 +367,5 @@ UNKNOWN = Verdict(Effect.WRITE, Effect.READ, frozenset({"f"}))
     ],
 )
 def test_what_must_be_on_the_writer(found: Verdict, hint: Hint | None, refused: bool, reason: Reason | None) -> None:
-    """A hint sends a read to the writer, and what nobody knows to a reader. It sends no write there."""
+    """A hint sends a read to the writer, or a statement with unknown functions to a reader, but never a write."""
     assert reason_to_write(found, found.effect, hint, refused) is reason

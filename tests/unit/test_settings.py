@@ -1,4 +1,4 @@
-"""The settings of a router: each is written once, and everything that speaks of it is made of that."""
+"""The settings of a router: each is written once, and its signature, its check and its documentation come from that."""
 
 import dataclasses
 import inspect
@@ -46,20 +46,20 @@ def test_a_default_is_as_good_as_the_same_value_given():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_no_setting_can_be_is_refused_in_words(name):
-    """The error is a ConfigurationError, at once, for each setting."""
+    """An impossible value of any setting is a ConfigurationError at once."""
     with pytest.raises(ConfigurationError):
         Router(**{"url": URL, name: object()})
 
 
 def test_the_error_of_a_wrong_call_names_the_router():
-    """A keyword that is no setting is Python's own TypeError of Router's constructor."""
+    """A wrong call is Python's own TypeError of Router's constructor."""
     for arguments, options in (((URL,), {"instance": []}), ((URL, []), {}), ((), {})):
         with pytest.raises(TypeError, match=r"^Router\.__init__\(\)"):
             Router(*arguments, **options)
 
 
 def test_collections_are_read_once_and_kept():
-    """A generator will do for a list, and what the caller does to his list afterwards changes nothing."""
+    """A setting that is a list accepts a generator, and later changes to the caller's list have no effect."""
     names = ["db-2"]
     settings = Settings(URL, instances=names, token_keys=iter(["old", "new"]), listeners=iter([print]))
     names.append("db-3")
@@ -81,7 +81,7 @@ def test_settings_do_not_change_and_show_no_secret():
 
 
 def test_a_text_as_the_password_is_that_of_the_url():
-    """A password that is a text takes the place of the URL's; a function stays one."""
+    """A password that is a text replaces the URL's, and a function does not."""
     url = URL.replace("db-1", "app:old@db-1")
     assert Settings(url, password="hunter2").target.url.password == "hunter2"
     assert Settings(url, password=lambda: "hunter2").target.url.password == "old"

@@ -1,10 +1,10 @@
-"""How the outcomes of SQLAlchemy's own tests are compared."""
+"""The comparison of the outcomes of SQLAlchemy's own tests."""
 
 from tests.sqlalchemy_suite.__main__ import compare
 
 
 def test_a_difference_without_a_reason_is_named() -> None:
-    """What fails, or is missing, with one kind of session only, needs a reason; what is the same with both needs none."""
+    """A test that fails, or is missing, with only one kind of session needs a reason, and any other needs none."""
     plain = {"a": "passed", "b": "passed", "c": "failed", "d": "passed", "e": "passed"}
     routed = {"a": "passed", "b": "failed", "c": "failed", "d": "failed"}
     lines, unexplained = compare(plain, routed, {"d": "it counts connections"})

@@ -375,7 +375,7 @@ def test_the_lexer_reads_mysql_too(sql, effect):
     ],
 )
 def test_reading_an_applications_own_setting_is_a_read(sql, effect):
-    """A setting with a dot in its name, given as it stands, is the application's and no server's."""
+    """A literal name of a setting with a dot in it is the application's own, so reading it is a read."""
     assert classify(sql) is effect
 
 
@@ -418,7 +418,7 @@ RESET app.tenant | DISCARD PLANS | SAVEPOINT a | ROLLBACK TO a | RELEASE a | SEL
 
 
 def test_what_takes_a_read_only_guard_away_is_seen():
-    """A text that changes the access mode or ends the transaction says so; one that only tightens it does not."""
+    """A text that loosens the access mode or ends the transaction says so, and a text that only tightens the mode does not."""
     for sql in UNGUARDING.split(" | "):
         found = verdict(sql)
         assert found.unguards, sql
@@ -490,7 +490,7 @@ def test_huge_and_deep_texts_are_read_in_linear_time(text, effect):
     ],
 )
 def test_a_change_of_rows_leaves_no_traces(sql: str) -> None:
-    """It reads, writes or locks rows, and a rollback takes all of it off the connection."""
+    """A text that only reads, writes or locks rows leaves no traces, because a rollback takes them all off the connection."""
     found = verdict(sql)
     assert found.effect is Effect.WRITE
     assert found.traceless
@@ -519,5 +519,5 @@ def test_a_change_of_rows_leaves_no_traces(sql: str) -> None:
     ],
 )
 def test_what_may_stay_on_a_connection_leaves_traces(sql: str) -> None:
-    """A lock by name, a setting or whatever a function does that nobody knows, however its call is written."""
+    """A lock by name, a setting or the call of an unknown function may leave traces, however the call is written."""
     assert not verdict(sql).traceless

@@ -1,4 +1,4 @@
-"""Which verdicts are remembered: those of the texts used last, as many as a number of bytes holds."""
+"""The cache of verdicts: it has those of the texts used last, within a number of bytes."""
 
 import threading
 import tracemalloc
@@ -16,7 +16,7 @@ SIZE = 200_000
 
 
 class Judge:
-    """Says that each text is a read, and counts how often it was asked about it."""
+    """A judge to whom each text is a read, and that counts the questions about each."""
 
     def __init__(self):
         self.asked = Counter()
@@ -34,7 +34,7 @@ def look_up(cache, sql):
     ("name", "module"), [("postgresql", postgresql.psycopg), ("mysql", mysql.pymysql)], ids=["postgresql", "mysql"]
 )
 def test_an_in_of_thousands_of_values_is_judged_once(name, module):
-    """SQLAlchemy writes the text anew at each execution, on PostgreSQL 22,000 characters for each thousand values."""
+    """An IN of thousands of values is judged once, although SQLAlchemy writes its text (22 characters a value) anew each time."""
     table = Table("t", MetaData(), Column("some_column", Integer))
 
     def text():
@@ -46,7 +46,7 @@ def test_an_in_of_thousands_of_values_is_judged_once(name, module):
 
 
 def test_the_bytes_of_all_texts_are_bounded():
-    """However many texts there are, and however long they are, the cache does not grow beyond its size."""
+    """The cache does not grow beyond its size, however many texts there are and however long they are."""
     cache = Cache(lambda sql, dialect: Verdict(Effect.READ, Effect.READ), SIZE)
     tracemalloc.start()
     try:
@@ -105,7 +105,7 @@ def test_threads_get_the_verdict_on_their_own_text():
 
 
 def test_refused_texts_are_bounded_by_their_length_in_all():
-    """However long the texts are that readers have refused: those that were refused last are remembered, and few megabytes."""
+    """The texts that readers refused last are remembered within a few megabytes, however long they are."""
     gate = Router("postgresql+psycopg://app@db-1/shop").gate
     long = "SELECT 1 FROM writes /*" + 2**20 * "x" + "*/ LIMIT "
     for number in range(20):

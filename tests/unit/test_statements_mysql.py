@@ -1,4 +1,4 @@
-"""The classifier's MySQL and MariaDB dialects: what was tried on real servers, tricky texts, and what holds whatever the text."""
+"""The classifier's MySQL and MariaDB dialects: statements tried on real servers, tricky texts, and rules for any text."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ READ, SERVER, TRANSACTION, SESSION, CONNECTION, WRITE = Effect
 DIALECTS = ["mysql", "mariadb"]
 ROWS = json.loads((Path(__file__).parents[1] / "data" / "statements.json").read_text())
 TRIED = [row for row in ROWS if row["dialect"] == "mysql"]
-# The row's text has a backslash and an "n" where a line break was meant: as it stands it is one comment.
+# The row's text has a backslash and an "n" in place of a line break, so as it stands it is one comment.
 MEANT = {"M141": "-- c\nINSERT INTO t(v) VALUES('dc')"}
 both = pytest.mark.parametrize("dialect", DIALECTS)
 
@@ -73,7 +73,7 @@ TRICKY = [
     ("SELECT `a``b`, `select`, `for update` FROM `t`", READ, "names"),
     ("SELECT lower\u00a0('a')", WRITE, "a no-break space is part of a word"),
     ("SELECT loc\u212a('a')", WRITE, "no K"),
-    # locks, writes and what stays behind in queries
+    # locks, writes and lasting effects in queries
     ("SELECT * FROM t FOR SHARE", WRITE, "lock"),
     ("SELECT * FROM t FOR UPDATE SKIP LOCKED", WRITE, "lock"),
     ("SELECT * FROM t USE INDEX FOR JOIN (i) WHERE a IN (1)", READ, "no lock"),
@@ -103,7 +103,7 @@ TRICKY = [
     ("TABLE t INTO OUTFILE '/x'", WRITE, "a file of the server"),
     ("WITH a AS (SELECT 1) DELETE FROM t", WRITE, "a change behind WITH"),
     ("SELECT 1 = ANY (SELECT f(1))", WRITE, "ANY calls nothing, f does"),
-    # what looks like grammar
+    # names that look like grammar
     ("SELECT MATCH b AGAINST (f(1)) FROM t", WRITE, "AGAINST calls nothing, f does"),
     ("SELECT app.against(1)", WRITE, "a stored function"),
     ("SELECT MATCH b, app.against(1)", WRITE, "a stored function"),
@@ -211,7 +211,7 @@ def test_tricky_statements_get_the_safe_effect(sql, effect, why, dialect):
         ("SELECT bin_to_uuid(a) FROM t", READ, WRITE),
         ("SELECT * FROM t, LATERAL (SELECT t.a) u", READ, WRITE),
         ("SELECT etag(a) FROM t", READ, WRITE),
-        ("SELECT distance(a, b)", WRITE, WRITE),  # of no MySQL that one can install: a stored function
+        ("SELECT distance(a, b)", WRITE, WRITE),  # no MySQL that one can install has it: a stored function
         ("SELECT json_detailed(a) FROM t", WRITE, READ),
         ("SELECT lateral(1)", READ, WRITE),  # MySQL refuses it
         ("SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY a) OVER (PARTITION BY b) FROM t", WRITE, READ),
@@ -282,7 +282,7 @@ def test_what_orms_and_people_write_to_read_is_a_read(sql, dialect):
     assert verdict(sql, dialect) == Verdict(READ, READ)
 
 
-# ---------------------------------------------------------------- what a connection remembers
+# ---------------------------------------------------------------- the connection's memory
 
 
 @both
@@ -322,14 +322,14 @@ def test_what_orms_and_people_write_to_read_is_a_read(sql, dialect):
     ],
 )
 def test_what_asks_for_the_connections_past_is_told(sql, recalls, dialect):
-    """A statement that only asks for what was left behind can be answered by no other connection."""
+    """A statement that only asks for its connection's past says so, because no other connection can answer it."""
     found = verdict(sql, dialect)
     assert (found.effect, found.recalls) == (CONNECTION, recalls)
 
 
 @both
 def test_a_change_that_asks_for_the_past_is_a_change(dialect):
-    """What also writes, or sets the session, is judged by that."""
+    """A statement that asks for the past and also writes, or sets the session, is judged by its change."""
     assert verdict("INSERT INTO t VALUES (LAST_INSERT_ID())", dialect) == Verdict(WRITE, WRITE)
     assert verdict("SELECT LAST_INSERT_ID(5)", dialect) == Verdict(SESSION, SESSION)
     assert verdict("SELECT FOUND_ROWS() FROM t FOR UPDATE", dialect) == Verdict(WRITE, WRITE)
@@ -359,7 +359,7 @@ def test_a_change_that_asks_for_the_past_is_a_change(dialect):
     ],
 )
 def test_what_a_server_says_of_itself_asks_the_server(sql, effect, dialect):
-    """Events are disabled on readers, and each server has its own counters and times of its tables."""
+    """Questions about events, counters and times of tables depend on the server: readers, for example, disable events."""
     assert classify(sql, dialect) is effect
 
 
@@ -369,14 +369,14 @@ def test_what_a_server_says_of_itself_asks_the_server(sql, effect, dialect):
 @pytest.mark.parametrize(
     ("sql", "unknown", "plain", "ansi", "without"),
     [
-        (r"SELECT 'it\'s', a FROM t", READ, READ, READ, WRITE),  # without escapes it never ends: the server refuses it
+        (r"SELECT 'it\'s', a FROM t", READ, READ, READ, WRITE),  # the server refuses it: without escapes it never ends
         (r"SELECT 'a\'; DELETE FROM t; -- '", WRITE, READ, READ, WRITE),
         (r"SELECT 'a \'quoted\' word' FROM t", READ, READ, READ, WRITE),
         (r"SELECT '\', get_lock(1, 2) -- '", CONNECTION, READ, READ, CONNECTION),
         (r"SELECT '\', get_lock(1, 2), 'b'", CONNECTION, WRITE, WRITE, CONNECTION),
         (r"SELECT 'a\', 'b'", READ, WRITE, WRITE, READ),
         (r"SELECT 'c:\\', 'd:\%', '\\\\'", READ, READ, READ, READ),
-        (r"SELECT 1; SELECT 'it\'s'", WRITE, READ, READ, WRITE),  # the first one is executed whatever the second is
+        (r"SELECT 1; SELECT 'it\'s'", WRITE, READ, READ, WRITE),  # the first statement runs whatever the second is
         (r'SELECT "a\", get_lock(1, 2), "b"', CONNECTION, WRITE, CONNECTION, CONNECTION),
         (r'SELECT "a\"; DELETE FROM t; -- "', WRITE, READ, WRITE, WRITE),
         ('SELECT "f"(1)', WRITE, WRITE, WRITE, WRITE),
@@ -422,7 +422,7 @@ def test_without_a_mode_a_text_gets_its_strongest_meaning():
     assert verdict(r"/*@reader*/ SELECT '\', 1 -- '", "mysql").hint == "reader"
 
 
-# ---------------------------------------------------------------- whether a transaction ends
+# ---------------------------------------------------------------- ends of transactions
 
 
 ENDING = """
@@ -468,7 +468,7 @@ SAVEPOINT a | ROLLBACK TO a | SELECT 'COMMIT' | USE app | SET STATEMENT max_stat
 
 @both
 def test_what_takes_a_read_only_guard_away_is_seen(dialect):
-    """A text that changes the access mode or ends the transaction says so, unless what follows is read-only for certain."""
+    """A text that loosens the access mode or ends the transaction says so, unless the next one is read-only for certain."""
     for sql in UNGUARDING.split(" | "):
         found = verdict(sql, dialect)
         assert found.unguards, sql
@@ -489,7 +489,7 @@ SELECT 'get_lock(1)' | SELECT app.get_lock('a', 1) | SELECT get_lock FROM t | SE
 
 @both
 def test_a_lock_by_name_is_told_from_other_connections_state(dialect):
-    """A text that takes a lock by name says so, for no read-only unit may; its effect is of the connection."""
+    """A text that takes a lock by name says so, because no read-only unit may do that, and its effect is CONNECTION."""
     for sql in LOCKING.split(" | "):
         found = verdict(sql, dialect)
         assert found.locks, sql
@@ -498,7 +498,7 @@ def test_a_lock_by_name_is_told_from_other_connections_state(dialect):
         assert not verdict(sql, dialect).locks, sql
 
 
-# ---------------------------------------------------------------- whatever the text
+# ---------------------------------------------------------------- rules for any text
 
 settings.register_profile("mysql_statements", deadline=None, max_examples=150)
 SETTINGS = settings.get_profile("mysql_statements")
@@ -730,5 +730,5 @@ def test_huge_and_deep_texts_are_read_in_linear_time(text, effect):
 )
 @pytest.mark.parametrize("dialect", ["mysql", "mariadb"])
 def test_only_a_change_of_rows_leaves_no_traces(dialect: str, sql: str, traceless: bool) -> None:
-    """On its connection: locks by name and variables stay there, however their functions are spelled."""
+    """Only a change of rows leaves no traces, because locks by name and variables stay, however they are spelled."""
     assert verdict(sql, dialect).traceless is traceless

@@ -1,4 +1,4 @@
-"""What holds for the classifier whatever the text: Hypothesis looks for a counterexample."""
+"""Rules of the classifier for any text. Hypothesis looks for a counterexample."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tokens: their text, what is refused, which of two implies the other, signatures, and what they mean where they arrive."""
+"""Tokens: their text, refusals, which of two implies the other, signatures, and their meaning to the host that reads them."""
 
 import functools
 import math
@@ -23,7 +23,7 @@ tokens = st.builds(Token, st.just(CLUSTER), st.none() | positions, st.integers(0
 
 
 def written(position, *keys, ttl=60.0, after=0.0, given=False):
-    """A token of what had been committed `after` seconds from now."""
+    """A token of all that is committed until `after` seconds from now."""
     epoch = position.epoch if position is not None else 1
     return Tokens(keys, ttl).write("7", Requirement(time.monotonic() + after, epoch, position, given))
 
@@ -119,7 +119,7 @@ ALTERED = sorted(
 
 
 def test_a_signed_token_with_any_character_altered_is_refused():
-    """Whatever is left out of a signed token, added to it or changed in it, the token is refused."""
+    """A signed token is refused after any omission, addition or change."""
     tokens = Tokens(["key"], 86400.0)
     assert tokens.read(SIGNED, "7") is not None
     for altered in ALTERED:
@@ -128,7 +128,7 @@ def test_a_signed_token_with_any_character_altered_is_refused():
 
 
 def test_merging_hands_on_nothing_that_a_header_cannot_hold():
-    """A signature that is not made of a signature's characters is refused when tokens are merged, unverified as it is."""
+    """A merge does not verify signatures, but refuses one with characters that no signature has."""
     before, signature = SIGNED.rsplit(".", 1)
     for altered in (
         f"{before}.{signature[:9]}\r\n{signature[9:]}",
@@ -161,7 +161,7 @@ def test_a_new_token_is_a_requirement_from_its_arrival_on():
 
 
 def test_a_token_counts_from_its_sample_minus_clock_skew():
-    """A token speaks of the moment when its position was asked for, less the possible difference of clocks."""
+    """A token counts from the moment when its position was asked for, less the possible difference of clocks."""
     for position in (WalPosition(3, 77), None):
         now = time.monotonic()
         assert read(written(position, after=-10)).after == pytest.approx(now - 10 + MARGIN, abs=0.2)
@@ -255,9 +255,10 @@ def test_a_token_without_a_position_yields_only_to_a_later_one():
 
 @given(st.floats(-30, 0), st.floats(-30, 0), *[st.floats(-SKEW / 2, SKEW / 2)] * 3)
 def test_a_third_host_sees_two_hosts_commits_by_their_tokens(placed, blank, one, two, three):
-    """A third host sees by their tokens what two hosts have committed, whatever the clocks say.
+    """A third host sees the commits of two hosts by their tokens, whatever the clocks say.
 
-    By true time: two commits, a token of each, with a position and without, merged and heard of now by a clock of its own.
+    placed, blank: when the position of one token was asked for, and when the commit of the other one was made, by true time
+    one, two, three: seconds by which the clock of each host is ahead
     """
     now, wall = time.monotonic(), time.time()
     tokens = [
@@ -265,7 +266,7 @@ def test_a_third_host_sees_two_hosts_commits_by_their_tokens(placed, blank, one,
         Token("7", None, math.ceil((wall + blank + two) * 1000)),
     ]
     chosen = latest(tokens)
-    shifted = chosen._replace(made_at=chosen.made_at - math.floor(three * 1000))  # as the third one's clock has it
+    shifted = chosen._replace(made_at=chosen.made_at - math.floor(three * 1000))  # by the third host's clock
     requirement = Tokens((), 600.0).read(str(shifted), "7")
     if chosen is tokens[0]:
         assert blank <= placed, "its position was asked for behind the other one's commit"
@@ -275,7 +276,7 @@ def test_a_third_host_sees_two_hosts_commits_by_their_tokens(placed, blank, one,
 
 @given(st.floats(-50, 50), st.floats(0, 5), st.floats(0.001, 5), st.sampled_from([WalPosition(1, 50), WalPosition(2, 50)]))
 def test_what_a_position_proves_does_not_depend_on_clocks(ahead, commit, heard, position):
-    """Whatever the reader's clock says, no sample that was asked for before the token was heard of replaces its position."""
+    """No sample from before a token's arrival replaces its position, whatever the clock of the token's reader says."""
     now = time.monotonic()
     token = Token("7", position, math.ceil((time.time() - commit - ahead) * 1000))
     requirement = Tokens((), 60.0).read(str(token), "7")
@@ -290,7 +291,7 @@ def test_what_a_position_proves_does_not_depend_on_clocks(ahead, commit, heard, 
 
 @given(st.floats(0, 10), st.floats(0, 10), st.floats(0, 10))
 def test_a_merged_requirement_is_proven_only_since_both_moments(date, heard, own):
-    """What was written here and what a token speaks of are both shown, however wrong the token's date is."""
+    """A merged requirement is proven only after the own commit and the token's arrival, however wrong the token's date is."""
     token = Requirement(min(date, heard), 1, WalPosition(1, 50), given=True, heard_at=heard)
     for both in (merge(token, Requirement(own, 1)), merge(Requirement(own, 1), token)):
         assert both.since >= max(own, heard)
@@ -305,8 +306,9 @@ commits = st.tuples(st.floats(-8, 0), st.floats(0, 5) | st.none(), st.floats(-SK
 def test_no_commit_is_lost_when_tokens_are_merged(commits, reader, at_once):
     """No commit is lost when tokens of several hosts are merged, at once or in turn.
 
-    A commit, how long after it the writer was asked (None: it could not be), and by how much that host's clock is ahead. A
-    position is the time, by true clocks, until which it holds all.
+    commits: for each, its moment, the seconds until the writer was asked (None: it could not be), and the seconds by which that
+    host's clock is ahead
+    A position is the moment, by true clocks, until which it covers all commits.
     """
     tokens = []
     for commit, waited, ahead in commits:
@@ -317,7 +319,7 @@ def test_no_commit_is_lost_when_tokens_are_merged(commits, reader, at_once):
             position = requirement.position
         tokens.append(Token("7", position, math.ceil((requirement.after + ahead) * 1000)))
     chosen = latest(tokens) if at_once else functools.reduce(lambda one, other: latest([one, other]), tokens)
-    # Where there is no position: what is asked for after the moment that the reader takes it to speak of.
+    # Without a position, evidence is a sample that is asked for after the token's moment by the reading host's clock.
     shown = chosen.position.lsn / 10**6 if chosen.position is not None else chosen.made_at / 1000 - reader + MARGIN
     assert shown >= 1000 + max(commit for commit, _, _ in commits) - 0.001
 
@@ -326,7 +328,7 @@ GIVEN = Requirement(5.0, 1, WalPosition(1, 50), given=True)
 
 
 def test_a_given_position_proves_no_earlier_local_write():
-    """A given position proves nothing of what was written here before the token was read."""
+    """A token's position proves no write of this host from before the token was read."""
     unproven = Requirement(4.0, 1)
     assert merge(GIVEN, unproven) == merge(unproven, GIVEN) == Requirement(5.0, 1, None, given=True)
     proven = Requirement(4.0, 1, WalPosition(1, 80))

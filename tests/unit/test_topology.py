@@ -1,4 +1,4 @@
-"""observe(): one observation after another, and what the instances are then used for."""
+"""observe(): one observation after another, and the use of the instances after that."""
 
 from dataclasses import replace
 from functools import reduce
@@ -140,7 +140,7 @@ def test_an_answer_between_two_silences_starts_the_count_again():
 
 
 def test_an_answer_of_one_server_hides_no_silence_of_another():
-    """The silence of one server is not undone by the answers of another one behind the same name."""
+    """The answers of one server do not undo the silence of another one behind the same name."""
     found = after(topology("a", reader_endpoint="ro"), said("ro", 1, reader("B")), said("ro", 1.1, reader("C")))
     found = after(found, silent("ro", 2, identity("B")), said("ro", 2.1, reader("C")), silent("ro", 3, identity("B")))
     assert found.by_id["ro"].servers == {identity("C")}
@@ -161,7 +161,7 @@ def test_a_late_probe_that_is_then_refused_ends_the_use():
 
 
 def test_a_failed_extra_connection_says_nothing_of_others():
-    """A new connection that failed says nothing of the connections that are there."""
+    """A new connection that failed says nothing about the existing connections."""
     assert observe(WELL, silent("b", 2, None, REFUSED)) is WELL
     assert observe(WELL, silent("b", 2, identity("Z"), REFUSED)) is WELL
 
@@ -208,7 +208,7 @@ def test_a_reader_that_tells_of_a_newer_epoch_deposes_the_writer():
 
 
 def test_two_writers_of_the_same_epoch_are_ambiguous():
-    """Two writers of the same epoch are ambiguous, and none of them is the writer."""
+    """Two writers of the same epoch are ambiguous, and neither is the writer."""
     found = after(WELL, said("b", 2, writer("B")))
     assert found.writer is None
     assert found.ambiguous == ("a", "b")
@@ -254,7 +254,7 @@ def test_a_deposed_writer_with_lost_commits_is_not_ambiguous():
 
 
 def test_a_later_promotion_that_lost_transactions_wins():
-    """A server that was promoted since is the writer, even if transactions were lost."""
+    """A server that was promoted later is the writer, even if transactions were lost."""
     start = after(ABC, said("b", 1, mysql("B", "A5B2", 9)), silent("b", 2, identity("B"), REFUSED))
     assert after(start, said("c", 3, mysql("C", "A5", 10))).writer.id == "c"
     assert after(start, said("c", 3, mysql("C", "A5B2"))).writer.id == "c", "by a restart, but it has all"
@@ -275,7 +275,7 @@ ANEW = after(
 
 
 def test_a_writer_whose_log_was_begun_anew_is_the_writer_still():
-    """RESET MASTER takes the epoch back; readers that follow the old log serve, but prove nothing."""
+    """After RESET MASTER the writer stays the writer, in an older epoch, and readers of the old log serve but prove nothing."""
     assert (WELL.by_id["b"].unproven, ANEW.epoch, ANEW.writer.id) == ("", 0, "a")
     assert [i.id for i in ANEW.readers] == ["b"]
     assert ANEW.by_id["b"].position is None
@@ -319,17 +319,17 @@ def own_writes_are_proved(found):
 
 
 def line(asked, number, *, took=0.001):
-    """The writer's answer, whose log was begun anew before anybody asked."""
+    """An answer of the writer, whose log was begun anew before anybody asked."""
     return said("a", asked, mariadb("A", WRITER, number and f"0-1-{number}", 1, number and f"0-1-{number}"), took=took)
 
 
 def other_line(asked):
-    """The answer of its reader, which has transactions of before."""
+    """An answer of its reader, which has transactions of the old log."""
     return said("b", asked, mariadb("B", READER, "0-1-50", 2, "0-1-50"))
 
 
 def test_a_reader_asked_with_the_writer_proves_nothing_yet():
-    """Of two answers at the same time nobody knows whether the reader is on the writer's line or only further by then."""
+    """A reader that was asked together with the writer proves nothing yet: it may have the old log, or just be further."""
     together = after(ABC, other_line(1), line(1, 7))
     assert (together.by_id["b"].position, together.by_id["b"].unproven) == (None, "")
     assert not own_writes_are_proved(together)
@@ -339,13 +339,13 @@ def test_a_reader_asked_with_the_writer_proves_nothing_yet():
 
 
 def test_a_reader_that_answers_sooner_is_seen_to_be_astray():
-    """A writer that takes longer than its readers, and so is always asked before their newest answers, can tell all the same."""
+    """A reader of the old log is found even if it answers sooner, so that the writer is always asked before its newest answer."""
     found = after(ABC, *(answer for n in range(1, 4) for answer in (other_line(n), other_line(n + 0.9), line(n, n, took=1.0))))
     assert "RESET MASTER" in found.by_id["b"].unproven
 
 
 def test_a_reader_that_once_had_the_same_line_proves_ahead_of_it():
-    """What the reader has got since the writer was asked is the writer's."""
+    """A reader that once had the writer's line is proof ahead of the writer's answer, because it gets all from the writer."""
     found = after(ABC, line(1, 50), other_line(1), said("b", 2, mariadb("B", READER, "0-1-60", 2, "0-1-60")))
     assert found.by_id["b"].position == MariadbGtid(1, ((0, 1, 60),))
     restarted = replace(mariadb("B", READER, "0-1-60", 2, "0-1-60"), id=identity("B", "t1"))
@@ -370,14 +370,14 @@ def test_a_promoted_reader_whose_log_forgot_the_epoch_is_of_it():
 
 
 def test_a_mysql_writer_that_lost_transactions_misleads_readers():
-    """A MySQL writer that has less than it said leads its readers astray."""
+    """A MySQL writer that has fewer transactions than it said before leads its readers astray."""
     b = Server(identity("B"), READER, 1, mysql("B", "A9").position, 0.0)
     found = after(ABC, said("a", 1, mysql("A", "A9")), said("b", 1, b), said("a", 2, mysql("A", "A2")))
     assert "RESET MASTER" in found.by_id["b"].unproven
 
 
 def test_a_writer_that_came_back_before_the_reset_stays_deposed():
-    """What accepted writes in an older epoch stays deposed, though the epoch goes back, until it was seen as a reader."""
+    """A writer of an older epoch stays deposed until it is seen as a reader, although the epoch goes back."""
     promoted = after(
         ABC,
         said("a", 1, mariadb("A", WRITER, "0-1-60", 1, "0-1-60")),
@@ -418,7 +418,7 @@ def test_a_reader_endpoint_never_serves_as_the_writer():
 
 
 def test_a_reader_endpoint_counts_as_its_furthest_behind_server():
-    """A reader endpoint is only as far as the least of its servers."""
+    """A reader endpoint counts as far as the server that is furthest behind."""
     start = after(topology("a", reader_endpoint="ro"), said("a", 1, writer("A")))
     found = after(start, said("ro", 1, reader("B", 100, lag=0.5), took=0.25), said("ro", 2, reader("C", 90, lag=2.0)))
     ro = found.by_id["ro"]
@@ -440,7 +440,7 @@ def test_one_of_two_servers_that_dies_leaves_the_other():
 
 
 def test_a_promoted_server_leaves_the_reader_endpoint():
-    """A promoted server behind the reader endpoint is not read from there."""
+    """A promoted server serves no reads behind the reader endpoint."""
     start = after(topology("a", reader_endpoint="ro"), said("ro", 1, reader("B")), said("ro", 1.1, reader("C")))
     found = after(start, said("ro", 2, writer("B", epoch=2)))
     assert found.by_id["ro"].servers == {identity("C")}
@@ -465,7 +465,7 @@ MARIA = after(topology("a", "b"), said("a", 1, of_mariadb("A", "mariadb-0", WRIT
 
 
 def test_servers_whose_cluster_gets_another_name_go_on():
-    """SET GLOBAL gtid_domain_id, or a name for a group, on one server after the other."""
+    """Servers go on if their cluster's name changes, one after the other, by SET GLOBAL gtid_domain_id or a group's name."""
     reader_first = after(MARIA, said("b", 2, of_mariadb("B", "mariadb-42")))
     assert (reader_first.cluster, reader_first.writer.id, [i.id for i in reader_first.readers]) == ("mariadb-0", "a", ["b"])
     both = after(reader_first, said("a", 3, of_mariadb("A", "mariadb-42", WRITER)))
@@ -490,7 +490,7 @@ def stranger(address, role=READER, **options):
 
 
 def test_a_stranger_takes_what_stood_at_its_place_out_of_use():
-    """A cluster that was made anew is none that a unit is sent to, and what stood there before it is not healthy for ever."""
+    """A server of a cluster that was made anew gets no units, and the old server at its place counts as healthy no longer."""
     found = after(WELL, said("a", 2, stranger("A", WRITER, epoch=7)))
     assert (found.writer, found.by_id["a"].foreign, found.epoch, found.cluster) == (None, "9009", 1, "7001")
     assert [i.id for i in found.readers] == ["b", "c"]
@@ -610,7 +610,7 @@ def test_an_instances_epoch_is_the_newest_of_its_servers() -> None:
 
 
 def test_a_server_has_survived_if_it_answers_in_the_same_life():
-    """A server has survived a crash if it answers in the same life; while it is asked, or recovers, nobody can tell."""
+    """A server has survived a crash if it answers in the same life, and that is unknown while it is asked or recovers."""
     b = identity("B")
     assert survived(WELL, "nobody", b, 2) is False
     assert survived(WELL, "b", b, 0.5) is True
@@ -647,7 +647,7 @@ def test_a_held_reader_tells_its_losses_and_its_hold_time():
 
 
 def lost_twice(epoch=1):
-    """c was lost at 3 and at 6 and answered at 5 and at 7: it is held for a second from 7 on."""
+    """A topology whose reader c was lost at 3 and 6, answered at 5 and 7, and is held for a second from 7 on."""
     return after(
         WELL,
         said("a", 2, writer("A", epoch=epoch)),
@@ -690,7 +690,7 @@ A1, B1 = "a" * 8 + "-aaaa-aaaa-aaaa-" + "a" * 12, "b" * 8 + "-bbbb-bbbb-bbbb-" +
 
 
 def test_of_two_writers_the_one_with_all_transactions_wins():
-    """Of two writers of one epoch the one that has all of the other is the writer, and the other is deposed."""
+    """If one of two writers of an epoch has all transactions of the other, it is the writer, and the other is deposed."""
     old = Server(identity("A"), WRITER, 1, gtids(f"{A1}:1-9", A1))
     new = Server(identity("B"), WRITER, 1, gtids(f"{A1}:1-9,{B1}:1-2", B1))
     found = after(topology("a", "b"), said("a", 1, old), said("b", 1, new))
@@ -700,7 +700,7 @@ def test_of_two_writers_the_one_with_all_transactions_wins():
 
 
 def test_samples_start_anew_if_a_new_writer_lacks_transactions():
-    """A writer that lacks what an earlier one of its epoch had begins the samples anew."""
+    """Samples begin anew if a new writer lacks transactions that an earlier one of its epoch had."""
     old = Server(identity("A"), WRITER, 1, gtids(f"{A1}:1-9", A1))
     new = Server(identity("B"), WRITER, 1, gtids(f"{A1}:1-7,{B1}:1", B1))
     found = after(topology("a", "b"), said("a", 1, old), silent("a", 2, identity("A"), REFUSED), said("b", 3, new))
@@ -721,7 +721,7 @@ def test_a_servers_last_report_is_found_at_any_address():
 
 
 def test_waiting_is_in_vain_where_all_that_could_write_refuse():
-    """A healthy reader changes nothing, for it is none; an instance that may come back by itself does."""
+    """A wait for a writer is in vain even with healthy readers, but not if an instance may come back by itself."""
     refused = after(WELL, silent("a", 3, identity("A"), MISCONFIGURED))
     assert [i.id for i in refused.in_vain] == ["a"]
     assert after(refused, said("a", 4, writer("A"))).in_vain == ()
@@ -731,7 +731,7 @@ def test_waiting_is_in_vain_where_all_that_could_write_refuse():
 
 
 def test_an_instance_that_cannot_write_ends_no_wait():
-    """Of another cluster, or a reader endpoint: neither could be the writer, so their mistakes end no wait for it."""
+    """An instance of another cluster, or a reader endpoint, cannot be the writer, so its mistakes end no wait."""
     stranger = after(WELL, silent("c", 2, identity("C"), REFUSED), said("c", 3, reader("C", cluster="9")))
     assert stranger.by_id["c"].stranger
     assert remove(stranger, "a").in_vain == (), "b may be promoted"

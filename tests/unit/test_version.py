@@ -1,4 +1,4 @@
-"""The version, as programs ask for it."""
+"""The version as programs ask for it."""
 
 from importlib import metadata
 
@@ -6,5 +6,5 @@ import aurora_router
 
 
 def test_the_version_is_that_of_the_distribution() -> None:
-    """`aurora_router.__version__` and what pip shows are one number, written in one place."""
+    """`aurora_router.__version__` is the number that pip shows, written in one place."""
     assert aurora_router.__version__ == metadata.version("aurora-router")
