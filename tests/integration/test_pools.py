@@ -16,7 +16,7 @@ from aurora_router import Router
 from aurora_router.core.selection import Load
 from aurora_router.core.topology import Instance
 from aurora_router.local.cluster import Cluster
-from tests.integration.shop import BOTH, Item, eventually, instance_id, sessions, until_readers_serve
+from tests.integration.shop import BOTH, Item, connections, eventually, instance_id, sessions, until_readers_serve
 
 MakeRouter = Callable[..., Router]
 ONE = {"pool_size": 1, "max_overflow": 0}
@@ -110,3 +110,24 @@ def test_a_unit_waits_where_all_readers_are_full(cluster: Cluster[Any], make_rou
             eventually(lambda: pool._pool.not_empty._waiters)
         with asked.result(timeout=15) as third:
             assert where(third) == where(first)
+
+
+def test_a_connection_that_comes_back_to_a_disposed_pool_is_closed(cluster: Cluster[Any], make_router: MakeRouter) -> None:
+    """No connection stays open that comes back in the very moment in which its instance is removed."""
+    first, second = cluster.readers
+    router = make_router(instances=[first.address, second.address])
+    until_readers_serve(router, 2)
+    engine = router.engine(router.topology.by_id[first.address])
+    connection = engine.connect()
+    pool: Any = engine.pool
+    put = pool._do_return_conn
+
+    def put_late(record: Any) -> None:
+        if router.topology.by_id.get(first.address) is not None:
+            router.remove_instance(first.address)
+            eventually(lambda: pool.over)
+        put(record)
+
+    pool._do_return_conn = put_late
+    connection.close()
+    eventually(lambda: connections(cluster, first) == 0)
