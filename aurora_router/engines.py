@@ -661,7 +661,7 @@ class Engines:
         put_around_commits(engine, self._gate)
         put_around_options(engine, self._gate)
 
-        def came_back(record: ConnectionPoolEntry) -> None:
+        def came_back(record: ConnectionPoolEntry, over: bool) -> None:
             """Make a connection that has left its unit ready for the next unit, or close it. May be called twice."""
             info = record.info
             unit = info.get(UNIT)
@@ -670,12 +670,12 @@ class Engines:
                 self._remove_leftovers(dbapi, record)
             spoilt = unit is not None and self._gate.returned(unit)
             info[UNIT] = None
-            if spoilt or self._closed:
+            if spoilt or over or self._closed:
                 record.invalidate()  # no unit may, or will, check it out again
 
         @event.listens_for(engine, "detach")
         def detached(_: Any, record: Any) -> None:
-            came_back(record)
+            came_back(record, False)
 
         if isinstance(engine.pool, RouterPool):
             engine.pool.checked_in = came_back
@@ -683,7 +683,7 @@ class Engines:
 
             @event.listens_for(engine, "checkin")
             def checked_in(_: Any, record: Any) -> None:
-                came_back(record)
+                came_back(record, False)
 
         checkins = len(engine.pool.dispatch.checkin)  # the router's own
         return engine

@@ -54,8 +54,8 @@ class RouterPool(QueuePool):
     checked_out: Callable[[PoolProxiedConnection], None] | None = None
     """Cheaper than SQLAlchemy's event "checkout". As there, raise DisconnectionError to have the connection replaced. Do not
     raise it for a new connection."""
-    checked_in: Callable[[ConnectionPoolEntry], None] | None = None
-    """Cheaper than SQLAlchemy's event "checkin", and called after it."""
+    checked_in: Callable[[ConnectionPoolEntry, bool], None] | None = None
+    """Cheaper than SQLAlchemy's event "checkin", and called after it. The second argument says whether the pool is over."""
 
     def _do_get(self) -> ConnectionPoolEntry:
         if self._overflow >= self._max_overflow > -1 and self.before_waiting is not None:
@@ -88,19 +88,16 @@ class RouterPool(QueuePool):
     def _return_conn(self, record: ConnectionPoolEntry) -> None:
         try:
             if self.checked_in is not None:
-                self.checked_in(record)
+                self.checked_in(record, self.over)
         except BaseException:
             # A signal handler has raised it. Without a second call the unit would stay under way in its scopes.
             if self.checked_in is not None:
-                self.checked_in(record)
-                record.invalidate()
+                self.checked_in(record, True)
             raise
         finally:
-            if self.over:
-                record.invalidate()
             self._do_return_conn(record)
-            if self.over:
-                self._close_late()
+        if self.over:
+            self._close_late()
 
     def _close_late(self) -> None:
         """Close a connection that came back just when this pool was disposed. Its place stays for a thread that waits."""
