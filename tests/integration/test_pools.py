@@ -112,7 +112,7 @@ def test_a_unit_waits_where_all_readers_are_full(cluster: Cluster[Any], make_rou
             assert where(third) == where(first)
 
 
-def test_a_connection_that_comes_back_to_a_disposed_pool_is_closed(cluster: Cluster[Any], make_router: MakeRouter) -> None:
+def test_a_connection_back_in_a_disposed_pool_is_closed(cluster: Cluster[Any], make_router: MakeRouter) -> None:
     """No connection stays open that comes back in the very moment in which its instance is removed."""
     first, second = cluster.readers
     router = make_router(instances=[first.address, second.address])
