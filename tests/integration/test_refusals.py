@@ -298,8 +298,13 @@ def test_a_start_in_a_failover_waits_for_the_promotion(
     listed = [promoted.address, other.address if odd == "shut out" else "gone.invalid"]
     router = make_router(cluster.url, instances=listed, failover_timeout=2 * PATIENCE)
     cluster.kill(cluster.writer)
+
+    def write() -> object:
+        with sessions(router)(read_only=False) as session:
+            return session.scalar(text("SELECT 1"))
+
     with ThreadPoolExecutor() as pool:
-        writing = pool.submit(lambda: sessions(router)(read_only=False).scalar(text("SELECT 1")))
+        writing = pool.submit(write)
         eventually(lambda: writing.done() or (router.started and router._entrance._waiting))
         assert not writing.done(), writing.exception()
         cluster.promote(promoted)
