@@ -117,7 +117,9 @@ class Line:
     def __init__(self, number: int) -> None:
         self.number = number
         self.since = time.monotonic()
-        self.twin = socket.socket(fileno=os.dup(number))
+        # A file descriptor of os.dup() would have no owner until its socket is made, and a signal handler may raise before.
+        self.twin = socket.socket()
+        os.dup2(number, self.twin.fileno(), inheritable=False)
         self.info: dict[Any, Any] | None = None
 
     def __del__(self) -> None:

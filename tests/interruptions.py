@@ -17,6 +17,12 @@ class SoftTimeLimitExceeded(Exception):
     """An exception as Celery raises it. For SQLAlchemy it is no reason to close a connection."""
 
 
+def is_in_a_finalizer(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
+
+
 def interrupted_at_each_line(
     work: Callable[[], object], *files: str, each: str = "line", by: type[BaseException] = Interrupted
 ) -> Iterator[None]:
@@ -30,8 +36,7 @@ def interrupted_at_each_line(
 
     def trace(frame: FrameType, what: str, _: object) -> Any:
         nonlocal left
-        callers = (frame.f_code.co_name, frame.f_back.f_code.co_name if frame.f_back is not None else "")
-        if "__del__" in callers or not frame.f_code.co_filename.endswith(files):
+        if what == "call" and (not frame.f_code.co_filename.endswith(files) or is_in_a_finalizer(frame)):
             return None
         frame.f_trace_opcodes = each == "opcode"
         if what == each:
