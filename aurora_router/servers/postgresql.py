@@ -1,4 +1,4 @@
-"""PostgreSQL: the SQL that asks a server who and where it is, how its rows and error codes read, and psycopg's switches."""
+"""PostgreSQL: the SQL that asks a server who and where it is, and how its rows, error codes and messages read."""
 
 from __future__ import annotations
 
@@ -6,17 +6,32 @@ import configparser
 import contextlib
 import os
 import re
-import threading
-import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Final
 
 from aurora_router.core.commits import Evidence, Note
 from aurora_router.core.failures import Failure
 from aurora_router.core.positions import WalPosition, end_of_record, parse_lsn
 from aurora_router.core.topology import Instance, Role, Server, ServerId, Silence, Topology
-from aurora_router.servers.family import Ask, Greeting, Mode, Pooler, Unsuitable
+from aurora_router.servers.family import Ask, Greeting, Pooler, Unsuitable
+from aurora_router.servers.postgresql_connection import autocommit as autocommit
+from aurora_router.servers.postgresql_connection import blocks as blocks
+from aurora_router.servers.postgresql_connection import count_ends as count_ends
+from aurora_router.servers.postgresql_connection import end_transaction as end_transaction
+from aurora_router.servers.postgresql_connection import fileno as fileno
+from aurora_router.servers.postgresql_connection import forget_prepared as forget_prepared
+from aurora_router.servers.postgresql_connection import has_leftovers as has_leftovers
+from aurora_router.servers.postgresql_connection import has_lost_guard as has_lost_guard
+from aurora_router.servers.postgresql_connection import is_bystander as is_bystander
+from aurora_router.servers.postgresql_connection import is_closed as is_closed
+from aurora_router.servers.postgresql_connection import is_guarded as is_guarded
+from aurora_router.servers.postgresql_connection import is_idle as is_idle
+from aurora_router.servers.postgresql_connection import is_settled as is_settled
+from aurora_router.servers.postgresql_connection import look_anywhere as look_anywhere
+from aurora_router.servers.postgresql_connection import prepare as prepare
+from aurora_router.servers.postgresql_connection import remove_leftovers as remove_leftovers
+from aurora_router.servers.postgresql_connection import set_mode as set_mode
+from aurora_router.servers.postgresql_connection import watch_connecting as watch_connecting
 
 DIALECT = "postgresql"
 DRIVER = "psycopg"
@@ -556,290 +571,7 @@ def is_busy(sqlstate: str | None, message: str) -> bool:
     return (sqlstate or _sqlstate(message)) == "53300" or "query_wait_timeout" in message
 
 
-def fileno(connection: Any) -> int:
-    """The number of the connection's socket."""
-    number: int = connection.fileno()
-    return number
-
-
-def is_closed(connection: Any) -> bool:
-    """Whether the connection has ended."""
-    return bool(connection.closed or connection.broken)
-
-
-def autocommit(connection: Any) -> bool:
-    """Whether each statement is on its own."""
-    return bool(connection.autocommit)
-
-
 def guard(connection: Any, ask: Ask, on: bool) -> None:
     """Make an idle connection refuse writes outside of transactions, or accept them again."""
     connection.autocommit = True
     ask(GUARD if on else UNGUARD)
-
-
-_IDLE, _UNKNOWN = 0, 4  # psycopg's enum is slow to look up on the request path
-
-
-def is_settled(connection: Any, alone: bool) -> bool:
-    """Whether a connection that was switched before can be used as it is.
-
-    A transaction that a listener has begun may accept writes, whatever psycopg's attributes say.
-    """
-    if connection.autocommit is not alone or connection.pgconn.transaction_status != _IDLE:
-        return False
-    if alone:
-        return is_guarded(connection, False)
-    return connection.read_only is True  # SQLAlchemy's postgresql_readonly leaves another value
-
-
-def is_guarded(connection: Any, handed_out: bool) -> bool:
-    """Whether a guard that was set is known to be on.
-
-    PostgreSQL 14 and newer report each change. On an older server the guard is trusted as long as nobody can have changed it.
-    """
-    status: bytes | None = connection.pgconn.parameter_status(b"default_transaction_read_only")
-    if status is None:
-        return not (handed_out or connection.aurora_router_listened())
-    return status != b"off"
-
-
-def has_lost_guard(connection: Any) -> bool:
-    """Whether a guarded connection in autocommit has lost its guard and can get it back. PostgreSQL 14 and newer report it."""
-    driver = connection.pgconn
-    is_off = driver.parameter_status(b"default_transaction_read_only") == b"off"
-    return is_off and bool(connection.autocommit) and bool(driver.transaction_status == _IDLE)
-
-
-def is_idle(connection: Any) -> bool:
-    """Whether a rollback on a connection is known to send nothing and to change nothing.
-
-    In a pipeline a rollback would end the pipeline. While a transaction is prepared, psycopg refuses a rollback.
-    """
-    driver = connection.pgconn
-    return bool(driver.transaction_status == _IDLE and not driver.pipeline_status and connection._tpc is None)
-
-
-def end_transaction(connection: Any) -> None:
-    """End what a listener has begun, by COMMIT, so that the listener's settings hold."""
-    status = connection.info.transaction_status.name
-    if status == "INTRANS":
-        connection.commit()
-    elif status == "INERROR":
-        connection.rollback()
-
-
-def forget_prepared(connection: Any) -> None:
-    """Make psycopg drop its prepared statements on an idle connection, as it does after each rollback."""
-    connection.autocommit = True
-    connection.execute("BEGIN; ROLLBACK", prepare=False)
-
-
-def set_mode(connection: Any, mode: Mode, default_autocommit: bool, guarded: bool) -> bool:
-    """Switch an idle psycopg connection; only attributes change, nothing is sent."""
-    connection.autocommit = default_autocommit if mode is Mode.DEFAULT else mode is Mode.AUTOCOMMIT
-    connection.read_only = True if mode is Mode.READ_ONLY else None
-    return True
-
-
-def count_ends(connection: Any) -> Callable[[], int]:
-    """Count the transactions that end on a psycopg connection, except those that rollback() ends."""
-    wait = vars(connection).get("wait")
-    if wait is None:
-        wait = connection.wait = _Wait(connection)
-    return lambda: wait.ends
-
-
-class _Wait:
-    """A replacement of psycopg's Connection.wait(), through which everything is sent.
-
-    Only connections that are handed to the user have it.
-    """
-
-    def __init__(self, connection: Any) -> None:
-        self.ends = 0
-        self._connection = weakref.ref(connection)
-        self._wait = type(connection).wait
-
-    def __call__(self, steps: Any, *arguments: Any, **options: Any) -> Any:
-        connection: Any = self._connection()
-        try:
-            return self._wait(connection, steps, *arguments, **options)
-        finally:
-            if not connection.pgconn.transaction_status and getattr(steps, "__name__", "") != "_rollback_gen":  # 0: none is open
-                self.ends += 1
-
-
-def watch_connecting(dialect: Any, connecting: Callable[[int], AbstractContextManager[None]]) -> None:
-    """Make a dialect's new connections wait for the server within `connecting(number of the socket)`.
-
-    `connecting` may end the wait by shutting the socket. If something has replaced psycopg's own connect(), for example to trace
-    it, nothing is changed.
-
-    psycopg has no public way to do this. Its generator that connects yields the socket each time it must wait. A generator
-    that took too long, and its socket, are left to the garbage collector by psycopg. So the generator is closed here.
-    """
-    import psycopg
-
-    attempts = threading.local()
-
-    class Connection(psycopg.Connection[Any]):
-        @classmethod
-        def connect(cls, *args: Any, **options: Any) -> Any:
-            attempts.made = []
-            try:
-                return super().connect(*args, **options)
-            finally:
-                for attempt in attempts.made:
-                    attempt.close()
-                del attempts.made
-
-        @classmethod
-        def _connect_gen(cls, *args: Any, **options: Any) -> Any:
-            attempt = cls._attempt(super()._connect_gen(*args, **options))
-            attempts.made.append(attempt)
-            return attempt
-
-        @staticmethod
-        def _attempt(steps: Any) -> Any:
-            ready = None
-            while True:
-                try:
-                    number, wanted = steps.send(ready)
-                except StopIteration as end:
-                    return end.value
-                with connecting(number):
-                    ready = yield number, wanted
-
-    if dialect.loaded_dbapi.connect == psycopg.Connection.connect:
-        dialect.connect = Connection.connect
-
-
-def look_anywhere(dialect: Any) -> None:
-    """Make SQLAlchemy's first look at a server succeed, also on a reader whose default level is SERIALIZABLE.
-
-    Listeners of the application may have used the connection before. So their transaction is ended before that look, and before
-    an engine's level is set. SQLAlchemy takes the server's level for the default one, not the level of that look.
-    """
-    from psycopg import IsolationLevel
-
-    initialize = dialect.initialize
-
-    def at_read_committed(connection: Any) -> None:
-        driver = connection.connection.dbapi_connection
-        end_transaction(driver)
-        usual = driver.autocommit, driver.isolation_level, driver.prepare_threshold
-        of_engine = driver.isolation_level
-        # Nothing is prepared, because psycopg would drop it after the rollback, which a reader refuses at SERIALIZABLE as well.
-        driver.autocommit, driver.isolation_level, driver.prepare_threshold = False, IsolationLevel.READ_COMMITTED, None
-        initialize(connection)
-        driver.rollback()
-        driver.autocommit, driver.isolation_level, driver.prepare_threshold = usual
-        # SQLAlchemy goes back to this level after a unit that has asked for another one.
-        if of_engine is not None:
-            dialect.default_isolation_level = of_engine.name.replace("_", " ")
-
-    def default_level(driver: Any) -> str:
-        (level,) = driver.execute("SHOW default_transaction_isolation").fetchone()
-        return str(level).upper()
-
-    set_level = dialect.set_isolation_level
-
-    def set_level_anew(driver: Any, level: str) -> None:
-        end_transaction(driver)
-        set_level(driver, level)
-
-    dialect.initialize = at_read_committed
-    dialect.set_isolation_level = set_level_anew
-    dialect.get_default_isolation_level = default_level
-
-
-def prepare(connection: Any, shared: bool, given: Collection[str], listened: Callable[[], bool]) -> None:
-    """Let server-side cursors of an autocommit connection outlive their statement (WITH HOLD).
-
-    So a streamed read needs no transaction. On a shared connection it does, and nothing is prepared there unless the user asks
-    for it. The connection also notices if the server ends it because another server process has crashed.
-    """
-    crashes: list[str] = []
-
-    def note_crash(notice: Any) -> None:
-        if notice.sqlstate == "57P02":
-            crashes.append(notice.sqlstate)
-
-    connection.add_notice_handler(note_crash)
-    connection.aurora_router_crashes = crashes
-    connection.server_cursor_factory = _hold_cursor()
-    connection.aurora_router_held = {}
-    connection.aurora_router_shared = shared
-    connection.aurora_router_listened = listened
-    if shared and "prepare_threshold" not in given:
-        connection.prepare_threshold = None
-
-
-def is_bystander(connection: Any) -> bool:
-    """Whether the server has ended the connection because another server process has crashed."""
-    return bool(getattr(connection, "aurora_router_crashes", ()))
-
-
-def blocks(connection: Any) -> bool:
-    """Never, because a stream is a server-side cursor, which does not keep the connection from other statements."""
-    return False
-
-
-def has_leftovers(connection: Any) -> bool:
-    """Whether an exception in the midst of a COMMIT has left cursors WITH HOLD, or a transaction, open."""
-    return bool(connection.aurora_router_held) or _IDLE < connection.pgconn.transaction_status < _UNKNOWN
-
-
-def remove_leftovers(connection: Any, ask: Ask) -> None:
-    """Close the cursors of a connection. Until then the server keeps the rows of each in memory or on disk.
-
-    Raises psycopg's error if a transaction is open.
-    """
-    connection.autocommit = True
-    ask("CLOSE ALL")
-    connection.aurora_router_held.clear()
-
-
-_hold: Any = None
-
-
-def _hold_cursor() -> Any:
-    global _hold
-    if _hold is None:
-        from psycopg import Error, ServerCursor
-        from psycopg.sql import SQL, Identifier
-
-        class HoldCursor(ServerCursor[Any]):
-            """A cursor that its connection knows until the cursor is closed.
-
-            If a loop over its rows was left, nobody can close the cursor any more. It is then closed when the next cursor is
-            opened. The last ones are closed when the connection is back in its pool.
-            """
-
-            def __init__(self, connection: Any, name: str, **options: Any) -> None:
-                shared = connection.aurora_router_shared
-                hold = options["withhold"] = options.get("withhold") or (connection.autocommit and not shared)
-                super().__init__(connection, name, **options)
-                held = self._held = connection.aurora_router_held
-                if held and connection.autocommit:
-                    for gone in [name for name, cursor in held.items() if cursor() is None]:
-                        with contextlib.suppress(Error):  # the new cursor will report a broken connection
-                            connection.execute(SQL("CLOSE {}").format(Identifier(gone)), prepare=False)
-                        del held[gone]
-                if hold:
-                    held[name] = weakref.ref(self)
-
-            def close(self) -> None:
-                if self.withhold and self.name not in self._held:
-                    # The server has closed the cursor, because its connection went back to the pool.
-                    super(ServerCursor, self).close()
-                else:
-                    super().close()
-                    self._held.pop(self.name, None)
-
-            def __del__(self, *_: Any) -> None:
-                """Give no warning, unlike psycopg's, because the cursor will be closed."""
-
-        _hold = HoldCursor
-    return _hold

@@ -39,9 +39,9 @@ def only(cluster: Cluster[Any], make_router: MakeRouter) -> Router:
 
 
 def left_open(router: Router) -> int:
-    """The number of cursors on the pooled connection to the reader."""
+    """The number of named cursors on the pooled connection to the reader."""
     with router.connect(read_only=True) as connection:
-        found: int = connection.scalar(text("SELECT count(*) FROM pg_cursors"))
+        found: int = connection.scalar(text("SELECT count(*) FROM pg_cursors WHERE name <> ''"))
         return found
 
 

@@ -15,9 +15,9 @@ from aurora_router.core.failures import Failure, Phase
 from aurora_router.core.positions import WalPosition
 from aurora_router.core.topology import Role, Server, ServerId, Silence
 from aurora_router.diagnosis import driver_failure
-from aurora_router.servers import mysql, postgresql
+from aurora_router.servers import mysql, postgresql, postgresql_connection
+from aurora_router.servers.family import Mode
 from aurora_router.servers.postgresql import (
-    Mode,
     Unsuitable,
     explain_refusal,
     failure,
@@ -425,7 +425,7 @@ def test_a_streamed_read_is_held_if_there_is_no_transaction(autocommit, asked, h
     seen = {}
     monkeypatch.setattr(ServerCursor, "__init__", lambda self, connection, name, **options: seen.update(options, name=name))
     monkeypatch.setattr(ServerCursor, "__del__", lambda self: None)
-    monkeypatch.setattr(postgresql, "_hold", None)
+    monkeypatch.setattr(postgresql_connection, "_hold", None)
     connection = Switches()
     connection.autocommit = autocommit
     postgresql.prepare(connection, False, (), nobody)
@@ -461,7 +461,7 @@ def test_cursors_that_were_left_are_closed(monkeypatch):
     monkeypatch.setattr(ServerCursor, "__init__", made)
     monkeypatch.setattr(ServerCursor, "close", lambda self: None)
     monkeypatch.setattr(ServerCursor, "name", None)
-    monkeypatch.setattr(postgresql, "_hold", None)
+    monkeypatch.setattr(postgresql_connection, "_hold", None)
     connection = Talk(())
     postgresql.prepare(connection, False, (), nobody)
     connection.autocommit = True
