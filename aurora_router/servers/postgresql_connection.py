@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from functools import cache
+from secrets import token_hex
 from typing import Any
 
 from aurora_router.servers.family import Ask, Mode
@@ -243,8 +244,8 @@ def _connection() -> Any:
 
         connecting: Callable[[int], AbstractContextManager[None]]
 
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
             self.begins: dict[bytes, bytes] = {}
 
         @classmethod
@@ -274,6 +275,17 @@ def _connection() -> Any:
                 with cls.connecting(number):
                     ready = yield number, wanted
 
+        def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
+            try:
+                return super().wait(gen, *arguments, **options)
+            finally:
+                gen.close()  # An exception that interrupts it may be kept, and its steps with it.
+
+        def _check_connection_ok(self) -> None:
+            if self.pgconn.pipeline_status and self._pipeline is None:
+                self.pgconn.finish()  # Its pipeline was interrupted, and so was the end of it.
+            super()._check_connection_ok()
+
         def _deallocate(self, name: bytes | None) -> Any:
             if name is None:
                 self.begins.clear()
@@ -282,35 +294,44 @@ def _connection() -> Any:
         def send_begin(self) -> int:
             """Send BEGIN in a pipeline. Return how many answers will come to it."""
             begin = self._get_tx_start_command()
-            name = self.begins.get(begin)
-            if name is not None:
-                self.pgconn.send_query_prepared(name, None)
+            if self.prepare_threshold is None:
+                self.pgconn.send_query_params(begin, None)
                 return 1
-            name = self.begins[begin] = b"aurora_router_" + begin.replace(b" ", b"_")
-            self.pgconn.send_prepare(name, begin)
+            name = self.begins.get(begin)
+            if name is None:
+                name = self.begins[begin] = _BEGIN + begin.replace(b" ", b"_")
+                self.pgconn.send_prepare(name, begin)
+                self.pgconn.send_query_prepared(name, None)
+                return 2
             self.pgconn.send_query_prepared(name, None)
-            return 2
+            return 1
 
     return Connection
 
 
-# A statement of these kinds may follow BEGIN in the same flight. COPY may not.
-_MAY_FOLLOW = re.compile(
-    r"(?:\s|--[^\n]*\n|/\*(?:(?!/\*|\*/).)*\*/)*(?:select|insert|update|delete|merge|with|values|lock|set)\b",
-    re.IGNORECASE | re.DOTALL,
-).match
+_BEGIN = f"aurora_router_{token_hex(4)}_".encode()
+"""Begins the names of what is prepared here. Nobody else can know such a name, and give it another meaning."""
+_START = r"(?:\s|--[^\r\n]*[\r\n]|/\*(?:(?!/\*|\*/).)*\*/)*"
+_MAY_FOLLOW = re.compile(rf"{_START}(?:select|insert|update|delete|merge|with|values|lock|set)\b", re.I | re.S).match
+_MAY_FOLLOW_ALONE = re.compile(rf"{_START}(?:select|values|lock|set)\b[^;$]*$", re.I | re.S).match
+"""Match statements that may follow BEGIN in the same pipeline, if they have parameters, and if they have none. COPY may not.
+
+psycopg sends a statement without parameters by another protocol. That one takes several statements, has another error for $1, and
+returns the rows of a rule.
+"""
 
 
 @cache
 def _cursor() -> Any:
     from psycopg import Cursor as Base
-    from psycopg import DatabaseError
+    from psycopg import DatabaseError, capabilities
     from psycopg._preparing import Prepare
-    from psycopg.errors import DuplicatePreparedStatement, InvalidSqlStatementName
+    from psycopg.adapt import Transformer
     from psycopg.generators import execute, fetch_many
-    from psycopg.pq import ExecStatus
+    from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
 
-    failed = ExecStatus.FATAL_ERROR
+    failed, synced, alive = ExecStatus.FATAL_ERROR, ExecStatus.PIPELINE_SYNC, ConnStatus.OK
+    can_close = capabilities.has_send_close_prepared()
 
     class Cursor(Base[Any]):
         """psycopg's cursor, except that BEGIN and the first statement of a transaction take one round trip.
@@ -322,82 +343,89 @@ def _cursor() -> Any:
 
         def _execute_gen(self, query: Any, params: Any = None, **options: Any) -> Any:
             connection: Any = self._conn
-            pgconn = self._pgconn
-            if pgconn.pipeline_status and connection._pipeline is None:
-                pgconn.finish()  # an exception of a signal handler has kept it from being left, or closed
+            connection._check_connection_ok()
             if (
-                pgconn.transaction_status == _IDLE
+                self._pgconn.transaction_status == _IDLE
                 and not connection.autocommit
-                and not pgconn.pipeline_status
+                and connection._pipeline is None
                 and type(query) is str
-                # In a pipeline a text is one statement, and a missing parameter is another error.
-                and (params or not (";" in query or "$" in query))
-                and _MAY_FOLLOW(query)
+                and (_MAY_FOLLOW(query) if params else can_close and _MAY_FOLLOW_ALONE(query))
                 and not self.closed
             ):
                 return self._begin_and_execute(query, params, **options)
             return super()._execute_gen(query, params, **options)
 
-        def _begin_and_execute(
-            self, query: str, params: Any, prepare: bool | None = None, binary: bool | None = None, again: bool = False
-        ) -> Any:
+        def _begin_and_execute(self, query: str, params: Any, prepare: bool | None = None, binary: bool | None = None) -> Any:
             connection: Any = self._conn
-            known, pgconn = connection._prepared, self._pgconn
-            answers: list[Any] = []
-            refused: Exception | None = None
+            try:
+                # As psycopg's _start_query(), except that it would send BEGIN.
+                self._reset()
+                if self._last_query is not query:
+                    self._last_query, self._tx = None, Transformer(self)
+                statement = self._convert_query(query, params)
+            except Exception:
+                yield from connection._start_query()  # psycopg looks at the parameters only afterwards
+                raise
+            how, name = self._get_prepared(statement, prepare)
+            for _ in range(2):
+                begun, answers = yield from self._fly(statement, how, name, binary)
+                code = next((each.error_field(DiagnosticField.SQLSTATE) for each in begun if each.status == failed), None)
+                if code == b"26000":  # somebody has dropped BEGIN, for example by DISCARD ALL
+                    connection.begins.clear()
+                elif code != b"42P05":  # BEGIN is prepared already
+                    break
+            for results in (begun, *answers):
+                self._check_results(results)
+            results = answers[how is Prepare.SHOULD]
+            known = connection._prepared
+            key = known.maybe_add_to_cache(statement, how, name)
+            if key is not None:
+                known.validate(key, how, name, results)
+            self._set_results(results)
+            self._last_query = query
+            yield from known.maintain_gen(connection)
+
+        def _fly(self, statement: Any, how: Prepare, name: bytes, binary: bool | None) -> Any:
+            """Send BEGIN and the statement. Return the results of BEGIN, and a list of results for each message after it."""
+            connection: Any = self._conn
+            pgconn = self._pgconn
             try:
                 pgconn.enter_pipeline_mode()
-                expected = begin = connection.send_begin()
+                begun = connection.send_begin()
                 try:
-                    yield from self._start_query(query)  # sends nothing, because the connection is busy
-                    statement = self._convert_query(query, params)
-                    how, name = self._get_prepared(statement, prepare)
-                except Exception as error:  # a parameter that cannot be sent: the transaction has begun all the same
-                    refused = error
-                else:
                     if how is Prepare.SHOULD:
                         self._send_prepare(name, statement)
-                        expected += 1
                     if how is Prepare.NO:
                         self._execute_send(statement, binary=binary, force_extended=True)
                     else:
                         self._send_query_prepared(name, statement, binary=binary)
-                    expected += 1
-                pgconn.pipeline_sync()
-                try:
-                    answers.append((yield from execute(pgconn)))
-                    while len(answers) <= expected:  # the last one is that to the sync
-                        answers.append((yield from fetch_many(pgconn)))
-                    pgconn.exit_pipeline_mode()
-                except DatabaseError:
-                    # The server may have said why, before the connection was lost.
-                    if not any(answer.status == failed for each in answers for answer in each):
-                        raise
-            finally:
-                if pgconn.pipeline_status:  # it was interrupted, or the connection is lost
-                    pgconn.finish()
-            try:
-                for each in answers[:begin]:
-                    self._check_results(each)
-            except (DuplicatePreparedStatement, InvalidSqlStatementName) as error:
-                if again:
+                    if not statement.params:
+                        pgconn.send_close_portal(b"")  # it would keep its snapshot until the next statement
+                except Exception:  # a parameter that cannot be sent
+                    yield from self._land()
                     raise
-                if isinstance(error, InvalidSqlStatementName):  # for example after DISCARD ALL
-                    connection.begins.clear()
-                yield from self._begin_and_execute(query, params, prepare, binary, again=True)
-                return
-            if refused is not None:
-                raise refused
-            *preparing, results = answers[begin:expected]
-            for each in preparing:
-                self._check_results(each)
-            key = known.maybe_add_to_cache(statement, how, name)
-            if key is not None:
-                known.validate(key, how, name, results)
-            self._check_results(results)
-            self._set_results(results)
-            self._last_query = query
-            yield from known.maintain_gen(connection)
+                answers = yield from self._land()
+            finally:
+                if pgconn.pipeline_status and pgconn.status == alive:  # it was interrupted
+                    pgconn.finish()
+            return [result for each in answers[:begun] for result in each], answers[begun:]
+
+        def _land(self) -> Any:
+            """End the pipeline. Return a list of results for each of its messages."""
+            pgconn = self._pgconn
+            answers: list[Any] = []
+            pgconn.pipeline_sync()
+            try:
+                answers.append((yield from execute(pgconn)))
+                while pgconn.status == alive and not any(result.status == synced for result in answers[-1]):
+                    answers.append((yield from fetch_many(pgconn)))
+            except DatabaseError:
+                if not any(result.status == failed for each in answers for result in each):
+                    raise
+            if pgconn.status == alive:
+                pgconn.exit_pipeline_mode()
+                return answers[:-1]
+            return answers  # the server has said why the connection is lost
 
     return Cursor
 

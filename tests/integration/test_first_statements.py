@@ -72,6 +72,8 @@ def test_a_read_only_unit_takes_two_round_trips(proxy: FaultProxy, only: Router)
     ]
 
 
+RULE = """CREATE OR REPLACE VIEW ruled AS SELECT id FROM item; GRANT ALL ON ruled TO app;
+CREATE OR REPLACE RULE instead AS ON INSERT TO ruled DO INSTEAD SELECT 42 AS found, NEW.id"""
 STATEMENTS: dict[str, tuple[str, Any]] = {
     "no table": ("SELECT * FROM nowhere", None),
     "no keyword": ("SELEC 1", None),
@@ -110,6 +112,10 @@ STATEMENTS: dict[str, tuple[str, Any]] = {
     "ROLLBACK": ("ROLLBACK", None),
     "BEGIN": ("BEGIN", None),
     "the end of its connection": ("SELECT pg_terminate_backend(pg_backend_pid())", None),
+    "a rule": ("INSERT INTO ruled VALUES (1)", None),
+    "a rule and a parameter": ("INSERT INTO ruled VALUES (%s)", (1,)),
+    "too many parameters": ("SELECT " + ", ".join(["%s"] * 65536), tuple(range(65536))),
+    "COPY behind a line": ("--\rCOPY item FROM STDIN\nWITH (FORMAT csv)", None),
     "NOTIFY": ("NOTIFY somebody", None),
 }
 
@@ -147,6 +153,7 @@ def test_a_first_statement_shows_what_it_shows_in_psycopg(
     """Rows, errors, the state of the connection and what follows are those of an engine without a router."""
     cluster.execute("CREATE TABLE IF NOT EXISTS late (id int, item bigint REFERENCES item DEFERRABLE INITIALLY DEFERRED)")
     cluster.execute("GRANT ALL ON late TO app")
+    cluster.execute(RULE)
     found = []
     for connect in (plain.connect, router.connect):
         cluster.execute("DELETE FROM item WHERE id = 9")
@@ -155,7 +162,7 @@ def test_a_first_statement_shows_what_it_shows_in_psycopg(
         found.append(seen(connection, *STATEMENTS[kind]))
         connection.invalidate()
         connection.close()
-    cluster.execute("DROP TABLE late")
+    cluster.execute("DROP TABLE late; DROP VIEW ruled")
     assert found[0] == found[1]
 
 
@@ -287,6 +294,40 @@ def test_an_interrupted_first_statement_leaves_no_half_of_it(
 
 class Own(psycopg.Cursor[Any]):
     """A cursor class of the application's."""
+
+
+def test_an_interruption_that_is_kept_keeps_no_answers(router: Router) -> None:
+    """While the exception of an interruption is handled, no other statement of its connection gets its rows, or waits."""
+    raw = router.raw_connection()
+    driver: Any = raw.dbapi_connection
+    driver.execute("SELECT 1")
+    driver.rollback()
+    before = signal.signal(signal.SIGALRM, raises_a_time_limit)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        driver.execute("SELECT 'theirs', pg_sleep(60)")
+    except SoftTimeLimitExceeded:
+        with pytest.raises(psycopg.OperationalError):
+            psycopg.RawCursor(driver).execute("SELECT $1::text", ["mine"])
+        with pytest.raises(psycopg.OperationalError):
+            driver.cursor().executemany("SELECT %s", [("mine",)])
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    raw.invalidate()
+    raw.close()
+
+
+def raises_a_time_limit(*_: object) -> None:
+    raise SoftTimeLimitExceeded
+
+
+def test_a_first_statement_keeps_no_snapshot(cluster: PostgresCluster, plain: Engine, router: Router) -> None:
+    """A read that has ended holds back no vacuum, and no replay on a reader, while its transaction goes on."""
+    held = "SELECT backend_xmin::text FROM pg_stat_activity WHERE usename = 'app' AND state = 'idle in transaction'"
+    for connect in (plain.connect, router.connect):
+        with connect() as connection:
+            connection.execute(text("SELECT * FROM item LIMIT 1")).all()
+            assert cluster.execute(held) == [(None,)]
 
 
 def test_an_applications_own_cursors_stay(cluster: PostgresCluster, make_router: MakeRouter) -> None:

@@ -30,7 +30,7 @@ class Peer:
 
     heard: the texts that were prepared (P) or executed (E, Q) without an error.
     refuses: texts, and the codes of the errors with which they are refused. A code of "lost" closes the connection instead,
-        and one of "FATAL ..." says so before.
+        and one of "FATAL ..." says so before. "sync" stands for the end of a pipeline, and is always refused with FATAL.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,9 @@ class Peer:
                 body = self._read(stream, int.from_bytes(stream.read(4), "big"))
                 if kind == b"X":
                     return
-                if kind == b"S":
+                if kind == b"S" and "sync" in self.refuses:
+                    answer = refusal(self.refuses["sync"], "FATAL")
+                elif kind == b"S":
                     failed, answer = False, message(b"Z", self.state)
                     self.syncs += 1
                 elif failed:
@@ -105,6 +107,8 @@ class Peer:
                 return message(b"2")
             case b"D":
                 return message(b"n")
+            case b"C":
+                return message(b"3")
             case b"E":
                 return self._run(self._bound)
             case _:
@@ -156,16 +160,16 @@ BEGIN = "prepare BEGIN", "BEGIN"
 def test_begin_takes_no_round_trip_of_its_own(peer: Peer, connect: Callable[..., Any]) -> None:
     """BEGIN goes with the first statement, and is prepared once for each kind of transaction."""
     connection = connect()
-    connection.execute("UPDATE a")
-    assert peer.heard == [*BEGIN, "UPDATE a"]
-    connection.execute("UPDATE b")
+    connection.execute("SELECT a")
+    assert peer.heard == [*BEGIN, "SELECT a"]
+    connection.execute("SELECT b")
     connection.commit()
-    connection.execute("UPDATE a")
+    connection.execute("SELECT a")
     connection.commit()
-    assert peer.heard[3:] == ["UPDATE b", "COMMIT", "BEGIN", "UPDATE a", "COMMIT"]
+    assert peer.heard[3:] == ["SELECT b", "COMMIT", "BEGIN", "SELECT a", "COMMIT"]
     connection.read_only = True
-    connection.execute("SELECT 1")
-    assert peer.heard[8:] == ["prepare BEGIN READ ONLY", "BEGIN READ ONLY", "SELECT 1"]
+    connection.execute("UPDATE a SET b = %s", (1,))
+    assert peer.heard[8:] == ["prepare BEGIN READ ONLY", "BEGIN READ ONLY", "UPDATE a SET b = $1"]
     assert peer.syncs == 6
 
 
@@ -174,10 +178,12 @@ def test_begin_takes_no_round_trip_of_its_own(peer: Peer, connect: Callable[...,
     [
         ("COPY a FROM STDIN", {}),
         ("/* SELECT */ COPY a FROM STDIN", {}),
-        ("UPDATE a; UPDATE b", {}),
+        ("SELECT a; SELECT b", {}),
+        ("--\rCOPY a FROM STDIN\nWITH (FORMAT csv)", {}),
         ("SELECT $1", {}),
-        ("UPDATE a", {"shared": True}),
-        ("UPDATE a", {"cursor_factory": psycopg.ClientCursor}),
+        ("UPDATE a", {}),
+        ("SELECT a", {"shared": True}),
+        ("SELECT a", {"cursor_factory": psycopg.ClientCursor}),
     ],
 )
 def test_what_cannot_follow_begin_comes_after_it(
@@ -188,7 +194,7 @@ def test_what_cannot_follow_begin_comes_after_it(
     assert (peer.heard, peer.syncs) == (["BEGIN", text], 2)
 
 
-@pytest.mark.parametrize("text", ["-- one\n select 1", "/* SELECT */ update a", "\n\tWITH a AS (b) SELECT c"])
+@pytest.mark.parametrize("text", ["-- one\n select 1", "/* UPDATE */ select a", "\n\t-- WITH\rVALUES (1)"])
 def test_comments_keep_no_statement_from_following_begin(peer: Peer, connect: Callable[..., Any], text: str) -> None:
     connect().execute(text)
     assert (peer.heard, peer.syncs) == ([*BEGIN, text], 1)
@@ -203,28 +209,28 @@ def test_a_statement_is_prepared_as_psycopg_would(peer: Peer, connect: Callable[
     """A statement that was executed often enough is prepared in the same round trip, and then executed under its name."""
     connection = connect(prepare_threshold=1)
     for _ in range(4):
-        connection.execute("UPDATE a")
+        connection.execute("SELECT a")
         connection.commit()
-    run = ["BEGIN", "UPDATE a", "COMMIT"]
-    assert peer.heard == ["prepare BEGIN", *run, "BEGIN", "prepare UPDATE a", "UPDATE a", "COMMIT", *run, *run]
+    run = ["BEGIN", "SELECT a", "COMMIT"]
+    assert peer.heard == ["prepare BEGIN", *run, "BEGIN", "prepare SELECT a", "SELECT a", "COMMIT", *run, *run]
     assert peer.syncs == 8
-    connection.execute("UPDATE a")
+    connection.execute("SELECT a")
     connection.rollback()
     assert peer.heard[-2:] == ["ROLLBACK", "DEALLOCATE ALL"]
-    connection.execute("UPDATE a")
-    assert peer.heard[-3:] == [*BEGIN, "UPDATE a"], "psycopg has dropped all"
+    connection.execute("SELECT a")
+    assert peer.heard[-3:] == [*BEGIN, "SELECT a"], "psycopg has dropped all"
 
 
 @pytest.mark.parametrize("kept", ["client", "server"])
 def test_begin_is_sent_again_if_it_is_prepared_elsewhere_only(peer: Peer, connect: Callable[..., Any], kept: str) -> None:
     """If only the client or only the server has BEGIN prepared, the flight is repeated, and its statement runs once."""
     connection = connect()
-    connection.execute("UPDATE a")
+    connection.execute("SELECT a")
     connection.commit()
     (peer.prepared if kept == "client" else connection.begins).clear()
     peer.heard.clear()
-    connection.execute("UPDATE a")
-    assert peer.heard == [*(BEGIN if kept == "client" else BEGIN[1:]), "UPDATE a"]
+    connection.execute("SELECT a")
+    assert peer.heard == [*(BEGIN if kept == "client" else BEGIN[1:]), "SELECT a"]
     assert connection.info.transaction_status.name == "INTRANS"
 
 
@@ -233,22 +239,22 @@ def test_begin_is_not_sent_again_and_again(peer: Peer, connect: Callable[..., An
     connection = connect()
     peer.refuses["BEGIN"] = "26000"
     with pytest.raises(errors.DuplicatePreparedStatement):
-        connection.execute("UPDATE a")
+        connection.execute("SELECT a")
     assert peer.heard == [*BEGIN]
     assert connection.info.transaction_status.name == "IDLE"
 
 
-@pytest.mark.parametrize("text", ["BEGIN", "UPDATE a", "prepare UPDATE a"])
+@pytest.mark.parametrize("text", ["BEGIN", "SELECT a", "prepare SELECT a"])
 def test_an_error_in_the_flight_is_the_servers(peer: Peer, connect: Callable[..., Any], text: str) -> None:
     """The error of the flight's first message that failed is raised, and the connection goes on after a rollback."""
     connection = connect(prepare_threshold=0)
     peer.refuses[text] = "42P01"
     with pytest.raises(errors.UndefinedTable):
-        connection.execute("UPDATE a")
+        connection.execute("SELECT a")
     connection.rollback()
     del peer.refuses[text]
-    connection.execute("UPDATE a")
-    assert peer.heard[-1] == "UPDATE a"
+    connection.execute("SELECT a")
+    assert peer.heard[-1] == "SELECT a"
 
 
 def test_a_parameter_that_cannot_be_sent_leaves_a_transaction(peer: Peer, connect: Callable[..., Any]) -> None:
@@ -257,10 +263,10 @@ def test_a_parameter_that_cannot_be_sent_leaves_a_transaction(peer: Peer, connec
     with pytest.raises(psycopg.ProgrammingError, match="cannot adapt"):
         connection.execute("UPDATE a SET b = %s", (object(),))
     assert connection.info.transaction_status.name == "INTRANS"
-    assert peer.heard == [*BEGIN]
+    assert peer.heard == ["BEGIN"]
 
 
-@pytest.mark.parametrize("text", ["BEGIN", "UPDATE a"])
+@pytest.mark.parametrize("text", ["BEGIN", "SELECT a"])
 @pytest.mark.parametrize(("code", "error"), [("lost", psycopg.OperationalError), ("FATAL 57P01", errors.AdminShutdown)])
 def test_a_connection_that_is_lost_in_the_flight_is_closed(
     peer: Peer, connect: Callable[..., Any], text: str, code: str, error: type[Exception]
@@ -269,9 +275,34 @@ def test_a_connection_that_is_lost_in_the_flight_is_closed(
     connection = connect()
     peer.refuses[text] = code
     with pytest.raises(psycopg.OperationalError) as lost:
-        connection.execute("UPDATE a")
+        connection.execute("SELECT a")
     assert type(lost.value) is error
     assert connection.closed
+
+
+def test_a_connection_that_is_lost_behind_its_statement_says_so(peer: Peer, connect: Callable[..., Any]) -> None:
+    """A statement has not succeeded if the server closes the connection before it has answered the whole flight."""
+    connection = connect()
+    peer.refuses["sync"] = "57P01"
+    with pytest.raises(errors.AdminShutdown):
+        connection.execute("SELECT a")
+    assert connection.closed
+
+
+def test_a_statement_that_cannot_be_sent_leaves_a_transaction(peer: Peer, connect: Callable[..., Any]) -> None:
+    """A statement with more parameters than the protocol allows leaves a connection that can be used."""
+    connection = connect()
+    with pytest.raises(psycopg.OperationalError, match="number of parameters"):
+        connection.execute("SELECT " + ",".join(["%s"] * 65536), range(65536))
+    assert connection.info.transaction_status.name == "INTRANS"
+    connection.execute("SELECT a")
+    assert peer.heard[-1] == "SELECT a"
+
+
+def test_nothing_is_prepared_if_nothing_may_be(peer: Peer, connect: Callable[..., Any]) -> None:
+    """BEGIN is not prepared if psycopg is told to prepare nothing."""
+    connect(prepare_threshold=None).execute("SELECT a")
+    assert (peer.heard, peer.syncs) == (["BEGIN", "SELECT a"], 1)
 
 
 def test_a_flight_that_was_never_left_ends_its_connection(peer: Peer, connect: Callable[..., Any]) -> None:
@@ -280,7 +311,7 @@ def test_a_flight_that_was_never_left_ends_its_connection(peer: Peer, connect: C
     cursor = connection.cursor()
     connection.pgconn.enter_pipeline_mode()
     with pytest.raises(psycopg.OperationalError):
-        cursor.execute("UPDATE a")
+        cursor.execute("SELECT a")
     assert connection.closed
 
 
@@ -288,7 +319,7 @@ def test_a_cursor_that_is_closed_begins_nothing(peer: Peer, connect: Callable[..
     cursor = connect().cursor()
     cursor.close()
     with pytest.raises(psycopg.InterfaceError, match="closed"):
-        cursor.execute("UPDATE a")
+        cursor.execute("SELECT a")
     assert peer.heard == []
 
 
@@ -296,7 +327,7 @@ def test_one_statement_that_is_dropped_leaves_begin_prepared(peer: Peer, connect
     """If psycopg drops its oldest statement, BEGIN stays prepared."""
     connection = connect(prepare_threshold=0)
     connection.prepared_max = 1
-    for text in ("UPDATE a", "UPDATE b", "UPDATE c"):
+    for text in ("SELECT a", "SELECT b", "SELECT c"):
         connection.execute(text)
         connection.commit()
     assert peer.heard.count("prepare BEGIN") == 1
