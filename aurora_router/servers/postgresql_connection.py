@@ -366,6 +366,9 @@ def _cursor() -> Any:
             except Exception:
                 yield from connection._start_query()  # psycopg looks at the parameters only afterwards
                 raise
+            if not (statement.params or (can_close and _MAY_FOLLOW_ALONE(query))):  # the text names no parameter
+                yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
+                return
             how, name = self._get_prepared(statement, prepare)
             for _ in range(2):
                 begun, answers = yield from self._fly(statement, how, name, binary)

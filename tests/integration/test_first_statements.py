@@ -82,6 +82,7 @@ STATEMENTS: dict[str, tuple[str, Any]] = {
     "a violation at the COMMIT": ("INSERT INTO late VALUES (1, 77)", None),
     "two statements": ("SELECT 1; SELECT 2", None),
     "two statements and a parameter": ("SELECT %s; SELECT 2", (1,)),
+    "two statements and a parameter that neither names": ("SELECT 1; SELECT 2", {"unused": 1}),
     "a semicolon at the end": ("SELECT 1;", None),
     "a parameter of the server's that is missing": ("SELECT $1", None),
     "a parameter that is missing": ("SELECT %s, %s", (1,)),

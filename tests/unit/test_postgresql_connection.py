@@ -53,7 +53,7 @@ class Peer:
 
     def _serve(self) -> None:
         self._client, _ = self._server.accept()
-        with self._client, self._client.makefile("rb") as stream:
+        with self._client, self._client.makefile("rb") as stream, contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._read(stream, int.from_bytes(stream.read(4), "big"))
             settings = {"client_encoding": "UTF8", "standard_conforming_strings": "on", "server_version": "16.1"}
             told = (message(b"S", f"{name}\0{value}\0".encode()) for name, value in settings.items())
@@ -194,6 +194,12 @@ def test_what_cannot_follow_begin_comes_after_it(
     assert (peer.heard, peer.syncs) == (["BEGIN", text], 2)
 
 
+def test_a_parameter_that_is_not_named_changes_nothing(peer: Peer, connect: Callable[..., Any]) -> None:
+    """A text that names none of its parameters goes the way of a text without parameters."""
+    connect().execute("UPDATE a; UPDATE b", {"c": 1})
+    assert (peer.heard, peer.syncs) == (["BEGIN", "UPDATE a; UPDATE b"], 2)
+
+
 @pytest.mark.parametrize("text", ["-- one\n select 1", "/* UPDATE */ select a", "\n\t-- WITH\rVALUES (1)"])
 def test_comments_keep_no_statement_from_following_begin(peer: Peer, connect: Callable[..., Any], text: str) -> None:
     connect().execute(text)
@@ -303,6 +309,24 @@ def test_nothing_is_prepared_if_nothing_may_be(peer: Peer, connect: Callable[...
     """BEGIN is not prepared if psycopg is told to prepare nothing."""
     connect(prepare_threshold=None).execute("SELECT a")
     assert (peer.heard, peer.syncs) == (["BEGIN", "SELECT a"], 1)
+
+
+def test_a_flight_that_is_given_up_closes_its_connection(peer: Peer, connect: Callable[..., Any]) -> None:
+    """If nobody waits for the answers of a flight any more, nobody can get them by mistake."""
+    connection = connect()
+    steps = connection.cursor()._execute_gen("SELECT a")
+    next(steps)
+    steps.close()
+    assert connection.closed
+
+
+def test_a_cursor_may_execute_a_statement_again(peer: Peer, connect: Callable[..., Any]) -> None:
+    connection = connect()
+    cursor, statement = connection.cursor(), "SELECT a"
+    for _ in range(2):
+        cursor.execute(statement)
+        connection.commit()
+    assert peer.heard[4:] == ["BEGIN", "SELECT a", "COMMIT"]
 
 
 def test_a_flight_that_was_never_left_ends_its_connection(peer: Peer, connect: Callable[..., Any]) -> None:
