@@ -376,7 +376,7 @@ def test_the_applications_start_and_end_pass_through(router: Router) -> None:
 
 def test_asking_for_a_token_does_not_block_the_event_loop(cluster: PostgresCluster, make_router: MakeRouter) -> None:
     """The event loop goes on while the writer is asked for a token."""
-    router = make_router(probe_timeout=1.0)
+    router = make_router(probe_timeout=1.0, probe_interval=60, position_interval=60)
     until_readers_serve(router, 2)
     frozen: list[bool] = []
 
