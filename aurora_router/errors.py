@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,6 +27,15 @@ class RouterError(Exception):
 
     sent: bool = False
     outcome_known: bool = True
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Have a copy, in this process or in another, keep the message and the attributes, except for functions."""
+        return _made_anew, (type(self), self.args), {name: value for name, value in vars(self).items() if not callable(value)}
+
+
+def _made_anew(kind: type[RouterError], args: tuple[object, ...]) -> RouterError:
+    """Return an error with these args. Exception would give them to `__init__`, which takes others."""
+    return kind.__new__(kind, *args)
 
 
 class Signal(RouterError):
@@ -153,6 +162,7 @@ class OutcomeUnknown(RouterError):
 
     sent = True
     outcome_known = False
+    _resolve: Callable[[float], Outcome] | None = None
 
     def __init__(self, instance: str, noted: str, resolve: Callable[[float], Outcome] | None = None) -> None:
         self.instance = instance
@@ -168,8 +178,8 @@ class OutcomeUnknown(RouterError):
         """Ask the newest writer for the outcome of the transaction.
 
         COMMITTED and NOT_COMMITTED are certain. UNKNOWN means that nothing can tell, for example because the session has no
-        `commit_check`, or that no writer could be asked in time. If a COMMIT waits until a reader has the transaction, the answer
-        COMMITTED waits for that, too.
+        `commit_check`, or that no writer could be asked in time. A copy of this error, in another process too, always says
+        UNKNOWN. If a COMMIT waits until a reader has the transaction, the answer COMMITTED waits for that, too.
 
         timeout: seconds, at most.
         """

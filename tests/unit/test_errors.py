@@ -1,5 +1,8 @@
 """Errors know what happened, say what to do, and repeat no secret."""
 
+import copy
+import pickle
+
 import pytest
 
 from aurora_router import Facts, Failure, classify_error
@@ -12,9 +15,11 @@ from aurora_router.errors import (
     OutcomeUnknown,
     ReadOnlyViolation,
     RouterError,
+    Signal,
     StaleRead,
     WrongServer,
 )
+from aurora_router.tokens import TokenRefused
 
 ERRORS = [
     RouterError("closed"),
@@ -29,6 +34,12 @@ ERRORS = [
     ReadOnlyViolation("TRANSACTION", "db-2:5432", unguards=True),
     NoReaderAvailable([], beyond=True, connected=True),
     WrongServer("db-2:5432", "it reached a server that is not known there"),
+    TokenRefused("malformed", "token: this is no consistency token"),
+]
+UNSAFE = [
+    ReadOnlyViolation("WRITE", "db-2:5432", sent=True),
+    StaleRead("Order", (7, "x"), ["state", "total"], others=2),
+    OutcomeUnknown("db-1:5432", "transaction 7", lambda timeout: Outcome.COMMITTED),
 ]
 
 
@@ -40,6 +51,26 @@ def test_errors_default_to_nothing_sent_and_outcome_known(error):
     assert error.outcome_known is True
     assert str(error)
     assert str(error) in repr(error) or repr(str(error)) in repr(error)
+
+
+@pytest.mark.parametrize("error", ERRORS + UNSAFE, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("copied", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))], ids=["copy", "pickle"])
+def test_an_error_is_the_same_in_another_process(error, copied):
+    """A copy has the type, the message and the attributes. Only a lost COMMIT's writer cannot be asked there."""
+    again = copied(error)
+    assert type(again) is type(error)
+    assert (str(again), again.args, again.sent) == (str(error), error.args, error.sent)
+    assert vars(again) == {name: value for name, value in vars(error).items() if name != "_resolve"}
+    assert not isinstance(again, OutcomeUnknown) or again.resolve() is Outcome.UNKNOWN
+
+
+def test_every_error_is_tried_in_another_process():
+    def kinds(base):
+        return {base}.union(*(kinds(kind) for kind in base.__subclasses__() if not issubclass(kind, Signal)))
+
+    assert {type(error) for error in ERRORS + UNSAFE} >= {
+        e for e in kinds(RouterError) if e.__module__.startswith("aurora_router")
+    }
 
 
 def test_a_configuration_error_is_a_value_error():
