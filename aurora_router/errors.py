@@ -29,8 +29,9 @@ class RouterError(Exception):
     outcome_known: bool = True
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Have a copy, in this process or in another, keep the message and the attributes, except for functions."""
-        return _made_anew, (type(self), self.args), {name: value for name, value in vars(self).items() if not callable(value)}
+        """Have a copy, in this process or in another, keep the message and the attributes. Functions become None."""
+        kept = {name: None if callable(value) else value for name, value in vars(self).items()}
+        return _made_anew, (type(self), self.args), kept
 
 
 def _made_anew(kind: type[RouterError], args: tuple[object, ...]) -> RouterError:
@@ -162,7 +163,6 @@ class OutcomeUnknown(RouterError):
 
     sent = True
     outcome_known = False
-    _resolve: Callable[[float], Outcome] | None = None
 
     def __init__(self, instance: str, noted: str, resolve: Callable[[float], Outcome] | None = None) -> None:
         self.instance = instance
