@@ -27,6 +27,7 @@ class Mark(enum.Enum):
     MAIN = enum.auto()  # ends the list of a WITH
     VARIABLE = enum.auto()
     USER_VARIABLE = enum.auto()
+    COLON = enum.auto()
     SCHEMA = enum.auto()
 
 
@@ -197,6 +198,9 @@ class Reading:
                 listing = listing or at == start or low[at - 1] == "("
             elif mark is Mark.MAIN:
                 listing = False
+            elif mark is Mark.COLON:
+                # Only a user's variable is assigned to in a query, and its name may have dots.
+                found = Effect.CONNECTION if low[at + 1] == "=" else Effect.READ
             elif low[at - 1] == ".":
                 continue  # a column may have any name
             elif mark is Mark.WRITES:
@@ -206,7 +210,7 @@ class Reading:
             elif mark is Mark.VARIABLE:
                 found = self.variable(at + 1)
             elif mark is Mark.USER_VARIABLE:
-                found = Effect.CONNECTION if low[at + 2 : at + 4] == [":", "="] else self.recall(Recall.VARIABLE)
+                found = self.recall(Recall.VARIABLE)
             elif mark is Mark.SCHEMA:
                 found = self.relation(at)
             elif low[at + 1] in _LOCK_STRENGTHS:  # FOR UPDATE

@@ -391,6 +391,7 @@ _MARKS: Final[Mapping[str, Mark | Effect]] = {
     **dict.fromkeys(("lock", "procedure"), Mark.WRITES),
     **{quote + schema + quote: Mark.SCHEMA for schema in _SCHEMAS for quote in ("", "`", '"')},
     "@": Mark.USER_VARIABLE,
+    ":": Mark.COLON,
     "@@": Mark.VARIABLE,
     "sql_calc_found_rows": Effect.CONNECTION,  # for FOUND_ROWS()
 }
