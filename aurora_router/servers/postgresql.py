@@ -450,6 +450,9 @@ def _code_of_connecting(error: BaseException) -> str | None:
 
 
 _TRANSIENT = {"40001": Failure.SERIALIZATION, "40P01": Failure.DEADLOCK}
+_RECOVERY_CONFLICT = re.compile("conflict with recovery|RecoveryConflict|ProcessInterrupts")
+"""The server's words, or its function that raises the error: the words may be in another language. ProcessInterrupts is of
+version 15 and older, and raises nothing else with these codes."""
 _CONSTRAINT = ("23", "44", "P0")
 """Classes of codes: constraints, WITH CHECK OPTION, and errors raised in PL/pgSQL, for example by triggers that check
 something."""
@@ -500,7 +503,7 @@ def failure(sqlstate: str | None, message: str, *, disconnected: bool) -> Failur
     if sqlstate == "25006" or (sqlstate == "XX000" and "recovery" in message):
         # XX000 "cannot assign TransactionIds during recovery" comes from a reader, too.
         return Failure.READ_ONLY
-    if sqlstate in ("40001", "40P01") and "recovery" in message:
+    if sqlstate in _TRANSIENT and _RECOVERY_CONFLICT.search(message):
         return Failure.CONFLICT
     if sqlstate == "53300":
         return Failure.BUSY
