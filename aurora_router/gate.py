@@ -586,7 +586,7 @@ class Gate:
             if unit is not None and unit.of_session and self.server.blocks(raw.dbapi_connection):
                 raw.invalidate()  # otherwise the driver would read the stream to its end
             else:
-                send(raw)
+                self._commit_reads(unit, raw, send)
             return
         if unit.ends is not None:
             self._note_unseen_ends(unit)
@@ -604,6 +604,16 @@ class Gate:
             raw.invalidate(error)
         unit.committing = False
         self._committed(unit)
+
+    def _commit_reads(self, unit: Unit | None, raw: PoolProxiedConnection, send: Callable[[Any], None]) -> None:
+        """Send a COMMIT of a transaction that cannot have written. If its connection is lost, nothing is lost with it."""
+        try:
+            send(raw)
+        except self.engines.driver_error as error:
+            if unit is None or unit.instance is None or self._commit_failure(error, raw) not in SUSPICIOUS:
+                raise
+            self.monitor.suspect(unit.instance.id)
+            raw.invalidate(error)
 
     def _prepare(self, unit: Unit, raw: PoolProxiedConnection) -> Ask | None:
         """Note something by which the outcome of the coming COMMIT can be looked up. Roll back if that fails."""

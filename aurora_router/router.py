@@ -24,7 +24,7 @@ from aurora_router import config, urls
 from aurora_router.causality import Causality
 from aurora_router.changes import take_in
 from aurora_router.core import events
-from aurora_router.core.failures import Action, decide
+from aurora_router.core.failures import Action, Failure, decide
 from aurora_router.core.pacing import places_for_reads
 from aurora_router.core.selection import Decision, Reason, reason_to_write, resolve
 from aurora_router.core.statements import verdict
@@ -470,6 +470,9 @@ class Router:
         if action is Action.TO_WRITER:
             if unit.read_only is not None or unit.on_writer:
                 return Action.RAISE
+            if known.failure is Failure.MISSING:  # the reader will have it soon
+                self.emit(events.Repeated, instance.id, type(error).__name__)
+                return action
             unit.refused = error.statement
             self.gate.learn(error.statement)
             self.emit(events.Learned, instance.id, self._server.code(error.orig))

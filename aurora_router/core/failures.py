@@ -20,6 +20,7 @@ class Failure(enum.Enum):
     CONFLICT = "the reader has just not what the statement needs: replay took it away, or has not brought it"
     READ_ONLY = "the instance is read-only"
     NOT_HERE = "the instance cannot do this, as a reader or at all"
+    MISSING = "the statement names something that is not there, or that the reader has not got yet"
     OUTDATED = "what the connection had prepared is out of date"
     SERIALIZATION = "the transaction could not be serialized with others"
     DEADLOCK = "the transaction was the victim of a deadlock"
@@ -70,7 +71,7 @@ _ROWS: tuple[tuple[tuple[Failure, ...], tuple[Phase, ...], Action], ...] = (
     ((Failure.REFUSED,), (Phase.READER_CONNECTING,), _A.REPEAT_ELSEWHERE),  # another instance may accept them
     # A read, and nothing of the unit is lost with its connection.
     ((Failure.LOST, Failure.BROKEN, Failure.CONFLICT), (Phase.READ,), _A.REPEAT_ELSEWHERE),
-    ((Failure.READ_ONLY, Failure.NOT_HERE), (Phase.READ,), _A.TO_WRITER),
+    ((Failure.READ_ONLY, Failure.NOT_HERE, Failure.MISSING), (Phase.READ,), _A.TO_WRITER),
     # The first statement of a transaction, and the server has not begun to execute it.
     ((Failure.OUTDATED,), (Phase.READ, Phase.WRITER_FIRST), _A.REPEAT_UNPREPARED),
     # A transaction that is gone, and certainly did not commit.

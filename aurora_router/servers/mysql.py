@@ -433,6 +433,10 @@ _GAVE_UP = re.compile(r"""\((TimeoutError\(["'])?(The (read|write) operation )?t
 """How PyMySQL reports within its 2006 and 2013 that its read_timeout or write_timeout is over. The kernel's is [Errno 110]."""
 _BROKEN = frozenset({1021, 1030, 1037, 1041, 1194, 1195})  # no disk, no memory, a storage engine's fault
 _TRANSIENT = {
+    1054: Failure.MISSING,  # a column
+    1146: Failure.MISSING,  # a table
+    1305: Failure.MISSING,  # a function
+    1356: Failure.MISSING,  # something that a view names
     1020: Failure.SERIALIZATION,  # a row has changed since the snapshot
     1205: Failure.SERIALIZATION,  # "try restarting transaction"
     1206: Failure.SERIALIZATION,

@@ -458,6 +458,8 @@ _CONSTRAINT = ("23", "44", "P0")
 something."""
 _REFUSED = frozenset({"28000", "28P01", "3D000", "42501", "0P000"})
 _NOT_HERE = frozenset({"0A000", "55000"})
+_MISSING = frozenset({"42P01", "42703", "42883", "42704", "3F000"})
+"""A table, column, function, other object or schema that does not exist. A reader has it once it has replayed the migration."""
 _DOWN = frozenset({"57P01", "57P02", "57P03", "57P05"})
 KILLED: Final = frozenset({"57P01"})  # also sent at a shutdown
 ENDED = "somebody has ended it (pg_terminate_backend), or its process has crashed: see the server's log"
@@ -500,6 +502,8 @@ def failure(sqlstate: str | None, message: str, *, disconnected: bool) -> Failur
         return Failure.CONFLICT
     if sqlstate in _NOT_HERE:
         return Failure.NOT_HERE
+    if sqlstate in _MISSING or (sqlstate == "22P02" and "enum_in" in message):
+        return Failure.MISSING
     if sqlstate == "25006" or (sqlstate == "XX000" and "recovery" in message):
         # XX000 "cannot assign TransactionIds during recovery" comes from a reader, too.
         return Failure.READ_ONLY

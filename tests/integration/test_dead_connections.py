@@ -91,3 +91,23 @@ def test_all_dead_connections_of_a_pool_are_replaced(cluster: Cluster[Any], make
         for _ in range(4):
             assert stack.enter_context(engine.connect()).scalar(text("SELECT 1")) == 1
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("way", ["session", "connection"])
+def test_the_commit_of_reads_survives_their_reader(cluster: Cluster[Any], make_router: MakeRouter, way: str) -> None:
+    """A read-only unit has all its answers, so its COMMIT raises nothing if its reader dies before."""
+    reader = cluster.readers[0]
+    router = make_router(instances=[reader.address])
+    until_readers_serve(router, 1)
+    with ExitStack() as stack:
+        if way == "session":
+            session = stack.enter_context(sessions(router, read_only=True)())
+            stack.enter_context(session.begin())
+            assert session.scalar(text("SELECT count(*) FROM item")) == 3
+        else:
+            connection = stack.enter_context(router.connect(read_only=True))
+            stack.enter_context(connection.begin())
+            assert connection.scalar(text("SELECT count(*) FROM item")) == 3
+        cluster.kill(reader)
+    with sessions(router)() as s:
+        assert s.scalar(text("SELECT count(*) FROM item")) == 3

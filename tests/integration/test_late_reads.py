@@ -27,7 +27,7 @@ from aurora_router import Failure, Router, RoutingSession, StaleRead, classify_e
 from aurora_router.core import events
 from aurora_router.local import FaultProxy
 from aurora_router.local.cluster import Cluster
-from tests.integration.shop import BOTH, engine, place, sessions
+from tests.integration.shop import BOTH, engine, eventually, place, sessions, until_readers_serve
 from tests.integration.test_guard import late, on_the_writer
 
 pytestmark = BOTH
@@ -670,3 +670,43 @@ def test_a_refused_delete_is_run_again(cluster: Cluster[Any], router: Router) ->
     assert len(runs) == 2
     with pytest.raises(DBAPIError), sessions(router)() as s:
         s.execute(text("INSERT INTO bird VALUES (9, 99)"))
+
+
+@pytest.mark.parametrize("what", ["table", "column"])
+def test_a_read_of_what_a_late_reader_has_not_got_goes_on(cluster: Cluster[Any], make_router: MakeRouter, what: str) -> None:
+    """A read that names what a migration has just made goes to the writer, and the next one to the reader that has it."""
+    reader = cluster.readers[0]
+    cluster.execute("DROP TABLE IF EXISTS made")
+    cluster.execute("CREATE TABLE made (id int)")
+    cluster.wait_in_sync()
+    router = make_router(instances=[reader.address])
+    until_readers_serve(router, 1)
+    Session = sessions(router)
+    cluster.pause_replay(reader)
+    if what == "table":
+        cluster.execute("ALTER TABLE made RENAME TO made_anew")
+        read = text("SELECT count(*) FROM made_anew")
+    else:
+        cluster.execute("ALTER TABLE made ADD more int")
+        read = text("SELECT count(more) FROM made")
+    if engine(cluster) == "postgresql":
+        cluster.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO app")
+    with Session() as s:
+        assert s.scalar(read) == 0
+        assert place(s) == "writer"
+        s.rollback()
+        with pytest.raises(DBAPIError, match="nowhere"):
+            s.execute(text("SELECT nowhere FROM made_nowhere"))
+    with Session(read_only=True) as s, pytest.raises(DBAPIError):
+        s.scalar(read)
+    cluster.resume_replay(reader)
+    cluster.wait_in_sync()
+
+    def on_the_reader() -> bool:
+        with Session() as s:
+            assert s.scalar(read) == 0
+            return place(s) == "reader"
+
+    eventually(on_the_reader)
+    cluster.execute("DROP TABLE IF EXISTS made")
+    cluster.execute("DROP TABLE IF EXISTS made_anew")

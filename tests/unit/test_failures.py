@@ -28,7 +28,7 @@ def test_a_read_whose_plan_is_out_of_date_stays_where_it_is():
     assert decide(Failure.OUTDATED, Phase.READ) is Action.REPEAT_UNPREPARED
 
 
-@pytest.mark.parametrize("failure", [Failure.READ_ONLY, Failure.NOT_HERE])
+@pytest.mark.parametrize("failure", [Failure.READ_ONLY, Failure.NOT_HERE, Failure.MISSING])
 def test_what_a_reader_refused_or_cannot_do_moves_to_the_writer(failure):
     assert decide(failure, Phase.READ) is Action.TO_WRITER
 

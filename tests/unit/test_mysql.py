@@ -527,6 +527,7 @@ def of(failure: Failure) -> set[int]:
         ("read-only", mysql._READ_ONLY | {1290}),
         ("not to be serialized", of(Failure.SERIALIZATION)),
         ("a deadlock", of(Failure.DEADLOCK)),
+        ("not there, or not there yet", of(Failure.MISSING)),
         ("replay changed what was read", of(Failure.CONFLICT)),
         ("refused", mysql._REFUSED),
     ],
