@@ -401,7 +401,12 @@ def _connection() -> Any:
         def _note_what_stays(self) -> None:
             with contextlib.suppress(MySQLError):  # the connection is lost: the next statement fails as well
                 super().query("SHOW WARNINGS")
-                if any(int(row[1]) == _NOT_UNDONE for row in self._result.rows or ()):
+                kept = self._result.rows or ()
+                if any(int(row[1]) == _NOT_UNDONE for row in kept):
+                    self.not_undone = True
+                    return
+                super().query("SHOW COUNT(*) WARNINGS")  # also those that max_error_count left out
+                if any(int(row[0]) > len(kept) for row in self._result.rows or ()):
                     self.not_undone = True
 
         def _in_transaction(self) -> bool:

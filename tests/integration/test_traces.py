@@ -193,6 +193,34 @@ def test_what_is_not_undone_is_not_done_twice(cluster: Cluster[Any], router: Rou
 
 
 @pytest.mark.engines("mariadb", "mysql")
+@pytest.mark.parametrize("kept", [0, 64])
+@pytest.mark.parametrize("error", [1062, 1213], ids=["its own error", "a deadlock"])
+def test_a_row_that_stays_without_a_warning_is_written_once(
+    cluster: Cluster[Any], router: Router, journal: str, kept: int, error: int
+) -> None:
+    """What a rollback leaves in place is known even if the connection keeps no warnings (max_error_count)."""
+    runs: list[int] = []
+
+    def work(s: RoutingSession) -> None:
+        runs.append(1)
+        s.scalar(select(Item.stock).where(Item.id == 1))
+        s.execute(text(f"SET SESSION max_error_count = {kept}"))
+        s.execute(text(f"INSERT INTO {journal} VALUES ('here')"))
+        s.execute(update(Item).where(Item.id == 1).values(stock=Item.stock + 1))
+        if len(runs) > 1:
+            return
+        if error == 1213:
+            deadlock(cluster, s, f"INSERT INTO {journal} VALUES ('there')")
+        else:
+            s.add(Item(id=2))
+
+    with pytest.raises((IntegrityError, OperationalError), match=str(error)):
+        router.run_transaction(sessions(router), work)
+    assert cluster.execute("SELECT count(*) FROM journal WHERE line = 'here'") == [(1,)]
+    assert runs == [1]
+
+
+@pytest.mark.engines("mariadb", "mysql")
 @pytest.mark.parametrize("check", [None, "table"])
 @pytest.mark.parametrize("goes_on", [True, False], ids=["goes on", "ends"])
 def test_a_swallowed_deadlock_writes_no_row_twice(

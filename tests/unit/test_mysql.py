@@ -1032,6 +1032,40 @@ def test_a_rollback_says_what_it_has_not_undone(peer: Peer, codes: tuple[int, ..
     assert not postgresql.was_not_undone(connection)
 
 
+def counted(number: int) -> bytes:
+    """The answer to the question how many warnings there were."""
+    column = b"\3def\0\0\0\1c\0\x0c\x3f\0" + b"\1\0\0\0" + b"\x08\0\0\0\0\0"
+    payloads = [b"\1", column, b"\xfe\0\0\2\0", b"\1%d" % number, b"\xfe\0\0\2\0"]
+    return b"".join(packet(number, payload) for number, payload in enumerate(payloads, 1))
+
+
+@pytest.mark.parametrize(("codes", "count", "stays"), [((), 1, True), ((1751,), 2, True), ((1751,), 1, False)])
+def test_a_rollback_whose_warnings_are_not_kept_undoes_nothing(
+    peer: Peer, codes: tuple[int, ...], count: int, stays: bool
+) -> None:
+    """If the server has kept fewer warnings than it has counted (max_error_count), the rollback may have left something."""
+    peer.answers["ROLLBACK"] = WARNED
+    peer.answers["SHOW WARNINGS"] = warnings(*codes)
+    peer.answers["SHOW COUNT(*) WARNINGS"] = counted(count)
+    connection = connected(peer)
+    connection.query("START TRANSACTION")
+    connection.rollback()
+    assert peer.heard[-2:] == ["SHOW WARNINGS", "SHOW COUNT(*) WARNINGS"]
+    assert mysql.was_not_undone(connection) is stays
+
+
+def test_a_deadlock_that_leaves_no_warning_undoes_nothing(peer: Peer) -> None:
+    """An error that rolls back is a warning itself, so without any the server keeps none."""
+    peer.answers["UPDATE"] = packet(1, b"\xff" + (1213).to_bytes(2, "little") + b"#40001Deadlock found")
+    peer.answers["SHOW WARNINGS"] = warnings()
+    peer.answers["SHOW COUNT(*) WARNINGS"] = counted(2)
+    connection = connected(peer)
+    with pytest.raises(pymysql.OperationalError):
+        connection.query("UPDATE")
+    connection.rollback()
+    assert mysql.was_not_undone(connection)
+
+
 def test_a_rollback_of_the_servers_says_what_it_has_left(peer: Peer) -> None:
     """A rollback by the server has the warnings of its victim, which are asked for before another statement is sent."""
     peer.answers["UPDATE"] = packet(1, b"\xff" + (1213).to_bytes(2, "little") + b"#40001Deadlock found")
