@@ -138,7 +138,7 @@ def _before_write(connection: Connection, state: InstanceState[Any], *, deleted:
             if unit.run is not None and not unit.run.on_writer:
                 _check_members(session, unit)
             _check(session, connection, unit, _to_be_written(session))
-    if state.key is not None and MARK in state.info and (deleted or _changed(session, state)):
+    if state.key is not None and MARK in state.info and (deleted or _assigned(state)):
         _check(session, connection, unit, _to_be_written(session))
 
 
@@ -156,10 +156,11 @@ def _to_be_written(session: Any) -> Iterator[InstanceState[Any]]:
     """Yield the marked objects that the flush is to write, as far as it knows by now.
 
     An object in which nothing was set is among them if another object's relationship changes its row. It is the child of a new
-    parent, or of a parent whose primary key has changed.
+    parent, or of a parent whose primary key has changed. So is an object in which something was set to what it was. SQLAlchemy
+    sends nothing for it, but the writer may have another value.
     """
     for state, (deleted, _) in session._flush_context.states.items():
-        if state.key is not None and MARK in state.info and (deleted or not state.modified or _changed(session, state)):
+        if state.key is not None and MARK in state.info and (deleted or not state.modified or _assigned(state)):
             yield state
 
 
@@ -184,16 +185,18 @@ def check_bulk(session: Any, connection: Connection, states: list[InstanceState[
         _check(session, connection, unit, states)
 
 
-def _changed(session: Session, state: InstanceState[Any]) -> bool:
-    return session.is_modified(state.object, include_collections=False)
+def _assigned(state: InstanceState[Any]) -> bool:
+    """Return whether anything but a collection was set, be it to the value that it had."""
+    return not _relationships_of(state.mapper).collections.issuperset(state.committed_state)
 
 
 def _check(session: Any, connection: Connection, unit: Unit, states: Iterable[InstanceState[Any]]) -> None:
     """Raise StaleRead if a row differs from what its object was loaded with. Otherwise lock the rows, and remove the marks."""
     found: dict[Row, tuple[str, ...]] = {}
     to_check, has_written = list(states), unit.wrote
-    checkable = {mapper for mapper in {state.mapper for state in to_check} if _checkable(session, mapper, connection)}
-    known = {_row(state): shown for state in to_check if state.mapper in checkable and (shown := _shown(state))}
+    exposed = [state for state in to_check if not _has_version(session, state)]
+    checkable = {mapper for mapper in {state.mapper for state in exposed} if _checkable(session, mapper, connection)}
+    known = {_row(state): shown for state in exposed if state.mapper in checkable and (shown := _shown(state))}
     asked = [(mapper, {key: known[mapper, key] for key in keys}) for mapper, keys in _by_mapper(known)]
     for differing in _looking(connection, checkable, lambda: [_differing(connection, *each) for each in asked]):
         found.update(differing)
@@ -256,10 +259,19 @@ def _has_equality(value: Any) -> bool:
 
 
 def _checkable(session: Any, mapper: Mapper[Any], connection: Connection) -> bool:
-    """Return whether the rows of a mapper can be checked on the writer, and have no version column that protects them."""
-    if mapper.version_id_col is not None or not _lockable(mapper.persist_selectable):
+    """Return whether the rows of a mapper can be checked on the writer."""
+    return _lockable(mapper.persist_selectable) and bool(session.serves(mapper, connection))
+
+
+def _has_version(session: Any, state: InstanceState[Any]) -> bool:
+    """Return whether the statement that writes an object compares a version.
+
+    SQLAlchemy sends no statement for an object in which something was set to what it was.
+    """
+    if state.mapper.version_id_col is None:
         return False
-    return bool(session.serves(mapper, connection))
+    is_unsent = session._flush_context is not None and state.modified and state.object not in session.deleted
+    return not is_unsent or session.is_modified(state.object, include_collections=False)
 
 
 def _lockable(table: FromClause) -> bool:
@@ -320,6 +332,7 @@ class _Relationships(NamedTuple):
     orphaning: those with the cascade "delete-orphan".
     dynamic: those of lazy="dynamic" with the cascade "delete".
     following: as `having`, if a flush that changes what the others refer to also changes it in them.
+    collections: the keys of all to several objects.
     """
 
     having: tuple[RelationshipProperty[Any], ...]
@@ -327,6 +340,7 @@ class _Relationships(NamedTuple):
     orphaning: tuple[RelationshipProperty[Any], ...]
     dynamic: tuple[RelationshipProperty[Any], ...]
     following: tuple[RelationshipProperty[Any], ...]
+    collections: frozenset[str]
 
 
 _relationships: WeakKeyDictionary[Mapper[Any], _Relationships] = WeakKeyDictionary()
@@ -343,6 +357,7 @@ def _relationships_of(mapper: Mapper[Any]) -> _Relationships:
             tuple(r for r in mapper.relationships if r.cascade.delete_orphan),
             tuple(r for r in far if r.lazy == "dynamic" and r.cascade.delete and not r.passive_deletes),
             tuple(r for r in having if not r.passive_updates),
+            frozenset(r.key for r in mapper.relationships if r.uselist),
         )
     return found
 

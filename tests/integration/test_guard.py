@@ -494,9 +494,65 @@ def test_what_is_not_changed_costs_nothing(proxy: FaultProxy, router: Router) ->
     with sessions(router)() as s:
         item = s.get_one(Item, 1)
         item.parts.append(Part(id=9))
-        item.stock = item.stock
         s.add(Item(id=9))
         assert sent(proxy, s.commit) == ["INSERT", "COMMIT"]
+
+
+def set_the_value_shown(s: RoutingSession) -> None:
+    s.get_one(Item, 1).stock = 10
+
+
+def set_the_reference_shown(s: RoutingSession) -> None:
+    s.get_one(Part, 1).item = s.get_one(Item, 1)
+
+
+def add_the_member_shown(s: RoutingSession) -> None:
+    item = s.get_one(Item, 1)
+    item.parts.append(s.get_one(Part, 1))
+
+
+def set_the_value_shown_beside_a_version(s: RoutingSession) -> None:
+    s.get_one(Versioned, 1).stock = 10
+
+
+@pytest.mark.parametrize(
+    ("work", "meanwhile", "asked", "left"),
+    [
+        (set_the_value_shown, "UPDATE item SET stock = 50 WHERE id = 1", "SELECT stock FROM item WHERE id = 1", 10),
+        (set_the_reference_shown, "UPDATE part SET item_id = 2 WHERE id = 1", "SELECT item_id FROM part WHERE id = 1", 1),
+        (add_the_member_shown, "UPDATE part SET item_id = 2 WHERE id = 1", "SELECT item_id FROM part WHERE id = 1", 1),
+        (
+            set_the_value_shown_beside_a_version,
+            "UPDATE versioned SET stock = 50, version = 2",
+            "SELECT stock FROM versioned",
+            10,
+        ),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_value_that_a_late_reader_shows_already_is_written(
+    cluster: Cluster[Any],
+    router: Router,
+    work: Callable[[RoutingSession], None],
+    meanwhile: str,
+    asked: str,
+    left: int,
+) -> None:
+    """An assignment that seems to change nothing is checked, because the writer may have another value."""
+    on_the_writer(cluster, meanwhile)
+    runs: list[int] = []
+
+    def assign(s: RoutingSession) -> None:
+        runs.append(1)
+        work(s)
+
+    with sessions(router)() as s:
+        work(s)
+        with pytest.raises(StaleRead):
+            s.commit()
+    router.run_transaction(sessions(router), assign)
+    assert cluster.execute(asked) == [(left,)]
+    assert len(runs) == 2
 
 
 def test_mappers_with_version_counters_cost_nothing(cluster: Cluster[Any], proxy: FaultProxy, router: Router) -> None:
