@@ -754,7 +754,7 @@ def _refuse_to_connect(*_: object) -> NoReturn:
 
 
 def _with_connect_args(usual: Mapping[str, Any], options: Mapping[str, Any], server: Family) -> dict[str, Any]:
-    arguments = {**usual, **options.get("connect_args", {})}
+    arguments = {**usual, **options.get("connect_args", {}), **server.ALWAYS}
     if not arguments.get(server.ENCRYPTION, True):
         # An empty value asks for nothing, but would undo the encryption that the URL asks for.
         del arguments[server.ENCRYPTION]

@@ -78,6 +78,11 @@ class Family(Protocol):
         ...
 
     @property
+    def ALWAYS(self) -> Mapping[str, Any]:
+        """Arguments of the driver's connect(), whatever the user sets."""
+        ...
+
+    @property
     def BARE(self) -> Mapping[str, Any]:
         """Arguments of create_engine() for the router's own connections, so that SQLAlchemy asks less on them."""
         ...

@@ -38,6 +38,7 @@ DEFAULT_ISOLATION = "repeatable read"
 BEYOND_READERS: frozenset[str] = frozenset()
 ONCE: Final[Mapping[str, Any]] = {}
 CONNECT: Final[Mapping[str, Any]] = {}
+ALWAYS: Final[Mapping[str, Any]] = {}
 BARE: Final[Mapping[str, Any]] = {}
 ROLLS_ALL_BACK = False
 XIDS = False

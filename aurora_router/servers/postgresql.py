@@ -44,6 +44,8 @@ ONCE: Final[Mapping[str, Any]] = {"prepare": False}
 CONNECT: Final[Mapping[str, Any]] = {"keepalives_idle": 10, "keepalives_interval": 5, "tcp_user_timeout": 25000}
 """Seconds, seconds, milliseconds. Only the kernel notices a peer that vanishes silently (a host without power, a forgetful
 firewall). A server that is busy with a slow statement still answers the kernel."""
+ALWAYS: Final[Mapping[str, Any]] = {"target_session_attrs": "any"}
+"""The router decides which instance it wants. Said in so many words, it holds over the environment and over a service, too."""
 BARE: Final[Mapping[str, Any]] = {"use_native_hstore": False}
 """psycopg would look the hstore type up by names of the search path."""
 ROLLS_ALL_BACK = True

@@ -9,6 +9,7 @@ import socketserver
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,6 +46,35 @@ from tests.integration.shop import (
 
 MakeRouter = Callable[..., Router]
 SECRET = "s3cr3t-and-long"
+
+
+@pytest.mark.parametrize("place", ["the query", "connect_args", "the options of readers", "the environment", "a service"])
+@pytest.mark.parametrize("wish", ["read-write", "standby"])
+def test_a_wish_for_a_role_keeps_out_no_instance(
+    cluster: PostgresCluster, make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wish: str, place: str
+) -> None:
+    """The router decides which instance it wants, wherever target_session_attrs is set."""
+    url, arguments = cluster.url, {"connect_args": {"target_session_attrs": wish}}
+    options: dict[str, Any] = {"instances": [reader.address for reader in cluster.readers]}
+    match place:
+        case "the query":
+            url += f"?target_session_attrs={wish}"
+        case "connect_args":
+            options["engine_options"] = arguments
+        case "the options of readers":
+            options["reader_options"] = arguments
+        case "the environment":
+            monkeypatch.setenv("PGTARGETSESSIONATTRS", wish)
+        case _:
+            (tmp_path / "services").write_text(f"[shop]\ntarget_session_attrs={wish}\n")
+            monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+            options["engine_options"] = {"connect_args": {"service": "shop"}}
+    router = make_router(url, **options)
+    until_readers_serve(router, 2)
+    for read_only in False, True:
+        with router.connect(read_only=read_only) as connection:
+            assert connection.scalar(text("SELECT pg_is_in_recovery()")) is read_only
+    router.init_commit_table()
 
 
 @BOTH
