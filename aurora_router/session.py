@@ -156,6 +156,7 @@ class RoutingMixin(_Base):
     _guarding: bool
     _unchecked = False  # the flush under way has not checked its objects yet
     _flush_context: Any = None  # SQLAlchemy's context of that flush
+    _prepares = False  # it loads what decides the coming writes
     _in_bulk: list[InstanceState[Any]] | None = None  # objects to check before a bulk statement writes them
 
     def __init__(
@@ -338,8 +339,8 @@ class RoutingMixin(_Base):
             return Reason.NOT_A_READ  # a flush, connection(), or SQL that says so itself
         if unit.run is not None and unit.run.on_writer:
             return Reason.STALE_READ
-        if self._flush_context is not None or (self._call is not None and self._call.of_write):
-            # The rows that a flush or a bulk statement loads decide what it writes.
+        if self._prepares or self._flush_context is not None or (self._call is not None and self._call.of_write):
+            # The rows that merge(), delete(), a flush or a bulk statement loads decide what is written.
             return Reason.NOT_A_READ
         if unit.instance is None and self.router.above_read_committed(self._isolation()):
             return Reason.ISOLATION
@@ -541,6 +542,29 @@ class RoutingMixin(_Base):
         def scalars(self, statement: Any, params: Any = None, **options: Any) -> Any:
             """As Session.scalars()."""
             return self._repeatable(super().scalars, statement, params, options)
+
+        def merge(self, instance: Any, *, load: bool = True, **options: Any) -> Any:
+            """As Session.merge(); what it loads comes from the writer."""
+            return self._preparing(super().merge, instance, load=load, **options)
+
+        def merge_all(self, instances: Iterable[Any], *, load: bool = True, **options: Any) -> Any:
+            """As Session.merge_all(), which SQLAlchemy 2.0 has not; what it loads comes from the writer."""
+            return self._preparing(super().merge_all, instances, load=load, **options)
+
+        def delete(self, instance: object) -> None:
+            """As Session.delete(); the collections that it loads come from the writer."""
+            self._preparing(super().delete, instance)
+
+        def delete_all(self, instances: Iterable[object]) -> None:
+            """As Session.delete_all(), which SQLAlchemy 2.0 has not; the collections that it loads come from the writer."""
+            self._preparing(super().delete_all, instances)
+
+    def _preparing(self, prepare: Callable[..., R], *arguments: Any, **options: Any) -> R:
+        outer, self._prepares = self._prepares, True
+        try:
+            return prepare(*arguments, **options)
+        finally:
+            self._prepares = outer
 
     def _repeatable(self, execute: Callable[..., R], statement: Any, params: Any, options: dict[str, Any]) -> R:
         outer = self._call

@@ -14,6 +14,7 @@ from sqlalchemy.orm import (
     Mapped,
     attribute_keyed_dict,
     foreign,
+    make_transient_to_detached,
     mapped_column,
     object_session,
     relationship,
@@ -192,10 +193,6 @@ def get_or_create_by_text(s: RoutingSession) -> None:
         s.execute(text("INSERT INTO label (name) VALUES ('new')"))
 
 
-def merge(s: RoutingSession) -> None:
-    s.merge(Label(name="new"))
-
-
 def next_serial(s: RoutingSession) -> None:
     last = s.scalar(select(Label.serial).where(Label.serial.is_not(None)).order_by(Label.serial.desc())) or 0
     s.add(Label(name=f"label {last + 1}", serial=last + 1))
@@ -249,7 +246,6 @@ GONE = "DELETE FROM link;DELETE FROM leaf;DELETE FROM branch;DELETE FROM bird;DE
         (get_or_create, "INSERT INTO label (name) VALUES ('new')"),
         (get_or_create_by_core, "INSERT INTO label (name) VALUES ('new')"),
         (get_or_create_by_text, "INSERT INTO label (name) VALUES ('new')"),
-        (merge, "INSERT INTO label (name) VALUES ('new')"),
         (next_serial, "INSERT INTO label (name, serial) VALUES ('label 1', 1)"),
         (refer_to_what_is_gone, GONE),
         (refer_to_what_is_not_seen, "INSERT INTO root (id, note) VALUES (2, '')"),
@@ -354,11 +350,11 @@ def test_outside_of_a_run_the_error_is_the_servers(cluster: Cluster[Any], router
     """A plain session cannot be run again, so it raises the error. Its next reads are newer."""
     on_the_writer(cluster, "INSERT INTO label (name) VALUES ('new')")
     with sessions(router)() as s:
-        merge(s)
+        get_or_create(s)
         with pytest.raises(IntegrityError):
             s.commit()
         s.rollback()
-        merge(s)
+        get_or_create(s)
         s.commit()
     with sessions(router)() as s:
         use_the_old_version(s)
@@ -412,6 +408,19 @@ def test_a_cascade_deletes_what_a_late_reader_did_not_show(
     assert cluster.execute(left.format("link", "flower", "stone")) == [(0, 0, 0)]
     assert cluster.execute("SELECT * FROM worm") == []
     assert cluster.execute("SELECT id, root_id FROM bird ORDER BY id") == [(1, None), (2, None)]
+
+
+@pytest.mark.parametrize("delete", ["delete", "delete_all"])
+def test_a_delete_loads_its_cascades_on_the_writer(cluster: Cluster[Any], router: Router, delete: str) -> None:
+    """A delete needs no reader: the collections that go along with the object are loaded on the writer."""
+    if not hasattr(PlainSession, delete):
+        pytest.skip("this SQLAlchemy has no such method")
+    with sessions(router)() as s:
+        root = Root(id=1)
+        make_transient_to_detached(root)
+        s.add(root)
+        getattr(s, delete)([root] if delete == "delete_all" else root)
+        assert place(s) == "writer"
 
 
 def test_an_orphan_takes_along_what_a_late_reader_did_not_show(cluster: Cluster[Any], router: Router) -> None:
