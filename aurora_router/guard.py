@@ -71,12 +71,15 @@ def _mark(state: InstanceState[Any]) -> None:
 
 def _refreshed(state: InstanceState[Any], context: Any, attributes: Collection[str] | None) -> None:
     """Mark an object that was loaded again from a reader. Remove the mark if the object has only values of the writer left."""
-    # Without a context an UPDATE was carried over to the object, and nothing was read.
-    session: Any = getattr(context, "session", None)
+    session: Any = state.session if context is None else getattr(context, "session", None)
     if not getattr(session, "_guarding", False):
         return
     columns = set(state.mapper.column_attrs.keys())
-    if _doubtful(session, state, context.runid):
+    if context is None:
+        # SQLAlchemy has carried an UPDATE over to the object. What it has computed from a reader's values must be read again.
+        if MARK in state.info and (computed := columns.intersection(attributes or (), state.dict)):
+            session.expire(state.object, computed)
+    elif _doubtful(session, state, context.runid):
         if attributes is None or not columns.isdisjoint(attributes):
             _mark(state)
     elif not session._read_only and (attributes is None or columns.intersection(state.dict).issubset(attributes)):
@@ -138,18 +141,35 @@ def _before_write(connection: Connection, state: InstanceState[Any], *, deleted:
             if unit.run is not None and not unit.run.on_writer:
                 _check_members(session, unit)
             _check(session, connection, unit, _to_be_written(session))
-    if state.key is not None and MARK in state.info and (deleted or _assigned(state)):
+    if state.key is None:
+        # A copy (make_transient()) of what a reader has shown is inserted. It has nothing left of that row.
+        for each in (MARK, COLLECTIONS, REPLACED):
+            state.info.pop(each, None)
+    elif _in_doubt(state) and (deleted or _assigned(state)):
         _check(session, connection, unit, _to_be_written(session))
 
 
 def flush_begins(session: Any, context: Any, _: Any) -> None:
-    """Keep the context of a flush, and read again the collections whose members it is to change along with their owners.
-
-    This listens to the session's class.
-    """
+    """Keep the context of a flush. This listens to the session's class, so it comes before the listeners of one session."""
     session._flush_context = context
+    if not session._listens_last:
+        listeners_end(session)
+
+
+def listeners_end(session: Any, *_: Any) -> None:
+    """Read again the collections whose members a flush is to change along with their owners."""
     if session._guarding and not session._read_only and len(session.identity_map):  # else all is new
         _read_collections_anew(session)
+
+
+def listen_last(session: Any) -> None:
+    """Let listeners_end() come after the application's listeners of before_flush, which may change and delete objects."""
+    *_, last = session.dispatch.before_flush
+    if last is not flush_begins and last is not listeners_end:
+        if session._listens_last:
+            event.remove(session, "before_flush", listeners_end)
+        event.listen(session, "before_flush", listeners_end)
+        session._listens_last = True
 
 
 def _to_be_written(session: Any) -> Iterator[InstanceState[Any]]:
@@ -160,8 +180,13 @@ def _to_be_written(session: Any) -> Iterator[InstanceState[Any]]:
     sends nothing for it, but the writer may have another value.
     """
     for state, (deleted, _) in session._flush_context.states.items():
-        if state.key is not None and MARK in state.info and (deleted or not state.modified or _assigned(state)):
+        if _in_doubt(state) and (deleted or not state.modified or _assigned(state)):
             yield state
+
+
+def _in_doubt(state: InstanceState[Any]) -> bool:
+    """Return whether a reader has shown an object and it was not checked since, unless the unit has deleted its row itself."""
+    return state.key is not None and MARK in state.info and not state.was_deleted
 
 
 def named(session: Session, mapper: Mapper[Any], mappings: Iterable[Mapping[str, Any]]) -> list[InstanceState[Any]]:

@@ -156,6 +156,7 @@ class RoutingMixin(_Base):
     _guarding: bool
     _unchecked = False  # the flush under way has not checked its objects yet
     _flush_context: Any = None  # SQLAlchemy's context of that flush
+    _listens_last = False  # to before_flush
     _prepares = False  # it loads what decides the coming writes
     _in_bulk: list[InstanceState[Any]] | None = None  # objects to check before a bulk statement writes them
 
@@ -692,6 +693,8 @@ class RoutingMixin(_Base):
     def flush(self, *args: Any, **options: Any) -> None:
         """As Session.flush(); objects that were read from a reader are looked up on the writer before any is written."""
         self._unchecked = self._guarding
+        if self._guarding:
+            guard.listen_last(self)
         try:
             super().flush(*args, **options)
         except StaleDataError as error:

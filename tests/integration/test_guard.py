@@ -23,6 +23,7 @@ from sqlalchemy import (
     String,
     TypeDecorator,
     create_engine,
+    delete,
     event,
     func,
     select,
@@ -30,7 +31,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.engine import Dialect, Engine
-from sqlalchemy.exc import PendingRollbackError
+from sqlalchemy.exc import PendingRollbackError, SAWarning
 from sqlalchemy.ext.mutable import MutableDict
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -38,6 +39,7 @@ from sqlalchemy.orm import (
     ORMExecuteState,
     column_property,
     load_only,
+    make_transient,
     make_transient_to_detached,
     mapped_column,
     relationship,
@@ -877,18 +879,61 @@ def test_a_merge_loads_on_the_writer(cluster: Cluster[Any], proxy: FaultProxy, r
         assert s.merge(Item(id=1)).stock == 10
 
 
-def test_a_bulk_update_carried_over_to_an_object_is_no_read(cluster: Cluster[Any], router: Router) -> None:
-    """An update that SQLAlchemy carries over to the object does not count as reading it."""
+@pytest.mark.parametrize("how", ["evaluate", "fetch"])
+def test_an_update_of_rows_shows_the_values_of_the_writer(cluster: Cluster[Any], router: Router, how: str) -> None:
+    """What an UPDATE has set is read again, not computed from a reader's values. It does not count as reading the rest."""
+    on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 2")
     with sessions(router)() as s:
         first, second = s.get_one(Item, 1), s.get_one(Item, 2)
-        on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 2")
-        s.execute(update(Item).values(stock=Item.stock + 1))
-        assert (first.stock, second.stock) == (11, 21)
-        first.name = "changed"
+        on_the_writer(cluster, "UPDATE item SET name = 'new' WHERE id = 1")
+        s.execute(update(Item).values(stock=Item.stock + 1), execution_options={"synchronize_session": how})
+        assert (first.stock, second.stock) == (11, 51)
+        second.stock += 1
         s.flush()
-        second.name = "changed"
-        with raises_stale("Item", 2):
+        first.stock += 1
+        with raises_stale("Item", 1):
             s.flush()
+
+
+def test_a_value_that_the_database_has_rounded_is_not_stale(cluster: Cluster[Any], router: Router) -> None:
+    """A unit's own UPDATE may compute a value that the column rounds."""
+    on_the_writer(cluster, "UPDATE odd SET exact = 1")
+    cluster.resume_replay(cluster.readers[0])
+    cluster.wait_in_sync()
+    with sessions(router)() as s:
+        odd = s.get_one(Odd, 1)
+        assert place(s) == "reader"
+        s.execute(update(Odd).values(exact=Odd.exact * Decimal("1.005")))
+        odd.stock += 1
+        s.commit()
+    assert cluster.execute("SELECT stock FROM odd") == [(2,)]
+
+
+def test_what_the_unit_has_deleted_itself_is_not_stale(cluster: Cluster[Any], router: Router) -> None:
+    """An object that is deleted once more, after a DELETE of the unit has taken its row, is not looked up."""
+    with sessions(router)() as s:
+        part = s.get_one(Part, 1)
+        assert marked(part)
+        s.execute(delete(Part).where(Part.id == 1))
+        s.delete(part)
+        with pytest.warns(SAWarning, match="0 were matched"):
+            s.commit()
+    assert cluster.execute("SELECT id FROM part") == [(2,)]
+
+
+def test_a_copy_of_what_a_reader_has_shown_is_not_stale(cluster: Cluster[Any], router: Router) -> None:
+    """An object that is inserted anew has nothing left of the row that it was loaded from."""
+    with sessions(router)() as s:
+        odd = s.get_one(Odd, 1)
+        assert marked(odd)
+        make_transient(odd)
+        odd.id, odd.exact = 9, Decimal("1.005")
+        s.add(odd)
+        s.flush()
+        assert not marked(odd)
+        odd.stock += 1
+        s.commit()
+    assert cluster.execute("SELECT stock FROM odd WHERE id = 9") == [(2,)]
 
 
 def test_an_object_with_nothing_left_from_a_read_is_not_checked(cluster: Cluster[Any], proxy: FaultProxy, router: Router) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import Column, ForeignKey, String, Table, create_engine, insert, select, text, update
+from sqlalchemy import Column, ForeignKey, String, Table, create_engine, event, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -421,6 +421,29 @@ def test_a_delete_loads_its_cascades_on_the_writer(cluster: Cluster[Any], router
         s.add(root)
         getattr(s, delete)([root] if delete == "delete_all" else root)
         assert place(s) == "writer"
+
+
+def test_a_listener_deletes_what_a_late_reader_did_not_show(cluster: Cluster[Any], router: Router) -> None:
+    """What a listener of before_flush deletes takes along all that the writer has, whenever the listener was added."""
+    on_the_writer(cluster, *MEANWHILE)
+    with sessions(router)() as s:
+        root = s.get_one(Root, 1, options=ALL)
+
+        @event.listens_for(s, "before_flush")
+        def early(*_: Any) -> None:
+            pass
+
+        root.note = "changed"
+        s.flush()
+
+        @event.listens_for(s, "before_flush")
+        def purge(*_: Any) -> None:
+            s.delete(root)
+
+        root.note = "gone"
+        s.commit()
+    left = "SELECT (SELECT count(*) FROM root), (SELECT count(*) FROM branch), (SELECT count(*) FROM leaf)"
+    assert cluster.execute(left) == [(0, 0, 0)]
 
 
 def test_an_orphan_takes_along_what_a_late_reader_did_not_show(cluster: Cluster[Any], router: Router) -> None:
