@@ -25,7 +25,7 @@ class Ask(Protocol):
     @property
     def server(self) -> Family: ...
 
-    def __call__(self, connection: Connection) -> Outcome: ...
+    def __call__(self, connection: Connection, /) -> Outcome: ...
 
 
 def prepare(driver: Any, unit: Unit, server: Family, topology: Topology) -> Ask | None:
@@ -48,6 +48,11 @@ def prepare(driver: Any, unit: Unit, server: Family, topology: Topology) -> Ask 
     try:
         schema = server.sign(driver, str(signature))
     except Exception as error:
+        if server.is_locked_out(error):
+            raise ConfigurationError(
+                f'LOCK TABLES has left out the table {server.COMMITS}, in which commit_check="{unit.check}" writes a row at '
+                "COMMIT; send UNLOCK TABLES before the unit ends (it commits), or do without: commit_check=None"
+            ) from None
         if server.is_missing_table(error):
             raise ConfigurationError(
                 f'commit_check="{unit.check}" needs the table {server.COMMITS}{"" if server.XIDS else " on this database"}, and '
@@ -55,7 +60,7 @@ def prepare(driver: Any, unit: Unit, server: Family, topology: Topology) -> Ask 
                 "router.init_commit_table(), or do without: commit_check=None"
             ) from None
         raise
-    return BySignature(signature, schema, signed_at, server)
+    return Nothing(server) if schema is None else BySignature(signature, schema, signed_at, server)
 
 
 @dataclass(slots=True)
@@ -134,6 +139,19 @@ class BySignature:
 
     def __str__(self) -> str:
         return f"a transaction with the row {self.id} in {self.server.COMMITS}"
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """No question, because the transaction is read-only: it has written nothing, and may be made again."""
+
+    server: Family
+
+    def __call__(self, _: Connection) -> Outcome:
+        return Outcome.NOT_COMMITTED
+
+    def __str__(self) -> str:
+        return "a read-only transaction"
 
 
 def find_out(connect: Callable[[float], Connection], ask: Ask, timeout: float) -> Outcome:

@@ -420,7 +420,8 @@ def words(error: BaseException) -> str:
 
 
 _REFUSED = frozenset({1044, 1045, 1049, 1130, 1142, 1143, 1184, 1227, 1370, 1698, 1820, 1862, NO_PACKAGE, 3118, 4151})
-_READ_ONLY = frozenset({1792, 1836, 1874})
+_IN_READ_ONLY = 1792  # a read-only transaction
+_READ_ONLY = frozenset({_IN_READ_ONLY, 1836, 1874})
 # Keys, foreign keys, NOT NULL, the range of a column (for example UNSIGNED), WITH CHECK OPTION, CHECK, and a trigger's SIGNAL.
 _CONSTRAINT = frozenset(
     {1048, 1062, 1169, 1216, 1217, 1264, 1364, 1369, 1451, 1452, 1557, 1586, 1644, 1690, 1761, 1762, 3819, 4025}
@@ -543,15 +544,28 @@ def is_busy(code: int | None, message: str) -> bool:
 # -- what became of a COMMIT --------------------------------------------------------------------------------------
 
 
-def sign(connection: Any, signature: str) -> str:
-    """Write the row by which the transaction is found again, into the table of the URL's database."""
+def sign(connection: Any, signature: str) -> str | None:
+    """Write the row by which the transaction is found again, into the table of the URL's database.
+
+    None if the transaction is read-only. The server's refusal leaves it as it is.
+    """
     if is_aborted(connection):
         refuse_aborted(connection)  # the row would be in another transaction
     name = connection.db.decode() if isinstance(connection.db, bytes) else connection.db
     table = f"`{name.replace('`', '``')}`.{COMMITS}" if name else COMMITS
     with connection.cursor() as cursor:
-        cursor.execute(f"INSERT INTO {table} (id) VALUES ('{signature}')")  # noqa: S608 - a UUID, and a quoted name
+        try:
+            cursor.execute(f"INSERT INTO {table} (id) VALUES ('{signature}')")  # noqa: S608 - a UUID, and a quoted name
+        except Exception as error:
+            if code(error) == _IN_READ_ONLY:
+                return None
+            raise
     return ""
+
+
+def is_locked_out(error: BaseException | None) -> bool:
+    """Whether the driver's error says that LOCK TABLES has locked other tables, so that this one cannot be used."""
+    return code(error) == 1100
 
 
 def is_missing_table(error: BaseException | None) -> bool:

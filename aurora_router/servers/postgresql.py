@@ -342,9 +342,14 @@ def parse_probe(row: Sequence[Any], *, asynchronous_commits: bool) -> Server:
     return Server(identity, role, epoch, position, lag, isolation)
 
 
-def sign(connection: Any, signature: str) -> str:
-    """Write the row by which the transaction is found again; returns the schema of its table, quoted as in SQL."""
+def sign(connection: Any, signature: str) -> str | None:
+    """Write the row by which the transaction is found again; returns the schema of its table, quoted as in SQL.
+
+    None if the transaction is read-only: the server's refusal would abort it. A statement may have changed what was declared.
+    """
     with connection.cursor() as cursor:
+        if connection.read_only and cursor.execute("SHOW transaction_read_only").fetchone()[0] == "on":
+            return None
         cursor.execute(SIGN, {"id": signature})
         schema: str = cursor.fetchone()[0]
         return schema
@@ -363,6 +368,11 @@ def was_not_undone(connection: Any) -> bool:
 def refuse_aborted(connection: Any) -> None:
     """Raise the driver's error for a transaction that has failed."""
     connection.execute("SELECT 1")
+
+
+def is_locked_out(error: BaseException | None) -> bool:
+    """Never, because locked tables do not keep out others."""
+    return False
 
 
 def is_missing_table(error: BaseException | None) -> bool:

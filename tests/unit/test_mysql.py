@@ -582,6 +582,28 @@ def test_an_aborted_transaction_is_not_signed():
     assert database.sent == []
 
 
+@pytest.mark.parametrize("number", [1792, 1142])
+def test_a_read_only_transaction_is_not_signed(number):
+    """A read-only transaction cannot be signed, which is no error, unlike all else that keeps the row out."""
+    database = Database("app")
+
+    def refuse(_):
+        raise pymysql.OperationalError(number, "refused")
+
+    database.cursor = lambda: contextlib.nullcontext(types.SimpleNamespace(execute=refuse))
+    if number == 1792:
+        assert mysql.sign(database, UUID) is None
+    else:
+        with pytest.raises(pymysql.OperationalError, match="refused"):
+            mysql.sign(database, UUID)
+
+
+def test_other_locked_tables_keep_the_row_out():
+    assert mysql.is_locked_out(pymysql.OperationalError(1100, "Table was not locked with LOCK TABLES"))
+    assert not mysql.is_locked_out(pymysql.OperationalError(1142, "denied"))
+    assert not postgresql.is_locked_out(pymysql.OperationalError(1100, "not one of its errors"))
+
+
 def test_a_table_may_be_missing_and_so_may_the_database():
     assert mysql.is_missing_table(pymysql.ProgrammingError(1146, "Table doesn't exist"))
     assert mysql.is_missing_table(pymysql.OperationalError(1046, "No database selected"))

@@ -347,6 +347,17 @@ def test_a_transaction_is_signed_by_a_row_whose_schema_is_told():
     assert connection.heard == [(postgresql.SIGN, {"id": "an id"})]
 
 
+@pytest.mark.parametrize("state", ["on", "off"])
+def test_a_transaction_that_is_declared_read_only_is_asked(state):
+    """A transaction that was declared read-only is asked whether it still is, and is not signed then."""
+    connection = Talk((state,), ("public",))
+    connection.read_only = True
+    signed = postgresql.sign(connection, "an id")
+    assert (signed is None) is (state == "on")
+    assert connection.heard[0][0] == "SHOW transaction_read_only"
+    assert len(connection.heard) == (1 if state == "on" else 2)
+
+
 def test_a_failed_transaction_is_asked_for_its_error():
     connection = Talk()
     postgresql.refuse_aborted(connection)
