@@ -70,7 +70,7 @@ class Log:
         self._failures: dict[tuple[type[events.Event], int], Rate] = {}
 
     def started(self, topology: Topology) -> None:
-        """Log the instances that are down when the router has started. Before that, an error of start() names them."""
+        """Log the instances that are down at the end of start(), also if it failed."""
         self._started = True
         for instance in topology:
             if instance.probed and not instance.healthy:

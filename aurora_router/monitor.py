@@ -491,15 +491,18 @@ class Monitor:
         if self._doubted_at is not None and watcher.last_at < self._doubted_at:
             return HURRY
         writer = topology.writer
-        if writer is None and (self._waiting or now - self._writerless_since < self._failover_timeout):
+        shared = instance is not None and bool(instance.seen)
+        if instance is not None and instance.silence is Silence.MISCONFIGURED and not shared:
+            # Each probe may be a login with a wrong password. Those who start the router share one, to see whether it was mended.
+            shared = writer is None
+        elif writer is None and (self._waiting or now - self._writerless_since < self._failover_timeout):
             return HURRY
-        if writer is not None and (writer.id in self._suspects or self._is_late(writer, now)):
+        elif writer is not None and (writer.id in self._suspects or self._is_late(writer, now)):
             # Another may have been promoted. The promotion can be seen before it is certain that this writer hangs.
             return HURRY
-        answers = instance is not None and bool(instance.seen)
         if self._hasty[Haste.ALONE] and instance is not None and instance.healthy:
             return 0.0 if watcher.last_at < self._hasty_since[Haste.ALONE] else HURRY
-        if self._hasty[Haste.SHARED] and answers and watcher.last_at < self._hasty_since[Haste.SHARED]:
+        if self._hasty[Haste.SHARED] and shared and watcher.last_at < self._hasty_since[Haste.SHARED]:
             return min(self._position_interval, self._interval)
         if watcher.last_at < self._wanted_at and instance is not None and instance.healthy:
             return min(self._position_interval, self._interval)

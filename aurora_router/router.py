@@ -134,12 +134,13 @@ class Router:
         self._monitor.start()
         # A fault that made the last start fail may have been repaired since, so wait for newer answers.
         since = self._refused_at
-        topology = self._monitor.wait_for(lambda t: all(i.heard_at > since for i in t), self._settings.probe_timeout + 1.0)
+        timeout = self._settings.probe_timeout + 1.0
+        topology = self._monitor.wait_for(lambda t: all(i.heard_at > since for i in t), timeout, haste=Haste.SHARED)
+        self._log.started(topology)
         strangers = [i for i in topology if i.stranger]
         if strangers or topology.in_vain:
             self._refused_at = time.monotonic()
             raise ConfigurationError("; ".join(topology.said(strangers or None))) from self._engines.unasked
-        self._log.started(topology)
         self._ready = True
 
     def connect(self, read_only: bool = False, *, after: str | None = None) -> Connection:

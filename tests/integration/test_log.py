@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import event, make_url, text
 from sqlalchemy.exc import DBAPIError
 
-from aurora_router import NoWriterAvailable, Router
+from aurora_router import ConfigurationError, NoWriterAvailable, Router
 from aurora_router.local.cluster import Cluster
 from tests.integration.shop import BOTH, eventually, raise_stock, sessions, until_readers_serve
 
@@ -119,6 +119,26 @@ def test_an_instance_that_was_never_usable_is_told(cluster: Cluster[Any], make_r
     router.add_instance("nohost.invalid")
     eventually(lambda: written.having("WARNING", "nohost.invalid", "is not used: ", "check the host"))
     assert len(written.warnings) == 2, written.warnings
+
+
+@BOTH
+def test_a_start_in_vain_is_told_once(cluster: Cluster[Any], make_router: MakeRouter, written: Written) -> None:
+    """If no server lets the router in, one line says so for any number of units that come, and another when one does."""
+    works = [False]
+
+    def password() -> str:
+        return cluster.app_password if works[0] else "another"
+
+    url = make_url(cluster.url).set(password=None).render_as_string()
+    router = make_router(url, instances=(), password=password, probe_interval=0.05)
+    for _ in range(3):
+        with pytest.raises(ConfigurationError, match=r"password|denied"):
+            router.connect()
+    (line,) = written.warnings
+    assert f"{cluster.writer.address} is not used: " in line
+    works[0] = True
+    eventually(lambda: written.having("INFO", f"the writer is {cluster.writer.address}"))
+    assert written.warnings == [line]
 
 
 @BOTH

@@ -18,7 +18,7 @@ from aurora_router.core import events
 from aurora_router.core.positions import WalPosition
 from aurora_router.core.topology import Instance, Role, Server, ServerId, Silence
 from aurora_router.local import PostgresCluster
-from aurora_router.monitor import Monitor, ProbeConnection, ProbeError
+from aurora_router.monitor import Haste, Monitor, ProbeConnection, ProbeError
 from aurora_router.settings import Settings
 from tests.integration.shop import eventually, until_readers_serve
 
@@ -129,7 +129,7 @@ def test_a_listener_on_a_pool_that_ends_its_thread_is_logged(
 def test_probes_that_always_fail_oddly_are_logged_now_and_then(
     cluster: PostgresCluster, make_router: MakeRouter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Failing probes are retried fast, but each instance logs one traceback at first, and then one in 10 s."""
+    """Failing probes are retried, but each instance logs one traceback at first, and then one in 10 s."""
     calls: list[float] = []
 
     def password() -> str:
@@ -137,12 +137,13 @@ def test_probes_that_always_fail_oddly_are_logged_now_and_then(
         raise SystemExit("a secret")
 
     url = make_url(cluster.url).set(password=None)
-    router = make_router(url, instances=[reader.address for reader in cluster.readers], password=password)
+    readers = [reader.address for reader in cluster.readers]
+    router = make_router(url, instances=readers, password=password, probe_interval=0.05)
     with pytest.raises(ConfigurationError, match="unexpected end: SystemExit") as caught:
         router.start()
     assert "secret" not in str(caught.value)  # Only the traceback has the words of the exception.
     eventually(lambda: len(calls) > 60)
-    lines = sum("unexpected end" in record.getMessage() for record in caplog.records)
+    lines = sum(record.getMessage().startswith("the probe of ") for record in caplog.records)
     assert 3 <= lines <= 3 * (1 + (calls[-1] - calls[0]) / 10)
     assert sum(record.exc_info is not None for record in caplog.records) == lines
 
@@ -199,6 +200,27 @@ def test_a_probe_that_ends_while_it_is_replaced_leaves_no_thread() -> None:
     eventually(lambda: not first.is_alive())
     assert watcher._stuck == 0
     monitor.close()
+
+
+@pytest.mark.parametrize(("silence", "seconds", "if_wanted"), [(Silence.REFUSED, 0.02, 0.02), (Silence.MISCONFIGURED, 60, 0.05)])
+def test_what_waiting_cannot_heal_is_probed_in_no_hurry(silence: Silence, seconds: float, if_wanted: float) -> None:
+    """A refused password is tried again every probe_interval, and once for those who start the router meanwhile."""
+
+    def connect(_: Instance) -> ProbeConnection:
+        raise ProbeError("no", silence)
+
+    settings = Settings("postgresql+psycopg://app@db-1/shop", probe_interval=60)
+    monitor = Monitor(settings, connect, lambda _: None, lambda *_: (), lambda _: False)
+    monitor.start()
+    (watcher,) = monitor._watchers.values()
+    eventually(lambda: monitor.topology.probed)
+    monitor.close()
+    assert monitor._pace(watcher, time.monotonic()) == seconds
+    monitor._hasty[Haste.SHARED].add(None)
+    monitor._hasty_since[Haste.SHARED] = time.monotonic()
+    assert monitor._pace(watcher, time.monotonic()) == if_wanted
+    watcher.last_at = time.monotonic()
+    assert monitor._pace(watcher, time.monotonic()) == seconds
 
 
 def test_a_warning_that_cannot_be_logged_costs_no_instance(monkeypatch: pytest.MonkeyPatch) -> None:
