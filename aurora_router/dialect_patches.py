@@ -157,9 +157,12 @@ def explain_mistakes(engine: Engine, server: Family, options: Mapping[str, Any])
     dialect.initialize = in_words(dialect.initialize)
 
 
-def ask_for_password(engine: Engine, password: Callable[[], str] | None) -> None:
-    """Have each new connection log in with the current result of `password`."""
-    if password is None:
+def ask_for_password(engine: Engine, password: Callable[[], str] | None, options: Mapping[str, Any]) -> None:
+    """Have each new connection log in with the current result of `password`, unless `connect_args` have a password.
+
+    options: the options that the engine was made with.
+    """
+    if password is None or "password" in options.get("connect_args", {}):
         return
     dialect: Any = engine.dialect
     connect = dialect.connect

@@ -525,7 +525,7 @@ class Engines:
                 self._server.look_anywhere(engine.dialect)
                 self._server.watch_connecting(engine.dialect, self._probe_connects)
                 explain_mistakes(engine, self._server, options)
-                ask_for_password(engine, self._password)
+                ask_for_password(engine, self._password, options)
                 self._probes[instance.id] = engine
             return engine
 
@@ -585,7 +585,7 @@ class Engines:
 
         self._server.watch_connecting(engine.dialect, connecting)
         explain_mistakes(engine, self._server, options)
-        ask_for_password(engine, self._password)
+        ask_for_password(engine, self._password, options)
         limit_connects(engine, self._connects.setdefault(instance.id, Places(self._connects_at_once)), self._connect_turn_timeout)
 
         def listened() -> bool:

@@ -227,6 +227,23 @@ def test_a_text_as_password_takes_the_place_of_the_urls(cluster: Cluster[Any], m
         assert connection.scalar(text("SELECT 1")) == 1
 
 
+@pytest.mark.parametrize("kind", ["text", "function"])
+def test_connect_args_override_a_password_of_either_kind(cluster: Cluster[Any], make_router: MakeRouter, kind: str) -> None:
+    """A password in connect_args counts before password=, whether that is a text or a function, as it does before the URL's."""
+    given: dict[str, Any] = {"password": "another" if kind == "text" else lambda: "another"}
+    right: dict[str, Any] = {"connect_args": {"password": cluster.app_password}}
+    readers = [reader.address for reader in cluster.readers]
+    router = make_router(instances=readers, engine_options=right, **given)
+    until_readers_serve(router, 2)
+    with router.connect() as connection:
+        assert connection.scalar(text("SELECT 1")) == 1
+    wrong: dict[str, Any] = {"connect_args": {"password": "yet another"}}
+    router = make_router(instances=readers, engine_options=right, reader_options=wrong, no_reader="error", **given)
+    until_readers_serve(router, 2)
+    with pytest.raises(REFUSED, match=WORDS):
+        router.connect(read_only=True)
+
+
 def test_a_password_function_that_fails_is_named(
     cluster: Cluster[Any], make_router: MakeRouter, caplog: pytest.LogCaptureFixture
 ) -> None:
