@@ -410,11 +410,9 @@ def test_a_cascade_deletes_what_a_late_reader_did_not_show(
     assert cluster.execute("SELECT id, root_id FROM bird ORDER BY id") == [(1, None), (2, None)]
 
 
-@pytest.mark.parametrize("delete", ["delete", "delete_all"])
+@pytest.mark.parametrize("delete", [name for name in ("delete", "delete_all") if hasattr(PlainSession, name)])
 def test_a_delete_loads_its_cascades_on_the_writer(cluster: Cluster[Any], router: Router, delete: str) -> None:
     """A delete needs no reader: the collections that go along with the object are loaded on the writer."""
-    if not hasattr(PlainSession, delete):
-        pytest.skip("this SQLAlchemy has no such method")
     with sessions(router)() as s:
         root = Root(id=1)
         make_transient_to_detached(root)
