@@ -370,7 +370,10 @@ class Entrance:
         def found(topology: Topology) -> bool:
             return choose(topology, need, round_robin, self._load, 0.0, time.monotonic()).reason is not _OWN_WRITES
 
-        made_up = unit.requirement is not None and unit.requirement.given  # perhaps: anybody may write a token
+        # Anybody may write a token. What the session or the scope has written since is no claim of others.
+        made_up = (unit.requirement is not None and unit.requirement.given) or any(
+            past.given is not None and not past.wrote for past in unit.pasts
+        )
         self._monitor.wait_for(found, self._wait, haste=Haste.SHARED if made_up else Haste.ALONE)
 
     def _wait_for_place(self, place: Place, until: float) -> None:

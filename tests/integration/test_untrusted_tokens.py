@@ -83,9 +83,9 @@ def test_a_forged_token_waits_for_no_instance_that_is_lost(cluster: Cluster[Any]
 
 
 @BOTH
-@pytest.mark.parametrize("wait_for_reader", [0.0, 0.02])
+@pytest.mark.parametrize(("wait_for_reader", "placed"), [(0.0, True), (0.02, True), (0.02, False)])
 def test_forged_tokens_make_few_probes(
-    cluster: Cluster[Any], make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch, wait_for_reader: float
+    cluster: Cluster[Any], make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch, wait_for_reader: float, placed: bool
 ) -> None:
     """However many made-up tokens come, no instance is probed more often than once every position_interval."""
     router = make_router(position_interval=0.2, wait_for_reader=wait_for_reader)
@@ -104,7 +104,8 @@ def test_forged_tokens_make_few_probes(
     def attack(number: int) -> None:
         while not enough.is_set():
             number += 8
-            claim = real._replace(position=a_position(cluster, router.topology.epoch + number, 2**40))
+            position = a_position(cluster, router.topology.epoch + number, 2**40) if placed else None
+            claim = real._replace(position=position, made_at=int(time.time() * 1000))
             with sessions(router)(after=str(claim)) as s:
                 assert s.scalar(STOCK) == 11
 
