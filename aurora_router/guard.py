@@ -189,6 +189,21 @@ def _in_doubt(state: InstanceState[Any]) -> bool:
     return state.key is not None and MARK in state.info and not state.was_deleted
 
 
+def is_by_values(session: Any, statement: Any, options: Mapping[str, Any] | None) -> bool:
+    """Return whether SQLAlchemy would carry an UPDATE or DELETE over to objects by values that a reader has shown.
+
+    By itself SQLAlchemy ("auto") applies the WHERE to the values in the objects.
+    """
+    if session._read_only or not (getattr(statement, "is_update", False) or getattr(statement, "is_delete", False)):
+        return False
+    entity = getattr(statement, "entity_description", {}).get("entity")
+    how = {**statement.get_execution_options(), **(options or {})}.get("synchronize_session", "auto")
+    if entity is None or how != "auto":
+        return False
+    mapper = inspect(entity).mapper
+    return any(MARK in state.info and state.mapper.isa(mapper) for state in session.identity_map.all_states())
+
+
 def named(session: Session, mapper: Mapper[Any], mappings: Iterable[Mapping[str, Any]]) -> list[InstanceState[Any]]:
     """The marked objects of a session whose primary keys are in these mappings."""
     keys = [mapper.get_property_by_column(column).key for column in mapper.primary_key]

@@ -578,6 +578,8 @@ class RoutingMixin(_Base):
         is_update = type(params) is list and getattr(statement, "is_update", False)
         if is_update:
             self._in_bulk = self._named_in(statement, params)
+        elif self._guarding and not isinstance(params, list) and guard.is_by_values(self, statement, given):
+            options["execution_options"] = {**(given or {}), "synchronize_session": "fetch"}
         try:
             while True:
                 call.left = None

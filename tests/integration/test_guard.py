@@ -893,6 +893,38 @@ def test_an_update_of_rows_shows_the_values_of_the_writer(cluster: Cluster[Any],
             s.flush()
 
 
+def delete_by_query(s: RoutingSession) -> None:
+    s.query(Item).filter(Item.stock == 10).delete()
+
+
+def delete_by_statement(s: RoutingSession) -> None:
+    s.execute(delete(Item).where(Item.stock == 10))
+
+
+@pytest.mark.parametrize("work", [delete_by_query, delete_by_statement])
+def test_a_delete_of_rows_takes_the_objects_of_those_rows(
+    cluster: Cluster[Any], proxy: FaultProxy, router: Router, work: Callable[[RoutingSession], None]
+) -> None:
+    """A DELETE with a WHERE removes the objects whose rows the writer has deleted, not those that a late reader shows so."""
+    on_the_writer(cluster, "UPDATE item SET stock = stock - 10", "DELETE FROM part")
+    with sessions(router)() as s:
+        first, second = s.get_one(Item, 1), s.get_one(Item, 2)
+        work(s)
+        assert first in s
+        assert second not in s
+    with sessions(router)() as s:
+        assert sent(proxy, lambda: work(s)) == ["DELETE"], "without objects there is nothing to ask"
+
+
+def test_an_update_of_rows_reaches_the_objects_of_those_rows(cluster: Cluster[Any], router: Router) -> None:
+    """An UPDATE with a WHERE is carried over to the objects whose rows the writer has changed."""
+    on_the_writer(cluster, "UPDATE item SET stock = stock - 10")
+    with sessions(router)() as s:
+        first, second = s.get_one(Item, 1), s.get_one(Item, 2)
+        s.execute(update(Item).where(Item.stock == 10).values(name="sold"))
+        assert (first.name, second.name) == ("one", "sold")
+
+
 def test_a_value_that_the_database_has_rounded_is_not_stale(cluster: Cluster[Any], router: Router) -> None:
     """A unit's own UPDATE may compute a value that the column rounds."""
     on_the_writer(cluster, "UPDATE odd SET exact = 1")
