@@ -77,7 +77,7 @@ def _refuse_nul(what: str, *values: object) -> None:
         raise ConfigurationError(f"{what} has a NUL character (%00 in a URL), where the driver would stop reading; leave it out")
 
 
-def _named(name: str, value: object) -> str:
+def named(name: str, value: object) -> str:
     """Return an argument as an error may show it. Any value but a number may be a secret in the wrong place, or hold one."""
     return f"{name}={value!r}" if value is None or isinstance(value, int | float) else f"{name}=..."
 
@@ -85,14 +85,14 @@ def _named(name: str, value: object) -> str:
 def check_choice(name: str, value: T, choices: tuple[str | None, ...]) -> T:
     """Raises ConfigurationError unless the value is one of the choices."""
     if value not in choices:
-        raise ConfigurationError(f"{_named(name, value)}: use one of {', '.join(map(repr, choices))}")
+        raise ConfigurationError(f"{named(name, value)}: use one of {', '.join(map(repr, choices))}")
     return value
 
 
 def check_flag(name: str, value: T) -> T:
     """Raises ConfigurationError unless the value is True or False."""
     if value is not True and value is not False:
-        raise ConfigurationError(f"{_named(name, value)}: use True or False")
+        raise ConfigurationError(f"{named(name, value)}: use True or False")
     return value
 
 
@@ -105,21 +105,21 @@ def check_seconds(name: str, value: T, *, or_zero: bool = False) -> T:
         or value < 0
         or not (value or or_zero)
     ):
-        raise ConfigurationError(f"{_named(name, value)}: give a number of seconds{', 0 or' if or_zero else ''} above 0")
+        raise ConfigurationError(f"{named(name, value)}: give a number of seconds{', 0 or' if or_zero else ''} above 0")
     return value
 
 
 def check_share(name: str, value: T) -> T:
     """Raises ConfigurationError unless the value is above 0 and at most 1."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise ConfigurationError(f"{_named(name, value)}: give a share above 0 and at most 1, like 0.5")
+        raise ConfigurationError(f"{named(name, value)}: give a share above 0 and at most 1, like 0.5")
     return value
 
 
 def check_count(name: str, value: T) -> T:
     """Raises ConfigurationError unless the value is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigurationError(f"{_named(name, value)}: give a whole number, 1 or more")
+        raise ConfigurationError(f"{named(name, value)}: give a whole number, 1 or more")
     return value
 
 
@@ -150,7 +150,7 @@ def check_keys(name: str, value: Iterable[str | bytes]) -> tuple[str | bytes, ..
 def check_http_name(name: str, value: object) -> None:
     """Raises ConfigurationError unless the value can be the name of a cookie and of a header."""
     if not isinstance(value, str) or re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", value) is None:
-        raise ConfigurationError(f"{_named(name, value)}: give a name of letters, digits, - and _")
+        raise ConfigurationError(f"{named(name, value)}: give a name of letters, digits, - and _")
 
 
 def check_callables(name: str, value: Iterable[Callable[..., Any]]) -> tuple[Callable[..., Any], ...]:
@@ -180,7 +180,7 @@ def check_run(
         check_seconds("deadline", deadline)
     for name, policy in (("stop", stop), ("wait", wait)):
         if policy is not None and not callable(policy):
-            raise ConfigurationError(f"{_named(name, policy)}: give one of tenacity's policies, like tenacity.{_POLICIES[name]}")
+            raise ConfigurationError(f"{named(name, policy)}: give one of tenacity's policies, like tenacity.{_POLICIES[name]}")
     check_choice("commit_check", commit_check, ("xid", "table", None))
 
 
@@ -199,7 +199,7 @@ def check_factory(factory: object) -> None:
     made: Any = factory
     while isinstance(made, functools.partial):
         made = made.func
-    name = getattr(made, "__name__", made)
+    name = getattr(made, "__name__", type(made).__name__)  # a repr may show a secret
     instead = "give a sessionmaker, as in @router.transactional(Session)"
     returned = _returned_by(made)
     is_certain = isinstance(made, sessionmaker | scoped_session) or _is_session(made) or _is_session(returned)
@@ -239,7 +239,7 @@ def check_function(fn: object) -> None:
     """Raises ConfigurationError unless Router.transactional() can decorate the function."""
     if not callable(fn):
         raise ConfigurationError("transactional() decorates a function; write @router.transactional(Session) above one")
-    name = getattr(fn, "__name__", fn)
+    name = getattr(fn, "__name__", type(fn).__name__)
     if inspect.iscoroutinefunction(fn) or inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
         raise ConfigurationError(f"{name} is a coroutine or a generator: it would run after its unit")
     if not _takes_one(fn):
@@ -270,12 +270,16 @@ def check_engine_options(name: str, options: Mapping[str, Any]) -> dict[str, Any
     """
     if not isinstance(options, Mapping):
         raise ConfigurationError(f"{name} must be a dict of create_engine() options")
+    if not all(isinstance(option, str) and option.isidentifier() for option in options):
+        raise ConfigurationError(f"{name} has a key that is no name of an option; give names like pool_size")
     for option, why in _OURS.items():
         if option in options:
             raise ConfigurationError(f"{name}[{option!r}] cannot be used: {why}")
     for option in _NESTED:
         if not isinstance(options.get(option, {}), Mapping):
             raise ConfigurationError(f"{name}[{option!r}] must be a dict")
+    if not all(isinstance(option, str) and option.isidentifier() for option in options.get("connect_args", {})):
+        raise ConfigurationError(f"{name}: connect_args has a key that is no name of an option; give names like connect_timeout")
     for level in (options.get("isolation_level"), options.get("execution_options", {}).get("isolation_level")):
         if level is not None and not (isinstance(level, str) and level.replace("_", " ").upper() in _LEVELS):
             raise ConfigurationError(f"{name}: use one of {', '.join(_LEVELS)} as isolation level")

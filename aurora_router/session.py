@@ -175,11 +175,11 @@ class RoutingMixin(_Base):
             raise ConfigurationError("router= must be a Router")
         if read_only is not None:
             if read_only is not True and read_only is not False:  # 0 is neither
-                raise ConfigurationError(f"read_only={read_only!r}: use True, False or None")
+                raise ConfigurationError(f"{config.named('read_only', read_only)}: use True, False or None")
             self._read_only = read_only
         if commit_check is not None:
             if commit_check not in ("xid", "table"):
-                raise ConfigurationError(f'commit_check={commit_check!r}: use "xid", "table" or None')
+                raise ConfigurationError(f'{config.named("commit_check", commit_check)}: use "xid", "table" or None')
             self._commit_check = commit_check
         self.router = router
         self._past = Past() if after is None else router.past(after)

@@ -26,8 +26,8 @@ _MANAGED = re.compile(
 _ON, _OFF = ("1", "true", "yes", "on", "y", "t"), ("", "0", "false", "no", "off", "n", "f")
 _PASSWORDS = ("password", "passwd")
 """The drivers' names for the password."""
-_KEY_PASSWORDS = ("sslpassword", "ssl_key_password")
-"""Their names for the password of a private key."""
+_OTHER_SECRETS = ("sslpassword", "ssl_key_password", "oauth_client_secret", "scram_client_key", "scram_server_key")
+"""Their names for the password of a private key, and for other secrets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +106,11 @@ def parse_url(given: str | URL) -> Target:
         listed.append(f"{host}:{port}" if port else host)
     for name in _PASSWORDS:
         secret = query.pop(name, None)
-        if isinstance(secret, str):
+        if isinstance(secret, tuple):
+            raise ConfigurationError(f"the URL's query has more than one {name}; leave all out but one, or give it as password=")
+        if secret is not None:
             url = url.set(password=secret)  # SQLAlchemy hides it there
-    secrets = {name: query.pop(name) for name in _KEY_PASSWORDS if name in query}
+    secrets = {name: query.pop(name) for name in _OTHER_SECRETS if name in query}
     disabled = str(query.get("ssl_disabled", "1")).lower()
     if disabled in _OFF:
         del query["ssl_disabled"]  # PyMySQL would take any text for true

@@ -65,9 +65,7 @@ def in_mode(dialect: str, setting: str | None) -> str:
 def _judge(sql: str, dialect_name: str) -> Verdict:
     make = _DIALECTS.get(dialect_name)
     if make is None:
-        raise ValueError(
-            f"unknown SQL dialect {dialect_name!r}: known are {', '.join(name for name in _DIALECTS if ':' not in name)}"
-        )
+        raise ValueError(f"unknown SQL dialect: known are {', '.join(name for name in _DIALECTS if ':' not in name)}")
     dialect = make()
     cuts = dialect.cut(sql)
     if len(cuts) == 1:

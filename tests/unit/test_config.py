@@ -586,6 +586,14 @@ def test_a_password_in_the_query_is_hidden_like_any_other() -> None:
     assert "hunter2zz" not in repr(target)
 
 
+@pytest.mark.parametrize("name", ["password", "passwd"])
+def test_several_passwords_in_the_query_are_refused(name: str) -> None:
+    """Which one counts is not guessed."""
+    with pytest.raises(ConfigurationError, match=f"more than one {name}") as caught:
+        Router(f"postgresql+psycopg://app@db-1/shop?{name}=hunter2&{name}=hunter3")
+    assert "hunter" not in everything(caught.value)
+
+
 def test_a_slash_in_the_password_is_not_taken_for_a_host() -> None:
     with pytest.raises(ConfigurationError, match="%2F") as caught:
         urls.parse_url("postgresql+psycopg://a:sEc@Re/T@nohost.invalid/x")

@@ -5,7 +5,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event
 
-from aurora_router import ConfigurationError, Router, urls
+from aurora_router import ConfigurationError, Router, RoutingSession, classify, urls
 from aurora_router.__main__ import main
 from aurora_router.mistakes import mistake
 from aurora_router.servers import mysql, postgresql
@@ -155,12 +155,48 @@ def test_no_value_of_a_wrong_setting_is_shown(setting, value, head):
     assert next(iter(given)) in str(caught.value)
 
 
+class Factory:
+    """Its instances can be called and show a secret in their repr."""
+
+    def __call__(self, session):
+        return session
+
+    def __repr__(self):
+        return "Zq0"
+
+
+HERE = "postgresql+psycopg://app@db-1/shop"
+SECRET = "postgresql+psycopg://app:Zq0@db-1/shop"
+
+
+@pytest.mark.parametrize(
+    "misuse",
+    [
+        lambda router: RoutingSession(router=router, read_only=SECRET),
+        lambda router: RoutingSession(router=router, commit_check=SECRET),
+        lambda router: router.transactional(Factory()),
+        lambda router: Router(HERE, engine_options={SECRET: 1}),
+        lambda router: Router(HERE, reader_options={SECRET: 1}),
+        lambda router: Router(HERE, engine_options={"connect_args": {SECRET: 1}}),
+        lambda router: classify("SELECT 1", SECRET),
+    ],
+)
+def test_no_misplaced_value_is_shown(misuse):
+    """An argument that cannot be used is refused without its value, which may be a secret in the wrong place."""
+    with pytest.raises(ValueError, match=r"use|give|known are") as caught:
+        misuse(Router(HERE))
+    assert hidden(everything(caught.value))
+
+
 @pytest.mark.parametrize(
     ("url", "name"),
-    [("postgresql+psycopg://app@db-1/shop", "sslpassword"), ("mysql+pymysql://app@db-1/shop", "ssl_key_password")],
+    [
+        *((HERE, name) for name in ("sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")),
+        ("mysql+pymysql://app@db-1/shop", "ssl_key_password"),
+    ],
 )
-def test_a_keys_password_in_a_url_is_in_no_repr(url, name):
-    """A private key's password in a URL's query is in no repr, and the driver gets it all the same."""
+def test_a_secret_besides_the_password_is_in_no_repr(url, name):
+    """A private key's password in a URL's query, or libpq's other secrets, are in no repr. The driver gets them all the same."""
     router = Router(f"{url}?{name}=Zq0")
     engine = router.engine(router._monitor.topology.instances[0])
     assert hidden(repr((engine, engine.url, router._settings.target)))

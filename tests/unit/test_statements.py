@@ -428,7 +428,7 @@ def test_what_takes_a_read_only_guard_away_is_seen():
 
 
 def test_an_unknown_dialect_is_the_only_thing_that_raises():
-    with pytest.raises(ValueError, match=r"'oracle': known are mariadb, mysql, postgresql$"):
+    with pytest.raises(ValueError, match=r"unknown SQL dialect: known are mariadb, mysql, postgresql$"):
         verdict("SELECT 1", "oracle")
 
 
