@@ -541,7 +541,8 @@ def is_from_connecting(error: BaseException) -> bool:
 
 UNUSABLE = (
     r"invalid connection option|invalid \S+ value|invalid port number|unsupported startup|bad value for connect_timeout"
-    r"|invalid value for parameter|invalid command-line argument|unrecognized configuration parameter|permission denied to set"
+    r"|invalid value for parameter|invalid command-line argument|requires a value|unrecognized configuration parameter"
+    r"|permission denied to set"
     r"|definition of service|service file|could not parse network address"
     r"|connection is bad: (?!connection to server|could not |out of memory)"  # libpq has not tried to connect
     r"|channel binding (is )?required|authentication method requirement|GSSAPI encryption, but it was required"

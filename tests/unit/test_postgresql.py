@@ -206,6 +206,7 @@ def test_driver_errors_stand_for_the_failure_that_they_are(sqlstate, message, di
         (None, 'server certificate for "a" does not match host name "b"', "misconfigured", "check sslmode and the certificates"),
         (None, 'invalid connection option "ssl_mode"', "misconfigured", "check the URL's query and connect_args"),
         (None, 'invalid sslmode value: "on"', "misconfigured", "check the URL's query and connect_args"),
+        (None, "FATAL:  -c a requires a value", "misconfigured", "check the URL's query and connect_args"),
         (None, 'connection is bad: weak sslmode "..." may not be used', "misconfigured", "check the URL's query"),
         ("08P01", "transaction blocks not allowed in statement pooling mode", "misconfigured", "pool_mode=statement"),
         (None, "connection to server failed: channel binding required, but", "misconfigured", "check the URL's query"),
