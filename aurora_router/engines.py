@@ -37,7 +37,7 @@ from aurora_router.dialect_patches import (
 )
 from aurora_router.errors import ConfigurationError, Signal, WrongServer
 from aurora_router.limits import Places
-from aurora_router.mistakes import UNKNOWN_HOST, hide_values, mistake, probe_error, refusal
+from aurora_router.mistakes import UNKNOWN_HOST, hide_values, is_refused, mistake, probe_error, refusal
 from aurora_router.monitor import ProbeError
 from aurora_router.pooling import (
     AUTOCOMMIT,
@@ -149,6 +149,8 @@ class Engines:
             install = f"pip install 'aurora-router[{self._server.DIALECT}]'"  # the extra has the family's name
             wrong = f"{url.drivername} needs {self._server.DRIVER}: {install}"
         except Exception as error:
+            if not is_refused(error):
+                raise
             said = hide(" ".join(str(error).split()), given.values(), given)
             wrong = f"{name} cannot be used ({type(error).__name__}: {said})"
         raise ConfigurationError(wrong)
@@ -551,6 +553,8 @@ class Engines:
         try:
             return create_engine(url, **options)
         except Exception as error:
+            if not is_refused(error):
+                raise
             hide_values(error, [*url.query.values(), *options.values()], {*url.query, *options})
             refused = ConfigurationError(str(mistake(error, self._server)))
         raise refused

@@ -6,6 +6,8 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from aurora_router.core.redaction import hide
 from aurora_router.core.topology import Silence
 from aurora_router.errors import ConfigurationError
@@ -39,6 +41,11 @@ def is_mistake(error: BaseException) -> bool:
     if isinstance(original, OSError):
         return not isinstance(original, TimeoutError | ConnectionError)  # signal handlers raise TimeoutError
     return isinstance(original, TypeError | ValueError | LookupError | AttributeError | AssertionError | NotImplementedError)
+
+
+def is_refused(error: Exception) -> bool:
+    """Whether an error of create_engine() says that it cannot use its arguments. Others come from a signal handler."""
+    return isinstance(error, SQLAlchemyError) or is_mistake(error)
 
 
 def probe_error(error: Exception, server: Family) -> ProbeError:

@@ -14,6 +14,7 @@ from aurora_router.core.topology import Role
 from aurora_router.errors import ConfigurationError
 from aurora_router.servers import mysql, postgresql
 from aurora_router.settings import Settings
+from tests.interruptions import SoftTimeLimitExceeded, interrupted_at_each_line
 
 HEAD = "postgresql+psycopg://app:hunter2@"
 
@@ -723,3 +724,23 @@ def test_an_address_in_the_environment_is_found(monkeypatch, tmp_path):
     with pytest.raises(ConfigurationError, match=f"^PGHOSTADDR, or a service, in the environment {SAME}"):
         Router(PG, instances=["db-2"])
     Router(PG).close()
+
+
+@pytest.mark.parametrize("what", ["router", "engine"])
+def test_a_time_limit_while_an_engine_is_made_is_let_pass(what: str) -> None:
+    """An exception of a signal handler is no mistake in the options, so it reaches the application as it is."""
+    url = "postgresql+psycopg://app@db-1/shop"
+
+    def make_router() -> None:
+        Router(url)
+
+    router = Router(url)
+    (instance,) = router._monitor.topology.instances
+
+    def make_engine() -> None:
+        router._engines._engines.clear()
+        router.engine(instance)
+
+    work = make_router if what == "router" else make_engine
+    for _ in interrupted_at_each_line(work, "sqlalchemy/engine/create.py", by=SoftTimeLimitExceeded):
+        pass
