@@ -196,12 +196,20 @@ def is_by_values(session: Any, statement: Any, options: Mapping[str, Any] | None
     """
     if session._read_only or not (getattr(statement, "is_update", False) or getattr(statement, "is_delete", False)):
         return False
-    entity = getattr(statement, "entity_description", {}).get("entity")
+    mapper = mapper_of(statement)
     how = {**statement.get_execution_options(), **(options or {})}.get("synchronize_session", "auto")
-    if entity is None or how != "auto":
+    if mapper is None or how != "auto":
         return False
-    mapper = inspect(entity).mapper
     return any(MARK in state.info and state.mapper.isa(mapper) for state in session.identity_map.all_states())
+
+
+def mapper_of(statement: Any) -> Mapper[Any] | None:
+    """Return the mapper whose rows an UPDATE or DELETE of the ORM changes; None for a statement of Core."""
+    try:
+        entity = statement.entity_description.get("entity")
+    except (AttributeError, KeyError):  # KeyError: SQLAlchemy takes a table with a WHERE of the ORM's for an entity
+        return None
+    return None if entity is None else inspect(entity).mapper
 
 
 def named(session: Session, mapper: Mapper[Any], mappings: Iterable[Mapping[str, Any]]) -> list[InstanceState[Any]]:

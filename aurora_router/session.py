@@ -605,8 +605,8 @@ class RoutingMixin(_Base):
 
     def _named_in(self, statement: Any, parameters: list[Any]) -> list[InstanceState[Any]] | None:
         """Return the objects to check whose rows an UPDATE of the ORM names by primary key; None without any."""
-        entity = getattr(statement, "entity_description", {}).get("entity") if self._guarding else None
-        return guard.named(self, inspect(entity).mapper, parameters) or None if entity is not None else None
+        mapper = guard.mapper_of(statement) if self._guarding else None
+        return guard.named(self, mapper, parameters) or None if mapper is not None else None
 
     def _after_listeners(self, state: ORMExecuteState) -> None:
         """Note the statement and options that the application's listeners of do_orm_execute have left. This one comes last."""

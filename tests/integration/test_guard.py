@@ -22,6 +22,7 @@ from sqlalchemy import (
     PickleType,
     String,
     TypeDecorator,
+    bindparam,
     create_engine,
     delete,
     event,
@@ -923,6 +924,18 @@ def test_an_update_of_rows_reaches_the_objects_of_those_rows(cluster: Cluster[An
         first, second = s.get_one(Item, 1), s.get_one(Item, 2)
         s.execute(update(Item).where(Item.stock == 10).values(name="sold"))
         assert (first.name, second.name) == ("one", "sold")
+
+
+def test_a_statement_of_a_table_may_name_attributes(cluster: Cluster[Any], router: Router) -> None:
+    """Core's UPDATE and DELETE of a table may have a WHERE of the ORM's, with one set of parameters or several."""
+    table = Base.metadata.tables["line"]
+    with sessions(router)() as s:
+        assert marked(s.get_one(Line, 1))
+        s.execute(update(table).where(Line.id == 1).values(note="one"))
+        s.execute(update(table).where(Line.id == bindparam("number")).values(note=bindparam("to")), [{"number": 2, "to": "two"}])
+        s.execute(delete(table).where(Line.id == 3))
+        s.commit()
+    assert cluster.execute("SELECT id, note FROM line ORDER BY id") == [(1, "one"), (2, "two")]
 
 
 def test_a_value_that_the_database_has_rounded_is_not_stale(cluster: Cluster[Any], router: Router) -> None:
