@@ -188,7 +188,7 @@ class Entrance:
 
         began: when the first attempt began, seconds, monotonic. None for the first, which reads the clock only if it must.
         """
-        until: float | None = None
+        queued_at: float | None = None  # when it began to wait for a place in the writer's pool
         timeout: exc.TimeoutError | None = None  # of a reader's pool that the unit has waited for
         refused: Exception | None = None  # of a reader that refused the credentials or the database
         unit.queues = False
@@ -223,8 +223,8 @@ class Entrance:
                 # With several instances, reads get only a share of the writer's pool, because writes must find room.
                 place = unit.borrowed = Place(self._for_reads)  # the unit owns it before it is taken
                 if not place.take(0.0):
-                    until = until or time.monotonic() + min(self._pool_timeout, self._time_left(unit, time.monotonic()))
-                    self._wait_for_place(place, until)
+                    queued_at = queued_at or time.monotonic()
+                    self._wait_for_place(unit, place, queued_at)
                     continue
             on_writer = instance.role is _WRITER
             mode = _READ_ONLY if unit.read_only else _DEFAULT if on_writer else _READ_ONLY if unit.holds else _AUTOCOMMIT
@@ -376,21 +376,23 @@ class Entrance:
         )
         self._monitor.wait_for(found, self._wait, haste=Haste.SHARED if made_up else Haste.ALONE)
 
-    def _wait_for_place(self, place: Place, until: float) -> None:
+    def _wait_for_place(self, unit: Unit, place: Place, began: float) -> None:
         """Wait for a place in the writer's pool, or for a topology with readers. Then the caller must decide again.
 
         The unit may keep the place until it ends, because it may write there.
 
-        until: seconds, monotonic.
+        began: when it began to wait, seconds, monotonic.
 
         Raises NoReaderAvailable if the time is up.
         """
-        if place.take(until - time.monotonic()):
+        now = time.monotonic()
+        left = min(began + self._pool_timeout - now, self._time_left(unit, began))
+        if place.take(left):
             return
         if self.closed:
             raise RouterError("this router was closed while a unit waited for a reader")
-        if time.monotonic() >= until:
-            raise NoReaderAvailable(self._monitor.topology.said(), self._pool_timeout)
+        if time.monotonic() >= now + left:
+            raise NoReaderAvailable(self._monitor.topology.said(), time.monotonic() - began)
 
     def _time_left(self, unit: Unit, began: float) -> float:
         """How many more seconds a unit may wait for a writer.
