@@ -9,6 +9,7 @@ import contextlib
 import random
 import time
 import weakref
+from collections.abc import Sequence
 from typing import TypeVar
 
 import tenacity
@@ -22,6 +23,7 @@ from aurora_router.core.pacing import Rate
 from aurora_router.core.positions import Requirement
 from aurora_router.core.selection import (
     STRATEGIES,
+    Balance,
     Decision,
     Load,
     Need,
@@ -101,7 +103,7 @@ class Entrance:
             writer_serves_reads=settings.no_reader == "writer",
         )
         self._declared_need = self._need._replace(declared=True)
-        self._balance = settings.balance if callable(settings.balance) else STRATEGIES[settings.balance]
+        self._balance = _checked(settings.balance) if callable(settings.balance) else STRATEGIES[settings.balance]
         self._failover_timeout = settings.failover_timeout
         _, self._pool_timeout = get_pool_limits(settings.options)
         self._wait = settings.wait_for_reader
@@ -468,6 +470,19 @@ class Entrance:
             ended = f"{type(again.cause).__name__}: {self._engines.explain(again.cause)}"
             said = (*said, f"the last attempt at {again.instance.id} ended with {ended}")
         return NoWriterAvailable(time.monotonic() - began, said)
+
+
+def _checked(balance: Balance) -> Balance:
+    """The user's function, with an error that names it if it returns anything but one of the readers."""
+
+    def checked(readers: Sequence[Instance], load: Load, rnd: float) -> Instance:
+        chosen = balance(readers, load, rnd)
+        if chosen not in readers:
+            kind = type(chosen).__name__
+            raise ConfigurationError(f"balance=: the function must return one of the readers that it is given, not {kind}")
+        return chosen
+
+    return checked
 
 
 def _is_decided(topology: Topology) -> bool:

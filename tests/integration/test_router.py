@@ -30,6 +30,7 @@ from aurora_router import (
     RoutingSession,
 )
 from aurora_router.core import events
+from aurora_router.core.topology import Instance
 from aurora_router.local import PostgresCluster
 from tests.integration.shop import (
     BOTH,
@@ -252,6 +253,15 @@ def test_a_reader_behind_max_lag_is_not_used(cluster: PostgresCluster, make_rout
             assert server_address(connection) == current.address
     cluster.resume_replay(late)
     eventually(lambda: (router.topology.by_id[late.address].lag or 0) < 0.2)
+
+
+@pytest.mark.parametrize("wrong", [None, "db-2:5432", Instance("db-9:5432", "db-9", 5432)])
+def test_a_strategy_that_returns_no_reader_is_named(cluster: PostgresCluster, make_router: MakeRouter, wrong: Any) -> None:
+    """A function given as balance= must return one of the readers that it got."""
+    router = make_router(balance=lambda readers, load, rnd: wrong)
+    until_readers_serve(router, 2)
+    with pytest.raises(ConfigurationError, match="balance="):
+        router.connect(read_only=True)
 
 
 def test_a_function_may_choose_among_the_readers(cluster: PostgresCluster, make_router: MakeRouter) -> None:
