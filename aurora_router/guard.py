@@ -239,13 +239,21 @@ def _assigned(state: InstanceState[Any]) -> bool:
 
 
 def _check(session: Any, connection: Connection, unit: Unit, states: Iterable[InstanceState[Any]]) -> None:
-    """Raise StaleRead if a row differs from what its object was loaded with. Otherwise lock the rows, and remove the marks."""
+    """Raise StaleRead if a row differs from what its object was loaded with. Otherwise lock the rows, and remove the marks.
+
+    Rows for which nothing is sent are compared, but not locked. Their objects keep the marks.
+    """
     found: dict[Row, tuple[str, ...]] = {}
     to_check, has_written = list(states), unit.wrote
+    unsent = {_row(state) for state in to_check if _is_unsent(session, state)}
     exposed = [state for state in to_check if not _has_version(session, state)]
     checkable = {mapper for mapper in {state.mapper for state in exposed} if _checkable(session, mapper, connection)}
     known = {_row(state): shown for state in exposed if state.mapper in checkable and (shown := _shown(state))}
-    asked = [(mapper, {key: known[mapper, key] for key in keys}) for mapper, keys in _by_mapper(known)]
+    asked = [
+        (mapper, {key: known[mapper, key] for key in keys}, rows is not unsent)
+        for rows in (known.keys() - unsent, unsent)
+        for mapper, keys in _by_mapper({row: known[row] for row in known if row in rows})
+    ]
     for differing in _looking(connection, checkable, lambda: [_differing(connection, *each) for each in asked]):
         found.update(differing)
     if found:
@@ -256,16 +264,18 @@ def _check(session: Any, connection: Connection, unit: Unit, states: Iterable[In
             unit.run.found_stale = unit.run.found_stale.union(map(_row, others))
         raise _stale(unit.run, found)
     for state in to_check:
-        state.info.pop(MARK, None)
-        state.info[COLLECTIONS] = True
+        if _row(state) not in unsent:
+            state.info.pop(MARK, None)
+            state.info[COLLECTIONS] = True
 
 
 def _differing(
-    connection: Connection, mapper: Mapper[Any], known: dict[tuple[Any, ...], dict[str, Any]]
+    connection: Connection, mapper: Mapper[Any], known: dict[tuple[Any, ...], dict[str, Any]], lock: bool
 ) -> dict[Row, tuple[str, ...]]:
-    """Lock rows. Return each row that differs, with the columns that differ, or with none if the row is gone.
+    """Return each row that differs, with the columns that differ, or with none if the row is gone.
 
     known: the values that the columns were loaded with, by primary key.
+    lock: whether the rows are locked.
 
     If values without an equality of their own seem to differ, they are read once more. If two reads of the locked row differ,
     too, such values cannot be compared, and prove nothing.
@@ -274,7 +284,7 @@ def _differing(
     asked = {p.key: p.columns[0] for p in mapper.column_attrs if p.key in loaded_of_some}
 
     def look(keys: list[tuple[Any, ...]]) -> dict[tuple[Any, ...], dict[str, Any]]:
-        rows = _lock(connection, mapper, keys, asked.values())
+        rows = _lock(connection, mapper, keys, asked.values(), lock)
         return {key: dict(zip(asked, row, strict=True)) for key, row in rows.items()}
 
     def same(name: str, one: Any, other: Any) -> bool:
@@ -312,14 +322,15 @@ def _checkable(session: Any, mapper: Mapper[Any], connection: Connection) -> boo
 
 
 def _has_version(session: Any, state: InstanceState[Any]) -> bool:
-    """Return whether the statement that writes an object compares a version.
+    """Return whether the statement that writes an object compares a version."""
+    return state.mapper.version_id_col is not None and not _is_unsent(session, state)
 
-    SQLAlchemy sends no statement for an object in which something was set to what it was.
-    """
-    if state.mapper.version_id_col is None:
+
+def _is_unsent(session: Any, state: InstanceState[Any]) -> bool:
+    """Return whether SQLAlchemy sends no statement for an object, because things were only set to what they were."""
+    if session._flush_context is None or not state.modified or state.object in session.deleted:
         return False
-    is_unsent = session._flush_context is not None and state.modified and state.object not in session.deleted
-    return not is_unsent or session.is_modified(state.object, include_collections=False)
+    return not session.is_modified(state.object, include_collections=False)
 
 
 def _lockable(table: FromClause) -> bool:
@@ -600,9 +611,13 @@ def _as_asked(keys: Iterable[tuple[Any, ...]]) -> Callable[[tuple[Any, ...]], tu
 
 
 def _lock(
-    connection: Connection, mapper: Mapper[Any], keys: list[tuple[Any, ...]], columns: Iterable[ColumnElement[Any]]
+    connection: Connection,
+    mapper: Mapper[Any],
+    keys: list[tuple[Any, ...]],
+    columns: Iterable[ColumnElement[Any]],
+    lock: bool = True,
 ) -> dict[tuple[Any, ...], tuple[Any, ...]]:
-    """Lock these rows, and return the present values of the columns, by primary key.
+    """Lock these rows, if they are to be locked. Return the present values of the columns, by primary key.
 
     The lock is the one that an UPDATE takes. A stronger lock would block units that insert rows referring to these, and deadlock
     with them.
@@ -610,7 +625,7 @@ def _lock(
     primary = mapper.primary_key
     wanted = select(*primary, *columns).select_from(mapper.persist_selectable).order_by(*primary)
     locks = _locks_at(connection)
-    if locks.get(mapper, True):
+    if lock and locks.get(mapper, True):
         wanted = wanted.with_for_update(key_share=True)
     found: dict[tuple[Any, ...], tuple[Any, ...]] = {}
     for start in range(0, len(keys), ROWS_AT_ONCE):
@@ -621,7 +636,8 @@ def _lock(
         except NotSupportedError:
             locks.setdefault(mapper, False)
             raise
-        locks.setdefault(mapper, True)
+        if lock:
+            locks.setdefault(mapper, True)
         for row in rows:
             found[as_asked(tuple(row[: len(primary)]))] = tuple(row[len(primary) :])
     return found

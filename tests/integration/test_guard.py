@@ -858,6 +858,18 @@ def test_a_merged_object_is_checked_by_what_it_was_merged_into(cluster: Cluster[
             s.commit()
 
 
+def test_a_merge_that_changes_nothing_locks_nothing(router: Router) -> None:
+    """Two open sessions may merge the same unchanged object: nothing is sent for it, so neither waits for the other."""
+    with sessions(router)() as one, sessions(router)() as two:
+        for s in (one, two):
+            kept = s.get_one(Item, 1)
+            assert s.merge(Item(id=1, stock=10)) is kept
+            s.execute(
+                text("SET lock_timeout = 5000" if s.get_bind().dialect.name == "postgresql" else "SET lock_wait_timeout = 5")
+            )
+            s.flush()
+
+
 @pytest.mark.parametrize("merge", [name for name in ("merge", "merge_all") if hasattr(PlainSession, name)])
 def test_a_merge_loads_on_the_writer(cluster: Cluster[Any], proxy: FaultProxy, router: Router, merge: str) -> None:
     """A merge loads on the writer, so it takes no row for new that a late reader has not got."""
