@@ -100,6 +100,8 @@ def main() -> int:
         plain = outcomes(tree, cluster, tests, routed=False)
         routed = outcomes(tree, cluster, tests, routed=True)
 
+    if not plain:
+        sys.exit(f"none of SQLAlchemy's tests was run; check the paths: {' '.join(tests)}")
     lines, unexplained = compare(plain, routed, reasons)
     print(*lines, sep="\n")
     print(f"SQLAlchemy {sqlalchemy.__version__}")
