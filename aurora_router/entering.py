@@ -341,7 +341,7 @@ class Entrance:
         if unit.requirement is not None or unit.last_reads or unit.avoid:
             if unit.requirement is not None:
                 topology = self._resolve(unit, unit.requirement, topology)
-            need = need._replace(requirement=unit.requirement, last_reads=unit.last_reads, avoid=unit.avoid)
+            need = need.of_unit(unit.requirement, unit.last_reads, unit.avoid)
         load = self._load
         load.turn += 1
         decision = choose(topology, need, self._balance, load, random.random(), time.monotonic())
@@ -367,7 +367,7 @@ class Entrance:
     def _wait_for_reader(self, unit: Unit) -> None:
         """Wait until a reader has what the unit must see, or until wait_for_reader is over."""
         unit.waited = True
-        need = self._need._replace(requirement=unit.requirement, last_reads=unit.last_reads, avoid=unit.avoid)
+        need = self._need.of_unit(unit.requirement, unit.last_reads, unit.avoid)
 
         def found(topology: Topology) -> bool:
             return choose(topology, need, round_robin, self._load, 0.0, time.monotonic()).reason is not _OWN_WRITES

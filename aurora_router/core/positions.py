@@ -185,8 +185,10 @@ class Requirement(NamedTuple):
 
 def merge(mine: Requirement | None, other: Requirement | None) -> Requirement | None:
     """A requirement that implies both. A position that is asked for after the later moment proves both."""
-    if mine is None or other is None:
-        return other if mine is None else mine
+    if other is None or mine is other:
+        return mine
+    if mine is None:
+        return other
     if not mine.given and not other.given:
         return mine if mine.after > other.after else other
     later, earlier = (mine, other) if mine.since > other.since else (other, mine)

@@ -93,6 +93,13 @@ def ok(found, reader, requirement, now=100.0):
     return satisfies(found.by_id[reader], requirement, found, PIN, now)
 
 
+def test_a_unit_adds_its_conditions_to_a_need():
+    """A unit's own conditions take their places in a need, and all other conditions stay."""
+    need = Need(declared=True, max_lag=2.0, pin_seconds=3.0, writer_serves_reads=False)
+    own = {"requirement": Requirement(1.0, 1), "last_reads": (LastRead("b", 1.0, 1),), "avoid": frozenset("c")}
+    assert need.of_unit(*own.values()) == need._replace(**own)
+
+
 def test_a_reader_must_cover_a_sample_from_after_the_commit():
     """A reader must cover a position of the writer that was asked for after the commit."""
     assert ok(WELL, "c", Requirement(1.0, 1))
