@@ -154,12 +154,13 @@ class Nothing:
         return "a read-only transaction"
 
 
-def find_out(connect: Callable[[float], Connection], ask: Ask, timeout: float) -> Outcome:
+def find_out(connect: Callable[[float], Connection], ask: Ask, timeout: float, sleep: Callable[[float], None]) -> Outcome:
     """Ask the newest writer until the answer is certain. UNKNOWN after `timeout` seconds.
 
     If COMMITs wait for a reader here, and there is none, this waits, too.
 
     connect: makes a connection to the newest writer, within the seconds that it is called with.
+    sleep: waits for some seconds between two questions.
     """
     deadline = time.monotonic() + timeout
 
@@ -173,6 +174,7 @@ def find_out(connect: Callable[[float], Connection], ask: Ask, timeout: float) -
             return found
 
     retrying = tenacity.Retrying(
+        sleep=sleep,
         retry=tenacity.retry_if_result(lambda found: found is Outcome.PENDING)
         | tenacity.retry_if_exception_type((DBAPIError, WrongServer)),
         wait=tenacity.wait_random_exponential(multiplier=0.02, max=0.5),

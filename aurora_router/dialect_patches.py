@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ from aurora_router.limits import Place, Places
 from aurora_router.mistakes import refusal
 from aurora_router.pooling import SERVER, line_of
 from aurora_router.servers import Family
+from aurora_router.waiting import Waiting
 
 
 class Gatekeeper(Protocol):
@@ -96,20 +96,22 @@ def put_around_rollbacks(engine: Engine, server: Family, gate: Gatekeeper) -> No
     dialect.do_rollback = tolerant
 
 
-def put_around_commits(engine: Engine, gate: Gatekeeper) -> None:
-    """Have each COMMIT go through the gate, and both steps of a COMMIT in two phases.
+def put_around_commits(engine: Engine, gate: Gatekeeper, waiting: Waiting) -> None:
+    """Have each COMMIT go through the gate, and both steps of a COMMIT in two phases. All are shielded.
 
     The engine's own event comes only before a COMMIT, and slows down every statement.
     """
     dialect: Any = engine.dialect
 
-    def through_the_gate(step: Callable[..., None]) -> Callable[..., None]:
+    def through_the_gate(unshielded: Callable[..., None]) -> Callable[..., None]:
+        step = waiting.shielded(unshielded)
+
         def do(connection: Connection, *arguments: Any, **options: Any) -> None:
             gate.commit_in_two_phases(connection, lambda: step(connection, *arguments, **options))
 
         return do
 
-    dialect.do_commit = partial(gate.commit, send=dialect.do_commit)
+    dialect.do_commit = partial(gate.commit, send=waiting.shielded(dialect.do_commit))
     dialect.do_prepare_twophase = through_the_gate(dialect.do_prepare_twophase)
     dialect.do_commit_twophase = through_the_gate(dialect.do_commit_twophase)
 
@@ -173,7 +175,7 @@ def ask_for_password(engine: Engine, password: Callable[[], str] | None, options
     dialect.connect = with_password
 
 
-def limit_connects(engine: Engine, places: Places, timeout: float) -> None:
+def limit_connects(engine: Engine, places: Places, timeout: float, waiting: Waiting) -> None:
     """Let few connects run at once, and spread many that come at the same time.
 
     If one connect fails, every waiting thread fails with an error of the driver: its connect would fail, too.
@@ -190,7 +192,7 @@ def limit_connects(engine: Engine, places: Places, timeout: float) -> None:
         try:
             if place.take(timeout):
                 if ahead:
-                    time.sleep(pause(ahead, random.random()))
+                    waiting.sleep(pause(ahead, random.random()))
                 return connect(*arguments, **options)
         except dialect.loaded_dbapi.Error:
             places.turn_away()

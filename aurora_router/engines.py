@@ -58,6 +58,7 @@ from aurora_router.pooling import (
 )
 from aurora_router.servers import Ask, Family, Mode, Unsuitable
 from aurora_router.settings import Settings
+from aurora_router.waiting import Waiting
 
 log = logging.getLogger("aurora_router")
 
@@ -86,6 +87,7 @@ class Engines:
     known: gives the servers that an instance may lead to at this moment, in its role.
     surprised: called with an instance that led to another server, and the reason.
     gate: the interceptor of statements, COMMITs and errors.
+    waiting: how units wait for their connections.
     stand_in: an engine that stands for the cluster if a session class chooses among several engines. It never connects.
     """
 
@@ -95,6 +97,7 @@ class Engines:
         known: Callable[[str], frozenset[ServerId]],
         surprised: Callable[[str, str], None],
         gate: Gatekeeper,
+        waiting: Waiting,
     ) -> None:
         target, of_readers = settings.target, settings.options_of_readers
         url, server = target.url, target.server
@@ -121,6 +124,7 @@ class Engines:
         self._known = known
         self._surprised = surprised
         self._gate = gate
+        self._waiting = waiting
         self._lock = threading.Lock()
         self._engines: dict[str, Engine] = {}
         self._of_readers: dict[str, Engine] = self._engines if of_readers is None else {}
@@ -590,7 +594,8 @@ class Engines:
         self._server.watch_connecting(engine.dialect, connecting)
         explain_mistakes(engine, self._server, options)
         ask_for_password(engine, self._password, options)
-        limit_connects(engine, self._connects.setdefault(instance.id, Places(self._connects_at_once)), self._connect_turn_timeout)
+        places = self._connects.setdefault(instance.id, Places(self._connects_at_once, self._waiting))
+        limit_connects(engine, places, self._connect_turn_timeout, self._waiting)
 
         def listened() -> bool:
             """Whether listeners of the application may use a connection between two units."""
@@ -662,7 +667,7 @@ class Engines:
         for name in ("do_execute", "do_executemany", "do_execute_no_params"):
             event.listen(engine, name, self._gate.statement)
         event.listen(engine, "handle_error", self._gate.failed)
-        put_around_commits(engine, self._gate)
+        put_around_commits(engine, self._gate, self._waiting)
         put_around_options(engine, self._gate)
 
         def came_back(record: ConnectionPoolEntry, over: bool) -> None:

@@ -232,12 +232,12 @@ class Entrance:
             mode = _READ_ONLY if unit.read_only else _DEFAULT if on_writer else _READ_ONLY if unit.holds else _AUTOCOMMIT
             unit.instance, unit.on_writer, unit.epoch = instance, on_writer, instance.epoch
             connection: T | None = None
-            entering = self._gate.entering
-            outer = entering.known
+            connecting = self._gate.connecting
+            outer = connecting.value
             try:
                 engine = self._engines.engine(instance)
                 attempt = Attempt(unit, mode, engine)
-                entering.known = weakref.ref(attempt)
+                connecting.value = weakref.ref(attempt)
                 connection = door.connect(engine)
                 raw = door.pooled(connection)
                 now = time.monotonic()
@@ -291,7 +291,7 @@ class Entrance:
                 self._give_up(unit, door, connection)
                 raise
             finally:
-                entering.known = outer
+                connecting.value = outer
         own(unit, connection, raw)
         self._repeats.count(now)
         if self._emit.listeners:

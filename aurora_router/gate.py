@@ -43,6 +43,7 @@ from aurora_router.pooling import SERVER, SHARED, UNIT, PoolFull, distrust
 from aurora_router.servers import Family, Mode
 from aurora_router.settings import Settings
 from aurora_router.unit import NotARead, Unit
+from aurora_router.waiting import Local, Waiting
 
 LEAST_PATIENCE = 1.0  # seconds to look up a COMMIT, even after the deadline
 WRITES = 1000  # texts of text() that are known to write
@@ -69,27 +70,12 @@ class Attempt:
         self.engine = engine
 
 
-class _Entering(threading.local):
-    """The attempt that is under way in this thread.
-
-    A listener of the application may make another unit enter meanwhile. The reference is weak, because an exception of a signal
-    handler may end an attempt at any moment. Then the attempt is forgotten with its frame.
-    """
-
-    known: weakref.ref[Attempt] | None = None
-
-    @property
-    def attempt(self) -> Attempt | None:
-        """The attempt; None without one."""
-        known = self.known
-        return known() if known is not None else None
-
-
 class Gate:
     """The gate of one router: what it knows of statements and commits.
 
     causality: what the router's units must see.
     emit: called with an event's class and its values.
+    waiting: how units wait.
     """
 
     monitor: Monitor
@@ -100,10 +86,14 @@ class Gate:
         settings: Settings,
         causality: Causality,
         emit: Callable[..., None],
+        waiting: Waiting,
     ) -> None:
         self.server = server = settings.target.server
         self.causality = causality
-        self.entering = _Entering()
+        # The attempt that is under way in this thread. A listener of the application may make another unit enter meanwhile. The
+        # reference is weak, because an exception of a signal handler may end an attempt at any moment.
+        self.connecting: Local[weakref.ref[Attempt]] = waiting.local()
+        self._sleep = waiting.sleep
         self.asynchronous_commits = False  # whether some session commits without waiting for the log
         self._isolation = get_isolation(settings.options)
         self._failover_timeout = settings.failover_timeout
@@ -122,14 +112,19 @@ class Gate:
         self.learned: dict[str, float] = {}
         self._lock = threading.Lock()
 
+    def attempt(self) -> Attempt | None:
+        """Return the attempt that is under way in this thread; None without one."""
+        known = self.connecting.value
+        return known() if known is not None else None
+
     def before_waiting(self) -> None:
         """Make a unit look for another reader with room before it waits for the full pool of its reader.
 
         Raises PoolFull.
         """
-        entering = self.entering.attempt
-        if entering is not None:
-            unit = entering.unit
+        attempt = self.attempt()
+        if attempt is not None:
+            unit = attempt.unit
             if not unit.on_writer and not unit.queues:
                 raise PoolFull
 
@@ -140,7 +135,7 @@ class Gate:
 
         Raises DisconnectionError for a connection that has died in the pool, as pre-ping does.
         """
-        if self.entering.attempt is None:
+        if self.attempt() is None:
             if not self.engines.is_alive(raw):
                 raise DisconnectionError("the connection was closed while it was idle")
             unit = self._nobodys()
@@ -273,9 +268,9 @@ class Gate:
         The setting holds for the unit, in a transaction, as on any engine. SET LOCAL does not count, because it is part of its
         unit's transaction, and that runs on the writer.
         """
-        entering = self.entering.attempt
+        attempt = self.attempt()
         is_setting = effect in (Effect.SERVER, Effect.SESSION) and not found.unguards
-        return is_setting and entering is not None and entering.unit is unit
+        return is_setting and attempt is not None and attempt.unit is unit
 
     def reason_to_write(self, text: str, unit: Unit, thorough: bool) -> Reason | None:
         """Why an automatic unit must move to the writer for this text; None if a reader may serve it.
@@ -321,8 +316,8 @@ class Gate:
         """
         unit: Unit | None = getattr(connection, UNIT, None)
         if unit is None:
-            entering = self.entering.attempt
-            unit = entering.unit if entering is not None else None
+            attempt = self.attempt()
+            unit = attempt.unit if attempt is not None else None
         if unit is None or not unit.read_only or unit.instance is None:
             send()
             return
@@ -384,9 +379,9 @@ class Gate:
         except NotImplementedError:
             return None
         refuse_inherited(raw)
-        entering = self.entering.attempt
-        if unit is None and entering is not None and entering.engine is connection.engine:
-            unit, mode = entering.unit, entering.mode
+        attempt = self.attempt()
+        if unit is None and attempt is not None and attempt.engine is connection.engine:
+            unit, mode = attempt.unit, attempt.mode
         elif unit is None and found is not None:
             own(found, connection, raw)  # its mode was set when it was checked out
             return found
@@ -690,7 +685,7 @@ class Gate:
 
         def resolve(timeout: float) -> Outcome:
             began = time.monotonic()
-            found = find_out(self._asking_connection, ask, timeout)
+            found = find_out(self._asking_connection, ask, timeout, self._sleep)
             self._emit(events.CommitResolved, instance_id, found.value, time.monotonic() - began)
             if found is Outcome.COMMITTED:
                 self.causality.committed(unit)  # maybe long after its session believed it to be over

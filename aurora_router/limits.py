@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import threading
 import time
@@ -10,8 +9,9 @@ from collections.abc import Callable
 
 from aurora_router.core import events
 from aurora_router.core.budget import Budget
+from aurora_router.waiting import Bell, Waiting
 
-# Seconds after which a waiting thread looks by itself, because an exception may have come before it was called.
+# Seconds after which a waiting thread looks by itself, because an exception may have come before its bell was rung.
 LOOK = 0.5
 
 
@@ -22,7 +22,8 @@ class Places:
     operation on a dict, which is then either done or not done.
     """
 
-    def __init__(self, number: float) -> None:
+    def __init__(self, number: float, waiting: Waiting) -> None:
+        self.bell = waiting.bell
         self._number = None if math.isinf(number) else int(number)
         self._line: dict[_Turn, None] = {}
 
@@ -41,7 +42,7 @@ class Places:
         if self.waiting:
             for turn in [*self._line][self._number :]:
                 turn.is_over = True
-                turn.call()
+                turn.bell.ring()
 
     def forked(self) -> None:
         """In a forked child: all places are free, and nobody waits."""
@@ -57,7 +58,7 @@ class Places:
         if turn in self._line:
             self._line.pop(turn, None)
             for following in [*self._line][: self._number]:
-                following.call()
+                following.bell.ring()
 
 
 class Place:
@@ -83,7 +84,7 @@ class Place:
     def take(self, timeout: float) -> bool:
         """Acquire a place, first come, first served. False after `timeout` seconds or turn_away()."""
         until = time.monotonic() + timeout
-        self._turn = turn = _Turn()
+        self._turn = turn = _Turn(self._places.bell())
         self._places._enter(turn)
         try:
             while not turn.is_over:
@@ -92,7 +93,7 @@ class Place:
                 left = until - time.monotonic()
                 if left <= 0:
                     break
-                turn.wait(min(left, LOOK))
+                turn.bell.wait(min(left, LOOK))
         except BaseException:
             self.give_back()
             raise
@@ -113,19 +114,11 @@ class _Turn:
     is_over: it gives up unless it has a place already.
     """
 
-    __slots__ = ("_called", "is_over")
+    __slots__ = ("bell", "is_over")
 
-    def __init__(self) -> None:
-        self._called = threading.Lock()  # an Event can be left half-done by an exception
-        self._called.acquire()
+    def __init__(self, bell: Bell) -> None:
+        self.bell = bell
         self.is_over = False
-
-    def wait(self, timeout: float) -> None:
-        self._called.acquire(timeout=timeout)
-
-    def call(self) -> None:
-        with contextlib.suppress(RuntimeError):  # it was called already
-            self._called.release()
 
 
 class Repeats:

@@ -44,6 +44,7 @@ from aurora_router.settings import Settings, takes_settings
 from aurora_router.tokens import TokenRefused, Tokens, merge_tokens
 from aurora_router.transactions import Attempt, attempts, fault_of_nobody
 from aurora_router.unit import CommitCheck, Door, Judge, Past, Scope, Unit, current
+from aurora_router.waiting import Threads
 
 log = logging.getLogger("aurora_router")
 
@@ -83,8 +84,9 @@ class Router:
         self.token_ttl = settings.token_ttl
         self._log = Log()
         self.emit = Listeners(tuple(settings.listeners), self._log)
+        waiting = Threads()
         pool, _ = config.get_pool_limits(settings.options)
-        self._for_reads = Places(places_for_reads(pool, settings.writer_share_for_reads))
+        self._for_reads = Places(places_for_reads(pool, settings.writer_share_for_reads), waiting)
         self._ready = False
         self._refused_at = float("-inf")  # monotonic seconds: when start() last failed
         # The callbacks of the engines and the monitor must not keep the router alive: it closes when it is garbage collected.
@@ -92,9 +94,9 @@ class Router:
         self._repeats = Repeats(self.emit)
         self.causality = Causality(settings.consistency, me, _weakly(me, Router._newest, Topology()))
         self._tokens = Tokens(settings.token_keys, settings.token_ttl)
-        self.gate = Gate(settings, self.causality, self.emit)
+        self.gate = Gate(settings, self.causality, self.emit, waiting)
         self._engines = self.gate.engines = Engines(
-            settings, _weakly(me, Router._known, frozenset()), _weakly(me, Router._surprised, None), self.gate
+            settings, _weakly(me, Router._known, frozenset()), _weakly(me, Router._surprised, None), self.gate, waiting
         )
         self._fixed_address = urls.find_fixed_address(settings.target, settings.options, settings.options_of_readers)
         urls.check_distinct(settings.all_instances, self._fixed_address)

@@ -16,6 +16,7 @@ from aurora_router.core import events
 from aurora_router.core.budget import FLOOR, SECONDS
 from aurora_router.dialect_patches import limit_connects
 from aurora_router.limits import Place, Places, Repeats
+from aurora_router.waiting import Threads
 from tests.interruptions import interrupted_at_each_line
 
 
@@ -61,7 +62,7 @@ def test_a_place_can_be_released_by_gc_during_a_release():
     """The garbage collector may release a place while another one is released."""
     thresholds = gc.get_threshold()
     for allocations in range(1, 41):
-        places = Places(2)
+        places = Places(2, Threads())
         (mine,) = taken(places, 1)
         waiting = []
         owner = [taken(places, 1)]
@@ -86,7 +87,7 @@ def test_a_place_can_be_released_by_gc_during_a_release():
 
 
 def test_a_free_place_is_had_at_once_and_the_crowd_is_known():
-    places = Places(2)
+    places = Places(2, Threads())
     assert places.crowd == 0
     first, _second = taken(places, 2)
     assert places.crowd == 2
@@ -101,7 +102,7 @@ def test_a_free_place_is_had_at_once_and_the_crowd_is_known():
 
 
 def test_there_can_be_places_without_end():
-    places = Places(math.inf)
+    places = Places(math.inf, Threads())
     crowd = taken(places, 100)
     places.turn_away()
     crowd[0].give_back()
@@ -110,7 +111,7 @@ def test_there_can_be_places_without_end():
 
 
 def test_who_came_first_is_served_first():
-    places = Places(1)
+    places = Places(1, Threads())
     (held,) = taken(places, 1)
     waiters = [Waiter(places) for _ in range(4)]
     assert places.crowd == 5
@@ -125,7 +126,7 @@ def test_who_came_first_is_served_first():
 
 
 def test_who_waits_in_vain_leaves_the_queue():
-    places = Places(1)
+    places = Places(1, Threads())
     (held,) = taken(places, 1)
     assert not Place(places).take(0.01)
     assert places.waiting == 0
@@ -135,7 +136,7 @@ def test_who_waits_in_vain_leaves_the_queue():
 
 def test_waiting_callers_can_be_turned_away():
     """Waiting callers can be cancelled, and later callers wait as usual."""
-    places = Places(1)
+    places = Places(1, Threads())
     places.turn_away()
     (held,) = taken(places, 1)
     waiters = [Waiter(places) for _ in range(3)]
@@ -153,7 +154,7 @@ def test_waiting_callers_can_be_turned_away():
 
 
 def test_a_forked_child_begins_with_all_places_free():
-    places = Places(1)
+    places = Places(1, Threads())
     (of_the_parent,) = taken(places, 1)
     places.forked()
     assert places.crowd == 0
@@ -164,7 +165,7 @@ def test_a_forked_child_begins_with_all_places_free():
 
 
 def test_a_signal_while_waiting_costs_no_place():
-    places = Places(1)
+    places = Places(1, Threads())
     (held,) = taken(places, 1)
 
     def interrupt(*_: object) -> None:
@@ -185,7 +186,7 @@ def test_a_signal_while_waiting_costs_no_place():
 
 def test_an_exception_at_any_line_costs_no_place_and_no_call():
     """After an exception anywhere between acquire and release, the place is free again, and a waiting thread gets it."""
-    places = Places(2)
+    places = Places(2, Threads())
 
     def work() -> None:
         place = Place(places)
@@ -194,7 +195,7 @@ def test_an_exception_at_any_line_costs_no_place_and_no_call():
         finally:
             place.give_back()
 
-    for _ in interrupted_at_each_line(work, "limits.py"):
+    for _ in interrupted_at_each_line(work, "limits.py", "waiting.py"):
         assert places.crowd == 0
 
     def hand_over() -> None:
@@ -204,7 +205,7 @@ def test_an_exception_at_any_line_costs_no_place_and_no_call():
         other.give_back()
 
     waiting: list[Waiter] = []
-    for _ in interrupted_at_each_line(hand_over, "limits.py"):
+    for _ in interrupted_at_each_line(hand_over, "limits.py", "waiting.py"):
         while waiting:
             waiter = waiting.pop()
             waiter.thread.join(10)
@@ -216,19 +217,19 @@ def test_an_exception_at_any_line_costs_no_place_and_no_call():
 def test_an_exception_at_any_line_of_a_connect_costs_no_turn():
     """An exception of a signal handler anywhere during a connect does not lose its turn to connect."""
     engine = create_engine("sqlite://", poolclass=NullPool)
-    places = Places(1)
-    limit_connects(engine, places, 1.0)
+    places = Places(1, Threads())
+    limit_connects(engine, places, 1.0, Threads())
 
     def work() -> None:
         engine.dialect.connect(":memory:").close()
 
-    for _ in interrupted_at_each_line(work, "limits.py", "dialect_patches.py"):
+    for _ in interrupted_at_each_line(work, "limits.py", "waiting.py", "dialect_patches.py"):
         assert places.crowd == 0
     work()
 
 
 def test_many_threads_never_have_more_places_than_there_are():
-    places = Places(3)
+    places = Places(3, Threads())
     lock = threading.Lock()
     inside = most = 0
 

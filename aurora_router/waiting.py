@@ -1,0 +1,89 @@
+"""The one seam for waiting: bells, sleep, what is local to the code that connects, and a shield for COMMIT.
+
+Everything that a unit waits for goes through a `Waiting`. `Threads` is its only form.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Bell(Protocol):
+    """Wakes the one caller that waits for it. It is made by the caller."""
+
+    def wait(self, timeout: float) -> None:
+        """Wait for a ring since the last wait, for at most `timeout` seconds."""
+
+    def ring(self) -> None:
+        """Wake the caller, or let its next wait end at once. Any thread may call it, as often as it likes."""
+
+
+class Local(Protocol[T]):
+    """One value for each thread, or for each task."""
+
+    value: T | None
+
+
+class Waiting(Protocol):
+    """How a router's units wait."""
+
+    def bell(self) -> Bell:
+        """Make a bell for the caller."""
+
+    def sleep(self, seconds: float) -> None:
+        """Wait for a time, and for nothing else."""
+
+    def local(self) -> Local[Any]:
+        """Make a place for a value that no other thread or task sees. The value is None at first."""
+
+    def shielded(self, send: Callable[P, T]) -> Callable[P, T]:
+        """Make a form of `send`, which commits. If its caller is cancelled meanwhile, it still waits for the answer."""
+
+
+class Threads:
+    """The waiting of threads. An exception of a signal handler may end each wait at any moment."""
+
+    def bell(self) -> ThreadBell:
+        return ThreadBell()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def local(self) -> ThreadLocal[Any]:
+        return ThreadLocal()
+
+    def shielded(self, send: Callable[P, T]) -> Callable[P, T]:
+        return send  # nobody cancels a thread
+
+
+class ThreadBell:
+    """A bell for one thread.
+
+    It is a lock that the waiting thread finds held. An Event can be left half-done by an exception of a signal handler.
+    """
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def wait(self, timeout: float) -> None:
+        self._lock.acquire(timeout=min(max(timeout, 0.0), threading.TIMEOUT_MAX))
+
+    def ring(self) -> None:
+        with contextlib.suppress(RuntimeError):  # it was rung already
+            self._lock.release()
+
+
+class ThreadLocal(threading.local, Generic[T]):
+    """One value for each thread."""
+
+    value: T | None = None
