@@ -9,7 +9,8 @@ from pathlib import Path
 from aurora_router.core.gtid import MariadbGtid
 from aurora_router.local.cluster import LocalInstance
 from aurora_router.local.host import Host
-from aurora_router.local.mysql_family import MysqlFamilyCluster, Words
+from aurora_router.local.mysql_family import MysqlFamilyCluster
+from aurora_router.local.mysqld import Words
 from aurora_router.local.system import LocalClusterError, find_mariadb, mariadb_version
 
 __all__ = ["LocalClusterError", "LocalInstance", "MariadbCluster"]

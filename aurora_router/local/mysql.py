@@ -7,7 +7,8 @@ from functools import partial
 from aurora_router.core.gtid import GtidSet
 from aurora_router.local.cluster import LocalInstance
 from aurora_router.local.host import Host
-from aurora_router.local.mysql_family import MysqlFamilyCluster, Words
+from aurora_router.local.mysql_family import MysqlFamilyCluster
+from aurora_router.local.mysqld import Words
 from aurora_router.local.system import LocalClusterError, find_mysql, mysql_version
 
 __all__ = ["LocalClusterError", "LocalInstance", "MysqlCluster"]
