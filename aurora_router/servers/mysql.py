@@ -64,7 +64,7 @@ IDENTITY = f"""
 , @@global.port, @@global.read_only, @@global.innodb_read_only"""
 """The second column is true on MariaDB. The columns in comments are missing if the version is too old."""
 PROBE = f"""{IDENTITY}
-{_MARIADB} , @@global.gtid_current_pos, @@global.gtid_slave_pos, @@global.gtid_binlog_state, @@global.log_bin
+{_MARIADB} , @@global.gtid_binlog_pos, @@global.gtid_slave_pos, @@global.gtid_binlog_state, @@global.log_bin
 , @@global.tx_isolation */
 {_MYSQL} , @@global.gtid_executed, @@global.gtid_mode, ({_OPENED}), @@global.transaction_isolation */"""
 """MariaDB's columns are read in this order, because it is safe to label an older position with a newer epoch. The reverse is not.
@@ -255,13 +255,19 @@ def _mariadb(role: Role, identity: ServerId, said: Sequence[Any]) -> tuple[int, 
 
     A reader's epoch counts for its position only. A transaction of the reader's own (a stray FLUSH is enough) may look like a
     writer's, and would depose the writer.
+
+    The writer's position is the further of its log and what it has replayed as a reader. gtid_current_pos is not asked, because
+    it goes back after a transaction that was written with another server's id (SET SESSION server_id).
     """
-    written, replayed, state, logs = said
+    logged, replayed, state, logs = said
     own = int(identity.address or -1)
     if role is Role.READER:
         return 0, MariadbGtid.said(began(state or "", own), replayed or "", own, behind(state or "", own))
     epoch = began(state or "")
-    return epoch, MariadbGtid.said(epoch, written or "", own, behind(state or "")) if is_on(logs) else None
+    if not is_on(logs):
+        return epoch, None
+    written = MariadbGtid.said(epoch, logged or "", own, behind(state or ""))
+    return epoch, written.union(MariadbGtid.said(epoch, replayed or ""))
 
 
 def _mysql(role: Role, identity: ServerId, said: Sequence[Any]) -> tuple[int, Position | None]:

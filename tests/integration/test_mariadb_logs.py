@@ -167,6 +167,32 @@ def test_a_router_that_starts_after_a_reset_is_not_fooled(aurora_cluster_factory
     cluster.stop()
 
 
+def test_a_foreign_server_id_leads_no_reader_astray(aurora_cluster_factory: Factory) -> None:
+    """A transaction that comes to the writer with another server's id costs no reader its proof."""
+    with routed(aurora_cluster_factory) as (cluster, router, Session):
+        (reader,) = cluster.readers
+        for number in range(1, 4):
+            before = router.topology.epoch
+            cluster._order(cluster.writer, "SET SESSION server_id = 77", f"INSERT INTO app.t VALUES ({number})")  # type: ignore[attr-defined]
+            eventually(lambda before=before: router.topology.epoch > before)
+            for _ in range(3):
+                until_heard(router)
+            write(Session, 10 + number)
+            eventually(lambda: router.topology.by_id[reader.address].position is not None)
+            assert router.topology.by_id[reader.address].unproven == ""
+        with Session() as s:
+            s.execute(text("INSERT INTO t VALUES (100)"))
+            s.commit()
+
+            def on_the_reader() -> bool:
+                assert s.scalar(text("SELECT count(*) FROM t WHERE id = 100")) == 1
+                found = place(s)
+                s.rollback()
+                return found == "reader"
+
+            eventually(on_the_reader)
+
+
 def test_a_writer_that_forgets_a_domain_writes_on(aurora_cluster_factory: Factory) -> None:
     """After DELETE_DOMAIN_ID the epoch has fewer domains, the writer stays the writer, and its reader serves as before."""
     with routed(aurora_cluster_factory) as (cluster, router, Session):

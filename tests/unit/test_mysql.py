@@ -51,10 +51,10 @@ def asking(*answers: object) -> Callable[[str], tuple[list[str], list[tuple[obje
     return ask
 
 
-def mariadb(*, read_only=0, current="0-1-7", replayed="", state="0-1-7", logs=1, version="10.11.6-MariaDB",
+def mariadb(*, read_only=0, logged="0-1-7", replayed="", state="0-1-7", logs=1, version="10.11.6-MariaDB",
             level="REPEATABLE-READ", channels=()):  # fmt: skip
     return asking(
-        ("gtid_slave_pos", (version, 1, 0, 3, STARTED, 3306, read_only, 0, current, replayed, state, logs, level)),
+        ("gtid_slave_pos", (version, 1, 0, 3, STARTED, 3306, read_only, 0, logged, replayed, state, logs, level)),
         ("SHOW ALL SLAVES STATUS", list(channels)),
     )
 
@@ -165,14 +165,27 @@ def test_a_connection_that_is_to_write_is_guarded_no_longer():
 
 def test_a_mariadb_writers_position_comes_from_its_log():
     """The position of a MariaDB writer is the end of its log, in the epoch that its first transaction began."""
-    found = mysql.probe(mariadb(current="0-3-12", state="0-1-10,0-3-12"), asynchronous_commits=False)
+    found = mysql.probe(mariadb(logged="0-3-12", state="0-1-10,0-3-12"), asynchronous_commits=False)
     identity = ServerId("mariadb-0", "3", 3306, f"{STARTED}/3")
     assert found == Server(identity, Role.WRITER, 11, MariadbGtid(11, ((0, 3, 12),)), None, "repeatable read")
 
 
+def test_a_foreign_server_id_takes_no_mariadb_writer_back():
+    """A writer's position goes on with a transaction that was written with another server's id."""
+    found = mysql.probe(mariadb(logged="0-77-13", replayed="0-1-10", state="0-1-10,0-3-12,0-77-13"), asynchronous_commits=False)
+    assert (found.epoch, found.position) == (13, MariadbGtid(13, ((0, 77, 13),)))
+    assert (found.position.own, found.position.others) == (3, ((0, 12),))
+
+
+def test_a_promoted_mariadb_server_has_what_it_has_replayed():
+    """A promoted server has what it has replayed, even if it has not logged that."""
+    found = mysql.probe(mariadb(logged="0-3-2", replayed="0-1-9,4-1-1", state="0-3-2"), asynchronous_commits=False)
+    assert found.position == MariadbGtid(1, ((0, 1, 9), (4, 1, 1)))
+
+
 def test_a_mariadb_readers_epoch_counts_only_for_its_position():
     """A MariaDB reader's position is what it has replayed, and its epoch counts only for that position."""
-    ask = mariadb(read_only=1, current="0-3-13", replayed="0-2-12", state="0-1-10,0-2-12", channels=[RUNS])
+    ask = mariadb(read_only=1, logged="0-3-13", replayed="0-2-12", state="0-1-10,0-2-12", channels=[RUNS])
     found = mysql.probe(ask, asynchronous_commits=False)
     assert (found.role, found.epoch, found.position) == (Role.READER, 0, MariadbGtid(11, ((0, 2, 12),)))
     assert (found.lag, found.stopped) == (0.0, "")
@@ -189,7 +202,7 @@ def test_a_writable_replica_is_not_taken_for_a_promoted_one(running, own):
 
 def test_a_readers_own_transaction_deposes_no_writer():
     """A reader's own transaction deposes no writer."""
-    ask = mariadb(read_only=1, current="", replayed="0-1-52", state="0-1-52,0-3-51", channels=[RUNS])
+    ask = mariadb(read_only=1, logged="", replayed="0-1-52", state="0-1-52,0-3-51", channels=[RUNS])
     assert mysql.probe(ask, asynchronous_commits=False).epoch == 0
 
 
