@@ -19,6 +19,7 @@ from aurora_router.errors import (
 )
 from aurora_router.router import Router
 from aurora_router.session import RoutingMixin, RoutingSession
+from aurora_router.stats import InstanceStats, RouterStats
 from aurora_router.tokens import merge_tokens
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ __all__ = [
     "Facts",
     "Failure",
     "Instance",
+    "InstanceStats",
     "Need",
     "NoReaderAvailable",
     "NoWriterAvailable",
@@ -41,6 +43,7 @@ __all__ = [
     "Role",
     "Router",
     "RouterError",
+    "RouterStats",
     "RoutingMixin",
     "RoutingSession",
     "StaleRead",

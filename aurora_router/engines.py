@@ -58,6 +58,7 @@ from aurora_router.pooling import (
 )
 from aurora_router.servers import Ask, Family, Mode, Unsuitable
 from aurora_router.settings import Settings
+from aurora_router.stats import Counters, PoolUsage
 from aurora_router.waiting import Waiting
 
 log = logging.getLogger("aurora_router")
@@ -88,6 +89,7 @@ class Engines:
     surprised: called with an instance that led to another server, and the reason.
     gate: the interceptor of statements, COMMITs and errors.
     waiting: how units wait for their connections.
+    counters: counts connections that were made, and units that waited for a pool.
     stand_in: an engine that stands for the cluster if a session class chooses among several engines. It never connects.
     """
 
@@ -98,6 +100,7 @@ class Engines:
         surprised: Callable[[str, str], None],
         gate: Gatekeeper,
         waiting: Waiting,
+        counters: Counters,
     ) -> None:
         target, of_readers = settings.target, settings.options_of_readers
         url, server = target.url, target.server
@@ -125,6 +128,7 @@ class Engines:
         self._surprised = surprised
         self._gate = gate
         self._waiting = waiting
+        self._counters = counters
         self._lock = threading.Lock()
         self._engines: dict[str, Engine] = {}
         self._of_readers: dict[str, Engine] = self._engines if of_readers is None else {}
@@ -176,6 +180,19 @@ class Engines:
         """Connections of this instance that are checked out of the pool for reads."""
         count = self._in_use.get(instance_id)
         return count() if count is not None else 0
+
+    def pool_usage(self, instance: Instance) -> PoolUsage:
+        """The connections of an instance at this moment, in the pools of both roles."""
+        made = [engine.pool for engines in self._by_role if (engine := engines.get(instance.id)) is not None]
+        pools = [pool for pool in made if isinstance(pool, QueuePool)]
+        limit, _ = get_pool_limits(self._reader_options if instance.role is _READER else self._options)
+        connects = self._connects.get(instance.id)
+        return PoolUsage(
+            sum(pool.checkedout() for pool in pools),
+            sum(pool.checkedin() for pool in pools),
+            None if math.isinf(limit) else int(limit),
+            connects.waiting if connects is not None else 0,
+        )
 
     def _count(self, instance_id: str, engine: Engine) -> None:
         """Look the pool's counter up once, because a balancing strategy reads it for each unit."""
@@ -563,10 +580,19 @@ class Engines:
             refused = ConfigurationError(str(mistake(error, self._server)))
         raise refused
 
+    def _before_waiting(self, instance: Instance) -> Callable[[], None]:
+        """Make the function that is called when a thread is about to wait for a connection of a full pool."""
+
+        def before_waiting() -> None:
+            self._gate.before_waiting()
+            self._counters.pool_waits[instance.id] += 1
+
+        return before_waiting
+
     def _make(self, instance: Instance, options: Mapping[str, Any]) -> Engine:
         engine = self._create(instance, {"poolclass": RouterPool, **options})
         if isinstance(engine.pool, RouterPool):
-            engine.pool.before_waiting, engine.pool.checked_out = self._gate.before_waiting, self._gate.checked_out
+            engine.pool.before_waiting, engine.pool.checked_out = self._before_waiting(instance), self._gate.checked_out
         engine._connection_cls = RoutedConnection
         put_around_rollbacks(engine, self._server, self._gate)
         self._server.look_anywhere(engine.dialect)
@@ -638,6 +664,7 @@ class Engines:
                 )
                 line.info = record.info
                 self._proven.add(engine)
+                self._counters.connects[place] += 1
             except BaseException as error:
                 closing(dbapi, None)
                 with contextlib.suppress(self.driver_error):  # closed already

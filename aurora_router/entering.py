@@ -51,6 +51,7 @@ from aurora_router.monitor import Haste, Monitor
 from aurora_router.pooling import UNIT, PoolFull
 from aurora_router.servers import Mode
 from aurora_router.settings import Settings
+from aurora_router.stats import Counters
 from aurora_router.unit import Door, Unit
 
 T = TypeVar("T")
@@ -78,6 +79,7 @@ class Entrance:
     """Brings the units of one router to its instances.
 
     for_reads: the places in the writer's pool that reads may have.
+    counters: counts units, waits and retries.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Entrance:
         emit: Listeners,
         repeats: Repeats,
         for_reads: Places,
+        counters: Counters,
     ) -> None:
         pool, _ = get_pool_limits(settings.options_of_readers or settings.options)
         self._gate = gate
@@ -97,6 +100,7 @@ class Entrance:
         self._emit = emit
         self._repeats = repeats
         self._for_reads = for_reads
+        self._counters = counters
         self._need = Need(
             max_lag=settings.max_lag,
             pin_seconds=settings.pin_seconds,
@@ -119,6 +123,15 @@ class Entrance:
         """End all waiting for places. Units that wait for a topology see `closed` when the monitor wakes them."""
         self.closed = True
         self._for_reads.turn_away()
+
+    def forked(self) -> None:
+        """In a forked child, no unit waits."""
+        self._waiting = set()
+
+    @property
+    def waiting(self) -> int:
+        """The number of units that wait for a writer now."""
+        return len(self._waiting)
 
     def enter(self, unit: Unit, door: Door[T], write: Reason | None = None) -> T:
         """Connect a unit to the instance that it needs.
@@ -155,6 +168,7 @@ class Entrance:
 
         def once() -> T:
             nonlocal failed
+            self._counters.retries[failed.instance.id] += 1
             try:
                 return self._enter_once(unit, door, write, began)
             except _Again as again:
@@ -269,6 +283,7 @@ class Entrance:
                 if on_writer:
                     raise _Again(instance, error, began or time.monotonic()) from error
                 unit.avoid |= {instance.id}
+                self._counters.retries[instance.id] += 1
                 self._emit(events.Repeated, instance.id, type(error).__name__)
             except ConfigurationError as error:  # there is no password
                 self._give_up(unit, door, connection)
@@ -294,6 +309,13 @@ class Entrance:
                 connecting.value = outer
         own(unit, connection, raw)
         self._repeats.count(now)
+        counters = self._counters
+        if write is not None:
+            counters.writes[instance.id] += 1
+        elif on_writer:
+            counters.reads_as_writer[instance.id] += 1
+        else:
+            counters.reads_as_reader[instance.id] += 1
         if self._emit.listeners:
             self._emit(events.Routed, instance.id, reason)
         return connection
@@ -367,6 +389,7 @@ class Entrance:
     def _wait_for_reader(self, unit: Unit) -> None:
         """Wait until a reader has what the unit must see, or until wait_for_reader is over."""
         unit.waited = True
+        self._counters.reader_waits += 1
         need = self._need.of_unit(unit.requirement, unit.last_reads, unit.avoid)
 
         def found(topology: Topology) -> bool:
@@ -453,6 +476,7 @@ class Entrance:
         """
         me = object()
         self._waiting.add(me)
+        self._counters.writer_waits += 1
         try:
             while True:
                 now = time.monotonic()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from aurora_router.core import events
 from aurora_router.core.budget import Budget
+from aurora_router.stats import Counters
 from aurora_router.waiting import Bell, Waiting
 
 # Seconds after which a waiting thread looks by itself, because an exception may have come before its bell was rung.
@@ -36,6 +37,11 @@ class Places:
     def waiting(self) -> int:
         """The number of turns that wait."""
         return max(len(self._line) - self._number, 0) if self._number is not None else 0
+
+    @property
+    def in_use(self) -> int:
+        """The number of turns that have a place."""
+        return len(self._line) - self.waiting
 
     def turn_away(self) -> None:
         """Have all that wait now give up, because a place is of no use to them any more."""
@@ -126,10 +132,12 @@ class Repeats:
 
     count: counts a unit; takes the time in seconds, monotonic.
     emit: called with an event's class and its values.
+    counters: counts refusals.
     """
 
-    def __init__(self, emit: Callable[..., None]) -> None:
+    def __init__(self, emit: Callable[..., None], counters: Counters) -> None:
         self._emit = emit
+        self._counters = counters
         self.forked()
 
     def forked(self) -> None:
@@ -142,6 +150,7 @@ class Repeats:
         now = time.monotonic()
         if self.budget.spend(now, first=first):
             return True
+        self._counters.retries_refused += 1
         refused = self.budget.to_tell(now)
         if refused:
             self._emit(events.RetriesRefused, instance, refused)

@@ -41,6 +41,7 @@ from aurora_router.log import Log
 from aurora_router.monitor import Haste, Monitor
 from aurora_router.pooling import distrust
 from aurora_router.settings import Settings, takes_settings
+from aurora_router.stats import Counters, RouterStats
 from aurora_router.tokens import TokenRefused, Tokens, merge_tokens
 from aurora_router.transactions import Attempt, attempts, fault_of_nobody
 from aurora_router.unit import CommitCheck, Door, Judge, Past, Scope, Unit, current
@@ -91,12 +92,18 @@ class Router:
         self._refused_at = float("-inf")  # monotonic seconds: when start() last failed
         # The callbacks of the engines and the monitor must not keep the router alive: it closes when it is garbage collected.
         me = weakref.ref(self)
-        self._repeats = Repeats(self.emit)
+        self._counters = Counters()
+        self._repeats = Repeats(self.emit, self._counters)
         self.causality = Causality(settings.consistency, me, _weakly(me, Router._newest, Topology()))
         self._tokens = Tokens(settings.token_keys, settings.token_ttl)
         self.gate = Gate(settings, self.causality, self.emit, waiting)
         self._engines = self.gate.engines = Engines(
-            settings, _weakly(me, Router._known, frozenset()), _weakly(me, Router._surprised, None), self.gate, waiting
+            settings,
+            _weakly(me, Router._known, frozenset()),
+            _weakly(me, Router._surprised, None),
+            self.gate,
+            waiting,
+            self._counters,
         )
         self._fixed_address = urls.find_fixed_address(settings.target, settings.options, settings.options_of_readers)
         urls.check_distinct(settings.all_instances, self._fixed_address)
@@ -107,7 +114,9 @@ class Router:
             _weakly(me, Router._changed, []),
             self._engines.may_queue,
         )
-        self._entrance = Entrance(settings, self.gate, self._engines, self._monitor, self.emit, self._repeats, self._for_reads)
+        self._entrance = Entrance(
+            settings, self.gate, self._engines, self._monitor, self.emit, self._repeats, self._for_reads, self._counters
+        )
         _routers.add(self)
         self._finalizer = weakref.finalize(self, _shut_down, self._monitor, self._engines)
 
@@ -290,6 +299,7 @@ class Router:
         def repeats(number: int, error: BaseException) -> bool:
             if not fault_of_nobody(error) and not self._repeats.allowed(None, first=number == 1):
                 return False
+            self._counters.transaction_retries += 1
             self.emit(events.RunAgain, number, type(error).__name__)
             return True
 
@@ -403,6 +413,23 @@ class Router:
         self.causality.begin(unit)
         return self._entrance.decide(unit, write)._replace(effect=effect)
 
+    def stats(self) -> RouterStats:
+        """Return the numbers of this router: what it has done so far, and what it holds now.
+
+        It sends nothing, waits for nothing, and does not start the router. Call it as often as you like.
+        """
+        counters, for_reads = self._counters, self._for_reads
+        return RouterStats(
+            tuple(counters.of(instance, self._engines.pool_usage(instance)) for instance in self._monitor.topology),
+            units_waiting_for_writer=self._entrance.waiting,
+            writer_waits=counters.writer_waits,
+            reader_waits=counters.reader_waits,
+            writer_read_slots_in_use=for_reads.in_use,
+            reads_waiting_for_slot=for_reads.waiting,
+            transaction_retries=counters.transaction_retries,
+            retries_refused=counters.retries_refused,
+        )
+
     def add_instance(self, address: str) -> None:
         """Use one more instance, from the moment it answers.
 
@@ -473,6 +500,7 @@ class Router:
         if action is Action.TO_WRITER:
             if unit.read_only is not None or unit.on_writer:
                 return Action.RAISE
+            self._counters.retries[instance.id] += 1
             if known.failure is Failure.MISSING:  # the reader will have it soon
                 self.emit(events.Repeated, instance.id, type(error).__name__)
                 return action
@@ -483,6 +511,7 @@ class Router:
             unit.repeats += 1
             if unit.repeats > REPEATS or not self._repeats.allowed(instance.id, first=unit.repeats == 1):
                 return Action.RAISE
+            self._counters.retries[instance.id] += 1
             if action is Action.REPEAT_ELSEWHERE and not unit.on_writer:
                 unit.avoid |= {instance.id}
             self.emit(events.Repeated, instance.id, type(error).__name__)
@@ -537,6 +566,8 @@ class Router:
         self.gate.forked()
         self._for_reads.forked()
         self._repeats.forked()
+        self._counters.forked()
+        self._entrance.forked()
         self._engines.forked()
         self._monitor.forked()
 
@@ -545,6 +576,7 @@ class Router:
             self._for_reads.turn_away()  # so that waiting reads try the readers
         news = take_in(self._engines, self.emit.from_own_thread, old, new, published_at)
         self._engines.keep(new.by_id)
+        self._counters.keep(new.by_id)
         return [*news, functools.partial(self._log.keep, new.by_id), self._log.tick]
 
 

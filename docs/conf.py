@@ -46,10 +46,12 @@ MADE_BY_THE_LIBRARY = {
         "Facts",
         "Failure",
         "Instance",
+        "InstanceStats",
         "Need",
         "Outcome",
         "Reason",
         "Role",
+        "RouterStats",
         "Topology",
     )
 }

@@ -69,7 +69,7 @@ def test_a_lost_writer_is_replaced_and_stays_deposed(cluster: Any, router: Route
         assert s.get(Item, 100) is not None, "reads go on"
     waiting = threading.Thread(target=add_item, args=(router, 101))
     waiting.start()
-    eventually(lambda: router._monitor._waiting)
+    eventually(lambda: router.stats().units_waiting_for_writer)
     new = cluster.promote()
     waiting.join(20)
     assert has_item(cluster, 101, new)

@@ -257,7 +257,7 @@ def until_readers_serve(router: Router, count: int) -> None:
 
 
 def no_connection_is_left(router: Router) -> bool:
-    return all(router._engines.in_use(i.id) == 0 for i in router.topology)
+    return all(of.pool_in_use == 0 for of in router.stats().instances)
 
 
 def through(proxy: FaultProxy, cluster: PostgresCluster) -> str:

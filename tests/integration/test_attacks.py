@@ -553,7 +553,7 @@ def test_reads_that_fail_give_the_writers_places_back(cluster: PostgresCluster, 
     for read_only in (True, None):
         with sessions(router, read_only=read_only)() as s:
             assert s.get_one(Item, 1).stock == 10
-            assert router._for_reads.crowd == 1
+            assert router.stats().writer_read_slots_in_use == 1
         with pytest.raises(DBAPIError), sessions(router, read_only=read_only)() as s:
             s.execute(text("SELECT 1 / 0"))
         with pytest.raises(KeyboardInterrupt):
@@ -568,14 +568,14 @@ def test_reads_that_fail_give_the_writers_places_back(cluster: PostgresCluster, 
         with sessions(router, read_only=read_only)() as s:
             s.execute(text("SELECT 1"))
             s.connection().invalidate()
-        assert router._for_reads.crowd == 0
+        assert router.stats().writer_read_slots_in_use == 0
     with router.connect(read_only=True) as connection:
         proxy.reset_all()
         with pytest.raises(DBAPIError):
             connection.exec_driver_sql("SELECT nothing_of_that_name")
     raw = router.raw_connection(read_only=True)
     raw.close()
-    assert router._for_reads.crowd == 0
+    assert router.stats().writer_read_slots_in_use == 0
     assert no_connection_is_left(router)
 
 

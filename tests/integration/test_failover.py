@@ -72,7 +72,7 @@ def test_units_that_need_a_writer_wait_for_the_promotion(cluster: PostgresCluste
     threads = [threading.Thread(target=work, args=(200 + n,)) for n in range(8)]
     for thread in threads:
         thread.start()
-    eventually(lambda: len(router._monitor._waiting) == 8)
+    eventually(lambda: router.stats().units_waiting_for_writer == 8)
     assert done == []
     new = cluster.promote()
     for thread in threads:
@@ -120,7 +120,7 @@ def test_a_planned_switchover_is_a_pause_for_run_transaction(
         thread.start()
     eventually(lambda: len(acknowledged) > 50)
     demote()
-    eventually(lambda: len(router._monitor._waiting) == 4 or errors)
+    eventually(lambda: router.stats().units_waiting_for_writer == 4 or errors)
     cluster.wait_in_sync()
     new = cluster.promote()
     count = len(acknowledged)
@@ -156,7 +156,7 @@ def test_a_unit_of_a_demoted_writer_is_run_again_on_the_next(
 
     thread = threading.Thread(target=lambda: router.run_transaction(sessions(router), write, commit_check=commit_check))
     thread.start()
-    eventually(lambda: router._monitor._waiting and router.topology.writer is None)
+    eventually(lambda: router.stats().units_waiting_for_writer and router.topology.writer is None)
     assert cluster.execute("SELECT count(*) FROM item WHERE id >= 100", instance=old) == [(0,)], "all of it was rolled back"
     new = cluster.promote()
     thread.join(20)
@@ -181,7 +181,7 @@ def test_a_plain_session_is_told_of_the_demotion_once(
         s.rollback()
         thread = threading.Thread(target=lambda: (s.execute(insert(Item).values(id=100)), s.commit()))
         thread.start()
-        eventually(lambda: router._monitor._waiting)
+        eventually(lambda: router.stats().units_waiting_for_writer)
         new = cluster.promote()
         thread.join(20)
     assert cluster.execute("SELECT count(*) FROM item WHERE id >= 100", instance=new) == [(1,)]
@@ -411,8 +411,7 @@ def test_a_promoted_readers_open_connections_serve_writes(cluster: PostgresClust
     for _ in range(4):
         with sessions(router)() as s:
             s.get(Item, 1)
-    before = {r.id: router._engines._engines[r.id].pool.checkedin() for r in router.topology.readers}  # type: ignore[attr-defined]
-    assert all(before.values())
+    assert all(router.stats().by_id[reader.id].pool_idle for reader in router.topology.readers)
     cluster.wait_in_sync()
     cluster.kill(cluster.writer)
     new = cluster.promote()

@@ -67,7 +67,7 @@ def engine_behind(proxy: FaultProxy, cluster: PostgresCluster, make_router: Make
 
 def queue(router: Router, instance: str) -> int:
     """The number of threads that wait for their turn to connect there."""
-    return router._engines._connects[instance].waiting
+    return router.stats().by_id[instance].connects_waiting
 
 
 @pytest.mark.parametrize("at_once", [1, 4])
@@ -172,7 +172,7 @@ def test_writes_find_room_while_reads_crowd_the_writer(cluster: PostgresCluster,
     eventually(lambda: not router.topology.readers)
     crowd = Crowd(20, lambda: router.connect(read_only=True))
     eventually(lambda: len(crowd.served) == 2)
-    eventually(lambda: router._for_reads.waiting == 18)
+    eventually(lambda: router.stats().reads_waiting_for_slot == 18)
     with ExitStack() as stack:
         for number in (100, 101):
             session = stack.enter_context(sessionmaker(class_=RoutingSession, router=router)())
@@ -183,7 +183,7 @@ def test_writes_find_room_while_reads_crowd_the_writer(cluster: PostgresCluster,
     crowd.go_home()
     assert crowd.errors == []
     assert crowd.served == [cluster.writer.host] * 20
-    assert router._for_reads.crowd == 0
+    assert router.stats().writer_read_slots_in_use == 0
 
 
 @pytest.mark.parametrize(("pool_timeout", "failover_timeout"), [(0.3, 60.0), (60.0, 0.3)])
@@ -226,7 +226,7 @@ def test_a_read_that_turns_into_a_write_keeps_its_place(cluster: PostgresCluster
         s.commit()
         with router.connect(read_only=True):
             pass
-    assert router._for_reads.crowd == 0
+    assert router.stats().writer_read_slots_in_use == 0
 
 
 def test_a_read_waiting_for_a_place_takes_a_returning_reader(cluster: PostgresCluster, make_router: MakeRouter) -> None:
@@ -239,7 +239,7 @@ def test_a_read_waiting_for_a_place_takes_a_returning_reader(cluster: PostgresCl
     eventually(lambda: not router.topology.readers)
     with router.connect(read_only=True):
         crowd = Crowd(3, lambda: router.connect(read_only=True))
-        eventually(lambda: router._for_reads.waiting == 3)
+        eventually(lambda: router.stats().reads_waiting_for_slot == 3)
         cluster.restart(readers[0])
         eventually(lambda: len(crowd.served) == 3)
         assert set(crowd.served) == {readers[0].host}
@@ -255,7 +255,7 @@ def test_a_router_that_is_closed_lets_nobody_wait_for_a_place(cluster: PostgresC
     eventually(lambda: not router.topology.readers)
     with router.connect(read_only=True):
         crowd = Crowd(1, lambda: router.connect(read_only=True))
-        eventually(lambda: router._for_reads.waiting == 1)
+        eventually(lambda: router.stats().reads_waiting_for_slot == 1)
         router.close()
         crowd.go_home()
     assert [type(error) for error in crowd.errors] == [RouterError]
@@ -274,10 +274,10 @@ def test_a_unit_interrupted_at_any_line_leaves_its_place(
     def read() -> None:
         with Session(read_only=read_only) as s:
             s.get(Item, 1)
-            assert router._for_reads.crowd == 1
+            assert router.stats().writer_read_slots_in_use == 1
 
     for _ in interrupted_at_each_line(read, "entering.py", "unit.py"):
-        assert router._for_reads.crowd == 0
+        assert router.stats().writer_read_slots_in_use == 0
         assert all(places.crowd == 0 for places in router._engines._connects.values())
         assert no_connection_is_left(router)
     read()
@@ -310,7 +310,7 @@ def test_a_unit_whose_connection_cannot_be_had_leaves_its_place(cluster: Postgre
     for _ in range(3):
         with pytest.raises(RouterError):
             router.connect(read_only=True)
-    assert router._for_reads.crowd == 0
+    assert router.stats().writer_read_slots_in_use == 0
 
 
 def spend(router: Router) -> None:

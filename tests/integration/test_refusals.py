@@ -322,7 +322,7 @@ def test_a_start_in_a_failover_waits_for_the_promotion(
 
     with ThreadPoolExecutor() as pool:
         writing = pool.submit(write)
-        eventually(lambda: writing.done() or (router.started and router._entrance._waiting))
+        eventually(lambda: writing.done() or router.stats().units_waiting_for_writer)
         assert not writing.done(), writing.exception()
         cluster.promote(promoted)
         assert writing.result(PATIENCE) == 1

@@ -21,6 +21,7 @@ from tests.integration.shop import (
     eventually,
     in_a_read_only_transaction,
     instance_id,
+    no_connection_is_left,
     open_transactions,
     place,
     until_readers_serve,
@@ -352,11 +353,11 @@ def test_a_unit_that_has_moved_gives_its_readers_connection_back(router: Router,
     with Session() as s:
         s.get(Item, 1)
         reader = instance_id(s)
-        assert router._engines.in_use(reader) == 1
+        assert router.stats().by_id[reader].pool_in_use == 1
         s.execute(update(Item).values(stock=1))
-        assert router._engines.in_use(reader) == 0
-        assert router._engines.in_use(instance_id(s)) == 1
-    assert all(router._engines.in_use(i.id) == 0 for i in router.topology)
+        assert router.stats().by_id[reader].pool_in_use == 0
+        assert router.stats().by_id[instance_id(s)].pool_in_use == 1
+    assert no_connection_is_left(router)
 
 
 @BOTH
@@ -469,7 +470,7 @@ def test_asking_for_the_bind_connects_nowhere(router: Router, Session: Sessions)
     with Session() as s:
         assert s.get_bind().dialect.name == "postgresql"
         assert place(s) == "nowhere"
-        assert all(router._engines.in_use(i.id) == 0 for i in router.topology)
+        assert no_connection_is_left(router)
 
 
 def test_an_engine_had_from_a_session_behaves_as_an_engine(cluster: PostgresCluster, Session: Sessions) -> None:

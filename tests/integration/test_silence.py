@@ -286,7 +286,7 @@ def test_a_pool_may_be_discarded_during_a_checkin(router: Router) -> None:
     pool.dispose()  # the connection came back just after the discard
     assert discarded
     assert engine.pool is not pool
-    assert router._engines.in_use(writer.id) == 0
+    assert router.stats().by_id[writer.id].pool_in_use == 0
 
 
 def test_a_discard_closes_used_connections_at_their_return(cluster: PostgresCluster, router: Router) -> None:

@@ -16,6 +16,7 @@ from aurora_router import (
     Facts,
     Failure,
     Instance,
+    InstanceStats,
     NoReaderAvailable,
     NoWriterAvailable,
     Outcome,
@@ -24,6 +25,7 @@ from aurora_router import (
     Role,
     Router,
     RouterError,
+    RouterStats,
     RoutingMixin,
     RoutingSession,
     Topology,
@@ -129,6 +131,15 @@ def pictures(router: Router) -> None:
         assert_type(instance.lag, float | None)
         assert_type(instance.healthy, bool)
         assert_type(str(instance.position), str)
+
+
+def numbers(router: Router) -> None:
+    stats = router.stats()
+    assert_type(stats, RouterStats)
+    assert_type(stats.instances, tuple[InstanceStats, ...])
+    assert_type(stats.by_id["db-1:5432"].role, Role | None)
+    assert_type(stats.by_id["db-1:5432"].pool_limit, int | None)
+    assert_type(stats.reads_by_readers + stats.reads_by_writer + stats.writer_waits, int)
 
 
 def decisions(router: Router) -> None:

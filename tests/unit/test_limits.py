@@ -16,6 +16,7 @@ from aurora_router.core import events
 from aurora_router.core.budget import FLOOR, SECONDS
 from aurora_router.dialect_patches import limit_connects
 from aurora_router.limits import Place, Places, Repeats
+from aurora_router.stats import Counters
 from aurora_router.waiting import Threads
 from tests.interruptions import interrupted_at_each_line
 
@@ -94,6 +95,7 @@ def test_a_free_place_is_had_at_once_and_the_crowd_is_known():
     another = Place(places)
     assert not another.take(0)
     assert not another.taken
+    assert places.in_use == 2
     first.give_back()
     first.give_back()
     assert places.crowd == 1
@@ -107,6 +109,7 @@ def test_there_can_be_places_without_end():
     places.turn_away()
     crowd[0].give_back()
     assert crowd[0].take(0)
+    assert places.in_use == 100
     assert (places.crowd, places.waiting) == (0, 0), "who counts nothing knows of no crowd"
 
 
@@ -257,13 +260,15 @@ def test_many_threads_never_have_more_places_than_there_are():
 
 def test_repeats_that_are_refused_are_told_with_the_instance():
     heard: list[events.Event] = []
-    repeats = Repeats(lambda kind, *values: heard.append(kind(*values)))
+    counters = Counters()
+    repeats = Repeats(lambda kind, *values: heard.append(kind(*values)), counters)
     assert repeats.allowed("db-1:5432", first=True)
     while repeats.allowed("db-1:5432", first=False):
         pass
     assert heard == [events.RetriesRefused("db-1:5432", 1)]
     repeats.allowed("db-1:5432", first=False)
     assert len(heard) == 1, "but not each of them"
+    assert counters.retries_refused == 2
     assert repeats.allowed("db-1:5432", first=True)
     for _ in range(int(FLOOR * SECONDS / 0.2) + 100):
         repeats.count(time.monotonic())
