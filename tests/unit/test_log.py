@@ -10,7 +10,7 @@ from aurora_router.core.pacing import Rate, Steady
 from aurora_router.core.topology import Topology
 from aurora_router.listeners import Listeners
 from aurora_router.log import AGAIN, Log
-from tests.unit.test_topology import ABC, MISCONFIGURED, after, silent
+from tests.unit.topologies import ABC, MISCONFIGURED, after, silent
 
 
 class Told:
