@@ -9,7 +9,7 @@ from aurora_router import ConfigurationError, Router, RoutingSession, classify, 
 from aurora_router.__main__ import main
 from aurora_router.mistakes import mistake
 from aurora_router.servers import mysql, postgresql
-from tests.unit.test_config import everything
+from tests.unit.errors import everything
 
 PIECE = st.sampled_from(["Zq0", "Zq1x", "Zq22", "Zqé", "ZQ3-z"])
 BETWEEN = st.sampled_from(
