@@ -23,6 +23,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool, Pool, PoolProxiedConn
 
 from aurora_router.config import get_pool_limits
 from aurora_router.core.failures import Failure, Phase
+from aurora_router.core.query import Query
 from aurora_router.core.redaction import hide
 from aurora_router.core.topology import Instance, Role, Server, ServerId, Silence
 from aurora_router.diagnosis import driver_failure
@@ -35,6 +36,7 @@ from aurora_router.dialect_patches import (
     put_around_options,
     put_around_rollbacks,
 )
+from aurora_router.drivers.base import Mode
 from aurora_router.errors import ConfigurationError, Signal, WrongServer
 from aurora_router.limits import Places
 from aurora_router.mistakes import UNKNOWN_HOST, hide_values, is_refused, mistake, probe_error, refusal
@@ -56,7 +58,7 @@ from aurora_router.pooling import (
     line_of,
     poll_of,
 )
-from aurora_router.servers import Ask, Family, Mode, Unsuitable
+from aurora_router.servers import Family, Unsuitable
 from aurora_router.settings import Settings
 from aurora_router.stats import Counters, PoolUsage
 from aurora_router.waiting import Waiting
@@ -425,7 +427,7 @@ class Engines:
             if not isinstance(error, self.driver_error):
                 raise
 
-    def _asking(self, dbapi: Any) -> Ask:
+    def _asking(self, dbapi: Any) -> Query:
         return asking(dbapi, self._server)
 
     def failure(self, error: BaseException, phase: Phase) -> Failure:
@@ -740,7 +742,7 @@ class Probe:
         server.end_transaction(driver)
 
     def ask(self) -> Server:
-        """Ask the server for its state. Raises ProbeError."""
+        """Query the server for its state. Raises ProbeError."""
         try:
             said = self._server.probe(self._ask, asynchronous_commits=self._gate.asynchronous_commits)
             if said.role is Role.WRITER:
@@ -797,7 +799,7 @@ def _with_connect_args(usual: Mapping[str, Any], options: Mapping[str, Any], ser
     return {**options, "connect_args": arguments}
 
 
-def asking(dbapi: Any, server: Family) -> Ask:
+def asking(dbapi: Any, server: Family) -> Query:
     """Make a function that asks on a driver's connection. It returns the answer to the last statement of a text."""
 
     def ask(sql: str) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:

@@ -35,6 +35,7 @@ from aurora_router.core.selection import (
     was_looked_for,
 )
 from aurora_router.core.topology import Instance, Role, Topology
+from aurora_router.drivers.base import Mode
 from aurora_router.engines import Engines
 from aurora_router.errors import (
     AmbiguousWriter,
@@ -49,7 +50,6 @@ from aurora_router.limits import Place, Places, Repeats
 from aurora_router.listeners import Listeners
 from aurora_router.monitor import Haste, Monitor
 from aurora_router.pooling import UNIT, PoolFull
-from aurora_router.servers import Mode
 from aurora_router.settings import Settings
 from aurora_router.stats import Counters
 from aurora_router.unit import Door, Unit

@@ -27,6 +27,7 @@ from aurora_router.core.selection import Reason, reason_to_write
 from aurora_router.core.statements import Effect, Recall, Verdict, in_mode, verdict
 from aurora_router.core.topology import Role
 from aurora_router.diagnosis import FACTS, classify_error, driver_failure
+from aurora_router.drivers.base import Mode
 from aurora_router.engines import Engines, RoutedConnection
 from aurora_router.errors import (
     ConfigurationError,
@@ -40,7 +41,7 @@ from aurora_router.errors import (
 )
 from aurora_router.monitor import Monitor
 from aurora_router.pooling import SERVER, SHARED, UNIT, PoolFull, distrust
-from aurora_router.servers import Family, Mode
+from aurora_router.servers import Family
 from aurora_router.settings import Settings
 from aurora_router.unit import NotARead, Unit
 from aurora_router.waiting import Local, Waiting

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from aurora_router.servers import mysql, postgresql
-from aurora_router.servers.family import Ask, Family, Greeting, Mode, Pooler, Unsuitable, XidFamily, knows_xids
+from aurora_router.servers.base import Family, Greeting, Pooler, Unsuitable, XidFamily, knows_xids
 
-__all__ = ["FAMILIES", "Ask", "Family", "Greeting", "Mode", "Pooler", "Unsuitable", "XidFamily", "family_of", "knows_xids"]
+__all__ = ["FAMILIES", "Family", "Greeting", "Pooler", "Unsuitable", "XidFamily", "family_of", "knows_xids"]
 
 FAMILIES: Final[Mapping[str, Family]] = {"postgresql": postgresql, "mysql": mysql, "mariadb": mysql}
 """By the beginning of a URL, which is also the name of the SQL dialect."""

@@ -16,18 +16,20 @@ from typing import Any, Final, NamedTuple
 from aurora_router.core.failures import Failure
 from aurora_router.core.gtid import GtidSet, MariadbGtid, began, behind
 from aurora_router.core.positions import Position
+from aurora_router.core.query import Query
 from aurora_router.core.topology import Role, Server, ServerId, Silence
-from aurora_router.servers.family import Ask, Greeting, Mode, Pooler, Unsuitable
-from aurora_router.servers.mysql_connection import AUTOCOMMIT, NO_PACKAGE, has_open_end, is_on, note_guard
-from aurora_router.servers.mysql_connection import KEEPALIVE as KEEPALIVE
-from aurora_router.servers.mysql_connection import ROLLS_BACK_ON_TIMEOUT as ROLLS_BACK_ON_TIMEOUT
-from aurora_router.servers.mysql_connection import autocommit as autocommit
-from aurora_router.servers.mysql_connection import blocks as blocks
-from aurora_router.servers.mysql_connection import code as code
-from aurora_router.servers.mysql_connection import count_ends as count_ends
-from aurora_router.servers.mysql_connection import fileno as fileno
-from aurora_router.servers.mysql_connection import is_closed as is_closed
-from aurora_router.servers.mysql_connection import watch_connecting as watch_connecting
+from aurora_router.drivers.base import Mode
+from aurora_router.drivers.pymysql import AUTOCOMMIT, NO_PACKAGE, has_open_end, is_on, note_guard
+from aurora_router.drivers.pymysql import KEEPALIVE as KEEPALIVE
+from aurora_router.drivers.pymysql import ROLLS_BACK_ON_TIMEOUT as ROLLS_BACK_ON_TIMEOUT
+from aurora_router.drivers.pymysql import autocommit as autocommit
+from aurora_router.drivers.pymysql import blocks as blocks
+from aurora_router.drivers.pymysql import code as code
+from aurora_router.drivers.pymysql import count_ends as count_ends
+from aurora_router.drivers.pymysql import fileno as fileno
+from aurora_router.drivers.pymysql import is_closed as is_closed
+from aurora_router.drivers.pymysql import watch_connecting as watch_connecting
+from aurora_router.servers.base import Greeting, Pooler, Unsuitable
 
 DIALECT = "mysql"
 DRIVER = "pymysql"
@@ -201,7 +203,7 @@ def parse_identity(row: Sequence[Any]) -> tuple[ServerId, Role]:
     return identity, Role.READER if any(map(is_on, read_only)) else Role.WRITER
 
 
-def greet(connection: Any, ask: Ask, pooler: Pooler | None) -> Greeting:
+def greet(connection: Any, ask: Query, pooler: Pooler | None) -> Greeting:
     """Find out which server a fresh connection has reached.
 
     A reader's connection is guarded, because a reader that is promoted in place would let a unit in autocommit write. Raises
@@ -214,7 +216,7 @@ def greet(connection: Any, ask: Ask, pooler: Pooler | None) -> Greeting:
     return greeting
 
 
-def probe(ask: Ask, *, asynchronous_commits: bool) -> Server:
+def probe(ask: Query, *, asynchronous_commits: bool) -> Server:
     """A server's report of its state. Raises Unsuitable.
 
     asynchronous_commits: not used, because a commit is in the positions before it is acknowledged.
@@ -320,7 +322,7 @@ def _outside_system(name: str, value: object) -> str:
     return ",".join(filter(None, listed))
 
 
-def omissions(ask: Ask) -> str:
+def omissions(ask: Query) -> str:
     """What the writer leaves out of its log, so that no reader ever has it; "" if nothing, or if it may not be asked."""
     _, (row,) = ask(VERSION)
     server = parse_version(row)
@@ -389,7 +391,7 @@ def dialect(server: ServerId) -> str:
 _NO_BACKSLASH_ESCAPES = 512  # PyMySQL's SERVER_STATUS_NO_BACKSLASH_ESCAPES
 
 
-def literal_mode(connection: Any, ask: Ask | None) -> str | None:
+def literal_mode(connection: Any, ask: Query | None) -> str | None:
     """The connection's `sql_mode`, which decides what a backslash means in its texts.
 
     The application may change it at any time, so nothing is remembered. Each answer to a SET shows whether it has
@@ -600,7 +602,7 @@ def refuse_aborted(connection: Any) -> None:
 # -- the driver's connection -----------------------------------------------------------------------------------------
 
 
-def guard(connection: Any, ask: Ask, on: bool) -> None:
+def guard(connection: Any, ask: Query, on: bool) -> None:
     """Make a connection refuse writes outside of transactions that say READ WRITE, or accept them again."""
     ask(GUARD if on else UNGUARD)
     note_guard(connection, on)
@@ -681,7 +683,7 @@ def has_leftovers(connection: Any) -> bool:
     return has_open_end(connection)
 
 
-def remove_leftovers(connection: Any, ask: Ask) -> None:
+def remove_leftovers(connection: Any, ask: Query) -> None:
     """Raise PyMySQL's error for a connection that cannot be used, because nobody knows where the next answer begins."""
     from pymysql import InterfaceError
 

@@ -12,26 +12,27 @@ from typing import Any, Final
 from aurora_router.core.commits import Evidence, Note
 from aurora_router.core.failures import Failure
 from aurora_router.core.positions import WalPosition, end_of_record, parse_lsn
+from aurora_router.core.query import Query
 from aurora_router.core.topology import Instance, Role, Server, ServerId, Silence, Topology
-from aurora_router.servers.family import Ask, Greeting, Pooler, Unsuitable
-from aurora_router.servers.postgresql_connection import autocommit as autocommit
-from aurora_router.servers.postgresql_connection import blocks as blocks
-from aurora_router.servers.postgresql_connection import count_ends as count_ends
-from aurora_router.servers.postgresql_connection import end_transaction as end_transaction
-from aurora_router.servers.postgresql_connection import fileno as fileno
-from aurora_router.servers.postgresql_connection import forget_prepared as forget_prepared
-from aurora_router.servers.postgresql_connection import has_leftovers as has_leftovers
-from aurora_router.servers.postgresql_connection import has_lost_guard as has_lost_guard
-from aurora_router.servers.postgresql_connection import is_bystander as is_bystander
-from aurora_router.servers.postgresql_connection import is_closed as is_closed
-from aurora_router.servers.postgresql_connection import is_guarded as is_guarded
-from aurora_router.servers.postgresql_connection import is_idle as is_idle
-from aurora_router.servers.postgresql_connection import is_settled as is_settled
-from aurora_router.servers.postgresql_connection import look_anywhere as look_anywhere
-from aurora_router.servers.postgresql_connection import prepare as prepare
-from aurora_router.servers.postgresql_connection import remove_leftovers as remove_leftovers
-from aurora_router.servers.postgresql_connection import set_mode as set_mode
-from aurora_router.servers.postgresql_connection import watch_connecting as watch_connecting
+from aurora_router.drivers.psycopg import autocommit as autocommit
+from aurora_router.drivers.psycopg import blocks as blocks
+from aurora_router.drivers.psycopg import count_ends as count_ends
+from aurora_router.drivers.psycopg import end_transaction as end_transaction
+from aurora_router.drivers.psycopg import fileno as fileno
+from aurora_router.drivers.psycopg import forget_prepared as forget_prepared
+from aurora_router.drivers.psycopg import has_leftovers as has_leftovers
+from aurora_router.drivers.psycopg import has_lost_guard as has_lost_guard
+from aurora_router.drivers.psycopg import is_bystander as is_bystander
+from aurora_router.drivers.psycopg import is_closed as is_closed
+from aurora_router.drivers.psycopg import is_guarded as is_guarded
+from aurora_router.drivers.psycopg import is_idle as is_idle
+from aurora_router.drivers.psycopg import is_settled as is_settled
+from aurora_router.drivers.psycopg import look_anywhere as look_anywhere
+from aurora_router.drivers.psycopg import prepare as prepare
+from aurora_router.drivers.psycopg import remove_leftovers as remove_leftovers
+from aurora_router.drivers.psycopg import set_mode as set_mode
+from aurora_router.drivers.psycopg import watch_connecting as watch_connecting
+from aurora_router.servers.base import Greeting, Pooler, Unsuitable
 
 DIALECT = "postgresql"
 DRIVER = "psycopg"
@@ -200,7 +201,7 @@ def dialect(server: ServerId) -> str:
     return DIALECT
 
 
-def literal_mode(connection: Any, ask: Ask | None) -> str:
+def literal_mode(connection: Any, ask: Query | None) -> str:
     """The connection's `standard_conforming_strings`, as the server last reported it. The server reports each change."""
     return str(connection.info.parameter_status("standard_conforming_strings"))
 
@@ -274,12 +275,12 @@ def _of_service(service: str, file: str | None) -> dict[str, str]:
     return {}
 
 
-def omissions(ask: Ask) -> str:
+def omissions(ask: Query) -> str:
     """Nothing, because readers have the whole log."""
     return ""
 
 
-def greet(connection: Any, ask: Ask, pooler: Pooler | None) -> Greeting:
+def greet(connection: Any, ask: Query, pooler: Pooler | None) -> Greeting:
     """Find out which server a fresh connection has reached, in one round trip.
 
     A reader's connection is guarded, unless a pooler stands before it. Raises Unsuitable.
@@ -291,7 +292,7 @@ def greet(connection: Any, ask: Ask, pooler: Pooler | None) -> Greeting:
     return Greeting(*parse_identity(row), shared=not row[6])
 
 
-def probe(ask: Ask, *, asynchronous_commits: bool) -> Server:
+def probe(ask: Query, *, asynchronous_commits: bool) -> Server:
     """A server's report of its state, in one round trip. Raises Unsuitable."""
     _, (row,) = ask(PROBE)
     return parse_probe(row, asynchronous_commits=asynchronous_commits)
@@ -591,7 +592,7 @@ def is_busy(sqlstate: str | None, message: str) -> bool:
     return (sqlstate or _sqlstate(message)) == "53300" or "query_wait_timeout" in message
 
 
-def guard(connection: Any, ask: Ask, on: bool) -> None:
+def guard(connection: Any, ask: Query, on: bool) -> None:
     """Make an idle connection refuse writes outside of transactions, or accept them again."""
     connection.autocommit = True
     ask(GUARD if on else UNGUARD)

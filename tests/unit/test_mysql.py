@@ -21,8 +21,9 @@ from sqlalchemy.engine.default import DefaultDialect
 from aurora_router.core.failures import Failure
 from aurora_router.core.gtid import GtidSet, MariadbGtid
 from aurora_router.core.topology import Role, Server, ServerId, Silence
+from aurora_router.drivers.base import Mode
 from aurora_router.errors import WrongServer
-from aurora_router.servers import Mode, Unsuitable, mysql, postgresql
+from aurora_router.servers import Unsuitable, mysql, postgresql
 from aurora_router.servers.mysql import explain_refusal, failure, is_busy, parse_functions, parse_identity, parse_version
 from tests.interruptions import interrupted_at_each_line
 
@@ -889,7 +890,7 @@ def test_an_interrupted_answer_is_never_taken_for_another(peer: Peer, work: Call
         work(connection)
 
     interrupted()  # once without an interruption
-    for _ in interrupted_at_each_line(interrupted, "pymysql/connections.py", "servers/mysql_connection.py", each="opcode"):
+    for _ in interrupted_at_each_line(interrupted, "pymysql/connections.py", "drivers/pymysql.py", each="opcode"):
         spoilt = connection.unanswered
         try:
             connection.rollback()

@@ -15,8 +15,9 @@ from aurora_router.core.failures import Failure, Phase
 from aurora_router.core.positions import WalPosition
 from aurora_router.core.topology import Role, Server, ServerId, Silence
 from aurora_router.diagnosis import driver_failure
-from aurora_router.servers import mysql, postgresql, postgresql_connection
-from aurora_router.servers.family import Mode
+from aurora_router.drivers import psycopg as psycopg_driver
+from aurora_router.drivers.base import Mode
+from aurora_router.servers import mysql, postgresql
 from aurora_router.servers.postgresql import (
     Unsuitable,
     explain_refusal,
@@ -446,7 +447,7 @@ def test_a_streamed_read_is_held_if_there_is_no_transaction(autocommit, asked, h
     seen = {}
     monkeypatch.setattr(ServerCursor, "__init__", lambda self, connection, name, **options: seen.update(options, name=name))
     monkeypatch.setattr(ServerCursor, "__del__", lambda self: None)
-    monkeypatch.setattr(postgresql_connection, "_hold", None)
+    monkeypatch.setattr(psycopg_driver, "_hold", None)
     connection = Switches()
     connection.autocommit = autocommit
     postgresql.prepare(connection, False, (), nobody)
@@ -482,7 +483,7 @@ def test_cursors_that_were_left_are_closed(monkeypatch):
     monkeypatch.setattr(ServerCursor, "__init__", made)
     monkeypatch.setattr(ServerCursor, "close", lambda self: None)
     monkeypatch.setattr(ServerCursor, "name", None)
-    monkeypatch.setattr(postgresql_connection, "_hold", None)
+    monkeypatch.setattr(psycopg_driver, "_hold", None)
     connection = Talk(())
     postgresql.prepare(connection, False, (), nobody)
     connection.autocommit = True

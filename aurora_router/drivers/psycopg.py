@@ -12,7 +12,8 @@ from functools import cache
 from secrets import token_hex
 from typing import Any
 
-from aurora_router.servers.family import Ask, Mode
+from aurora_router.core.query import Query
+from aurora_router.drivers.base import Mode
 
 
 def fileno(connection: Any) -> int:
@@ -217,7 +218,7 @@ def has_leftovers(connection: Any) -> bool:
     return bool(connection.aurora_router_held) or _IDLE < connection.pgconn.transaction_status < _UNKNOWN
 
 
-def remove_leftovers(connection: Any, ask: Ask) -> None:
+def remove_leftovers(connection: Any, ask: Query) -> None:
     """Close the cursors of a connection. Until then the server keeps the rows of each in memory or on disk.
 
     Raises psycopg's error if a transaction is open.

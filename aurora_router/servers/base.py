@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeGuard
 
 from aurora_router.core.commits import Evidence, Note
 from aurora_router.core.failures import Failure
+from aurora_router.core.query import Query
 from aurora_router.core.topology import Instance, Role, Server, ServerId, Silence, Topology
-
-Ask: TypeAlias = Callable[[str], tuple[Sequence[str], Sequence[Sequence[Any]]]]
-"""Sends a statement. Returns the column names and the rows of the answer; both are empty if the answer has none."""
-
-
-class Mode(enum.Enum):
-    """How a pooled connection behaves for the unit that has it."""
-
-    DEFAULT = "a transaction as the engine is configured"
-    AUTOCOMMIT = "each statement on its own"
-    READ_ONLY = "a read-only transaction"
-
+from aurora_router.drivers.base import Mode
 
 Pooler: TypeAlias = Literal["session", "transaction"]
 """How long a pooler before the servers keeps a client on one connection to them."""
@@ -58,7 +47,7 @@ class Unsuitable(Exception):
 class Family(Protocol):
     """The module of a family: its SQL, how its rows, error codes and messages read, and the driver's switches.
 
-    The module sends no statements of its own; all its questions go through an `Ask`.
+    The module sends no statements of its own; all its questions go through a `Query`.
     """
 
     # -- how a URL reads
@@ -139,14 +128,14 @@ class Family(Protocol):
         """The SQL dialect of a server, as `statements.verdict` takes it."""
         ...
 
-    def literal_mode(self, connection: Any, ask: Ask | None) -> str | None:
+    def literal_mode(self, connection: Any, ask: Query | None) -> str | None:
         """The setting that decides what a backslash means in texts of this connection, as `statements.in_mode` takes it.
 
         ask: None if nothing may be sent. Then the driver's own knowledge must do.
         """
         ...
 
-    def greet(self, connection: Any, ask: Ask, pooler: Pooler | None) -> Greeting:
+    def greet(self, connection: Any, ask: Query, pooler: Pooler | None) -> Greeting:
         """Find out which server a fresh connection has reached. Guard a reader's connection, unless it is shared.
 
         pooler: the user's word on a pooler before the servers.
@@ -154,14 +143,14 @@ class Family(Protocol):
         """
         ...
 
-    def probe(self, ask: Ask, *, asynchronous_commits: bool) -> Server:
+    def probe(self, ask: Query, *, asynchronous_commits: bool) -> Server:
         """A server's own report of its state.
 
         Raises Unsuitable, and whatever `ask` raises.
         """
         ...
 
-    def omissions(self, ask: Ask) -> str:
+    def omissions(self, ask: Query) -> str:
         """What a writer leaves out of its log, so that no reader ever has it; "" if nothing.
 
         Raises whatever `ask` raises.
@@ -281,7 +270,7 @@ class Family(Protocol):
         """
         ...
 
-    def guard(self, connection: Any, ask: Ask, on: bool) -> None:
+    def guard(self, connection: Any, ask: Query, on: bool) -> None:
         """Make an idle connection refuse writes outside of transactions, or accept them again."""
         ...
 
@@ -323,7 +312,7 @@ class Family(Protocol):
         """
         ...
 
-    def remove_leftovers(self, connection: Any, ask: Ask) -> None:
+    def remove_leftovers(self, connection: Any, ask: Query) -> None:
         """Remove the leftovers from an idle connection.
 
         Raises the driver's error if the connection can only be closed.
