@@ -7,7 +7,7 @@ from typing import Any
 
 from aurora_router.core.failures import Failure
 from aurora_router.monitor import Monitor
-from aurora_router.servers import Family
+from aurora_router.servers import ServerFamily
 from aurora_router.unit import Trouble, Unit
 
 LOSSES = 3  # connections that one statement may lose
@@ -23,21 +23,16 @@ def breaks_everywhere(unit: Unit) -> bool:
     return unit.on_writer or (trouble is not None and trouble.times > 1)
 
 
-def loses_everywhere(unit: Unit, driver: Any, code: Any, server: Family, monitor: Monitor, patience: float) -> str | None:
+def loses_everywhere(unit: Unit, code: Any, server: ServerFamily, monitor: Monitor, patience: float) -> str | None:
     """Say why a statement that lost its connection would lose the next one, too. None if there is no such reason.
 
     - It was killed outside a run, and its server is alive.
     - This is the second time, and the servers survived both times.
     - This is the third time, whatever has become of the servers.
 
-    A statement is not to blame if another connection's statement made the server end the connection.
-
-    driver: the driver's connection.
     code: the code of the error.
     patience: seconds to wait for a server that is recovering, unless the run has a deadline.
     """
-    if server.is_bystander(driver):
-        return None
     before, now = _last(unit), _meets(unit, Failure.LOST)
     if now is None:
         return None  # nobody retries it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID, uuid4
@@ -14,8 +14,9 @@ from sqlalchemy.exc import DBAPIError
 
 from aurora_router.core.commits import Note, outcome
 from aurora_router.core.topology import Instance, Topology
+from aurora_router.drivers import Driver, driver_of
 from aurora_router.errors import ConfigurationError, NoWriterAvailable, Outcome, WrongServer
-from aurora_router.servers import Family, XidFamily, knows_xids
+from aurora_router.servers import Execute, ServerFamily, XidFamily, knows_xids
 from aurora_router.unit import Unit
 
 
@@ -23,37 +24,45 @@ class Ask(Protocol):
     """A question about one transaction, for the newest writer."""
 
     @property
-    def server(self) -> Family: ...
+    def server(self) -> ServerFamily: ...
 
     def __call__(self, connection: Connection, /) -> Outcome: ...
 
 
-def prepare(driver: Any, unit: Unit, server: Family, topology: Topology) -> Ask | None:
+def prepare(connection: Any, unit: Unit, driver: Driver, server: ServerFamily, topology: Topology) -> Ask | None:
     """Note something by which the outcome of the transaction can be looked up. None if the unit has no commit check.
 
     The note is part of the transaction that is about to commit, and takes one round trip.
 
-    driver: the driver's connection.
+    connection: the driver's.
+
     Raises the driver's errors. Nothing has been committed then.
     """
     if unit.check is None or unit.instance is None:
-        if unit.run is not None and server.is_aborted(driver):
-            server.refuse_aborted(driver)  # COMMIT would roll back, and the run would pass for done
+        if unit.run is not None and driver.is_aborted(connection):
+            driver.refuse_aborted(connection)  # COMMIT would roll back, and the run would pass for done
         return None
     if unit.check == "xid" and knows_xids(server):
-        with driver.cursor() as cursor:
+        with connection.cursor() as cursor:
             cursor.execute(server.NOTE)
             return ByXid(cursor.fetchone(), unit.instance, topology, server)
     signature, signed_at = uuid4(), time.monotonic()
     try:
-        schema = server.sign(driver, str(signature))
+        if driver.is_aborted(connection):
+            driver.refuse_aborted(connection)  # the row would be in another transaction
+        with connection.cursor() as cursor:
+            read_only = driver.declared_read_only(connection)
+            schema = server.sign(_executing(cursor), str(signature), driver.database(connection), read_only)
     except Exception as error:
-        if server.is_locked_out(error):
+        code = driver.code(error)
+        if server.is_read_only(code):
+            return Nothing(server)
+        if server.is_locked_out(code):
             raise ConfigurationError(
                 f'LOCK TABLES has left out the table {server.COMMITS}, in which commit_check="{unit.check}" writes a row at '
                 "COMMIT; send UNLOCK TABLES before the unit ends (it commits), or do without: commit_check=None"
             ) from None
-        if server.is_missing_table(error):
+        if server.is_missing_table(code):
             raise ConfigurationError(
                 f'commit_check="{unit.check}" needs the table {server.COMMITS}{"" if server.XIDS else " on this database"}, and '
                 f"{unit.instance.id} has none that this user sees; create it with `aurora-router init-commit-table URL` or "
@@ -61,6 +70,15 @@ def prepare(driver: Any, unit: Unit, server: Family, topology: Topology) -> Ask 
             ) from None
         raise
     return Nothing(server) if schema is None else BySignature(signature, schema, signed_at, server)
+
+
+def _executing(cursor: Any) -> Execute:
+    def execute(text: str, values: Mapping[str, Any] | None) -> Sequence[Any] | None:
+        cursor.execute(text, values)
+        row: Sequence[Any] | None = cursor.fetchone() if cursor.description else None
+        return row
+
+    return execute
 
 
 @dataclass(slots=True)
@@ -92,7 +110,8 @@ class ByXid:
         try:
             status = connection.exec_driver_sql(self.server.STATUS, xid).scalar_one()
         except DBAPIError as error:
-            if not self.server.is_future_xid(error.orig):
+            driver = driver_of(error.orig)
+            if driver is None or not self.server.is_future_xid(driver.code(error.orig)):
                 raise
             status = None
         evidence = self.server.parse_evidence(row, status)
@@ -124,7 +143,7 @@ class BySignature:
     id: UUID
     schema: str
     written_at: float
-    server: Family
+    server: ServerFamily
 
     def __call__(self, connection: Connection) -> Outcome:
         if time.monotonic() - self.written_at > self.server.KEPT / 2:
@@ -145,7 +164,7 @@ class BySignature:
 class Nothing:
     """No question, because the transaction is read-only: it has written nothing, and may be made again."""
 
-    server: Family
+    server: ServerFamily
 
     def __call__(self, _: Connection) -> Outcome:
         return Outcome.NOT_COMMITTED

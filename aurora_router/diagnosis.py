@@ -7,6 +7,7 @@ from sqlalchemy import exc
 from aurora_router.core.failures import Facts, Failure, Phase, facts
 from aurora_router.core.statements import verdict
 from aurora_router.core.topology import Silence
+from aurora_router.drivers import driver_of
 from aurora_router.errors import (
     AmbiguousWriter,
     NoReaderAvailable,
@@ -16,7 +17,7 @@ from aurora_router.errors import (
     StaleRead,
     WrongServer,
 )
-from aurora_router.servers import family_of
+from aurora_router.servers import FAMILIES
 
 FACTS = "aurora_router_facts"
 """An attribute of errors that passed through a router: what it knew when the error happened. The error itself shows less."""
@@ -39,23 +40,23 @@ def classify_error(error: BaseException) -> Facts:
         return Facts(Failure.OTHER, sent=False, outcome_known=True, safe_to_repeat=False)
     if isinstance(error, exc.DBAPIError):
         original = error.orig
-        family = family_of(original)
-        if family is None:
+        driver = driver_of(original)
+        if driver is None:
             return Facts(Failure.OTHER, sent=True, outcome_known=not error.connection_invalidated, safe_to_repeat=False)
         if error.statement is not None:
-            ends = verdict(error.statement, family.DIALECT).ends
+            ends = verdict(error.statement, FAMILIES[driver.PROTOCOL].DIALECT).ends
             phase = Phase.COMMIT if ends else Phase.WRITER_STATEMENT
         else:
-            unanswered = family.code(original) is None and not error.connection_invalidated
-            connecting = unanswered or (original is not None and family.is_from_connecting(original))
+            unanswered = driver.code(original) is None and not error.connection_invalidated
+            connecting = unanswered or (original is not None and driver.is_from_connecting(original))
             phase = Phase.WRITER_CONNECTING if connecting else Phase.COMMIT
         return facts(driver_failure(original, disconnected=error.connection_invalidated, phase=phase), phase)
     if isinstance(error, exc.TimeoutError):  # the pool's
         return Facts(Failure.BUSY, sent=False, outcome_known=True, safe_to_repeat=True)
-    family = family_of(error)
-    if family is not None:  # the driver's own
-        phase = Phase.WRITER_CONNECTING if family.is_from_connecting(error) else Phase.WRITER_STATEMENT
-        lost = family.code(error) is None and type(error).__name__ == "OperationalError"
+    driver = driver_of(error)
+    if driver is not None:  # the driver's own
+        phase = Phase.WRITER_CONNECTING if driver.is_from_connecting(error) else Phase.WRITER_STATEMENT
+        lost = driver.code(error) is None and type(error).__name__ == "OperationalError"
         kind = driver_failure(error, disconnected=lost, phase=phase)
         if kind in (Failure.LOST, Failure.TIMED_OUT) and phase is Phase.WRITER_STATEMENT:
             phase = Phase.COMMIT
@@ -68,13 +69,16 @@ def driver_failure(error: BaseException | None, *, disconnected: bool, phase: Ph
 
     While connecting, an error that lasts until somebody changes something is REFUSED. One without a code is CONNECT.
     """
-    family = family_of(error)
-    if error is None or family is None:
+    driver = driver_of(error)
+    if error is None or driver is None:
         return Failure.OTHER
-    code, said = family.code(error), family.words(error)
-    kind = family.failure(code, said, disconnected=disconnected)
+    server = FAMILIES[driver.PROTOCOL]
+    code, said = driver.code(error), driver.words(error)
+    kind = driver.own_failure(code, said) or server.failure(code, said, disconnected=disconnected)
     if phase in (Phase.READER_CONNECTING, Phase.WRITER_CONNECTING):
-        if kind in (Failure.OTHER, Failure.CONNECT) and family.explain_refusal(code, said)[0] is Silence.MISCONFIGURED:
+        if kind in (Failure.OTHER, Failure.CONNECT) and (
+            driver.explain(error)[1] or server.explain_refusal(code, said)[0] is Silence.MISCONFIGURED
+        ):
             return Failure.REFUSED
         if kind is Failure.OTHER and code is None:
             return Failure.CONNECT

@@ -12,10 +12,10 @@ from sqlalchemy.engine import Connection, Engine, ExceptionContext
 from sqlalchemy.pool import PoolProxiedConnection
 
 from aurora_router.core.pacing import pause
+from aurora_router.drivers import Driver
 from aurora_router.limits import Place, Places
 from aurora_router.mistakes import refusal
 from aurora_router.pooling import SERVER, line_of
-from aurora_router.servers import Family
 from aurora_router.waiting import Waiting
 
 
@@ -50,7 +50,7 @@ class Gatekeeper(Protocol):
     def returned(self, unit: Any, /) -> bool: ...
 
 
-def put_around_rollbacks(engine: Engine, server: Family, gate: Gatekeeper) -> None:
+def put_around_rollbacks(engine: Engine, driver: Driver, gate: Gatekeeper) -> None:
     """Close a connection if its rollback fails or would take long, and skip a rollback that would send nothing.
 
     - A rollback fails if the connection is gone, or if a signal handler's exception interrupted its last statement. The
@@ -62,7 +62,7 @@ def put_around_rollbacks(engine: Engine, server: Family, gate: Gatekeeper) -> No
     plain = dialect.do_rollback
 
     def careful(connection: Any) -> None:
-        if server.blocks(connection.dbapi_connection) and gate.ends(connection):
+        if driver.blocks(connection.dbapi_connection) and gate.ends(connection):
             connection.invalidate()
             return
         try:
@@ -71,9 +71,9 @@ def put_around_rollbacks(engine: Engine, server: Family, gate: Gatekeeper) -> No
             # The server may have rolled back before the connection was lost.
             gate.rolled_back(connection)
 
-    rollback = plain if server.ROLLS_ALL_BACK else careful
+    rollback = plain if driver.ROLLS_ALL_BACK else careful
 
-    is_idle = server.is_idle
+    is_idle = driver.is_idle
 
     def tolerant(connection: Any) -> None:
         if is_idle(connection.dbapi_connection):
@@ -130,7 +130,7 @@ def put_around_options(engine: Engine, gate: Gatekeeper) -> None:
     dialect.set_connection_execution_options = do
 
 
-def explain_mistakes(engine: Engine, server: Family, options: Mapping[str, Any]) -> None:
+def explain_mistakes(engine: Engine, driver: Driver, options: Mapping[str, Any]) -> None:
     """Hide the values of options in errors of connecting, and raise ConfigurationError if the driver cannot use a value.
 
     This includes SQLAlchemy's first look at a server.
@@ -147,7 +147,7 @@ def explain_mistakes(engine: Engine, server: Family, options: Mapping[str, Any])
             try:
                 return step(*arguments, **given)
             except Exception as error:
-                refused = refusal(error, server, [*of_engine, *given.values()], shown | given.keys())
+                refused = refusal(error, driver, [*of_engine, *given.values()], shown | given.keys())
                 if refused is None:
                     raise
             # Not from the driver's error, because that may hold more than its message says.

@@ -36,7 +36,7 @@ from aurora_router.dialect_patches import (
     put_around_options,
     put_around_rollbacks,
 )
-from aurora_router.drivers.base import Mode
+from aurora_router.drivers import Driver, Mode
 from aurora_router.errors import ConfigurationError, Signal, WrongServer
 from aurora_router.limits import Places
 from aurora_router.mistakes import UNKNOWN_HOST, hide_values, is_refused, mistake, probe_error, refusal
@@ -58,7 +58,7 @@ from aurora_router.pooling import (
     line_of,
     poll_of,
 )
-from aurora_router.servers import Family, Unsuitable
+from aurora_router.servers import ServerFamily, Unsuitable
 from aurora_router.settings import Settings
 from aurora_router.stats import Counters, PoolUsage
 from aurora_router.waiting import Waiting
@@ -105,15 +105,16 @@ class Engines:
         counters: Counters,
     ) -> None:
         target, of_readers = settings.target, settings.options_of_readers
-        url, server = target.url, target.server
+        url, driver = target.url, target.driver
         self._at = target.at
         self._pooler = settings.pooler
         self._behind: set[str] = set()  # instances that were found to be behind a pooler
-        self._server = server
-        ours = {"connect_timeout": CONNECT_TIMEOUT, **server.CONNECT, **target.secrets}
+        self._server = target.server
+        self._driver = driver
+        ours = {"connect_timeout": CONNECT_TIMEOUT, **driver.CONNECT, **target.secrets}
         usual = {name: value for name, value in ours.items() if name not in url.query}
-        self._options = _with_connect_args(usual, settings.options, server)
-        self._reader_options = self._options if of_readers is None else _with_connect_args(usual, of_readers, server)
+        self._options = _with_connect_args(usual, settings.options, driver)
+        self._reader_options = self._options if of_readers is None else _with_connect_args(usual, of_readers, driver)
         self._password = settings.password if callable(settings.password) else None
         # The error of the user's password function in the last probe; None if a probe has connected since.
         self.unasked: BaseException | None = None
@@ -157,7 +158,7 @@ class Engines:
             return engine
         except ImportError:  # the driver is missing, or a library that it needs
             install = f"pip install 'aurora-router[{self._server.DIALECT}]'"  # the extra has the family's name
-            wrong = f"{url.drivername} needs {self._server.DRIVER}: {install}"
+            wrong = f"{url.drivername} needs {self._driver.NAME}: {install}"
         except Exception as error:
             if not is_refused(error):
                 raise
@@ -355,24 +356,24 @@ class Engines:
         """
         info = connection.info
         driver: Any = connection.dbapi_connection
-        if info.get(MODE) is mode and (mode is Mode.DEFAULT or self._server.is_settled(driver, mode is Mode.AUTOCOMMIT)):
+        if info.get(MODE) is mode and (mode is Mode.DEFAULT or self._driver.is_settled(driver, mode is Mode.AUTOCOMMIT)):
             return
         if mode is Mode.AUTOCOMMIT and info[SHARED]:
             # A shared connection has no guard. If the reader is promoted, only a read-only transaction prevents writes.
             self.set_mode(connection, Mode.READ_ONLY)
             return
         info[MODE] = None  # unknown if the switch fails half-way
-        self._server.end_transaction(driver)
+        self._driver.end_transaction(driver)
         guarded, outdated = info[GUARDED], info.get(OUTDATED)
         guard = guarded if mode is Mode.READ_ONLY else mode is Mode.AUTOCOMMIT
-        if guarded is not guard or (guard and (outdated or not self._server.is_guarded(driver, info[HANDED_OUT]))):
-            self._server.guard(driver, self._asking(driver), guard)
+        if guarded is not guard or (guard and (outdated or not self._driver.is_guarded(driver, info[HANDED_OUT]))):
+            self._guard(driver, guard)
             info[GUARDED] = guard
         if outdated:
-            self._server.forget_prepared(driver)
+            self._driver.forget_prepared(driver)
             info[OUTDATED] = False
         info[HANDED_OUT] = False
-        lasts = self._server.set_mode(driver, mode, info[AUTOCOMMIT], info[GUARDED])
+        lasts = self._driver.set_mode(driver, mode, info[AUTOCOMMIT], info[GUARDED])
         if isolation is not None and mode is Mode.DEFAULT:
             self._dialect.set_isolation_level(driver, isolation)
         if lasts:
@@ -383,8 +384,8 @@ class Engines:
         info = connection.info
         driver: Any = connection.dbapi_connection
         info[MODE] = None
-        if not (info[GUARDED] and self._server.is_guarded(driver, info[HANDED_OUT])):
-            self._server.guard(driver, self._asking(driver), True)
+        if not (info[GUARDED] and self._driver.is_guarded(driver, info[HANDED_OUT])):
+            self._guard(driver, True)
             info[GUARDED] = True
 
     def keep_read_only(self, connection: PoolProxiedConnection) -> None:
@@ -395,8 +396,8 @@ class Engines:
     def guard_again(self, connection: PoolProxiedConnection) -> None:
         """Guard a connection in autocommit again if its unit has removed the guard. Nothing else keeps the unit from writing."""
         driver: Any = connection.dbapi_connection
-        if self._server.has_lost_guard(driver):
-            self._server.guard(driver, self._asking(driver), True)
+        if self._driver.has_lost_guard(driver):
+            self._guard(driver, True)
 
     def forget_prepared(self, instance_id: str) -> None:
         """Have each pooled connection to an instance drop its prepared statements at its next checkout.
@@ -410,25 +411,35 @@ class Engines:
                     line.info.update({MODE: None, OUTDATED: True})
 
     def literal_mode(self, connection: PoolProxiedConnection, *, ask: bool) -> str | None:
-        """The setting for backslashes in texts of this connection, as it is now: see `Family.literal_mode`.
+        """The setting for backslashes in texts of this connection, as it is now: see `Driver.literal_mode`.
 
         ask: whether the server may be asked.
         """
         driver: Any = connection.dbapi_connection
-        return self._server.literal_mode(driver, self._asking(driver) if ask else None)
+        found = self._driver.literal_mode(driver)
+        if found is None and ask:
+            _, ((setting,),) = self._asking(driver)(self._server.LITERALS)
+            return str(setting)
+        return found
 
     def _remove_leftovers(self, dbapi: Any, record: ConnectionPoolEntry) -> None:
         """Remove the last unit's leftovers from a connection that has come back. Close the connection if that fails."""
         record.info[MODE] = None
         try:
-            self._server.remove_leftovers(dbapi, self._asking(dbapi))
+            self._driver.remove_leftovers(dbapi, self._asking(dbapi))
         except BaseException as error:
             record.invalidate(error)
             if not isinstance(error, self.driver_error):
                 raise
 
+    def _guard(self, dbapi: Any, on: bool) -> None:
+        """Make an idle connection refuse writes outside of transactions, or accept them again."""
+        with self._driver.alone(dbapi):
+            self._asking(dbapi)(self._server.GUARD if on else self._server.UNGUARD)
+        self._driver.note_guard(dbapi, on)
+
     def _asking(self, dbapi: Any) -> Query:
-        return asking(dbapi, self._server)
+        return asking(dbapi, self._driver)
 
     def failure(self, error: BaseException, phase: Phase) -> Failure:
         """The kind of failure that an exception from SQLAlchemy or the driver stands for."""
@@ -445,13 +456,14 @@ class Engines:
 
         The driver's error may repeat the option's value, which may be a password in the wrong place.
         """
-        if re.search(self._server.UNUSABLE, str(getattr(error, "orig", None) or error)):
+        original: Any = getattr(error, "orig", None) or error
+        if re.search(self._driver.UNUSABLE, str(original)) or self._driver.code(original) in self._server.UNUSABLE:
             return ConfigurationError(self.explain(error))
         return None
 
     def explain(self, error: Exception) -> str:
         """An error of connecting as one line for the user."""
-        return str(probe_error(error, self._server))
+        return str(probe_error(error, self._driver, self._server))
 
     def outside(self, instance: Instance) -> Connection:
         """Make a connection that is in no pool. It is cut with the others when the instance is lost."""
@@ -460,7 +472,7 @@ class Engines:
             if engine is None:
                 options = {key: self._options[key] for key in _PROBE_OPTIONS if key in self._options}
                 engine = self._outside[instance.id] = self._make(
-                    instance, {**self._server.BARE, **options, "poolclass": NullPool}
+                    instance, {**self._driver.BARE, **options, "poolclass": NullPool}
                 )
         return engine.connect()
 
@@ -502,7 +514,7 @@ class Engines:
         except ProbeError:
             raise
         except exc.SQLAlchemyError as error:
-            refused = probe_error(error, self._server)
+            refused = probe_error(error, self._driver, self._server)
             if UNKNOWN_HOST.search(str(refused)):
                 refused = self._unasked(instance, f"{refused}; check the host")
             raise refused from None
@@ -510,11 +522,11 @@ class Engines:
             self.unasked = error.__cause__
             raise self._unasked(instance, str(error)) from None
         except Exception as error:
-            raise mistake(error, self._server) from None
+            raise mistake(error, self._driver) from None
         self._reached.add(instance.id)
         self.unasked = None
         try:
-            probe = Probe(connection, self._server, self._gate)
+            probe = Probe(connection, self._driver, self._server, self._gate)
             self._probing.add(probe)
             return probe
         except (OSError, engine.dialect.loaded_dbapi.Error):
@@ -545,11 +557,11 @@ class Engines:
                 options["connect_args"] = {**options.get("connect_args", {}), **ours}
                 # A probe's connection is not used again, so it needs no reset. If it is lost, SQLAlchemy would log an error.
                 pool = {"poolclass": NullPool, "pool_reset_on_return": None}
-                engine = self._create(instance, {**pool, **self._server.BARE, **options})
+                engine = self._create(instance, {**pool, **self._driver.BARE, **options})
                 self._check_connect_timeout(engine.url)
-                self._server.look_anywhere(engine.dialect)
-                self._server.watch_connecting(engine.dialect, self._probe_connects)
-                explain_mistakes(engine, self._server, options)
+                self._driver.look_anywhere(engine.dialect)
+                self._driver.watch_connecting(engine.dialect, self._probe_connects)
+                explain_mistakes(engine, self._driver, options)
                 ask_for_password(engine, self._password, options)
                 self._probes[instance.id] = engine
             return engine
@@ -579,7 +591,7 @@ class Engines:
             if not is_refused(error):
                 raise
             hide_values(error, [*url.query.values(), *options.values()], {*url.query, *options})
-            refused = ConfigurationError(str(mistake(error, self._server)))
+            refused = ConfigurationError(str(mistake(error, self._driver)))
         raise refused
 
     def _before_waiting(self, instance: Instance) -> Callable[[], None]:
@@ -596,8 +608,8 @@ class Engines:
         if isinstance(engine.pool, RouterPool):
             engine.pool.before_waiting, engine.pool.checked_out = self._before_waiting(instance), self._gate.checked_out
         engine._connection_cls = RoutedConnection
-        put_around_rollbacks(engine, self._server, self._gate)
-        self._server.look_anywhere(engine.dialect)
+        put_around_rollbacks(engine, self._driver, self._gate)
+        self._driver.look_anywhere(engine.dialect)
         lines = self._lines.setdefault(instance.id, weakref.WeakSet())
         place = instance.id
         given = {*engine.url.query, *options.get("connect_args", {})}
@@ -619,8 +631,8 @@ class Engines:
             finally:
                 line.twin.close()
 
-        self._server.watch_connecting(engine.dialect, connecting)
-        explain_mistakes(engine, self._server, options)
+        self._driver.watch_connecting(engine.dialect, connecting)
+        explain_mistakes(engine, self._driver, options)
         ask_for_password(engine, self._password, options)
         places = self._connects.setdefault(instance.id, Places(self._connects_at_once, self._waiting))
         limit_connects(engine, places, self._connect_turn_timeout, self._waiting)
@@ -634,7 +646,7 @@ class Engines:
         def made(dbapi: Any, _: Any) -> None:
             """Have discard() wake a thread that hangs in SQLAlchemy's first look at a server, which comes before connected()."""
             with contextlib.suppress(OSError, self.driver_error):  # closed already, as connected() will find
-                line = dbapi.aurora_router_line = Line(self._server.fileno(dbapi))
+                line = dbapi.aurora_router_line = Line(self._driver.fileno(dbapi))
                 with self._lock:
                     lines.add(line)
 
@@ -642,14 +654,16 @@ class Engines:
         def connected(dbapi: Any, record: Any) -> None:
             """Find out which server this is. It must be one that the topology knows here."""
             try:
-                line = dbapi.aurora_router_line = watch(self._server.fileno(dbapi))
-                self._server.end_transaction(dbapi)
-                usual = self._server.autocommit(dbapi)
-                greeting = self._server.greet(dbapi, self._asking(dbapi), self._pooler)
+                line = dbapi.aurora_router_line = watch(self._driver.fileno(dbapi))
+                self._driver.end_transaction(dbapi)
+                usual = self._driver.autocommit(dbapi)
+                with self._driver.alone(dbapi):
+                    greeting = self._server.greet(self._asking(dbapi), self._driver.process_id(dbapi), self._pooler)
+                self._driver.note_guard(dbapi, greeting.guarded)
                 line.since = time.monotonic()
                 if greeting.server not in self._known(place):
                     raise WrongServer(place, "it reached a server that is not known there in this role")
-                self._server.prepare(dbapi, greeting.shared, given, listened)
+                self._driver.prepare(dbapi, greeting.shared, given, listened)
                 if greeting.shared:
                     self._found_pooler(place)
                 record.info.update(
@@ -674,7 +688,7 @@ class Engines:
                 if isinstance(error, Unsuitable):
                     error = WrongServer(place, str(error))
                 elif isinstance(error, Exception):
-                    error = refusal(error, self._server, options.values(), options) or error
+                    error = refusal(error, self._driver, options.values(), options) or error
                 if isinstance(error, WrongServer):
                     self._surprised(place, error.why)
                 raise error from None
@@ -704,7 +718,7 @@ class Engines:
             info = record.info
             unit = info.get(UNIT)
             dbapi = record.dbapi_connection
-            if dbapi is not None and self._server.has_leftovers(dbapi):
+            if dbapi is not None and self._driver.has_leftovers(dbapi):
                 self._remove_leftovers(dbapi, record)
             spoilt = unit is not None and self._gate.returned(unit)
             info[UNIT] = None
@@ -730,31 +744,41 @@ class Engines:
 class Probe:
     """A connection of the monitor's own to one server."""
 
-    def __init__(self, connection: Connection, server: Family, gate: Gatekeeper) -> None:
+    def __init__(self, connection: Connection, driver: Driver, server: ServerFamily, gate: Gatekeeper) -> None:
         self._connection = connection
+        self._driver = driver
         self._server = server
         self._gate = gate
-        driver: Any = connection.connection.dbapi_connection
-        self.line = Line(server.fileno(driver))
+        dbapi = connection.connection.dbapi_connection
+        self.line = Line(driver.fileno(dbapi))
         self._error: type[Exception] = connection.dialect.loaded_dbapi.Error
-        self._ask = asking(driver, server)
+        self._ask = asking(dbapi, driver)
         self._omissions: str | None = None
-        server.end_transaction(driver)
+        driver.end_transaction(dbapi)
 
     def ask(self) -> Server:
-        """Query the server for its state. Raises ProbeError."""
+        """Ask the server for its state. Raises ProbeError."""
         try:
             said = self._server.probe(self._ask, asynchronous_commits=self._gate.asynchronous_commits)
             if said.role is Role.WRITER:
                 if self._omissions is None:
-                    self._omissions = self._server.omissions(self._ask)
+                    self._omissions = self._omitted()
                 said = replace(said, unproven=self._omissions)
         except Unsuitable as error:
             raise ProbeError(str(error), Silence.REFUSED if error.passing else Silence.MISCONFIGURED) from None
         except self._error as error:
-            raise probe_error(error, self._server) from None
+            raise probe_error(error, self._driver, self._server) from None
         self._gate.dialect = self._server.dialect(said.id)  # no unit comes to a server that was not probed
         return said
+
+    def _omitted(self) -> str:
+        """What the writer leaves out of its log; "" if it may not be asked."""
+        try:
+            return self._server.omissions(self._ask)
+        except self._error as error:
+            if self._server.failure(self._driver.code(error), "", disconnected=False) is Failure.REFUSED:
+                return ""
+            raise
 
     def functions(self) -> frozenset[str]:
         """The user functions that do not write, according to the catalog. Raises ProbeError."""
@@ -762,7 +786,7 @@ class Probe:
             _, rows = self._ask(self._server.FUNCTIONS)
             return self._server.parse_functions(rows)
         except self._error as error:
-            raise probe_error(error, self._server) from None
+            raise probe_error(error, self._driver, self._server) from None
 
     def prune(self) -> bool:
         """Remove old rows of the commit table. Return whether there may be more of them. Raises ProbeError."""
@@ -770,7 +794,7 @@ class Probe:
             removed = self._connection.exec_driver_sql(self._server.PRUNE).rowcount
             return bool(removed >= self._server.PRUNED)
         except exc.SQLAlchemyError as error:
-            raise probe_error(error, self._server) from None
+            raise probe_error(error, self._driver, self._server) from None
 
     def cut(self) -> None:
         """Shut the socket, which wakes a thread that waits for an answer."""
@@ -791,20 +815,20 @@ def _refuse_to_connect(*_: object) -> NoReturn:
     )
 
 
-def _with_connect_args(usual: Mapping[str, Any], options: Mapping[str, Any], server: Family) -> dict[str, Any]:
-    arguments = {**usual, **options.get("connect_args", {}), **server.ALWAYS}
-    if not arguments.get(server.ENCRYPTION, True):
+def _with_connect_args(usual: Mapping[str, Any], options: Mapping[str, Any], driver: Driver) -> dict[str, Any]:
+    arguments = {**usual, **options.get("connect_args", {}), **driver.ALWAYS}
+    if not arguments.get(driver.ENCRYPTION, True):
         # An empty value asks for nothing, but would undo the encryption that the URL asks for.
-        del arguments[server.ENCRYPTION]
+        del arguments[driver.ENCRYPTION]
     return {**options, "connect_args": arguments}
 
 
-def asking(dbapi: Any, server: Family) -> Query:
+def asking(dbapi: Any, driver: Driver) -> Query:
     """Make a function that asks on a driver's connection. It returns the answer to the last statement of a text."""
 
     def ask(sql: str) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
         with contextlib.closing(dbapi.cursor()) as cursor:
-            cursor.execute(sql, **server.ONCE)
+            cursor.execute(sql, **driver.ONCE)
             while cursor.nextset():
                 pass
             return ([column[0] for column in cursor.description], cursor.fetchall()) if cursor.description else ((), ())

@@ -35,7 +35,7 @@ from aurora_router.core.selection import (
     was_looked_for,
 )
 from aurora_router.core.topology import Instance, Role, Topology
-from aurora_router.drivers.base import Mode
+from aurora_router.drivers import Mode
 from aurora_router.engines import Engines
 from aurora_router.errors import (
     AmbiguousWriter,

@@ -27,7 +27,7 @@ from aurora_router.core.selection import Reason, reason_to_write
 from aurora_router.core.statements import Effect, Recall, Verdict, in_mode, verdict
 from aurora_router.core.topology import Role
 from aurora_router.diagnosis import FACTS, classify_error, driver_failure
-from aurora_router.drivers.base import Mode
+from aurora_router.drivers import Driver, Mode
 from aurora_router.engines import Engines, RoutedConnection
 from aurora_router.errors import (
     ConfigurationError,
@@ -41,7 +41,6 @@ from aurora_router.errors import (
 )
 from aurora_router.monitor import Monitor
 from aurora_router.pooling import SERVER, SHARED, UNIT, PoolFull, distrust
-from aurora_router.servers import Family
 from aurora_router.settings import Settings
 from aurora_router.unit import NotARead, Unit
 from aurora_router.waiting import Local, Waiting
@@ -89,6 +88,7 @@ class Gate:
         emit: Callable[..., None],
         waiting: Waiting,
     ) -> None:
+        self.driver = settings.target.driver
         self.server = server = settings.target.server
         self.causality = causality
         # The attempt that is under way in this thread. A listener of the application may make another unit enter meanwhile. The
@@ -417,7 +417,7 @@ class Gate:
         The driver's connection counts the transactions that end, even if the user takes it out.
         """
         if unit.ends is None:
-            unit.ends = self.server.count_ends(raw.dbapi_connection)
+            unit.ends = self.driver.count_ends(raw.dbapi_connection)
             unit.ends_known = unit.ends()
             self.causality.in_hands(unit)
 
@@ -457,9 +457,9 @@ class Gate:
         if connection is not None and not (context.is_disconnect or connection.invalidated):
             driver = connection.connection.dbapi_connection
             # In autocommit there will be no rollback, at which a driver forgets its prepared statements.
-            if self.server.autocommit(driver):
+            if self.driver.autocommit(driver):
                 with contextlib.suppress(self.engines.driver_error):
-                    self.server.forget_prepared(driver)
+                    self.driver.forget_prepared(driver)
         phase = self.phase(unit)
         is_futile = False  # to retry the statement
         if failure is Failure.TIMED_OUT:
@@ -476,9 +476,10 @@ class Gate:
         elif failure is Failure.BROKEN and phase in _STATEMENTS:
             is_futile = breaks_everywhere(unit)
         elif failure is Failure.LOST and phase in _STATEMENTS and connection is not None:
-            driver = connection.connection.dbapi_connection
-            code = self.server.code(context.original_exception)
-            why = loses_everywhere(unit, driver, code, self.server, self.monitor, self._failover_timeout)
+            code = self.driver.code(context.original_exception)
+            why = None  # another connection's statement may have made the server end this one
+            if not self.driver.is_bystander(connection.connection.dbapi_connection):
+                why = loses_everywhere(unit, code, self.server, self.monitor, self._failover_timeout)
             if why is not None:
                 failure = Failure.ENDED
                 if context.sqlalchemy_exception is not None:
@@ -579,7 +580,7 @@ class Gate:
         unit: Unit | None = info.get(UNIT)
         # A stream that began on the reader keeps its connection when the unit moves. There is nothing to commit on it.
         if unit is None or not (unit.wrote or unit.may_write) or unit.instance is None or info[SERVER] != unit.server:
-            if unit is not None and unit.of_session and self.server.blocks(raw.dbapi_connection):
+            if unit is not None and unit.of_session and self.driver.blocks(raw.dbapi_connection):
                 raw.invalidate()  # otherwise the driver would read the stream to its end
             else:
                 self._commit_reads(unit, raw, send)
@@ -616,7 +617,7 @@ class Gate:
         if unit.check in self._by_table:
             self.monitor.prunes = True
         try:
-            return prepare(raw.dbapi_connection, unit, self.server, self.monitor.topology)
+            return prepare(raw.dbapi_connection, unit, self.driver, self.server, self.monitor.topology)
         except Exception:
             with contextlib.suppress(self.engines.driver_error):
                 # SQLAlchemy assumes that a failed COMMIT has ended the transaction.
@@ -631,7 +632,7 @@ class Gate:
 
     def rolled_back(self, raw: PoolProxiedConnection) -> None:
         """Note whether a rollback, or a COMMIT that became one, has left writes in place. They must not be written again."""
-        if self.server.was_not_undone(raw.dbapi_connection):
+        if self.driver.was_not_undone(raw.dbapi_connection):
             unit: Unit | None = raw.info.get(UNIT)
             if unit is not None and unit.run is not None:
                 unit.run.is_undoable = False
@@ -675,7 +676,7 @@ class Gate:
 
     def _commit_failure(self, error: Any, raw: PoolProxiedConnection) -> Failure:
         driver: Any = raw.dbapi_connection
-        return driver_failure(error, disconnected=self.server.is_closed(driver))
+        return driver_failure(error, disconnected=self.driver.is_closed(driver))
 
     def _found_committed(self, unit: Unit, instance_id: str, ask: Ask | None) -> bool:
         """Whether the transaction of an unanswered COMMIT has committed. If not, note in the unit what is known."""
@@ -754,14 +755,14 @@ class _WatchedConnection(RoutedConnection):
         return raw
 
 
-def watch(connection: Connection, server: Family) -> None:
+def watch(connection: Connection, driver: Driver) -> None:
     """Notice from now on if the user of a connection takes the driver's connection out.
 
     This is not needed if the server reports by itself whether the guard is on.
     """
     if type(connection) is not RoutedConnection or connection.invalidated:
         return
-    if not server.is_guarded(connection.connection.dbapi_connection, True):
+    if not driver.is_guarded(connection.connection.dbapi_connection, True):
         connection.__class__ = _WatchedConnection
 
 

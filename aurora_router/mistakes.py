@@ -10,9 +10,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from aurora_router.core.redaction import hide
 from aurora_router.core.topology import Silence
+from aurora_router.drivers import Driver
 from aurora_router.errors import ConfigurationError
 from aurora_router.monitor import ProbeError
-from aurora_router.servers import Family
+from aurora_router.servers import ServerFamily
 
 
 def hide_values(error: BaseException, values: Iterable[object], shown: Collection[object]) -> None:
@@ -29,10 +30,10 @@ def hide_values(error: BaseException, values: Iterable[object], shown: Collectio
             left += [other for other in (each.__cause__, each.__context__) if other is not None]
 
 
-def refusal(error: Exception, server: Family, values: Iterable[object], shown: Collection[object]) -> ConfigurationError | None:
+def refusal(error: Exception, driver: Driver, values: Iterable[object], shown: Collection[object]) -> ConfigurationError | None:
     """The error to raise in place of an error of connecting; None if that is to stay. Hides the values in both."""
     hide_values(error, values, shown)
-    return ConfigurationError(str(mistake(error, server))) if is_mistake(error) else None
+    return ConfigurationError(str(mistake(error, driver))) if is_mistake(error) else None
 
 
 def is_mistake(error: BaseException) -> bool:
@@ -48,13 +49,15 @@ def is_refused(error: Exception) -> bool:
     return isinstance(error, SQLAlchemyError) or is_mistake(error)
 
 
-def probe_error(error: Exception, server: Family) -> ProbeError:
+def probe_error(error: Exception, driver: Driver, server: ServerFamily) -> ProbeError:
     """The driver's error as one line for the user."""
     original: Any = getattr(error, "orig", None) or error
-    code = server.code(original)
-    text = " ".join(str(original).split())
-    kind, words = server.explain_refusal(code, text)
-    return ProbeError(words, kind, busy=server.is_busy(code, text))
+    code = driver.code(original)
+    words, advice = driver.explain(original)
+    if advice:
+        return ProbeError(f"{words}; {advice}", Silence.MISCONFIGURED)
+    kind, explained = server.explain_refusal(code, words)
+    return ProbeError(explained, kind, busy=server.is_busy(code, words))
 
 
 UNKNOWN_HOST = re.compile(r"\[Errno (-2|-5|8)\]|could not translate host name")
@@ -65,7 +68,7 @@ _VALUE = re.compile(r"""(['"])(?![a-z]{1,5}\1$).*\1""")
 """A quoted value that could not be parsed. It may be a password in the wrong place, unless it is a short word ("soon")."""
 
 
-def mistake(error: Exception, server: Family) -> ProbeError:
+def mistake(error: Exception, driver: Driver) -> ProbeError:
     """An error for arguments that the driver cannot use, as one line for the user. It is not the driver's own error."""
     error = getattr(error, "orig", None) or error
     said = type(error).__name__
@@ -73,5 +76,5 @@ def mistake(error: Exception, server: Family) -> ProbeError:
         words = " ".join(str(error).split())
         said += f": {_VALUE.sub('...', words) if isinstance(error, ValueError | LookupError) else words}"
     usual = "check the URL and its query, and connect_args"
-    advice = next((advice for pattern, advice in server.MISTAKES if re.search(pattern, said)), usual)
-    return ProbeError(f"{server.DRIVER} could not connect ({said}); {advice}", Silence.MISCONFIGURED)
+    advice = next((advice for pattern, advice in driver.MISTAKES if re.search(pattern, said)), usual)
+    return ProbeError(f"{driver.NAME} could not connect ({said}); {advice}", Silence.MISCONFIGURED)

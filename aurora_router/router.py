@@ -166,7 +166,7 @@ class Router:
         unit = self._unit(read_only, after)
         connection = self.enter(unit, _CONNECTION)
         unit.wrote = not read_only  # because the driver's own cursors may write
-        watch(connection, self.gate.server)
+        watch(connection, self.gate.driver)
         if not read_only and (unit.scopes or self.causality.is_global):
             self.gate.hand_out(unit, connection.connection)
         return connection
@@ -393,10 +393,10 @@ class Router:
                 for statement in self._server.CREATE_COMMITS:
                     connection.exec_driver_sql(statement)
         except DBAPIError as error:
-            if not self._server.is_missing_table(error.orig):
+            if not self._server.is_missing_table(self.gate.driver.code(error.orig)):
                 raise
             raise ConfigurationError(
-                f"the URL names no database to make {self._server.COMMITS} in; write it like {self._server.EXAMPLE}"
+                f"the URL names no database to make {self._server.COMMITS} in; write it like {self.gate.driver.EXAMPLE}"
             ) from None
 
     def explain(self, sql: str, read_only: bool | None = None) -> Decision:
@@ -437,7 +437,7 @@ class Router:
 
         Raises ConfigurationError.
         """
-        instance = urls.parse_instance(address, self._server)
+        instance = urls.parse_instance(address, self.gate.driver)
         urls.check_distinct((*self._monitor.topology, instance), self._fixed_address)
         self._monitor.add(instance)
 
@@ -448,7 +448,7 @@ class Router:
 
         Raises ConfigurationError if it is not an instance of this router.
         """
-        instance = urls.parse_instance(address, self._server)
+        instance = urls.parse_instance(address, self.gate.driver)
         if instance.id not in self._monitor.topology.by_id:
             raise ConfigurationError(f"{instance.id} is not an instance of this router")
         self._monitor.remove(instance.id)
@@ -506,7 +506,7 @@ class Router:
                 return action
             unit.refused = error.statement
             self.gate.learn(error.statement)
-            self.emit(events.Learned, instance.id, self._server.code(error.orig))
+            self.emit(events.Learned, instance.id, self.gate.driver.code(error.orig))
         elif action in (Action.REPEAT_ELSEWHERE, Action.REPEAT_UNPREPARED):
             unit.repeats += 1
             if unit.repeats > REPEATS or not self._repeats.allowed(instance.id, first=unit.repeats == 1):
@@ -544,7 +544,7 @@ class Router:
         own = self._settings.target.url
         if (url.database, url.username) != (own.database, own.username) or url.host is None:
             return False
-        return urls.instance_id(url, self._server) in self._monitor.topology.by_id
+        return urls.instance_id(url, self.gate.driver) in self._monitor.topology.by_id
 
     # -- callbacks of the engines and the monitor -----------------------------------------------------------------
 

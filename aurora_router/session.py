@@ -673,7 +673,7 @@ class RoutingMixin(_Base):
             unit.only_reads = False
             unit.leaves_traces = True
             connection = super().connection(bind_arguments, execution_options)
-            watch(connection, self.router.gate.server)
+            watch(connection, self.router.gate.driver)
             is_whole = not connection.invalidated and unit.instance is not None and connection.engine is self._engine(unit)
             if is_whole and unit.on_writer and not unit.read_only:
                 unit.wrote = True  # because the user may do anything with the connection

@@ -11,8 +11,9 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from aurora_router.core.topology import Instance
+from aurora_router.drivers import DRIVERS, Driver, UrlReading, drivers_for
 from aurora_router.errors import ConfigurationError
-from aurora_router.servers import FAMILIES, Family
+from aurora_router.servers import FAMILIES, ServerFamily
 
 _URL = re.compile(r"(?P<login>\w[\w+]*://(?:[^:/]*(?::[^@]*)?@)?)(?P<hosts>[^/?]*)(?P<rest>.*)", re.DOTALL)
 """It splits a URL where SQLAlchemy does: the password ends at the first @."""
@@ -36,13 +37,15 @@ class Target:
 
     url: how to connect.
     server: the family of its servers.
+    driver: what talks to them.
     dialect: the SQL dialect of its servers.
     hosts: the hosts and ports that it names, in order.
     secrets: arguments of the driver's connect() from the URL's query that must be in no repr.
     """
 
     url: URL
-    server: Family
+    server: ServerFamily
+    driver: Driver
     dialect: str
     hosts: tuple[tuple[str, int], ...]
     secrets: Mapping[str, Any] = field(repr=False)
@@ -57,7 +60,7 @@ class Target:
         url = self.url.set(host=instance.host, port=instance.port)
         host = arguments.get("host") or instance.host
         if any(_MANAGED.fullmatch(name.lower().removesuffix(".")) for name in str(host).split(",")):
-            url = url.set(query=self.server.encrypted(dict(url.query), arguments))
+            url = url.set(query=self.driver.encrypted(dict(url.query), arguments))
         return url
 
 
@@ -68,7 +71,7 @@ def parse_url(given: str | URL) -> Target:
 
     Raises ConfigurationError, which repeats nothing of the URL: any part of it may be a password in the wrong place.
     """
-    example = FAMILIES["postgresql"].EXAMPLE
+    example = DRIVERS[0].EXAMPLE
     listed: list[str] = []
     if isinstance(given, str):
         given = _with_quoted_query(given)
@@ -84,15 +87,16 @@ def parse_url(given: str | URL) -> Target:
     url = _parsed(given)
     if url is None:
         raise ConfigurationError(f"the URL cannot be read; {_like(example)}")
-    dialect, _, driver = url.drivername.partition("+")
-    server = FAMILIES.get("postgresql" if dialect == "postgres" else dialect)
-    if server is None:
-        examples = dict.fromkeys(family.EXAMPLE for family in FAMILIES.values())
+    dialect, _, name = url.drivername.partition("+")
+    drivers = drivers_for("postgresql" if dialect == "postgres" else dialect)
+    if not drivers:
+        examples = dict.fromkeys(driver.EXAMPLE for driver in DRIVERS)
         raise ConfigurationError(f"the database that the URL names is not supported; use {' or '.join(examples)}")
-    example = server.EXAMPLE
-    if not driver:
+    example = drivers[0].EXAMPLE
+    if not name:
         raise ConfigurationError(f"the URL names no driver; write {example}")
-    if dialect not in FAMILIES or driver != server.DRIVER:
+    driver = next((driver for driver in drivers if name == driver.NAME and dialect in driver.DIALECTS), None)
+    if driver is None:
         raise ConfigurationError(f"the URL's driver is not supported; write {example}")
     query = dict(url.query)
     hosts = query.pop("host", ())
@@ -123,10 +127,12 @@ def parse_url(given: str | URL) -> Target:
         listed = [host if url.port is None else f"{host}:{url.port}"]
     if not listed:
         raise ConfigurationError(f"the URL names no host; write {example}")
-    pairs = tuple(address for address in (_address(given, server) for given in listed) if address is not None)
+    pairs = tuple(address for address in (_address(given, driver) for given in listed) if address is not None)
     if len(pairs) < len(listed) or "@" in (url.database or ""):
         raise ConfigurationError(f"a host or port of the URL cannot be read; {_like(example)}")
-    return Target(url.set(query=query, host=pairs[0][0], port=pairs[0][1]), server, dialect, pairs, secrets)
+    return Target(
+        url.set(query=query, host=pairs[0][0], port=pairs[0][1]), FAMILIES[driver.PROTOCOL], driver, dialect, pairs, secrets
+    )
 
 
 def _with_quoted_query(given: str) -> str:
@@ -136,11 +142,11 @@ def _with_quoted_query(given: str) -> str:
     """
     head, mark, query = given.partition("?")
     dialect, _, rest = head.partition("://")
-    server = FAMILIES.get(dialect.partition("+")[0])
-    if "@" not in query or server is None or not ("@" in rest or "/" in rest):
+    drivers = drivers_for(dialect.partition("+")[0])
+    if "@" not in query or not drivers or not ("@" in rest or "/" in rest):
         return given
     named = {name if value else "" for name, value, _ in (item.partition("=") for item in query.split("&"))}
-    return head + mark + query.replace("@", "%40") if named <= server.options() else given
+    return head + mark + query.replace("@", "%40") if named <= drivers[0].options() else given
 
 
 def _parsed(given: str | URL) -> URL | None:
@@ -163,11 +169,11 @@ def parse_instances(target: Target, others: Iterable[str], reader_endpoint: str 
 
     Raises ConfigurationError, which repeats nothing that may hold a password.
     """
-    named = [_checked(f"instances[{n}]", other, target.server) for n, other in enumerate(others)]
+    named = [_checked(f"instances[{n}]", other, target.driver) for n, other in enumerate(others)]
     pairs = list(dict.fromkeys([*target.hosts, *named]))
     if reader_endpoint is None:
         return tuple(_instance(pair, reader_only=False) for pair in pairs)
-    reader = _checked("reader_endpoint", reader_endpoint, target.server)
+    reader = _checked("reader_endpoint", reader_endpoint, target.driver)
     if reader in pairs:
         raise ConfigurationError(f"the reader endpoint {_id(reader)} is among the other instances as well")
     return (*(_instance(pair, reader_only=False) for pair in pairs), _instance(reader, reader_only=True))
@@ -176,7 +182,7 @@ def parse_instances(target: Target, others: Iterable[str], reader_endpoint: str 
 def find_fixed_address(target: Target, *engine_options: Mapping[str, Any] | None) -> str:
     """Name the option, in the URL's query or in `connect_args`, that leads every instance to one server. "" if there is none."""
     arguments = [(options or {}).get("connect_args", {}) for options in engine_options]
-    found = (target.server.fixed_address(dict(target.url.query), given) for given in arguments)
+    found = (target.driver.fixed_address(dict(target.url.query), given) for given in arguments)
     return next(filter(None, found), "")
 
 
@@ -194,17 +200,17 @@ def check_distinct(instances: Iterable[Instance], fixed: str) -> None:
         )
 
 
-def parse_instance(address: str, server: Family) -> Instance:
+def parse_instance(address: str, driver: UrlReading) -> Instance:
     """Parse one instance from "host:port" or "host".
 
     Raises ConfigurationError, which does not repeat the address.
     """
-    return _instance(_checked("the instance", address, server), reader_only=False)
+    return _instance(_checked("the instance", address, driver), reader_only=False)
 
 
-def instance_id(url: URL, server: Family) -> str:
+def instance_id(url: URL, driver: UrlReading) -> str:
     """The id of the instance that a URL names."""
-    return _id((url.host or "", url.port or server.DEFAULT_PORT))
+    return _id((url.host or "", url.port or driver.DEFAULT_PORT))
 
 
 def _instance(pair: tuple[str, int], *, reader_only: bool) -> Instance:
@@ -216,14 +222,14 @@ def _id(pair: tuple[str, int]) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _checked(name: str, address: object, server: Family) -> tuple[str, int]:
-    found = _address(address, server)
+def _checked(name: str, address: object, driver: UrlReading) -> tuple[str, int]:
+    found = _address(address, driver)
     if found is None:
         raise ConfigurationError(f'{name} cannot be read; write "host:port": user, password and database come from the URL')
     return found
 
 
-def _address(address: object, server: Family) -> tuple[str, int] | None:
+def _address(address: object, driver: UrlReading) -> tuple[str, int] | None:
     """Return host and port, or None if this is no address."""
     if not isinstance(address, str):
         return None
@@ -231,5 +237,5 @@ def _address(address: object, server: Family) -> tuple[str, int] | None:
     if match is None:
         return None
     host, pattern = (match["v6"], _IPV6) if match["v6"] else (match["host"], _HOST)
-    port = int(match["port"] or server.DEFAULT_PORT)
+    port = int(match["port"] or driver.DEFAULT_PORT)
     return (host, port) if pattern.fullmatch(host) and 0 < port < 65536 else None

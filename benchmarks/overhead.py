@@ -306,7 +306,7 @@ def classifying(report: Report, how: Options) -> None:
 def importing(report: Report, how: Options) -> None:
     """Measure the import of this package after that of its requirements, and theirs, each in new processes."""
     progress("importing")
-    driver = FAMILIES[how.engine].DRIVER
+    driver = {"postgresql": "psycopg"}.get(how.engine, "pymysql")
     took: dict[str, list[tuple[float, float]]] = {"sqlalchemy.orm, ": [], "": []}
     # A package that pip installs has bytecode, as SQLAlchemy has here. So this package must have it too, whatever the shell says.
     surroundings = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}

@@ -1,8 +1,14 @@
-"""What all drivers share."""
+"""What the module of a driver must provide: `Driver`. It says how Python talks to servers, and nothing of what they say."""
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from aurora_router.core.failures import Failure
+from aurora_router.core.query import Query
 
 
 class Mode(enum.Enum):
@@ -11,3 +17,278 @@ class Mode(enum.Enum):
     DEFAULT = "a transaction as the engine is configured"
     AUTOCOMMIT = "each statement on its own"
     READ_ONLY = "a read-only transaction"
+
+
+class UrlReading(Protocol):
+    """How a URL that names the driver reads."""
+
+    @property
+    def NAME(self) -> str:
+        """The name of its package, which is also that of the driver in a URL."""
+        ...
+
+    @property
+    def PROTOCOL(self) -> str:
+        """What it speaks to servers, by the name of its first speaker: "postgresql" or "mysql"."""
+        ...
+
+    @property
+    def DIALECTS(self) -> Collection[str]:
+        """SQLAlchemy's names of the dialects that it serves. A URL begins with one of them."""
+        ...
+
+    @property
+    def EXAMPLE(self) -> str:
+        """A URL to show in errors."""
+        ...
+
+    @property
+    def DEFAULT_PORT(self) -> int: ...
+    def options(self) -> Set[str]:
+        """The names of the options that a URL's query may have; none if the driver is not installed."""
+        ...
+
+    def encrypted(self, query: dict[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The query of a URL, with encryption unless the user has set it in any place that the driver reads.
+
+        arguments: `connect_args`.
+        """
+        ...
+
+    @property
+    def ENCRYPTION(self) -> str:
+        """The argument of the driver's connect() that overrides what the URL says about encryption."""
+        ...
+
+    def fixed_address(self, options: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
+        """The setting that leads every connection to one server, whichever instance it is for; "" if there is none.
+
+        options: of the URL's query.
+        arguments: `connect_args`; they override the instance's host and port.
+        """
+        ...
+
+
+class Connecting(Protocol):
+    """How the driver connects. A `dialect` is SQLAlchemy's, for one engine."""
+
+    @property
+    def CONNECT(self) -> Mapping[str, Any]:
+        """Arguments of the driver's connect(), unless the user sets them."""
+        ...
+
+    @property
+    def ALWAYS(self) -> Mapping[str, Any]:
+        """Arguments of the driver's connect(), whatever the user sets."""
+        ...
+
+    @property
+    def BARE(self) -> Mapping[str, Any]:
+        """Arguments of create_engine() for the router's own connections, so that SQLAlchemy asks less on them."""
+        ...
+
+    def watch_connecting(self, dialect: Any, connecting: Callable[[int], AbstractContextManager[None]]) -> None:
+        """Make a dialect's new connections wait for the server within `connecting(number of the socket)`.
+
+        `connecting` may end the wait by shutting the socket.
+        """
+        ...
+
+    def look_anywhere(self, dialect: Any) -> None:
+        """Make SQLAlchemy's first look at a server succeed, whatever the server's role and settings."""
+        ...
+
+    def prepare(self, connection: Any, shared: bool, given: Collection[str], listened: Callable[[], bool]) -> None:
+        """Set up whatever else a new pooled connection needs.
+
+        given: names of the arguments that the user gives to the driver's connect().
+        listened: whether listeners of the application may have used the connection when a unit gets it.
+        """
+        ...
+
+
+class ErrorReading(Protocol):
+    """How the driver's errors read."""
+
+    @property
+    def NAME(self) -> str: ...
+    def code(self, error: BaseException | None) -> str | int | None:
+        """The server's, or the driver's, code of an error; None if it has none."""
+        ...
+
+    def words(self, error: BaseException) -> str:
+        """An error's message, and the server's language-independent details if they tell more."""
+        ...
+
+    def own_failure(self, code: Any, message: str) -> Failure | None:
+        """The kind of failure if only the driver knows it; None if the server's code, or the connection's end, decides.
+
+        message: the error's `words`.
+        """
+        ...
+
+    def is_from_connecting(self, error: BaseException) -> bool:
+        """Whether this error of the driver only occurs while connecting."""
+        ...
+
+    def explain(self, error: BaseException) -> tuple[str, str]:
+        """The words of an error of connecting as one line, without values of options, and the advice if it is the driver's own.
+
+        The advice is "" if the error is a server's, or may pass.
+        """
+        ...
+
+    @property
+    def UNUSABLE(self) -> str:
+        """A pattern that matches the driver's own words for an option that it cannot use."""
+        ...
+
+    @property
+    def MISTAKES(self) -> Sequence[tuple[str, str]]:
+        """Advice for TypeError and the like, which connect() raises if it cannot use its arguments.
+
+        Each is a pattern of the error's type and message, and the advice.
+        """
+        ...
+
+
+class ConnectionState(Protocol):
+    """What a connection of the driver knows. Nothing is sent."""
+
+    def fileno(self, connection: Any) -> int:
+        """The number of the connection's socket."""
+        ...
+
+    def is_closed(self, connection: Any) -> bool: ...
+    def autocommit(self, connection: Any) -> bool: ...
+    def process_id(self, connection: Any) -> int:
+        """The number that the server gave the connection at login. A pooler gives each client another one."""
+        ...
+
+    def database(self, connection: Any) -> str | None:
+        """The database in which the driver believes the connection to be; None if that does not matter."""
+        ...
+
+    def declared_read_only(self, connection: Any) -> bool:
+        """Whether the connection's transactions were begun as read-only. The server may know more."""
+        ...
+
+    def literal_mode(self, connection: Any) -> str | None:
+        """The setting that decides what a backslash means in texts of this connection, as `statements.in_mode` takes it.
+
+        None if only the server knows.
+        """
+        ...
+
+    def is_idle(self, connection: Any) -> bool:
+        """Whether a rollback on a connection is known to send nothing and to change nothing."""
+        ...
+
+    def is_aborted(self, connection: Any) -> bool:
+        """Whether the transaction has failed, so that COMMIT raises no error although it commits nothing."""
+        ...
+
+    def blocks(self, connection: Any) -> bool:
+        """Whether a streamed result has unread rows, which must be read before anything else can be sent."""
+        ...
+
+    def is_bystander(self, connection: Any) -> bool:
+        """Whether the server has ended the connection because of what another connection's statement did to the server."""
+        ...
+
+    def count_ends(self, connection: Any) -> Callable[[], int]:
+        """Count the transactions that end on a connection, whoever ends them, except those that rollback() ends.
+
+        Returns a function that gives the number so far. A statement in autocommit counts as one transaction. A text that ends one
+        transaction and begins the next goes unseen.
+        """
+        ...
+
+    def is_settled(self, connection: Any, alone: bool) -> bool:
+        """Whether a connection that was switched before can be used as it is.
+
+        Listeners of the application may have begun a transaction on it, or removed its guard.
+
+        alone: each statement is to be on its own, so no transaction may be open.
+        """
+        ...
+
+    def is_guarded(self, connection: Any, handed_out: bool) -> bool:
+        """Whether a guard that was set is known to be still on.
+
+        handed_out: users have had the driver's connection since then.
+        """
+        ...
+
+    def has_lost_guard(self, connection: Any) -> bool:
+        """Whether the guard of a connection in autocommit was removed, or may have been, and can be set again now.
+
+        The gate did not see the removal. The guard can be set again because no transaction is open.
+        """
+        ...
+
+    def has_leftovers(self, connection: Any) -> bool:
+        """Whether the last unit has left something that must not stay on a pooled connection.
+
+        That is an open stream, an open transaction, or an unread answer.
+        """
+        ...
+
+    @property
+    def ROLLS_ALL_BACK(self) -> bool:
+        """Whether a rollback undoes all writes and no stream can block it, so that nothing else is asked with it."""
+        ...
+
+    def was_not_undone(self, connection: Any) -> bool:
+        """Whether a rollback has left some writes in place; asked once after each."""
+        ...
+
+
+class ConnectionSwitches(Protocol):
+    """How a connection of the driver is changed."""
+
+    @property
+    def ONCE(self) -> Mapping[str, Any]:
+        """Arguments of a cursor's execute() for a text of several statements."""
+        ...
+
+    def alone(self, connection: Any) -> AbstractContextManager[None]:
+        """Have each statement be on its own while the connection, which is idle, is asked."""
+        ...
+
+    def set_mode(self, connection: Any, mode: Mode, default_autocommit: bool, guarded: bool) -> bool:
+        """Switch an idle connection; returns whether the mode stays for its next units. Sends nothing unless the driver must.
+
+        guarded: whether the connection was set to refuse writes.
+        """
+        ...
+
+    def note_guard(self, connection: Any, on: bool) -> None:
+        """Note that a guard was set on a connection, or removed."""
+        ...
+
+    def end_transaction(self, connection: Any) -> None:
+        """End what a listener of the application has begun on a connection before its unit has it.
+
+        It ends by COMMIT, so that the listener's settings hold. Sends nothing if nothing was begun.
+        """
+        ...
+
+    def forget_prepared(self, connection: Any) -> None:
+        """Make an idle connection prepare its statements anew."""
+        ...
+
+    def remove_leftovers(self, connection: Any, query: Query) -> None:
+        """Remove the leftovers from an idle connection.
+
+        Raises the driver's error if the connection can only be closed.
+        """
+        ...
+
+    def refuse_aborted(self, connection: Any) -> None:
+        """Raise the driver's error for a transaction that has failed."""
+        ...
+
+
+class Driver(UrlReading, Connecting, ErrorReading, ConnectionState, ConnectionSwitches, Protocol):
+    """The module of a driver. It knows nothing of what a server says. A `connection` is always the driver's."""

@@ -1,19 +1,199 @@
-"""psycopg's connection as the router uses it: its switches, and subclasses that watch it connect and send BEGIN along."""
+"""psycopg: how it connects, how its errors read, its connection's switches, and subclasses of its connection and cursor.
+
+The connection shows where it connects to. The cursor sends BEGIN together with the first statement.
+"""
 
 from __future__ import annotations
 
+import configparser
 import contextlib
+import os
 import re
 import threading
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from contextlib import AbstractContextManager
 from functools import cache
 from secrets import token_hex
-from typing import Any
+from typing import Any, Final
 
+from aurora_router.core.failures import Failure
 from aurora_router.core.query import Query
 from aurora_router.drivers.base import Mode
+
+NAME = "psycopg"
+PROTOCOL = "postgresql"
+DIALECTS = ("postgresql",)
+EXAMPLE = "postgresql+psycopg://user:password@host:5432/database"
+DEFAULT_PORT = 5432
+ENCRYPTION = "sslmode"
+ONCE: Final[Mapping[str, Any]] = {"prepare": False}
+CONNECT: Final[Mapping[str, Any]] = {"keepalives_idle": 10, "keepalives_interval": 5, "tcp_user_timeout": 25000}
+"""Seconds, seconds, milliseconds. Only the kernel notices a peer that vanishes silently (a host without power, a forgetful
+firewall). A server that is busy with a slow statement still answers the kernel."""
+ALWAYS: Final[Mapping[str, Any]] = {"target_session_attrs": "any"}
+"""The router decides which instance it wants. Said in so many words, it holds over the environment and over a service, too."""
+BARE: Final[Mapping[str, Any]] = {"use_native_hstore": False}
+"""psycopg would look the hstore type up by names of the search path."""
+ROLLS_ALL_BACK = True
+
+
+def options() -> Set[str]:
+    """The names of the options that a URL's query may have; none if the driver is not installed."""
+    try:
+        from psycopg import pq
+    except ImportError:
+        return frozenset()
+    return {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
+
+
+def encrypted(query: dict[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The query of a URL, with encryption unless the user has set it, be it in the environment or a service.
+
+    With the system's certificates libpq verifies the server by itself, and rejects an sslmode that asks for less.
+    """
+    from psycopg import pq
+
+    said = {
+        option.keyword.decode(): option.val.decode()
+        for option in pq.Conninfo.get_defaults()
+        if option.val and (option.val != option.compiled or (option.envvar or b"").decode() in os.environ)
+    }
+    given = {**query, **arguments}
+    if service := given.get("service"):
+        said |= _of_service(str(service), given.get("servicefile"))
+    said |= given
+    return query if said.get("sslmode") or said.get("sslrootcert") == "system" else {**query, "sslmode": "require"}
+
+
+def fixed_address(options: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
+    """The setting that leads every connection to one server: a hostaddr overrides the host, even if libpq finds it itself."""
+    from psycopg import pq
+
+    for name in ("host", "port"):
+        if arguments.get(name):
+            return f"{name} in connect_args"
+    given = {**options, **arguments}
+    if given.get("hostaddr"):
+        return "hostaddr"
+    if (service := given.get("service")) and _of_service(str(service), given.get("servicefile")).get("hostaddr"):
+        return "the hostaddr of the service"
+    if any(option.keyword == b"hostaddr" and option.val for option in pq.Conninfo.get_defaults()):
+        return "PGHOSTADDR, or a service, in the environment"
+    return ""
+
+
+def _of_service(service: str, file: str | None) -> dict[str, str]:
+    """The settings of a service, read from the files that libpq reads."""
+    read = configparser.RawConfigParser(strict=False)
+    own = file or os.environ.get("PGSERVICEFILE") or os.path.expanduser("~/.pg_service.conf")
+    for path in (own, os.path.join(os.environ.get("PGSYSCONFDIR", ""), "pg_service.conf")):
+        with contextlib.suppress(configparser.Error, TypeError, ValueError):  # libpq will report it
+            read.read(path)
+        if read.has_section(service):
+            return dict(read[service])
+    return {}
+
+
+def code(error: BaseException | None) -> str | None:
+    """The SQLSTATE of a driver's error; None if the driver made the error itself."""
+    sqlstate: str | None = getattr(error, "sqlstate", None)
+    if sqlstate is None and error is not None and is_from_connecting(error):
+        return _code_of_connecting(error)
+    return sqlstate
+
+
+def words(error: BaseException) -> str:
+    """The error's message, which may be in any language, and the name of the server's function that raised it."""
+    function = getattr(getattr(error, "diag", None), "source_function", None)
+    return f"{error} ({function})" if function else str(error)
+
+
+_SOCKET_CLOSED = "connection socket closed"
+"""psycopg's own message for a reset that it sees before the kernel lets anybody read it. The connection does not report itself as
+broken then."""
+_OWN_NAME = "_pg3_"
+"""Begins the names that psycopg gives to prepared statements."""
+
+
+def own_failure(sqlstate: str | None, message: str) -> Failure | None:
+    """The kind of failure if only psycopg knows it; None if the SQLSTATE, or the connection's end, decides.
+
+    26000 and 42P05 occur behind a pooler, which changes the server's side of a connection.
+    """
+    if sqlstate in ("26000", "42P05") and _OWN_NAME in message:
+        return Failure.OUTDATED
+    return Failure.LOST if sqlstate is None and message == _SOCKET_CLOSED else None
+
+
+_SAID = (
+    ("57P03", r"starting up|shutting down|in recovery mode|not (yet )?accepting connections"),
+    ("57P01", "terminating connection"),
+    ("53300", r"too many (clients|connections)|connection slots are reserved|no more connections allowed"),
+    ("28P01", r"authentication failed|no password supplied|has no credentials for"),
+    ("28000", r'role "[^"]*" (does not exist|is not permitted to log in)|no such user'),
+    ("28000", r"pg_hba\.conf"),
+    ("3D000", r'database "[^"]*" does not exist|no such database'),
+    ("42501", r"permission denied for (database|function|view)"),
+)
+"""Messages of servers and poolers while a connection is made: the SQLSTATE, which libpq drops, and the words."""
+_SERVER_SAYS = re.compile(r"failed: [^:\n]{1,30}:  \S")
+"""The severity, in the server's language, and two spaces. Only a server's own message begins like this."""
+
+
+def _code_of_connecting(error: BaseException) -> str | None:
+    """The SQLSTATE that libpq drops while it connects, derived from the message. None if no server has refused.
+
+    A server may speak another language than English. Once it has checked the password, any error of its own counts as a refusal.
+    It reports that it starts, stops or is full before it asks for a password.
+    """
+    text = str(error)
+    said = next((sqlstate for sqlstate, pattern in _SAID if re.search(pattern, text)), None)
+    if said is not None:
+        return said
+    looked: Any = getattr(error, "pgconn", None)
+    return "28000" if getattr(looked, "used_password", False) and _SERVER_SAYS.search(text) else None
+
+
+def is_from_connecting(error: BaseException) -> bool:
+    """Whether this error of the driver only occurs while connecting."""
+    return getattr(error, "pgconn", None) is not None
+
+
+UNUSABLE = (
+    r"invalid connection option|invalid \S+ value|invalid port number|unsupported startup|bad value for connect_timeout"
+    r"|invalid value for parameter|invalid command-line argument|requires a value|unrecognized configuration parameter"
+    r"|permission denied to set"
+    r"|definition of service|service file|could not parse network address"
+    r"|connection is bad: (?!connection to server|could not |out of memory)"  # libpq has not tried to connect
+    r"|channel binding (is )?required|authentication method requirement|GSSAPI encryption, but it was required"
+    r"|server did not request an SSL certificate|without a valid SSL certificate"
+)
+_ADVICE = (
+    (
+        r"invalid response to SSL negotiation|expected authentication request",
+        "no PostgreSQL server answers there",
+    ),
+    (
+        "not allowed in statement pooling mode",
+        "the pooler has pool_mode=statement, which cannot be used; set it to transaction or session",
+    ),
+    (
+        r"server does not support SSL|certificate verify failed|root certificate file|does not match host name",
+        "check sslmode and the certificates",
+    ),
+    (UNUSABLE, "check the URL's query and connect_args"),
+)
+"""Messages of libpq and psycopg that are no server's refusal, and the advice."""
+MISTAKES = (("determine version", "rows must be tuples; leave row_factory out of connect_args"),)
+_VALUE = re.compile(r"""((?:value|number|value for connect_timeout):? )(["']).*\2(?= for connection option|$)""")
+"""An option's value that libpq cannot use. It may be a password in the wrong place."""
+
+
+def explain(error: BaseException) -> tuple[str, str]:
+    """The words of an error of connecting, without values of options, and the advice if it is libpq's own."""
+    text = _VALUE.sub(r"\1\2...\2", " ".join(str(error).split()).removeprefix("connection failed: "))
+    return text, next((advice for pattern, advice in _ADVICE if re.search(pattern, text)), "")
 
 
 def fileno(connection: Any) -> int:
@@ -33,6 +213,53 @@ def autocommit(connection: Any) -> bool:
 
 
 _IDLE, _UNKNOWN = 0, 4  # psycopg's enum is slow to look up on the request path
+
+
+@contextlib.contextmanager
+def alone(connection: Any) -> Iterator[None]:
+    """Have each statement be on its own while an idle connection is asked."""
+    usual, connection.autocommit = connection.autocommit, True
+    yield
+    connection.autocommit = usual
+
+
+def process_id(connection: Any) -> int:
+    """The number that the server, or a pooler, gave the connection at login."""
+    number: int = connection.pgconn.backend_pid
+    return number
+
+
+def database(connection: Any) -> None:
+    """None, because PostgreSQL leaves no database."""
+
+
+def declared_read_only(connection: Any) -> bool:
+    """Whether the connection's transactions begin as read-only."""
+    return bool(connection.read_only)
+
+
+def literal_mode(connection: Any) -> str:
+    """The connection's `standard_conforming_strings`, as the server last reported it. The server reports each change."""
+    return str(connection.info.parameter_status("standard_conforming_strings"))
+
+
+def is_aborted(connection: Any) -> bool:
+    """Whether the psycopg connection's transaction has failed. The server then answers COMMIT with ROLLBACK, without an error."""
+    return bool(connection.info.transaction_status.name == "INERROR")
+
+
+def was_not_undone(connection: Any) -> bool:
+    """Never, because all tables are transactional."""
+    return False
+
+
+def refuse_aborted(connection: Any) -> None:
+    """Raise the driver's error for a transaction that has failed."""
+    connection.execute("SELECT 1")
+
+
+def note_guard(connection: Any, on: bool) -> None:
+    """Do nothing: the server reports the guard."""
 
 
 def is_settled(connection: Any, alone: bool) -> bool:
@@ -218,13 +445,13 @@ def has_leftovers(connection: Any) -> bool:
     return bool(connection.aurora_router_held) or _IDLE < connection.pgconn.transaction_status < _UNKNOWN
 
 
-def remove_leftovers(connection: Any, ask: Query) -> None:
+def remove_leftovers(connection: Any, query: Query) -> None:
     """Close the cursors of a connection. Until then the server keeps the rows of each in memory or on disk.
 
     Raises psycopg's error if a transaction is open.
     """
     connection.autocommit = True
-    ask("CLOSE ALL")
+    query("CLOSE ALL")
     connection.aurora_router_held.clear()
 
 

@@ -1,20 +1,41 @@
-"""PyMySQL's connection as the router uses it: its switches, and a subclass that knows more about what its server has done."""
+"""PyMySQL: how it connects, how its errors read, its connection's switches, and a subclass that knows more of its server."""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
+import os
+import re
 import socket
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Set
 from contextlib import AbstractContextManager
 from itertools import count
 from types import FrameType
-from typing import Any
+from typing import Any, Final
+
+from aurora_router.core.failures import Failure
+from aurora_router.core.query import Query
+from aurora_router.drivers.base import Mode
+
+NAME = "pymysql"
+PROTOCOL = "mysql"
+DIALECTS = ("mysql", "mariadb")
+EXAMPLE = "mysql+pymysql://user:password@host:3306/database"
+DEFAULT_PORT = 3306
+ENCRYPTION = "ssl"
+ONCE: Final[Mapping[str, Any]] = {}
+CONNECT: Final[Mapping[str, Any]] = {}
+ALWAYS: Final[Mapping[str, Any]] = {}
+BARE: Final[Mapping[str, Any]] = {}
+ROLLS_ALL_BACK = False
+SNAPSHOT = "START TRANSACTION READ ONLY"
 
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_USER_TIMEOUT": 25000}
 """Seconds, seconds, milliseconds. Only the kernel notices a peer that vanishes silently."""
 
+_TLS_FAILED = 2026
 NO_PACKAGE = 2061  # a plugin for logging in is missing
 _ROLLED_BACK = frozenset({1020, 1206, 1213, 1614})
 """Errors with which the server has rolled back the whole transaction. It goes on in another one as if nothing had happened."""
@@ -37,6 +58,114 @@ def is_on(setting: object) -> bool:
     return str(setting).upper() not in ("0", "OFF", "NONE")  # older MariaDB has numbers, newer has words
 
 
+def options() -> Set[str]:
+    """The names of the options that a URL's query may have; none if the driver is not installed."""
+    try:
+        from pymysql.connections import Connection
+    except ImportError:
+        return frozenset()
+    return inspect.signature(Connection).parameters.keys()
+
+
+def encrypted(query: dict[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The query of a URL, with encryption unless the user has set it, be it in an option file."""
+    given = {**query, **arguments}
+    file = _read_option_file(given)
+    said = any(given.get(name) for name in _SSL) or any(file.get(name) for name in _SSL_OF_FILE)
+    return query if said else {**query, "ssl_check_hostname": "false"}
+
+
+_SSL = frozenset(
+    {"ssl", "ssl_ca", "ssl_capath", "ssl_cert", "ssl_key", "ssl_cipher", "ssl_check_hostname", "ssl_verify_cert"}
+    | {"ssl_verify_identity", "ssl_disabled"}
+)
+_SSL_OF_FILE = frozenset({"ssl-ca", "ssl-capath", "ssl-cert", "ssl-key", "ssl-password", "ssl-cipher"})
+"""The options by which PyMySQL, or SQLAlchemy for it, decides on encryption."""
+
+
+def fixed_address(options: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
+    """The setting that leads every connection to one server: a socket overrides host and port, even if an option file names
+    it."""
+    given = {**options, **arguments}
+    for name in ("host", "port"):
+        if arguments.get(name):
+            return f"{name} in connect_args"
+    if given.get("unix_socket"):
+        return "unix_socket"
+    return "the socket of read_default_file" if _read_option_file(given).get("socket") else ""
+
+
+def _read_option_file(given: Mapping[str, Any]) -> dict[str, str | None]:
+    """The settings in PyMySQL's group of the option file that it is to read."""
+    group, file = given.get("read_default_group"), given.get("read_default_file")
+    if not (group or file):
+        return {}
+    import configparser  # few users have such a file
+
+    read = configparser.RawConfigParser(allow_no_value=True, strict=False)
+    with contextlib.suppress(configparser.Error, TypeError, ValueError):  # the driver will report it
+        read.read(os.path.expanduser(file or "/etc/my.cnf"))
+    found = read[group or "client"] if read.has_section(group or "client") else {}
+    return {name.replace("_", "-"): value for name, value in found.items()}
+
+
+def words(error: BaseException) -> str:
+    """The error's message."""
+    return str(error)
+
+
+_GAVE_UP = re.compile(r"""\((TimeoutError\(["'])?(The (read|write) operation )?timed out""")
+"""How PyMySQL reports within its 2006 and 2013 that its read_timeout or write_timeout is over. The kernel's is [Errno 110]."""
+
+
+def own_failure(code: int | None, message: str) -> Failure | None:
+    """The kind of failure if only PyMySQL knows it; None if the number, or the connection's end, decides."""
+    if code in (2006, 2013) and _GAVE_UP.search(message):
+        return Failure.TIMED_OUT
+    return Failure.LOST if code == 0 or (code is None and "Already closed" in message) else None
+
+
+_CONNECTING = frozenset(
+    {1129, 2002, 2003, 2005, 2026, 3032}  # the server was not reached
+    | {1040, 1203, 1226}  # it is full
+    | {1045, 1049, 1130, 1184, 1698, NO_PACKAGE}
+)
+
+
+def is_from_connecting(error: BaseException) -> bool:
+    """Whether this error of the driver only occurs while connecting."""
+    return code(error) in _CONNECTING
+
+
+_UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
+"""OpenSSL's word, within PyMySQL's message for any server that it does not reach."""
+_ADVICE = (
+    ("Packet sequence number wrong|unpack|index out of range", "no MySQL or MariaDB server answers there"),
+    ("is not a MariaDB variant", "write mysql+pymysql:// in the URL"),
+)
+"""Messages without a number, of PyMySQL and of SQLAlchemy, that are no server's refusal, and the advice."""
+UNUSABLE = "(?!)"  # PyMySQL raises Python's own errors
+_TLS = "write ssl_ca=FILE to encrypt and to verify the server, or ssl_check_hostname=false alone to encrypt only"
+MISTAKES = (
+    ("unexpected keyword argument '(ssl|tls)|no attribute 'get'", f"that is no ssl option of PyMySQL; {_TLS}"),
+    ("unexpected keyword argument", "PyMySQL has no such option; check the URL's query and connect_args"),
+    ("^KeyError", "rows must be tuples; leave cursorclass out of connect_args"),
+    ("^(FileNotFound|Permission|IsADirectory|NotADirectory|SSL)", "check the files that ssl_ca, ssl_cert and ssl_key name"),
+    ("^UnicodeEncode", "PyMySQL sends a password in Latin-1; give another one as bytes, in connect_args"),
+)
+
+
+def explain(error: BaseException) -> tuple[str, str]:
+    """The words of an error of connecting, and the advice if it is the driver's own."""
+    text, number = " ".join(str(error).split()), code(error)
+    if number == _TLS_FAILED or _UNTRUSTED in text:
+        return text, "check the ssl options and the certificates"
+    if number == NO_PACKAGE:
+        return text, "pip install 'PyMySQL[rsa,ed25519]'"
+    advice = next((advice for pattern, advice in _ADVICE if re.search(pattern, text)), "") if number is None else ""
+    return (text.rstrip(".") if advice else text), advice
+
+
 def fileno(connection: Any) -> int:
     """The number of the connection's socket. PyMySQL has no public way to get it."""
     number: int = connection._sock.fileno()
@@ -54,6 +183,139 @@ AUTOCOMMIT = 2  # PyMySQL's SERVER_STATUS_AUTOCOMMIT; its get_autocommit() takes
 def autocommit(connection: Any) -> bool:
     """Whether each statement is on its own, as the server last reported."""
     return bool(connection.server_status & AUTOCOMMIT)
+
+
+_NO_BACKSLASH_ESCAPES = 512  # PyMySQL's SERVER_STATUS_NO_BACKSLASH_ESCAPES
+
+
+def literal_mode(connection: Any) -> str | None:
+    """NO_BACKSLASH_ESCAPES if `sql_mode` has it, which is all that matters in most texts. Only the server knows the rest.
+
+    The application may change it at any time, so nothing is remembered. Each answer to a SET shows it. A question to the server
+    takes the place of the statement before it for FOUND_ROWS(), ROW_COUNT() and SHOW WARNINGS.
+    """
+    return "NO_BACKSLASH_ESCAPES" if connection.server_status & _NO_BACKSLASH_ESCAPES else None
+
+
+def alone(connection: Any) -> AbstractContextManager[None]:
+    """Do nothing: a question harms no transaction."""
+    return contextlib.nullcontext()
+
+
+def process_id(connection: Any) -> int:
+    """The number of the connection's thread on the server."""
+    number: int = connection.thread_id()
+    return number
+
+
+def database(connection: Any) -> str | None:
+    """The database of the last USE that PyMySQL has sent itself, which is the URL's."""
+    return connection.db.decode() if isinstance(connection.db, bytes) else connection.db
+
+
+def declared_read_only(connection: Any) -> bool:
+    """Never known, because PyMySQL has no such attribute."""
+    return False
+
+
+def is_aborted(connection: Any) -> bool:
+    """Whether the server has rolled back the transaction on its own. It would take COMMIT for that of another one."""
+    return getattr(connection, "aborted_by", None) is not None
+
+
+def was_not_undone(connection: Any) -> bool:
+    """Whether a rollback has left writes to a table without transactions (MyISAM, Aria, MEMORY); asked once after each."""
+    if not getattr(connection, "not_undone", False):
+        return False
+    connection.not_undone = False
+    return True
+
+
+def refuse_aborted(connection: Any) -> None:
+    """Raise the error with which the server has rolled back the transaction."""
+    raise connection.aborted_by
+
+
+_IN_TRANSACTION = 1  # PyMySQL's SERVER_STATUS_IN_TRANS
+
+
+def is_settled(connection: Any, alone: bool) -> bool:
+    """Whether a connection that was switched before can be used as it is."""
+    status = connection.server_status
+    if bool(status & AUTOCOMMIT) is not alone or (alone and status & _IN_TRANSACTION):
+        return False
+    return is_guarded(connection, False)
+
+
+def is_guarded(connection: Any, handed_out: bool) -> bool:
+    """Whether a guard that was set is known to be on.
+
+    No server reports a change, so the guard is trusted as long as nobody can have changed it.
+    """
+    return not (handed_out or getattr(connection, "touched", False) or connection.aurora_router_listened())
+
+
+def has_lost_guard(connection: Any) -> bool:
+    """Whether a guarded connection in autocommit may have lost its guard unseen, and can get it back."""
+    is_touched = bool(getattr(connection, "touched", False))
+    return is_touched and autocommit(connection) and not connection.server_status & _IN_TRANSACTION
+
+
+def is_idle(connection: Any) -> bool:
+    """Never known, because PyMySQL sends each rollback."""
+    return False
+
+
+def end_transaction(connection: Any) -> None:
+    """End what a listener has begun, by COMMIT, as it is for PostgreSQL."""
+    connection.commit()
+
+
+def forget_prepared(connection: Any) -> None:
+    """Do nothing: PyMySQL prepares no statements, and the server has forgotten its own."""
+
+
+def set_mode(connection: Any, mode: Mode, default_autocommit: bool, guarded: bool) -> bool:
+    """Switch an idle connection.
+
+    A read-only transaction takes one round trip, and autocommit none if it is as it must be. With autocommit off, the transaction
+    begins by itself. On a guarded connection that is a read-only one, so the mode lasts.
+    """
+    if mode is Mode.READ_ONLY:
+        if guarded and not autocommit(connection):
+            return True
+        connection.query(SNAPSHOT)
+        return False
+    wanted = default_autocommit or mode is Mode.AUTOCOMMIT
+    if autocommit(connection) is not wanted:
+        connection.autocommit(wanted)
+    return True
+
+
+def prepare(connection: Any, shared: bool, given: Collection[str], listened: Callable[[], bool]) -> None:
+    """Remember whom to ask about listeners. Streamed reads need no transaction, so nothing else is set up."""
+    connection.aurora_router_listened = listened
+
+
+def look_anywhere(dialect: Any) -> None:
+    """Do nothing: a reader can do what any server can."""
+
+
+def is_bystander(connection: Any) -> bool:
+    """Never known, because all connections share one process."""
+    return False
+
+
+def has_leftovers(connection: Any) -> bool:
+    """Whether an exception has left an answer unread, or a transaction open. A stream does not outlive its unit."""
+    return has_open_end(connection)
+
+
+def remove_leftovers(connection: Any, query: Query) -> None:
+    """Raise PyMySQL's error for a connection that cannot be used, because nobody knows where the next answer begins."""
+    from pymysql import InterfaceError
+
+    raise InterfaceError(0, "")
 
 
 def watch_connecting(dialect: Any, connecting: Callable[[int], AbstractContextManager[None]]) -> None:

@@ -6,11 +6,8 @@ SQLAlchemy accepts nothing else there.
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from aurora_router.core.failures import Failure
@@ -18,31 +15,11 @@ from aurora_router.core.gtid import GtidSet, MariadbGtid, began, behind
 from aurora_router.core.positions import Position
 from aurora_router.core.query import Query
 from aurora_router.core.topology import Role, Server, ServerId, Silence
-from aurora_router.drivers.base import Mode
-from aurora_router.drivers.pymysql import AUTOCOMMIT, NO_PACKAGE, has_open_end, is_on, note_guard
-from aurora_router.drivers.pymysql import KEEPALIVE as KEEPALIVE
-from aurora_router.drivers.pymysql import ROLLS_BACK_ON_TIMEOUT as ROLLS_BACK_ON_TIMEOUT
-from aurora_router.drivers.pymysql import autocommit as autocommit
-from aurora_router.drivers.pymysql import blocks as blocks
-from aurora_router.drivers.pymysql import code as code
-from aurora_router.drivers.pymysql import count_ends as count_ends
-from aurora_router.drivers.pymysql import fileno as fileno
-from aurora_router.drivers.pymysql import is_closed as is_closed
-from aurora_router.drivers.pymysql import watch_connecting as watch_connecting
-from aurora_router.servers.base import Greeting, Pooler, Unsuitable
+from aurora_router.servers.base import Execute, Greeting, Pooler, Unsuitable
 
 DIALECT = "mysql"
-DRIVER = "pymysql"
-EXAMPLE = "mysql+pymysql://user:password@host:3306/database"
-DEFAULT_PORT = 3306
-ENCRYPTION = "ssl"
 DEFAULT_ISOLATION = "repeatable read"
 BEYOND_READERS: frozenset[str] = frozenset()
-ONCE: Final[Mapping[str, Any]] = {}
-CONNECT: Final[Mapping[str, Any]] = {}
-ALWAYS: Final[Mapping[str, Any]] = {}
-BARE: Final[Mapping[str, Any]] = {}
-ROLLS_ALL_BACK = False
 XIDS = False
 PREPARED = "XA RECOVER"
 OLDEST_MYSQL = (8, 0)
@@ -84,7 +61,6 @@ MEMBERS = "SELECT member_id, member_state, member_role FROM performance_schema.r
 
 GUARD = "SET SESSION TRANSACTION READ ONLY"
 UNGUARD = "SET SESSION TRANSACTION READ WRITE"
-SNAPSHOT = "START TRANSACTION READ ONLY"
 
 COMMITS = "aurora_router_commits"
 CREATE_COMMITS = (
@@ -110,6 +86,11 @@ SELECT routine_schema, routine_name, sql_data_access FROM information_schema.rou
 """User functions, and what they declare. The server shows CONTAINS SQL if nothing was declared."""
 
 
+def _is_on(setting: object) -> bool:
+    """Whether a setting of the server is on; NULL counts as off."""
+    return str(setting).upper() not in ("0", "OFF", "NONE")  # older MariaDB has numbers, newer has words
+
+
 class Version(NamedTuple):
     """Which of the two answers, and its version."""
 
@@ -120,57 +101,6 @@ class Version(NamedTuple):
         return f"{'MariaDB' if self.mariadb else 'MySQL'} {'.'.join(map(str, self.number))}"
 
 
-def options() -> Set[str]:
-    """The names of the options that a URL's query may have; none if the driver is not installed."""
-    try:
-        from pymysql.connections import Connection
-    except ImportError:
-        return frozenset()
-    return inspect.signature(Connection).parameters.keys()
-
-
-def encrypted(query: dict[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The query of a URL, with encryption unless the user has set it, be it in an option file."""
-    given = {**query, **arguments}
-    file = _read_option_file(given)
-    said = any(given.get(name) for name in _SSL) or any(file.get(name) for name in _SSL_OF_FILE)
-    return query if said else {**query, "ssl_check_hostname": "false"}
-
-
-_SSL = frozenset(
-    {"ssl", "ssl_ca", "ssl_capath", "ssl_cert", "ssl_key", "ssl_cipher", "ssl_check_hostname", "ssl_verify_cert"}
-    | {"ssl_verify_identity", "ssl_disabled"}
-)
-_SSL_OF_FILE = frozenset({"ssl-ca", "ssl-capath", "ssl-cert", "ssl-key", "ssl-password", "ssl-cipher"})
-"""The options by which PyMySQL, or SQLAlchemy for it, decides on encryption."""
-
-
-def fixed_address(options: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
-    """The setting that leads every connection to one server: a socket overrides host and port, even if an option file names
-    it."""
-    given = {**options, **arguments}
-    for name in ("host", "port"):
-        if arguments.get(name):
-            return f"{name} in connect_args"
-    if given.get("unix_socket"):
-        return "unix_socket"
-    return "the socket of read_default_file" if _read_option_file(given).get("socket") else ""
-
-
-def _read_option_file(given: Mapping[str, Any]) -> dict[str, str | None]:
-    """The settings in PyMySQL's group of the option file that it is to read."""
-    group, file = given.get("read_default_group"), given.get("read_default_file")
-    if not (group or file):
-        return {}
-    import configparser  # few users have such a file
-
-    read = configparser.RawConfigParser(allow_no_value=True, strict=False)
-    with contextlib.suppress(configparser.Error, TypeError, ValueError):  # the driver will report it
-        read.read(os.path.expanduser(file or "/etc/my.cnf"))
-    found = read[group or "client"] if read.has_section(group or "client") else {}
-    return {name.replace("_", "-"): value for name, value in found.items()}
-
-
 # -- who and where a server is ------------------------------------------------------------------------------------
 
 
@@ -178,7 +108,7 @@ def parse_version(row: Sequence[Any]) -> Version:
     """The version, which the answers to IDENTITY and PROBE begin with. Raises Unsuitable for a server that is too old."""
     found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", str(row[0]))
     number = tuple(int(part or 0) for part in found.groups()) if found is not None else (0,)
-    server = Version(is_on(row[1]), number)
+    server = Version(_is_on(row[1]), number)
     oldest = OLDEST_MARIADB if server.mariadb else OLDEST_MYSQL
     if server.number < oldest:
         raise Unsuitable(f"runs {server}; version {'.'.join(map(str, oldest))} or newer is needed")
@@ -200,35 +130,37 @@ def parse_identity(row: Sequence[Any]) -> tuple[ServerId, Role]:
     cluster = f"mariadb-{of_cluster}" if server.mariadb else str(of_cluster or "mysql")
     # Several servers may have been started in one second, but no two of a cluster have the same name.
     identity = ServerId(cluster, str(name), int(port), f"{started}/{name}")
-    return identity, Role.READER if any(map(is_on, read_only)) else Role.WRITER
+    return identity, Role.READER if any(map(_is_on, read_only)) else Role.WRITER
 
 
-def greet(connection: Any, ask: Query, pooler: Pooler | None) -> Greeting:
+def greet(query: Query, process: int, pooler: Pooler | None) -> Greeting:
     """Find out which server a fresh connection has reached.
 
     A reader's connection is guarded, because a reader that is promoted in place would let a unit in autocommit write. Raises
     Unsuitable.
+
+    process: not used, because no pooler gives a server's connection to others unnoticed.
     """
-    _, (row,) = ask(IDENTITY)
+    _, (row,) = query(IDENTITY)
     greeting = Greeting(*parse_identity(row), shared=pooler == "transaction")
     if greeting.guarded:
-        guard(connection, ask, True)
+        query(GUARD)
     return greeting
 
 
-def probe(ask: Query, *, asynchronous_commits: bool) -> Server:
+def probe(query: Query, *, asynchronous_commits: bool) -> Server:
     """A server's report of its state. Raises Unsuitable.
 
     asynchronous_commits: not used, because a commit is in the positions before it is acknowledged.
     """
-    _, ((*row, level),) = ask(PROBE)
+    _, ((*row, level),) = query(PROBE)
     server = parse_version(row)
     identity, role = parse_identity(row)
-    shared, said = is_on(row[7]), row[8:]
+    shared, said = _is_on(row[7]), row[8:]
     isolation = str(level).replace("-", " ").lower()
     read = _mariadb if server.mariadb else _mysql
     epoch, position = read(role, identity, said)
-    members = parse_members(ask(MEMBERS)[1], str(identity.address)) if _is_group(identity) else None
+    members = parse_members(query(MEMBERS)[1], str(identity.address)) if _is_group(identity) else None
     if members is not None:
         if members and role is Role.WRITER:
             raise Unsuitable(f"accepts writes, but {members}", passing=True)
@@ -236,7 +168,7 @@ def probe(ask: Query, *, asynchronous_commits: bool) -> Server:
     replicas = REPLICAS_MARIADB if server.mariadb else REPLICAS_MYSQL
     if not server.mariadb and server.number < (8, 0, 22):
         replicas = "SHOW SLAVE STATUS"
-    names, rows = ask(replicas)
+    names, rows = query(replicas)
     channels = [dict(zip(names, row, strict=True)) for row in rows]
     replicates = any("Yes" in (c.get("Replica_SQL_Running"), c.get("Slave_SQL_Running")) for c in channels)
     if role is Role.WRITER and (replicates or _is_group(identity)):
@@ -266,7 +198,7 @@ def _mariadb(role: Role, identity: ServerId, said: Sequence[Any]) -> tuple[int, 
     if role is Role.READER:
         return 0, MariadbGtid.said(began(state or "", own), replayed or "", own, behind(state or "", own))
     epoch = began(state or "")
-    if not is_on(logs):
+    if not _is_on(logs):
         return epoch, None
     written = MariadbGtid.said(epoch, logged or "", own, behind(state or ""))
     return epoch, written.union(MariadbGtid.said(epoch, replayed or ""))
@@ -322,17 +254,12 @@ def _outside_system(name: str, value: object) -> str:
     return ",".join(filter(None, listed))
 
 
-def omissions(ask: Query) -> str:
-    """What the writer leaves out of its log, so that no reader ever has it; "" if nothing, or if it may not be asked."""
-    _, (row,) = ask(VERSION)
+def omissions(query: Query) -> str:
+    """What the writer leaves out of its log, so that no reader ever has it; "" if nothing."""
+    _, (row,) = query(VERSION)
     server = parse_version(row)
     renamed = not server.mariadb and server.number >= (8, 2, 0)
-    try:
-        names, rows = ask(LOG_RENAMED if renamed else LOG)
-    except Exception as error:
-        if code(error) in _REFUSED:
-            return ""
-        raise
+    names, rows = query(LOG_RENAMED if renamed else LOG)
     settings = {name: value for row in rows for name, value in zip(names, row, strict=True)}
     filters = {name: _outside_system(name, settings.get(name)) for name in ("Binlog_Do_DB", "Binlog_Ignore_DB")}
     found = "; ".join(f"{name}: {kept}" for name, kept in filters.items() if kept)
@@ -388,22 +315,7 @@ def dialect(server: ServerId) -> str:
     return "mariadb" if server.cluster.startswith("mariadb-") else "mysql"
 
 
-_NO_BACKSLASH_ESCAPES = 512  # PyMySQL's SERVER_STATUS_NO_BACKSLASH_ESCAPES
-
-
-def literal_mode(connection: Any, ask: Query | None) -> str | None:
-    """The connection's `sql_mode`, which decides what a backslash means in its texts.
-
-    The application may change it at any time, so nothing is remembered. Each answer to a SET shows whether it has
-    NO_BACKSLASH_ESCAPES, which is all that matters in most texts. ANSI_QUOTES needs a question to the server. FOUND_ROWS(),
-    ROW_COUNT() and SHOW WARNINGS then refer to the question instead of the statement before it.
-    """
-    if connection.server_status & _NO_BACKSLASH_ESCAPES:
-        return "NO_BACKSLASH_ESCAPES"
-    if ask is None:
-        return None
-    _, ((sql_mode,),) = ask("SELECT @@sql_mode")
-    return str(sql_mode)
+LITERALS = "SELECT @@sql_mode"
 
 
 def parse_functions(rows: Iterable[Sequence[Any]]) -> frozenset[str]:
@@ -422,12 +334,8 @@ def parse_functions(rows: Iterable[Sequence[Any]]) -> frozenset[str]:
 # -- how errors read ----------------------------------------------------------------------------------------------
 
 
-def words(error: BaseException) -> str:
-    """The error's message."""
-    return str(error)
-
-
-_REFUSED = frozenset({1044, 1045, 1049, 1130, 1142, 1143, 1184, 1227, 1370, 1698, 1820, 1862, NO_PACKAGE, 3118, 4151})
+# 2061: a plugin for logging in is missing
+_REFUSED = frozenset({1044, 1045, 1049, 1130, 1142, 1143, 1184, 1227, 1370, 1698, 1820, 1862, 2061, 3118, 4151})
 _IN_READ_ONLY = 1792  # a read-only transaction
 _READ_ONLY = frozenset({_IN_READ_ONLY, 1836, 1874})
 # Keys, foreign keys, NOT NULL, the range of a column (for example UNSIGNED), WITH CHECK OPTION, CHECK, and a trigger's SIGNAL.
@@ -435,12 +343,10 @@ _CONSTRAINT = frozenset(
     {1048, 1062, 1169, 1216, 1217, 1264, 1364, 1369, 1451, 1452, 1557, 1586, 1644, 1690, 1761, 1762, 3819, 4025}
 )
 _BUSY = frozenset({1040, 1203, 1226})
-_LOST = frozenset({0, 1053, 1927, 2006, 2013, 2055, 4031})
+_LOST = frozenset({1053, 1927, 2006, 2013, 2055, 4031})
 KILLED: Final = frozenset({1927})
 ENDED = "somebody has ended it (KILL), or it is longer than the server's max_allowed_packet"
 _UNREACHED = frozenset({1129, 2002, 2003, 2005, 2026, 3032})  # 1129: too many attempts have failed; 3032: offline
-_GAVE_UP = re.compile(r"""\((TimeoutError\(["'])?(The (read|write) operation )?timed out""")
-"""How PyMySQL reports within its 2006 and 2013 that its read_timeout or write_timeout is over. The kernel's is [Errno 110]."""
 _BROKEN = frozenset({1021, 1030, 1037, 1041, 1194, 1195})  # no disk, no memory, a storage engine's fault
 _TRANSIENT = {
     1054: Failure.MISSING,  # a column
@@ -464,7 +370,7 @@ def failure(code: int | None, message: str, *, disconnected: bool) -> Failure:
     """The kind of failure that a driver's error stands for.
 
     code: None if the driver has none.
-    message: the server's or driver's words; nobody gets to see them here.
+    message: the server's words; nobody gets to see them here.
     disconnected: the connection is unusable.
     """
     if code in _REFUSED:
@@ -477,23 +383,18 @@ def failure(code: int | None, message: str, *, disconnected: bool) -> Failure:
         return Failure.BUSY
     if code in _UNREACHED:
         return Failure.CONNECT
-    if code in (2006, 2013) and _GAVE_UP.search(message):
-        return Failure.TIMED_OUT
-    if disconnected or code in _LOST or (code is None and "Already closed" in message):
+    if disconnected or code in _LOST:
         return Failure.LOST
     if code in _BROKEN:
         return Failure.BROKEN
     return _TRANSIENT.get(code or 0, Failure.OTHER)
 
 
-def is_from_connecting(error: BaseException) -> bool:
-    """Whether this error of the driver only occurs while connecting."""
-    return code(error) in {*_UNREACHED, *_BUSY, 1045, 1049, 1130, 1184, 1698, NO_PACKAGE}
-
-
-_UNUSABLE = (
-    *(1064, 1115, 1193, 1228, 1229, 1231, 1232, 1238, 1253, 1273, 1298),
-    *(1046, 1054, 1128, 1146, 1305, 1582),
+UNUSABLE = frozenset(
+    {
+        *(1064, 1115, 1193, 1228, 1229, 1231, 1232, 1238, 1253, 1273, 1298),
+        *(1046, 1054, 1128, 1146, 1305, 1582),
+    }
 )
 """A text that cannot be parsed, a setting that does not exist or cannot have that value. Or a column, table or function that does
 not exist. Only init_command, sql_mode, charset and collation are sent while connecting."""
@@ -508,40 +409,16 @@ _REFUSALS = (
         "the monitor needs SLAVE MONITOR on MariaDB, REPLICATION CLIENT on MySQL, and in a group SELECT on "
         "performance_schema.replication_group_members; let this user have it",
     ),
-    ((2026,), "check the ssl options and the certificates"),
-    ((NO_PACKAGE,), "pip install 'PyMySQL[rsa,ed25519]'"),
-    (_UNUSABLE, "check init_command, sql_mode, charset and collation in the URL's query and connect_args"),
+    (UNUSABLE, "check init_command, sql_mode, charset and collation in the URL's query and connect_args"),
 )
-_NO_SERVER = re.compile("Packet sequence number wrong|unpack|index out of range")
-_NO_MARIADB = "is not a MariaDB variant"  # SQLAlchemy's words
-# OpenSSL's word, within PyMySQL's message for any server that it does not reach.
-_UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
 
 
 def explain_refusal(code: int | None, message: str) -> tuple[Silence, str]:
     """A failed probe in words for the user, and whether another try can help."""
-    if _UNTRUSTED in message:
-        code = 2026
     for codes, advice in _REFUSALS:
         if code in codes:
             return Silence.MISCONFIGURED, f"{message}; {advice}"
-    if code is None and _NO_SERVER.search(message):
-        return Silence.MISCONFIGURED, f"{message}; no MySQL or MariaDB server answers there"
-    if code is None and _NO_MARIADB in message:
-        return Silence.MISCONFIGURED, f"{message.rstrip('.')}; write mysql+pymysql:// in the URL"
     return Silence.MISCONFIGURED if code in _REFUSED else Silence.REFUSED, message
-
-
-# For all else that it cannot use, PyMySQL raises Python's own errors.
-UNUSABLE = rf"^\(({'|'.join(map(str, _UNUSABLE))}), "
-_TLS = "write ssl_ca=FILE to encrypt and to verify the server, or ssl_check_hostname=false alone to encrypt only"
-MISTAKES = (
-    ("unexpected keyword argument '(ssl|tls)|no attribute 'get'", f"that is no ssl option of PyMySQL; {_TLS}"),
-    ("unexpected keyword argument", "PyMySQL has no such option; check the URL's query and connect_args"),
-    ("^KeyError", "rows must be tuples; leave cursorclass out of connect_args"),
-    ("^(FileNotFound|Permission|IsADirectory|NotADirectory|SSL)", "check the files that ssl_ca, ssl_cert and ssl_key name"),
-    ("^UnicodeEncode", "PyMySQL sends a password in Latin-1; give another one as bytes, in connect_args"),
-)
 
 
 def is_busy(code: int | None, message: str) -> bool:
@@ -552,139 +429,26 @@ def is_busy(code: int | None, message: str) -> bool:
 # -- what became of a COMMIT --------------------------------------------------------------------------------------
 
 
-def sign(connection: Any, signature: str) -> str | None:
-    """Write the row by which the transaction is found again, into the table of the URL's database.
+def sign(execute: Execute, signature: str, database: str | None, declared_read_only: bool) -> str:
+    """Write the row by which the transaction is found again, into the table of this database, the URL's.
 
-    None if the transaction is read-only. The server's refusal leaves it as it is.
+    declared_read_only: not used, because the server's refusal leaves the transaction as it is: see `is_read_only`.
     """
-    if is_aborted(connection):
-        refuse_aborted(connection)  # the row would be in another transaction
-    name = connection.db.decode() if isinstance(connection.db, bytes) else connection.db
-    table = f"`{name.replace('`', '``')}`.{COMMITS}" if name else COMMITS
-    with connection.cursor() as cursor:
-        try:
-            cursor.execute(f"INSERT INTO {table} (id) VALUES ('{signature}')")  # noqa: S608 - a UUID, and a quoted name
-        except Exception as error:
-            if code(error) == _IN_READ_ONLY:
-                return None
-            raise
+    table = f"`{database.replace('`', '``')}`.{COMMITS}" if database else COMMITS
+    execute(f"INSERT INTO {table} (id) VALUES (%(id)s)", {"id": signature})  # noqa: S608 - a quoted name
     return ""
 
 
-def is_locked_out(error: BaseException | None) -> bool:
-    """Whether the driver's error says that LOCK TABLES has locked other tables, so that this one cannot be used."""
-    return code(error) == 1100
+def is_read_only(code: int | None) -> bool:
+    """Whether the code of an error to `sign` says that the transaction is read-only."""
+    return code == _IN_READ_ONLY
 
 
-def is_missing_table(error: BaseException | None) -> bool:
-    """Whether the driver's error says that a table does not exist, or that there is no database to look in."""
-    return code(error) in (1046, 1146)
+def is_locked_out(code: int | None) -> bool:
+    """Whether the code of an error says that LOCK TABLES has locked other tables, so that this one cannot be used."""
+    return code == 1100
 
 
-def is_aborted(connection: Any) -> bool:
-    """Whether the server has rolled back the transaction on its own. It would take COMMIT for that of another one."""
-    return getattr(connection, "aborted_by", None) is not None
-
-
-def was_not_undone(connection: Any) -> bool:
-    """Whether a rollback has left writes to a table without transactions (MyISAM, Aria, MEMORY); asked once after each."""
-    if not getattr(connection, "not_undone", False):
-        return False
-    connection.not_undone = False
-    return True
-
-
-def refuse_aborted(connection: Any) -> None:
-    """Raise the error with which the server has rolled back the transaction."""
-    raise connection.aborted_by
-
-
-# -- the driver's connection -----------------------------------------------------------------------------------------
-
-
-def guard(connection: Any, ask: Query, on: bool) -> None:
-    """Make a connection refuse writes outside of transactions that say READ WRITE, or accept them again."""
-    ask(GUARD if on else UNGUARD)
-    note_guard(connection, on)
-
-
-_IN_TRANSACTION = 1  # PyMySQL's SERVER_STATUS_IN_TRANS
-
-
-def is_settled(connection: Any, alone: bool) -> bool:
-    """Whether a connection that was switched before can be used as it is."""
-    status = connection.server_status
-    if bool(status & AUTOCOMMIT) is not alone or (alone and status & _IN_TRANSACTION):
-        return False
-    return is_guarded(connection, False)
-
-
-def is_guarded(connection: Any, handed_out: bool) -> bool:
-    """Whether a guard that was set is known to be on.
-
-    No server reports a change, so the guard is trusted as long as nobody can have changed it.
-    """
-    return not (handed_out or getattr(connection, "touched", False) or connection.aurora_router_listened())
-
-
-def has_lost_guard(connection: Any) -> bool:
-    """Whether a guarded connection in autocommit may have lost its guard unseen, and can get it back."""
-    is_touched = bool(getattr(connection, "touched", False))
-    return is_touched and autocommit(connection) and not connection.server_status & _IN_TRANSACTION
-
-
-def is_idle(connection: Any) -> bool:
-    """Never known, because PyMySQL sends each rollback."""
-    return False
-
-
-def end_transaction(connection: Any) -> None:
-    """End what a listener has begun, by COMMIT, as it is for PostgreSQL."""
-    connection.commit()
-
-
-def forget_prepared(connection: Any) -> None:
-    """Do nothing: PyMySQL prepares no statements, and the server has forgotten its own."""
-
-
-def set_mode(connection: Any, mode: Mode, default_autocommit: bool, guarded: bool) -> bool:
-    """Switch an idle connection.
-
-    A read-only transaction takes one round trip, and autocommit none if it is as it must be. With autocommit off, the transaction
-    begins by itself. On a guarded connection that is a read-only one, so the mode lasts.
-    """
-    if mode is Mode.READ_ONLY:
-        if guarded and not autocommit(connection):
-            return True
-        connection.query(SNAPSHOT)
-        return False
-    wanted = default_autocommit or mode is Mode.AUTOCOMMIT
-    if autocommit(connection) is not wanted:
-        connection.autocommit(wanted)
-    return True
-
-
-def prepare(connection: Any, shared: bool, given: Collection[str], listened: Callable[[], bool]) -> None:
-    """Remember whom to ask about listeners. Streamed reads need no transaction, so nothing else is set up."""
-    connection.aurora_router_listened = listened
-
-
-def look_anywhere(dialect: Any) -> None:
-    """Do nothing: a reader can do what any server can."""
-
-
-def is_bystander(connection: Any) -> bool:
-    """Never known, because all connections share one process."""
-    return False
-
-
-def has_leftovers(connection: Any) -> bool:
-    """Whether an exception has left an answer unread, or a transaction open. A stream does not outlive its unit."""
-    return has_open_end(connection)
-
-
-def remove_leftovers(connection: Any, ask: Query) -> None:
-    """Raise PyMySQL's error for a connection that cannot be used, because nobody knows where the next answer begins."""
-    from pymysql import InterfaceError
-
-    raise InterfaceError(0, "")
+def is_missing_table(code: int | None) -> bool:
+    """Whether the code of an error says that a table does not exist, or that there is no database to look in."""
+    return code in (1046, 1146)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import configparser
-import contextlib
-import os
 import re
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from aurora_router.core.commits import Evidence, Note
@@ -14,42 +11,11 @@ from aurora_router.core.failures import Failure
 from aurora_router.core.positions import WalPosition, end_of_record, parse_lsn
 from aurora_router.core.query import Query
 from aurora_router.core.topology import Instance, Role, Server, ServerId, Silence, Topology
-from aurora_router.drivers.psycopg import autocommit as autocommit
-from aurora_router.drivers.psycopg import blocks as blocks
-from aurora_router.drivers.psycopg import count_ends as count_ends
-from aurora_router.drivers.psycopg import end_transaction as end_transaction
-from aurora_router.drivers.psycopg import fileno as fileno
-from aurora_router.drivers.psycopg import forget_prepared as forget_prepared
-from aurora_router.drivers.psycopg import has_leftovers as has_leftovers
-from aurora_router.drivers.psycopg import has_lost_guard as has_lost_guard
-from aurora_router.drivers.psycopg import is_bystander as is_bystander
-from aurora_router.drivers.psycopg import is_closed as is_closed
-from aurora_router.drivers.psycopg import is_guarded as is_guarded
-from aurora_router.drivers.psycopg import is_idle as is_idle
-from aurora_router.drivers.psycopg import is_settled as is_settled
-from aurora_router.drivers.psycopg import look_anywhere as look_anywhere
-from aurora_router.drivers.psycopg import prepare as prepare
-from aurora_router.drivers.psycopg import remove_leftovers as remove_leftovers
-from aurora_router.drivers.psycopg import set_mode as set_mode
-from aurora_router.drivers.psycopg import watch_connecting as watch_connecting
-from aurora_router.servers.base import Greeting, Pooler, Unsuitable
+from aurora_router.servers.base import Execute, Greeting, Pooler, Unsuitable
 
 DIALECT = "postgresql"
-DRIVER = "psycopg"
-EXAMPLE = "postgresql+psycopg://user:password@host:5432/database"
-DEFAULT_PORT = 5432
-ENCRYPTION = "sslmode"
 DEFAULT_ISOLATION = "read committed"
 BEYOND_READERS = frozenset({"serializable"})
-ONCE: Final[Mapping[str, Any]] = {"prepare": False}
-CONNECT: Final[Mapping[str, Any]] = {"keepalives_idle": 10, "keepalives_interval": 5, "tcp_user_timeout": 25000}
-"""Seconds, seconds, milliseconds. Only the kernel notices a peer that vanishes silently (a host without power, a forgetful
-firewall). A server that is busy with a slow statement still answers the kernel."""
-ALWAYS: Final[Mapping[str, Any]] = {"target_session_attrs": "any"}
-"""The router decides which instance it wants. Said in so many words, it holds over the environment and over a service, too."""
-BARE: Final[Mapping[str, Any]] = {"use_native_hstore": False}
-"""psycopg would look the hstore type up by names of the search path."""
-ROLLS_ALL_BACK = True
 XIDS = True
 PREPARED = "pg_prepared_xacts"
 # pg_control_checkpoint() and the other functions are older, but nothing below 12 is maintained or tested.
@@ -201,9 +167,8 @@ def dialect(server: ServerId) -> str:
     return DIALECT
 
 
-def literal_mode(connection: Any, ask: Query | None) -> str:
-    """The connection's `standard_conforming_strings`, as the server last reported it. The server reports each change."""
-    return str(connection.info.parameter_status("standard_conforming_strings"))
+LITERALS = "SHOW standard_conforming_strings"
+UNUSABLE: frozenset[str] = frozenset()
 
 
 def parse_functions(rows: Iterable[Sequence[Any]]) -> frozenset[str]:
@@ -218,83 +183,23 @@ def parse_functions(rows: Iterable[Sequence[Any]]) -> frozenset[str]:
     return frozenset(harmless - harmful)
 
 
-def options() -> Set[str]:
-    """The names of the options that a URL's query may have; none if the driver is not installed."""
-    try:
-        from psycopg import pq
-    except ImportError:
-        return frozenset()
-    return {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
-
-
-def encrypted(query: dict[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The query of a URL, with encryption unless the user has set it, be it in the environment or a service.
-
-    With the system's certificates libpq verifies the server by itself, and rejects an sslmode that asks for less.
-    """
-    from psycopg import pq
-
-    said = {
-        option.keyword.decode(): option.val.decode()
-        for option in pq.Conninfo.get_defaults()
-        if option.val and (option.val != option.compiled or (option.envvar or b"").decode() in os.environ)
-    }
-    given = {**query, **arguments}
-    if service := given.get("service"):
-        said |= _of_service(str(service), given.get("servicefile"))
-    said |= given
-    return query if said.get("sslmode") or said.get("sslrootcert") == "system" else {**query, "sslmode": "require"}
-
-
-def fixed_address(options: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
-    """The setting that leads every connection to one server: a hostaddr overrides the host, even if libpq finds it itself."""
-    from psycopg import pq
-
-    for name in ("host", "port"):
-        if arguments.get(name):
-            return f"{name} in connect_args"
-    given = {**options, **arguments}
-    if given.get("hostaddr"):
-        return "hostaddr"
-    if (service := given.get("service")) and _of_service(str(service), given.get("servicefile")).get("hostaddr"):
-        return "the hostaddr of the service"
-    if any(option.keyword == b"hostaddr" and option.val for option in pq.Conninfo.get_defaults()):
-        return "PGHOSTADDR, or a service, in the environment"
-    return ""
-
-
-def _of_service(service: str, file: str | None) -> dict[str, str]:
-    """The settings of a service, read from the files that libpq reads."""
-    read = configparser.RawConfigParser(strict=False)
-    own = file or os.environ.get("PGSERVICEFILE") or os.path.expanduser("~/.pg_service.conf")
-    for path in (own, os.path.join(os.environ.get("PGSYSCONFDIR", ""), "pg_service.conf")):
-        with contextlib.suppress(configparser.Error, TypeError, ValueError):  # libpq will report it
-            read.read(path)
-        if read.has_section(service):
-            return dict(read[service])
-    return {}
-
-
-def omissions(ask: Query) -> str:
+def omissions(query: Query) -> str:
     """Nothing, because readers have the whole log."""
     return ""
 
 
-def greet(connection: Any, ask: Query, pooler: Pooler | None) -> Greeting:
+def greet(query: Query, process: int, pooler: Pooler | None) -> Greeting:
     """Find out which server a fresh connection has reached, in one round trip.
 
     A reader's connection is guarded, unless a pooler stands before it. Raises Unsuitable.
     """
-    usual = connection.autocommit
-    connection.autocommit = True
-    _, (row,) = ask(greeting(connection.pgconn.backend_pid, pooler))
-    connection.autocommit = usual
+    _, (row,) = query(greeting(process, pooler))
     return Greeting(*parse_identity(row), shared=not row[6])
 
 
-def probe(ask: Query, *, asynchronous_commits: bool) -> Server:
+def probe(query: Query, *, asynchronous_commits: bool) -> Server:
     """A server's report of its state, in one round trip. Raises Unsuitable."""
-    _, (row,) = ask(PROBE)
+    _, (row,) = query(PROBE)
     return parse_probe(row, asynchronous_commits=asynchronous_commits)
 
 
@@ -343,47 +248,36 @@ def parse_probe(row: Sequence[Any], *, asynchronous_commits: bool) -> Server:
     return Server(identity, role, epoch, position, lag, isolation)
 
 
-def sign(connection: Any, signature: str) -> str | None:
+def sign(execute: Execute, signature: str, database: str | None, declared_read_only: bool) -> str | None:
     """Write the row by which the transaction is found again; returns the schema of its table, quoted as in SQL.
 
     None if the transaction is read-only: the server's refusal would abort it. A statement may have changed what was declared.
     """
-    with connection.cursor() as cursor:
-        if connection.read_only and cursor.execute("SHOW transaction_read_only").fetchone()[0] == "on":
-            return None
-        cursor.execute(SIGN, {"id": signature})
-        schema: str = cursor.fetchone()[0]
-        return schema
+    if declared_read_only and execute("SHOW transaction_read_only", None) == ("on",):
+        return None
+    row = execute(SIGN, {"id": signature})
+    assert row is not None
+    return str(row[0])
 
 
-def is_aborted(connection: Any) -> bool:
-    """Whether the psycopg connection's transaction has failed. The server then answers COMMIT with ROLLBACK, without an error."""
-    return bool(connection.info.transaction_status.name == "INERROR")
-
-
-def was_not_undone(connection: Any) -> bool:
-    """Never, because all tables are transactional."""
+def is_read_only(code: str | None) -> bool:
+    """Never, because `sign` asks before."""
     return False
 
 
-def refuse_aborted(connection: Any) -> None:
-    """Raise the driver's error for a transaction that has failed."""
-    connection.execute("SELECT 1")
-
-
-def is_locked_out(error: BaseException | None) -> bool:
+def is_locked_out(code: str | None) -> bool:
     """Never, because locked tables do not keep out others."""
     return False
 
 
-def is_missing_table(error: BaseException | None) -> bool:
-    """Whether the driver's error says that a table does not exist."""
-    return getattr(error, "sqlstate", None) == "42P01"
+def is_missing_table(code: str | None) -> bool:
+    """Whether the code of an error says that a table does not exist."""
+    return code == "42P01"
 
 
-def is_future_xid(error: BaseException | None) -> bool:
-    """Whether the driver's error to STATUS says that the xid has not been assigned yet."""
-    return getattr(error, "sqlstate", None) == "22023"
+def is_future_xid(code: str | None) -> bool:
+    """Whether the code of the error to STATUS says that the xid has not been assigned yet."""
+    return code == "22023"
 
 
 def parse_note(row: Sequence[Any], writer: Instance, topology: Topology) -> Note:
@@ -414,54 +308,6 @@ def _bytes(setting: str) -> int:
     return int(setting[:-2]) * units[setting[-2:]] if setting[-2:] in units else int(setting)
 
 
-def code(error: BaseException | None) -> str | None:
-    """The SQLSTATE of a driver's error; None if the driver made the error itself."""
-    sqlstate: str | None = getattr(error, "sqlstate", None)
-    if sqlstate is None and error is not None and is_from_connecting(error):
-        return _code_of_connecting(error)
-    return sqlstate
-
-
-def words(error: BaseException) -> str:
-    """The error's message, which may be in any language, and the name of the server's function that raised it."""
-    function = getattr(getattr(error, "diag", None), "source_function", None)
-    return f"{error} ({function})" if function else str(error)
-
-
-_SAID = (
-    ("57P03", r"starting up|shutting down|in recovery mode|not (yet )?accepting connections", ""),
-    ("57P01", "terminating connection", ""),
-    ("53300", r"too many (clients|connections)|connection slots are reserved|no more connections allowed", ""),
-    ("28P01", r"authentication failed|no password supplied|has no credentials for", "check the user and the password"),
-    ("28000", r'role "[^"]*" (does not exist|is not permitted to log in)|no such user', "check the user"),
-    ("28000", r"pg_hba\.conf", "allow this host in pg_hba.conf or the security group"),
-    ("3D000", r'database "[^"]*" does not exist|no such database', "check the database name"),
-    ("42501", "permission denied for database", "let this user connect to the database"),
-    ("42501", r"permission denied for (function|view)", "let this user run the functions that tell a server's position"),
-)
-"""Messages of servers and poolers while a connection is made: the SQLSTATE, which libpq drops, the words, and the advice."""
-_SERVER_SAYS = re.compile(r"failed: [^:\n]{1,30}:  \S")
-"""The severity, in the server's language, and two spaces. Only a server's own message begins like this."""
-
-
-def _sqlstate(message: str) -> str | None:
-    return next((sqlstate for sqlstate, pattern, _ in _SAID if re.search(pattern, message)), None)
-
-
-def _code_of_connecting(error: BaseException) -> str | None:
-    """The SQLSTATE that libpq drops while it connects, derived from the message. None if no server has refused.
-
-    A server may speak another language than English. Once it has checked the password, any error of its own counts as a refusal.
-    It reports that it starts, stops or is full before it asks for a password.
-    """
-    text = str(error)
-    said = _sqlstate(text)
-    if said is not None:
-        return said
-    looked: Any = getattr(error, "pgconn", None)
-    return "28000" if getattr(looked, "used_password", False) and _SERVER_SAYS.search(text) else None
-
-
 _TRANSIENT = {"40001": Failure.SERIALIZATION, "40P01": Failure.DEADLOCK}
 _RECOVERY_CONFLICT = re.compile("conflict with recovery|RecoveryConflict|ProcessInterrupts")
 """The server's words, or its function that raises the error: the words may be in another language. ProcessInterrupts is of
@@ -478,22 +324,16 @@ KILLED: Final = frozenset({"57P01"})  # also sent at a shutdown
 ENDED = "somebody has ended it (pg_terminate_backend), or its process has crashed: see the server's log"
 # A transaction, or its idle time, has lasted longer than its settings allow.
 _OVERTIME = frozenset({"25P03", "25P04"})
-_SOCKET_CLOSED = "connection socket closed"
-"""psycopg's own message for a reset that it sees before the kernel lets anybody read it. The connection does not report itself as
-broken then."""
 _OUTDATED = {
     "0A000": "RevalidateCachedQuery|GetSerializableTransactionSnapshot",
-    "26000": "_pg3_",
-    "42P05": "_pg3_",
     "42704": "lookup_type_cache",
     "XX000": r"cache lookup failed for type (?s:(?!.*PL/pgSQL))",
 }
-"""Errors of a statement that psycopg has prepared, and patterns that tell them from others of the same code. A pattern matches a
-name that psycopg gives, or the server's function that raises the error. RevalidateCachedQuery follows a change of a table. 42704
-and XX000 follow a type that was dropped and made anew, because the prepared statement knows the old type by its number. (If a
-function knows the old type, nobody can make it forget.) 26000 and 42P05 occur behind a pooler, which changes the server's side of
-a connection. GetSerializableTransactionSnapshot refuses a level that is only the connection's default. A level that the unit has
-asked for is refused by another function."""
+"""Errors of a statement that was prepared, and patterns that tell them from others of the same code. A pattern matches the
+server's function that raises the error. RevalidateCachedQuery follows a change of a table. 42704 and XX000 follow a type that was
+dropped and made anew, because the prepared statement knows the old type by its number. (If a function knows the old type, nobody
+can make it forget.) GetSerializableTransactionSnapshot refuses a level that is only the connection's default. A level that the
+unit has asked for is refused by another function."""
 _BROKEN = ("53100", "53200", "58", "XX")  # disk full, out of memory, system errors, internal errors
 
 
@@ -501,7 +341,7 @@ def failure(sqlstate: str | None, message: str, *, disconnected: bool) -> Failur
     """The kind of failure that a driver's error stands for.
 
     sqlstate: None if the driver made the error itself.
-    message: the server's or driver's words; nobody gets to see them here.
+    message: the server's words; nobody gets to see them here.
     disconnected: the connection is unusable.
     """
     if sqlstate in _REFUSED:
@@ -528,71 +368,32 @@ def failure(sqlstate: str | None, message: str, *, disconnected: bool) -> Failur
         return Failure.OVERTIME
     if disconnected or (sqlstate is not None and (sqlstate in _DOWN or sqlstate.startswith("08"))):
         return Failure.LOST
-    if sqlstate is None and message == _SOCKET_CLOSED:
-        return Failure.LOST
     if sqlstate is not None and sqlstate.startswith(_BROKEN):
         return Failure.BROKEN
     return _TRANSIENT.get(sqlstate or "", Failure.OTHER)
 
 
-def is_from_connecting(error: BaseException) -> bool:
-    """Whether this error of the driver only occurs while connecting."""
-    return getattr(error, "pgconn", None) is not None
-
-
-UNUSABLE = (
-    r"invalid connection option|invalid \S+ value|invalid port number|unsupported startup|bad value for connect_timeout"
-    r"|invalid value for parameter|invalid command-line argument|requires a value|unrecognized configuration parameter"
-    r"|permission denied to set"
-    r"|definition of service|service file|could not parse network address"
-    r"|connection is bad: (?!connection to server|could not |out of memory)"  # libpq has not tried to connect
-    r"|channel binding (is )?required|authentication method requirement|GSSAPI encryption, but it was required"
-    r"|server did not request an SSL certificate|without a valid SSL certificate"
+_ADVICE = (
+    ("28P01", "", "check the user and the password"),
+    ("28000", 'role "|no such user', "check the user"),
+    ("28000", r"pg_hba\.conf", "allow this host in pg_hba.conf or the security group"),
+    ("3D000", "", "check the database name"),
+    ("42501", "permission denied for database", "let this user connect to the database"),
+    ("42501", r"permission denied for (function|view)", "let this user run the functions that tell a server's position"),
 )
-_MISTAKEN = (
-    (
-        r"invalid response to SSL negotiation|expected authentication request",
-        "no PostgreSQL server answers there",
-    ),
-    (
-        "not allowed in statement pooling mode",
-        "the pooler has pool_mode=statement, which cannot be used; set it to transaction or session",
-    ),
-    (
-        r"server does not support SSL|certificate verify failed|root certificate file|does not match host name",
-        "check sslmode and the certificates",
-    ),
-    (UNUSABLE, "check the URL's query and connect_args"),
-)
-"""Messages of libpq and psycopg that are no server's refusal, and the advice."""
+"""What to do about a refusal: its code, a pattern of its words, and the advice."""
 _LACKING = frozenset({"0A000", "42883", "42P01", "42704"})
 """The server lacks, or does not support, a function, table or type that a probe needs."""
-_VALUE = re.compile(r"""((?:value|number|value for connect_timeout):? )(["']).*\2(?= for connection option|$)""")
-"""An option's value that libpq cannot use. It may be a password in the wrong place."""
 
 
 def explain_refusal(sqlstate: str | None, message: str) -> tuple[Silence, str]:
     """A failed probe in words for the user, and whether another try can help."""
-    text = _VALUE.sub(r"\1\2...\2", message.removeprefix("connection failed: "))
-    for pattern, advice in _MISTAKEN:
-        if re.search(pattern, text):
-            return Silence.MISCONFIGURED, f"{text}; {advice}"
-    advice = next((advice for _, pattern, advice in _SAID if re.search(pattern, text)), "")
-    code = sqlstate or _sqlstate(text)
-    if code in _REFUSED | _LACKING:
-        return Silence.MISCONFIGURED, f"{text}; {advice}" if advice else text
-    return Silence.NOT_NOW if code == "57P03" else Silence.REFUSED, text
-
-
-MISTAKES = (("determine version", "rows must be tuples; leave row_factory out of connect_args"),)
+    if sqlstate in _REFUSED | _LACKING:
+        advice = next((advice for code, words, advice in _ADVICE if code == sqlstate and re.search(words, message)), "")
+        return Silence.MISCONFIGURED, f"{message}; {advice}" if advice else message
+    return Silence.NOT_NOW if sqlstate == "57P03" else Silence.REFUSED, message
 
 
 def is_busy(sqlstate: str | None, message: str) -> bool:
     """Whether the server, or a pooler before it, is alive but has no room for one more connection."""
-    return (sqlstate or _sqlstate(message)) == "53300" or "query_wait_timeout" in message
-
-
-def guard(connection: Any, ask: Query, on: bool) -> None:
-    """Make an idle connection refuse writes outside of transactions, or accept them again."""
-    connection.autocommit = True
-    ask(GUARD if on else UNGUARD)
+    return sqlstate == "53300" or "query_wait_timeout" in message

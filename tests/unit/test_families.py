@@ -9,8 +9,11 @@ from aurora_router import Failure, classify_error
 from aurora_router.core.failures import Phase
 from aurora_router.core.topology import Silence
 from aurora_router.diagnosis import driver_failure
+from aurora_router.drivers import driver_of
+from aurora_router.drivers import psycopg as psycopg_driver
+from aurora_router.drivers import pymysql as pymysql_driver
 from aurora_router.mistakes import mistake
-from aurora_router.servers import FAMILIES, family_of, knows_xids, mysql, postgresql
+from aurora_router.servers import FAMILIES, knows_xids, mysql, postgresql
 
 
 class Own(pymysql.OperationalError):
@@ -18,18 +21,18 @@ class Own(pymysql.OperationalError):
 
 
 @pytest.mark.parametrize(
-    ("error", "family"),
+    ("error", "driver"),
     [
-        (psycopg.OperationalError(), postgresql),
-        (psycopg.errors.UniqueViolation(), postgresql),
-        (pymysql.OperationalError(2013, "Lost connection"), mysql),
-        (Own(1213, "Deadlock"), mysql),
+        (psycopg.OperationalError(), psycopg_driver),
+        (psycopg.errors.UniqueViolation(), psycopg_driver),
+        (pymysql.OperationalError(2013, "Lost connection"), pymysql_driver),
+        (Own(1213, "Deadlock"), pymysql_driver),
         (ValueError(), None),
         (None, None),
     ],
 )
-def test_an_error_is_of_the_family_whose_driver_made_it(error, family):
-    assert family_of(error) is family
+def test_an_error_is_of_the_driver_that_made_it(error, driver):
+    assert driver_of(error) is driver
 
 
 def test_a_family_has_the_name_of_its_urls():
@@ -78,29 +81,31 @@ def test_errors_of_either_driver_are_classified(error, failure, sent, outcome_kn
 
 
 @pytest.mark.parametrize(
-    ("error", "family", "said"),
+    ("error", "driver", "said"),
     [
-        (AssertionError("Could not determine version from string 'version'"), postgresql, "leave row_factory out"),
-        (AttributeError("no adapters"), postgresql, "(AttributeError: no adapters); check the URL and its query"),
-        (KeyError(0), mysql, "leave cursorclass out"),
-        (ValueError("invalid literal for int(): 'soon'"), mysql, "int(): 'soon'); check the URL and its query"),
-        (ValueError("invalid literal for int(): 'hunter2'"), mysql, "int(): ...); check the URL and its query"),
-        (PermissionError(13, "Permission denied"), mysql, "check the files that ssl_ca"),
-        (NotImplementedError("compress"), mysql, "(NotImplementedError: compress); check the URL and its query"),
+        (AssertionError("Could not determine version from string 'version'"), psycopg_driver, "leave row_factory out"),
+        (AttributeError("no adapters"), psycopg_driver, "(AttributeError: no adapters); check the URL and its query"),
+        (KeyError(0), pymysql_driver, "leave cursorclass out"),
+        (ValueError("invalid literal for int(): 'soon'"), pymysql_driver, "int(): 'soon'); check the URL and its query"),
+        (ValueError("invalid literal for int(): 'hunter2'"), pymysql_driver, "int(): ...); check the URL and its query"),
+        (PermissionError(13, "Permission denied"), pymysql_driver, "check the files that ssl_ca"),
+        (NotImplementedError("compress"), pymysql_driver, "(NotImplementedError: compress); check the URL and its query"),
     ],
 )
-def test_a_foreign_error_from_connecting_is_a_misconfiguration(error, family, said):
+def test_a_foreign_error_from_connecting_is_a_misconfiguration(error, driver, said):
     """An error from connecting that is not the driver's own is a mistake in the arguments, and the message says what to do."""
-    found = mistake(error, family)
+    found = mistake(error, driver)
     assert found.silence is Silence.MISCONFIGURED
-    assert str(found).startswith(f"{family.DRIVER} could not connect (")
+    assert str(found).startswith(f"{driver.NAME} could not connect (")
     assert said in str(found)
 
 
 def test_text_that_cannot_be_encoded_is_not_shown():
     """The message does not show text that cannot be encoded, because it may be a password."""
     error = UnicodeEncodeError("latin-1", "geheim\N{EURO SIGN}", 6, 7, "ordinal not in range(256)")
-    assert str(mistake(error, mysql)).startswith("pymysql could not connect (UnicodeEncodeError); PyMySQL sends a password")
+    assert str(mistake(error, pymysql_driver)).startswith(
+        "pymysql could not connect (UnicodeEncodeError); PyMySQL sends a password"
+    )
 
 
 def test_an_error_of_no_known_driver_says_nothing():

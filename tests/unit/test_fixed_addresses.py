@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from aurora_router import Router
+from aurora_router.drivers import psycopg as psycopg_driver
+from aurora_router.drivers import pymysql as pymysql_driver
 from aurora_router.errors import ConfigurationError
-from aurora_router.servers import mysql, postgresql
 
 PG, MY = "postgresql+psycopg://app@db-1/shop", "mysql+pymysql://app@db-1/shop"
 SAME = "leads every connection to the same server"
@@ -50,16 +51,16 @@ def test_a_socket_in_an_option_file_is_found(tmp_path, group, refused):
     file = tmp_path / "my.cnf"
     file.write_text("[client]\nsocket = /run/mysqld.sock\nssl\n[other]\nuser = app\n")
     arguments = {"read_default_file": str(file)} | ({"read_default_group": group} if group else {})
-    assert mysql.fixed_address({}, arguments) == ("the socket of read_default_file" if refused else "")
+    assert pymysql_driver.fixed_address({}, arguments) == ("the socket of read_default_file" if refused else "")
     file.write_text("no option file")
-    assert mysql.fixed_address({}, arguments) == ""
+    assert pymysql_driver.fixed_address({}, arguments) == ""
 
 
 @pytest.mark.parametrize("file", [5, "/Zq\0"])
 def test_a_file_that_cannot_be_looked_for_is_left_to_the_driver(file: Any) -> None:
     """A file that cannot be looked for is left to the driver, which says so when it connects."""
-    assert mysql.fixed_address({}, {"read_default_file": file}) == ""
-    assert postgresql.fixed_address({}, {"service": "shop", "servicefile": file}) == ""
+    assert pymysql_driver.fixed_address({}, {"read_default_file": file}) == ""
+    assert psycopg_driver.fixed_address({}, {"service": "shop", "servicefile": file}) == ""
 
 
 def test_an_address_in_the_environment_is_found(monkeypatch, tmp_path):
@@ -67,14 +68,14 @@ def test_an_address_in_the_environment_is_found(monkeypatch, tmp_path):
     monkeypatch.delenv("PGSERVICEFILE", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PGSYSCONFDIR", str(tmp_path))
-    assert postgresql.fixed_address({"service": "shop"}, {}) == ""
+    assert psycopg_driver.fixed_address({"service": "shop"}, {}) == ""
     (tmp_path / "pg_service.conf").write_text("[shop]\nhostaddr=10.0.0.1\n[other]\nuser=app\n")
-    assert postgresql.fixed_address({"service": "shop"}, {}) == "the hostaddr of the service"
-    assert postgresql.fixed_address({"service": "other"}, {}) == ""
+    assert psycopg_driver.fixed_address({"service": "shop"}, {}) == "the hostaddr of the service"
+    assert psycopg_driver.fixed_address({"service": "other"}, {}) == ""
     (tmp_path / ".pg_service.conf").write_text("[shop]\nuser=app\n")
-    assert postgresql.fixed_address({"service": "shop"}, {}) == ""
+    assert psycopg_driver.fixed_address({"service": "shop"}, {}) == ""
     (tmp_path / ".pg_service.conf").write_text("no service file")
-    assert postgresql.fixed_address({"service": "other"}, {}) == ""
+    assert psycopg_driver.fixed_address({"service": "other"}, {}) == ""
     monkeypatch.setenv("PGHOSTADDR", "10.0.0.1")
     with pytest.raises(ConfigurationError, match=f"^PGHOSTADDR, or a service, in the environment {SAME}"):
         Router(PG, instances=["db-2"])

@@ -18,13 +18,19 @@ from pymysql.constants import SERVER_STATUS
 from sqlalchemy import create_engine, make_url
 from sqlalchemy.engine.default import DefaultDialect
 
+from aurora_router.commits import prepare
 from aurora_router.core.failures import Failure
 from aurora_router.core.gtid import GtidSet, MariadbGtid
-from aurora_router.core.topology import Role, Server, ServerId, Silence
-from aurora_router.drivers.base import Mode
+from aurora_router.core.topology import Instance, Role, Server, ServerId, Silence, Topology
+from aurora_router.diagnosis import driver_failure
+from aurora_router.drivers import Mode
+from aurora_router.drivers import psycopg as psycopg_driver
+from aurora_router.drivers import pymysql as pymysql_driver
 from aurora_router.errors import WrongServer
+from aurora_router.mistakes import probe_error
 from aurora_router.servers import Unsuitable, mysql, postgresql
-from aurora_router.servers.mysql import explain_refusal, failure, is_busy, parse_functions, parse_identity, parse_version
+from aurora_router.servers.mysql import is_busy, parse_functions, parse_identity, parse_version
+from aurora_router.unit import Unit
 from tests.interruptions import interrupted_at_each_line
 
 MARIADB = ("10.11.6-MariaDB-0+deb12u1", 1)
@@ -152,13 +158,9 @@ def test_a_new_connection_to_a_reader_is_set_read_only():
     """A new connection to a reader is guarded by a read-only session, and a new one to the writer is not."""
     identity = ServerId("mariadb-0", "3", 3306, f"{STARTED}/3")
     ask = asking(("gtid_domain_id", (*MARIADB, 0, 3, STARTED, 3306, 0, 0)))
-    assert mysql.greet(None, ask, None) == (identity, Role.WRITER, False)
+    assert mysql.greet(ask, 7, None) == (identity, Role.WRITER, False)
     ask = asking(("gtid_domain_id", (*MARIADB, 0, 3, STARTED, 3306, 1, 0)), ("SET SESSION TRANSACTION READ ONLY", []))
-    assert mysql.greet(None, ask, None) == (identity, Role.READER, False)
-
-
-def test_a_connection_that_is_to_write_is_guarded_no_longer():
-    mysql.guard(None, asking(("SET SESSION TRANSACTION READ WRITE", [])), on=False)
+    assert mysql.greet(ask, 7, None) == (identity, Role.READER, False)
 
 
 # -- MariaDB ------------------------------------------------------------------------------------------------------
@@ -245,19 +247,6 @@ def test_what_a_writer_leaves_out_of_its_log_is_known(server, show):
     assert mysql.omissions(log("", "other,mysql")).endswith("(Binlog_Ignore_DB: other)")
     assert mysql.omissions(log("app", "")).endswith("(Binlog_Do_DB: app)")
     assert mysql.omissions(asking(("@@version", server), (show, []))) == "", "it has no log"
-
-
-def test_a_log_that_may_not_be_asked_for_is_taken_for_whole():
-    def ask(sql):
-        if "SHOW" in sql:
-            raise pymysql.OperationalError(number, "no")
-        return (), [MARIADB]
-
-    number = 1227
-    assert mysql.omissions(ask) == ""
-    number = 2013
-    with pytest.raises(pymysql.OperationalError):
-        mysql.omissions(ask)
 
 
 # -- MySQL --------------------------------------------------------------------------------------------------------
@@ -473,8 +462,8 @@ def test_a_function_is_a_read_if_it_is_one_in_every_schema():
     ],
 )
 def test_driver_errors_stand_for_the_failure_that_they_are(code, message, disconnected, kind):
-    assert failure(code, message, disconnected=disconnected) is kind
-    assert message in mysql.words(pymysql.OperationalError(code, message))
+    assert driver_failure(pymysql.OperationalError(code, message), disconnected=disconnected) is kind
+    assert message in pymysql_driver.words(pymysql.OperationalError(code, message))
 
 
 @pytest.mark.parametrize(
@@ -488,13 +477,13 @@ def test_driver_errors_stand_for_the_failure_that_they_are(code, message, discon
     ],
 )
 def test_the_code_of_an_error_is_its_first_argument(error, code):
-    assert mysql.code(error) == code
+    assert pymysql_driver.code(error) == code
 
 
 def test_some_errors_are_only_met_while_connecting():
-    assert mysql.is_from_connecting(pymysql.OperationalError(2003, "Can't connect"))
-    assert mysql.is_from_connecting(pymysql.OperationalError(1045, "Access denied"))
-    assert not mysql.is_from_connecting(pymysql.OperationalError(2013, "Lost connection"))
+    assert pymysql_driver.is_from_connecting(pymysql.OperationalError(2003, "Can't connect"))
+    assert pymysql_driver.is_from_connecting(pymysql.OperationalError(1045, "Access denied"))
+    assert not pymysql_driver.is_from_connecting(pymysql.OperationalError(2013, "Lost connection"))
 
 
 @pytest.mark.parametrize(
@@ -522,9 +511,10 @@ def test_some_errors_are_only_met_while_connecting():
 )
 def test_a_refused_probe_says_what_to_do_and_if_retry_helps(code, message, silence, advice):
     """The message of a refused probe says what to do, and its kind says whether trying again can help."""
-    kind, words = explain_refusal(code, message)
-    assert kind is Silence(silence)
-    assert advice in words
+    original = pymysql.OperationalError(*((code,) if code else ()), message)
+    found = probe_error(original, pymysql_driver, mysql)
+    assert found.silence is Silence(silence)
+    assert advice in str(found)
 
 
 def of(failure: Failure) -> set[int]:
@@ -543,7 +533,7 @@ def of(failure: Failure) -> set[int]:
         ("a deadlock", of(Failure.DEADLOCK)),
         ("not there, or not there yet", of(Failure.MISSING)),
         ("replay changed what was read", of(Failure.CONFLICT)),
-        ("refused", mysql._REFUSED),
+        ("refused", mysql._REFUSED | {pymysql_driver.NO_PACKAGE}),
     ],
 )
 def test_the_documented_codes_are_those_that_are_used(row, codes):
@@ -561,14 +551,10 @@ def test_a_server_without_room_is_busy_and_not_down(code, busy):
 
 
 class Database:
-    """A stand-in for a connection that collects the statements."""
+    """A stand-in for a connection that knows its database."""
 
     def __init__(self, db=None):
         self.db = db
-        self.sent = []
-
-    def cursor(self):
-        return contextlib.nullcontext(types.SimpleNamespace(execute=self.sent.append))
 
 
 @pytest.mark.parametrize(
@@ -582,18 +568,9 @@ class Database:
 )
 def test_a_transaction_is_signed_in_the_database_of_the_url(db, table):
     """A transaction is signed in the database of the URL, whatever database it has used since."""
-    database = Database(db)
-    assert mysql.sign(database, UUID) == ""
-    assert database.sent == [f"INSERT INTO {table} (id) VALUES ('{UUID}')"]
-
-
-def test_an_aborted_transaction_is_not_signed():
-    """A transaction that the server has rolled back is not signed."""
-    database = Database("app")
-    database.aborted_by = pymysql.OperationalError(1213, "Deadlock found")
-    with pytest.raises(pymysql.OperationalError, match="Deadlock"):
-        mysql.sign(database, UUID)
-    assert database.sent == []
+    sent = []
+    assert mysql.sign(lambda *given: sent.append(given), UUID, pymysql_driver.database(Database(db)), False) == ""
+    assert sent == [(f"INSERT INTO {table} (id) VALUES (%(id)s)", {"id": UUID})]
 
 
 @pytest.mark.parametrize("number", [1792, 1142])
@@ -601,27 +578,30 @@ def test_a_read_only_transaction_is_not_signed(number):
     """A read-only transaction cannot be signed, which is no error, unlike all else that keeps the row out."""
     database = Database("app")
 
-    def refuse(_):
+    def refuse(*_):
         raise pymysql.OperationalError(number, "refused")
 
     database.cursor = lambda: contextlib.nullcontext(types.SimpleNamespace(execute=refuse))
+    unit = Unit(None)
+    unit.check, unit.instance = "table", Instance("db-1:3306", "db-1", 3306)
+    assert not pymysql_driver.declared_read_only(database)
     if number == 1792:
-        assert mysql.sign(database, UUID) is None
+        assert str(prepare(database, unit, pymysql_driver, mysql, Topology((unit.instance,)))) == "a read-only transaction"
     else:
         with pytest.raises(pymysql.OperationalError, match="refused"):
-            mysql.sign(database, UUID)
+            prepare(database, unit, pymysql_driver, mysql, Topology((unit.instance,)))
 
 
 def test_other_locked_tables_keep_the_row_out():
-    assert mysql.is_locked_out(pymysql.OperationalError(1100, "Table was not locked with LOCK TABLES"))
-    assert not mysql.is_locked_out(pymysql.OperationalError(1142, "denied"))
-    assert not postgresql.is_locked_out(pymysql.OperationalError(1100, "not one of its errors"))
+    assert mysql.is_locked_out(1100)
+    assert not mysql.is_locked_out(1142)
+    assert not postgresql.is_locked_out("25006")
 
 
 def test_a_table_may_be_missing_and_so_may_the_database():
-    assert mysql.is_missing_table(pymysql.ProgrammingError(1146, "Table doesn't exist"))
-    assert mysql.is_missing_table(pymysql.OperationalError(1046, "No database selected"))
-    assert not mysql.is_missing_table(pymysql.OperationalError(1142, "denied"))
+    assert mysql.is_missing_table(1146)
+    assert mysql.is_missing_table(1046)
+    assert not mysql.is_missing_table(1142)
     assert not mysql.is_missing_table(None)
 
 
@@ -638,7 +618,7 @@ def test_a_table_may_be_missing_and_so_may_the_database():
     ],
 )
 def test_a_connection_is_encrypted_unless_the_user_says_how(query, encrypted):
-    assert mysql.encrypted(query, {}) == encrypted
+    assert pymysql_driver.encrypted(query, {}) == encrypted
     options = create_engine("mysql+pymysql://h").dialect.create_connect_args(make_url("mysql+pymysql://h").set(query=encrypted))[
         1
     ]
@@ -728,7 +708,7 @@ def peer() -> Iterator[Peer]:
 
 def connected(peer: Peer, connecting=lambda _: contextlib.nullcontext(), **options):
     dialect = create_engine("mysql+pymysql://").dialect
-    mysql.watch_connecting(dialect, connecting)
+    pymysql_driver.watch_connecting(dialect, connecting)
     arguments, given = dialect.create_connect_args(make_url(f"mysql+pymysql://u@127.0.0.1:{peer.port}/d"))
     return dialect.connect(*arguments, **{**given, "ssl_disabled": True, **options})
 
@@ -803,12 +783,12 @@ def test_a_stream_that_is_closed_is_read_when_it_is_in_the_way(peer: Peer) -> No
     stream = connection.cursor(pymysql.cursors.SSCursor)
     stream.execute("SELECT n")
     assert stream.fetchone() == (1,)
-    assert mysql.blocks(connection)
+    assert pymysql_driver.blocks(connection)
     stream.close()
     stream.close()
-    assert mysql.blocks(connection)
+    assert pymysql_driver.blocks(connection)
     connection.query("DO 0")
-    assert not mysql.blocks(connection)
+    assert not pymysql_driver.blocks(connection)
     assert peer.heard[-1] == "DO 0"
 
 
@@ -832,12 +812,12 @@ def test_a_stream_that_was_read_to_its_end_is_in_nobodys_way(peer: Peer) -> None
     stream = connection.cursor(pymysql.cursors.SSCursor)
     stream.execute("SELECT n")
     assert list(stream) == [(1,), (2,)]
-    assert not mysql.blocks(connection)
+    assert not pymysql_driver.blocks(connection)
     stream.close()
     plain = connection.cursor()
     plain.execute("SELECT n")
     assert plain.fetchall() == ((1,), (2,))
-    assert not mysql.has_leftovers(connection)
+    assert not pymysql_driver.has_leftovers(connection)
 
 
 def read_in_pieces(connection: Any) -> None:
@@ -911,9 +891,9 @@ def test_a_transaction_that_was_not_ended_is_a_leftover(peer: Peer) -> None:
     peer.answers["SELECT n"] = rows(b"1")
     connection = connected(peer)
     connection.query("SELECT n")
-    assert mysql.has_leftovers(connection)
+    assert pymysql_driver.has_leftovers(connection)
     connection.rollback()
-    assert not mysql.has_leftovers(connection)
+    assert not pymysql_driver.has_leftovers(connection)
 
 
 def test_an_unanswered_connection_can_only_be_closed(peer: Peer) -> None:
@@ -939,9 +919,9 @@ def test_an_unanswered_connection_can_only_be_closed(peer: Peer) -> None:
     assert not connection.open
     for end in ("commit", "rollback"):
         connection, _ = interrupted("SELECT n")
-        assert mysql.has_leftovers(connection)
+        assert pymysql_driver.has_leftovers(connection)
         with pytest.raises(pymysql.InterfaceError):
-            mysql.remove_leftovers(connection, asking())
+            pymysql_driver.remove_leftovers(connection, asking())
         with pytest.raises(pymysql.InterfaceError):
             getattr(connection, end)()
         assert not connection.open
@@ -994,7 +974,7 @@ def test_a_stream_in_the_way_of_a_statement_is_warned_of(peer: Peer) -> None:
     peer.answers["COMMIT"] = answer
     with pytest.raises(pymysql.OperationalError):
         connection.commit()
-    assert mysql.has_leftovers(connection)
+    assert pymysql_driver.has_leftovers(connection)
 
 
 def test_an_error_does_not_say_whether_a_transaction_is_open(peer: Peer) -> None:
@@ -1016,15 +996,15 @@ def test_a_rollback_by_the_server_is_known_until_the_end(peer: Peer) -> None:
     connection = connected(peer)
     with pytest.raises(pymysql.IntegrityError):
         connection.query("INSERT")
-    assert not mysql.is_aborted(connection)
+    assert not pymysql_driver.is_aborted(connection)
     for end in (connection.rollback, connection.commit):
         with pytest.raises(pymysql.OperationalError):
             connection.query("UPDATE")
-        assert mysql.is_aborted(connection)
+        assert pymysql_driver.is_aborted(connection)
         with pytest.raises(pymysql.OperationalError, match="Deadlock"):
-            mysql.refuse_aborted(connection)
+            pymysql_driver.refuse_aborted(connection)
         end()
-        assert not mysql.is_aborted(connection)
+        assert not pymysql_driver.is_aborted(connection)
 
 
 @pytest.mark.parametrize(("answer", "aborted"), [("1", True), ("0", False), ("", False)])
@@ -1034,13 +1014,13 @@ def test_a_lock_wait_timeout_may_end_the_transaction(peer: Peer, answer: str, ab
     column = b"\3def\0\0\0\1c\0\x0c\x3f\0" + b"\1\0\0\0" + b"\x08\0\0\0\0\0"
     rows = packet(1, b"\1"), packet(2, column), packet(3, b"\xfe\0\0\2\0"), packet(4, b"\1" + answer.encode())
     lost = packet(1, b"\xff" + (1053).to_bytes(2, "little") + b"#08S01Server shutdown in progress")
-    peer.answers[mysql.ROLLS_BACK_ON_TIMEOUT] = b"".join((*rows, packet(5, b"\xfe\0\0\2\0"))) if answer else lost
+    peer.answers[pymysql_driver.ROLLS_BACK_ON_TIMEOUT] = b"".join((*rows, packet(5, b"\xfe\0\0\2\0"))) if answer else lost
     connection = connected(peer)
     with pytest.raises(pymysql.OperationalError, match="Lock wait timeout"):
         connection.query("UPDATE")
-    assert mysql.is_aborted(connection) is aborted
+    assert pymysql_driver.is_aborted(connection) is aborted
     connection.rollback()
-    assert not mysql.is_aborted(connection)
+    assert not pymysql_driver.is_aborted(connection)
 
 
 def warnings(*codes: int) -> bytes:
@@ -1064,8 +1044,8 @@ def test_a_rollback_says_what_it_has_not_undone(peer: Peer, codes: tuple[int, ..
     connection.query("START TRANSACTION")
     connection.rollback()
     assert ("SHOW WARNINGS" in peer.heard) is bool(codes)
-    assert [mysql.was_not_undone(connection), mysql.was_not_undone(connection)] == [stays, False]
-    assert not postgresql.was_not_undone(connection)
+    assert [pymysql_driver.was_not_undone(connection), pymysql_driver.was_not_undone(connection)] == [stays, False]
+    assert not psycopg_driver.was_not_undone(connection)
 
 
 def counted(number: int) -> bytes:
@@ -1087,7 +1067,7 @@ def test_a_rollback_whose_warnings_are_not_kept_undoes_nothing(
     connection.query("START TRANSACTION")
     connection.rollback()
     assert peer.heard[-2:] == ["SHOW WARNINGS", "SHOW COUNT(*) WARNINGS"]
-    assert mysql.was_not_undone(connection) is stays
+    assert pymysql_driver.was_not_undone(connection) is stays
 
 
 def test_a_deadlock_that_leaves_no_warning_undoes_nothing(peer: Peer) -> None:
@@ -1099,7 +1079,7 @@ def test_a_deadlock_that_leaves_no_warning_undoes_nothing(peer: Peer) -> None:
     with pytest.raises(pymysql.OperationalError):
         connection.query("UPDATE")
     connection.rollback()
-    assert mysql.was_not_undone(connection)
+    assert pymysql_driver.was_not_undone(connection)
 
 
 def test_a_rollback_of_the_servers_says_what_it_has_left(peer: Peer) -> None:
@@ -1112,7 +1092,7 @@ def test_a_rollback_of_the_servers_says_what_it_has_left(peer: Peer) -> None:
     connection.query("INSERT")
     connection.rollback()
     assert peer.heard[-4:] == ["UPDATE", "SHOW WARNINGS", "INSERT", "ROLLBACK"]
-    assert mysql.was_not_undone(connection)
+    assert pymysql_driver.was_not_undone(connection)
 
 
 def test_a_refused_commit_says_what_it_has_left(peer: Peer) -> None:
@@ -1127,10 +1107,10 @@ def test_a_refused_commit_says_what_it_has_left(peer: Peer) -> None:
             connection.commit()
         if asked:
             assert peer.heard[-2:] == ["COMMIT", "SHOW WARNINGS"]
-            assert mysql.was_not_undone(connection)
+            assert pymysql_driver.was_not_undone(connection)
         del peer.answers["COMMIT"]
         connection.commit()
-        assert not mysql.was_not_undone(connection)
+        assert not pymysql_driver.was_not_undone(connection)
 
 
 def test_a_rollback_in_a_later_statement_of_a_text_is_known(peer: Peer) -> None:
@@ -1141,10 +1121,10 @@ def test_a_rollback_in_a_later_statement_of_a_text_is_known(peer: Peer) -> None:
     connection = connected(peer)
     cursor = connection.cursor()
     cursor.execute("UPDATE a; UPDATE b")
-    assert not mysql.is_aborted(connection)
+    assert not pymysql_driver.is_aborted(connection)
     with pytest.raises(pymysql.OperationalError, match="Deadlock"):
         cursor.close()
-    assert mysql.is_aborted(connection)
+    assert pymysql_driver.is_aborted(connection)
 
 
 def test_a_missing_package_for_the_login_is_a_driver_error(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1156,17 +1136,17 @@ def test_a_missing_package_for_the_login_is_a_driver_error(peer: Peer, monkeypat
     monkeypatch.setattr(pymysql.connections.Connection, "_request_authentication", lacks_a_package)
     with pytest.raises(pymysql.OperationalError, match="package is required") as caught:
         connected(peer)
-    assert mysql.is_from_connecting(caught.value)
+    assert pymysql_driver.is_from_connecting(caught.value)
     assert caught.value.__cause__ is None
 
 
 def test_autocommit_can_be_set_and_asked_for(peer: Peer) -> None:
     connection = connected(peer)
     assert not connection.autocommit
-    assert not mysql.autocommit(connection)
+    assert not pymysql_driver.autocommit(connection)
     connection.autocommit(True)
     assert connection.autocommit
-    assert mysql.autocommit(connection)
+    assert pymysql_driver.autocommit(connection)
 
 
 @pytest.mark.parametrize(
@@ -1181,85 +1161,95 @@ def test_autocommit_can_be_set_and_asked_for(peer: Peer) -> None:
 def test_a_mode_costs_a_round_trip_where_something_changes(peer: Peer, mode: Mode, usual: bool, sent: list[str]) -> None:
     connection = connected(peer)
     peer.heard.clear()
-    lasts = mysql.set_mode(connection, mode, usual, guarded=False)
+    lasts = pymysql_driver.set_mode(connection, mode, usual, guarded=False)
     assert peer.heard == sent
     assert lasts is (mode is not Mode.READ_ONLY)
     if mode is not Mode.READ_ONLY:
-        mysql.set_mode(connection, mode, usual, guarded=False)
+        pymysql_driver.set_mode(connection, mode, usual, guarded=False)
         assert peer.heard == sent
 
 
 def test_a_connection_that_a_listener_has_used_is_seen(peer: Peer) -> None:
     """A transaction that a listener has left open shows in the server's last answer, and is committed."""
     connection = connected(peer, autocommit=True)
-    mysql.prepare(connection, False, (), lambda: False)
-    assert mysql.is_settled(connection, alone=True)
-    assert not mysql.is_settled(connection, alone=False)
-    mysql.end_transaction(connection)
+    pymysql_driver.prepare(connection, False, (), lambda: False)
+    assert pymysql_driver.is_settled(connection, alone=True)
+    assert not pymysql_driver.is_settled(connection, alone=False)
+    pymysql_driver.end_transaction(connection)
     assert "COMMIT" not in peer.heard
     connection.query("START TRANSACTION")
-    assert not mysql.is_settled(connection, alone=True)
-    mysql.end_transaction(connection)
+    assert not pymysql_driver.is_settled(connection, alone=True)
+    pymysql_driver.end_transaction(connection)
     assert peer.heard[-1] == "COMMIT"
-    assert mysql.is_guarded(connection, False)
-    assert not mysql.is_guarded(connection, True), "who has had the driver's connection may have taken the guard off"
-    mysql.prepare(connection, False, (), lambda: True)
-    assert not mysql.is_guarded(connection, False), "and so may a listener"
-    assert not mysql.is_settled(connection, alone=True)
+    assert pymysql_driver.is_guarded(connection, False)
+    assert not pymysql_driver.is_guarded(connection, True), "who has had the driver's connection may have taken the guard off"
+    pymysql_driver.prepare(connection, False, (), lambda: True)
+    assert not pymysql_driver.is_guarded(connection, False), "and so may a listener"
+    assert not pymysql_driver.is_settled(connection, alone=True)
 
 
 def test_a_guarded_connection_knows_who_has_set_something(peer: Peer) -> None:
     """A SET by SQLAlchemy has passed the gate, but a SET by anybody else may have taken the guard off."""
     connection = connected(peer, autocommit=True)
-    mysql.prepare(connection, False, (), lambda: False)
+    pymysql_driver.prepare(connection, False, (), lambda: False)
     for touch in (connection.query, connection.cursor().execute):
-        mysql.guard(connection, connection.query, on=True)
+        pymysql_driver.note_guard(connection, True)
         DefaultDialect().do_execute(connection.cursor(), "SET @a = 1", ())
-        assert mysql.is_guarded(connection, False)
-        assert not mysql.is_guarded(connection, True)
-        assert not mysql.has_lost_guard(connection)
+        assert pymysql_driver.is_guarded(connection, False)
+        assert not pymysql_driver.is_guarded(connection, True)
+        assert not pymysql_driver.has_lost_guard(connection)
         touch("SET @b = 1")
         DefaultDialect().do_execute(connection.cursor(), "SET @a = 1", ())
-        assert not mysql.is_guarded(connection, False)
-        assert mysql.has_lost_guard(connection)
+        assert not pymysql_driver.is_guarded(connection, False)
+        assert pymysql_driver.has_lost_guard(connection)
     connection.query("START TRANSACTION READ ONLY")
-    assert not mysql.has_lost_guard(connection), "until that has ended"
+    assert not pymysql_driver.has_lost_guard(connection), "until that has ended"
     connection.rollback()
-    assert mysql.has_lost_guard(connection)
-    mysql.guard(connection, connection.query, on=False)
-    assert not mysql.has_lost_guard(connection)
+    assert pymysql_driver.has_lost_guard(connection)
+    pymysql_driver.note_guard(connection, False)
+    assert not pymysql_driver.has_lost_guard(connection)
 
 
 def test_a_connection_of_pymysqls_own_does_not_know(peer: Peer) -> None:
     """A connection that a tracer has made cannot tell, so its guard is believed while nobody has had it."""
     connection = pymysql.connect(host="127.0.0.1", port=peer.port, user="u", autocommit=True, ssl_disabled=True)
-    mysql.prepare(connection, False, (), lambda: False)
-    mysql.guard(connection, connection.query, on=True)
+    pymysql_driver.prepare(connection, False, (), lambda: False)
+    pymysql_driver.note_guard(connection, True)
     connection.query("SET @a = 1")
-    assert mysql.is_guarded(connection, False)
-    assert not mysql.has_lost_guard(connection)
-    mysql.prepare(connection, False, (), lambda: True)
-    assert not mysql.is_guarded(connection, False)
+    assert pymysql_driver.is_guarded(connection, False)
+    assert not pymysql_driver.has_lost_guard(connection)
+    pymysql_driver.prepare(connection, False, (), lambda: True)
+    assert not pymysql_driver.is_guarded(connection, False)
 
 
 def test_a_guarded_connection_begins_read_only_by_itself(peer: Peer) -> None:
     """On a guarded connection without autocommit a read-only transaction begins by itself."""
     connection = connected(peer)
     peer.heard.clear()
-    assert mysql.set_mode(connection, Mode.READ_ONLY, False, guarded=True), "and lasts"
+    assert pymysql_driver.set_mode(connection, Mode.READ_ONLY, False, guarded=True), "and lasts"
     assert peer.heard == []
-    mysql.set_mode(connection, Mode.AUTOCOMMIT, False, guarded=True)
-    mysql.set_mode(connection, Mode.READ_ONLY, False, guarded=True)
+    pymysql_driver.set_mode(connection, Mode.AUTOCOMMIT, False, guarded=True)
+    pymysql_driver.set_mode(connection, Mode.READ_ONLY, False, guarded=True)
     assert peer.heard == ["SET AUTOCOMMIT = 1", "START TRANSACTION READ ONLY"]
 
 
 def test_a_connection_has_a_socket_until_it_is_closed(peer: Peer) -> None:
     connection = connected(peer)
-    mysql.prepare(connection, False, (), lambda: False)
-    assert os.fstat(mysql.fileno(connection))
-    assert not mysql.is_closed(connection)
+    pymysql_driver.prepare(connection, False, (), lambda: False)
+    assert os.fstat(pymysql_driver.fileno(connection))
+    assert not pymysql_driver.is_closed(connection)
     connection.close()
-    assert mysql.is_closed(connection)
+    assert pymysql_driver.is_closed(connection)
+
+
+def test_a_question_needs_no_switch_and_no_statement(peer: Peer) -> None:
+    """Around a question nothing is switched, and the number of the server's thread is known without one."""
+    connection = connected(peer)
+    peer.heard.clear()
+    with pymysql_driver.alone(connection):
+        assert not pymysql_driver.autocommit(connection)
+        assert pymysql_driver.process_id(connection) == connection.server_thread_id[0]
+    assert peer.heard == []
 
 
 def test_connections_that_verify_nothing_share_a_tls_context(peer: Peer) -> None:
@@ -1282,7 +1272,7 @@ def test_while_it_connects_a_connections_socket_is_shown(peer: Peer) -> None:
         yield
 
     connection = connected(peer, connecting)
-    assert set(numbers) == {mysql.fileno(connection)}
+    assert set(numbers) == {pymysql_driver.fileno(connection)}
     assert connection.host_info == f"socket 127.0.0.1:{peer.port}"
 
 
@@ -1326,7 +1316,7 @@ def test_a_timeout_of_pymysql_is_no_lost_connection(statement, options) -> None:
     peer.deaf = True
     with pytest.raises(pymysql.OperationalError) as caught:
         connection.query(statement)
-    assert failure(mysql.code(caught.value), str(caught.value), disconnected=True) is Failure.TIMED_OUT
+    assert driver_failure(caught.value, disconnected=True) is Failure.TIMED_OUT
     peer.close()
 
 
@@ -1362,13 +1352,13 @@ def test_a_socket_that_somebody_else_has_connected_is_used(peer: Peer) -> None:
     connection = connected(peer, defer_connect=True)
     sock = socket.create_connection(("127.0.0.1", peer.port))
     connection.connect(sock)
-    assert mysql.fileno(connection) == sock.fileno()
+    assert pymysql_driver.fileno(connection) == sock.fileno()
     connection.close()
 
 
 def test_an_unknown_socket_option_is_not_set(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A socket option that the system does not have is not set."""
-    monkeypatch.setitem(mysql.KEEPALIVE, "TCP_OF_ANOTHER_SYSTEM", 1)
+    monkeypatch.setitem(pymysql_driver.KEEPALIVE, "TCP_OF_ANOTHER_SYSTEM", 1)
     connected(peer).close()
 
 
@@ -1376,25 +1366,15 @@ def test_a_replaced_connect_function_is_left_alone(monkeypatch: pytest.MonkeyPat
     """A connect function that replaces the driver's is left alone."""
     dialect = create_engine("mysql+pymysql://").dialect
     monkeypatch.setattr(dialect, "dbapi", types.SimpleNamespace(connect=lambda: "traced"))
-    mysql.watch_connecting(dialect, contextlib.nullcontext)
+    pymysql_driver.watch_connecting(dialect, contextlib.nullcontext)
     assert dialect.connect() == "traced"
 
 
 def test_what_a_backslash_means_is_asked_of_the_connection():
-    """The session's sql_mode is asked for anew each time, unless the server's status already settles it."""
-    modes = iter(["ANSI_QUOTES", ""])
+    """Only the server knows the session's sql_mode, unless the status that it last reported settles the question."""
     plain, without = (types.SimpleNamespace(server_status=status) for status in (2, 2 | 512))
-    asked = []
-
-    def ask(sql):
-        asked.append(sql)
-        return ["@@sql_mode"], [(next(modes),)]
-
-    assert [mysql.literal_mode(plain, ask), mysql.literal_mode(plain, ask)] == ["ANSI_QUOTES", ""]
-    assert asked == ["SELECT @@sql_mode"] * 2
-    assert mysql.literal_mode(plain, None) is None
-    assert mysql.literal_mode(without, ask) == mysql.literal_mode(without, None) == "NO_BACKSLASH_ESCAPES"
-    assert len(asked) == 2
+    assert pymysql_driver.literal_mode(plain) is None
+    assert pymysql_driver.literal_mode(without) == "NO_BACKSLASH_ESCAPES"
 
 
 def test_the_dialect_is_that_of_the_server_that_answers():
@@ -1409,7 +1389,7 @@ def test_the_transactions_that_end_are_counted(peer: Peer) -> None:
     connection.autocommit(False)
     connection.query("START TRANSACTION")
     connection.query("COMMIT")
-    ends = mysql.count_ends(connection)
+    ends = pymysql_driver.count_ends(connection)
     assert ends() == 0, "nobody wanted to know of those before"
     connection.query("START TRANSACTION")
     connection.query("INSERT")
@@ -1421,17 +1401,17 @@ def test_the_transactions_that_end_are_counted(peer: Peer) -> None:
     assert ends() == 2
     connection.query("START TRANSACTION")
     connection.rollback()
-    assert (ends(), mysql.count_ends(connection)()) == (2, 2)
+    assert (ends(), pymysql_driver.count_ends(connection)()) == (2, 2)
     connection.query("CREATE TABLE")
     assert ends() == 3
 
 
 def test_where_nobody_counts_there_is_always_one_more() -> None:
     """On a connection that counts no ends, each question finds one more end."""
-    ends = mysql.count_ends(types.SimpleNamespace())
+    ends = pymysql_driver.count_ends(types.SimpleNamespace())
     assert ends() != ends()
 
 
 def test_no_rollback_is_known_to_do_nothing() -> None:
     """No connection of PyMySQL is known to be idle, so a rollback is never left out."""
-    assert not mysql.is_idle(object())
+    assert not pymysql_driver.is_idle(object())

@@ -15,18 +15,17 @@ from aurora_router.core.failures import Failure, Phase
 from aurora_router.core.positions import WalPosition
 from aurora_router.core.topology import Role, Server, ServerId, Silence
 from aurora_router.diagnosis import driver_failure
+from aurora_router.drivers import Mode
 from aurora_router.drivers import psycopg as psycopg_driver
-from aurora_router.drivers.base import Mode
-from aurora_router.servers import mysql, postgresql
+from aurora_router.drivers import pymysql as pymysql_driver
+from aurora_router.drivers.psycopg import set_mode
+from aurora_router.mistakes import probe_error
+from aurora_router.servers import postgresql
 from aurora_router.servers.postgresql import (
     Unsuitable,
-    explain_refusal,
-    failure,
-    is_busy,
     parse_functions,
     parse_identity,
     parse_probe,
-    set_mode,
 )
 
 STARTED = "1772600767.000089"
@@ -191,7 +190,18 @@ def test_a_function_is_a_read_if_it_is_one_in_every_schema():
     ],
 )
 def test_driver_errors_stand_for_the_failure_that_they_are(sqlstate, message, disconnected, kind):
-    assert failure(sqlstate, message, disconnected=disconnected) is kind
+    assert driver_failure(refused(sqlstate, message), disconnected=disconnected) is kind
+
+
+def refused(sqlstate, message):
+    """An error of psycopg with that SQLSTATE, or, if that is None, as libpq makes one while connecting."""
+
+    class Refused(OperationalError):
+        pgconn = None if sqlstate else types.SimpleNamespace(used_password=False)
+
+    error = Refused(message)
+    error.sqlstate = sqlstate
+    return error
 
 
 @pytest.mark.parametrize(
@@ -224,10 +234,10 @@ def test_driver_errors_stand_for_the_failure_that_they_are(sqlstate, message, di
 )
 def test_a_refused_probe_says_what_to_do_and_if_retry_helps(sqlstate, message, silence, advice):
     """The message of a refused probe says what to do, and its kind says whether trying again can help."""
-    kind, words = explain_refusal(sqlstate, message)
-    assert kind is Silence(silence)
-    assert advice in words
-    assert not words.startswith("connection failed: ")
+    found = probe_error(refused(sqlstate, message), psycopg_driver, postgresql)
+    assert found.silence is Silence(silence)
+    assert advice in str(found)
+    assert not str(found).startswith("connection failed: ")
 
 
 @pytest.mark.parametrize(
@@ -243,7 +253,7 @@ def test_a_refused_probe_says_what_to_do_and_if_retry_helps(sqlstate, message, s
     ],
 )
 def test_a_server_without_room_is_busy_and_not_down(sqlstate, message, busy):
-    assert is_busy(sqlstate, message) is busy
+    assert probe_error(refused(sqlstate, message), psycopg_driver, postgresql).busy is busy
 
 
 def nobody() -> bool:
@@ -293,7 +303,9 @@ def test_a_new_connection_is_greeted_in_one_round_trip():
     """A new connection is greeted in one round trip that begins no transaction."""
     connection = Talk((*IDENTITY, True, True))
     connection.pgconn = types.SimpleNamespace(backend_pid=7)
-    assert postgresql.greet(connection, connection.ask, None) == (ID, Role.READER, False)
+    with psycopg_driver.alone(connection):
+        found = postgresql.greet(connection.ask, psycopg_driver.process_id(connection), None)
+    assert found == (ID, Role.READER, False)
     assert connection.heard == [(postgresql.greeting(7, None), True)]
     assert connection.autocommit is False
 
@@ -310,14 +322,13 @@ def test_a_pooler_is_found_out_or_said(process, pooler, condition):
 def test_a_shared_connection_is_not_guarded():
     """A shared connection is not guarded, because the setting would also hold for the pooler's next client."""
     connection = Talk((*IDENTITY, True, False))
-    connection.pgconn = types.SimpleNamespace(backend_pid=-7)
-    found = postgresql.greet(connection, connection.ask, None)
+    found = postgresql.greet(connection.ask, -7, None)
     assert found.shared
     assert not found.guarded
-    postgresql.prepare(connection, True, (), nobody)
+    psycopg_driver.prepare(connection, True, (), nobody)
     assert connection.prepare_threshold is None
     connection.prepare_threshold = 5
-    postgresql.prepare(connection, True, ("prepare_threshold",), nobody)
+    psycopg_driver.prepare(connection, True, ("prepare_threshold",), nobody)
     assert connection.prepare_threshold == 5
 
 
@@ -327,58 +338,60 @@ def test_a_probe_is_one_round_trip():
     assert [sql for sql, _ in connection.heard] == [postgresql.PROBE]
 
 
-def test_a_guard_is_set_and_taken_off_outside_of_transactions():
-    connection = Talk((), ())
-    postgresql.guard(connection, connection.ask, True)
-    postgresql.guard(connection, connection.ask, False)
-    assert connection.heard == [(postgresql.GUARD, True), (postgresql.UNGUARD, True)]
-
-
 def test_what_is_prepared_is_forgotten_as_after_a_rollback():
     """psycopg forgets prepared statements at a rollback, which is sent unprepared because its text has two statements."""
     connection = Talk()
-    postgresql.forget_prepared(connection)
+    psycopg_driver.forget_prepared(connection)
     assert connection.heard == [("BEGIN; ROLLBACK", None)]
     assert connection.autocommit is True
     assert connection.prepares is False
 
 
 def test_a_transaction_is_signed_by_a_row_whose_schema_is_told():
-    connection = Talk(("public",))
-    assert postgresql.sign(connection, "an id") == "public"
-    assert connection.heard == [(postgresql.SIGN, {"id": "an id"})]
+    heard = []
+
+    def execute(text, values):
+        heard.append((text, values))
+        return ("public",)
+
+    assert postgresql.sign(execute, "an id", None, False) == "public"
+    assert heard == [(postgresql.SIGN, {"id": "an id"})]
 
 
 @pytest.mark.parametrize("state", ["on", "off"])
 def test_a_transaction_that_is_declared_read_only_is_asked(state):
     """A transaction that was declared read-only is asked whether it still is, and is not signed then."""
-    connection = Talk((state,), ("public",))
-    connection.read_only = True
-    signed = postgresql.sign(connection, "an id")
-    assert (signed is None) is (state == "on")
-    assert connection.heard[0][0] == "SHOW transaction_read_only"
-    assert len(connection.heard) == (1 if state == "on" else 2)
+    answers, heard = [(state,), ("public",)], []
+
+    def execute(text, values):
+        heard.append(text)
+        return answers.pop(0)
+
+    declared = psycopg_driver.declared_read_only(types.SimpleNamespace(read_only=True))
+    assert postgresql.sign(execute, "an id", None, declared) == (None if state == "on" else "public")
+    assert heard == ["SHOW transaction_read_only", postgresql.SIGN][: 1 if state == "on" else 2]
+    assert not postgresql.is_read_only("25006")
 
 
 def test_a_failed_transaction_is_asked_for_its_error():
     connection = Talk()
-    postgresql.refuse_aborted(connection)
+    psycopg_driver.refuse_aborted(connection)
     assert connection.heard == [("SELECT 1", None)]
 
 
 def test_what_a_connection_is_is_asked_of_psycopg():
     connection = types.SimpleNamespace(fileno=lambda: 7, closed=False, broken=True, autocommit=True)
-    assert postgresql.fileno(connection) == 7
-    assert postgresql.is_closed(connection)
-    assert postgresql.autocommit(connection)
+    assert psycopg_driver.fileno(connection) == 7
+    assert psycopg_driver.is_closed(connection)
+    assert psycopg_driver.autocommit(connection)
 
 
 def test_a_psycopg_error_has_a_code_or_a_failed_connection():
     """An error of psycopg has the server's code, or the connection that could not be made."""
     refused = OperationalError()
-    assert postgresql.code(refused) is None
-    assert not postgresql.is_from_connecting(refused)
-    assert postgresql.is_from_connecting(types.SimpleNamespace(pgconn=object()))
+    assert psycopg_driver.code(refused) is None
+    assert not psycopg_driver.is_from_connecting(refused)
+    assert psycopg_driver.is_from_connecting(types.SimpleNamespace(pgconn=object()))
 
 
 AT = 'connection failed: connection to server at "10.0.0.1", port 5432 failed: '
@@ -409,7 +422,7 @@ AT = 'connection failed: connection to server at "10.0.0.1", port 5432 failed: '
 def test_an_error_of_connecting_has_the_sqlstate_of_its_words(said, used_password, sqlstate, kind):
     """libpq drops the SQLSTATE while it connects, so it is read from the words, or from the request if they are foreign."""
     error = OperationalError(AT + said, pgconn=types.SimpleNamespace(used_password=used_password))
-    assert postgresql.code(error) == sqlstate
+    assert psycopg_driver.code(error) == sqlstate
     for phase in (Phase.READER_CONNECTING, Phase.WRITER_CONNECTING):
         assert driver_failure(error, disconnected=False, phase=phase) is kind
 
@@ -422,7 +435,7 @@ def test_what_was_configured_wrong_is_refused_while_connecting(said):
 
 @pytest.mark.parametrize(("given", "mode"), [({}, "require"), ({"sslmode": "disable"}, "disable")])
 def test_a_connection_is_encrypted_unless_the_user_says_how(given, mode):
-    assert postgresql.encrypted(given, {}) == {"sslmode": mode}
+    assert psycopg_driver.encrypted(given, {}) == {"sslmode": mode}
 
 
 @pytest.mark.parametrize(
@@ -450,14 +463,14 @@ def test_a_streamed_read_is_held_if_there_is_no_transaction(autocommit, asked, h
     monkeypatch.setattr(psycopg_driver, "_hold", None)
     connection = Switches()
     connection.autocommit = autocommit
-    postgresql.prepare(connection, False, (), nobody)
+    psycopg_driver.prepare(connection, False, (), nobody)
     factory = connection.server_cursor_factory
-    postgresql.prepare(connection, False, (), nobody)
+    psycopg_driver.prepare(connection, False, (), nobody)
     assert connection.server_cursor_factory is factory
     assert issubclass(factory, ServerCursor)
     factory(connection, "c1", withhold=asked)
     assert seen == {"name": "c1", "withhold": hold}
-    postgresql.prepare(connection, True, (), nobody)
+    psycopg_driver.prepare(connection, True, (), nobody)
     connection.autocommit = True
     factory(connection, "c2")
     assert seen == {"name": "c2", "withhold": False}, "a pooler would keep it for others"
@@ -467,11 +480,11 @@ def test_a_streamed_read_is_held_if_there_is_no_transaction(autocommit, asked, h
 def test_a_connection_notices_the_crash_of_another(sqlstate, is_bystander):
     """The notice with which the server ends all connections after a crash is remembered, and no other is."""
     connection = Switches()
-    assert not postgresql.is_bystander(connection)
-    postgresql.prepare(connection, False, (), nobody)
+    assert not psycopg_driver.is_bystander(connection)
+    psycopg_driver.prepare(connection, False, (), nobody)
     connection.notice_handler(types.SimpleNamespace(sqlstate=sqlstate))
-    assert postgresql.is_bystander(connection) is is_bystander
-    assert not mysql.is_bystander(connection)
+    assert psycopg_driver.is_bystander(connection) is is_bystander
+    assert not pymysql_driver.is_bystander(connection)
 
 
 def test_cursors_that_were_left_are_closed(monkeypatch):
@@ -485,9 +498,9 @@ def test_cursors_that_were_left_are_closed(monkeypatch):
     monkeypatch.setattr(ServerCursor, "name", None)
     monkeypatch.setattr(psycopg_driver, "_hold", None)
     connection = Talk(())
-    postgresql.prepare(connection, False, (), nobody)
+    psycopg_driver.prepare(connection, False, (), nobody)
     connection.autocommit = True
-    assert not postgresql.has_leftovers(connection)
+    assert not psycopg_driver.has_leftovers(connection)
     kept = connection.server_cursor_factory(connection, "kept")
     connection.server_cursor_factory(connection, "left")
     assert connection.heard == []
@@ -495,24 +508,24 @@ def test_cursors_that_were_left_are_closed(monkeypatch):
     assert [sql.as_string(None) for sql, _ in connection.heard] == ['CLOSE "left"']
     closed.close()
     assert [*connection.aurora_router_held] == ["kept"]
-    assert postgresql.has_leftovers(connection)
+    assert psycopg_driver.has_leftovers(connection)
     connection.heard.clear()
-    postgresql.remove_leftovers(connection, connection.ask)
+    psycopg_driver.remove_leftovers(connection, connection.ask)
     assert connection.heard == [("CLOSE ALL", True)]
-    assert not postgresql.has_leftovers(connection)
-    assert not postgresql.blocks(connection)
+    assert not psycopg_driver.has_leftovers(connection)
+    assert not psycopg_driver.blocks(connection)
     connection.autocommit = False
     connection.server_cursor_factory(connection, "in a transaction")
-    assert not postgresql.has_leftovers(connection)
+    assert not psycopg_driver.has_leftovers(connection)
     kept.close()
 
 
 @pytest.mark.parametrize(("status", "is_left"), [("IDLE", False), ("ACTIVE", True), ("INTRANS", True), ("INERROR", True)])
 def test_a_transaction_that_was_not_ended_is_a_leftover(status, is_left):
     connection = Talk()
-    postgresql.prepare(connection, False, (), nobody)
+    psycopg_driver.prepare(connection, False, (), nobody)
     connection.pgconn = types.SimpleNamespace(transaction_status=pq.TransactionStatus[status])
-    assert postgresql.has_leftovers(connection) is is_left
+    assert psycopg_driver.has_leftovers(connection) is is_left
 
 
 def test_the_first_look_at_a_server_names_its_level():
@@ -526,7 +539,7 @@ def test_the_first_look_at_a_server_names_its_level():
         initialize=lambda c: driver.heard.append(("look", (driver.autocommit, driver.isolation_level))),
         set_isolation_level=lambda _, level: levels.append(level),
     )
-    postgresql.look_anywhere(dialect)
+    psycopg_driver.look_anywhere(dialect)
     dialect.initialize(types.SimpleNamespace(connection=types.SimpleNamespace(dbapi_connection=driver)))
     at = IsolationLevel.READ_COMMITTED
     assert driver.heard == [("look", (False, at)), ("rollback", at)]
@@ -556,13 +569,13 @@ def test_a_connection_that_a_listener_has_used_is_seen(alone, status, guard, set
     connection = Switches()
     connection.autocommit = alone
     connection.read_only = None if alone else True
-    postgresql.prepare(connection, False, (), nobody)
+    psycopg_driver.prepare(connection, False, (), nobody)
     connection.pgconn = types.SimpleNamespace(
         transaction_status=pq.TransactionStatus[status], parameter_status=lambda name: guard
     )
-    assert postgresql.is_settled(connection, alone) is settled
-    assert not postgresql.is_settled(connection, not alone)
-    assert postgresql.is_guarded(connection, False) is (guard != b"off")
+    assert psycopg_driver.is_settled(connection, alone) is settled
+    assert not psycopg_driver.is_settled(connection, not alone)
+    assert psycopg_driver.is_guarded(connection, False) is (guard != b"off")
 
 
 @pytest.mark.parametrize("found", [None, False])
@@ -571,7 +584,7 @@ def test_another_access_mode_is_seen(found):
     connection = Switches()
     connection.autocommit, connection.read_only = False, found
     connection.pgconn = types.SimpleNamespace(transaction_status=pq.TransactionStatus.IDLE)
-    assert not postgresql.is_settled(connection, False)
+    assert not psycopg_driver.is_settled(connection, False)
 
 
 @pytest.mark.parametrize(
@@ -580,9 +593,9 @@ def test_another_access_mode_is_seen(found):
 def test_an_old_server_tells_nothing_of_its_guard(handed_out, listened, believed):
     """Before PostgreSQL 14 a guard is believed while nobody can have taken it off."""
     connection = Switches()
-    postgresql.prepare(connection, False, (), lambda: listened)
+    psycopg_driver.prepare(connection, False, (), lambda: listened)
     connection.pgconn = types.SimpleNamespace(parameter_status=lambda name: None)
-    assert postgresql.is_guarded(connection, handed_out) is believed
+    assert psycopg_driver.is_guarded(connection, handed_out) is believed
 
 
 @pytest.mark.parametrize(
@@ -602,7 +615,7 @@ def test_a_guard_that_was_lost_in_autocommit_is_seen(alone, status, guard, lost)
     connection.pgconn = types.SimpleNamespace(
         transaction_status=pq.TransactionStatus[status], parameter_status=lambda name: guard
     )
-    assert postgresql.has_lost_guard(connection) is lost
+    assert psycopg_driver.has_lost_guard(connection) is lost
 
 
 @pytest.mark.parametrize(("status", "ended"), [("IDLE", []), ("INTRANS", ["commit"]), ("INERROR", ["rollback"])])
@@ -611,20 +624,20 @@ def test_what_a_listener_has_begun_is_ended(status, ended):
     found = []
     connection = types.SimpleNamespace(info=types.SimpleNamespace(transaction_status=pq.TransactionStatus[status]))
     connection.commit, connection.rollback = (lambda end=end: found.append(end) for end in ("commit", "rollback"))
-    postgresql.end_transaction(connection)
+    psycopg_driver.end_transaction(connection)
     assert found == ended
 
 
 def test_an_error_has_the_servers_function_beside_its_words():
     """An error has the server's function beside its words, because the words may be in any language."""
     error = OperationalError("nein")
-    assert postgresql.words(error) == "nein"
+    assert psycopg_driver.words(error) == "nein"
     diag = types.SimpleNamespace(source_function="RevalidateCachedQuery")
-    assert postgresql.words(type("Error", (Exception,), {"diag": diag})("nein")) == "nein (RevalidateCachedQuery)"
+    assert psycopg_driver.words(type("Error", (Exception,), {"diag": diag})("nein")) == "nein (RevalidateCachedQuery)"
 
 
 def test_the_driver_is_the_one_whose_connection_is_switched():
-    assert postgresql.DRIVER == "psycopg"
+    assert psycopg_driver.NAME == "psycopg"
     assert all(hasattr(Connection, name) for name in ("autocommit", "read_only"))
 
 
@@ -660,7 +673,7 @@ def test_while_it_connects_a_connections_socket_is_shown() -> None:
             let_in.set()
             yield
 
-        postgresql.watch_connecting(dialect, connecting)
+        psycopg_driver.watch_connecting(dialect, connecting)
         arguments, options = dialect.create_connect_args(make_url(url))
         with dialect.connect(*arguments, **options) as c:
             assert set(numbers) == {c.fileno()}
@@ -679,7 +692,7 @@ def test_a_wait_for_a_connection_ends_when_its_socket_is_shut() -> None:
                 twins.append(twin)
                 yield
 
-        postgresql.watch_connecting(dialect, connecting)
+        psycopg_driver.watch_connecting(dialect, connecting)
         arguments, options = dialect.create_connect_args(make_url(url))
         with pytest.raises(OperationalError):
             dialect.connect(*arguments, **options)
@@ -690,7 +703,7 @@ def test_a_replaced_connect_function_is_left_alone(monkeypatch: pytest.MonkeyPat
     """A connect function that replaces the driver's is left alone."""
     dialect = create_engine("postgresql+psycopg://").dialect
     monkeypatch.setattr(dialect, "dbapi", types.SimpleNamespace(connect=lambda: "traced"))
-    postgresql.watch_connecting(dialect, contextlib.nullcontext)
+    psycopg_driver.watch_connecting(dialect, contextlib.nullcontext)
     assert dialect.connect() == "traced"
 
 
@@ -698,7 +711,7 @@ def test_what_a_backslash_means_is_known_to_the_driver():
     """The driver knows standard_conforming_strings without a question, because the server reports each change."""
     settings = {"standard_conforming_strings": "off"}
     connection = types.SimpleNamespace(info=types.SimpleNamespace(parameter_status=settings.get))
-    assert postgresql.literal_mode(connection, None) == "off"
+    assert psycopg_driver.literal_mode(connection) == "off"
 
 
 def test_all_servers_of_postgresql_speak_one_dialect():
@@ -731,14 +744,14 @@ def test_the_transactions_that_end_are_counted():
         return ends()
 
     connection = Waiting()
-    ends = postgresql.count_ends(connection)
+    ends = psycopg_driver.count_ends(connection)
     assert sent(pq.TransactionStatus.INTRANS) == 0
     assert sent(pq.TransactionStatus.INERROR) == 0
     connection.wait(connection._rollback_gen())
     assert ends() == 0
     assert sent(pq.TransactionStatus.INTRANS) == 0
     assert sent(pq.TransactionStatus.IDLE) == 1
-    assert postgresql.count_ends(connection)() == 1
+    assert psycopg_driver.count_ends(connection)() == 1
     assert sent(pq.TransactionStatus.UNKNOWN) == 1, "the connection is lost"
 
 
@@ -749,4 +762,4 @@ def test_the_transactions_that_end_are_counted():
 def test_a_rollback_is_known_to_do_nothing(status: int, pipeline: int, tpc: object, expected: bool) -> None:
     """A rollback may be left out on an idle connection that is not in a pipeline, and has prepared no transaction."""
     driver = types.SimpleNamespace(transaction_status=status, pipeline_status=pipeline)
-    assert postgresql.is_idle(types.SimpleNamespace(pgconn=driver, _tpc=tpc)) is expected
+    assert psycopg_driver.is_idle(types.SimpleNamespace(pgconn=driver, _tpc=tpc)) is expected

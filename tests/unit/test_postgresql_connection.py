@@ -13,7 +13,7 @@ import pytest
 from psycopg import errors
 from sqlalchemy import create_engine, make_url
 
-from aurora_router.servers import postgresql
+from aurora_router.drivers import psycopg as psycopg_driver
 
 
 def message(kind: bytes, body: bytes = b"") -> bytes:
@@ -144,11 +144,11 @@ def connect(peer: Peer) -> Iterator[Callable[..., Any]]:
 
         def make(*, shared: bool = False, **options: Any) -> Any:
             dialect = create_engine(peer.url).dialect
-            postgresql.watch_connecting(dialect, lambda number: contextlib.nullcontext())
+            psycopg_driver.watch_connecting(dialect, lambda number: contextlib.nullcontext())
             arguments, given = dialect.create_connect_args(make_url(peer.url))
             connection: Any = dialect.connect(*arguments, **given, **options)
             stack.callback(connection.close)
-            postgresql.prepare(connection, shared, (), lambda: False)
+            psycopg_driver.prepare(connection, shared, (), lambda: False)
             return connection
 
         yield make

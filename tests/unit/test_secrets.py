@@ -1,5 +1,6 @@
 """No part of a password is in an error, its chain or a repr, wherever a user may put it by mistake."""
 
+import psycopg
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
@@ -7,8 +8,9 @@ from sqlalchemy import event
 
 from aurora_router import ConfigurationError, Router, RoutingSession, classify, urls
 from aurora_router.__main__ import main
+from aurora_router.drivers import psycopg as psycopg_driver
+from aurora_router.drivers import pymysql as pymysql_driver
 from aurora_router.mistakes import mistake
-from aurora_router.servers import mysql, postgresql
 from tests.unit.errors import everything
 
 PIECE = st.sampled_from(["Zq0", "Zq1x", "Zq22", "Zqé", "ZQ3-z"])
@@ -230,9 +232,9 @@ def test_the_file_that_fixes_an_address_is_not_shown(found, tmp_path, monkeypatc
 def test_no_value_that_a_driver_cannot_use_is_shown(password):
     """Neither libpq's words nor Python's show an option's value, which may be a password in the wrong place."""
     said = f'connection is bad: invalid sslmode value: "{password}"'
-    assert hidden(postgresql.explain_refusal(None, " ".join(said.split()))[1])
+    assert hidden(psycopg_driver.explain(psycopg.OperationalError(said))[0])
     said = f'connection is bad: invalid integer value "{password}" for connection option "port"'
-    assert hidden(postgresql.explain_refusal(None, " ".join(said.split()))[1])
-    for family in (postgresql, mysql):
+    assert hidden(psycopg_driver.explain(psycopg.OperationalError(said))[0])
+    for driver in (psycopg_driver, pymysql_driver):
         for error in (ValueError(f"invalid literal for int(): {password!r}"), KeyError(password)):
-            assert hidden(str(mistake(error, family)))
+            assert hidden(str(mistake(error, driver)))

@@ -7,8 +7,8 @@ from sqlalchemy import event
 
 from aurora_router import Router, urls
 from aurora_router.core.topology import Role
+from aurora_router.drivers import psycopg as psycopg_driver
 from aurora_router.errors import ConfigurationError
-from aurora_router.servers import postgresql
 
 HEAD = "postgresql+psycopg://app:hunter2@"
 
@@ -41,7 +41,7 @@ def test_tls_is_asked_for_wherever_a_managed_host_comes_from(host, managed, name
     others = [f"{host}:6000"] if named_by == "instances" else []
     found = urls.parse_instances(target, others, f"{host}:6000" if named_by == "reader_endpoint" else None)
     if named_by == "add_instance":
-        found = (*found, urls.parse_instance(f"{host}:6000", target.server))
+        found = (*found, urls.parse_instance(f"{host}:6000", target.driver))
     made = {instance.host: target.at(instance, {}) for instance in found}
     assert (made[host].host, made[host].port, made[host].password) == (host, 6000, "hunter2")
     assert dict(made[host].query) == (encrypted if managed else {})
@@ -162,7 +162,7 @@ def test_a_text_that_pymysql_would_take_for_true_is_refused():
 
 def test_what_the_user_says_of_tls_counts_at_managed_hosts():
     """An sslmode, or an ssl option, that the URL names is kept."""
-    managed = urls.parse_instance("shop.cluster-x.eu-west-1.rds.amazonaws.com", postgresql)
+    managed = urls.parse_instance("shop.cluster-x.eu-west-1.rds.amazonaws.com", psycopg_driver)
     assert urls.parse_url(HEAD + "db-1/shop?sslmode=disable").at(managed, {}).query["sslmode"] == "disable"
     own = urls.parse_url("mysql+pymysql://app@db-1/shop?ssl_ca=/etc/ca.pem")
     assert dict(own.at(managed, {}).query) == {"ssl_ca": "/etc/ca.pem"}

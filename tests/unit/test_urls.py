@@ -6,6 +6,8 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from aurora_router import Router, urls
+from aurora_router.drivers import psycopg as psycopg_driver
+from aurora_router.drivers import pymysql as pymysql_driver
 from aurora_router.errors import ConfigurationError
 from aurora_router.servers import mysql, postgresql
 from tests.unit.errors import everything
@@ -38,7 +40,7 @@ def test_hosts_are_read_as_libpq_and_as_sqlalchemy_spell_them(url, hosts):
     target = urls.parse_url(url)
     assert list(target.hosts) == hosts
     assert (target.url.host, target.url.port) == hosts[0]
-    assert target.server is postgresql
+    assert (target.driver, target.server) == (psycopg_driver, postgresql)
 
 
 @pytest.mark.parametrize(
@@ -82,11 +84,11 @@ def test_an_at_sign_that_may_be_of_a_password_is_refused(url):
 
 @pytest.mark.parametrize("driver", ["psycopg", "pymysql"])
 def test_without_its_driver_a_url_has_no_known_option(driver, monkeypatch):
-    family = {"psycopg": postgresql, "pymysql": mysql}[driver]
-    assert {"user", "password", "host"} <= family.options()
+    module = {"psycopg": psycopg_driver, "pymysql": pymysql_driver}[driver]
+    assert {"user", "password", "host"} <= module.options()
     monkeypatch.setitem(sys.modules, driver, None)
     monkeypatch.delitem(sys.modules, "pymysql.connections", raising=False)
-    assert not family.options()
+    assert not module.options()
 
 
 def test_a_sqlalchemy_url_is_as_good_as_text():
@@ -112,7 +114,8 @@ def test_a_password_may_hold_any_percent_encoded_character(password):
 @pytest.mark.parametrize("dialect", ["mysql", "mariadb"])
 def test_a_url_of_mysql_or_mariadb_is_read_in_the_same_way(dialect):
     target = urls.parse_url(f"{dialect}+pymysql://app:p%40ss@db-1,db-2:3307/shop?charset=utf8mb4")
-    assert (target.server, target.dialect, target.hosts) == (mysql, dialect, (("db-1", 3306), ("db-2", 3307)))
+    assert (target.driver, target.server) == (pymysql_driver, mysql)
+    assert (target.dialect, target.hosts) == (dialect, (("db-1", 3306), ("db-2", 3307)))
     assert dict(target.url.query) == {"charset": "utf8mb4"}
 
 
@@ -235,14 +238,14 @@ BAD_ADDRESSES = [
 @pytest.mark.parametrize("address", BAD_ADDRESSES, ids=str)
 def test_an_address_that_is_none_is_refused(address):
     with pytest.raises(ConfigurationError) as caught:
-        urls.parse_instance(address, postgresql)
+        urls.parse_instance(address, psycopg_driver)
     assert "hunter2" not in str(caught.value)
 
 
 def test_an_address_is_a_host_and_a_port_or_the_usual_port():
-    assert urls.parse_instance(" db-1 ", postgresql).id == "db-1:5432"
-    assert urls.parse_instance("db-1:6000", postgresql).port == 6000
-    assert urls.parse_instance("[::1]:6000", postgresql).host == "::1"
+    assert urls.parse_instance(" db-1 ", psycopg_driver).id == "db-1:5432"
+    assert urls.parse_instance("db-1:6000", psycopg_driver).port == 6000
+    assert urls.parse_instance("[::1]:6000", psycopg_driver).host == "::1"
 
 
 def test_a_password_in_the_query_is_hidden_like_any_other() -> None:
