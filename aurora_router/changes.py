@@ -21,19 +21,19 @@ MIXED = (
 
 
 def take_in(
-    engines: Engines, emit: Callable[..., None], old: Topology, new: Topology, published_at: float
+    engines: Engines, publish: Callable[[events.Event], None], old: Topology, new: Topology, published_at: float
 ) -> list[Callable[[], object]]:
     """Discard the connections that the new topology makes useless, and return the news: functions to be called in order.
 
     Connections made since `published_at` stay, because they were checked against this topology or a newer one.
 
-    emit: called with an event's class and its values; must not raise.
+    publish: called with an event; must not raise.
     published_at: seconds, monotonic.
     """
     news: list[Callable[[], object]] = []
 
-    def tell(kind: Callable[..., events.Event], *values: object) -> None:
-        news.append(partial(emit, kind, *values))
+    def tell(event: events.Event) -> None:
+        news.append(partial(publish, event))
 
     @contextlib.contextmanager
     def discarding(instance_id: str) -> Iterator[None]:
@@ -47,7 +47,7 @@ def take_in(
         sockets = 0
         with discarding(instance_id):
             sockets = engines.discard(instance_id, cut_before=cut_before)
-        tell(events.ConnectionsDiscarded, instance_id, sockets, reason)
+        tell(events.ConnectionsDiscarded(instance_id, sockets, reason))
 
     for was in old.instances:
         now = new.by_id.get(was.id)
@@ -55,7 +55,7 @@ def take_in(
             discard(was.id, "removed")
         elif was.healthy and not now.healthy:
             discard(was.id, now.error, published_at)
-            tell(events.InstanceDown, was.id, new.trouble(now))
+            tell(events.InstanceDown(was.id, new.trouble(now)))
         elif was.role is now.role and was.servers != now.servers and _runs(was) == _runs(now):
             discard(was.id, "its cluster has another name")  # the connections in use are still good
         elif was.servers and now.servers.isdisjoint(was.servers):
@@ -70,9 +70,9 @@ def take_in(
     for now in new.instances:
         before = old.by_id.get(now.id)
         if now.role is not None and (before is None or before.role is not now.role):
-            tell(events.InstanceUp, now.id, now.role.value)
+            tell(events.InstanceUp(now.id, now.role.value))
         elif now.role is None and now.probed and (before is None or _is_new_trouble(before, now)):
-            tell(events.InstanceDown, now.id, new.trouble(now))
+            tell(events.InstanceDown(now.id, new.trouble(now)))
         if now.unproven and (before is None or before.unproven != now.unproven):
             served = "no reader serves a" if now.role is Role.WRITER else "it serves no"
             news.append(partial(log.warning, "%s: %s session that has written: %s", now.id, served, now.unproven))
@@ -84,7 +84,7 @@ def take_in(
     was_writer = old.writer.id if old.writer is not None else None
     is_writer = new.writer.id if new.writer is not None else None
     if was_writer != is_writer:
-        tell(events.WriterChanged, was_writer, is_writer, new.epoch)
+        tell(events.WriterChanged(was_writer, is_writer, new.epoch))
     return news
 
 

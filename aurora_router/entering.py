@@ -47,7 +47,7 @@ from aurora_router.errors import (
 )
 from aurora_router.gate import Attempt, Gate, own
 from aurora_router.limits import Place, Places, Repeats
-from aurora_router.listeners import Listeners
+from aurora_router.listeners import EventDispatcher
 from aurora_router.monitor import Haste, Monitor
 from aurora_router.pooling import UNIT, PoolFull
 from aurora_router.settings import Settings
@@ -88,7 +88,7 @@ class Entrance:
         gate: Gate,
         engines: Engines,
         monitor: Monitor,
-        emit: Listeners,
+        dispatcher: EventDispatcher,
         repeats: Repeats,
         for_reads: Places,
         counters: Counters,
@@ -97,7 +97,7 @@ class Entrance:
         self._gate = gate
         self._engines = engines
         self._monitor = monitor
-        self._emit = emit
+        self._dispatcher = dispatcher
         self._repeats = repeats
         self._for_reads = for_reads
         self._counters = counters
@@ -235,7 +235,8 @@ class Entrance:
             ):
                 reads = self._say_no_reader.passes(time.monotonic())
                 if reads:
-                    self._emit(events.NoReaderQualifies, instance.id, reads, self._monitor.topology.said(avoided=unit.avoid))
+                    said = self._monitor.topology.said(avoided=unit.avoid)
+                    self._dispatcher.publish(events.NoReaderQualifies(instance.id, reads, said))
                 # With several instances, reads get only a share of the writer's pool, because writes must find room.
                 place = unit.borrowed = Place(self._for_reads)  # the unit owns it before it is taken
                 if not place.take(0.0):
@@ -271,7 +272,7 @@ class Entrance:
                 phase = _CONNECTING[on_writer] if connects else _UNSENT[on_writer]
                 failure = self._engines.failure(error, phase)
                 if connects and not isinstance(error, WrongServer):  # that one was reported already
-                    self._emit(events.ConnectFailed, instance.id, self._engines.explain(error))
+                    self._dispatcher.publish(events.ConnectFailed(instance.id, self._engines.explain(error)))
                 if failure in SUSPICIOUS:
                     self._monitor.suspect(instance.id)
                 if connects and (mistake := self._engines.mistake(error)) is not None:
@@ -284,11 +285,12 @@ class Entrance:
                     raise _Again(instance, error, began or time.monotonic()) from error
                 unit.avoid |= {instance.id}
                 self._counters.retries[instance.id] += 1
-                self._emit(events.Repeated, instance.id, type(error).__name__)
+                if self._dispatcher.listeners:
+                    self._dispatcher.publish(events.Repeated(instance.id, type(error).__name__))
             except ConfigurationError as error:  # there is no password
                 self._give_up(unit, door, connection)
                 if connection is None:
-                    self._emit(events.ConnectFailed, instance.id, str(error))
+                    self._dispatcher.publish(events.ConnectFailed(instance.id, str(error)))
                 raise
             except PoolFull:
                 unit.instance = None
@@ -316,8 +318,8 @@ class Entrance:
             counters.reads_as_writer[instance.id] += 1
         else:
             counters.reads_as_reader[instance.id] += 1
-        if self._emit.listeners:
-            self._emit(events.Routed, instance.id, reason)
+        if self._dispatcher.listeners:
+            self._dispatcher.publish(events.Routed(instance.id, reason))
         return connection
 
     def _judge(self, door: Door[T], decision: Decision) -> Reason | None:
@@ -453,7 +455,8 @@ class Entrance:
             timeout, lapses = min(timeout, max(left, 0.0)), left < timeout
         topology = self._wait_until_decided(since + timeout)
         found = topology.writer.id if topology.writer is not None else None
-        self._emit(events.WaitedForWriter, time.monotonic() - since, found)
+        if self._dispatcher.listeners:
+            self._dispatcher.publish(events.WaitedForWriter(time.monotonic() - since, found))
         if topology.writer is not None:
             return topology.writer
         if lapses:
@@ -481,7 +484,7 @@ class Entrance:
             while True:
                 now = time.monotonic()
                 if self._say_waiting.passes(now):
-                    self._emit(events.WaitingForWriter, len(self._waiting), self._monitor.topology.said())
+                    self._dispatcher.publish(events.WaitingForWriter(len(self._waiting), self._monitor.topology.said()))
                 topology = self._monitor.wait_for(_is_decided, min(until - now, REMIND))
                 if _is_decided(topology) or self.closed or time.monotonic() >= until:
                     return topology

@@ -39,6 +39,7 @@ from aurora_router.errors import (
     RouterError,
     WrongServer,
 )
+from aurora_router.listeners import EventDispatcher
 from aurora_router.monitor import Monitor
 from aurora_router.pooling import SERVER, SHARED, UNIT, PoolFull, distrust
 from aurora_router.settings import Settings
@@ -74,7 +75,7 @@ class Gate:
     """The gate of one router: what it knows of statements and commits.
 
     causality: what the router's units must see.
-    emit: called with an event's class and its values.
+    dispatcher: tells the events.
     waiting: how units wait.
     """
 
@@ -85,7 +86,7 @@ class Gate:
         self,
         settings: Settings,
         causality: Causality,
-        emit: Callable[..., None],
+        dispatcher: EventDispatcher,
         waiting: Waiting,
     ) -> None:
         self.driver = settings.target.driver
@@ -98,7 +99,7 @@ class Gate:
         self.asynchronous_commits = False  # whether some session commits without waiting for the log
         self._isolation = get_isolation(settings.options)
         self._failover_timeout = settings.failover_timeout
-        self._emit = emit
+        self._dispatcher = dispatcher
         self.dialect = settings.target.dialect  # until a server has shown which one it has
         self._by_table = ("table",) if server.XIDS else ("table", "xid")
         self._usual = frozenset({*_LEVELS_ON_READERS, server.DEFAULT_ISOLATION})
@@ -688,7 +689,8 @@ class Gate:
         def resolve(timeout: float) -> Outcome:
             began = time.monotonic()
             found = find_out(self._asking_connection, ask, timeout, self._sleep)
-            self._emit(events.CommitResolved, instance_id, found.value, time.monotonic() - began)
+            if self._dispatcher.listeners:
+                self._dispatcher.publish(events.CommitResolved(instance_id, found.value, time.monotonic() - began))
             if found is Outcome.COMMITTED:
                 self.causality.committed(unit)  # maybe long after its session believed it to be over
             return found

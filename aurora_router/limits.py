@@ -131,12 +131,12 @@ class Repeats:
     """Decides whether units may retry, and publishes an event if they may not.
 
     count: counts a unit; takes the time in seconds, monotonic.
-    emit: called with an event's class and its values.
+    publish: called with an event.
     counters: counts refusals.
     """
 
-    def __init__(self, emit: Callable[..., None], counters: Counters) -> None:
-        self._emit = emit
+    def __init__(self, publish: Callable[[events.Event], None], counters: Counters) -> None:
+        self._publish = publish
         self._counters = counters
         self.forked()
 
@@ -153,5 +153,5 @@ class Repeats:
         self._counters.retries_refused += 1
         refused = self.budget.to_tell(now)
         if refused:
-            self._emit(events.RetriesRefused, instance, refused)
+            self._publish(events.RetriesRefused(instance, refused))
         return False

@@ -36,7 +36,7 @@ from aurora_router.entering import Entrance
 from aurora_router.errors import ConfigurationError, RouterError
 from aurora_router.gate import Gate, watch
 from aurora_router.limits import Places, Repeats
-from aurora_router.listeners import Listeners
+from aurora_router.listeners import EventDispatcher
 from aurora_router.log import Log
 from aurora_router.monitor import Haste, Monitor
 from aurora_router.pooling import distrust
@@ -84,7 +84,7 @@ class Router:
         self.stale_write_guard = settings.stale_write_guard
         self.token_ttl = settings.token_ttl
         self._log = Log()
-        self.emit = Listeners(tuple(settings.listeners), self._log)
+        self.dispatcher = EventDispatcher(tuple(settings.listeners), self._log)
         waiting = Threads()
         pool, _ = config.get_pool_limits(settings.options)
         self._for_reads = Places(places_for_reads(pool, settings.writer_share_for_reads), waiting)
@@ -93,10 +93,10 @@ class Router:
         # The callbacks of the engines and the monitor must not keep the router alive: it closes when it is garbage collected.
         me = weakref.ref(self)
         self._counters = Counters()
-        self._repeats = Repeats(self.emit, self._counters)
+        self._repeats = Repeats(self.dispatcher.publish, self._counters)
         self.causality = Causality(settings.consistency, me, _weakly(me, Router._newest, Topology()))
         self._tokens = Tokens(settings.token_keys, settings.token_ttl)
-        self.gate = Gate(settings, self.causality, self.emit, waiting)
+        self.gate = Gate(settings, self.causality, self.dispatcher, waiting)
         self._engines = self.gate.engines = Engines(
             settings,
             _weakly(me, Router._known, frozenset()),
@@ -115,7 +115,7 @@ class Router:
             self._engines.may_queue,
         )
         self._entrance = Entrance(
-            settings, self.gate, self._engines, self._monitor, self.emit, self._repeats, self._for_reads, self._counters
+            settings, self.gate, self._engines, self._monitor, self.dispatcher, self._repeats, self._for_reads, self._counters
         )
         _routers.add(self)
         self._finalizer = weakref.finalize(self, _shut_down, self._monitor, self._engines)
@@ -239,7 +239,8 @@ class Router:
         self.start()
         requirement = self._tokens.read(token, self._monitor.topology.cluster, argument)
         if requirement is None:
-            self.emit(events.TokenIgnored, "expired")
+            if self.dispatcher.listeners:
+                self.dispatcher.publish(events.TokenIgnored("expired"))
             return Past()
         return Past(token, requirement)
 
@@ -248,9 +249,11 @@ class Router:
         try:
             return self.past(token)  # type: ignore[arg-type]  # past() refuses it if it is no text
         except TokenRefused as refused:
-            self.emit(events.TokenIgnored, refused.reason)
+            if self.dispatcher.listeners:
+                self.dispatcher.publish(events.TokenIgnored(refused.reason))
         except RouterError as error:  # the next use of the router raises it
-            self.emit(events.TokenIgnored, f"the router cannot start: {type(error).__name__}")
+            if self.dispatcher.listeners:
+                self.dispatcher.publish(events.TokenIgnored(f"the router cannot start: {type(error).__name__}"))
         return Past()
 
     def token(self, past: Past) -> str | None:
@@ -300,7 +303,8 @@ class Router:
             if not fault_of_nobody(error) and not self._repeats.allowed(None, first=number == 1):
                 return False
             self._counters.transaction_retries += 1
-            self.emit(events.RunAgain, number, type(error).__name__)
+            if self.dispatcher.listeners:
+                self.dispatcher.publish(events.RunAgain(number, type(error).__name__))
             return True
 
         until = None if deadline is None else time.monotonic() + deadline
@@ -502,11 +506,13 @@ class Router:
                 return Action.RAISE
             self._counters.retries[instance.id] += 1
             if known.failure is Failure.MISSING:  # the reader will have it soon
-                self.emit(events.Repeated, instance.id, type(error).__name__)
+                if self.dispatcher.listeners:
+                    self.dispatcher.publish(events.Repeated(instance.id, type(error).__name__))
                 return action
             unit.refused = error.statement
             self.gate.learn(error.statement)
-            self.emit(events.Learned, instance.id, self.gate.driver.code(error.orig))
+            if self.dispatcher.listeners:
+                self.dispatcher.publish(events.Learned(instance.id, self.gate.driver.code(error.orig)))
         elif action in (Action.REPEAT_ELSEWHERE, Action.REPEAT_UNPREPARED):
             unit.repeats += 1
             if unit.repeats > REPEATS or not self._repeats.allowed(instance.id, first=unit.repeats == 1):
@@ -514,7 +520,8 @@ class Router:
             self._counters.retries[instance.id] += 1
             if action is Action.REPEAT_ELSEWHERE and not unit.on_writer:
                 unit.avoid |= {instance.id}
-            self.emit(events.Repeated, instance.id, type(error).__name__)
+            if self.dispatcher.listeners:
+                self.dispatcher.publish(events.Repeated(instance.id, type(error).__name__))
         elif unit.on_writer and unit.refused is not None and unit.refused == error.statement:
             self.gate.forget(unit.refused)  # the reader was not at fault: the writer refuses it, too
         return action
@@ -556,7 +563,7 @@ class Router:
         return self._monitor.topology
 
     def _surprised(self, instance_id: str, why: str) -> None:
-        self.emit(events.ConnectionRefused, instance_id, why)
+        self.dispatcher.publish(events.ConnectionRefused(instance_id, why))
         self._monitor.look(instance_id)
 
     def _forked(self) -> None:
@@ -574,7 +581,7 @@ class Router:
     def _changed(self, old: Topology, new: Topology, published_at: float) -> list[Callable[[], object]]:
         if new.readers:
             self._for_reads.turn_away()  # so that waiting reads try the readers
-        news = take_in(self._engines, self.emit.from_own_thread, old, new, published_at)
+        news = take_in(self._engines, self.dispatcher.publish_from_own_thread, old, new, published_at)
         self._engines.keep(new.by_id)
         self._counters.keep(new.by_id)
         return [*news, functools.partial(self._log.keep, new.by_id), self._log.tick]

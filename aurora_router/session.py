@@ -419,7 +419,8 @@ class RoutingMixin(_Base):
             connection = self.router.enter(unit, door, write)
         except NotARead:
             # A listener has sent more than reads and settings. Its statements belong to the unit, so the unit must move.
-            self.router.emit(events.MovedByListener, f"{door.engine.url.host}:{door.engine.url.port}")
+            where = f"{door.engine.url.host}:{door.engine.url.port}"
+            self.router.dispatcher.publish(events.MovedByListener(where))
             _leave(self, door.engine)
             connection = self.router.enter(unit, door, Reason.NOT_A_READ)
         self._unit_of = self.get_transaction()
@@ -437,7 +438,8 @@ class RoutingMixin(_Base):
             if connection is not None and not connection.invalidated:
                 refuse_inherited(connection.connection)
             self._leave_place(unit)
-            self.router.emit(events.Moved, left.id, reason)
+            if self.router.dispatcher.listeners:
+                self.router.dispatcher.publish(events.Moved(left.id, reason))
         return self._enter(unit, reason, options)
 
     def _leave_place(self, unit: Unit) -> None:

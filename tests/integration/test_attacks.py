@@ -672,11 +672,11 @@ def test_a_unit_that_is_interrupted_while_it_asks_leaves_nothing(
                 interrupted.set()
                 raise KeyboardInterrupt
 
-    router.emit.listeners = (Interrupts().append,)
+    router.dispatcher.listeners = (Interrupts().append,)
     proxy.lose("COMMIT", answer=True)
     with pytest.raises(KeyboardInterrupt):
         router.run_transaction(sessions(router), raise_stock)
     assert interrupted.is_set()
-    router.emit.listeners = ()
+    router.dispatcher.listeners = ()
     assert no_connection_is_left(router)
     assert router.run_transaction(sessions(router), raise_stock) == 12

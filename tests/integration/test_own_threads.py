@@ -293,6 +293,6 @@ def test_ctrl_c_in_a_listener_is_not_swallowed(make_router: MakeRouter, end: typ
     router = make_router(listeners=[interrupted])
     with pytest.raises(end):
         router.connect()
-    router.emit.listeners = ()
+    router.dispatcher.listeners = ()
     with router.connect():
         pass

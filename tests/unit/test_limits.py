@@ -261,7 +261,7 @@ def test_many_threads_never_have_more_places_than_there_are():
 def test_repeats_that_are_refused_are_told_with_the_instance():
     heard: list[events.Event] = []
     counters = Counters()
-    repeats = Repeats(lambda kind, *values: heard.append(kind(*values)), counters)
+    repeats = Repeats(heard.append, counters)
     assert repeats.allowed("db-1:5432", first=True)
     while repeats.allowed("db-1:5432", first=False):
         pass

@@ -1,14 +1,17 @@
 """The log reports a cluster's troubles and stays short, with a clock of the test's own."""
 
+import ast
 import logging
+from pathlib import Path
 
 import pytest
 
+import aurora_router
 from aurora_router import Router
 from aurora_router.core import events
 from aurora_router.core.pacing import Rate, Steady
 from aurora_router.core.topology import Topology
-from aurora_router.listeners import Listeners
+from aurora_router.listeners import EventDispatcher
 from aurora_router.log import AGAIN, Log
 from tests.unit.topologies import ABC, MISCONFIGURED, after, silent
 
@@ -191,16 +194,22 @@ def test_a_forked_child_says_again_what_it_finds(told):
     assert told.lines == [IS_DOWN, IS_DOWN]
 
 
-def test_an_event_that_nobody_hears_is_not_made():
-    """An event that neither a listener nor the log takes is not made."""
-    made = []
-
-    class Costly(events.Moved):
-        def __new__(cls, *values):
-            made.append(values)
-
-    Listeners((), Log())(Costly, "db-1:5432", None)
-    assert made == []
+def test_no_event_is_made_if_nobody_listens():
+    """An event that the log does not want is made only after a look at `listeners`."""
+    unguarded = []
+    for path in sorted(Path(aurora_router.__file__).parent.rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        guarded = {
+            id(node)
+            for test in ast.walk(tree)
+            if isinstance(test, ast.If) and ast.unparse(test.test).endswith(".listeners")
+            for node in ast.walk(test)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("dispatcher.publish") and id(node) not in guarded:
+                unguarded.append(ast.unparse(node.args[0].func).removeprefix("events."))
+    assert {getattr(events, name) for name in unguarded} <= Log.KINDS
+    assert unguarded, "they were looked for in the right place"
 
 
 def test_the_log_hears_as_well_as_the_users_listeners(told):
@@ -210,9 +219,9 @@ def test_the_log_hears_as_well_as_the_users_listeners(told):
     def fails(event):
         raise ValueError
 
-    emit = Listeners((fails, heard.append), told.log)
-    emit(events.InstanceDown, "db-2:5432", "Connection refused")
-    emit(events.Learned, "db-2:5432", "0A000")
+    dispatcher = EventDispatcher((fails, heard.append), told.log)
+    dispatcher.publish(events.InstanceDown("db-2:5432", "Connection refused"))
+    dispatcher.publish(events.Learned("db-2:5432", "0A000"))
     assert heard == [DOWN, events.Learned("db-2:5432", "0A000")]
     assert told.lines == [IS_DOWN, ("ERROR", "a listener failed on InstanceDown"), ("ERROR", "a listener failed on Learned")]
 
@@ -226,17 +235,17 @@ def test_a_listener_that_always_fails_is_told_now_and_then(told, caplog):
     def fails_too(event):
         raise ValueError
 
-    emit = Listeners((fails, fails_too), told.log)
-    emit.from_own_thread(events.Learned, "db-2:5432", "0A000")
+    dispatcher = EventDispatcher((fails, fails_too), told.log)
+    dispatcher.publish_from_own_thread(events.Learned("db-2:5432", "0A000"))
     assert [record.exc_info[0] for record in caplog.records] == [SystemExit, ValueError]
     assert told.lines == [("ERROR", "a listener failed on Learned")] * 2
     for _ in range(100):
-        emit.from_own_thread(events.Learned, "db-2:5432", "0A000")
+        dispatcher.publish_from_own_thread(events.Learned("db-2:5432", "0A000"))
     assert told.lines == []
-    emit.from_own_thread(events.Repeated, "db-2:5432", "OperationalError")
+    dispatcher.publish_from_own_thread(events.Repeated("db-2:5432", "OperationalError"))
     assert told.lines == [("ERROR", "a listener failed on Repeated")] * 2
     told.now += AGAIN
-    emit.from_own_thread(events.Learned, "db-2:5432", "0A000")
+    dispatcher.publish_from_own_thread(events.Learned("db-2:5432", "0A000"))
     assert told.lines == [("ERROR", "a listener failed on Learned (100 more like this since the last such line)")] * 2
 
 
@@ -253,7 +262,7 @@ def test_a_log_that_cannot_be_written_harms_nobody(told):
     broken = Broken()
     logging.getLogger("aurora_router").addHandler(broken)
     try:
-        Listeners((fails,), told.log)(events.Learned, "db-2:5432", "0A000")
+        EventDispatcher((fails,), told.log).publish(events.Learned("db-2:5432", "0A000"))
         told.log.started(after(ABC, silent("c", 1, None, MISCONFIGURED)))
         Router("postgresql+psycopg://app@db-1/shop")._engines._found_pooler("db-1:5432")
     finally:
