@@ -11,8 +11,8 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 
 from aurora_router import Router, RoutingSession
 from aurora_router.local.cluster import Cluster
+from tests.integration.mysql_family import deadlock
 from tests.integration.shop import BOTH, Item, engine, sessions, until_readers_serve
-from tests.integration.test_mysql_family import deadlock
 
 MakeRouter = Callable[..., Router]
 
