@@ -1,17 +1,12 @@
-"""Local clusters: real servers are started, lost and brought back, and nothing stays behind."""
+"""Local clusters: real servers are started, lost and brought back, for each test anew."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pymysql
@@ -19,52 +14,20 @@ import pytest
 from sqlalchemy import NullPool, create_engine
 from sqlalchemy.exc import OperationalError
 
-import aurora_router
-from aurora_router.local import CLUSTERS, LocalClusterError, LocalInstance, MariadbCluster, MysqlCluster, PostgresCluster
-from aurora_router.local.system import find_mariadb, find_mysql, find_postgres
-from tests.engines import here
-
-Cluster = PostgresCluster | MariadbCluster | MysqlCluster
-
-
-@dataclass(frozen=True)
-class Engine:
-    """What differs between the engines, in what a client sees of a cluster."""
-
-    make: Callable[..., Any]
-    error: type[Exception]  # The driver's error for any fault of a connection.
-    refused: str  # A part of its message for a wrong password.
-    own_database: str
-    data_directory: str
-    wrong_setting: str
-    impatient: Mapping[str, object] = field(default_factory=lambda: {"connect_timeout": 1})
-
-    def __repr__(self) -> str:
-        return str(self.make.__name__)
-
-
-POSTGRES = Engine(
-    make=PostgresCluster,
-    error=psycopg.OperationalError,
-    refused="password authentication failed",
-    own_database="SELECT current_user::text, current_database()::text",
-    data_directory="SHOW data_directory",
-    wrong_setting="shared_buffers",
+from aurora_router.local import LocalClusterError, PostgresCluster
+from tests.integration.local_clusters import (
+    HERE,
+    POSTGRES,
+    Cluster,
+    Engine,
+    ask,
+    data_directory,
+    each_engine,
+    engine_of,
+    notes,
+    wait,
+    with_package,
 )
-MARIADB = Engine(
-    make=MariadbCluster,
-    error=pymysql.err.OperationalError,
-    refused="Access denied",
-    own_database="SELECT substring_index(current_user(), '@', 1), database()",
-    data_directory="SELECT @@datadir",
-    wrong_setting="innodb_buffer_pool_size",
-    impatient={"connect_timeout": 1, "read_timeout": 1},
-)
-MYSQL = replace(MARIADB, make=MysqlCluster, wrong_setting="gtid_mode")
-ENGINES: Mapping[object, Engine] = {PostgresCluster: POSTGRES, MariadbCluster: MARIADB, MysqlCluster: MYSQL}
-HERE = [ENGINES[CLUSTERS[name]] for name in here(*CLUSTERS)]
-
-each_engine = pytest.mark.parametrize("engine", HERE, ids=repr)
 
 
 @pytest.fixture(scope="module", params=HERE, ids=repr)
@@ -82,41 +45,7 @@ def cluster(shared: Cluster) -> Cluster:
     return shared
 
 
-def engine_of(cluster: Cluster) -> Engine:
-    return ENGINES[type(cluster)]
-
-
-def ask(connection: Any, query: str) -> Any:
-    with connection.cursor() as cursor:
-        cursor.execute(query)
-        return cursor.fetchone()
-
-
-def notes(cluster: Cluster, instance: LocalInstance | None = None) -> list[int]:
-    return [row[0] for row in cluster.execute("SELECT id FROM note ORDER BY id", instance=instance)]
-
-
-def wait(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
-
-
-def processes_in(directory: str) -> list[int]:
-    """Processes that work in the directory; a zombie works nowhere."""
-    found = []
-    for cwd in Path("/proc").glob("[0-9]*/cwd"):
-        try:
-            where = os.readlink(cwd)
-        except OSError:
-            continue
-        if where.startswith(directory):
-            found.append(int(cwd.parent.name))
-    return found
-
-
-# -- what a cluster is
+# -- what a cluster is ------------------------------------------------------------------------------------------------
 
 
 def test_each_instance_has_its_own_address_and_the_same_port(cluster: Cluster) -> None:
@@ -178,7 +107,7 @@ def test_two_clusters_run_side_by_side(cluster: Cluster) -> None:
             cluster.kill(other.writer)
 
 
-# -- what can happen to it
+# -- what can happen to it --------------------------------------------------------------------------------------------
 
 
 def test_a_surviving_reader_follows_the_promoted_one(
@@ -386,16 +315,7 @@ def test_synchronous_replication_loses_nothing_acknowledged(engine: Engine) -> N
             cluster.rejoin(old)
 
 
-# -- nothing stays behind
-
-
-@each_engine
-def test_a_server_that_cannot_start_says_why_and_leaves_nothing(engine: Engine) -> None:
-    cluster = engine.make(readers=0, settings={engine.wrong_setting: "many"})
-    with pytest.raises(LocalClusterError, match=engine.wrong_setting):
-        cluster.start()
-    assert repr(cluster) == f"<{engine} stopped>"
-    cluster.stop()
+# -- what one can do with it ------------------------------------------------------------------------------------------
 
 
 def test_readers_start_with_less_than_initdb_has() -> None:
@@ -408,152 +328,6 @@ def test_readers_start_with_less_than_initdb_has() -> None:
         cluster.promote()
         cluster.heal()
         assert len(cluster.readers) == 1
-
-
-def test_programs_that_are_missing_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(LocalClusterError, match=r"has no postgres, initdb, pg_basebackup, pg_rewind"):
-        PostgresCluster(bin_dir=tmp_path).start()
-    monkeypatch.setenv("PGBIN", str(tmp_path))
-    with pytest.raises(LocalClusterError, match="has no postgres"):
-        find_postgres()
-    monkeypatch.delenv("PGBIN")
-    monkeypatch.setattr("aurora_router.local.system._in_wheel", list)
-    monkeypatch.setattr("aurora_router.local.system._in_system", list)
-    with pytest.raises(LocalClusterError, match=r"pip install 'aurora-router\[local\]'"):
-        find_postgres()
-
-
-def test_programs_of_mariadb_that_are_missing_are_named(tmp_path: Path) -> None:
-    with pytest.raises(LocalClusterError, match="no mariadbd found"):
-        MariadbCluster(bin_dir=tmp_path).start()
-    server, install = find_mariadb()
-    assert find_mariadb(server.parent) == (server, install)
-    (tmp_path / "mariadbd").symlink_to(server)
-    with pytest.raises(LocalClusterError, match=f"no mariadb-install-db found in {tmp_path}: install"):
-        find_mariadb(tmp_path)
-
-
-def test_only_a_mysqld_of_mysql_that_is_new_enough_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def says(name: str, version: str) -> Path:
-        (tmp_path / name).mkdir()
-        program = tmp_path / name / "mysqld"
-        program.write_text(f"#!/bin/sh\necho '/usr/sbin/mysqld  Ver {version}'\n")
-        program.chmod(0o755)
-        return program
-
-    (tmp_path / "mysqld").symlink_to(find_mariadb()[0])
-    with pytest.raises(LocalClusterError, match=f"no MySQL 8.0.30 or newer found in {tmp_path}: install"):
-        MysqlCluster(bin_dir=tmp_path).start()
-    old = says("old", "8.0.29 for Linux on x86_64 (MySQL Community Server - GPL)")
-    with pytest.raises(LocalClusterError, match=f"{old} has 8.0.29"):
-        find_mysql(old.parent)
-    new = says("new", "8.4.6-6 for Linux on x86_64 (Percona Server (GPL), Release 6, Revision 47d1c8c)")
-    monkeypatch.setenv("PATH", os.pathsep.join(map(str, (tmp_path, old.parent, new.parent))))
-    assert find_mysql() == new
-
-
-@each_engine
-def test_a_stopped_cluster_is_gone_and_can_be_started_anew(engine: Engine) -> None:
-    cluster = engine.make(readers=1)
-    for _ in range(2):
-        with cluster:
-            directory = data_directory(cluster)
-            cluster.freeze(cluster.readers[0])
-            pids = [i.pid for i in cluster.instances]
-        assert not os.path.exists(directory)
-        assert processes_in(directory) == []
-        assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
-
-
-def data_directory(cluster: Cluster) -> str:
-    return str(Path(cluster.execute(engine_of(cluster).data_directory)[0][0]).parent)
-
-
-CHILD = """
-import os, pathlib, sys, time
-from aurora_router.local import {engine}
-cluster = {engine}(readers=1).start()
-cluster.freeze(cluster.readers[0])
-cluster.execute("SELECT 1")
-print(pathlib.Path(cluster.execute("{engine.data_directory}")[0][0]).parent, flush=True)
-{then}
-"""
-
-
-def child(engine: Engine, then: str) -> tuple[subprocess.Popen[str], str]:
-    """A process that has started a cluster, and the cluster's directory."""
-    code = CHILD.format(engine=engine, then=then)
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    process = subprocess.Popen([sys.executable, "-c", code], env=with_package(), text=True, **pipes)
-    assert process.stdout is not None
-    directory = process.stdout.readline().strip()
-    if not directory:
-        process.communicate()
-        pytest.fail(f"the process ended with status {process.returncode} before it had its cluster")
-    assert os.path.isdir(directory)
-    assert processes_in(directory)
-    return process, directory
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
-@each_engine
-def test_no_server_outlives_a_killed_process(engine: Engine, number: signal.Signals) -> None:
-    process, directory = child(
-        engine,
-        "time.sleep(600)"
-        if number != signal.SIGINT
-        else """
-try:
-    time.sleep(600)
-except KeyboardInterrupt:
-    pass""",
-    )
-    with process:
-        process.send_signal(number)
-    wait(lambda: not os.path.exists(directory))
-    assert processes_in(directory) == []
-
-
-@each_engine
-def test_no_server_outlives_a_process_that_forgot_to_stop(engine: Engine) -> None:
-    """No server outlives a process that forgot to stop the cluster."""
-    process, directory = child(engine, "sys.stdin.read()")
-    with process:
-        process.communicate(timeout=20)  # The checks are done, so it may end.
-    assert process.returncode == 0
-    assert not os.path.exists(directory)  # The interpreter waits at exit until it is removed.
-    assert processes_in(directory) == []
-
-
-@each_engine
-def test_a_forked_child_neither_stops_nor_keeps_the_cluster(engine: Engine) -> None:
-    """A forked child neither stops the cluster nor keeps it alive."""
-    process, directory = child(
-        engine,
-        """
-pid = os.fork()
-if pid == 0:
-    cluster.stop()
-    orphan = os.fork()
-    if orphan == 0:
-        time.sleep(600)  # lives on when its parents are gone
-    print(orphan, flush=True)
-    sys.exit()
-os.waitpid(pid, 0)
-cluster.thaw(cluster.readers[0])
-cluster.execute("SELECT 1", instance=cluster.readers[0])
-print("alive", flush=True)
-time.sleep(600)
-""",
-    )
-    with process:
-        assert process.stdout is not None
-        orphan = int(process.stdout.readline())
-        assert process.stdout.readline() == "alive\n"
-        process.kill()
-        process.wait()
-        wait(lambda: not os.path.exists(directory))
-        os.kill(orphan, signal.SIGKILL)
 
 
 def test_importing_the_local_clusters_imports_no_driver() -> None:
@@ -593,30 +367,3 @@ def test_factory(aurora_cluster_factory, aurora_engine):
     done = subprocess.run(command, cwd=tmp_path, env=with_package(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert "3 passed" in done.stdout
-
-
-def test_programs_that_the_servers_user_cannot_reach_are_copied(tmp_path: Path) -> None:
-    found = find_postgres()
-    home = tmp_path / found.parent.parent.name / found.parent.name
-    home.parent.mkdir()
-    (home.parent / home.name).symlink_to(found.parent)
-    libraries = found.parent.parent.parent / f"{found.parent.parent.name}.libs"
-    if os.geteuid() != 0 or not libraries.is_dir():
-        # Without root the servers run as this user, so they can read all that it can.
-        with PostgresCluster(readers=0, bin_dir=home / "bin") as cluster:
-            assert cluster.execute("SELECT 1") == [(1,)]
-        return
-    home.unlink()
-    shutil.copytree(found.parent, home)
-    shutil.copytree(libraries, tmp_path / libraries.name)
-    tmp_path.chmod(0o700)
-    with PostgresCluster(readers=1, bin_dir=home / "bin") as cluster:
-        executable = os.readlink(f"/proc/{cluster.writer.pid}/exe")
-        assert executable.startswith(data_directory(cluster))
-    assert not os.path.exists(executable)
-
-
-def with_package() -> dict[str, str]:
-    """An environment in which a child finds the package, installed or not."""
-    root = str(Path(aurora_router.__file__).parents[1])
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
