@@ -40,7 +40,7 @@ def loses_everywhere(unit: Unit, code: Any, server: ServerFamily, monitor: Monit
         return f"the same statement has lost its connection {now.times} times"
     if before is None or now.times == 1:
         is_killed = unit.run is None and code in server.KILLED
-        return _ALIVE if is_killed and monitor.ask_anew(now.instance, now.server) is not None else None
+        return _ALIVE if is_killed and monitor.confirm_role(now.instance, now.server) is not None else None
     until = unit.run.deadline if unit.run is not None else None
     if until is None:
         until = now.at + patience

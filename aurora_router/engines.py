@@ -40,7 +40,6 @@ from aurora_router.drivers import Driver, Mode
 from aurora_router.errors import ConfigurationError, Signal, WrongServer
 from aurora_router.limits import Places
 from aurora_router.mistakes import UNKNOWN_HOST, hide_values, is_refused, mistake, probe_error, refusal
-from aurora_router.monitor import ProbeError
 from aurora_router.pooling import (
     AUTOCOMMIT,
     ENTERED,
@@ -58,6 +57,7 @@ from aurora_router.pooling import (
     line_of,
     poll_of,
 )
+from aurora_router.probe import ProbeError
 from aurora_router.servers import ServerFamily, Unsuitable
 from aurora_router.settings import Settings
 from aurora_router.stats import Counters, PoolUsage

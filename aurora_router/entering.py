@@ -370,7 +370,7 @@ class Entrance:
         load.turn += 1
         decision = choose(topology, need, self._balance, load, random.random(), time.monotonic())
         if decision.reason is _OWN_WRITES or (decision.reason is Reason.NO_WRITER and need.requirement is not None):
-            self._monitor.want_positions()
+            self._monitor.request_positions()
         return decision
 
     def _resolve(self, unit: Unit, requirement: Requirement, topology: Topology) -> Topology:

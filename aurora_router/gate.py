@@ -347,7 +347,7 @@ class Gate:
             self._harmless = self._allowed | catalog
         effect = found.effect_given(self._harmless)
         if effect is not found.known:
-            self.monitor.want_functions()
+            self.monitor.request_catalog()
         return effect
 
     def learn(self, text: str | None) -> None:
@@ -505,7 +505,7 @@ class Gate:
         """Ask the server of a unit for its role now. None if the server is lost."""
         if unit.instance is None or unit.server is None:
             return None
-        return self.monitor.ask_anew(unit.instance.id, unit.server)
+        return self.monitor.confirm_role(unit.instance.id, unit.server)
 
     def phase(self, unit: Unit) -> Phase:
         """How far the unit was when a statement or a COMMIT of it failed."""

@@ -12,7 +12,7 @@ from aurora_router.core.redaction import hide
 from aurora_router.core.topology import Silence
 from aurora_router.drivers import Driver
 from aurora_router.errors import ConfigurationError
-from aurora_router.monitor import ProbeError
+from aurora_router.probe import ProbeError
 from aurora_router.servers import ServerFamily
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.pool.base import _ConnectionFairy, _ConnectionRecord
 from sqlalchemy.util.queue import Empty
 
 from aurora_router.core.topology import Silence
-from aurora_router.monitor import ProbeError
+from aurora_router.probe import ProbeError
 
 SERVER = "aurora_router_server"
 MODE = "aurora_router_mode"

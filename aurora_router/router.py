@@ -564,7 +564,7 @@ class Router:
 
     def _surprised(self, instance_id: str, why: str) -> None:
         self.dispatcher.publish(events.ConnectionRefused(instance_id, why))
-        self._monitor.look(instance_id)
+        self._monitor.recheck_address(instance_id)
 
     def _forked(self) -> None:
         """Begin anew in a forked child. Connections, threads and held locks are the parent's, and its topology may be old."""

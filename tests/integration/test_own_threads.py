@@ -18,7 +18,8 @@ from aurora_router.core import events
 from aurora_router.core.positions import WalPosition
 from aurora_router.core.topology import Instance, Role, Server, ServerId, Silence
 from aurora_router.local import PostgresCluster
-from aurora_router.monitor import Haste, Monitor, ProbeConnection, ProbeError
+from aurora_router.monitor import Monitor
+from aurora_router.probe import ProbeConnection, ProbeError
 from aurora_router.settings import Settings
 from tests.integration.shop import eventually, until_readers_serve
 
@@ -202,27 +203,6 @@ def test_a_probe_that_ends_while_it_is_replaced_leaves_no_thread() -> None:
     monitor.close()
 
 
-@pytest.mark.parametrize(("silence", "seconds", "if_wanted"), [(Silence.REFUSED, 0.02, 0.02), (Silence.MISCONFIGURED, 60, 0.05)])
-def test_what_waiting_cannot_heal_is_probed_in_no_hurry(silence: Silence, seconds: float, if_wanted: float) -> None:
-    """A refused password is tried again every probe_interval, and once for those who start the router meanwhile."""
-
-    def connect(_: Instance) -> ProbeConnection:
-        raise ProbeError("no", silence)
-
-    settings = Settings("postgresql+psycopg://app@db-1/shop", probe_interval=60)
-    monitor = Monitor(settings, connect, lambda _: None, lambda *_: (), lambda _: False)
-    monitor.start()
-    (watcher,) = monitor._watchers.values()
-    eventually(lambda: monitor.topology.probed)
-    monitor.close()
-    assert monitor._pace(watcher, time.monotonic()) == seconds
-    monitor._hasty[Haste.SHARED].add(None)
-    monitor._hasty_since[Haste.SHARED] = time.monotonic()
-    assert monitor._pace(watcher, time.monotonic()) == if_wanted
-    watcher.last_at = time.monotonic()
-    assert monitor._pace(watcher, time.monotonic()) == seconds
-
-
 def test_a_warning_that_cannot_be_logged_costs_no_instance(monkeypatch: pytest.MonkeyPatch) -> None:
     """A log handler that raises on the warning about the catalog takes no instance out of use."""
     said: list[str] = []
@@ -252,7 +232,7 @@ def test_a_warning_that_cannot_be_logged_costs_no_instance(monkeypatch: pytest.M
     try:
         settings = Settings("postgresql+psycopg://app@db-1/shop", probe_interval=0.05)
         monitor = Monitor(settings, lambda _: WithoutCatalog(), lambda _: None, lambda *_: (), lambda _: False)
-        monkeypatch.setattr(monitor, "_observed", lambda observation: known.append(observation.silence))
+        monkeypatch.setattr(monitor, "take", lambda news: known.append(news.silence))
         monitor.start()
         eventually(lambda: any("could not be read" in line for line in said))
         asked = len(known)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -13,8 +14,8 @@ import pytest
 from sqlalchemy import make_url, text
 from sqlalchemy.engine import Connection
 
-from aurora_router import ConfigurationError, Router, RoutingSession, monitor
-from aurora_router.core import events
+from aurora_router import ConfigurationError, Router, RoutingSession
+from aurora_router.core import events, probing
 from aurora_router.local import PostgresCluster
 from tests.integration.poolers import pooler
 from tests.integration.shop import RAISE, eventually, instance_id, place, raise_stock, sessions, stock, until_readers_serve
@@ -189,7 +190,8 @@ def test_a_full_pooler_is_not_a_silent_server(behind: Behind, heard: list[events
 
 def test_a_frozen_reader_behind_a_pooler_is_found(behind: Behind, monkeypatch: pytest.MonkeyPatch) -> None:
     """A unit that waits for a frozen reader is woken, a while later than without a pooler."""
-    monkeypatch.setattr(monitor, "QUEUE", 1.0)
+    usual = probing.queue_timeout
+    monkeypatch.setattr(probing, "queue_timeout", lambda instance, timing: usual(instance, replace(timing, queue_timeout=1.0)))
     router = behind.route(probe_timeout=0.3)
     with sessions(router)() as s:
         assert s.scalar(COUNT) == 3

@@ -18,8 +18,8 @@ from sqlalchemy import text
 
 import aurora_router
 from aurora_router import Router
+from aurora_router.core.probing import STALE_AFTER
 from aurora_router.local import FaultProxy, PostgresCluster
-from aurora_router.monitor import TRUST
 from aurora_router.pooling import Line
 from tests.integration.shop import BOTH, eventually, no_connection_is_left
 from tests.interruptions import interrupted_at_each_line
@@ -320,7 +320,7 @@ print([e.instance for e in heard])
         process.send_signal(signal.SIGSTOP)
         stopped = time.monotonic()
         new = cluster.promote()  # The old one still believes that it is the writer.
-        eventually(lambda: time.monotonic() - stopped > TRUST + 1)
+        eventually(lambda: time.monotonic() - stopped > STALE_AFTER + 1)
         process.stdin.write("go\n")
         process.stdin.flush()
         process.send_signal(signal.SIGCONT)
@@ -340,7 +340,7 @@ def test_a_machine_that_slept_asks_again_before_it_decides(
     with router.connect() as connection:
         address = "SELECT host(inet_server_addr()) || ':' || inet_server_port()"
         assert connection.scalar(text(address)) == new.address
-    assert router._monitor.trusted
+    assert router._monitor.is_current
 
 
 def test_a_second_sleep_before_all_were_heard_asks_all_again(
@@ -357,7 +357,7 @@ def test_a_second_sleep_before_all_were_heard_asks_all_again(
     woke = time.monotonic()
     router._monitor.suspect(old.address)
     eventually(lambda: router.topology.by_id[old.address].heard_at >= woke)
-    assert not router._monitor.trusted  # The frozen one still has time to answer.
+    assert not router._monitor.is_current  # The frozen one still has time to answer.
     cluster.promote(promoted)
     monkeypatch.setattr(time, "time", lambda: clock() + 7200)
     with router.connect() as connection:
@@ -394,7 +394,7 @@ def test_a_silent_instance_delays_a_woken_process_for_a_while(
     monkeypatch.setattr(time, "time", lambda: clock() + 3600)
     with router.connect() as connection:
         assert connection.scalar(text("SELECT 1")) == 1
-    assert router._monitor.trusted
+    assert router._monitor.is_current
     assert router.topology.by_id[frozen.address].misses or not router.topology.by_id[frozen.address].healthy
 
 

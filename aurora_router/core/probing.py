@@ -1,0 +1,244 @@
+"""The schedule of probes, and the trust in their answers, as functions of their arguments.
+
+The monitor calls them with the times of its clocks, the simulation with the times of its own. All times are seconds of a
+monotonic clock, unless they are called times of the wall clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from aurora_router.core.topology import MISSES, Instance, Observation, Role, Silence, Topology
+
+LATE_FRACTION = 0.25  # the part of probe_timeout after which a silent writer makes all instances be probed fast
+STALE_AFTER = 5.0  # seconds (at least) without the scheduler, after which earlier observations do not count
+SHORTEST_WAIT = 0.001  # seconds for which the scheduler sleeps at least
+CATALOG_INTERVAL = 30.0  # seconds between looks at the functions in the catalog
+CATALOG_FAST_INTERVAL = 1.0  # the same after a call of an unknown function
+PRUNE_INTERVAL = 60.0  # seconds between looks for old rows of the commit table
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How often instances are probed, and how long a probe may take. All fields are seconds.
+
+    interval, position_interval, timeout, failover_timeout: the settings `probe_interval`, `position_interval`, `probe_timeout`
+        and `failover_timeout`.
+    fast_interval: between two probes while something is suspect.
+    queue_timeout: for a probe of a reader that may wait in a pooler's queue for a place that units of this router have.
+    reconnect_interval: until a name is resolved and connected to afresh.
+    endpoint_reconnect_interval: the same for a reader endpoint, because other servers may stand there.
+    writerless_reconnect_interval: the same without a writer, because the writer's name may lead to another server by now.
+    stale_after: after which earlier observations do not count if the scheduler has not run, by the wall clock.
+    grace: beyond `timeout` that each instance then has for an answer.
+    """
+
+    interval: float
+    position_interval: float
+    timeout: float
+    failover_timeout: float
+    stale_after: float = STALE_AFTER
+    fast_interval: float = 0.02
+    queue_timeout: float = 10.0
+    reconnect_interval: float = 30.0
+    endpoint_reconnect_interval: float = 5.0
+    writerless_reconnect_interval: float = 0.5
+    grace: float = 1.0
+
+    @property
+    def late_after(self) -> float:
+        """The seconds of silence after which a writer may be lost."""
+        return self.timeout * LATE_FRACTION
+
+    @property
+    def lost_after(self) -> float:
+        """The seconds after which a silent server is known to be lost."""
+        return MISSES * (self.timeout + self.fast_interval) + self.fast_interval
+
+
+def timing(
+    *, interval: float, position_interval: float, timeout: float, failover_timeout: float, max_lag: float | None
+) -> Timing:
+    """The timing of these settings.
+
+    An answer does not prove a lag below max_lag for longer than max_lag, so probes must come more often.
+    """
+    usual = Timing(interval, position_interval, timeout, failover_timeout)
+    if max_lag is not None:
+        interval = min(interval, max(max_lag / 4, usual.fast_interval))
+    return replace(usual, interval=interval, stale_after=max(3 * interval, STALE_AFTER))
+
+
+# -- pace and deadlines -------------------------------------------------------------------------------------------
+
+
+class Demand(NamedTuple):
+    """The reasons to probe sooner than is usual, at one moment.
+
+    is_awaited: whether any thread waits for a topology.
+    suspects: the instances at which something failed.
+    own_since: when a thread last began to wait for an answer at once; None if none waits for that.
+    shared_since: when a thread last began to wait for an answer that does for all; None if none waits for that.
+    positions_since: when positions were last asked for.
+    writerless_since: when the writer was lost, or the monitor was started.
+    doubted_at: since when observations are not trusted; None if they are.
+    writer_asked_at: when the probe of the writer that is under way began; None if none is.
+    """
+
+    writerless_since: float
+    is_awaited: bool = False
+    suspects: Collection[str] = ()
+    own_since: float | None = None
+    shared_since: float | None = None
+    positions_since: float = float("-inf")
+    doubted_at: float | None = None
+    writer_asked_at: float | None = None
+
+
+def pace(topology: Topology, instance_id: str, last_at: float, demand: Demand, timing: Timing, now: float) -> float:
+    """The seconds between two probes of an instance.
+
+    last_at: when the last one began.
+    """
+    instance = topology.by_id.get(instance_id)
+    answers = instance is not None and bool(instance.seen)
+    if instance is not None and answers and (instance.misses or instance_id in demand.suspects):
+        return timing.fast_interval
+    if demand.doubted_at is not None and last_at < demand.doubted_at:
+        return timing.fast_interval
+    # Each probe of a misconfigured instance may be a login with a wrong password. Those who start the router share one, to see
+    # whether it was mended.
+    is_hopeless = instance is not None and instance.silence is Silence.MISCONFIGURED and not answers
+    if not is_hopeless and _is_writer_doubtful(topology, demand, timing, now):
+        return timing.fast_interval
+    if demand.own_since is not None and instance is not None and instance.healthy:
+        return 0.0 if last_at < demand.own_since else timing.fast_interval
+    shares = answers or (is_hopeless and topology.writer is None)
+    if demand.shared_since is not None and shares and last_at < demand.shared_since:
+        return min(timing.position_interval, timing.interval)
+    if last_at < demand.positions_since and instance is not None and instance.healthy:
+        return min(timing.position_interval, timing.interval)
+    return timing.interval
+
+
+def _is_writer_doubtful(topology: Topology, demand: Demand, timing: Timing, now: float) -> bool:
+    """Whether another server may be the writer by now. Its promotion can be seen before it is certain that the old one hangs."""
+    writer = topology.writer
+    if writer is None:
+        return demand.is_awaited or now - demand.writerless_since < timing.failover_timeout
+    asked_at = demand.writer_asked_at
+    is_late = asked_at is not None and now - asked_at >= timing.late_after
+    return writer.id in demand.suspects or writer.misses > 0 or is_late
+
+
+def queue_timeout(instance: Instance | None, timing: Timing) -> float:
+    """The seconds for which a probe may be silent if units of this router have all places of a pooler.
+
+    The probe may wait in the pooler's queue. Then its silence says nothing of the server. For the writer there is time, because
+    the promotion of another server shows its loss. Nothing else shows a reader's loss.
+    """
+    if instance is None or not instance.healthy or instance.misses:
+        return timing.timeout
+    return max(timing.timeout, timing.failover_timeout if instance.role is Role.WRITER else timing.queue_timeout)
+
+
+def wake_at(asked_at: float | None, last_at: float, every: float, timeout: float, timing: Timing, now: float) -> float:
+    """When the scheduler must look at an instance again.
+
+    asked_at: when the probe that is under way began; None if none is.
+    last_at: when the last probe began.
+    every: the result of `pace()`.
+    timeout: seconds that the probe under way has.
+    """
+    if asked_at is None:
+        due = last_at + every
+    else:
+        late_at = asked_at + timing.late_after
+        ends_at = late_at if late_at > now else asked_at + timeout
+        due = min(ends_at, max(last_at + every, now + timing.fast_interval))
+    return max(due, now + SHORTEST_WAIT)
+
+
+def clears(observation: Observation, suspected_at: float) -> bool:
+    """Whether an observation ends the suspicion of its instance. A later probe does, unless it is silent."""
+    return observation.silence is not Silence.TIMEOUT and suspected_at <= observation.asked_at
+
+
+# -- trust --------------------------------------------------------------------------------------------------------
+
+
+class Trust(NamedTuple):
+    """Whether what was observed still counts. It does not after this process stood still: stopped, or its machine asleep.
+
+    doubted_at: earlier observations are not trusted until all instances were observed since; None if they are trusted.
+    awake_until: by the wall clock, which goes on while the process or its machine sleeps. If the scheduler runs later than that,
+        the process has stood still.
+    trusted_until: until when observations count, by the wall clock.
+    """
+
+    doubted_at: float | None = None
+    awake_until: float = float("inf")
+    trusted_until: float = float("inf")
+
+
+def doubted(now: float) -> Trust:
+    """The trust of a process that knows nothing for certain, as after a fork."""
+    return Trust(now, trusted_until=float("-inf"))
+
+
+def stood_still(trust: Trust, wall: float) -> bool:
+    """Whether the scheduler has not run for long. A doubt may be under way already: a machine may wake for only a moment."""
+    return wall > trust.awake_until
+
+
+def is_trusted(trust: Trust, wall: float) -> bool:
+    """Whether what was observed counts now."""
+    return wall <= trust.trusted_until
+
+
+def heard_again(topology: Topology, since: float) -> bool:
+    """Whether a newer probe of each instance has ended."""
+    return all(instance.heard_at >= since for instance in topology)
+
+
+def keep(trust: Trust, topology: Topology, timing: Timing, now: float, wall: float) -> Trust:
+    """The trust after one more run of the scheduler.
+
+    If the process stood still, the topology is doubted until each instance was observed again or has had its time.
+    """
+    since = now if stood_still(trust, wall) else trust.doubted_at
+    awake_until = wall + timing.stale_after
+    if since is None or now - since > timing.timeout + timing.grace or heard_again(topology, since):
+        return Trust(None, awake_until, awake_until)
+    return Trust(since, awake_until, trust.trusted_until)
+
+
+# -- what else is due ---------------------------------------------------------------------------------------------
+
+
+def is_recheck_due(topology: Topology, instance: Instance, rechecked_at: float, timing: Timing, now: float) -> bool:
+    """Whether to find out anew where an instance's name leads.
+
+    rechecked_at: when that was last done.
+    """
+    usual = timing.endpoint_reconnect_interval if instance.reader_only else timing.reconnect_interval
+    return now - rechecked_at >= (timing.writerless_reconnect_interval if topology.writer is None else usual)
+
+
+def is_catalog_due(topology: Topology, instance_id: str, read_at: float, *, is_wanted: bool, now: float) -> bool:
+    """Whether to read the catalog at an instance. The writer's is read, or any while there is no writer.
+
+    read_at: when that was last done.
+    is_wanted: whether a function was called that it did not list then.
+    """
+    writer = topology.writer
+    if writer is not None and writer.id != instance_id:
+        return False
+    return now - read_at >= (CATALOG_FAST_INTERVAL if is_wanted else CATALOG_INTERVAL)
+
+
+def is_prune_due(topology: Topology, instance_id: str, pruned_at: float, now: float) -> bool:
+    """Whether to remove old rows of the commit table at an instance, which must be the writer."""
+    return topology.writer is not None and topology.writer.id == instance_id and now - pruned_at >= PRUNE_INTERVAL

@@ -1,0 +1,150 @@
+"""The probe connections of one instance, and what their answers and failures say, as functions of frozen values.
+
+A connection is anything here: the monitor's are sockets, the simulation's are not. All times are monotonic seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
+
+from aurora_router.core.topology import Observation, Server, ServerId, Silence
+
+C = TypeVar("C")
+
+FORGET_AFTER = 60.0  # seconds without a fresh connection to a server behind a reader endpoint, after which it is forgotten
+MAX_SERVERS = 16  # servers that are watched behind one reader endpoint
+CONNECTS_PER_RECHECK = 4  # fresh connections in a row, if other servers may stand behind a reader endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Link(Generic[C]):
+    """A probe connection, the server that it leads to, and when a fresh connection last led there."""
+
+    connection: C
+    server: ServerId
+    reached_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Watch(Generic[C]):
+    """The probe connections of one instance.
+
+    several: whether different servers may stand there, as behind a reader endpoint.
+    lost: servers whose connection was lost and not regained.
+    """
+
+    instance: str
+    several: bool = False
+    links: tuple[Link[C], ...] = ()
+    lost: tuple[ServerId, ...] = ()
+
+    def connects(self, *, is_asked: bool, is_due: bool) -> int:
+        """The number of fresh connections that this probe may make.
+
+        is_asked: whether somebody met an unknown server there.
+        is_due: whether it is time to find out where the name leads.
+        """
+        if self.links and not is_asked and not is_due:
+            return 0
+        return CONNECTS_PER_RECHECK if self.several and (is_asked or not self.links) else 1
+
+
+class Forgotten(NamedTuple):
+    """A server to which an instance's name no longer leads."""
+
+    instance: str
+    server: ServerId
+
+
+News: TypeAlias = Observation | Forgotten
+
+
+class Change(NamedTuple, Generic[C]):
+    """What follows from an answer or a failure.
+
+    watch: the connections from now on.
+    news: for the topology, in this order.
+    closed: the connections that must be closed.
+    must_connect: whether only a fresh connection can show if the server is down.
+    """
+
+    watch: Watch[C]
+    news: tuple[News, ...] = ()
+    closed: tuple[C, ...] = ()
+    must_connect: bool = False
+
+
+def answered(watch: Watch[C], link: Link[C], server: Server, asked_at: float, now: float) -> Change[C]:
+    """Take in the answer on a connection."""
+    before = link.server
+    pooled = server.id.run != before.run
+    news: tuple[News, ...] = (Observation(watch.instance, asked_at, now, server=server, pooled=pooled),)
+    # Only one server stands there. So it has another name now, or it is another server.
+    if pooled and not watch.several:
+        news = (*news, Forgotten(watch.instance, before))
+    if watch.several and len(watch.links) > 1 and asked_at - link.reached_at > FORGET_AFTER:
+        left = tuple(each for each in watch.links if each is not link)
+        return Change(replace(watch, links=left), (*news, Forgotten(watch.instance, server.id)), (link.connection,))
+    if server.id != before:
+        now_there = replace(link, server=server.id)
+        watch = replace(watch, links=tuple(now_there if each is link else each for each in watch.links))
+    return Change(watch, news)
+
+
+def broke(watch: Watch[C], link: Link[C], silence: Silence, error: str, asked_at: float, now: float) -> Change[C]:
+    """Take in that a connection broke. If it was the only one, only it may be broken: the server is down if a fresh one fails."""
+    links = tuple(each for each in watch.links if each is not link)
+    if links:
+        news = _failures(watch.instance, (link.server,), silence, error, asked_at, now)
+        return Change(replace(watch, links=links), news, (link.connection,))
+    return Change(replace(watch, links=(), lost=(*watch.lost, link.server)), (), (link.connection,), must_connect=True)
+
+
+def reached(watch: Watch[C], connection: C, server: Server, asked_at: float, now: float) -> Change[C]:
+    """Take in the first answer on a fresh connection. Unless several servers may stand there, it is the only one."""
+    replaced = [each for each in watch.links if each.server == server.id or not watch.several]
+    links = (*(each for each in watch.links if each not in replaced), Link(connection, server.id, asked_at))
+    others = dict.fromkeys((*(each.server for each in replaced), *watch.lost))
+    news: list[News] = [Forgotten(watch.instance, other) for other in others if other.run != server.id.run]
+    news.append(Observation(watch.instance, asked_at, now, server=server))
+    if len(links) > MAX_SERVERS:
+        replaced.append(links[0])
+        links = links[1:]
+    return Change(replace(watch, links=links, lost=()), tuple(news), tuple(each.connection for each in replaced))
+
+
+def unreached(
+    watch: Watch[C], silence: Silence, error: str, asked_at: float, now: float, *, is_busy: bool = False
+) -> tuple[News, ...]:
+    """The news of a fresh connection that failed. It says nothing of the servers to which there are connections.
+
+    is_busy: whether the server lives, but has no room for one more connection.
+    """
+    if watch.links or (is_busy and watch.lost):
+        return ()
+    return failed(watch, silence, error, asked_at, now)
+
+
+def failed(watch: Watch[C], silence: Silence, error: str, asked_at: float, now: float) -> tuple[News, ...]:
+    """The news that the servers without a connection do not answer."""
+    return _failures(watch.instance, watch.lost or (None,), silence, error, asked_at, now)
+
+
+def silent(watch: Watch[C], link: Link[C] | None, timeout: float, asked_at: float, now: float) -> tuple[News, ...]:
+    """The news of a probe that has had its time.
+
+    link: the connection that was asked; None if a fresh one was.
+    timeout: seconds that it had.
+    """
+    error = f"no answer within {timeout:g} s"
+    if link is not None:
+        return _failures(watch.instance, (link.server,), Silence.TIMEOUT, error, asked_at, now)
+    return unreached(watch, Silence.TIMEOUT, error, asked_at, now)
+
+
+def _failures(
+    instance: str, about: Iterable[ServerId | None], silence: Silence, error: str, asked_at: float, now: float
+) -> tuple[News, ...]:
+    return tuple(Observation(instance, asked_at, now, about=server, silence=silence, error=error) for server in about)

@@ -1,0 +1,44 @@
+"""What a probe needs of a connection, and how it fails."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from aurora_router.core.topology import Server, Silence
+
+
+class ProbeConnection(Protocol):
+    """A connection to one server. Its watcher owns it, and other threads call only cut().
+
+    All methods but cut() and close() may raise ProbeError.
+    """
+
+    def ask(self) -> Server:
+        """Ask the server for its state."""
+        ...
+
+    def functions(self) -> frozenset[str]:
+        """Return the names of user functions that do not write."""
+        ...
+
+    def prune(self) -> bool:
+        """Remove old rows of the commit table, and return whether there may be more."""
+        ...
+
+    def cut(self) -> None:
+        """Shut the socket, so that a thread stuck in ask() wakes with an error."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class ProbeError(Exception):
+    """A probe that failed, in words for the user.
+
+    busy: the server lives, but has no room for one more connection.
+    """
+
+    def __init__(self, message: str, silence: Silence = Silence.REFUSED, *, busy: bool = False) -> None:
+        super().__init__(message)
+        self.silence = silence
+        self.busy = busy
