@@ -583,9 +583,13 @@ def _compared(instance: Instance, writer: Seen, last: Position | None) -> Instan
             ahead = Ahead(has, seen.asked_at + seen.latency)
         confirmed = confirmed or ahead is None
         strays = (began_anew and not position.covers(has)) or (ahead is not None and ahead.told_at <= writer.asked_at)
-        return replace(seen, confirmed=confirmed, ahead=ahead, astray=seen.astray or strays)
+        astray = seen.astray or strays
+        if confirmed == seen.confirmed and ahead is seen.ahead and astray == seen.astray:
+            return seen
+        return replace(seen, confirmed=confirmed, ahead=ahead, astray=astray)
 
-    return replace(instance, seen=tuple(compared(seen) for seen in instance.seen))
+    servers = tuple(compared(seen) for seen in instance.seen)
+    return instance if servers == instance.seen else replace(instance, seen=servers)
 
 
 def _derive(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None, barred: Collection[object]) -> Instance:
