@@ -241,6 +241,7 @@ def test_a_time_limit_while_an_engine_is_made_is_let_pass(what: str) -> None:
 
     router = Router(url)
     (instance,) = router._monitor.topology.instances
+    router.engine(instance)  # so that what all engines share exists
 
     def make_engine() -> None:
         router._engines._engines.clear()
