@@ -28,9 +28,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from aurora_router.core.statements import Effect, Verdict, verdict
 from aurora_router.core.topology import Topology
+from aurora_router.drivers import DRIVERS
 from aurora_router.errors import ConfigurationError, RouterError
 from aurora_router.router import Router
-from aurora_router.servers import FAMILIES
 
 FINE, MISSED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
@@ -276,7 +276,7 @@ _EFFECTS = {
 @click.argument("sql")
 @click.option(
     "--dialect",
-    type=click.Choice([*FAMILIES]),
+    type=click.Choice([dialect for driver in DRIVERS for dialect in driver.DIALECTS]),
     default="postgresql",
     show_default=True,
     help="In whose SQL it is written; a router knows that from its URL.",

@@ -17,7 +17,7 @@ from aurora_router.errors import (
     StaleRead,
     WrongServer,
 )
-from aurora_router.servers import FAMILIES
+from aurora_router.servers import ServerFamily, usual
 
 FACTS = "aurora_router_facts"
 """An attribute of errors that passed through a router: what it knew when the error happened. The error itself shows less."""
@@ -44,7 +44,7 @@ def classify_error(error: BaseException) -> Facts:
         if driver is None:
             return Facts(Failure.OTHER, sent=True, outcome_known=not error.connection_invalidated, safe_to_repeat=False)
         if error.statement is not None:
-            ends = verdict(error.statement, FAMILIES[driver.PROTOCOL].DIALECT).ends
+            ends = verdict(error.statement, usual(driver.PROTOCOL).DIALECT).ends
             phase = Phase.COMMIT if ends else Phase.WRITER_STATEMENT
         else:
             unanswered = driver.code(original) is None and not error.connection_invalidated
@@ -64,15 +64,23 @@ def classify_error(error: BaseException) -> Facts:
     return Facts(Failure.OTHER, sent=True, outcome_known=True, safe_to_repeat=False)
 
 
-def driver_failure(error: BaseException | None, *, disconnected: bool, phase: Phase = Phase.WRITER_STATEMENT) -> Failure:
+def driver_failure(
+    error: BaseException | None,
+    server: ServerFamily | None = None,
+    *,
+    disconnected: bool,
+    phase: Phase = Phase.WRITER_STATEMENT,
+) -> Failure:
     """Return the failure that an error of the driver stands for.
 
     While connecting, an error that lasts until somebody changes something is REFUSED. One without a code is CONNECT.
+
+    server: the family that the error came from; None stands for the usual one.
     """
     driver = driver_of(error)
     if error is None or driver is None:
         return Failure.OTHER
-    server = FAMILIES[driver.PROTOCOL]
+    server = server or usual(driver.PROTOCOL)
     code, said = driver.code(error), driver.words(error)
     kind = driver.own_failure(code, said) or server.failure(code, said, disconnected=disconnected)
     if phase in (Phase.READER_CONNECTING, Phase.WRITER_CONNECTING):

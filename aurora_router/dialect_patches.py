@@ -13,6 +13,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 
 from aurora_router.core.pacing import pause
 from aurora_router.drivers import Driver
+from aurora_router.families import Families
 from aurora_router.limits import Place, Places
 from aurora_router.mistakes import refusal
 from aurora_router.pooling import SERVER, line_of
@@ -23,6 +24,9 @@ class Gatekeeper(Protocol):
     """The interceptor of everything that passes between SQLAlchemy and the driver: see gate.Gate."""
 
     dialect: str
+
+    @property
+    def families(self) -> Families: ...
 
     @property
     def asynchronous_commits(self) -> bool: ...

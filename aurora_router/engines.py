@@ -43,6 +43,7 @@ from aurora_router.mistakes import UNKNOWN_HOST, hide_values, is_refused, mistak
 from aurora_router.pooling import (
     AUTOCOMMIT,
     ENTERED,
+    FAMILY,
     GUARDED,
     HANDED_OUT,
     MODE,
@@ -109,7 +110,6 @@ class Engines:
         self._at = target.at
         self._pooler = settings.pooler
         self._behind: set[str] = set()  # instances that were found to be behind a pooler
-        self._server = target.server
         self._driver = driver
         ours = {"connect_timeout": CONNECT_TIMEOUT, **driver.CONNECT, **target.secrets}
         usual = {name: value for name, value in ours.items() if name not in url.query}
@@ -157,7 +157,7 @@ class Engines:
             text("").compile(dialect=engine.dialect)  # fails for an unknown paramstyle
             return engine
         except ImportError:  # the driver is missing, or a library that it needs
-            install = f"pip install 'aurora-router[{self._server.DIALECT}]'"  # the extra has the family's name
+            install = f"pip install 'aurora-router[{self._driver.PROTOCOL}]'"  # the extra has the protocol's name
             wrong = f"{url.drivername} needs {self._driver.NAME}: {install}"
         except Exception as error:
             if not is_refused(error):
@@ -367,7 +367,7 @@ class Engines:
         guarded, outdated = info[GUARDED], info.get(OUTDATED)
         guard = guarded if mode is Mode.READ_ONLY else mode is Mode.AUTOCOMMIT
         if guarded is not guard or (guard and (outdated or not self._driver.is_guarded(driver, info[HANDED_OUT]))):
-            self._guard(driver, guard)
+            self._guard(connection, guard)
             info[GUARDED] = guard
         if outdated:
             self._driver.forget_prepared(driver)
@@ -385,7 +385,7 @@ class Engines:
         driver: Any = connection.dbapi_connection
         info[MODE] = None
         if not (info[GUARDED] and self._driver.is_guarded(driver, info[HANDED_OUT])):
-            self._guard(driver, True)
+            self._guard(connection, True)
             info[GUARDED] = True
 
     def keep_read_only(self, connection: PoolProxiedConnection) -> None:
@@ -397,7 +397,7 @@ class Engines:
         """Guard a connection in autocommit again if its unit has removed the guard. Nothing else keeps the unit from writing."""
         driver: Any = connection.dbapi_connection
         if self._driver.has_lost_guard(driver):
-            self._guard(driver, True)
+            self._guard(connection, True)
 
     def forget_prepared(self, instance_id: str) -> None:
         """Have each pooled connection to an instance drop its prepared statements at its next checkout.
@@ -418,7 +418,8 @@ class Engines:
         driver: Any = connection.dbapi_connection
         found = self._driver.literal_mode(driver)
         if found is None and ask:
-            _, ((setting,),) = self._asking(driver)(self._server.LITERALS)
+            family: ServerFamily = connection.info[FAMILY]
+            _, ((setting,),) = self._asking(driver)(family.LITERALS)
             return str(setting)
         return found
 
@@ -432,10 +433,11 @@ class Engines:
             if not isinstance(error, self.driver_error):
                 raise
 
-    def _guard(self, dbapi: Any, on: bool) -> None:
+    def _guard(self, connection: PoolProxiedConnection, on: bool) -> None:
         """Make an idle connection refuse writes outside of transactions, or accept them again."""
+        dbapi, family = connection.dbapi_connection, connection.info[FAMILY]
         with self._driver.alone(dbapi):
-            self._asking(dbapi)(self._server.GUARD if on else self._server.UNGUARD)
+            self._asking(dbapi)(family.GUARD if on else family.UNGUARD)
         self._driver.note_guard(dbapi, on)
 
     def _asking(self, dbapi: Any) -> Query:
@@ -446,9 +448,9 @@ class Engines:
         if isinstance(error, WrongServer):
             return Failure.CONNECT
         if isinstance(error, exc.DBAPIError):
-            return driver_failure(error.orig, disconnected=error.connection_invalidated, phase=phase)
+            return driver_failure(error.orig, self._gate.families.leading, disconnected=error.connection_invalidated, phase=phase)
         if isinstance(error, self.driver_error):
-            return driver_failure(error, disconnected=True, phase=phase)
+            return driver_failure(error, self._gate.families.leading, disconnected=True, phase=phase)
         return Failure.OTHER
 
     def mistake(self, error: Exception) -> ConfigurationError | None:
@@ -457,13 +459,13 @@ class Engines:
         The driver's error may repeat the option's value, which may be a password in the wrong place.
         """
         original: Any = getattr(error, "orig", None) or error
-        if re.search(self._driver.UNUSABLE, str(original)) or self._driver.code(original) in self._server.UNUSABLE:
+        if re.search(self._driver.UNUSABLE, str(original)) or self._driver.code(original) in self._gate.families.leading.UNUSABLE:
             return ConfigurationError(self.explain(error))
         return None
 
     def explain(self, error: Exception) -> str:
         """An error of connecting as one line for the user."""
-        return str(probe_error(error, self._driver, self._server))
+        return str(probe_error(error, self._driver, self._gate.families.leading))
 
     def outside(self, instance: Instance) -> Connection:
         """Make a connection that is in no pool. It is cut with the others when the instance is lost."""
@@ -514,7 +516,7 @@ class Engines:
         except ProbeError:
             raise
         except exc.SQLAlchemyError as error:
-            refused = probe_error(error, self._driver, self._server)
+            refused = probe_error(error, self._driver, self._gate.families.at(instance.id))
             if UNKNOWN_HOST.search(str(refused)):
                 refused = self._unasked(instance, f"{refused}; check the host")
             raise refused from None
@@ -526,7 +528,7 @@ class Engines:
         self._reached.add(instance.id)
         self.unasked = None
         try:
-            probe = Probe(connection, self._driver, self._server, self._gate)
+            probe = Probe(instance.id, connection, self._driver, self._gate)
             self._probing.add(probe)
             return probe
         except (OSError, engine.dialect.loaded_dbapi.Error):
@@ -657,8 +659,9 @@ class Engines:
                 line = dbapi.aurora_router_line = watch(self._driver.fileno(dbapi))
                 self._driver.end_transaction(dbapi)
                 usual = self._driver.autocommit(dbapi)
+                family = self._gate.families.at(place)
                 with self._driver.alone(dbapi):
-                    greeting = self._server.greet(self._asking(dbapi), self._driver.process_id(dbapi), self._pooler)
+                    greeting = family.greet(self._asking(dbapi), self._driver.process_id(dbapi), self._pooler)
                 self._driver.note_guard(dbapi, greeting.guarded)
                 line.since = time.monotonic()
                 if greeting.server not in self._known(place):
@@ -669,6 +672,7 @@ class Engines:
                 record.info.update(
                     {
                         SERVER: greeting.server,
+                        FAMILY: family,
                         AUTOCOMMIT: usual,
                         MODE: None if greeting.role is Role.READER else Mode.DEFAULT,
                         GUARDED: greeting.guarded,
@@ -744,10 +748,9 @@ class Engines:
 class Probe:
     """A connection of the monitor's own to one server."""
 
-    def __init__(self, connection: Connection, driver: Driver, server: ServerFamily, gate: Gatekeeper) -> None:
+    def __init__(self, instance_id: str, connection: Connection, driver: Driver, gate: Gatekeeper) -> None:
         self._connection = connection
         self._driver = driver
-        self._server = server
         self._gate = gate
         dbapi = connection.connection.dbapi_connection
         self.line = Line(driver.fileno(dbapi))
@@ -755,12 +758,14 @@ class Probe:
         self._ask = asking(dbapi, driver)
         self._omissions: str | None = None
         driver.end_transaction(dbapi)
+        self._server = gate.families.find(instance_id, self._ask)
 
     def ask(self) -> Server:
         """Ask the server for its state. Raises ProbeError."""
         try:
             said = self._server.probe(self._ask, asynchronous_commits=self._gate.asynchronous_commits)
             if said.role is Role.WRITER:
+                self._gate.families.leading = self._server
                 if self._omissions is None:
                     self._omissions = self._omitted()
                 said = replace(said, unproven=self._omissions)

@@ -39,9 +39,11 @@ from aurora_router.errors import (
     RouterError,
     WrongServer,
 )
+from aurora_router.families import Families
 from aurora_router.listeners import EventDispatcher
 from aurora_router.monitor import Monitor
 from aurora_router.pooling import SERVER, SHARED, UNIT, PoolFull, distrust
+from aurora_router.servers import ServerFamily
 from aurora_router.settings import Settings
 from aurora_router.unit import NotARead, Unit
 from aurora_router.waiting import Local, Waiting
@@ -90,7 +92,7 @@ class Gate:
         waiting: Waiting,
     ) -> None:
         self.driver = settings.target.driver
-        self.server = server = settings.target.server
+        self.families = Families(self.driver.PROTOCOL)
         self.causality = causality
         # The attempt that is under way in this thread. A listener of the application may make another unit enter meanwhile. The
         # reference is weak, because an exception of a signal handler may end an attempt at any moment.
@@ -101,8 +103,6 @@ class Gate:
         self._failover_timeout = settings.failover_timeout
         self._dispatcher = dispatcher
         self.dialect = settings.target.dialect  # until a server has shown which one it has
-        self._by_table = ("table",) if server.XIDS else ("table", "xid")
-        self._usual = frozenset({*_LEVELS_ON_READERS, server.DEFAULT_ISOLATION})
         self._is_global = causality.is_global
         self._allowed = frozenset(settings.read_only_functions)
         self._catalog: frozenset[str] = frozenset()
@@ -448,7 +448,8 @@ class Gate:
         if unit is None or not isinstance(context.original_exception, self.engines.driver_error):
             return None
         driver: Any
-        failure = driver_failure(context.original_exception, disconnected=context.is_disconnect)
+        server = self._family(unit)
+        failure = driver_failure(context.original_exception, server, disconnected=context.is_disconnect)
         if failure in SUSPICIOUS and unit.instance is not None:
             self.monitor.suspect(unit.instance.id)
         if failure is Failure.LOST:
@@ -480,11 +481,11 @@ class Gate:
             code = self.driver.code(context.original_exception)
             why = None  # another connection's statement may have made the server end this one
             if not self.driver.is_bystander(connection.connection.dbapi_connection):
-                why = loses_everywhere(unit, code, self.server, self.monitor, self._failover_timeout)
+                why = loses_everywhere(unit, code, server, self.monitor, self._failover_timeout)
             if why is not None:
                 failure = Failure.ENDED
                 if context.sqlalchemy_exception is not None:
-                    context.sqlalchemy_exception.add_detail(f"{why}; {self.server.ENDED}")
+                    context.sqlalchemy_exception.add_detail(f"{why}; {server.ENDED}")
         elif failure is Failure.CONSTRAINT and unit.run is not None:
             failure = unit.run.refused().failure
         meaning = facts(failure, phase)
@@ -540,7 +541,8 @@ class Gate:
         """
         asked = level or self._isolation
         if asked is None:
-            return self._servers_level() not in self._usual
+            level = self._servers_level()
+            return level not in _LEVELS_ON_READERS and level != self.families.leading.DEFAULT_ISOLATION
         return _as_servers_say(asked) not in _LEVELS_ON_READERS
 
     def beyond_readers(self, level: str | None) -> bool:
@@ -548,7 +550,7 @@ class Gate:
 
         level: None stands for the engine's or the server's default.
         """
-        refused = self.server.BEYOND_READERS
+        refused = self.families.leading.BEYOND_READERS
         if not refused:
             return False
         asked = level or self._isolation
@@ -556,7 +558,7 @@ class Gate:
 
     def _servers_level(self) -> str:
         """The level that the servers use if nobody asks for one."""
-        return self.monitor.topology.isolation or self.server.DEFAULT_ISOLATION
+        return self.monitor.topology.isolation or self.families.leading.DEFAULT_ISOLATION
 
     def _has_snapshot(self, unit: Unit) -> bool:
         """Whether the statements of a unit's transaction must see one snapshot.
@@ -615,10 +617,11 @@ class Gate:
 
     def _prepare(self, unit: Unit, raw: PoolProxiedConnection) -> Ask | None:
         """Note something by which the outcome of the coming COMMIT can be looked up. Roll back if that fails."""
-        if unit.check in self._by_table:
+        server = self.families.leading
+        if unit.check == "table" or (unit.check == "xid" and not server.XIDS):
             self.monitor.prunes = True
         try:
-            return prepare(raw.dbapi_connection, unit, self.driver, self.server, self.monitor.topology)
+            return prepare(raw.dbapi_connection, unit, self.driver, server, self.monitor.topology)
         except Exception:
             with contextlib.suppress(self.engines.driver_error):
                 # SQLAlchemy assumes that a failed COMMIT has ended the transaction.
@@ -659,7 +662,7 @@ class Gate:
             send()
         except self.engines.driver_error as error:
             if decide(self._commit_failure(error, connection.connection), Phase.COMMIT) is Action.RESOLVE:
-                noted = f"in two phases; what is prepared is in {self.server.PREPARED}"
+                noted = f"in two phases; what is prepared is in {self.families.at(unit.instance.id).PREPARED}"
                 unit.unknown = OutcomeUnknown(unit.instance.id, noted)
             raise
         self._committed(unit)
@@ -675,9 +678,13 @@ class Gate:
         if unit.run is not None:
             unit.run.is_undoable = False
 
+    def _family(self, unit: Unit) -> ServerFamily:
+        """The family of the server of a unit."""
+        return self.families.at(unit.instance.id) if unit.instance is not None else self.families.leading
+
     def _commit_failure(self, error: Any, raw: PoolProxiedConnection) -> Failure:
         driver: Any = raw.dbapi_connection
-        return driver_failure(error, disconnected=self.driver.is_closed(driver))
+        return driver_failure(error, self.families.leading, disconnected=self.driver.is_closed(driver))
 
     def _found_committed(self, unit: Unit, instance_id: str, ask: Ask | None) -> bool:
         """Whether the transaction of an unanswered COMMIT has committed. If not, note in the unit what is known."""

@@ -19,6 +19,7 @@ from aurora_router.core.topology import Silence
 from aurora_router.probe import ProbeError
 
 SERVER = "aurora_router_server"
+FAMILY = "aurora_router_family"
 MODE = "aurora_router_mode"
 GUARDED = "aurora_router_guarded"
 HANDED_OUT = "aurora_router_handed_out"

@@ -79,7 +79,6 @@ class Router:
     def __init__(self, settings: Settings) -> None:
         """Make a router. Nothing is connected to yet."""
         self._settings = settings
-        self._server = settings.target.server
         self.failover_timeout = settings.failover_timeout
         self.stale_write_guard = settings.stale_write_guard
         self.token_ttl = settings.token_ttl
@@ -389,18 +388,20 @@ class Router:
         Raises ConfigurationError if the URL names no database for it.
         """
         self.start()
+        writer = self._entrance.writer()
+        server = self.gate.families.at(writer.id)
         try:
             # Use no pooled connection: USE or search_path of its last unit would decide in which database the table is made.
-            with self._engines.outside(self._entrance.writer()) as connection, connection.begin():
-                if connection.exec_driver_sql(self._server.HAS_COMMITS).scalar_one():
+            with self._engines.outside(writer) as connection, connection.begin():
+                if connection.exec_driver_sql(server.HAS_COMMITS).scalar_one():
                     return
-                for statement in self._server.CREATE_COMMITS:
+                for statement in server.CREATE_COMMITS:
                     connection.exec_driver_sql(statement)
         except DBAPIError as error:
-            if not self._server.is_missing_table(self.gate.driver.code(error.orig)):
+            if not server.is_missing_table(self.gate.driver.code(error.orig)):
                 raise
             raise ConfigurationError(
-                f"the URL names no database to make {self._server.COMMITS} in; write it like {self.gate.driver.EXAMPLE}"
+                f"the URL names no database to make {server.COMMITS} in; write it like {self.gate.driver.EXAMPLE}"
             ) from None
 
     def explain(self, sql: str, read_only: bool | None = None) -> Decision:

@@ -13,7 +13,6 @@ from sqlalchemy.exc import ArgumentError
 from aurora_router.core.topology import Instance
 from aurora_router.drivers import DRIVERS, Driver, UrlReading, drivers_for
 from aurora_router.errors import ConfigurationError
-from aurora_router.servers import FAMILIES, ServerFamily
 
 _URL = re.compile(r"(?P<login>\w[\w+]*://(?:[^:/]*(?::[^@]*)?@)?)(?P<hosts>[^/?]*)(?P<rest>.*)", re.DOTALL)
 """It splits a URL where SQLAlchemy does: the password ends at the first @."""
@@ -36,7 +35,6 @@ class Target:
     """A parsed URL of a cluster.
 
     url: how to connect.
-    server: the family of its servers.
     driver: what talks to them.
     dialect: the SQL dialect of its servers.
     hosts: the hosts and ports that it names, in order.
@@ -44,7 +42,6 @@ class Target:
     """
 
     url: URL
-    server: ServerFamily
     driver: Driver
     dialect: str
     hosts: tuple[tuple[str, int], ...]
@@ -130,9 +127,7 @@ def parse_url(given: str | URL) -> Target:
     pairs = tuple(address for address in (_address(given, driver) for given in listed) if address is not None)
     if len(pairs) < len(listed) or "@" in (url.database or ""):
         raise ConfigurationError(f"a host or port of the URL cannot be read; {_like(example)}")
-    return Target(
-        url.set(query=query, host=pairs[0][0], port=pairs[0][1]), FAMILIES[driver.PROTOCOL], driver, dialect, pairs, secrets
-    )
+    return Target(url.set(query=query, host=pairs[0][0], port=pairs[0][1]), driver, dialect, pairs, secrets)
 
 
 def _with_quoted_query(given: str) -> str:

@@ -20,9 +20,10 @@ import sqlalchemy
 from sqlalchemy import make_url
 
 from aurora_router import Router
+from aurora_router.drivers import drivers_for
 from aurora_router.local import CLUSTERS
 from aurora_router.local.cluster import Cluster
-from aurora_router.servers import FAMILIES
+from aurora_router.servers import usual
 
 HEADINGS = ("figure", "measured", "bound", "verdict")
 
@@ -75,7 +76,7 @@ def starting(how: Options, report: Report, **settings: Any) -> Iterator[Cluster[
         version = re.search(r"\d+(\.\d+)*", said)
         driver = make_url(cluster.url).get_driver_name()
         report.servers = f"{_NAMES[how.engine]} {version[0] if version else said}, {driver} {metadata.version(driver)}"
-        if not FAMILIES[how.engine].XIDS:
+        if not usual(drivers_for(how.engine)[0].PROTOCOL).XIDS:
             with Router(cluster.url) as router:
                 router.init_commit_table()
         yield cluster

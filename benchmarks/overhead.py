@@ -44,10 +44,11 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 
 from aurora_router import Effect, Router, RoutingSession, classify
 from aurora_router.core.statements import verdict
+from aurora_router.drivers import drivers_for
 from aurora_router.local import FaultProxy
 from aurora_router.local.cluster import Cluster
 from aurora_router.middleware import AsgiApp, AsgiMiddleware, Message, Receive, Send
-from aurora_router.servers import FAMILIES
+from aurora_router.servers import usual
 from aurora_router.unit import Unit
 
 US = 1e6
@@ -178,7 +179,7 @@ def writing(report: Report, how: Options, cluster: Cluster[Any]) -> None:
         report.add("  automatic unit", median(mine) * US, "us")
         report.add("  plain Session", median(other) * US, "us")
     report.add("one insert in run_transaction / plain Session's insert and commit", ratio(run, theirs), "x", 1.35)
-    where = "by their xid" if FAMILIES[how.engine].XIDS else "in the commit table"
+    where = "by their xid" if usual(drivers_for(how.engine)[0].PROTOCOL).XIDS else "in the commit table"
     report.add(f"  run_transaction, which looks lost COMMITs up {where}", median(run) * US, "us")
 
 
@@ -306,7 +307,7 @@ def classifying(report: Report, how: Options) -> None:
 def importing(report: Report, how: Options) -> None:
     """Measure the import of this package after that of its requirements, and theirs, each in new processes."""
     progress("importing")
-    driver = {"postgresql": "psycopg"}.get(how.engine, "pymysql")
+    driver = drivers_for(how.engine)[0].NAME
     took: dict[str, list[tuple[float, float]]] = {"sqlalchemy.orm, ": [], "": []}
     # A package that pip installs has bytecode, as SQLAlchemy has here. So this package must have it too, whatever the shell says.
     surroundings = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}

@@ -35,8 +35,9 @@ from sqlalchemy.orm import sessionmaker
 
 from aurora_router import Router, RoutingSession
 from aurora_router.core import events
+from aurora_router.drivers import drivers_for
 from aurora_router.local.cluster import Cluster
-from aurora_router.servers import FAMILIES
+from aurora_router.servers import usual
 
 PROCESSES = 3
 THREADS = 4  # of each process
@@ -179,7 +180,7 @@ def main(how: Options) -> int:
         for number in range(PROCESSES):
             ours, theirs = fork.Pipe(duplex=False)
             # Use both ways to look up a COMMIT, if the engine has two.
-            check = "table" if number == PROCESSES - 1 or not FAMILIES[how.engine].XIDS else "xid"
+            check = "table" if number == PROCESSES - 1 or not usual(drivers_for(how.engine)[0].PROTOCOL).XIDS else "xid"
             process = fork.Process(target=append_rows, args=(number, url, others, check, stop, theirs), daemon=True)
             process.start()
             workers.append((process, ours))

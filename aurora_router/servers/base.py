@@ -64,6 +64,10 @@ class Identity(Protocol):
         """The isolation levels that a reader refuses, by their names on servers."""
         ...
 
+    def is_said_by(self, row: Sequence[Any]) -> bool:
+        """Whether a server that answers `WHO` with this row is of the family. The usual family is not asked."""
+        ...
+
     def dialect(self, server: ServerId) -> str:
         """The SQL dialect of a server, as `statements.verdict` takes it."""
         ...

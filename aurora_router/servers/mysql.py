@@ -310,6 +310,11 @@ def _has_replayed_all(said: Mapping[str, Any]) -> bool:
     return received == (said["Relay_Source_Log_File"], said["Exec_Source_Log_Pos"])
 
 
+def is_said_by(row: Sequence[Any]) -> bool:
+    """Whether the server has a version like those of MySQL and MariaDB."""
+    return re.match(r"\d+\.\d+", str(row[0])) is not None
+
+
 def dialect(server: ServerId) -> str:
     """The dialect of the server that answers, whatever the URL begins with."""
     return "mariadb" if server.cluster.startswith("mariadb-") else "mysql"

@@ -162,6 +162,11 @@ or of an extension whose volatile functions only draw random numbers. An aggrega
 that it is made of decide."""
 
 
+def is_said_by(row: Sequence[Any]) -> bool:
+    """Whether the server calls itself PostgreSQL."""
+    return str(row[0]).startswith("PostgreSQL ")
+
+
 def dialect(server: ServerId) -> str:
     """The same for all servers."""
     return DIALECT

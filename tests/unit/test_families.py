@@ -9,11 +9,11 @@ from aurora_router import Failure, classify_error
 from aurora_router.core.failures import Phase
 from aurora_router.core.topology import Silence
 from aurora_router.diagnosis import driver_failure
-from aurora_router.drivers import driver_of
+from aurora_router.drivers import DRIVERS, driver_of
 from aurora_router.drivers import psycopg as psycopg_driver
 from aurora_router.drivers import pymysql as pymysql_driver
 from aurora_router.mistakes import mistake
-from aurora_router.servers import FAMILIES, knows_xids, mysql, postgresql
+from aurora_router.servers import knows_xids, mysql, postgresql, usual
 
 
 class Own(pymysql.OperationalError):
@@ -35,8 +35,8 @@ def test_an_error_is_of_the_driver_that_made_it(error, driver):
     assert driver_of(error) is driver
 
 
-def test_a_family_has_the_name_of_its_urls():
-    assert {"postgresql": postgresql, "mysql": mysql, "mariadb": mysql} == FAMILIES
+def test_each_driver_has_a_usual_family():
+    assert {driver.NAME: usual(driver.PROTOCOL) for driver in DRIVERS} == {"psycopg": postgresql, "pymysql": mysql}
 
 
 def test_postgresql_alone_knows_what_became_of_a_transaction_id():

@@ -1,0 +1,161 @@
+"""A second driver under the same server module, and a second server module on the same driver.
+
+A router uses both as it is. What they talk to is a fake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy.dialects import registry
+from sqlalchemy.exc import DBAPIError
+
+from aurora_router import ConfigurationError, Failure, Router, classify_error
+from aurora_router.drivers import DRIVERS, driver_of, drivers_for
+from aurora_router.drivers import psycopg as psycopg_driver
+from aurora_router.families import Families
+from aurora_router.servers import FAMILIES, WHO, mysql, postgresql, recognize, usual
+from tests.unit import fake_driver
+from tests.unit.fake_driver import ROW, Dialect, Server
+
+URL = "postgresql+fakepg://app@db-1/shop"
+
+
+class Parrot:
+    """The module of a family that repeats what PostgreSQL says, except where it has words of its own."""
+
+    GUARD = "SELECT 'guard the parrot'"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(postgresql, name)
+
+    def is_said_by(self, row: Any) -> bool:
+        return row == ("Parrot 3", False)
+
+    def failure(self, code: Any, message: str, *, disconnected: bool) -> Failure:
+        return Failure.DEADLOCK if code == "PECKS" else postgresql.failure(code, message, disconnected=disconnected)
+
+
+@pytest.fixture
+def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Server]]:
+    """The servers of the fake driver, by host: db-1 is the writer."""
+    registry.register("postgresql.fakepg", "tests.unit.fake_driver", "Dialect")
+    monkeypatch.setattr(Dialect, "servers", {"db-1": Server(1, follows=False), "db-2": Server(2, follows=True)})
+    DRIVERS.append(fake_driver)
+    yield Dialect.servers
+    DRIVERS.remove(fake_driver)
+    registry.impls.pop("postgresql.fakepg", None)
+
+
+@pytest.fixture
+def parrot(monkeypatch: pytest.MonkeyPatch) -> Parrot:
+    family = Parrot()
+    monkeypatch.setitem(FAMILIES, "postgresql", [family, postgresql])
+    return family
+
+
+def test_a_url_chooses_among_the_drivers_of_its_dialect(servers):
+    assert drivers_for("postgresql") == [psycopg_driver, fake_driver]
+    assert Router(URL).gate.driver is fake_driver
+    assert Router("postgresql+psycopg://app@db-1/shop").gate.driver is psycopg_driver
+    with pytest.raises(ConfigurationError, match="driver is not supported"):
+        Router("postgresql+other://app@db-1/shop")
+
+
+def test_a_second_driver_reads_and_writes_on_the_same_servers(servers):
+    """A router with another driver sends the same questions, and finds writer and reader by the same rows."""
+    with Router(URL, instances=["db-2"]) as router:
+        with router.connect() as connection:
+            assert connection.exec_driver_sql(ROW).scalar_one() == 42
+        with router.connect(read_only=True) as connection:
+            assert connection.exec_driver_sql(ROW).scalar_one() == 42
+        assert {router.gate.families.at(place) for place in ("db-1:5432", "db-2:5432")} == {postgresql}
+        assert (router.topology.writer.id, [r.id for r in router.topology.readers]) == ("db-1:5432", ["db-2:5432"])
+    for server in servers.values():
+        assert server.heard.count(ROW) == 1
+        assert postgresql.PROBE in server.heard
+        assert WHO["postgresql"] not in server.heard  # there is one family only
+
+
+@pytest.mark.parametrize(
+    ("code", "failure"), [("40P01", Failure.DEADLOCK), ("23505", Failure.CONSTRAINT), ("PECKS", Failure.OTHER)]
+)
+def test_the_codes_of_the_server_mean_the_same_on_any_driver(servers, code, failure):
+    servers["db-1"].refuses = code
+    with Router(URL) as router, router.connect() as connection, pytest.raises(DBAPIError) as caught:
+        connection.exec_driver_sql(ROW)
+    assert driver_of(caught.value.orig) is fake_driver
+    assert classify_error(caught.value).failure is failure
+    assert classify_error(fake_driver.Error(code)).failure is failure
+
+
+def test_the_server_says_which_family_it_is_of(servers, parrot):
+    """Each instance is asked, and the answer decides what is sent there and what its errors mean."""
+    servers["db-2"].version = ("Parrot 3", False)
+    servers["db-2"].refuses = servers["db-1"].refuses = "PECKS"
+    found = {}
+    with Router(URL, instances=["db-2"]) as router:
+        for read_only in (False, True):
+            with router.connect(read_only=read_only) as connection, pytest.raises(DBAPIError) as caught:
+                connection.exec_driver_sql(ROW)
+            found[read_only] = classify_error(caught.value).failure
+        assert router.gate.families.at("db-1:5432") is router.gate.families.leading is postgresql
+        assert router.gate.families.at("db-2:5432") is parrot
+    assert found == {False: Failure.OTHER, True: Failure.DEADLOCK}
+    assert WHO["postgresql"] in servers["db-1"].heard
+
+
+def test_a_readers_connection_is_guarded_in_its_familys_words(servers, parrot, monkeypatch):
+    monkeypatch.setattr(fake_driver, "is_guarded", lambda *_: False)
+    servers["db-2"].version = ("Parrot 3", False)
+    with Router(URL, instances=["db-2"]) as router:
+        connection = router.raw_connection(read_only=True)
+        router.gate.engines.keep_guarded(connection)
+        connection.close()
+    assert parrot.GUARD in servers["db-2"].heard
+
+
+def test_each_connection_of_the_monitor_asks_the_server_anew(servers, parrot):
+    """No change of a server leaves the monitor's connection open, so the next one finds the new family."""
+    servers["db-1"].version = ("Parrot 3", False)
+    with Router(URL) as router:
+        router.start()
+        assert router.gate.families.at("db-1:5432") is router.gate.families.leading is parrot
+        servers["db-1"].version = ("PostgreSQL 17.1 on aarch64", False)
+        probe = router.gate.engines.probe(router.topology.writer)
+        assert router.gate.families.at("db-1:5432") is postgresql
+        probe.ask()
+        probe.close()
+        assert router.gate.families.leading is postgresql
+
+
+def test_before_the_first_answer_the_leading_family_is_taken(parrot):
+    families = Families("postgresql")
+    assert families.at("db-1:5432") is families.leading is postgresql
+    families.leading = parrot
+    assert families.at("db-1:5432") is parrot
+
+
+@pytest.mark.parametrize(
+    ("protocol", "row", "family"),
+    [
+        ("postgresql", ("PostgreSQL 16.4 on x86_64", False), postgresql),
+        ("mysql", ("8.4.0", "MySQL Community Server - GPL"), mysql),
+        ("mysql", ("10.11.6-MariaDB-0+deb12u1", "Debian 12"), mysql),
+    ],
+)
+def test_servers_are_known_by_their_version(monkeypatch, protocol, row, family):
+    """The server decides, whatever comes first in the list, and a server that nobody knows is of the usual family."""
+    other = Parrot()
+    monkeypatch.setitem(FAMILIES, protocol, [family, other])
+    asked = []
+
+    def query(text):
+        asked.append(text)
+        return ["version", "more"], [row]
+
+    assert recognize(protocol, query) is family
+    assert asked == [WHO[protocol]]
+    assert recognize(protocol, lambda _: ((), [("CockroachDB 24", None)])) is usual(protocol) is other
