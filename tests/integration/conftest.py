@@ -32,6 +32,14 @@ def cluster(aurora_cluster: Cluster[Any], aurora_engine: str) -> Cluster[Any]:
 
 
 @pytest.fixture
+def paused(cluster: Cluster[Any]) -> Cluster[Any]:
+    """The cluster, whose readers replay nothing any more."""
+    for reader in cluster.readers:
+        cluster.pause_replay(reader)
+    return cluster
+
+
+@pytest.fixture
 def proxy(cluster: Cluster[Any]) -> Iterator[FaultProxy]:
     """A fault proxy before the writer."""
     with FaultProxy((cluster.writer.host, cluster.writer.port)) as proxy:

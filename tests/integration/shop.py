@@ -222,6 +222,16 @@ def raise_stock(session: RoutingSession) -> int:
     return item.stock
 
 
+def write(router: Router, **options: object) -> str:
+    """Raise the stock, and return the token of that write."""
+    with sessions(router)(**options) as s:
+        s.execute(RAISE)
+        s.commit()
+        token = s.consistency_token
+    assert token is not None
+    return token
+
+
 def stock(cluster: PostgresCluster) -> int:
     found: int = cluster.execute("SELECT stock FROM item WHERE id = 1")[0][0]
     return found

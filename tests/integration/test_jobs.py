@@ -22,14 +22,6 @@ GUIDE = Path(__file__).parents[2] / "docs" / "web.md"
 MakeRouter = Callable[..., Router]
 
 
-@pytest.fixture
-def paused(cluster: PostgresCluster) -> PostgresCluster:
-    """The cluster, whose readers replay nothing any more."""
-    for reader in cluster.readers:
-        cluster.pause_replay(reader)
-    return cluster
-
-
 def test_a_message_that_is_sent_after_a_write_takes_it_along(paused: PostgresCluster, make_router: MakeRouter) -> None:
     here, there = make_router(), make_router()
     until_readers_serve(there, 2)
