@@ -1,0 +1,123 @@
+"""The commit table notes every transaction that may have written, no other one, and keeps no old rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import select, text
+
+from aurora_router import ConfigurationError, Router, RoutingSession
+from aurora_router.local import FaultProxy, PostgresCluster
+from tests.integration.shop import BOTH, Item, eventually, raise_stock, sessions, stock
+
+STOCK = select(Item.stock).where(Item.id == 1)
+
+
+@BOTH
+def test_a_missing_commit_table_is_named_with_what_to_do(cluster: PostgresCluster, router: Router) -> None:
+    cluster.execute("DROP TABLE aurora_router_commits")
+    with pytest.raises(ConfigurationError, match="init-commit-table"):
+        router.run_transaction(sessions(router), raise_stock, commit_check="table")
+    assert stock(cluster) == 10
+    router.init_commit_table()
+    router.init_commit_table()
+    assert router.run_transaction(sessions(router), raise_stock, commit_check="table") == 11
+
+
+READ_ONLY: Any = {"postgresql_readonly": True}
+
+
+@BOTH
+@pytest.mark.parametrize("check", ["xid", "table"])
+def test_a_read_only_transaction_is_not_noted(cluster: PostgresCluster, router: Router, check: Any) -> None:
+    """A transaction that is read-only ends as it would without a commit check, because nothing of it can be lost."""
+
+    def report(s: RoutingSession) -> int | None:
+        if cluster.url.startswith("postgresql"):
+            s.connection(execution_options=READ_ONLY)
+        else:
+            s.execute(text("START TRANSACTION READ ONLY"))
+        return s.scalar(STOCK)
+
+    assert router.run_transaction(sessions(router), report, commit_check=check) == 10
+    with sessions(router, commit_check=check)() as s:
+        assert report(s) == 10
+        s.commit()
+        assert raise_stock(s) == 11
+        s.commit()
+    assert stock(cluster) == 11
+
+
+@pytest.mark.parametrize("answer", [False, True])
+def test_a_lost_commit_of_a_read_only_transaction_is_made_again(proxy: FaultProxy, router: Router, answer: bool) -> None:
+    runs: list[int | None] = []
+
+    def report(s: RoutingSession) -> None:
+        s.connection(execution_options=READ_ONLY)
+        runs.append(s.scalar(STOCK))
+
+    proxy.lose("COMMIT", answer=answer)
+    router.run_transaction(sessions(router), report, commit_check="table")
+    assert runs == [10, 10]
+
+
+def test_a_transaction_that_became_writable_is_noted(cluster: PostgresCluster, proxy: FaultProxy, router: Router) -> None:
+    """A transaction that was declared read-only may have been made writable since, and then it is noted."""
+    runs: list[int] = []
+
+    def work(s: RoutingSession) -> None:
+        s.connection(execution_options=READ_ONLY)
+        s.execute(text("SET TRANSACTION READ WRITE"))
+        runs.append(raise_stock(s))
+
+    proxy.lose("COMMIT", answer=True)
+    router.run_transaction(sessions(router), work, commit_check="table")
+    assert runs == [11]
+    assert stock(cluster) == 11
+
+
+@pytest.mark.engines("mariadb", "mysql")
+def test_locked_tables_that_keep_out_the_note_are_refused(cluster: PostgresCluster, router: Router) -> None:
+    """LOCK TABLES keeps out the commit table, and the error says what to do."""
+
+    def work(s: RoutingSession, *more: str) -> None:
+        s.execute(text("LOCK TABLES item WRITE"))
+        s.execute(text("UPDATE item SET stock = stock + 1 WHERE id = 1"))
+        for statement in more:
+            s.execute(text(statement))
+
+    with pytest.raises(ConfigurationError, match=r"LOCK TABLES .* aurora_router_commits.* UNLOCK TABLES .* commit_check=None"):
+        router.run_transaction(sessions(router), work)
+    assert stock(cluster) == 10
+    router.run_transaction(sessions(router), lambda s: work(s, "UNLOCK TABLES"))
+    assert stock(cluster) == 11
+
+
+def test_anothers_commit_table_serves_a_user_with_dml_rights(cluster: PostgresCluster, proxy: FaultProxy, router: Router) -> None:
+    """A commit table that somebody else has made serves a user who may only use it."""
+    cluster.execute("ALTER TABLE aurora_router_commits OWNER TO CURRENT_USER; REVOKE ALL ON aurora_router_commits FROM app")
+    cluster.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON aurora_router_commits TO app")
+    cluster.execute("INSERT INTO aurora_router_commits (id, at) VALUES (gen_random_uuid(), now() - interval '2 hours')")
+    try:
+        router.init_commit_table()
+        proxy.lose("COMMIT", answer=False)
+        assert router.run_transaction(sessions(router), raise_stock, commit_check="table") == 11
+        old = "SELECT count(*) FROM aurora_router_commits WHERE at < now() - interval '1 hour'"
+        eventually(lambda: cluster.execute(old) == [(0,)], timeout=30)
+    finally:
+        cluster.execute("DROP TABLE aurora_router_commits")
+    assert stock(cluster) == 11
+
+
+def test_old_commit_rows_are_removed_outside_of_requests(cluster: PostgresCluster, router: Router) -> None:
+    """Old rows of the commit table are removed outside of any request."""
+    cluster.execute("""
+        INSERT INTO aurora_router_commits (id, at)
+        SELECT gen_random_uuid(), now() - interval '2 hours' FROM generate_series(1, 5100)""")
+    cluster.execute("INSERT INTO aurora_router_commits (id) VALUES (gen_random_uuid())")
+    router.run_transaction(sessions(router), raise_stock, commit_check="table")
+    too_old = "SELECT count(*) FROM aurora_router_commits WHERE at < now() - interval '1 hour'"
+    eventually(lambda: cluster.execute(too_old) == [(0,)], timeout=30)
+    ((found,),) = cluster.execute("SELECT count(*) FROM aurora_router_commits")
+    assert found >= 2
