@@ -49,6 +49,16 @@ def test_a_read_only_transaction_is_not_noted(cluster: PostgresCluster, router: 
     assert stock(cluster) == 11
 
 
+def test_a_transaction_set_read_only_by_itself_can_be_noted(router: Router) -> None:
+    """A transaction that makes itself read-only can be noted before its COMMIT."""
+
+    def reads(s: RoutingSession) -> int:
+        s.execute(text("SET TRANSACTION READ ONLY"))
+        return s.get_one(Item, 1).stock
+
+    assert router.run_transaction(sessions(router), reads) == 10
+
+
 @pytest.mark.parametrize("answer", [False, True])
 def test_a_lost_commit_of_a_read_only_transaction_is_made_again(proxy: FaultProxy, router: Router, answer: bool) -> None:
     runs: list[int | None] = []
