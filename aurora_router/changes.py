@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 from aurora_router.core import events
@@ -33,7 +35,7 @@ def take_in(
     news: list[Callable[[], object]] = []
 
     def tell(event: events.Event) -> None:
-        news.append(partial(publish, event))
+        news.append(partial(publish, replace(event, at=time.time())))  # it may be told later
 
     @contextlib.contextmanager
     def discarding(instance_id: str) -> Iterator[None]:

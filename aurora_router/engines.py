@@ -22,6 +22,7 @@ from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool, Pool, PoolProxiedConnection, QueuePool
 
 from aurora_router.config import get_pool_limits
+from aurora_router.core import events
 from aurora_router.core.failures import Failure, Phase
 from aurora_router.core.query import Query
 from aurora_router.core.redaction import hide
@@ -39,6 +40,7 @@ from aurora_router.dialect_patches import (
 from aurora_router.drivers import Driver, Mode
 from aurora_router.errors import ConfigurationError, Signal, WrongServer
 from aurora_router.limits import Places
+from aurora_router.listeners import EventDispatcher
 from aurora_router.mistakes import UNKNOWN_HOST, hide_values, is_refused, mistake, probe_error, refusal
 from aurora_router.pooling import (
     AUTOCOMMIT,
@@ -62,7 +64,7 @@ from aurora_router.probe import ProbeError
 from aurora_router.servers import ServerFamily, Unsuitable
 from aurora_router.settings import Settings
 from aurora_router.stats import Counters, PoolUsage
-from aurora_router.waiting import Waiting
+from aurora_router.waiting import Local, Waiting
 
 log = logging.getLogger("aurora_router")
 
@@ -92,6 +94,7 @@ class Engines:
     surprised: called with an instance that led to another server, and the reason.
     gate: the interceptor of statements, COMMITs and errors.
     waiting: how units wait for their connections.
+    dispatcher: tells of connections that were made and closed.
     counters: counts connections that were made, and units that waited for a pool.
     stand_in: an engine that stands for the cluster if a session class chooses among several engines. It never connects.
     """
@@ -104,6 +107,7 @@ class Engines:
         gate: Gatekeeper,
         waiting: Waiting,
         counters: Counters,
+        dispatcher: EventDispatcher,
     ) -> None:
         target, of_readers = settings.target, settings.options_of_readers
         url, driver = target.url, target.driver
@@ -132,6 +136,8 @@ class Engines:
         self._gate = gate
         self._waiting = waiting
         self._counters = counters
+        self._dispatcher = dispatcher
+        self._untold: Local[list[events.Event]] = waiting.local()  # events that this thread tells later
         self._lock = threading.Lock()
         self._engines: dict[str, Engine] = {}
         self._of_readers: dict[str, Engine] = self._engines if of_readers is None else {}
@@ -183,6 +189,21 @@ class Engines:
         """Connections of this instance that are checked out of the pool for reads."""
         count = self._in_use.get(instance_id)
         return count() if count is not None else 0
+
+    @contextlib.contextmanager
+    def telling_later(self) -> Iterator[list[events.Event]]:
+        """Collect the events of connections that this thread closes meanwhile, because it must not wait for listeners."""
+        told = self._untold.value = []
+        try:
+            yield told
+        finally:
+            self._untold.value = None
+
+    def _tell_closed(self, event: events.Event) -> None:
+        if self._untold.value is not None:
+            self._untold.value.append(event)
+        elif self._dispatcher.listeners:
+            self._dispatcher.publish(event)
 
     def pool_usage(self, instance: Instance) -> PoolUsage:
         """The connections of an instance at this moment, in the pools of both roles."""
@@ -685,6 +706,9 @@ class Engines:
                 line.info = record.info
                 self._proven.add(engine)
                 self._counters.connects[place] += 1
+                line.made = True
+                if self._dispatcher.listeners:
+                    self._dispatcher.publish(events.ConnectionCreated(place, time.time() - record.starttime))
             except BaseException as error:
                 closing(dbapi, None)
                 with contextlib.suppress(self.driver_error):  # closed already
@@ -702,6 +726,9 @@ class Engines:
             line = line_of(dbapi)
             if line is not None:
                 line.twin.close()
+                if line.made and self._dispatcher.listeners:
+                    line.made = False
+                    self._tell_closed(events.ConnectionClosed(place, time.monotonic() - line.since, at=time.time()))
 
         @event.listens_for(engine, "close_detached")
         def closing_detached(dbapi: Any) -> None:
@@ -724,7 +751,7 @@ class Engines:
             dbapi = record.dbapi_connection
             if dbapi is not None and self._driver.has_leftovers(dbapi):
                 self._remove_leftovers(dbapi, record)
-            spoilt = unit is not None and self._gate.returned(unit)
+            spoilt = unit is not None and self._gate.returned(unit, place)
             info[UNIT] = None
             if spoilt or over or self._closed:
                 record.invalidate()  # no unit may, or will, check it out again

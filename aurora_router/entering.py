@@ -9,7 +9,7 @@ import contextlib
 import random
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import tenacity
@@ -142,15 +142,41 @@ class Entrance:
         """
         if write is None and unit.read_only is False:
             write = Reason.DECLARED_WRITE
+        if self._dispatcher.listeners:
+            unit.checkout_began = time.monotonic()
+            self._dispatcher.publish(events.CheckoutStarted(unit.read_only, unit=unit.number))
         try:
             try:
                 return self._enter_once(unit, door, write, None)
             except _Again as again:
                 failed = again
             return self._enter_again(unit, door, write, failed)
-        except BaseException:
+        except BaseException as error:
             unit.give_back()
+            if unit.checkout_began is not None and self._dispatcher.listeners:
+                took = time.monotonic() - unit.checkout_began
+                self._dispatcher.publish(events.CheckoutFailed(type(error).__name__, took, unit=unit.number))
             raise
+
+    def _tell_checkout(self, unit: Unit, instance: Instance, reason: Reason) -> None:
+        """Publish that a unit has its connection, and remember since when, for the event of its return."""
+        now = time.monotonic()
+        took = None if unit.checkout_began is None else now - unit.checkout_began
+        unit.checked_out = {**(unit.checked_out or {}), instance.id: now}
+        if self._dispatcher.listeners:
+            self._dispatcher.publish(events.Routed(instance.id, reason, unit=unit.number, seconds=took))
+
+    @contextlib.contextmanager
+    def _told_wait(self, unit: Unit, what: events.Wait) -> Iterator[None]:
+        """Publish the begin and the end of a wait."""
+        began = time.monotonic()
+        if self._dispatcher.listeners:
+            self._dispatcher.publish(events.WaitStarted(what, unit=unit.number))
+        try:
+            yield
+        finally:
+            if self._dispatcher.listeners:
+                self._dispatcher.publish(events.WaitEnded(what, time.monotonic() - began, unit=unit.number))
 
     def _enter_again(self, unit: Unit, door: Door[T], write: Reason | None, failed: _Again) -> T:
         """Connect a unit to the writer, after a first attempt has failed, as soon as one can be reached."""
@@ -272,7 +298,7 @@ class Entrance:
                 phase = _CONNECTING[on_writer] if connects else _UNSENT[on_writer]
                 failure = self._engines.failure(error, phase)
                 if connects and not isinstance(error, WrongServer):  # that one was reported already
-                    self._dispatcher.publish(events.ConnectFailed(instance.id, self._engines.explain(error)))
+                    self._dispatcher.publish(events.ConnectFailed(instance.id, self._engines.explain(error), unit=unit.number))
                 if failure in SUSPICIOUS:
                     self._monitor.suspect(instance.id)
                 if connects and (mistake := self._engines.mistake(error)) is not None:
@@ -286,11 +312,11 @@ class Entrance:
                 unit.avoid |= {instance.id}
                 self._counters.retries[instance.id] += 1
                 if self._dispatcher.listeners:
-                    self._dispatcher.publish(events.Repeated(instance.id, type(error).__name__))
+                    self._dispatcher.publish(events.Repeated(instance.id, type(error).__name__, unit=unit.number))
             except ConfigurationError as error:  # there is no password
                 self._give_up(unit, door, connection)
                 if connection is None:
-                    self._dispatcher.publish(events.ConnectFailed(instance.id, str(error)))
+                    self._dispatcher.publish(events.ConnectFailed(instance.id, str(error), unit=unit.number))
                 raise
             except PoolFull:
                 unit.instance = None
@@ -319,7 +345,7 @@ class Entrance:
         else:
             counters.reads_as_reader[instance.id] += 1
         if self._dispatcher.listeners:
-            self._dispatcher.publish(events.Routed(instance.id, reason))
+            self._tell_checkout(unit, instance, reason)
         return connection
 
     def _judge(self, door: Door[T], decision: Decision) -> Reason | None:
@@ -401,7 +427,8 @@ class Entrance:
         made_up = (unit.requirement is not None and unit.requirement.given) or any(
             past.given is not None and not past.wrote for past in unit.pasts
         )
-        self._monitor.wait_for(found, self._wait, haste=Haste.SHARED if made_up else Haste.ALONE)
+        with self._told_wait(unit, "reader"):
+            self._monitor.wait_for(found, self._wait, haste=Haste.SHARED if made_up else Haste.ALONE)
 
     def _wait_for_place(self, unit: Unit, place: Place, began: float) -> None:
         """Wait for a place in the writer's pool, or for a topology with readers. Then the caller must decide again.
@@ -414,7 +441,9 @@ class Entrance:
         """
         now = time.monotonic()
         left = min(began + self._pool_timeout - now, self._time_left(unit, began))
-        if place.take(left):
+        with self._told_wait(unit, "slot"):
+            found = place.take(left)
+        if found:
             return
         if self.closed:
             raise RouterError("this router was closed while a unit waited for a reader")
@@ -453,10 +482,11 @@ class Entrance:
         if unit.requirement is not None and unit.requirement.given and decision.reason is Reason.NO_WRITER:
             left = unit.requirement.since + self._token_ttl - since
             timeout, lapses = min(timeout, max(left, 0.0)), left < timeout
-        topology = self._wait_until_decided(since + timeout)
+        with self._told_wait(unit, "writer"):
+            topology = self._wait_until_decided(since + timeout)
         found = topology.writer.id if topology.writer is not None else None
         if self._dispatcher.listeners:
-            self._dispatcher.publish(events.WaitedForWriter(time.monotonic() - since, found))
+            self._dispatcher.publish(events.WaitedForWriter(time.monotonic() - since, found, unit=unit.number))
         if topology.writer is not None:
             return topology.writer
         if lapses:

@@ -697,7 +697,9 @@ class Gate:
             began = time.monotonic()
             found = find_out(self._asking_connection, ask, timeout, self._sleep)
             if self._dispatcher.listeners:
-                self._dispatcher.publish(events.CommitResolved(instance_id, found.value, time.monotonic() - began))
+                self._dispatcher.publish(
+                    events.CommitResolved(instance_id, found.value, time.monotonic() - began, unit=unit.number)
+                )
             if found is Outcome.COMMITTED:
                 self.causality.committed(unit)  # maybe long after its session believed it to be over
             return found
@@ -720,7 +722,7 @@ class Gate:
             raise NoWriterAvailable(timeout, topology.said())
         return self.engines.outside(topology.writer)
 
-    def returned(self, unit: Unit) -> bool:
+    def returned(self, unit: Unit, instance: str) -> bool:
         """Note that a unit's connection is back in its pool. All commits on it have been acknowledged by now.
 
         Return whether no other unit may get the connection.
@@ -730,7 +732,14 @@ class Gate:
         if unit.ends is not None and not unit.committing:
             self._note_unseen_ends(unit)
         self.causality.ended(unit)
+        if unit.checked_out is not None:
+            self._tell_return(unit, unit.checked_out, instance)
         return unit.leaves_traces and unit.spoils_connection
+
+    def _tell_return(self, unit: Unit, checked_out: dict[str, float], instance: str) -> None:
+        since = checked_out.pop(instance, None)
+        if since is not None and self._dispatcher.listeners:
+            self._dispatcher.publish(events.ConnectionCheckedIn(instance, time.monotonic() - since, unit=unit.number))
 
 
 def own(unit: Unit, connection: object, raw: PoolProxiedConnection) -> None:

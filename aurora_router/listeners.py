@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from aurora_router.core import events
 from aurora_router.log import Log
@@ -37,6 +39,8 @@ class EventDispatcher:
         self._tell(event, BaseException)
 
     def _tell(self, event: events.Event, harmless: type[BaseException]) -> None:
+        if self.listeners and not event.at:
+            event = replace(event, at=time.time())
         for listener in self._and_log if type(event) in _LOGGED else self.listeners:
             try:
                 listener(event)

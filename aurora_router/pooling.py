@@ -113,7 +113,10 @@ class Line:
 
     info: the `info` of the pooled connection; None until it is pooled.
     since: seconds, monotonic. Its server was last found in the topology then, or just after.
+    made: whether the router has told that the connection can be used.
     """
+
+    made = False
 
     def __init__(self, number: int) -> None:
         self.number = number

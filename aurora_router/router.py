@@ -103,6 +103,7 @@ class Router:
             self.gate,
             waiting,
             self._counters,
+            self.dispatcher,
         )
         self._fixed_address = urls.find_fixed_address(settings.target, settings.options, settings.options_of_readers)
         urls.check_distinct(settings.all_instances, self._fixed_address)
@@ -508,12 +509,12 @@ class Router:
             self._counters.retries[instance.id] += 1
             if known.failure is Failure.MISSING:  # the reader will have it soon
                 if self.dispatcher.listeners:
-                    self.dispatcher.publish(events.Repeated(instance.id, type(error).__name__))
+                    self.dispatcher.publish(events.Repeated(instance.id, type(error).__name__, unit=unit.number))
                 return action
             unit.refused = error.statement
             self.gate.learn(error.statement)
             if self.dispatcher.listeners:
-                self.dispatcher.publish(events.Learned(instance.id, self.gate.driver.code(error.orig)))
+                self.dispatcher.publish(events.Learned(instance.id, self.gate.driver.code(error.orig), unit=unit.number))
         elif action in (Action.REPEAT_ELSEWHERE, Action.REPEAT_UNPREPARED):
             unit.repeats += 1
             if unit.repeats > REPEATS or not self._repeats.allowed(instance.id, first=unit.repeats == 1):
@@ -522,7 +523,7 @@ class Router:
             if action is Action.REPEAT_ELSEWHERE and not unit.on_writer:
                 unit.avoid |= {instance.id}
             if self.dispatcher.listeners:
-                self.dispatcher.publish(events.Repeated(instance.id, type(error).__name__))
+                self.dispatcher.publish(events.Repeated(instance.id, type(error).__name__, unit=unit.number))
         elif unit.on_writer and unit.refused is not None and unit.refused == error.statement:
             self.gate.forget(unit.refused)  # the reader was not at fault: the writer refuses it, too
         return action
@@ -582,8 +583,11 @@ class Router:
     def _changed(self, old: Topology, new: Topology, published_at: float) -> list[Callable[[], object]]:
         if new.readers:
             self._for_reads.turn_away()  # so that waiting reads try the readers
-        news = take_in(self._engines, self.dispatcher.publish_from_own_thread, old, new, published_at)
-        self._engines.keep(new.by_id)
+        publish = self.dispatcher.publish_from_own_thread
+        with self._engines.telling_later() as closed:
+            news = take_in(self._engines, publish, old, new, published_at)
+            self._engines.keep(new.by_id)
+        news = [*(functools.partial(publish, event) for event in closed), *news]
         self._counters.keep(new.by_id)
         return [*news, functools.partial(self._log.keep, new.by_id), self._log.tick]
 

@@ -420,7 +420,7 @@ class RoutingMixin(_Base):
         except NotARead:
             # A listener has sent more than reads and settings. Its statements belong to the unit, so the unit must move.
             where = f"{door.engine.url.host}:{door.engine.url.port}"
-            self.router.dispatcher.publish(events.MovedByListener(where))
+            self.router.dispatcher.publish(events.MovedByListener(where, unit=unit.number))
             _leave(self, door.engine)
             connection = self.router.enter(unit, door, Reason.NOT_A_READ)
         self._unit_of = self.get_transaction()
@@ -439,7 +439,7 @@ class RoutingMixin(_Base):
                 refuse_inherited(connection.connection)
             self._leave_place(unit)
             if self.router.dispatcher.listeners:
-                self.router.dispatcher.publish(events.Moved(left.id, reason))
+                self.router.dispatcher.publish(events.Moved(left.id, reason, unit=unit.number))
         return self._enter(unit, reason, options)
 
     def _leave_place(self, unit: Unit) -> None:

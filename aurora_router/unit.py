@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from aurora_router.errors import Outcome, OutcomeUnknown, Signal
 from aurora_router.limits import Place
 
 T = TypeVar("T")
+
+_numbers = itertools.count(1)
 
 CommitCheck = Literal["xid", "table"]
 
@@ -271,9 +274,20 @@ class Unit:
     outcome: Outcome | None = None  # of an unanswered COMMIT, if the router has found it
     unknown: OutcomeUnknown | None = None  # the error of an unanswered COMMIT, if it has not
     borrowed: Place | None = None  # a place that the writer lends to reads, until the unit ends
+    checkout_began: float | None = None  # seconds, monotonic; None if nobody listens
+    # The instances whose connections it has, and since when (seconds, monotonic). None if nobody listens.
+    checked_out: dict[str, float] | None = None
+    _number: int | None = None
 
     def __init__(self, read_only: bool | None) -> None:
         self.read_only = read_only
+
+    @property
+    def number(self) -> int:
+        """A number for the unit's events, which no other unit of this process has. It is made if somebody asks for it."""
+        if self._number is None:
+            self._number = next(_numbers)
+        return self._number
 
     @property
     def may_write(self) -> bool:

@@ -5,24 +5,50 @@ No record carries a statement's text, a parameter or a credential.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 from aurora_router.core.selection import Reason
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Happened:
+    """An event. Two are equal if they say the same; when it happened, to which unit, and how long it took do not count.
+
+    at: seconds since 1970, as time.time() returns them. 0.0 in an event that no router has published.
+    """
+
+    at: float = field(default=0.0, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OfUnit(_Happened):
+    """An event of a unit.
+
+    unit: a number of the unit, which no other unit of this process has. None if no unit is known.
+    """
+
+    unit: int | None = field(default=None, compare=False)
+
+
+Wait = Literal["writer", "reader", "slot"]
+
+
 @dataclass(frozen=True, slots=True)
-class Routed:
+class Routed(_OfUnit):
     """A unit went to an instance: its first one, or the writer after a move.
 
     reason: why that instance was chosen.
+    seconds: how long the checkout took.
     """
 
     instance: str
     reason: Reason
+    seconds: float | None = field(default=None, compare=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class Moved(_OfUnit):
     """A unit left its reader for the writer.
 
     instance: the reader.
@@ -34,7 +60,7 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True)
-class Repeated:
+class Repeated(_OfUnit):
     """A read failed with its instance, and is retried elsewhere.
 
     instance: the one that failed.
@@ -46,7 +72,7 @@ class Repeated:
 
 
 @dataclass(frozen=True, slots=True)
-class Learned:
+class Learned(_OfUnit):
     """A reader refused a statement that looked like a read. Its text goes to the writer for ten minutes if the writer serves it.
 
     code: the SQLSTATE on PostgreSQL, the error's number on MySQL and MariaDB.
@@ -57,7 +83,7 @@ class Learned:
 
 
 @dataclass(frozen=True, slots=True)
-class WaitedForWriter:
+class WaitedForWriter(_OfUnit):
     """A unit waited for a writer, and its wait has ended.
 
     seconds: how long it waited.
@@ -69,7 +95,7 @@ class WaitedForWriter:
 
 
 @dataclass(frozen=True, slots=True)
-class WaitingForWriter:
+class WaitingForWriter(_Happened):
     """Units wait for a writer. Sent at most once in 10 s.
 
     units: how many wait.
@@ -81,7 +107,7 @@ class WaitingForWriter:
 
 
 @dataclass(frozen=True, slots=True)
-class NoReaderQualifies:
+class NoReaderQualifies(_Happened):
     """Reads go to the writer, because no reader qualifies. Sent at most once in 10 s.
 
     writer: the instance that gets them.
@@ -95,7 +121,7 @@ class NoReaderQualifies:
 
 
 @dataclass(frozen=True, slots=True)
-class ConnectFailed:
+class ConnectFailed(_OfUnit):
     """A unit could not get a new connection to an instance.
 
     why: the words of the driver or the server.
@@ -106,7 +132,7 @@ class ConnectFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class RunAgain:
+class RunAgain(_Happened):
     """A unit of run_transaction failed, and runs again.
 
     number: the number of the run that failed, beginning with 1.
@@ -118,7 +144,7 @@ class RunAgain:
 
 
 @dataclass(frozen=True, slots=True)
-class RetriesRefused:
+class RetriesRefused(_Happened):
     """Retries were refused, because they were too many for the traffic. Sent at most once a second.
 
     instance: where the last of them failed; None for a run of run_transaction.
@@ -130,7 +156,7 @@ class RetriesRefused:
 
 
 @dataclass(frozen=True, slots=True)
-class CommitResolved:
+class CommitResolved(_OfUnit):
     """The answer to a COMMIT was lost, and the newest writer was asked.
 
     instance: where the COMMIT was sent.
@@ -144,7 +170,7 @@ class CommitResolved:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenIgnored:
+class TokenIgnored(_Happened):
     """A consistency token of a request or a message does not count.
 
     reason: why. Nothing of the token's text is in it.
@@ -154,7 +180,7 @@ class TokenIgnored:
 
 
 @dataclass(frozen=True, slots=True)
-class MovedByListener:
+class MovedByListener(_OfUnit):
     """A unit goes to the writer, because of a listener of the application.
 
     When the unit came to a reader, that listener sent more than reads and settings.
@@ -166,7 +192,7 @@ class MovedByListener:
 
 
 @dataclass(frozen=True, slots=True)
-class InstanceUp:
+class InstanceUp(_Happened):
     """An instance answers, for the first time or again.
 
     role: "writer" or "reader".
@@ -177,7 +203,7 @@ class InstanceUp:
 
 
 @dataclass(frozen=True, slots=True)
-class InstanceDown:
+class InstanceDown(_Happened):
     """An instance does not answer any more, or cannot be used from the start.
 
     error: why it is not used.
@@ -188,7 +214,7 @@ class InstanceDown:
 
 
 @dataclass(frozen=True, slots=True)
-class WriterChanged:
+class WriterChanged(_Happened):
     """Another instance is the writer, or none is.
 
     old, new: the instances; None if there was or is no writer.
@@ -201,7 +227,7 @@ class WriterChanged:
 
 
 @dataclass(frozen=True, slots=True)
-class ConnectionsDiscarded:
+class ConnectionsDiscarded(_Happened):
     """An instance's pooled connections were discarded at once.
 
     cut: how many connections in use were cut as well.
@@ -213,7 +239,7 @@ class ConnectionsDiscarded:
 
 
 @dataclass(frozen=True, slots=True)
-class ConnectionRefused:
+class ConnectionRefused(_Happened):
     """A new connection reached another server than the topology knows there, and was discarded.
 
     why: a description of that server.
@@ -223,15 +249,99 @@ class ConnectionRefused:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class CheckoutStarted(_OfUnit):
+    """A unit needs a connection. `Routed` or `CheckoutFailed` follows.
+
+    read_only: what the unit declares; None if the router decides.
+    """
+
+    read_only: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckoutFailed(_OfUnit):
+    """A unit got no connection.
+
+    error: the class of the error.
+    seconds: how long the checkout took.
+    """
+
+    error: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionCheckedIn(_OfUnit):
+    """A unit's connection is back in its pool, because the unit ended or moved. It ends what `Routed` began.
+
+    seconds: how long the unit had it.
+    """
+
+    instance: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class WaitStarted(_OfUnit):
+    """A unit waits. `WaitEnded` follows.
+
+    what: "writer"; "reader", that shows what the unit must see; or "slot", for a read in the writer's pool.
+    """
+
+    what: Wait
+
+
+@dataclass(frozen=True, slots=True)
+class WaitEnded(_OfUnit):
+    """A unit has waited, in vain or not.
+
+    what: as in `WaitStarted`.
+    seconds: how long it waited.
+    """
+
+    what: Wait
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionCreated(_Happened):
+    """A new connection to an instance can be used.
+
+    seconds: how long it took to connect.
+    """
+
+    instance: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionClosed(_Happened):
+    """A connection is closed, which `ConnectionCreated` told of.
+
+    seconds: how long it was open.
+    """
+
+    instance: str
+    seconds: float
+
+
 Event = (
-    Routed
+    CheckoutStarted
+    | Routed
+    | CheckoutFailed
+    | ConnectionCheckedIn
     | Moved
     | MovedByListener
     | Repeated
     | Learned
+    | WaitStarted
+    | WaitEnded
     | WaitedForWriter
     | WaitingForWriter
     | NoReaderQualifies
+    | ConnectionCreated
+    | ConnectionClosed
     | ConnectFailed
     | RunAgain
     | RetriesRefused

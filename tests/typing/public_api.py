@@ -31,8 +31,8 @@ from aurora_router import (
     Topology,
     classify,
     classify_error,
+    events,
 )
-from aurora_router.core import events
 from aurora_router.core.selection import Load
 from aurora_router.jobs import put_token, scope_of
 from aurora_router.middleware import AsgiApp, AsgiMiddleware, WsgiMiddleware
