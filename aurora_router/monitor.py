@@ -12,8 +12,9 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
-from aurora_router.core import probing
+from aurora_router.core import events, probing
 from aurora_router.core import topology as pure
 from aurora_router.core.pacing import Rate
 from aurora_router.core.probing import Demand, Trust
@@ -50,6 +51,7 @@ class Monitor:
         All changes during one call become one change. The functions that it returns are called in another thread, which
         listeners may hold up.
     may_queue: whether a probe of an instance may wait in a pooler's queue for a place that units have.
+    told: called with the events of probes, in the thread that listeners may hold up; None if there are no listeners.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Monitor:
         cut: Callable[[str], None],
         changed: Callable[[Topology, Topology, float], Iterable[Callable[[], object]]],
         may_queue: Callable[[str], bool],
+        told: Callable[[events.Event], object] | None = None,
     ) -> None:
         topology = Topology()
         for instance in settings.all_instances:
@@ -71,6 +74,7 @@ class Monitor:
         self.cut = cut
         self._changed = changed
         self._may_queue = may_queue
+        self._told = told
         self._timing = probing.timing(
             interval=settings.probe_interval,
             position_interval=settings.position_interval,
@@ -309,7 +313,23 @@ class Monitor:
                     report(rate, "news of a topology was not told completely")
             del news
 
+    def _tell_later(self, event: events.Event) -> None:
+        """Have an event of a probe told, unless too many wait already. News of topologies has the rest of the room."""
+        if self._told is not None and self._news.qsize() < MAX_UNTOLD // 2:
+            self._news.put((partial(self._told, event),))
+
+    def _tell_observed(self, observation: Observation) -> None:
+        """Have the end of a probe told."""
+        where, server = observation.instance, observation.server
+        took, at = observation.answered_at - observation.asked_at, time.time()
+        if server is not None:
+            self._tell_later(events.ProbeSucceeded(where, server.role.value, took, at=at))
+        else:
+            self._tell_later(events.ProbeFailed(where, observation.error, took, at=at))
+
     def _observed(self, observation: Observation) -> None:
+        if self._told is not None:
+            self._tell_observed(observation)
         with self._moved:
             suspected_at = self._suspects.get(observation.instance)
             if suspected_at is not None and probing.clears(observation, suspected_at):
@@ -419,6 +439,8 @@ class Monitor:
         asked_at, timeout = watcher.asked_at, timing.timeout
         if asked_at is None:
             if watcher.last_at + every <= now:
+                if self._told is not None:
+                    self._tell_later(events.ProbeStarted(watcher.id, at=time.time()))
                 watcher.begin(now)
                 asked_at = now
         elif asked_at + timeout <= now:

@@ -113,6 +113,7 @@ class Router:
             self._engines.cut_probe,
             _weakly(me, Router._changed, []),
             self._engines.may_queue,
+            self.dispatcher.publish_from_own_thread if settings.listeners else None,
         )
         self._entrance = Entrance(
             settings, self.gate, self._engines, self._monitor, self.dispatcher, self._repeats, self._for_reads, self._counters

@@ -305,6 +305,39 @@ class WaitEnded(_OfUnit):
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeStarted(_Happened):
+    """The monitor asks an instance for its state. `ProbeSucceeded` or `ProbeFailed` follows, for each server behind it."""
+
+    instance: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSucceeded(_Happened):
+    """A server behind an instance has answered the monitor.
+
+    role: "writer" or "reader".
+    seconds: how long the answer took.
+    """
+
+    instance: str
+    role: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeFailed(_Happened):
+    """A server behind an instance has not answered the monitor, or not in time.
+
+    error: why.
+    seconds: how long the monitor has waited.
+    """
+
+    instance: str
+    error: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class ConnectionCreated(_Happened):
     """A new connection to an instance can be used.
 
@@ -347,6 +380,9 @@ Event = (
     | RetriesRefused
     | CommitResolved
     | TokenIgnored
+    | ProbeStarted
+    | ProbeSucceeded
+    | ProbeFailed
     | InstanceUp
     | InstanceDown
     | WriterChanged

@@ -106,6 +106,26 @@ def test_a_wait_for_a_writer_is_told_of_at_both_ends(
     assert ended.at >= started.at
 
 
+def test_a_probe_is_told_of_at_both_ends(cluster: Cluster[Any], make_router: MakeRouter, heard: list[events.Event]) -> None:
+    """Each probe ends with the role of the server, or with the reason why it has not answered."""
+    router = make_router(listeners=[heard.append], probe_interval=0.1)
+    until_readers_serve(router, 2)
+    lost = cluster.readers[0]
+    eventually(lambda: _probes(heard, lost.address)[:2] == ["ProbeStarted", "ProbeSucceeded"])
+    cluster.kill(lost)
+    eventually(lambda: "ProbeFailed" in _probes(heard, lost.address))
+    answered = next(event for event in heard if isinstance(event, events.ProbeSucceeded) and event.instance == lost.address)
+    assert answered.role == "reader"
+    assert answered.seconds > 0.0
+    failed = next(event for event in heard if isinstance(event, events.ProbeFailed))
+    assert (failed.instance, failed.error != "") == (lost.address, True)
+
+
+def _probes(heard: list[events.Event], instance: str) -> list[str]:
+    kinds = (events.ProbeStarted, events.ProbeSucceeded, events.ProbeFailed)
+    return [type(event).__name__ for event in heard if isinstance(event, kinds) and event.instance == instance]
+
+
 def test_a_unit_has_no_number_if_nobody_listens(router: Router) -> None:
     with sessions(router)() as s:
         s.get(Item, 1)
