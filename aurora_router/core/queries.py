@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final, TypeAlias
 
 from aurora_router.core.effects import Effect, Recall
@@ -53,6 +54,8 @@ class Dialect:
     locks: functions that take a lock by name, and are no writes.
     schemas: of the server itself, with the effects of their relations. A relation that is not named asks one server.
     server_columns: if a text names one of these, all relations of `schemas` in it ask one server.
+    server_relations: relations of `schemas` that have such columns. If a text selects all columns, they ask one server.
+    star_follows: the tokens before a `*` that selects all columns.
     variables: system variables that one server has, and none of its connections.
     transient: functions that write, and whose work ends with the transaction or belongs to no connection.
     targets: INTO these stays with the connection.
@@ -74,6 +77,8 @@ class Dialect:
     locks: frozenset[str] = frozenset()
     schemas: Mapping[str, Mapping[str, Effect]] = field(default_factory=dict)
     server_columns: frozenset[str] = frozenset()
+    server_relations: frozenset[str] = frozenset()
+    star_follows: frozenset[str] = frozenset()
     variables: frozenset[str] = frozenset()
     transient: frozenset[str] = frozenset()
     targets: frozenset[str]
@@ -119,7 +124,19 @@ class Reading:
     leaves_traces: whether it leaves anything but rows on its connection.
     """
 
-    __slots__ = ("_words", "dialect", "ends", "functions", "leaves_traces", "locks", "low", "raw", "recalls", "unguards")
+    __slots__ = (
+        "_selects_all",
+        "_words",
+        "dialect",
+        "ends",
+        "functions",
+        "leaves_traces",
+        "locks",
+        "low",
+        "raw",
+        "recalls",
+        "unguards",
+    )
 
     def __init__(self, raw: list[str], low: list[str], dialect: Dialect) -> None:
         self.raw = raw
@@ -130,6 +147,7 @@ class Reading:
         self.ends = self.unguards = self.locks = self.leaves_traces = False
         self.recalls: Recall | None = None
         self._words: frozenset[str] | None = None
+        self._selects_all: bool | None = None
 
     def statements(self) -> Iterator[Effect]:
         """The effect of each statement between semicolons."""
@@ -278,7 +296,14 @@ class Reading:
             return Effect.READ
         schema, relation = (self.low[part].strip('`"') for part in (at, at + 2))
         asks = self.dialect.schemas[schema].get(relation, Effect.SERVER)
-        return max(asks, Effect.SERVER) if self.names_server_columns() else asks
+        shows = self.names_server_columns() or (relation in self.dialect.server_relations and self.selects_all_columns())
+        return max(asks, Effect.SERVER) if shows else asks
+
+    def selects_all_columns(self) -> bool:
+        """Whether a `*` of the text stands for columns. It may also count rows, or multiply."""
+        if self._selects_all is None:
+            self._selects_all = any(word == "*" and before in self.dialect.star_follows for before, word in pairwise(self.low))
+        return self._selects_all
 
     def names_server_columns(self) -> bool:
         """Whether the text names columns that each server fills in for itself."""

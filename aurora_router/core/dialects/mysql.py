@@ -209,7 +209,7 @@ def _show(reading: Reading, start: int, stop: int) -> Effect:
     word = reading.low[start]
     of_last = word in ("count", "errors", "warnings") or not words.STATUS_OF_LAST.isdisjoint(reading.low[start:stop])
     effect = reading.recall(Recall.STATEMENT) if of_last else _SHOW.get(word, Effect.SERVER)
-    if reading.low[start : start + 2] in (["create", "event"], ["table", "status"]):
+    if reading.low[start : start + 2] in (["create", "event"], ["create", "table"], ["table", "status"]):
         effect = Effect.SERVER
     condition = reading.find("where", start, stop)
     return max(effect, reading.query(min(condition + 1, stop), stop))
@@ -454,6 +454,8 @@ def _dialect(known: str, read: frozenset[str], keywords: frozenset[str], marks: 
         looks={quote + "last_insert_id" + quote: _last_insert_id for quote in ("", "`", '"')},
         schemas=_SCHEMAS,
         server_columns=_SERVER_COLUMNS,
+        server_relations=words.SERVER_RELATIONS,
+        star_follows=words.STAR_FOLLOWS,
         recalled=words.RECALLED,
         locks=words.LOCKS,
         variables=words.SERVER_VARIABLES,

@@ -129,6 +129,11 @@ SHARED_RELATIONS: Final = _words("""
 """)
 # Columns of those relations that each server fills in for itself: when it made a table, and its own counters.
 SERVER_COLUMNS: Final = _words("auto_increment check_time create_time update_time")
+SERVER_RELATIONS: Final = _words("partitions tables")
+STAR_FOLLOWS: Final = frozenset({",", "."}) | _words("""
+    all distinct distinctrow high_priority select sql_big_result sql_buffer_result sql_cache sql_calc_found_rows sql_no_cache
+    sql_small_result straight_join
+""")
 CONNECTION_RELATIONS: Final = _words("""
     profiling session_account_connect_attrs session_connect_attrs session_status session_variables
 """)
