@@ -541,11 +541,11 @@ _BEGIN = f"aurora_router_{token_hex(4)}_".encode()
 """Begins the names of what is prepared here. Nobody else can know such a name, and give it another meaning."""
 _START = r"(?:\s|--[^\r\n]*[\r\n]|/\*(?:(?!/\*|\*/).)*\*/)*"
 _MAY_FOLLOW = re.compile(rf"{_START}(?:select|insert|update|delete|merge|with|values|lock|set)\b", re.I | re.S).match
-_MAY_FOLLOW_ALONE = re.compile(rf"{_START}(?:select|values|lock|set)\b[^;$]*$", re.I | re.S).match
+_MAY_FOLLOW_ALONE = re.compile(rf"{_START}(?:select|values|lock|set)\b(?!.*pg_cursors)[^;$]*$", re.I | re.S).match
 """Match statements that may follow BEGIN in the same pipeline, if they have parameters, and if they have none. COPY may not.
 
-psycopg sends a statement without parameters by another protocol. That one takes several statements, has another error for $1, and
-returns the rows of a rule.
+psycopg sends a statement without parameters by another protocol. That one takes several statements, has another error for $1,
+returns the rows of a rule, and does not show the statement's own portal in pg_cursors.
 """
 
 

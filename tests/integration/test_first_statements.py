@@ -118,6 +118,8 @@ STATEMENTS: dict[str, tuple[str, Any]] = {
     "too many parameters": ("SELECT " + ", ".join(["%s"] * 65536), tuple(range(65536))),
     "COPY behind a line": ("--\rCOPY item FROM STDIN\nWITH (FORMAT csv)", None),
     "NOTIFY": ("NOTIFY somebody", None),
+    "its own portal": ("SELECT count(*) FROM pg_cursors", None),
+    "its own portal and a parameter": ("SELECT count(*) FROM pg_cursors WHERE name <> %s", ("mine",)),
 }
 
 
