@@ -444,6 +444,15 @@ class Engines:
             return str(setting)
         return found
 
+    def _make_as_new(self, dbapi: Any, record: ConnectionPoolEntry) -> None:
+        """Set the mode of a new connection, because listeners of the application expect it at the next checkout."""
+        info = record.info
+        info[MODE] = None
+        try:
+            self._driver.set_mode(dbapi, Mode.DEFAULT, info[AUTOCOMMIT], info[GUARDED])
+        except self.driver_error:
+            record.invalidate()
+
     def _remove_leftovers(self, dbapi: Any, record: ConnectionPoolEntry) -> None:
         """Remove the last unit's leftovers from a connection that has come back. Close the connection if that fails."""
         record.info[MODE] = None
@@ -576,8 +585,7 @@ class Engines:
             if engine is None:
                 options = {key: self._options[key] for key in _PROBE_OPTIONS if key in self._options}
                 # 2 is libpq's shortest timeout. It only frees the thread, because the monitor has a deadline of its own.
-                ours = {"connect_timeout": 2, "autocommit": True}
-                options["connect_args"] = {**options.get("connect_args", {}), **ours}
+                options["connect_args"] = {**options.get("connect_args", {}), "connect_timeout": 2}
                 # A probe's connection is not used again, so it needs no reset. If it is lost, SQLAlchemy would log an error.
                 pool = {"poolclass": NullPool, "pool_reset_on_return": None}
                 engine = self._create(instance, {**pool, **self._driver.BARE, **options})
@@ -755,6 +763,8 @@ class Engines:
             info[UNIT] = None
             if spoilt or over or self._closed:
                 record.invalidate()  # no unit may, or will, check it out again
+            elif dbapi is not None and info.get(MODE) is not Mode.DEFAULT and listened():
+                self._make_as_new(dbapi, record)
 
         @event.listens_for(engine, "detach")
         def detached(_: Any, record: Any) -> None:
@@ -784,7 +794,9 @@ class Probe:
         self._error: type[Exception] = connection.dialect.loaded_dbapi.Error
         self._ask = asking(dbapi, driver)
         self._omissions: str | None = None
+        # Only now, because listeners of the application find the connection as on a plain engine.
         driver.end_transaction(dbapi)
+        driver.set_mode(dbapi, Mode.AUTOCOMMIT, True, False)
         self._server = gate.families.find(instance_id, self._ask)
 
     def ask(self) -> Server:

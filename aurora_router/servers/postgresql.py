@@ -387,13 +387,13 @@ _ADVICE = (
     ("42501", r"permission denied for (function|view)", "let this user run the functions that tell a server's position"),
 )
 """What to do about a refusal: its code, a pattern of its words, and the advice."""
-_LACKING = frozenset({"0A000", "42883", "42P01", "42704"})
-"""The server lacks, or does not support, a function, table or type that a probe needs."""
+_MISTAKES = ("0A", "22", "34", "3B", "3F", "42", "25006", "25P01")
+"""Beginnings of codes: the server lacks what a probe needs, or a listener of the application has sent something wrong."""
 
 
 def explain_refusal(sqlstate: str | None, message: str) -> tuple[Silence, str]:
     """A failed probe in words for the user, and whether another try can help."""
-    if sqlstate in _REFUSED | _LACKING:
+    if sqlstate is not None and (sqlstate in _REFUSED or sqlstate.startswith(_MISTAKES)):
         advice = next((advice for code, words, advice in _ADVICE if code == sqlstate and re.search(words, message)), "")
         return Silence.MISCONFIGURED, f"{message}; {advice}" if advice else message
     return Silence.NOT_NOW if sqlstate == "57P03" else Silence.REFUSED, message

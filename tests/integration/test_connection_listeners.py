@@ -16,6 +16,7 @@ from sqlalchemy.pool import Pool
 
 from aurora_router import Router, RoutingSession
 from aurora_router.core import events
+from aurora_router.errors import ConfigurationError
 from aurora_router.local.cluster import Cluster
 from tests.integration.shop import (
     BOTH,
@@ -79,7 +80,7 @@ def listen() -> Iterator[Callable[..., None]]:
 
 @BOTH
 @pytest.mark.parametrize(("target", "name"), EVENTS, ids=[f"{t.__name__}-{n}" for t, n in EVENTS])
-@pytest.mark.parametrize("begins", [False, True], ids=["sets", "begins"])
+@pytest.mark.parametrize("does", ["sets", "begins"])
 def test_a_listener_may_leave_a_transaction_open(
     cluster: Cluster[Any],
     make_router: MakeRouter,
@@ -87,11 +88,31 @@ def test_a_listener_may_leave_a_transaction_open(
     listen: Callable[..., None],
     target: Any,
     name: str,
-    begins: bool,
+    does: str,
 ) -> None:
     """Reads go to a reader, as they do without the listener, and nothing is retried or refused."""
-    kind = engine(cluster)
-    listen(target, name, *([BEGUN] if begins else [SET[kind]]))
+    listen(target, name, SET[engine(cluster)] if does == "sets" else BEGUN)
+    reads_go_to_a_reader(cluster, make_router, heard)
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["connect", "first_connect", "checkout", "engine_connect"])
+def test_a_listener_may_need_a_transaction(
+    cluster: Cluster[Any], make_router: MakeRouter, heard: list[events.Event], listen: Callable[..., None], name: str
+) -> None:
+    """A listener finds a connection outside of autocommit, as on a plain engine. The monitor's connections are no exception."""
+    listen(Engine, name, "SAVEPOINT mine")
+    reads_go_to_a_reader(cluster, make_router, heard)
+
+
+@pytest.mark.parametrize("name", ["connect", "checkout"])
+def test_a_listeners_mistake_is_told_at_once(cluster: Cluster[Any], make_router: MakeRouter, name: str) -> None:
+    """No unit waits for a writer if a listener's own statement is wrong. The error has the server's words."""
+    with listening(Engine, name, "SELEC 1"), pytest.raises((ConfigurationError, DBAPIError), match="SELEC"):
+        make_router(failover_timeout=3600.0).connect().close()
+
+
+def reads_go_to_a_reader(cluster: Cluster[Any], make_router: MakeRouter, heard: list[events.Event]) -> None:
     router = make_router(listeners=[heard.append], failover_timeout=10.0)
     until_readers_serve(router, 2)
     router.init_commit_table()
