@@ -1,9 +1,9 @@
-"""The process that hosts the router. It stands still, or its machine sleeps; then it doubts all it knew, as the monitor does.
+"""The process that hosts the router. It stands still, or its machine sleeps. Then it doubts all it knew, as `core/probing` says.
 
 While it stands still, stopped or without a processor, all its actions come late. While its machine sleeps, its monotonic clock
 stands still as well, so that nothing seems to be late. The wall clock goes on in either case. Invariant:
-(j) once the process has stood still for TRUST seconds or more, by the wall clock, nothing is decided until a newer probe of each
-    instance has come to an end, or has had its time.
+(j) once the process has stood still for `TIMING.stale_after` seconds or more, by the wall clock, nothing is decided until a newer
+    probe of each instance has come to an end, or has had its time.
 """
 
 from __future__ import annotations
@@ -12,19 +12,32 @@ import heapq
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from aurora_router.core import probing
+from aurora_router.core.probing import Timing, Trust
+
 if TYPE_CHECKING:
     from tests.simulation.simulation import Simulation
 
-TIMEOUT = 0.4  # of a probe, in seconds
-TRUST = 1.5
-GRACE = 1.0  # seconds beyond TIMEOUT after which an instance has had its time
+TIMING = Timing(
+    interval=0.5,
+    position_interval=0.05,
+    timeout=0.4,
+    failover_timeout=30.0,
+    stale_after=1.5,
+    fast_interval=0.05,
+    reconnect_interval=1.0,
+    endpoint_reconnect_interval=1.0,
+    writerless_reconnect_interval=0.5,
+)
+HAD_ITS_TIME = 1.4  # seconds after which each instance has had its time
 PAUSE = 0.05
 
 
 class Process:
     """The process's clocks, and its trust in its topology.
 
-    woke_at, woke: when it last went on after TRUST seconds or more, by the wall and by the monotonic clock
+    since: when it last began to doubt
+    woke_at, woke: when it last went on after `TIMING.stale_after` seconds or more, by the wall and by the monotonic clock
     ended: for each name, when the newest of its ended probes was begun (seconds, monotonic)
     """
 
@@ -32,9 +45,8 @@ class Process:
         self.s = simulation
         self.slept = 0.0
         self.still_until = 0.0
-        self.awake_until = self.trusted_until = float("inf")
-        self.doubted_at: float | None = None
-        self.since = float("-inf")  # when it last began to doubt
+        self.trust = Trust()
+        self.since = float("-inf")
         self.woke_at = self.woke = float("-inf")
         self.ended: dict[str, float] = {}
         self.doubts = self.checked = 0
@@ -62,47 +74,35 @@ class Process:
 
     def go_on(self, seconds: float) -> None:
         self.still_until = self.s.now + seconds
-        if seconds >= TRUST:
+        if seconds >= TIMING.stale_after:
             self.woke_at, self.woke = self.still_until, self.still_until - self.slept
 
-    # -- trust, as the monitor has it -----------------------------------------------------------------------------
+    # -- trust ------------------------------------------------------------------------------------------------------
 
     @property
     def trusted(self) -> bool:
-        return self.wall() <= self.trusted_until
+        return probing.is_trusted(self.trust, self.wall())
 
     def keep(self) -> None:
-        """Do one run of the monitor's time-keeper."""
-        clock = self.clock()
-        if self.stood_still():
-            self.doubted_at = self.since = clock
+        """Keep the trust, as each run of the scheduler does first."""
+        before, clock, wall = self.trust, self.clock(), self.wall()
+        if probing.stood_still(before, wall):
+            self.since = clock
             self.doubts += 1
             self.s.log("what was heard so far is not trusted")
-            for watcher in self.s.watchers.values():
-                self.s.at(self.s.rnd.random() * 0.02, lambda w=watcher: self.s.probe(w))
-        self.awake_until = self.wall() + TRUST
-        doubted = self.doubted_at
-        if doubted is None or clock - doubted > TIMEOUT + GRACE or self.heard_again(doubted):
-            if doubted is not None:
-                self.s.log("what was heard is trusted")
-            self.doubted_at = None
-            self.trusted_until = self.awake_until
-
-    def stood_still(self) -> bool:
-        return self.wall() > self.awake_until
-
-    def heard_again(self, doubted: float) -> bool:
-        return all(instance.heard_at >= doubted for instance in self.s.topology)
+        self.trust = probing.keep(before, self.s.topology, TIMING, clock, wall)
+        if before.doubted_at is not None and self.trust.doubted_at is None:
+            self.s.log("what was heard is trusted")
 
     def spared(self, asked_at: float) -> float:
         """Extra seconds for a probe that was under way, because it was not the instance that was silent."""
-        left = self.since + TIMEOUT - self.clock() if asked_at < self.since else 0.0
+        left = self.since + TIMING.timeout - self.clock() if asked_at < self.since else 0.0
         return left if left > 0.001 else 0.0
 
     def when_trusted(self, action: Callable[[], None]) -> None:
         """Do something once the topology is trusted."""
         if not self.trusted:
-            self.keep()  # a waiting client wakes the time-keeper
+            self.s.schedule()  # a waiting client wakes the scheduler
         if self.trusted:
             action()
         else:
@@ -112,7 +112,7 @@ class Process:
 
     def check(self) -> None:
         """Check the invariant before a decision."""
-        if self.s.now - self.woke_at <= TIMEOUT + GRACE:
+        if self.s.now - self.woke_at <= HAD_ITS_TIME:
             self.checked += 1
             for name in self.s.watchers:
                 if self.ended.get(name, float("-inf")) < self.woke:

@@ -130,7 +130,7 @@ class Sessions:
         session = read.session
         decision = self.s.to_writer() if read.on_writer else self.s.decide(self.need(read))
         if decision.reason in (Reason.OWN_WRITES, Reason.NO_WRITER):
-            self.s.wanted = True
+            self.s.request_positions()
         instance = decision.instance
         if instance is None:
             self.s.at(PAUSE, lambda: self.read(read))
@@ -190,7 +190,7 @@ class Sessions:
         action = failures.decide(failure, phase)
         self.s.log(f"a read of {read.session.name} at {instance.id}: {failure.value} ({phase.value}): {action.value}")
         if failure in failures.SUSPICIOUS:
-            self.s.watchers[instance.id].suspect = True
+            self.s.suspect(instance.id)
         if action is Action.TO_WRITER:
             read.on_writer = True
             self.moved += 1

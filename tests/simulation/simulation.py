@@ -1,4 +1,6 @@
-"""The real observe(), choose(), satisfies() and resolve() against the fake cluster, used as the monitor and the router use them.
+"""The real core against the fake cluster: the schedule of probes, what they say, observe(), choose(), satisfies(), resolve().
+
+Probes overlap here, and their answers come late, more than a watcher's thread lets them.
 
 All randomness is one random.Random(seed), and time passes only virtually. The invariants:
 (a) a unit that needs the writer goes only to an instance whose newest observation says writer, of the newest known epoch;
@@ -15,22 +17,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
-from aurora_router.core import selection, topology
+from aurora_router.core import probing, selection, topology, watching
+from aurora_router.core.probing import Demand
 from aurora_router.core.selection import STRATEGIES, Load, Need, Reason
-from aurora_router.core.topology import Instance, Observation, Role, ServerId, Silence, Topology
+from aurora_router.core.topology import Instance, Observation, Role, Server, ServerId, Silence, Topology
+from aurora_router.core.watching import Change, News, Watch
 from tests.simulation import faults
 from tests.simulation.cluster import Cluster, Machine
 from tests.simulation.faults import Faults
 from tests.simulation.flapping import Flapping
-from tests.simulation.process import TIMEOUT, Process
+from tests.simulation.process import TIMING, Process
 from tests.simulation.sessions import Sessions
 from tests.simulation.transactions import Transactions
 
 HEALING = 4.0
-INTERVAL = 0.5
-HURRY = 0.05
-FRESH = 1.0  # seconds between fresh connections of a name
-LOOKS = 4  # fresh connections in a row, if other servers may stand behind a name
 SESSIONS = 3
 CLIENTS = 4
 
@@ -45,11 +45,15 @@ class Violation(AssertionError):
 
 @dataclass(eq=False)
 class Link:
-    """A probe connection to one life of one server."""
+    """A connection to one life of one server.
+
+    answered: when the newest question that it has answered was asked
+    """
 
     machine: Machine
     server: ServerId
     closed: bool = False
+    answered: float = float("-inf")
 
     @property
     def broken(self) -> bool:
@@ -58,14 +62,19 @@ class Link:
 
 @dataclass
 class Watcher:
-    """The monitor's knowledge of one name, apart from the topology."""
+    """The probes of one name.
+
+    must_recheck: whether a connection has reached an unknown server there
+    """
 
     instance: Instance
-    links: list[Link] = field(default_factory=list)
-    missing: ServerId | None = None
-    looked_at: float = -1e9
-    look: bool = False
-    suspect: bool = False
+    watch: Watch[Link] = field(init=False)
+    last_at: float = float("-inf")
+    rechecked_at: float = float("-inf")
+    must_recheck: bool = False
+
+    def __post_init__(self) -> None:
+        self.watch = Watch(self.instance.id, self.instance.reader_only)
 
 
 class Simulation:
@@ -102,7 +111,9 @@ class Simulation:
         self.floors: dict[tuple[str, str | None], float] = {}
         self.newest: dict[tuple[str, str | None], Observation] = {}
         self.highest = 0
-        self.wanted = False
+        self.suspects: dict[str, float] = {}
+        self.positions_since = float("-inf")
+        self.turn = 0  # the number of the scheduler's next run
         self.transactions = Transactions(self, CLIENTS)
         self.sessions = Sessions(self, SESSIONS)
         self.flapping = Flapping(self)
@@ -121,8 +132,7 @@ class Simulation:
 
     def run(self) -> Simulation:
         """Run until the end of the healing. Raises Violation."""
-        for watcher in self.watchers.values():
-            self.at(self.rnd.random() * 0.05, lambda w=watcher: self.tick(w))
+        self.poke()
         self.sessions.start()
         self.transactions.start()
         self.at(0.1, self.background, outside=True)
@@ -147,117 +157,166 @@ class Simulation:
         self.log(f"VIOLATION of ({invariant}): {what}")
         raise Violation(invariant, self.seed, self.now, what)
 
-    # -- the monitor ----------------------------------------------------------------------------------------------
+    # -- the schedule -------------------------------------------------------------------------------------------------
 
-    def tick(self, watcher: Watcher) -> None:
+    def poke(self) -> None:
+        """Let the scheduler run soon."""
+        self.turn += 1
+        self.at(self.rnd.random() * 0.005, lambda turn=self.turn: self.schedule() if turn == self.turn else None)
+
+    def schedule(self) -> None:
+        """Run the scheduler: begin the probes that are due."""
         self.process.keep()
-        hurry = self.process.doubted_at is not None or watcher.suspect or self.wanted or self.topology.writer is None
-        self.at(HURRY if hurry and self.rnd.random() < 0.7 else INTERVAL, lambda: self.tick(watcher))
-        watcher.suspect = False
-        if self.topology.writer is not None and self.topology.writer.id == watcher.instance.id:
-            self.wanted = False
-        self.probe(watcher)
+        now = self.process.clock()
+        demand = self.demand()
+        wake_at = now + TIMING.interval
+        for watcher in self.watchers.values():
+            every = probing.pace(self.topology, watcher.instance.id, watcher.last_at, demand, TIMING, now)
+            if watcher.last_at + every <= now:
+                watcher.last_at = now
+                self.at(self.rnd.random() * 0.002, lambda w=watcher: self.probe(w))
+            wake_at = min(wake_at, probing.wake_at(None, watcher.last_at, every, TIMING.timeout, TIMING, now))
+        self.turn += 1
+        self.at(wake_at - now, lambda turn=self.turn: self.schedule() if turn == self.turn else None)
+
+    def demand(self) -> Demand:
+        writer = self.topology.writer
+        asked_at = None if writer is None else self.watchers[writer.id].last_at
+        return Demand(
+            writerless_since=float("-inf"),
+            is_awaited=True,
+            suspects=frozenset(self.suspects),
+            positions_since=self.positions_since,
+            doubted_at=self.process.trust.doubted_at,
+            writer_asked_at=None if writer is None or writer.heard_at >= asked_at else asked_at,
+        )
+
+    def suspect(self, instance: str) -> None:
+        self.suspects[instance] = self.process.clock()
+        self.poke()
+
+    def request_positions(self) -> None:
+        writer = self.topology.writer
+        if writer is not None and self.positions_since <= self.watchers[writer.id].last_at:
+            self.positions_since = self.process.clock()
+            self.poke()
+
+    # -- the probes ---------------------------------------------------------------------------------------------------
 
     def probe(self, watcher: Watcher) -> None:
         now = self.process.clock()
-        for n, link in enumerate(watcher.links[1:], 1):  # one after the other: no two are asked at the same moment
-            self.at(n * 0.002, lambda link=link: self.ask(watcher, link))
-        for link in watcher.links[:1]:
-            self.ask(watcher, link)
-        if not watcher.links or watcher.look or now - watcher.looked_at >= FRESH:
-            watcher.looked_at = now
-            several = watcher.instance.reader_only and (watcher.look or not watcher.links)
-            for n in range(LOOKS if several else 1):
-                self.at(0.001 + n * 0.007, lambda: self.reach(watcher))
-            watcher.look = False
+        for n, link in enumerate(watcher.watch.links):  # one after the other: no two are asked at the same moment
+            self.at(n * 0.002, lambda link=link: self.ask(watcher, link.connection))
+        is_due = probing.is_recheck_due(self.topology, watcher.instance, watcher.rechecked_at, TIMING, now)
+        connects = watcher.watch.connects(is_asked=watcher.must_recheck, is_due=is_due)
+        if connects:
+            watcher.rechecked_at = now
+            watcher.must_recheck = False
+        for n in range(connects):
+            self.at(0.001 + n * 0.007, lambda: self.reach(watcher))
 
     def ask(self, watcher: Watcher, link: Link) -> None:
         asked_at = self.process.clock()
-        if link not in watcher.links:
+        if link.closed:
             return
         if link.broken and not link.machine.frozen:
-            watcher.links.remove(link)
-            link.closed = True
-            if watcher.links:
-                self.at(0.001, lambda: self.failed(watcher, asked_at, Silence.REFUSED, link.server))
-            else:  # perhaps only this connection is gone; a fresh one shows it
-                watcher.missing = link.server
+            self.broke(watcher, link, asked_at)
             return
-        self.send(watcher, link, asked_at, link.server, lambda observation: None if link.closed else self.observed(observation))
 
-    def send(
-        self, watcher: Watcher, link: Link, asked_at: float, about: ServerId | None, heard: Callable[[Observation], None]
-    ) -> None:
+        def heard(server: Server) -> None:
+            if not link.closed:
+                now = self.process.clock()
+                link.answered = max(link.answered, asked_at)
+                self.apply(watcher, watching.answered(watcher.watch, self.known(watcher, link), server, asked_at, now))
+
+        self.send(watcher, link, asked_at, heard)
+
+    def send(self, watcher: Watcher, link: Link, asked_at: float, heard: Callable[[Server], None]) -> None:
         """Send a question. The answer may come late, or not at all."""
         there = self.rnd.random() * 0.005
         back = self.rnd.random() * 0.005
         if self.rnd.random() < self.disorder:
             there, back = self.rnd.choice([(0.0, 0.2), (0.1, 0.1), (0.5, 0.0), (0.0, 0.7), (0.0, 2.5), (99.0, 0.0)])
-        if there + back >= TIMEOUT or not link.machine.reachable:
-            self.at(TIMEOUT, lambda: self.overdue(watcher, link, asked_at, about))
+        if there + back >= TIMING.timeout or not link.machine.reachable:
+            self.at(TIMING.timeout, lambda: self.overdue(watcher, link, asked_at))
         if there < 99.0:
-            self.at(there, lambda: self.answer(watcher, link, asked_at, back, heard), outside=True)
+            self.at(there, lambda: self.answer(link, back, heard), outside=True)
 
-    def answer(self, watcher: Watcher, link: Link, asked_at: float, back: float, heard: Callable[[Observation], None]) -> None:
+    def answer(self, link: Link, back: float, heard: Callable[[Server], None]) -> None:
         if link.broken or not link.machine.reachable:
             return
         server = link.machine.says(self.now, positions=self.positions)
-        self.at(back, lambda: heard(Observation(watcher.instance.id, asked_at, self.process.clock(), server)))
+        self.at(back, lambda: heard(server))
 
-    def overdue(self, watcher: Watcher, link: Link, asked_at: float, about: ServerId | None) -> None:
+    def overdue(self, watcher: Watcher, link: Link | None, asked_at: float) -> None:
+        """Declare a probe silent, and cut its connection.
+
+        link: None if the connection was not made
+        """
         self.process.keep()
         spared = self.process.spared(asked_at)
         if spared:
-            self.at(spared, lambda: self.overdue(watcher, link, asked_at, about))
+            self.at(spared, lambda: self.overdue(watcher, link, asked_at))
             return
-        changed = self.failed(watcher, asked_at, Silence.TIMEOUT, about)
-        if changed and link in watcher.links:
-            # The connection is cut. If it was the only one, a fresh one shows whether the server lives.
-            watcher.links.remove(link)
+        if link is not None and link.answered > asked_at:
+            return  # questions overlap only here, and this connection is well
+        known = None if link is None else next((each for each in watcher.watch.links if each.connection is link), None)
+        self.tell(watching.silent(watcher.watch, known, TIMING.timeout, asked_at, self.process.clock()))
+        if known is not None:
+            self.broke(watcher, known.connection, asked_at)
+        elif link is not None:
             link.closed = True
-            if watcher.links:
-                self.failed(watcher, asked_at, Silence.REFUSED, about)
-            else:
-                watcher.missing = link.server
 
-    def failed(self, watcher: Watcher, asked_at: float, silence: Silence, about: ServerId | None) -> bool:
-        error = silence.value
+    def broke(self, watcher: Watcher, link: Link, asked_at: float) -> None:
         now = self.process.clock()
-        return self.observed(Observation(watcher.instance.id, asked_at, now, about=about, silence=silence, error=error))
+        change = watching.broke(watcher.watch, self.known(watcher, link), Silence.REFUSED, "refused", asked_at, now)
+        self.apply(watcher, change)
+        if change.must_connect:
+            self.reach(watcher)
+
+    def known(self, watcher: Watcher, link: Link) -> watching.Link[Link]:
+        return next(each for each in watcher.watch.links if each.connection is link)
 
     def reach(self, watcher: Watcher) -> None:
         """Make a fresh connection to a server that is behind the name now."""
         asked_at = self.process.clock()
-        about = None if watcher.links else watcher.missing
         machines = self.cluster.names[watcher.instance.id]
         machine = self.rnd.choice(machines) if machines else None
         if machine is None or not machine.alive:
-            self.at(0.001, lambda: self.failed(watcher, asked_at, Silence.REFUSED, about))
+            self.at(0.001, lambda: self.refused(watcher, asked_at))
         elif not machine.reachable:
-            self.at(TIMEOUT, lambda: self.failed(watcher, asked_at, Silence.TIMEOUT, about))
+            self.at(TIMING.timeout, lambda: self.overdue(watcher, None, asked_at))
         else:
             link = Link(machine, machine.id)
-            self.send(watcher, link, asked_at, about, lambda observation: self.reached(watcher, link, observation))
 
-    def reached(self, watcher: Watcher, link: Link, observation: Observation) -> None:
-        """Take in the server that a fresh connection reached. Unless the name is the readers', it is the only one there."""
-        if observation.answered_at - observation.asked_at >= TIMEOUT:
-            return
-        replaced = [old for old in watcher.links if old.server == link.server or not watcher.instance.reader_only]
-        for old in replaced:
-            old.closed = True
-        gone = {old.server for old in replaced} | ({watcher.missing} if watcher.missing is not None else set())
-        watcher.links = [*(old for old in watcher.links if old not in replaced), link]
-        watcher.missing = None
-        for other in gone - {link.server}:
-            self.log(f"forget {other.started} behind {watcher.instance.id}")
-            self.flapping.accounts[watcher.instance.id].forget(other)
-            self.publish(topology.forget(self.topology, watcher.instance.id, other))
-        self.observed(observation)
+            def heard(server: Server) -> None:
+                if not link.closed:
+                    self.apply(watcher, watching.reached(watcher.watch, link, server, asked_at, self.process.clock()))
 
-    def observed(self, observation: Observation) -> bool:
-        """Take one observation in. Returns whether it changed anything."""
-        old = self.topology
+            self.send(watcher, link, asked_at, heard)
+
+    def refused(self, watcher: Watcher, asked_at: float) -> None:
+        self.tell(watching.unreached(watcher.watch, Silence.REFUSED, "refused", asked_at, self.process.clock()))
+
+    def apply(self, watcher: Watcher, change: Change[Link]) -> None:
+        watcher.watch = change.watch
+        for link in change.closed:
+            link.closed = True
+        self.tell(change.news)
+
+    def tell(self, news: tuple[News, ...]) -> None:
+        for each in news:
+            if isinstance(each, Observation):
+                self.observed(each)
+            else:
+                self.log(f"forget {each.server.started} behind {each.instance}")
+                self.flapping.accounts[each.instance].forget(each.server)
+                self.publish(topology.forget(self.topology, each.instance, each.server))
+
+    def observed(self, observation: Observation) -> None:
+        suspected_at = self.suspects.get(observation.instance)
+        if suspected_at is not None and probing.clears(observation, suspected_at):
+            del self.suspects[observation.instance]
         ended = self.process.ended
         ended[observation.instance] = max(ended.get(observation.instance, 0.0), observation.asked_at)
         server = observation.server
@@ -286,7 +345,6 @@ class Simulation:
         self.publish(new)
         self.flapping.accounts[observation.instance].heard(observation)
         self.flapping.check_taken_back(new.by_id[observation.instance])
-        return new is not old
 
     def publish(self, new: Topology) -> None:
         old, self.topology = self.topology, new
@@ -341,12 +399,12 @@ class Simulation:
             return self.rnd.choice(pool)
         machines = self.cluster.names[instance.id]
         machine = self.rnd.choice(machines) if machines else None
-        watcher = self.watchers[instance.id]
         if machine is None or not machine.reachable:
-            watcher.suspect = True
+            self.suspect(instance.id)
             return None
         if machine.id not in known:
-            watcher.look = watcher.suspect = True
+            self.watchers[instance.id].must_recheck = True
+            self.suspect(instance.id)
             self.log(f"a connection to {instance.id} reached {machine.id.started}, which is not known there")
             return None
         link = Link(machine, machine.id)
@@ -375,7 +433,7 @@ class Simulation:
         readers = {m.id for m in self.cluster.readers()}
         serving = {server for instance in self.topology.readers for server in instance.servers}
         # A reader that was lost again and again is taken back only after a while.
-        waiting = [each for each in self.flapping.accounts.values() if each.due_at() > self.process.clock() - 2 * INTERVAL]
+        waiting = [each for each in self.flapping.accounts.values() if each.due_at() > self.process.clock() - 2 * TIMING.interval]
         held = {heard.server for each in waiting for heard in each.up.values()}
         # Behind the readers' name, fresh connections find the servers one after another, by chance.
         some = bool(serving) == bool(readers) or bool(readers & held)

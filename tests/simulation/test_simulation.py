@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from aurora_router.core import commits, failures, selection, topology
+from aurora_router.core import commits, failures, probing, selection, topology, watching
 from aurora_router.core.failures import Action, Failure, Phase
 from aurora_router.core.positions import Sample
 from aurora_router.core.topology import Role, hold
@@ -209,6 +209,30 @@ def test_servers_that_are_never_let_go_are_found(monkeypatch):
     assert "at 13.000 s" in found("d")
 
 
+def test_a_name_that_keeps_the_server_before_is_found(monkeypatch):
+    """The invariants find fresh connections that forget no server to which the name led before."""
+    rightly = watching.reached
+
+    def loyal(watch, connection, server, asked_at, now):
+        change = rightly(watch, connection, server, asked_at, now)
+        return change._replace(news=change.news[-1:])
+
+    monkeypatch.setattr(watching, "reached", loyal)
+    assert "readers that serve" in found("d")
+
+
+def test_a_failed_probe_that_is_not_reported_is_found(monkeypatch):
+    """The invariants find a watcher that tells nobody of servers that do not answer."""
+    monkeypatch.setattr(watching, "_failures", lambda *_: ())
+    assert "readers that serve" in found("d")
+
+
+def test_a_pace_that_knows_no_hurry_is_found(monkeypatch):
+    """The invariants find a schedule that probes no sooner because something is suspect."""
+    monkeypatch.setattr(probing, "pace", lambda topology, instance, last_at, demand, timing, now: 4.0)
+    assert "at 13.000 s" in found("d")
+
+
 def test_a_list_of_servers_that_grows_with_each_answer_is_found(monkeypatch):
     answered = topology._answered
 
@@ -360,7 +384,7 @@ def test_losses_that_are_never_forgotten_are_found(monkeypatch):
 
 def test_trust_in_old_knowledge_after_a_standstill_is_found(monkeypatch):
     """The invariants find a process that trusts its old observations after it stood still."""
-    monkeypatch.setattr(Process, "trusted", True)
+    monkeypatch.setattr(probing, "is_trusted", lambda trust, wall: True)
     assert "decided on what was heard long ago" in found("j")
 
 
@@ -387,8 +411,8 @@ def test_invariants_hold_for_a_process_that_mostly_sleeps():
 @pytest.mark.usefixtures("drowsy")
 def test_a_sleep_unnoticed_during_another_ones_check_is_found(monkeypatch):
     """The invariants find a sleep that goes unnoticed while the process still doubts because of another one."""
-    rightly = Process.stood_still
-    monkeypatch.setattr(Process, "stood_still", lambda self: self.doubted_at is None and rightly(self))
+    rightly = probing.stood_still
+    monkeypatch.setattr(probing, "stood_still", lambda trust, wall: trust.doubted_at is None and rightly(trust, wall))
     assert "decided on what was heard long ago" in found("j", 1000)
 
 
@@ -401,9 +425,7 @@ def test_a_commit_question_to_the_writer_before_sleep_is_found(monkeypatch):
 
 def test_one_instance_that_speaks_for_all_is_found(monkeypatch):
     """The invariants find a process that trusts all instances again after an answer of one."""
-    monkeypatch.setattr(
-        Process, "heard_again", lambda self, doubted: any(instance.heard_at >= doubted for instance in self.s.topology)
-    )
+    monkeypatch.setattr(probing, "heard_again", lambda found, since: any(instance.heard_at >= since for instance in found))
     assert "decided on what was heard long ago" in found("j")
 
 
@@ -420,6 +442,6 @@ def test_an_answer_that_counts_from_when_it_was_read_is_found(monkeypatch):
 
 
 def test_a_doubt_that_does_not_end_is_found(monkeypatch):
-    monkeypatch.setattr(Process, "heard_again", lambda self, doubted: False)
-    monkeypatch.setattr(process, "GRACE", 60.0)
+    monkeypatch.setattr(probing, "heard_again", lambda found, since: False)
+    monkeypatch.setattr(process, "TIMING", replace(process.TIMING, grace=60.0))
     assert "has not ended yet" in found("i")
