@@ -206,24 +206,22 @@ def test_asking_for_a_token_does_not_block_the_event_loop(cluster: PostgresClust
         frozen.append(True)
         return PlainTextResponse("more")
 
-    async def ask() -> tuple[Answer, float]:
+    async def ask() -> tuple[Answer, int]:
         app = AsgiMiddleware(Starlette(routes=[Route("/", serve)]), router)
         asking = asyncio.create_task(asked(app, "GET", "/"))
-        longest = 0.0
+        turns = 0
         while not asking.done():
-            began = time.monotonic()
             await asyncio.sleep(0.005)
-            if frozen:
-                longest = max(longest, time.monotonic() - began)
-        return await asking, longest
+            turns += bool(frozen)
+        return await asking, turns
 
     try:
-        answer, longest = asyncio.run(ask())
+        answer, turns = asyncio.run(ask())
     finally:
         cluster.thaw(cluster.writer)
     assert answer.cookie is not None
     assert answer.cookie.split(".")[2] == "0", "it speaks of all that was committed"
-    assert longest < 0.5
+    assert turns > 2, "a loop that waits for the writer turns once before that, and once after it"
 
 
 def test_starting_a_router_does_not_block_the_event_loop(paused: PostgresCluster, make_router: MakeRouter) -> None:
