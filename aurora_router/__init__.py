@@ -4,7 +4,7 @@ from aurora_router.core.failures import Facts, Failure
 from aurora_router.core.selection import Decision, Need, Reason
 from aurora_router.core.statements import Effect, classify
 from aurora_router.core.topology import Instance, Role, Topology
-from aurora_router.diagnosis import classify_error
+from aurora_router.error_classification import classify_error
 from aurora_router.errors import (
     AmbiguousWriter,
     ConfigurationError,

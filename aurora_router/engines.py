@@ -27,7 +27,6 @@ from aurora_router.core.failures import Failure, Phase
 from aurora_router.core.query import Query
 from aurora_router.core.redaction import hide
 from aurora_router.core.topology import Instance, Role, Server, ServerId, Silence
-from aurora_router.diagnosis import driver_failure
 from aurora_router.dialect_patches import (
     Gatekeeper,
     ask_for_password,
@@ -38,6 +37,7 @@ from aurora_router.dialect_patches import (
     put_around_rollbacks,
 )
 from aurora_router.drivers import Driver, Mode
+from aurora_router.error_classification import driver_failure
 from aurora_router.errors import ConfigurationError, Signal, WrongServer
 from aurora_router.limits import Places
 from aurora_router.listeners import EventDispatcher

@@ -26,9 +26,9 @@ from aurora_router.core.failures import SUSPICIOUS, Action, Facts, Failure, Phas
 from aurora_router.core.selection import Reason, reason_to_write
 from aurora_router.core.statements import Effect, Recall, Verdict, in_mode, verdict
 from aurora_router.core.topology import Role
-from aurora_router.diagnosis import FACTS, classify_error, driver_failure
 from aurora_router.drivers import Driver, Mode
 from aurora_router.engines import Engines, RoutedConnection
+from aurora_router.error_classification import FACTS, classify_error, driver_failure
 from aurora_router.errors import (
     ConfigurationError,
     NoReaderAvailable,

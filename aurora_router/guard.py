@@ -37,7 +37,7 @@ from sqlalchemy.orm.loading import _new_runid  # type: ignore[attr-defined,unuse
 from sqlalchemy.schema import sort_tables_and_constraints
 from sqlalchemy.sql.expression import ColumnElement, FromClause, Join
 
-from aurora_router.diagnosis import FACTS, classify_error
+from aurora_router.error_classification import FACTS, classify_error
 from aurora_router.errors import StaleRead
 from aurora_router.pooling import UNIT
 from aurora_router.unit import Row, Run, Unit

@@ -30,9 +30,9 @@ from aurora_router.core.selection import Decision, Reason, reason_to_write, reso
 from aurora_router.core.statements import verdict
 from aurora_router.core.tokens import renewed
 from aurora_router.core.topology import Instance, ServerId, Topology
-from aurora_router.diagnosis import classify_error
 from aurora_router.engines import Engines
 from aurora_router.entering import Entrance
+from aurora_router.error_classification import classify_error
 from aurora_router.errors import ConfigurationError, RouterError
 from aurora_router.gate import Gate, watch
 from aurora_router.limits import Places, Repeats
@@ -40,10 +40,10 @@ from aurora_router.listeners import EventDispatcher
 from aurora_router.log import Log
 from aurora_router.monitor import Haste, Monitor
 from aurora_router.pooling import distrust
+from aurora_router.retries import Attempt, attempts, fault_of_nobody
 from aurora_router.settings import Settings, takes_settings
 from aurora_router.stats import Counters, RouterStats
 from aurora_router.tokens import TokenRefused, Tokens, merge_tokens
-from aurora_router.transactions import Attempt, attempts, fault_of_nobody
 from aurora_router.unit import CommitCheck, Door, Judge, Past, Scope, Unit, current
 from aurora_router.waiting import Threads
 

@@ -23,7 +23,7 @@ from aurora_router.core import events
 from aurora_router.core.failures import Action
 from aurora_router.core.selection import Reason
 from aurora_router.core.statements import verdict
-from aurora_router.diagnosis import FACTS
+from aurora_router.error_classification import FACTS
 from aurora_router.errors import ConfigurationError, RouterError
 from aurora_router.gate import refuse_inherited, watch
 from aurora_router.router import Router

@@ -31,7 +31,7 @@ autodoc_type_aliases = {"events.Event": "events.Event"}
 
 nitpicky = True
 nitpick_ignore_regex = [  # names of internal modules and of libraries that are not linked
-    ("py:class", r"aurora_router\.(core|jobs|local|middleware|router|transactions|unit)\..*"),
+    ("py:class", r"aurora_router\.(core|jobs|local|middleware|retries|router|unit)\..*"),
     ("py:class", r"tenacity\..*"),
     ("py:class", r"P|Requirement|LastRead|TypeAliasForwardRef|.*\[.*"),
 ]

@@ -12,7 +12,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
 from aurora_router import Failure, Router, RoutingSession, classify_error, gate
 from aurora_router.core import events
-from aurora_router.diagnosis import driver_failure
+from aurora_router.error_classification import driver_failure
 from aurora_router.local import PostgresCluster
 from tests.integration.shop import BOTH, Item, eventually, instance_id, place, until_readers_serve
 

@@ -22,10 +22,10 @@ from aurora_router.commits import prepare
 from aurora_router.core.failures import Failure
 from aurora_router.core.gtid import GtidSet, MariadbGtid
 from aurora_router.core.topology import Instance, Role, Server, ServerId, Silence, Topology
-from aurora_router.diagnosis import driver_failure
 from aurora_router.drivers import Mode
 from aurora_router.drivers import psycopg as psycopg_driver
 from aurora_router.drivers import pymysql as pymysql_driver
+from aurora_router.error_classification import driver_failure
 from aurora_router.errors import WrongServer
 from aurora_router.mistakes import probe_error
 from aurora_router.servers import Unsuitable, mysql, postgresql

@@ -14,11 +14,11 @@ from sqlalchemy import create_engine, make_url
 from aurora_router.core.failures import Failure, Phase
 from aurora_router.core.positions import WalPosition
 from aurora_router.core.topology import Role, Server, ServerId, Silence
-from aurora_router.diagnosis import driver_failure
 from aurora_router.drivers import Mode
 from aurora_router.drivers import psycopg as psycopg_driver
 from aurora_router.drivers import pymysql as pymysql_driver
 from aurora_router.drivers.psycopg import set_mode
+from aurora_router.error_classification import driver_failure
 from aurora_router.mistakes import probe_error
 from aurora_router.servers import postgresql
 from aurora_router.servers.postgresql import (

@@ -16,7 +16,7 @@ from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
 from aurora_router.core.failures import Facts, Failure
-from aurora_router.diagnosis import FACTS, classify_error
+from aurora_router.error_classification import FACTS, classify_error
 from aurora_router.errors import AmbiguousWriter, ConfigurationError, RouterError, StaleRead
 from aurora_router.unit import CommitCheck, Run
 
