@@ -5,25 +5,26 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from aurora_router.core.failures import Failure
+from aurora_router.core.failures import MAX_BROKEN, MAX_LOSSES, Failure
 from aurora_router.monitor import Monitor
 from aurora_router.servers import ServerFamily
 from aurora_router.unit import Trouble, Unit
 
-LOSSES = 3  # connections that one statement may lose
 _ALIVE = "the server is alive, and has ended the connection"
 
 
-def breaks_everywhere(unit: Unit) -> bool:
+def breaks_everywhere(unit: Unit, failure: Failure) -> bool:
     """Whether a statement that broke its instance would break the next instance, too.
 
     True for the second broken instance. True at once on the writer, because no other server could run the statement.
     """
-    trouble = _meets(unit, Failure.BROKEN)
-    return unit.on_writer or (trouble is not None and trouble.times > 1)
+    trouble = _meets(unit, failure)
+    return unit.on_writer or (trouble is not None and trouble.times > MAX_BROKEN)
 
 
-def loses_everywhere(unit: Unit, code: Any, server: ServerFamily, monitor: Monitor, patience: float) -> str | None:
+def loses_everywhere(
+    unit: Unit, failure: Failure, code: Any, server: ServerFamily, monitor: Monitor, patience: float
+) -> str | None:
     """Say why a statement that lost its connection would lose the next one, too. None if there is no such reason.
 
     - It was killed outside a run, and its server is alive.
@@ -33,10 +34,10 @@ def loses_everywhere(unit: Unit, code: Any, server: ServerFamily, monitor: Monit
     code: the code of the error.
     patience: seconds to wait for a server that is recovering, unless the run has a deadline.
     """
-    before, now = _last(unit), _meets(unit, Failure.LOST)
+    before, now = _last(unit), _meets(unit, failure)
     if now is None:
         return None  # nobody retries it
-    if now.times >= LOSSES:
+    if now.times >= MAX_LOSSES:
         return f"the same statement has lost its connection {now.times} times"
     if before is None or now.times == 1:
         is_killed = unit.run is None and code in server.KILLED

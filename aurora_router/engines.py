@@ -23,7 +23,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool, Pool, PoolProxiedConn
 
 from aurora_router.config import get_pool_limits
 from aurora_router.core import events
-from aurora_router.core.failures import Failure, Phase
+from aurora_router.core.failures import Failure, Phase, own_error, traits
 from aurora_router.core.query import Query
 from aurora_router.core.redaction import hide
 from aurora_router.core.topology import Instance, Role, Server, ServerId, Silence
@@ -37,7 +37,7 @@ from aurora_router.dialect_patches import (
     put_around_rollbacks,
 )
 from aurora_router.drivers import Driver, Mode
-from aurora_router.error_classification import driver_failure
+from aurora_router.error_classification import failure_of
 from aurora_router.errors import ConfigurationError, Signal, WrongServer
 from aurora_router.limits import Places
 from aurora_router.listeners import EventDispatcher
@@ -476,12 +476,10 @@ class Engines:
     def failure(self, error: BaseException, phase: Phase) -> Failure:
         """The kind of failure that an exception from SQLAlchemy or the driver stands for."""
         if isinstance(error, WrongServer):
-            return Failure.CONNECT
+            return own_error(error).failure
         if isinstance(error, exc.DBAPIError):
-            return driver_failure(error.orig, self._gate.families.leading, disconnected=error.connection_invalidated, phase=phase)
-        if isinstance(error, self.driver_error):
-            return driver_failure(error, self._gate.families.leading, disconnected=True, phase=phase)
-        return Failure.OTHER
+            return failure_of(error.orig, self._gate.families.leading, disconnected=error.connection_invalidated, phase=phase)
+        return failure_of(error, self._gate.families.leading, disconnected=True, phase=phase)
 
     def mistake(self, error: Exception) -> ConfigurationError | None:
         """The error to raise in place of the driver's for an option that it cannot use; None for other errors.
@@ -820,7 +818,7 @@ class Probe:
         try:
             return self._server.omissions(self._ask)
         except self._error as error:
-            if self._server.failure(self._driver.code(error), "", disconnected=False) is Failure.REFUSED:
+            if traits(self._server.failure(self._driver.code(error), "", disconnected=False)).is_last_word:
                 return ""
             raise
 

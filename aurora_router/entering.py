@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from aurora_router.config import get_pool_limits
 from aurora_router.core import events
-from aurora_router.core.failures import SUSPICIOUS, Action, Failure, Phase, decide
+from aurora_router.core.failures import Action, Phase, decide, traits
 from aurora_router.core.pacing import Rate
 from aurora_router.core.positions import Requirement
 from aurora_router.core.selection import (
@@ -299,13 +299,14 @@ class Entrance:
                 failure = self._engines.failure(error, phase)
                 if connects and not isinstance(error, WrongServer):  # that one was reported already
                     self._dispatcher.publish(events.ConnectFailed(instance.id, self._engines.explain(error), unit=unit.number))
-                if failure in SUSPICIOUS:
+                means = traits(failure)
+                if means.suspicious:
                     self._monitor.suspect(instance.id)
                 if connects and (mistake := self._engines.mistake(error)) is not None:
                     raise mistake from None
                 if decide(failure, phase) is Action.RAISE:
                     raise
-                if failure is Failure.REFUSED:
+                if means.is_last_word:
                     refused = error
                 if on_writer:
                     raise _Again(instance, error, began or time.monotonic()) from error

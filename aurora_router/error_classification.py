@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from sqlalchemy import exc
 
-from aurora_router.core.failures import Facts, Failure, Phase, facts
+from aurora_router.core.failures import (
+    NOT_SENT,
+    POOL_IS_FULL,
+    UNKNOWN,
+    Facts,
+    Failure,
+    Phase,
+    facts,
+    facts_of_own,
+    own_error,
+    traits,
+    while_connecting,
+)
 from aurora_router.core.statements import verdict
 from aurora_router.core.topology import Silence
 from aurora_router.drivers import driver_of
-from aurora_router.errors import (
-    AmbiguousWriter,
-    NoReaderAvailable,
-    NoWriterAvailable,
-    OutcomeUnknown,
-    RouterError,
-    StaleRead,
-    WrongServer,
-)
+from aurora_router.errors import RouterError
 from aurora_router.servers import ServerFamily, usual
 
 FACTS = "aurora_router_facts"
@@ -32,17 +36,17 @@ def classify_error(error: BaseException) -> Facts:
     error: from a router's session or connection, or any other error of SQLAlchemy or the driver.
     """
     if isinstance(error, RouterError):
-        return _of_router(error)
+        return facts_of_own(error)
     known: Facts | None = getattr(error, FACTS, None)
     if known is not None:
         return known
     if isinstance(error, exc.PendingRollbackError):
-        return Facts(Failure.OTHER, sent=False, outcome_known=True, safe_to_repeat=False)
+        return NOT_SENT
     if isinstance(error, exc.DBAPIError):
         original = error.orig
         driver = driver_of(original)
         if driver is None:
-            return Facts(Failure.OTHER, sent=True, outcome_known=not error.connection_invalidated, safe_to_repeat=False)
+            return UNKNOWN._replace(outcome_known=not error.connection_invalidated)
         if error.statement is not None:
             ends = verdict(error.statement, usual(driver.PROTOCOL).DIALECT).ends
             phase = Phase.COMMIT if ends else Phase.WRITER_STATEMENT
@@ -50,21 +54,21 @@ def classify_error(error: BaseException) -> Facts:
             unanswered = driver.code(original) is None and not error.connection_invalidated
             connecting = unanswered or (original is not None and driver.is_from_connecting(original))
             phase = Phase.WRITER_CONNECTING if connecting else Phase.COMMIT
-        return facts(driver_failure(original, disconnected=error.connection_invalidated, phase=phase), phase)
+        return facts(failure_of(original, disconnected=error.connection_invalidated, phase=phase), phase)
     if isinstance(error, exc.TimeoutError):  # the pool's
-        return Facts(Failure.BUSY, sent=False, outcome_known=True, safe_to_repeat=True)
+        return POOL_IS_FULL
     driver = driver_of(error)
     if driver is not None:  # the driver's own
         phase = Phase.WRITER_CONNECTING if driver.is_from_connecting(error) else Phase.WRITER_STATEMENT
         lost = driver.code(error) is None and type(error).__name__ == "OperationalError"
-        kind = driver_failure(error, disconnected=lost, phase=phase)
-        if kind in (Failure.LOST, Failure.TIMED_OUT) and phase is Phase.WRITER_STATEMENT:
+        failure = failure_of(error, disconnected=lost, phase=phase)
+        if phase is Phase.WRITER_STATEMENT and traits(failure).may_hide_commit:
             phase = Phase.COMMIT
-        return facts(kind, phase)
-    return Facts(Failure.OTHER, sent=True, outcome_known=True, safe_to_repeat=False)
+        return facts(failure, phase)
+    return UNKNOWN
 
 
-def driver_failure(
+def failure_of(
     error: BaseException | None,
     server: ServerFamily | None = None,
     *,
@@ -73,30 +77,21 @@ def driver_failure(
 ) -> Failure:
     """Return the failure that an error of the driver stands for.
 
-    While connecting, an error that lasts until somebody changes something is REFUSED. One without a code is CONNECT.
-
     server: the family that the error came from; None stands for the usual one.
     """
     driver = driver_of(error)
     if error is None or driver is None:
-        return Failure.OTHER
+        return UNKNOWN.failure
     server = server or usual(driver.PROTOCOL)
-    code, said = driver.code(error), driver.words(error)
-    kind = driver.own_failure(code, said) or server.failure(code, said, disconnected=disconnected)
-    if phase in (Phase.READER_CONNECTING, Phase.WRITER_CONNECTING):
-        if kind in (Failure.OTHER, Failure.CONNECT) and (
-            driver.explain(error)[1] or server.explain_refusal(code, said)[0] is Silence.MISCONFIGURED
-        ):
-            return Failure.REFUSED
-        if kind is Failure.OTHER and code is None:
-            return Failure.CONNECT
-    return kind
+    code, words = driver.code(error), driver.words(error)
+    failure = driver.own_failure(code, words) or server.failure(code, words, disconnected=disconnected)
+    if phase not in (Phase.READER_CONNECTING, Phase.WRITER_CONNECTING):
+        return failure
+    is_refusal = driver.explain(error)[1] != "" or server.explain_refusal(code, words)[0] is Silence.MISCONFIGURED
+    return while_connecting(failure, is_refusal=is_refusal, has_code=code is not None)
 
 
-def _of_router(error: RouterError) -> Facts:
-    if isinstance(error, OutcomeUnknown):
-        return Facts(Failure.LOST, sent=True, outcome_known=False, safe_to_repeat=False)
-    if isinstance(error, StaleRead):
-        return Facts(Failure.SERIALIZATION, sent=True, outcome_known=True, safe_to_repeat=True)
-    passing = isinstance(error, NoWriterAvailable | NoReaderAvailable | AmbiguousWriter | WrongServer)
-    return Facts(Failure.CONNECT if passing else Failure.OTHER, error.sent, error.outcome_known, safe_to_repeat=passing)
+def is_contention(error: BaseException) -> bool:
+    """Return whether a run failed without any trouble of an instance. Then the waits between the runs spare the instances."""
+    is_waited_out = isinstance(error, RouterError) and own_error(error).is_waited_out
+    return is_waited_out or traits(classify_error(error).failure).is_contention

@@ -23,10 +23,12 @@ class RouterError(Exception):
 
     sent: whether anything of the failed call may have reached a server.
     outcome_known: whether it is known what the servers made of it.
+    safe_to_retry: whether the unit may run again, from its beginning, without doing anything twice.
     """
 
     sent: bool = False
     outcome_known: bool = True
+    safe_to_retry: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Have a copy, in this process or in another, keep the message and the attributes. Functions become None."""
@@ -54,6 +56,8 @@ class NoWriterAvailable(RouterError):
     tried: what each instance last said, one line per instance.
     """
 
+    safe_to_retry = True
+
     def __init__(self, waited: float, tried: Sequence[str]) -> None:
         self.waited = waited
         self.tried = tuple(tried)
@@ -74,6 +78,8 @@ class NoReaderAvailable(RouterError):
     beyond: whether readers refuse the unit's isolation level.
     connected: whether the unit has its reader already.
     """
+
+    safe_to_retry = True
 
     def __init__(
         self, said: Sequence[str], waited: float | None = None, *, beyond: bool = False, connected: bool = False
@@ -98,6 +104,8 @@ class AmbiguousWriter(RouterError):
 
     instances: their names.
     """
+
+    safe_to_retry = True
 
     def __init__(self, instances: Sequence[str]) -> None:
         self.instances = tuple(instances)
@@ -138,6 +146,7 @@ class StaleRead(RouterError):
     """
 
     sent = True
+    safe_to_retry = True
 
     def __init__(self, entity: str, key: tuple[object, ...], columns: Sequence[str], others: int = 0) -> None:
         self.entity = entity
@@ -192,6 +201,8 @@ class WrongServer(RouterError):
     instance: the instance that was connected to.
     why: what the server is.
     """
+
+    safe_to_retry = True
 
     def __init__(self, instance: str, why: str) -> None:
         self.instance = instance

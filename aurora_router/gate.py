@@ -22,13 +22,23 @@ from aurora_router.causality import Causality
 from aurora_router.commits import Ask, find_out, prepare
 from aurora_router.config import check_route, get_isolation
 from aurora_router.core import events
-from aurora_router.core.failures import SUSPICIOUS, Action, Facts, Failure, Phase, decide, facts
+from aurora_router.core.failures import (
+    WRITER_IS_GONE,
+    Action,
+    Failure,
+    Phase,
+    Question,
+    decide,
+    facts,
+    inquiry,
+    traits,
+)
 from aurora_router.core.selection import Reason, reason_to_write
 from aurora_router.core.statements import Effect, Recall, Verdict, in_mode, verdict
 from aurora_router.core.topology import Role
 from aurora_router.drivers import Driver, Mode
 from aurora_router.engines import Engines, RoutedConnection
-from aurora_router.error_classification import FACTS, classify_error, driver_failure
+from aurora_router.error_classification import FACTS, classify_error, failure_of
 from aurora_router.errors import (
     ConfigurationError,
     NoReaderAvailable,
@@ -58,7 +68,6 @@ LEARNED_LENGTH = 4 * 2**20  # characters of all of them
 LEARNED_FOR = 600.0
 
 _LEVELS_ON_READERS = frozenset({"autocommit", "read uncommitted", "read committed"})
-_STATEMENTS = frozenset({Phase.READ, Phase.READER_TRANSACTION, Phase.WRITER_FIRST, Phase.WRITER_STATEMENT})
 _READ = Effect.READ  # an enum's members are slow to look up on the request path
 
 
@@ -426,7 +435,7 @@ class Gate:
         """Make the error of a unit that has lost its connection, and whose instance is the writer no longer."""
         error = NoWriterAvailable(0.0, (f"{unit.instance.id if unit.instance else '?'} is the writer no longer",))
         if unit.run is not None:
-            unit.run.failed = Facts(Failure.LOST, sent=False, outcome_known=True, safe_to_repeat=True)
+            unit.run.failed = WRITER_IS_GONE
             setattr(error, FACTS, unit.run.failed)
         return error
 
@@ -447,60 +456,67 @@ class Gate:
         unit: Unit | None = getattr(connection, UNIT, None)
         if unit is None or not isinstance(context.original_exception, self.engines.driver_error):
             return None
-        driver: Any
-        server = self._family(unit)
-        failure = driver_failure(context.original_exception, server, disconnected=context.is_disconnect)
-        if failure in SUSPICIOUS and unit.instance is not None:
+        failure = failure_of(context.original_exception, self._family(unit), disconnected=context.is_disconnect)
+        means = traits(failure)
+        if means.suspicious and unit.instance is not None:
             self.monitor.suspect(unit.instance.id)
-        if failure is Failure.LOST:
+        if means.disconnects:
             context.is_disconnect = True  # SQLAlchemy does not always notice
-        if failure is Failure.OUTDATED and unit.instance is not None:
+        if means.is_outdated and unit.instance is not None:
             self.engines.forget_prepared(unit.instance.id)
         if connection is not None and not (context.is_disconnect or connection.invalidated):
-            driver = connection.connection.dbapi_connection
+            driver: Any = connection.connection.dbapi_connection
             # In autocommit there will be no rollback, at which a driver forgets its prepared statements.
             if self.driver.autocommit(driver):
                 with contextlib.suppress(self.engines.driver_error):
                     self.driver.forget_prepared(driver)
         phase = self.phase(unit)
-        is_futile = False  # to retry the statement
-        if failure is Failure.TIMED_OUT:
-            if phase is not Phase.COMMIT and self._says(unit) is None:
-                failure = Failure.LOST  # the server is lost, so the statement is not to blame
-            else:
-                context.invalidate_pool_on_disconnect = False  # the other connections of the pool are still good
-        elif failure is Failure.READ_ONLY and unit.on_writer and not unit.read_only:
-            # The server may be deposed, unseen as yet. Ask it, so that the next unit knows. The transaction itself is at fault
-            # only if the server says that it is the writer.
-            is_writer = self._says(unit) is Role.WRITER
-            if unit.run is not None:
-                unit.run.refusals += is_writer
-        elif failure is Failure.BROKEN and phase in _STATEMENTS:
-            is_futile = breaks_everywhere(unit)
-        elif failure is Failure.LOST and phase in _STATEMENTS and connection is not None:
-            code = self.driver.code(context.original_exception)
-            why = None  # another connection's statement may have made the server end this one
-            if not self.driver.is_bystander(connection.connection.dbapi_connection):
-                why = loses_everywhere(unit, code, server, self.monitor, self._failover_timeout)
-            if why is not None:
-                failure = Failure.ENDED
-                if context.sqlalchemy_exception is not None:
-                    context.sqlalchemy_exception.add_detail(f"{why}; {server.ENDED}")
-        elif failure is Failure.CONSTRAINT and unit.run is not None:
-            failure = unit.run.refused().failure
-        meaning = facts(failure, phase)
-        if is_futile:
-            meaning = meaning._replace(safe_to_repeat=False)
-        if unit.outcome is Outcome.NOT_COMMITTED:
-            meaning = Facts(failure, sent=True, outcome_known=True, safe_to_repeat=True)
+        asked = inquiry(failure, phase)
+        is_final = False
+        if asked is not None and self._confirms(asked.question, failure, unit, context):
+            failure, is_final = asked.becomes or failure, asked.is_final
+        means = traits(failure)
+        if means.spares_pool:
+            context.invalidate_pool_on_disconnect = False
+        meaning = facts(failure, phase, is_final=is_final, not_committed=unit.outcome is Outcome.NOT_COMMITTED)
         instead: RouterError | None = unit.unknown
-        if failure is Failure.READ_ONLY and unit.read_only and unit.instance is not None:
+        if means.refuses_writes and unit.read_only and unit.instance is not None:
             instead = ReadOnlyViolation(Effect.WRITE.name, unit.instance.id, sent=True)
             meaning = classify_error(instead)
         if unit.run is not None:
             unit.run.failed = meaning
         setattr(instead or context.sqlalchemy_exception, FACTS, meaning)
         return instead
+
+    def _confirms(self, question: Question, failure: Failure, unit: Unit, context: ExceptionContext) -> bool:
+        """Find out whether the answer to a question about a failure is "yes"."""
+        match question:
+            case Question.IS_SILENT:
+                return self._says(unit) is None
+            case Question.IS_WRITER:
+                # Ask the server even outside of run_transaction, so that the next unit knows if it is deposed.
+                is_writer = unit.on_writer and not unit.read_only and self._says(unit) is Role.WRITER
+                if unit.run is not None:
+                    unit.run.refusals += is_writer
+                return is_writer
+            case Question.BREAKS_EVERYWHERE:
+                return breaks_everywhere(unit, failure)
+            case Question.LOSES_EVERYWHERE:
+                return self._loses_everywhere(failure, unit, context)
+            case Question.WAS_MISLED:
+                return unit.run is not None and unit.run.is_misled()
+
+    def _loses_everywhere(self, failure: Failure, unit: Unit, context: ExceptionContext) -> bool:
+        """Whether the statement would lose the next connection, too. If so, say why in the error."""
+        if context.connection is None:
+            return False
+        if self.driver.is_bystander(context.connection.connection.dbapi_connection):
+            return False  # another connection's statement has made the server end this one
+        code, server = self.driver.code(context.original_exception), self._family(unit)
+        why = loses_everywhere(unit, failure, code, server, self.monitor, self._failover_timeout)
+        if why is not None and context.sqlalchemy_exception is not None:
+            context.sqlalchemy_exception.add_detail(f"{why}; {server.ENDED}")
+        return why is not None
 
     def _says(self, unit: Unit) -> Role | None:
         """Ask the server of a unit for its role now. None if the server is lost."""
@@ -610,7 +626,7 @@ class Gate:
         try:
             send(raw)
         except self.engines.driver_error as error:
-            if unit is None or unit.instance is None or self._commit_failure(error, raw) not in SUSPICIOUS:
+            if unit is None or unit.instance is None or not traits(self._commit_failure(error, raw)).suspicious:
                 raise
             self.monitor.suspect(unit.instance.id)
             raw.invalidate(error)
@@ -684,7 +700,7 @@ class Gate:
 
     def _commit_failure(self, error: Any, raw: PoolProxiedConnection) -> Failure:
         driver: Any = raw.dbapi_connection
-        return driver_failure(error, self.families.leading, disconnected=self.driver.is_closed(driver))
+        return failure_of(error, self.families.leading, disconnected=self.driver.is_closed(driver))
 
     def _found_committed(self, unit: Unit, instance_id: str, ask: Ask | None) -> bool:
         """Whether the transaction of an unanswered COMMIT has committed. If not, note in the unit what is known."""

@@ -15,16 +15,14 @@ from sqlalchemy.orm import Session
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
-from aurora_router.core.failures import Facts, Failure
-from aurora_router.error_classification import FACTS, classify_error
-from aurora_router.errors import AmbiguousWriter, ConfigurationError, RouterError, StaleRead
+from aurora_router.core.failures import Facts, is_run_again, own_error
+from aurora_router.error_classification import FACTS
+from aurora_router.errors import ConfigurationError, RouterError, StaleRead
 from aurora_router.unit import CommitCheck, Run
 
 S = TypeVar("S", bound=Session)
 
 WAIT = tenacity.wait_random_exponential(multiplier=0.02, max=2.0)
-# If a server that is the writer refuses a write as "read-only" this many times, the transaction itself is at fault.
-REFUSALS = 3
 
 
 class Runnable(Protocol):
@@ -99,26 +97,14 @@ class Attempt(Generic[S]):
     def _may_run_again(self, error: Exception) -> bool:
         if not self.run.is_undoable:
             return False
-        if isinstance(error, AmbiguousWriter):
+        if isinstance(error, RouterError) and own_error(error).is_waited_out:
             return True
         last = self.run.failed
         known: Facts | None = last if isinstance(error, PendingRollbackError) else getattr(error, FACTS, None)
         if known is None or known is not last:
             # This is another database's error, or an earlier one that the application raises again on its own account.
             return False
-        return known.safe_to_repeat and (known.failure is not Failure.READ_ONLY or self.run.refusals < REFUSALS)
-
-
-def fault_of_nobody(error: BaseException) -> bool:
-    """Return whether a run failed without any trouble of an instance.
-
-    Such a run was in conflict with other units, met a change of a table, or was misled by a late reader. Or it met two writers
-    and has sent nothing. Then the waits between the runs are enough to spare the instances.
-    """
-    return isinstance(error, AmbiguousWriter) or classify_error(error).failure in _NOBODYS
-
-
-_NOBODYS = (Failure.SERIALIZATION, Failure.DEADLOCK, Failure.OUTDATED, Failure.MISLED)
+        return is_run_again(known, self.run.refusals)
 
 
 def attempts(

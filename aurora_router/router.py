@@ -24,7 +24,7 @@ from aurora_router import config, urls
 from aurora_router.causality import Causality
 from aurora_router.changes import take_in
 from aurora_router.core import events
-from aurora_router.core.failures import Action, Failure, decide
+from aurora_router.core.failures import Action, decide, traits
 from aurora_router.core.pacing import places_for_reads
 from aurora_router.core.selection import Decision, Reason, reason_to_write, resolve
 from aurora_router.core.statements import verdict
@@ -32,7 +32,7 @@ from aurora_router.core.tokens import renewed
 from aurora_router.core.topology import Instance, ServerId, Topology
 from aurora_router.engines import Engines
 from aurora_router.entering import Entrance
-from aurora_router.error_classification import classify_error
+from aurora_router.error_classification import classify_error, is_contention
 from aurora_router.errors import ConfigurationError, RouterError
 from aurora_router.gate import Gate, watch
 from aurora_router.limits import Places, Repeats
@@ -40,7 +40,7 @@ from aurora_router.listeners import EventDispatcher
 from aurora_router.log import Log
 from aurora_router.monitor import Haste, Monitor
 from aurora_router.pooling import distrust
-from aurora_router.retries import Attempt, attempts, fault_of_nobody
+from aurora_router.retries import Attempt, attempts
 from aurora_router.settings import Settings, takes_settings
 from aurora_router.stats import Counters, RouterStats
 from aurora_router.tokens import TokenRefused, Tokens, merge_tokens
@@ -301,7 +301,7 @@ class Router:
         config.check_run(Session, deadline=deadline, stop=stop, wait=wait, commit_check=commit_check)
 
         def repeats(number: int, error: BaseException) -> bool:
-            if not fault_of_nobody(error) and not self._repeats.allowed(None, first=number == 1):
+            if not is_contention(error) and not self._repeats.allowed(None, first=number == 1):
                 return False
             self._counters.transaction_retries += 1
             if self.dispatcher.listeners:
@@ -508,7 +508,7 @@ class Router:
             if unit.read_only is not None or unit.on_writer:
                 return Action.RAISE
             self._counters.retries[instance.id] += 1
-            if known.failure is Failure.MISSING:  # the reader will have it soon
+            if not traits(known.failure).is_remembered:  # the reader will have it soon
                 if self.dispatcher.listeners:
                     self.dispatcher.publish(events.Repeated(instance.id, type(error).__name__, unit=unit.number))
                 return action

@@ -13,7 +13,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Mapper
 from sqlalchemy.pool import PoolProxiedConnection
 
-from aurora_router.core.failures import Facts, Failure, Phase, facts
+from aurora_router.core.failures import REFUSED_WRITE, Facts, Failure, Phase, confirmed_facts, facts
 from aurora_router.core.positions import LastRead, Requirement, merge
 from aurora_router.core.selection import Reason
 from aurora_router.core.statements import Effect
@@ -84,14 +84,19 @@ class Run:
             self.refusals = before.refusals
             self.trouble = before.trouble
 
-    def refused(self) -> Facts:
-        """Note that the writer has refused a write of this run, and return what that means.
+    def is_misled(self) -> bool:
+        """Note that the writer has refused a write of this run, and return whether late rows may be the cause.
 
-        If the run has read on a reader, late rows may be the cause. Then the next run reads on the writer, and a refusal there
-        is the application's own error.
+        That is so if the run has read on a reader. Then the next run reads on the writer, and a refusal there is the
+        application's own error.
         """
         self.misled = self.has_read_on_reader
-        self.failed = facts(Failure.MISLED if self.misled else Failure.CONSTRAINT, Phase.WRITER_STATEMENT)
+        return self.misled
+
+    def refused(self) -> Facts:
+        """Note that SQLAlchemy has not found a row as the run had read it, and return what that means."""
+        means = confirmed_facts if self.is_misled() else facts
+        self.failed = means(REFUSED_WRITE, Phase.WRITER_STATEMENT)
         return self.failed
 
 

@@ -1,12 +1,23 @@
-"""The failure table: an action for each kind of failure in each phase of a unit.
+"""All policy about failures: the action for each kind of failure in each phase of a unit, and what else a kind means.
 
-This module is pure. Other modules sleep, retry and ask. docs/failures.md has this table, rendered.
+This module is pure. Other modules sleep, retry and ask. They name no kind of failure: a new kind needs its rows here, and the
+codes in the server modules that stand for it. docs/failures.md has these tables, rendered.
 """
 
 from __future__ import annotations
 
 import enum
 from typing import NamedTuple
+
+from aurora_router.errors import (
+    AmbiguousWriter,
+    NoReaderAvailable,
+    NoWriterAvailable,
+    OutcomeUnknown,
+    RouterError,
+    StaleRead,
+    WrongServer,
+)
 
 
 class Failure(enum.Enum):
@@ -92,8 +103,106 @@ TABLE: dict[tuple[Failure, Phase], Action] = {
 }
 """The action for each pair. A pair that is not here raises."""
 
-SUSPICIOUS = frozenset({Failure.CONNECT, Failure.LOST, Failure.TIMED_OUT})
+
+class Traits(NamedTuple):
+    """What a kind of failure means, besides its action.
+
+    suspicious: it says something about the instance, so the monitor probes the instance at once.
+    is_contention: no instance is in trouble. The waits between two runs spare the instances enough, so another run spends
+        nothing of the retry budget.
+    disconnects: the connection is gone, even if SQLAlchemy has not noticed.
+    spares_pool: the other connections of the pool are still good, even if this one is gone.
+    is_outdated: what the instance's pooled connections have prepared is out of date, too.
+    refuses_writes: the statement writes, so a read-only unit gets ReadOnlyViolation.
+    is_remembered: if a reader refuses a text in this way, the text goes to the writer for some minutes.
+    is_last_word: it says what somebody must change. If another instance is tried and none is left, this error is raised.
+    may_hide_commit: without the statement, nobody can tell whether the error is of a COMMIT.
+    """
+
+    suspicious: bool = False
+    is_contention: bool = False
+    disconnects: bool = False
+    spares_pool: bool = False
+    is_outdated: bool = False
+    refuses_writes: bool = False
+    is_remembered: bool = False
+    is_last_word: bool = False
+    may_hide_commit: bool = False
+
+
+_NOTHING_ELSE = Traits()
+_TRAITS = {
+    Failure.CONNECT: Traits(suspicious=True),
+    Failure.LOST: Traits(suspicious=True, disconnects=True, may_hide_commit=True),
+    Failure.TIMED_OUT: Traits(suspicious=True, spares_pool=True, may_hide_commit=True),
+    Failure.READ_ONLY: Traits(refuses_writes=True, is_remembered=True),
+    Failure.NOT_HERE: Traits(is_remembered=True),
+    Failure.OUTDATED: Traits(is_contention=True, is_outdated=True),
+    Failure.SERIALIZATION: Traits(is_contention=True),
+    Failure.DEADLOCK: Traits(is_contention=True),
+    Failure.MISLED: Traits(is_contention=True),
+    Failure.REFUSED: Traits(is_last_word=True),
+}
+
+SUSPICIOUS = frozenset(failure for failure, traits in _TRAITS.items() if traits.suspicious)
 """Failures that say something about the instance, so that the monitor should look at it at once."""
+
+
+def traits(failure: Failure) -> Traits:
+    """What a failure means, besides its action."""
+    return _TRAITS.get(failure, _NOTHING_ELSE)
+
+
+class Question(enum.Enum):
+    """What the router finds out about a failure before it decides."""
+
+    IS_SILENT = "does the server no longer answer?"
+    IS_WRITER = "does the server say that it is the writer all the same?"
+    LOSES_EVERYWHERE = "would the same statement lose the next connection, too?"
+    BREAKS_EVERYWHERE = "would the same statement break the next instance, too?"
+    WAS_MISLED = "has a unit of run_transaction read on a reader?"
+
+
+class Inquiry(NamedTuple):
+    """A question about a failure, and what "yes" means.
+
+    question: what the router finds out.
+    phases: the phases in which it does.
+    becomes: the failure that it is then. None: the same.
+    is_final: whether the unit is not retried then.
+    limit: after so many times "yes" the unit is not retried. None: no limit.
+    """
+
+    question: Question
+    phases: frozenset[Phase]
+    becomes: Failure | None = None
+    is_final: bool = False
+    limit: int | None = None
+
+
+MAX_LOSSES = 3
+"""So many connections may one statement lose, whatever has become of the servers."""
+MAX_BROKEN = 1
+"""So many instances may one statement break. One that breaks the writer has nowhere to go."""
+
+_ANY = frozenset(Phase)
+_STATEMENTS = frozenset({Phase.READ, *_IN_TRANSACTION})
+_INQUIRIES = {
+    # A slow statement would be slow elsewhere, too. A lost server is another matter.
+    Failure.TIMED_OUT: Inquiry(Question.IS_SILENT, _ANY - {Phase.COMMIT}, becomes=Failure.LOST),
+    # The server may be deposed, unseen as yet. Otherwise the transaction itself is at fault.
+    Failure.READ_ONLY: Inquiry(Question.IS_WRITER, _ANY, limit=3),
+    # Such a statement would take down one server after the other.
+    Failure.LOST: Inquiry(Question.LOSES_EVERYWHERE, _STATEMENTS, becomes=Failure.ENDED),
+    Failure.BROKEN: Inquiry(Question.BREAKS_EVERYWHERE, _STATEMENTS, is_final=True),
+    Failure.CONSTRAINT: Inquiry(Question.WAS_MISLED, _ANY, becomes=Failure.MISLED),
+}
+
+
+def inquiry(failure: Failure, phase: Phase) -> Inquiry | None:
+    """What to find out about a failure in a phase before deciding. None: nothing."""
+    found = _INQUIRIES.get(failure)
+    return found if found is not None and phase in found.phases else None
 
 
 def decide(failure: Failure, phase: Phase) -> Action:
@@ -115,16 +224,102 @@ class Facts(NamedTuple):
     outcome_known: bool
     safe_to_repeat: bool
 
+    @property
+    def safe_to_retry(self) -> bool:
+        """Whether the unit may run again, from its beginning, without doing anything twice: the same as safe_to_repeat."""
+        return self.safe_to_repeat
 
-def facts(failure: Failure, phase: Phase) -> Facts:
-    """The facts about a failure in a phase."""
+
+def facts(failure: Failure, phase: Phase, *, is_final: bool = False, not_committed: bool = False) -> Facts:
+    """The facts about a failure in a phase.
+
+    is_final: whether a retry would fail, too.
+    not_committed: whether the writer has said that the unit's COMMIT has not happened.
+    """
     action = decide(failure, phase)
+    if not_committed:
+        return Facts(failure, sent=True, outcome_known=True, safe_to_repeat=True)
     return Facts(
         failure,
         sent=phase not in (*_BEFORE_READER, *_BEFORE_WRITER),
         outcome_known=action is not Action.RESOLVE,
-        safe_to_repeat=action not in (Action.RESOLVE, Action.RAISE),
+        safe_to_repeat=action not in (Action.RESOLVE, Action.RAISE) and not is_final,
     )
+
+
+def confirmed_facts(failure: Failure, phase: Phase) -> Facts:
+    """The facts about a failure in a phase if the answer to its question is "yes"."""
+    asked = inquiry(failure, phase)
+    if asked is None:
+        return facts(failure, phase)
+    return facts(asked.becomes or failure, phase, is_final=asked.is_final)
+
+
+NOT_SENT = facts(Failure.OTHER, Phase.WRITER_UNSENT)
+"""The facts about a call that was refused before anything was sent."""
+UNKNOWN = facts(Failure.OTHER, Phase.WRITER_STATEMENT)
+"""The facts about an error of which only its class is known."""
+POOL_IS_FULL = facts(Failure.BUSY, Phase.WRITER_CONNECTING)
+"""The facts about a pool that has had no connection to give."""
+WRITER_IS_GONE = facts(Failure.LOST, Phase.WRITER_UNSENT)
+"""The facts about a unit that has lost its connection, and whose instance is the writer no longer."""
+REFUSED_WRITE = Failure.CONSTRAINT
+"""A write that the writer refuses because of what is there: a constraint, or a row that others have changed."""
+
+
+def while_connecting(failure: Failure, *, is_refusal: bool, has_code: bool) -> Failure:
+    """The failure that an error of connecting stands for.
+
+    failure: what it would be if it came later.
+    is_refusal: whether it lasts until somebody changes something.
+    has_code: whether the server gave it a code.
+    """
+    if is_refusal and failure in (Failure.OTHER, Failure.CONNECT):
+        return Failure.REFUSED
+    return Failure.CONNECT if failure is Failure.OTHER and not has_code else failure
+
+
+def is_run_again(known: Facts, confirmed: int) -> bool:
+    """Whether run_transaction runs a unit again after a failure.
+
+    confirmed: how often in its runs the answer to the question about such a failure was "yes".
+    """
+    asked = _INQUIRIES.get(known.failure)
+    return known.safe_to_repeat and (asked is None or asked.limit is None or confirmed < asked.limit)
+
+
+class OwnError(NamedTuple):
+    """The policy for an error that the router raises on its own account.
+
+    failure: what it stands for.
+    is_waited_out: whether run_transaction runs the unit again until the cause has passed. That spends nothing of the retry
+        budget, because nothing was sent.
+    """
+
+    failure: Failure
+    is_waited_out: bool = False
+
+
+OWN_ERRORS: dict[type[RouterError], OwnError] = {
+    RouterError: OwnError(Failure.OTHER),
+    NoWriterAvailable: OwnError(Failure.CONNECT),
+    NoReaderAvailable: OwnError(Failure.CONNECT),
+    AmbiguousWriter: OwnError(Failure.CONNECT, is_waited_out=True),
+    WrongServer: OwnError(Failure.CONNECT),
+    StaleRead: OwnError(Failure.SERIALIZATION),
+    OutcomeUnknown: OwnError(Failure.LOST),
+}
+"""The policy for each of the router's own errors. One that is not here has that of its base class."""
+
+
+def own_error(error: RouterError) -> OwnError:
+    """The policy for an error of the router's own."""
+    return next(OWN_ERRORS[kind] for kind in type(error).__mro__ if kind in OWN_ERRORS)
+
+
+def facts_of_own(error: RouterError) -> Facts:
+    """The facts about an error of the router's own."""
+    return Facts(own_error(error).failure, error.sent, error.outcome_known, error.safe_to_retry)
 
 
 def as_markdown() -> str:
@@ -135,6 +330,68 @@ def as_markdown() -> str:
         *(f"| **{failure.value}** | {' | '.join(_cell(failure, phase) for phase in Phase)} |" for failure in Failure),
     ]
     return "\n".join(lines) + "\n"
+
+
+def policy_as_markdown() -> str:
+    """What the router does besides the action, for docs/failures.md: a row for each failure that has something of it."""
+    rows = [(failure.value, [*_inquiry_in_words(failure), *_traits_in_words(failure)]) for failure in Failure]
+    lines = [
+        "| failure | what else the router does |",
+        "|---|---|",
+        *(f"| **{failure}** | {'; '.join(words)} |" for failure, words in rows if words),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def own_errors_as_markdown() -> str:
+    """The policy for the router's own errors, for docs/failures.md."""
+    lines = [
+        "| error | stands for | safe to retry | what run_transaction does |",
+        "|---|---|---|---|",
+        *(
+            f"| `{kind.__name__}` | {own.failure.value} | {'yes' if kind.safe_to_retry else 'no'} | {_run_in_words(kind, own)} |"
+            for kind, own in OWN_ERRORS.items()
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+_IN_WORDS = {
+    "suspicious": "it probes the instance at once",
+    "is_contention": "another run spends nothing of the retry budget",
+    "disconnects": "it closes the connection",
+    "spares_pool": "it keeps the other connections of the pool",
+    "is_outdated": "each pooled connection to the instance drops what it has prepared",
+    "refuses_writes": "a read-only unit gets `ReadOnlyViolation`",
+    "is_remembered": "if a reader says so, it remembers the text",
+    "is_last_word": "if no other instance is left, it raises this error",
+    "may_hide_commit": "without its statement, the error counts as one of a COMMIT",
+}
+
+
+def _traits_in_words(failure: Failure) -> list[str]:
+    return [_IN_WORDS[name] for name, has in traits(failure)._asdict().items() if has]
+
+
+def _run_in_words(kind: type[RouterError], own: OwnError) -> str:
+    if own.is_waited_out:
+        return "runs the unit again until the cause has passed, and spends nothing of the retry budget"
+    if kind.safe_to_retry and decide(own.failure, Phase.WRITER_STATEMENT) is Action.RUN_AGAIN:
+        return "runs the unit again"
+    return "raises it"
+
+
+def _inquiry_in_words(failure: Failure) -> list[str]:
+    asked = _INQUIRIES.get(failure)
+    if asked is None:
+        return []
+    if asked.becomes is not None:
+        so = f"it counts as: {asked.becomes.value}"
+    elif asked.is_final:
+        so = "it is not retried"
+    else:
+        so = f"run_transaction gives up after {asked.limit} such runs"
+    return [f"it asks first: {asked.question.value} If so, {so}"]
 
 
 def _cell(failure: Failure, phase: Phase) -> str:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
 from aurora_router import Failure, Router, RoutingSession, classify_error, gate
 from aurora_router.core import events
-from aurora_router.error_classification import driver_failure
+from aurora_router.error_classification import failure_of
 from aurora_router.local import PostgresCluster
 from tests.integration.shop import BOTH, Item, eventually, instance_id, place, until_readers_serve
 
@@ -304,7 +304,7 @@ def test_an_outdated_plan_is_known_in_any_language(cluster: PostgresCluster, cha
         with pytest.raises(psycopg.errors.FeatureNotSupported) as caught:
             connection.execute("SELECT name FROM item", prepare=True)
     assert caught.value.diag.source_function == "RevalidateCachedQuery"
-    assert driver_failure(caught.value, disconnected=False) is Failure.OUTDATED
+    assert failure_of(caught.value, disconnected=False) is Failure.OUTDATED
 
 
 @BOTH

@@ -246,6 +246,7 @@ def runs(router: Router, Session: sessionmaker[RoutingSession]) -> None:
         assert_type(known, Facts)
         assert_type(known.failure, Failure)
         assert_type(known.safe_to_repeat, bool)
+        assert_type(known.safe_to_retry, bool)
     sessionmaker(class_=RoutingSession, router=router, commit_check="xid")
     router.init_commit_table()
 

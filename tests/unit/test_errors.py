@@ -64,6 +64,15 @@ def test_an_error_is_the_same_in_another_process(error, copied):
     assert not isinstance(again, OutcomeUnknown) or again.resolve() is Outcome.UNKNOWN
 
 
+@pytest.mark.parametrize("error", ERRORS + UNSAFE, ids=lambda error: type(error).__name__)
+def test_an_error_answers_whether_a_retry_is_safe(error):
+    """Each error says whether its unit may run again, and classify_error() says the same."""
+    passing = (NoWriterAvailable, NoReaderAvailable, AmbiguousWriter, WrongServer, StaleRead)
+    assert error.safe_to_retry is isinstance(error, passing)
+    assert classify_error(error).safe_to_retry is error.safe_to_retry
+    assert classify_error(error).safe_to_repeat is error.safe_to_retry
+
+
 def test_every_error_is_tried_in_another_process():
     def kinds(base):
         return {base}.union(*(kinds(kind) for kind in base.__subclasses__() if not issubclass(kind, Signal)))

@@ -11,7 +11,8 @@ from aurora_router.core.topology import Silence
 from aurora_router.drivers import DRIVERS, driver_of
 from aurora_router.drivers import psycopg as psycopg_driver
 from aurora_router.drivers import pymysql as pymysql_driver
-from aurora_router.error_classification import driver_failure
+from aurora_router.error_classification import failure_of, is_contention
+from aurora_router.errors import AmbiguousWriter, NoWriterAvailable
 from aurora_router.mistakes import mistake
 from aurora_router.servers import knows_xids, mysql, postgresql, usual
 
@@ -109,4 +110,18 @@ def test_text_that_cannot_be_encoded_is_not_shown():
 
 
 def test_an_error_of_no_known_driver_says_nothing():
-    assert driver_failure(ValueError(), disconnected=True, phase=Phase.COMMIT) is Failure.OTHER
+    assert failure_of(ValueError(), disconnected=True, phase=Phase.COMMIT) is Failure.OTHER
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (AmbiguousWriter(["db-1", "db-2"]), True),
+        (NoWriterAvailable(1.0, ()), False),
+        (met(pymysql.OperationalError(1213, "Deadlock"), "UPDATE t SET a = 1"), True),
+        (met(LOST, "UPDATE t SET a = 1", disconnected=True), False),
+    ],
+)
+def test_contention_is_no_trouble_of_an_instance(error, expected):
+    """A conflict between units, or two writers for which nothing was sent, is no trouble of an instance."""
+    assert is_contention(error) is expected

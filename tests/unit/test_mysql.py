@@ -25,7 +25,7 @@ from aurora_router.core.topology import Instance, Role, Server, ServerId, Silenc
 from aurora_router.drivers import Mode
 from aurora_router.drivers import psycopg as psycopg_driver
 from aurora_router.drivers import pymysql as pymysql_driver
-from aurora_router.error_classification import driver_failure
+from aurora_router.error_classification import failure_of
 from aurora_router.errors import WrongServer
 from aurora_router.mistakes import probe_error
 from aurora_router.servers import Unsuitable, mysql, postgresql
@@ -462,7 +462,7 @@ def test_a_function_is_a_read_if_it_is_one_in_every_schema():
     ],
 )
 def test_driver_errors_stand_for_the_failure_that_they_are(code, message, disconnected, kind):
-    assert driver_failure(pymysql.OperationalError(code, message), disconnected=disconnected) is kind
+    assert failure_of(pymysql.OperationalError(code, message), disconnected=disconnected) is kind
     assert message in pymysql_driver.words(pymysql.OperationalError(code, message))
 
 
@@ -1316,7 +1316,7 @@ def test_a_timeout_of_pymysql_is_no_lost_connection(statement, options) -> None:
     peer.deaf = True
     with pytest.raises(pymysql.OperationalError) as caught:
         connection.query(statement)
-    assert driver_failure(caught.value, disconnected=True) is Failure.TIMED_OUT
+    assert failure_of(caught.value, disconnected=True) is Failure.TIMED_OUT
     peer.close()
 
 

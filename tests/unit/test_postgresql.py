@@ -18,7 +18,7 @@ from aurora_router.drivers import Mode
 from aurora_router.drivers import psycopg as psycopg_driver
 from aurora_router.drivers import pymysql as pymysql_driver
 from aurora_router.drivers.psycopg import set_mode
-from aurora_router.error_classification import driver_failure
+from aurora_router.error_classification import failure_of
 from aurora_router.mistakes import probe_error
 from aurora_router.servers import postgresql
 from aurora_router.servers.postgresql import (
@@ -190,7 +190,7 @@ def test_a_function_is_a_read_if_it_is_one_in_every_schema():
     ],
 )
 def test_driver_errors_stand_for_the_failure_that_they_are(sqlstate, message, disconnected, kind):
-    assert driver_failure(refused(sqlstate, message), disconnected=disconnected) is kind
+    assert failure_of(refused(sqlstate, message), disconnected=disconnected) is kind
 
 
 def refused(sqlstate, message):
@@ -424,13 +424,13 @@ def test_an_error_of_connecting_has_the_sqlstate_of_its_words(said, used_passwor
     error = OperationalError(AT + said, pgconn=types.SimpleNamespace(used_password=used_password))
     assert psycopg_driver.code(error) == sqlstate
     for phase in (Phase.READER_CONNECTING, Phase.WRITER_CONNECTING):
-        assert driver_failure(error, disconnected=False, phase=phase) is kind
+        assert failure_of(error, disconnected=False, phase=phase) is kind
 
 
 @pytest.mark.parametrize("said", ["certificate verify failed", 'invalid sslmode value: "on"', 'invalid connection option "x"'])
 def test_what_was_configured_wrong_is_refused_while_connecting(said):
     """A mistake in the driver's arguments is a refusal, not an instance that is down."""
-    assert driver_failure(OperationalError(said), disconnected=False, phase=Phase.WRITER_CONNECTING) is Failure.REFUSED
+    assert failure_of(OperationalError(said), disconnected=False, phase=Phase.WRITER_CONNECTING) is Failure.REFUSED
 
 
 @pytest.mark.parametrize(("given", "mode"), [({}, "require"), ({"sslmode": "disable"}, "disable")])
