@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from aurora_router.core.commits import Note, outcome
 from aurora_router.core.topology import Instance, Topology
 from aurora_router.drivers import Driver, driver_of
-from aurora_router.errors import ConfigurationError, NoWriterAvailable, Outcome, WrongServer
+from aurora_router.errors import ConfigurationError, NoWriterAvailable, Outcome, RouterError, WrongServer
 from aurora_router.servers import Execute, ServerFamily, XidFamily, knows_xids
 from aurora_router.unit import Unit
 
@@ -194,8 +194,7 @@ def find_out(connect: Callable[[float], Connection], ask: Ask, timeout: float, s
 
     retrying = tenacity.Retrying(
         sleep=sleep,
-        retry=tenacity.retry_if_result(lambda found: found is Outcome.PENDING)
-        | tenacity.retry_if_exception_type((DBAPIError, WrongServer)),
+        retry=tenacity.retry_if_result(lambda found: found is Outcome.PENDING) | tenacity.retry_if_exception(_may_pass),
         wait=tenacity.wait_random_exponential(multiplier=0.02, max=0.5),
         stop=tenacity.stop_after_delay(timeout),
         retry_error_callback=lambda _: Outcome.UNKNOWN,
@@ -205,3 +204,8 @@ def find_out(connect: Callable[[float], Connection], ask: Ask, timeout: float, s
     except NoWriterAvailable:  # until the timeout
         return Outcome.UNKNOWN
     return found
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether another connection may find the outcome, because this one has failed."""
+    return isinstance(error, WrongServer) or (isinstance(error, DBAPIError) and not isinstance(error, RouterError))

@@ -293,6 +293,8 @@ class Entrance:
                 door.drop(connection)
             except (DBAPIError, WrongServer, self._engines.driver_error) as error:
                 self._give_up(unit, door, connection)
+                if isinstance(error, RouterError) and not isinstance(error, WrongServer):
+                    raise  # it is of another unit, which a listener of the application has begun
                 # An error that has a statement comes from a listener of the application, not from connecting.
                 connects = connection is None and getattr(error, "statement", None) is None
                 phase = _CONNECTING[on_writer] if connects else _UNSENT[on_writer]

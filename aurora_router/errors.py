@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.exc import OperationalError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -41,6 +43,27 @@ def _made_anew(kind: type[RouterError], args: tuple[object, ...]) -> RouterError
     return kind.__new__(kind, *args)
 
 
+class _Unavailable(OperationalError):
+    """Lets handlers of SQLAlchemy's OperationalError catch an error of the router, as they catch a refused connection.
+
+    sqlstate: what psycopg's errors have, so handlers may ask `error.orig` for it. No server has given one.
+    """
+
+    sqlstate: str | None = None
+
+    def __init__(self, message: str) -> None:
+        Exception.__init__(self, message)  # SQLAlchemy's own wants a statement, parameters and a driver's error
+        self.detail = []
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # without SQLAlchemy's link to a page about the driver's errors
+
+    @property
+    def orig(self) -> Exception:  # type: ignore[override]
+        """This error, because no error of the driver stands behind it."""
+        return self
+
+
 class Signal(RouterError):
     """A signal within the library. It is no error, and listeners of errors do not get it."""
 
@@ -49,7 +72,7 @@ class ConfigurationError(RouterError, ValueError):
     """The router was given something that cannot work: an option, a URL, an instance of another cluster."""
 
 
-class NoWriterAvailable(RouterError):
+class NoWriterAvailable(RouterError, _Unavailable):
     """No instance accepted writes within `failover_timeout`. Nothing was sent.
 
     waited: seconds.
@@ -68,7 +91,7 @@ class NoWriterAvailable(RouterError):
         )
 
 
-class NoReaderAvailable(RouterError):
+class NoReaderAvailable(RouterError, _Unavailable):
     """No reader qualifies, and the writer may not be used. Nothing was sent.
 
     Either `no_reader="error"` forbids the writer, or other reads use all of its connections that are for reads.
@@ -99,7 +122,7 @@ class NoReaderAvailable(RouterError):
         super().__init__(f"{what}: {'; '.join(self.said) or 'none is configured'}. {add} {advice}.")
 
 
-class AmbiguousWriter(RouterError):
+class AmbiguousWriter(RouterError, _Unavailable):
     """Several instances accept writes, and nothing tells which is the newest. Writes are refused until it resolves.
 
     instances: their names.
@@ -195,7 +218,7 @@ class OutcomeUnknown(RouterError):
         return Outcome.UNKNOWN if self._resolve is None else self._resolve(timeout)
 
 
-class WrongServer(RouterError):
+class WrongServer(RouterError, _Unavailable):
     """A new connection reached a server that the topology does not know there, or in another role. It was closed.
 
     instance: the instance that was connected to.
@@ -203,6 +226,7 @@ class WrongServer(RouterError):
     """
 
     safe_to_retry = True
+    instance: str  # type: ignore[assignment]  # SQLAlchemy's class has a method of this name, and calls it on the class
 
     def __init__(self, instance: str, why: str) -> None:
         self.instance = instance

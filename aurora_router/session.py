@@ -644,7 +644,7 @@ class RoutingMixin(_Base):
         if isinstance(error, NotARead) and not unit.on_writer:
             self._move(unit, error.reason)
             return True
-        if not isinstance(error, DBAPIError) or error.statement is not unit.text:
+        if not isinstance(error, DBAPIError) or isinstance(error, RouterError) or error.statement is not unit.text:
             return False  # an error of another engine, or of no database at all
         transaction = self.get_transaction()
         if transaction is not None and not transaction.is_active:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import Pool
 
-from aurora_router import Router, RoutingSession
+from aurora_router import NoWriterAvailable, Router, RoutingSession
 from aurora_router.core import events
 from aurora_router.errors import ConfigurationError
 from aurora_router.local.cluster import Cluster
@@ -330,3 +331,26 @@ def test_a_listener_that_fails_gets_its_own_error(make_router: MakeRouter, heard
     gc.collect()  # a plain engine keeps such a connection in a cycle of references, too
     assert no_connection_is_left(router)
     assert not any(isinstance(e, events.ConnectFailed) for e in heard)
+
+
+@BOTH
+def test_a_listeners_own_unit_fails_for_itself(make_router: MakeRouter) -> None:
+    """A listener's unit that finds no writer is no failed connect of the unit that is connecting."""
+    own = NoWriterAvailable(0.0, ())
+    heard: list[object] = []
+    router = make_router(listeners=[heard.append])
+    router.start()
+    me = threading.get_ident()
+
+    def fail(*_: object) -> None:
+        if threading.get_ident() == me:  # the monitor's threads make connections, too
+            raise own
+
+    event.listen(Engine, "checkout", fail)
+    try:
+        with sessions(router)() as s, pytest.raises(NoWriterAvailable) as caught:
+            s.execute(COUNT)
+    finally:
+        event.remove(Engine, "checkout", fail)
+    assert caught.value is own
+    assert not [each for each in heard if isinstance(each, events.ConnectFailed)]

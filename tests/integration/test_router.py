@@ -41,6 +41,7 @@ from tests.integration.shop import (
     in_a_read_only_transaction,
     place,
     server_address,
+    sessions,
     set_password,
     until_readers_serve,
 )
@@ -438,6 +439,16 @@ def test_nobody_there_is_told_after_the_time_that_was_allowed(cluster: PostgresC
         router.connect()
     assert caught.value.waited >= 0.3
     assert SECRET not in says(caught.value)
+
+
+def test_a_handler_of_a_refused_connection_catches_no_writer(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    """A handler that catches what any engine raises for a refused connection catches the router's error, too."""
+    nowhere = f"{make_url(cluster.url).drivername}://app:{SECRET}@127.0.0.1:1/app"
+    router = make_router(nowhere, instances=(), failover_timeout=0.3)
+    with sessions(router)() as s, pytest.raises(exc.OperationalError) as caught:
+        s.execute(text("SELECT 1"))
+    assert isinstance(caught.value, NoWriterAvailable)
+    assert not caught.value.connection_invalidated
 
 
 @BOTH

@@ -4,6 +4,7 @@ import copy
 import pickle
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from aurora_router import Facts, Failure, classify_error
 from aurora_router.errors import (
@@ -71,6 +72,29 @@ def test_an_error_answers_whether_a_retry_is_safe(error):
     assert error.safe_to_retry is isinstance(error, passing)
     assert classify_error(error).safe_to_retry is error.safe_to_retry
     assert classify_error(error).safe_to_repeat is error.safe_to_retry
+
+
+UNAVAILABLE = (NoWriterAvailable, NoReaderAvailable, AmbiguousWriter, WrongServer)
+
+
+@pytest.mark.parametrize("error", ERRORS + UNSAFE, ids=lambda error: type(error).__name__)
+def test_handlers_of_operational_errors_catch_what_passes(error):
+    """An error is SQLAlchemy's OperationalError if the database cannot serve now, and nothing was sent."""
+    assert isinstance(error, OperationalError) is isinstance(error, UNAVAILABLE)
+    assert isinstance(error, OperationalError) is (error.safe_to_retry and not error.sent)
+
+
+@pytest.mark.parametrize("error", [error for error in ERRORS if isinstance(error, UNAVAILABLE)], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("copied", [lambda error: error, copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
+def test_an_operational_error_of_the_router_has_its_parts(error, copied):
+    """Handlers may ask for what SQLAlchemy's errors have. The message has no link to a page about the driver's errors."""
+    found = copied(error)
+    assert str(found) == found.args[0]
+    assert found.orig is found
+    assert found.orig.sqlstate is None
+    assert (found.statement, found.params, found.connection_invalidated) == (None, None, False)
+    found.add_detail("while the demo ran")
+    assert found.detail[-1] == "while the demo ran"
 
 
 def test_every_error_is_tried_in_another_process():
