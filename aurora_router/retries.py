@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -15,17 +14,17 @@ from sqlalchemy.orm import Session
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
-from aurora_router.core.failures import Facts, is_run_again, own_error
+from aurora_router.core.retry_loop import Done, Failed, Policy, Raise, Sleep, is_retried, next_step
 from aurora_router.error_classification import FACTS
-from aurora_router.errors import ConfigurationError, RouterError, StaleRead
+from aurora_router.errors import ConfigurationError, RouterError
 from aurora_router.unit import CommitCheck, Run
 
 S = TypeVar("S", bound=Session)
 
-WAIT = tenacity.wait_random_exponential(multiplier=0.02, max=2.0)
+DEFAULT_BACKOFF = tenacity.wait_random_exponential(multiplier=0.02, max=2.0)
 
 
-class Runnable(Protocol):
+class RetryableSession(Protocol):
     """A session whose units can belong to a run."""
 
     router: Any
@@ -48,13 +47,13 @@ class Attempt(Generic[S]):
     def __init__(self, number: int, run: Run, make: Callable[[Run], S]) -> None:
         self.number = number
         self.error: Exception | None = None  # the error because of which the unit runs again
-        self.left = False  # the loop has ended, so nobody will commit
+        self.loop_ended = False  # the loop has ended, so nobody will commit
         self.run = run
         self._make = make
         self._session: S | None = None
 
     def __enter__(self) -> S:
-        if self.left or self._session is not None:
+        if self.loop_ended or self._session is not None:
             raise RouterError("an attempt is for one `with` block, in the loop that made it")
         self._session = self._make(self.run)
         return self._session
@@ -62,8 +61,8 @@ class Attempt(Generic[S]):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
         if error is None:
             return False
-        self.leave()
-        if isinstance(error, Exception) and self._may_run_again(error):
+        self.close()
+        if isinstance(error, Exception) and self._is_retried(error):
             self.error = error
         return self.error is not None
 
@@ -78,69 +77,92 @@ class Attempt(Generic[S]):
         try:
             session.commit()
         except Exception as failed:
-            # With several databases, another one may have committed already. A flush raises StaleRead before any COMMIT.
-            late = cast(Runnable, session).spans_databases and not isinstance(failed, StaleRead)
-            self.leave()  # the rollback shows whether everything was undone
-            if late or not self._may_run_again(failed):
+            elsewhere = cast(RetryableSession, session).spans_databases
+            self.close()  # the rollback shows whether everything was undone
+            if not self._is_retried(failed, may_have_committed_elsewhere=elsewhere):
                 raise
             self.error = failed
         finally:
-            self.leave()
+            self.close()
 
-    def leave(self) -> bool:
+    def close(self) -> bool:
         """Close the session. Return whether there was one that was neither committed nor closed."""
         session, self._session = self._session, None
         if session is not None:
             session.close()
         return session is not None
 
-    def _may_run_again(self, error: Exception) -> bool:
-        if not self.run.is_undoable:
-            return False
-        if isinstance(error, RouterError) and own_error(error).is_waited_out:
-            return True
-        last = self.run.failed
-        known: Facts | None = last if isinstance(error, PendingRollbackError) else getattr(error, FACTS, None)
-        if known is None or known is not last:
-            # This is another database's error, or an earlier one that the application raises again on its own account.
-            return False
-        return is_run_again(known, self.run.refusals)
+    def _is_retried(self, error: Exception, *, may_have_committed_elsewhere: bool = False) -> bool:
+        run = self.run
+        known = run.failed if isinstance(error, PendingRollbackError) else getattr(error, FACTS, None)
+        failed = Failed(error, known, run.failed, run.is_undoable, run.refusals, may_have_committed_elsewhere)
+        return is_retried(failed)
+
+
+class TenacityPolicy:
+    """Asks tenacity's policies, which judge by a state of tenacity's own.
+
+    stop: whether to stop after a failure.
+    wait: how long to wait between two attempts, in seconds.
+    allows: whether the retry budget allows another attempt, by the number of the one that failed and its error.
+    began: since when `stop` counts the time, in seconds, monotonic. None: since the first failure.
+    """
+
+    def __init__(self, stop: stop_base, wait: wait_base, allows: Callable[[int, Exception], bool], began: float | None) -> None:
+        self._stop = stop
+        self._wait = wait
+        self._began = began
+        self._state: tenacity.RetryCallState | None = None  # most units succeed at once, and need none
+        self.allows = allows
+
+    def wait(self, error: Exception) -> float:
+        state = self._state
+        if state is None:
+            state = self._state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
+            if self._began is not None:
+                state.start_time = self._began
+        else:
+            state.idle_for += state.upcoming_sleep
+            state.prepare_for_next_attempt()
+        state.set_exception((type(error), error, error.__traceback__))
+        state.upcoming_sleep = self._wait(state)
+        return state.upcoming_sleep
+
+    def stop(self) -> bool:
+        assert self._state is not None  # wait() comes first
+        return self._stop(self._state)
 
 
 def attempts(
     router: object,
-    Session: Callable[[], S],
+    session_factory: Callable[[], S],
     commit_check: CommitCheck | None,
     deadline: float | None,
-    stop: stop_base,
-    wait: wait_base | None,
-    repeats: Callable[[int, BaseException], bool],
+    policy: Policy,
+    sleep: Callable[[float], None],
 ) -> Iterator[Attempt[S]]:
-    """Yield attempts until one succeeds, or until `stop` or `repeats` allows no more.
+    """Yield attempts until one succeeds, or until the policy allows no more.
 
-    router: the router of the sessions that Session makes.
-    Session: makes a routing session, as a sessionmaker does.
+    router: the router of the sessions that session_factory makes.
+    session_factory: makes a routing session, as a sessionmaker does.
     commit_check: that of the sessions.
-    deadline: seconds, monotonic. None: `stop` counts the time from the first failure.
-    stop: whether to stop after a failure.
-    wait: how long to wait between two runs, in seconds. None: WAIT.
-    repeats: whether another run may follow, by the number of the run that failed and its error.
+    deadline: seconds, monotonic, until which units may wait for a writer. None: as long as any unit may.
+    policy: how long to wait between two attempts, and when to stop.
+    sleep: waits for some seconds.
 
-    Raises the last error if no more attempts are allowed, and ConfigurationError for a Session of another router.
+    Raises the last error if no more attempts are allowed, and ConfigurationError for sessions of another router.
     """
 
     def make(run: Run) -> S:
-        factory: Any = getattr(Session, "session_factory", Session)  # a scoped_session's own session may be in use
+        factory: Any = getattr(session_factory, "session_factory", session_factory)  # a scoped_session's own may be in use
         session: S = factory()
         if getattr(session, "router", None) is not router:
             raise ConfigurationError(
                 "Session must make routing sessions of this router: sessionmaker(class_=RoutingSession, ...)"
             )
-        cast(Runnable, session).run_under(run, commit_check)
+        cast(RetryableSession, session).run_under(run, commit_check)
         return session
 
-    began = time.monotonic()
-    state: tenacity.RetryCallState | None = None  # most runs succeed at once, and need none
     run: Run | None = None
     for number in itertools.count(1):
         run = Run(deadline, run)
@@ -148,8 +170,8 @@ def attempts(
         try:
             yield attempt
         except GeneratorExit:  # an error raised here would reach nobody, so it only warns
-            attempt.left = True
-            if attempt.leave():
+            attempt.loop_ended = True
+            if attempt.close():
                 warnings.warn(
                     "a loop over attempts() was left by return or break; nothing of its block was committed",
                     RuntimeWarning,
@@ -157,17 +179,10 @@ def attempts(
                 )
             raise
         attempt.commit()
-        error = attempt.error
-        if error is None:
-            return
-        if state is None:
-            state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
-            if deadline is not None:
-                state.start_time = began
-        state.set_exception((type(error), error, error.__traceback__))
-        state.upcoming_sleep = (wait or WAIT)(state)
-        if stop(state) or not repeats(attempt.number, error):
-            raise error
-        tenacity.nap.sleep(state.upcoming_sleep)
-        state.idle_for += state.upcoming_sleep
-        state.prepare_for_next_attempt()
+        match next_step(number, attempt.error, policy):
+            case Done():
+                return
+            case Sleep(seconds):
+                sleep(seconds)
+            case Raise(error):
+                raise error

@@ -40,7 +40,7 @@ from aurora_router.listeners import EventDispatcher
 from aurora_router.log import Log
 from aurora_router.monitor import Haste, Monitor
 from aurora_router.pooling import distrust
-from aurora_router.retries import Attempt, attempts
+from aurora_router.retries import DEFAULT_BACKOFF, Attempt, TenacityPolicy, attempts
 from aurora_router.settings import Settings, takes_settings
 from aurora_router.stats import Counters, RouterStats
 from aurora_router.tokens import TokenRefused, Tokens, merge_tokens
@@ -84,7 +84,7 @@ class Router:
         self.token_ttl = settings.token_ttl
         self._log = Log()
         self.dispatcher = EventDispatcher(tuple(settings.listeners), self._log)
-        waiting = Threads()
+        self._waiting = waiting = Threads()
         pool, _ = config.get_pool_limits(settings.options)
         self._for_reads = Places(places_for_reads(pool, settings.writer_share_for_reads), waiting)
         self._ready = False
@@ -300,7 +300,7 @@ class Router:
         """
         config.check_run(Session, deadline=deadline, stop=stop, wait=wait, commit_check=commit_check)
 
-        def repeats(number: int, error: BaseException) -> bool:
+        def allows(number: int, error: Exception) -> bool:
             if not is_contention(error) and not self._repeats.allowed(None, first=number == 1):
                 return False
             self._counters.transaction_retries += 1
@@ -308,9 +308,11 @@ class Router:
                 self.dispatcher.publish(events.RunAgain(number, type(error).__name__))
             return True
 
-        until = None if deadline is None else time.monotonic() + deadline
         stop = stop or tenacity.stop_after_delay(deadline or self.failover_timeout)
-        return attempts(self, Session, commit_check, until, stop, wait, repeats)
+        now = time.monotonic()
+        began, until = (None, None) if deadline is None else (now, now + deadline)
+        policy = TenacityPolicy(stop, wait or DEFAULT_BACKOFF, allows, began)
+        return attempts(self, Session, commit_check, until, policy, self._waiting.sleep)
 
     def run_transaction(
         self,

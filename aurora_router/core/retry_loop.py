@@ -1,0 +1,95 @@
+"""The loop of run_transaction, in pure steps: whether an attempt is retried, and what comes next.
+
+This module is pure. A driver makes the attempts, and does what a step says. `retries.attempts()` is the driver for threads.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from aurora_router.core.failures import Facts, is_run_again, own_error
+from aurora_router.errors import RouterError, StaleRead
+
+
+class Failed(NamedTuple):
+    """How an attempt failed, as far as it decides about another one.
+
+    error: its error.
+    known: what the error itself says of its failure. None: it passed through no router.
+    last: what the last failure of the attempt's unit means. None: there was none.
+    is_undone: whether nothing of the attempt is left, as far as known.
+    refusals: in how many attempts the server refused to write, although it is the writer.
+    may_have_committed_elsewhere: whether the error is of a commit(), and the unit has written to other databases, too.
+    """
+
+    error: Exception
+    known: Facts | None
+    last: Facts | None
+    is_undone: bool
+    refusals: int = 0
+    may_have_committed_elsewhere: bool = False
+
+
+def is_retried(failed: Failed) -> bool:
+    """Whether the unit of a failed attempt may run again."""
+    # StaleRead comes from a flush, which is before any COMMIT.
+    if failed.may_have_committed_elsewhere and not isinstance(failed.error, StaleRead):
+        return False
+    if not failed.is_undone:
+        return False
+    if isinstance(failed.error, RouterError) and own_error(failed.error).is_waited_out:
+        return True
+    if failed.known is None or failed.known is not failed.last:
+        # This is another database's error, or an earlier one that the application raises again on its own account.
+        return False
+    return is_run_again(failed.known, failed.refusals)
+
+
+class Done(NamedTuple):
+    """The unit has committed, so the loop is over."""
+
+
+class Sleep(NamedTuple):
+    """Wait so many seconds, and then make another attempt."""
+
+    seconds: float
+
+
+class Raise(NamedTuple):
+    """No other attempt may follow, so raise the error of the last one."""
+
+    error: Exception
+
+
+Step = Done | Sleep | Raise
+_DONE = Done()
+
+
+class Policy(Protocol):
+    """How long a loop waits, and when it ends."""
+
+    def wait(self, error: Exception) -> float:
+        """Seconds to wait after a failed attempt. Asked once after each, before stop()."""
+
+    def stop(self) -> bool:
+        """Whether the attempt that failed last was the last one."""
+
+    def allows(self, number: int, error: Exception) -> bool:
+        """Whether the retry budget allows another attempt. Asked last, because it counts the retry.
+
+        number: of the attempt that failed, from 1.
+        """
+
+
+def next_step(number: int, error: Exception | None, policy: Policy) -> Step:
+    """What comes after an attempt.
+
+    number: of the attempt, from 1.
+    error: the error for which it may be retried. None: its unit has committed.
+    """
+    if error is None:
+        return _DONE
+    seconds = policy.wait(error)
+    if policy.stop() or not policy.allows(number, error):
+        return Raise(error)
+    return Sleep(seconds)
