@@ -22,6 +22,7 @@ from aurora_router.core.topology import Instance, Observation, Role, ServerId, T
 from aurora_router.core.watching import News
 from aurora_router.probe import ProbeConnection
 from aurora_router.settings import Settings
+from aurora_router.waiting import Bell, Waiting
 from aurora_router.watcher import REPORT_INTERVAL, SideTask, Watcher, report, warn
 
 # Topologies whose news may wait for a listener that does not return. Later news is left out.
@@ -51,6 +52,7 @@ class Monitor:
         All changes during one call become one change. The functions that it returns are called in another thread, which
         listeners may hold up.
     may_queue: whether a probe of an instance may wait in a pooler's queue for a place that units have.
+    waiting: how units wait for a topology.
     told: called with the events of probes, in the thread that listeners may hold up; None if there are no listeners.
     """
 
@@ -61,6 +63,7 @@ class Monitor:
         cut: Callable[[str], None],
         changed: Callable[[Topology, Topology, float], Iterable[Callable[[], object]]],
         may_queue: Callable[[str], bool],
+        waiting: Waiting,
         told: Callable[[events.Event], object] | None = None,
     ) -> None:
         topology = Topology()
@@ -75,6 +78,7 @@ class Monitor:
         self._changed = changed
         self._may_queue = may_queue
         self._told = told
+        self._bell = waiting.bell
         self._timing = probing.timing(
             interval=settings.probe_interval,
             position_interval=settings.position_interval,
@@ -88,11 +92,11 @@ class Monitor:
         self._announcer: threading.Thread | None = None
         self._teller: threading.Thread | None = None
         self._news: queue.SimpleQueue[Iterable[Callable[[], object]] | None] = queue.SimpleQueue()
-        self._moved = threading.Condition()  # guards the attributes below; notified of each new topology
+        self._moved = threading.Condition()  # guards the attributes below; tells the announcer of each new topology
         self._poke = threading.Event()
         self._watchers: dict[str, Watcher] = {}
-        self._waiting: set[object] = set()
-        self._hasty: dict[Haste, set[object]] = {haste: set() for haste in Haste}  # those of them that want a probe sooner
+        self._waiting: dict[Bell, None] = {}  # rung at each new topology, in the order in which they came
+        self._hasty: dict[Haste, set[Bell]] = {haste: set() for haste in Haste}  # those of them that want a probe sooner
         self._hasty_since = dict.fromkeys(Haste, 0.0)
         self._suspects: dict[str, float] = {}
         self._wanted_at = 0.0
@@ -122,19 +126,24 @@ class Monitor:
             self._teller = threading.Thread(target=self._tell, name="aurora-router-teller", daemon=True)
             self._teller.start()
 
+    def stop(self) -> list[Watcher]:
+        """Stop probing, and have the threads end soon. Return the watchers that have ended. It waits for nothing."""
+        with self._moved:
+            self._closed = True
+            watchers = list(self._watchers.values())
+            self._watchers.clear()
+            self._wake()
+        self._poke.set()
+        for watcher in watchers:
+            watcher.stop()
+        return watchers
+
     def close(self) -> None:
         """Stop probing, close the probe connections, and join the threads. Idempotent.
 
         If threads hang in a connect, the whole wait for them is no longer than probe_timeout.
         """
-        with self._moved:
-            self._closed = True
-            watchers = list(self._watchers.values())
-            self._watchers.clear()
-            self._moved.notify_all()
-        self._poke.set()
-        for watcher in watchers:
-            watcher.stop()
+        watchers = self.stop()
         deadline = time.monotonic() + self._timing.timeout
         for thread in (self._thread, self._announcer, self._teller, *(watcher.thread for watcher in watchers)):
             if thread is not None and thread is not threading.current_thread():
@@ -145,7 +154,7 @@ class Monitor:
         self._moved = threading.Condition()
         self._poke = threading.Event()
         self._watchers = {}
-        self._waiting = set()
+        self._waiting = {}
         self._hasty = {haste: set() for haste in Haste}
         self._suspects = {}
         self._thread = self._announcer = self._teller = None
@@ -162,26 +171,33 @@ class Monitor:
         timeout: seconds.
         haste: probe all instances that answer sooner than they are due.
         """
-        deadline = time.monotonic() + timeout
-        with self._moved:
-            if self.is_current and satisfied(self.topology):
-                return self.topology
-            me = object()
-            try:
-                self._waiting.add(me)
-                if haste is not None:
-                    self._hasty[haste].add(me)
-                    self._hasty_since[haste] = time.monotonic()
-                self._poke.set()
-                while not self._closed and (left := deadline - time.monotonic()) > 0:
-                    self._moved.wait(left)
-                    if self.is_current and satisfied(self.topology):
-                        break
-            finally:
-                self._waiting.discard(me)
-                if haste is not None:
-                    self._hasty[haste].discard(me)
+        if self.is_current and satisfied(self.topology):
             return self.topology
+        deadline = time.monotonic() + timeout
+        bell = self._bell()
+        try:
+            with self._moved:
+                self._waiting[bell] = None
+                if haste is not None:
+                    self._hasty[haste].add(bell)
+                    self._hasty_since[haste] = time.monotonic()
+            self._poke.set()
+            while not (self._closed or (self.is_current and satisfied(self.topology))):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                bell.wait(left)
+        finally:
+            self._waiting.pop(bell, None)
+            if haste is not None:
+                self._hasty[haste].discard(bell)
+        return self.topology
+
+    def _wake(self) -> None:
+        """Wake the announcer and all units that wait. The caller holds the lock."""
+        self._moved.notify_all()
+        for bell in [*self._waiting]:
+            bell.ring()
 
     @property
     def is_current(self) -> bool:
@@ -281,7 +297,7 @@ class Monitor:
                 self._published_at = time.monotonic()
                 if new.writer is None and old.writer is not None:
                     self._writerless_since = time.monotonic()
-                self._moved.notify_all()
+                self._wake()
 
     def _publish_changes(self, told: Topology) -> None:
         """Call `changed` with each newest topology, in a thread of its own, which waits for no listener."""
@@ -415,7 +431,7 @@ class Monitor:
         self._trust = probing.keep(before, self.topology, self._timing, now, wall)
         self.trusted_until = self._trust.trusted_until
         if self._trust.doubted_at is None and (stood_still or before.doubted_at is not None):
-            self._moved.notify_all()
+            self._wake()
 
     def _demand(self) -> Demand:
         """Return the reasons to probe sooner than is usual. The caller holds the lock."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import inspect
@@ -113,13 +114,14 @@ class Router:
             self._engines.cut_probe,
             _weakly(me, Router._changed, []),
             self._engines.may_queue,
+            waiting,
             self.dispatcher.publish_from_own_thread if settings.listeners else None,
         )
         self._entrance = Entrance(
             settings, self.gate, self._engines, self._monitor, self.dispatcher, self._repeats, self._for_reads, self._counters
         )
         _routers.add(self)
-        self._finalizer = weakref.finalize(self, _shut_down, self._monitor, self._engines)
+        weakref.finalize(self, _stop, self._monitor, self._engines).atexit = False
 
     # -- public ---------------------------------------------------------------------------------------------------
 
@@ -466,7 +468,8 @@ class Router:
         """Stop watching and close the pooled connections. Idempotent."""
         self._ready = False
         self._entrance.close()
-        self._finalizer()
+        self._monitor.close()
+        self._engines.close()
 
     def __enter__(self) -> Router:
         return self
@@ -642,12 +645,19 @@ def _weakly(me: weakref.ref[Router], method: Callable[..., T], otherwise: T) -> 
     return call
 
 
-def _shut_down(monitor: Monitor, engines: Engines) -> None:
-    monitor.close()
+def _stop(monitor: Monitor, engines: Engines) -> None:
+    """Stop what a router has left running that was garbage collected. This waits for nothing, because it may run anywhere."""
+    monitor.stop()
     engines.close()
 
 
 _routers: weakref.WeakSet[Router] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for router in [*_routers]:
+        router.close()
 
 
 def _forked() -> None:

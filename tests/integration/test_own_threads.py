@@ -21,6 +21,7 @@ from aurora_router.local import PostgresCluster
 from aurora_router.monitor import Monitor
 from aurora_router.probe import ProbeConnection, ProbeError
 from aurora_router.settings import Settings
+from aurora_router.waiting import Threads
 from tests.integration.shop import eventually, until_readers_serve
 
 MakeRouter = Callable[..., Router]
@@ -193,7 +194,7 @@ def test_a_probe_that_ends_while_it_is_replaced_leaves_no_thread() -> None:
             eventually(lambda: watcher.asked_at is None)
 
     settings = Settings("postgresql+psycopg://app@db-1/shop", probe_interval=0.05, probe_timeout=0.05)
-    monitor = Monitor(settings, connect, cut, lambda *_: (), lambda _: False)
+    monitor = Monitor(settings, connect, cut, lambda *_: (), lambda _: False, Threads())
     monitor.start()
     (watcher,) = monitor._watchers.values()
     first = watcher.thread
@@ -201,6 +202,26 @@ def test_a_probe_that_ends_while_it_is_replaced_leaves_no_thread() -> None:
     eventually(lambda: not first.is_alive())
     assert watcher._stuck == 0
     monitor.close()
+
+
+def test_a_stopped_monitor_waits_for_no_thread_of_its_own() -> None:
+    """The garbage collector may stop a monitor in any thread, so a probe that hangs must not hold up the collector."""
+    is_connecting, is_over = threading.Event(), threading.Event()
+
+    def connect(_: Instance) -> ProbeConnection:
+        is_connecting.set()
+        is_over.wait(60)
+        raise ProbeError("it is gone")
+
+    settings = Settings("postgresql+psycopg://app@db-1/shop", probe_timeout=3600.0)
+    monitor = Monitor(settings, connect, lambda _: None, lambda *_: (), lambda _: False, Threads())
+    monitor.start()
+    assert is_connecting.wait(30)
+    (watcher,) = monitor.stop()
+    assert watcher.thread.is_alive()
+    is_over.set()
+    monitor.close()
+    eventually(lambda: not watcher.thread.is_alive())
 
 
 def test_a_warning_that_cannot_be_logged_costs_no_instance(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +252,7 @@ def test_a_warning_that_cannot_be_logged_costs_no_instance(monkeypatch: pytest.M
     logging.getLogger("aurora_router").addHandler(broken)
     try:
         settings = Settings("postgresql+psycopg://app@db-1/shop", probe_interval=0.05)
-        monitor = Monitor(settings, lambda _: WithoutCatalog(), lambda _: None, lambda *_: (), lambda _: False)
+        monitor = Monitor(settings, lambda _: WithoutCatalog(), lambda _: None, lambda *_: (), lambda _: False, Threads())
         monkeypatch.setattr(monitor, "take", lambda news: known.append(news.silence))
         monitor.start()
         eventually(lambda: any("could not be read" in line for line in said))
