@@ -18,7 +18,7 @@ from sqlalchemy.orm import InstanceState, ORMExecuteState, Session, SessionTrans
 from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.schema import ExecutableDDLElement, Sequence
 
-from aurora_router import config, guard
+from aurora_router import config, stale_writes
 from aurora_router.core import events
 from aurora_router.core.failures import Action
 from aurora_router.core.selection import Reason
@@ -213,8 +213,8 @@ class RoutingMixin(_Base):
                 event.listen(cls, name, listener, **how)
 
         listen("after_transaction_end", _after_transaction_end)
-        listen("loaded_as_persistent", guard.loaded, raw=True)
-        listen("before_flush", guard.flush_begins)
+        listen("loaded_as_persistent", stale_writes.loaded, raw=True)
+        listen("before_flush", stale_writes.flush_begins)
         if choosing:
             listen("after_begin", _after_begin)
 
@@ -325,7 +325,7 @@ class RoutingMixin(_Base):
         engine = self.get_bind(mapper, clause=clause)
         unit = self._unit
         if unit is not None and unit.instance is not None and unit.on_writer and engine is self._engine(unit):
-            guard.check_bulk(self, Session.connection(self, bind_arguments={"bind": engine}), states)
+            stale_writes.check_bulk(self, Session.connection(self, bind_arguments={"bind": engine}), states)
         else:
             self._in_bulk = states
         return engine
@@ -427,7 +427,7 @@ class RoutingMixin(_Base):
         if unit.on_writer and not unit.read_only:
             if unit.read_only is False:
                 unit.wrote = True  # because it is declared, whatever its texts look like
-            guard.on_writer(unit, connection)
+            stale_writes.on_writer(unit, connection)
         return connection.engine
 
     def _move(self, unit: Unit, reason: Reason, options: Mapping[str, Any] | None = None) -> Engine:
@@ -580,7 +580,7 @@ class RoutingMixin(_Base):
         is_update = type(params) is list and getattr(statement, "is_update", False)
         if is_update:
             self._in_bulk = self._named_in(statement, params)
-        elif self._guarding and not isinstance(params, list) and guard.is_by_values(self, statement, given):
+        elif self._guarding and not isinstance(params, list) and stale_writes.is_by_values(self, statement, given):
             options["execution_options"] = {**(given or {}), "synchronize_session": "fetch"}
         try:
             while True:
@@ -607,8 +607,8 @@ class RoutingMixin(_Base):
 
     def _named_in(self, statement: Any, parameters: list[Any]) -> list[InstanceState[Any]] | None:
         """Return the objects to check whose rows an UPDATE of the ORM names by primary key; None without any."""
-        mapper = guard.mapper_of(statement) if self._guarding else None
-        return guard.named(self, mapper, parameters) or None if mapper is not None else None
+        mapper = stale_writes.mapper_of(statement) if self._guarding else None
+        return stale_writes.named(self, mapper, parameters) or None if mapper is not None else None
 
     def _after_listeners(self, state: ORMExecuteState) -> None:
         """Note the statement and options that the application's listeners of do_orm_execute have left. This one comes last."""
@@ -698,7 +698,7 @@ class RoutingMixin(_Base):
         """As Session.flush(); objects that were read from a reader are looked up on the writer before any is written."""
         self._unchecked = self._guarding
         if self._guarding:
-            guard.listen_last(self)
+            stale_writes.listen_last(self)
         try:
             super().flush(*args, **options)
         except StaleDataError as error:
@@ -715,13 +715,16 @@ class RoutingMixin(_Base):
     def bulk_save_objects(self, objects: Iterable[object], *args: Any, **options: Any) -> None:
         """As Session.bulk_save_objects(); objects that were read from a reader are looked up on the writer before."""
         given = [*objects]
-        self._bulk(lambda: guard.marked(given), lambda: super(RoutingMixin, self).bulk_save_objects(given, *args, **options))
+        self._bulk(
+            lambda: stale_writes.marked(given),
+            lambda: super(RoutingMixin, self).bulk_save_objects(given, *args, **options),
+        )
 
     def bulk_update_mappings(self, mapper: Any, mappings: Iterable[dict[str, Any]]) -> None:
         """As Session.bulk_update_mappings(); objects of these rows that came from a reader are looked up on the writer before."""
         given = [*mappings]
         self._bulk(
-            lambda: guard.named(self, inspect(mapper), given),
+            lambda: stale_writes.named(self, inspect(mapper), given),
             lambda: super(RoutingMixin, self).bulk_update_mappings(mapper, given),
         )
 

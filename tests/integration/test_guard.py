@@ -58,9 +58,9 @@ from aurora_router import (
     classify_error,
 )
 from aurora_router.core import events
-from aurora_router.guard import MARK
 from aurora_router.local import FaultProxy
 from aurora_router.local.cluster import Cluster
+from aurora_router.stale_writes import MARK
 from tests.integration.shop import BOTH, Item, Part, eventually, place, sessions, stock, through, until_readers_serve
 from tests.integration.shop import engine as engine_of
 from tests.integration.shop import family as family_of
