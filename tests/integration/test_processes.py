@@ -508,7 +508,7 @@ for n in range(100):
     try:
         try:
             s.execute(text("SELECT count(*) FROM item")).all()
-            if s._read_only is not True:
+            if s.routing_state.read_only is not True:
                 s.execute(text("UPDATE item SET stock = stock + 1 WHERE id = 1"))
             s.commit()
             s.close()

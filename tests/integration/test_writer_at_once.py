@@ -327,8 +327,8 @@ def test_a_write_takes_no_place_that_is_lent_to_reads(cluster: Cluster[Any], mak
             with Session() as s:
                 s.execute(statement)
                 assert place(s) == "writer"
-                assert s._unit is not None
-                assert s._unit.borrowed is None
+                assert s.routing_state.unit is not None
+                assert s.routing_state.unit.borrowed is None
 
 
 @BOTH

@@ -14,7 +14,7 @@ from aurora_router.core import events
 from aurora_router.local import FaultProxy
 from aurora_router.local.cluster import Cluster
 from tests.integration.late_reads.tables import Base, Bird, Branch, Counted, Jar, Label, Leaf, Root, Tray
-from tests.integration.test_guard import late
+from tests.integration.stale_writes.helpers import late
 
 MakeRouter = Callable[..., Router]
 

@@ -16,7 +16,7 @@ from aurora_router.local import FaultProxy
 from aurora_router.local.cluster import Cluster
 from tests.integration.late_reads.tables import Branch, Flower, Jar, Label, Nest, Root, Tray
 from tests.integration.shop import BOTH, place, sessions
-from tests.integration.test_guard import on_the_writer
+from tests.integration.stale_writes.helpers import on_the_writer
 
 pytestmark = BOTH
 MEANWHILE = (

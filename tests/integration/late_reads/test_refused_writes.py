@@ -15,7 +15,7 @@ from aurora_router.core import events
 from aurora_router.local.cluster import Cluster
 from tests.integration.late_reads.tables import Bird, Branch, Counted, Label, Root, links
 from tests.integration.shop import BOTH, engine, eventually, place, sessions, until_readers_serve
-from tests.integration.test_guard import on_the_writer
+from tests.integration.stale_writes.helpers import on_the_writer
 
 pytestmark = BOTH
 

@@ -1,0 +1,203 @@
+"""RoutingSession: a SQLAlchemy Session whose units of work go to the instance that they need.
+
+The session stays SQLAlchemy's, with three additions. get_bind() connects the unit where it belongs. execute(), scalar() and
+scalars() retry a statement whose unit had to move. A commit leaves a requirement behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Never
+
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.orm import Session, SessionTransaction
+
+from aurora_router import config, stale_writes
+from aurora_router.errors import ConfigurationError
+from aurora_router.gate import watch
+from aurora_router.router import Router
+from aurora_router.session.binds import NO_BINDS
+from aurora_router.session.statements import SessionStatements
+from aurora_router.session_state import SessionState
+from aurora_router.unit import CommitCheck, Past
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine.interfaces import CoreExecuteOptionsParameter
+    from sqlalchemy.orm import Mapper
+    from sqlalchemy.sql import ClauseElement
+
+
+class RoutingMixin(SessionStatements):
+    """Make a class of sessions a routing one: `class MySession(RoutingMixin, SQLModelSession)`.
+
+    router: the Router.
+    read_only: True: one reader and one read-only transaction for each unit. False: the writer. None: the router decides, and
+        reads before the first other statement run on a reader, in autocommit.
+    commit_check: "xid" or "table", the way in which an OutcomeUnknown of this session finds out what happened. It costs one more
+        round trip each commit (see Router.run_transaction()). None: it cannot find out.
+    after: a consistency token. Every read sees the writes that the token speaks of.
+    options: other arguments of the Session. `binds` may send some mappers to other engines. `bind` may be a Connection, for
+        tests: everything runs on it, in its transaction (see `join_transaction_mode`), and nothing is routed.
+
+    A session class with a get_bind() of its own, such as Flask-SQLAlchemy's, still chooses the engines of other databases. The
+    engine that this get_bind() returns without arguments stands for the cluster. So does any engine of the router's database.
+
+    Raises ConfigurationError for a bad argument.
+    """
+
+    def __init__(
+        self,
+        *args: Never,
+        router: Router,
+        read_only: bool | None = None,
+        commit_check: CommitCheck | None = None,
+        after: str | None = None,
+        **options: Any,
+    ) -> None:
+        if args:
+            raise ConfigurationError(NO_BINDS)
+        if not isinstance(router, Router):
+            raise ConfigurationError("router= must be a Router")
+        if read_only is not None and read_only is not True and read_only is not False:  # 0 is neither
+            raise ConfigurationError(f"{config.named('read_only', read_only)}: use True, False or None")
+        if commit_check is not None:
+            if commit_check not in ("xid", "table"):
+                raise ConfigurationError(f'{config.named("commit_check", commit_check)}: use "xid", "table" or None')
+            self._commit_check = commit_check
+        self.router = router
+        self._past = Past() if after is None else router.past(after)
+        bind = options.get("bind")
+        self.routing_state = SessionState(read_only, router.stale_write_guard and bind is None)
+        if options.get("binds"):
+            self._elsewhere = self._was_elsewhere = True
+        if bind is not None:
+            if not isinstance(bind, Connection):
+                raise ConfigurationError(NO_BINDS)
+            self._joined = bind
+            self._elsewhere = self._was_elsewhere = True
+        super().__init__(**options)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if not issubclass(cls, Session):
+            return  # another mixin
+        bases = cls.__mro__
+        chooses = cls._note_choosing_classes(bases.index(RoutingMixin))
+
+        def listen(name: str, listener: Callable[..., None], **how: Any) -> None:
+            if not any(event.contains(base, name, listener) for base in bases if issubclass(base, Session)):
+                event.listen(cls, name, listener, **how)
+
+        listen("after_transaction_end", RoutingMixin._on_transaction_end)
+        listen("loaded_as_persistent", stale_writes.mark_loaded, raw=True)
+        listen("before_flush", stale_writes.on_before_flush)
+        if chooses:
+            listen("after_begin", RoutingMixin._on_begin)
+
+    @property
+    def consistency_token(self) -> str | None:
+        """The token of this session's commits, for another session's `after`.
+
+        It is None if the session has committed nothing and began without a token. A unit that has not ended does not count,
+        because its commit is still to come. The token costs at most one query on the writer, and nothing if nothing was written
+        since the last time.
+        """
+        unit = self.routing_state.unit
+        if unit is not None and not unit.noted and (unit.may_have_committed or unit.unseen_end() is not None):
+            # The unit may have committed by a text, in autocommit, or on the driver's own connection.
+            self.router.causality.committed(unit)
+        return self.router.token(self._past)
+
+    def get_bind(
+        self,
+        mapper: type[Any] | Mapper[Any] | None = None,
+        *,
+        clause: ClauseElement | None = None,
+        bind: Engine | Connection | None = None,
+        read_only: bool | None = None,
+        **options: Any,
+    ) -> Engine | Connection:
+        """Return the engine of the unit's instance, after connecting the unit there. `read_only` counts for one statement."""
+        if bind is not None:
+            return bind
+        if self._in_bulk is not None:
+            return self._checked_bind(mapper, clause)
+        if self._elsewhere:
+            other = self._other_engine(mapper, clause, options)
+            if other is not None:
+                return other
+            if self._joined is not None:
+                return self._joined
+        unit = self._current_unit()
+        if read_only is False and unit.read_only:
+            unit.hint = "writer"
+        instance = unit.instance
+        if instance is not None and (unit.on_writer or unit.read_only):
+            engine = self.router.engine(instance)
+        else:
+            engine = self._engine_for(unit, mapper, clause, read_only)
+        call = self._call
+        if call is not None and call.times_left is None:
+            call.times_left = self._times_left
+        return engine
+
+    # Type checkers see the Session's own methods, with all their overloads.
+    if not TYPE_CHECKING:
+
+        def execute(self, statement: Any, params: Any = None, **options: Any) -> Any:
+            """As Session.execute()."""
+            return self._repeatable(super().execute, statement, params, options)
+
+        def scalar(self, statement: Any, params: Any = None, **options: Any) -> Any:
+            """As Session.scalar()."""
+            return self._repeatable(super().scalar, statement, params, options)
+
+        def scalars(self, statement: Any, params: Any = None, **options: Any) -> Any:
+            """As Session.scalars()."""
+            return self._repeatable(super().scalars, statement, params, options)
+
+    def connection(
+        self,
+        bind_arguments: dict[str, Any] | None = None,
+        execution_options: CoreExecuteOptionsParameter | None = None,
+    ) -> Connection:
+        """As Session.connection(). A unit that is not read-only gets a connection to the writer."""
+        if self._joined is None and (bind_arguments is None or not bind_arguments.get("bind")):
+            unit = self._current_unit()
+            if not ((self._elsewhere or self._overridden) and bind_arguments) and self._enter_to_stay(unit, execution_options):
+                execution_options = None
+            unit.read_at, unit.handed_out = None, True
+            unit.only_reads = False
+            unit.leaves_traces = True
+            connection = super().connection(bind_arguments, execution_options)
+            watch(connection, self.router.gate.driver)
+            is_whole = not connection.invalidated and unit.instance is not None and connection.engine is self._engine(unit)
+            if is_whole and unit.on_writer and not unit.read_only:
+                unit.wrote = True  # because the user may do anything with the connection
+                self.router.gate.hand_out(unit, connection.connection)
+            return connection
+        return super().connection(bind_arguments, execution_options)
+
+    def begin(self, nested: bool = False) -> SessionTransaction:
+        """As Session.begin(): a savepoint needs a transaction, so an automatic unit moves to the writer."""
+        if nested and self._joined is None:
+            if self.get_transaction() is None:
+                # SQLAlchemy begins here, too, even if autobegin=False keeps anything else from beginning.
+                super().begin()
+            unit = self._current_unit()
+            self._enter_to_stay(unit)
+            unit.only_reads = False
+        return super().begin(nested)
+
+
+# Type checkers require `router`. At runtime its absence must raise an error that says what to write, not a bare TypeError.
+_init: Any = RoutingMixin.__init__
+_init.__kwdefaults__["router"] = None
+
+
+class RoutingSession(RoutingMixin, Session):
+    """A SQLAlchemy Session that is routed: `sessionmaker(class_=RoutingSession, router=router)`.
+
+    Arguments and errors are those of RoutingMixin.
+    """

@@ -1,0 +1,215 @@
+"""Decide for each statement of a session where its unit must be, and whether it can be retried."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from sqlalchemy import TextClause
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import DBAPIError, ResourceClosedError, StatementError
+from sqlalchemy.orm import ORMExecuteState
+from sqlalchemy.orm.exc import StaleDataError
+
+from aurora_router import config, stale_writes
+from aurora_router.core.failures import Action
+from aurora_router.core.selection import Reason
+from aurora_router.core.statements import verdict
+from aurora_router.errors import RouterError
+from aurora_router.session.call import Call, is_no_read
+from aurora_router.session.writes import SessionWrites
+from aurora_router.texts import key_of, text_of
+from aurora_router.unit import NotARead, Unit
+
+R = TypeVar("R")
+
+
+class SessionStatements(SessionWrites):
+    """A session whose statements decide where its unit is."""
+
+    # -- where a statement goes -----------------------------------------------------------------------------------
+
+    def _engine_for(self, unit: Unit, mapper: Any, clause: Any, read_only: bool | None) -> Engine:
+        """Connect a unit that has no instance yet, or may have to leave its reader. Return its engine."""
+        if mapper is None and clause is None and self._call is not None:
+            # SQLAlchemy passes neither for some statements, for example a union of mapped columns.
+            clause = self._call.statement
+        if mapper is None and clause is None:
+            return self.router.writer_engine()  # the caller wants to look at an engine, not to connect
+        if clause is not None and self._call is not None and self._call.listeners_made is not None:
+            clause = self._call.listeners_made
+        if unit.read_only:
+            return self._enter(unit, Reason.HINT if unit.hint == "writer" or self._names_writer(clause) else None)
+        judging: Engine | None = None
+        reason: Reason | None = None
+        # A text() is the same on every engine. So most texts that write are known before a reader is chosen.
+        if isinstance(clause, TextClause) and unit.read_only is None and read_only is None and unit.hint is None:
+            if clause.text in self.router.gate.writes:
+                return self._move(unit, Reason.NOT_A_READ)
+            judging = self.router.connected_writer_engine()
+            if judging is not None:
+                reason = self._judge(unit, clause, judging, False)
+        if reason is None:
+            reason = self._reason_to_write(unit, clause, read_only)
+        if reason is None and unit.instance is None:
+
+            def judge(engine: Engine, thorough: bool) -> Reason | None:
+                return self._judge(unit, clause, engine, thorough) if thorough or judging is None else None
+
+            return self._enter(unit, None, judge=judge)
+        if reason is None:
+            engine = self._engine(unit)
+            reason = self._judge(unit, clause, engine, False) if judging is None else None
+            if reason is None:
+                return engine
+        return self._move(unit, reason)
+
+    def _reason_to_write(self, unit: Unit, clause: Any, read_only: bool | None) -> Reason | None:
+        """Return why the unit must be on the writer for this clause; None if it may be a read, as the text will show."""
+        if unit.read_only is False or read_only is False:
+            return Reason.DECLARED_WRITE
+        if unit.hint == "writer":
+            return Reason.HINT
+        if clause is None or is_no_read(clause) or self.twophase or self.in_nested_transaction():
+            return Reason.NOT_A_READ  # a flush, connection(), or SQL that says so itself
+        if unit.run is not None and unit.run.on_writer:
+            return Reason.STALE_READ
+        call, flush = self._call, self.routing_state.flush_context
+        if self._loads_for_write or flush is not None or (call is not None and call.of_write):
+            # The rows that merge(), delete(), a flush or a bulk statement loads decide what is written.
+            return Reason.NOT_A_READ
+        if unit.instance is None and self.router.above_read_committed(self._isolation()):
+            return Reason.ISOLATION
+        if read_only:
+            unit.hint = "reader"
+        return None
+
+    def _judge(self, unit: Unit, clause: Any, engine: Engine, thorough: bool) -> Reason | None:
+        """Return why the unit must be on the writer for the text that this engine would send.
+
+        It is None if the text may be a read, or is not known yet. Then the gate looks at the text.
+        """
+        gate = self.router.gate
+        key = None if thorough or gate.learned else key_of(clause)
+        if key is not None and key in gate.reads:
+            return None
+        call = self._call
+        parameters = translation = None
+        if call is not None:
+            parameters = call.parameters
+            translation = self._option("schema_translate_map", clause, call.options)
+        text = text_of(clause, parameters, engine, translation, thorough=thorough)
+        if text is None:
+            return None
+        reason = gate.reason_to_write(text, unit, thorough)
+        if reason is None:
+            if key is not None:
+                gate.note_read(key, text)
+        elif isinstance(clause, TextClause):
+            gate.note_write(clause.text, text)
+        return reason
+
+    def _names_writer(self, clause: Any) -> bool:
+        """Return whether the text of a text() has a hint that asks for the writer."""
+        text = clause.text if isinstance(clause, TextClause) else ""
+        return "@writer" in text and verdict(text, self.router.gate.dialect).hint == "writer"
+
+    def _option(self, name: str, statement: Any, given: Mapping[str, Any] | None) -> Any:
+        """Return an execution option of a statement, by SQLAlchemy's order of precedence; None without one."""
+        own = getattr(statement, "_execution_options", None)
+        options = self.execution_options
+        if not (given or own or options):
+            return None
+        value = given.get(name) if given else None
+        if value is None and own:
+            value = own.get(name)
+        if value is None:
+            value = options.get(name)
+        if value is not None and name == "route":
+            config.check_route(value)
+        return value
+
+    # -- statements that may have to be retried -------------------------------------------------------------------
+
+    def _repeatable(self, execute: Callable[..., R], statement: Any, params: Any, options: dict[str, Any]) -> R:
+        """Execute a statement, and again if its unit had to move and a retry may succeed."""
+        outer = self._call
+        given = options.get("execution_options")
+        of_write = options.get("_add_event") is not None  # only bulk statements use it; a scoped_session gives None
+        route = self._option("route", statement, given)
+        self._call = call = Call(statement, params, given, route, of_write)
+        if self.dispatch.do_orm_execute and not of_write:
+            options["_add_event"] = self._after_listeners
+        is_update = type(params) is list and getattr(statement, "is_update", False)
+        if is_update:
+            self._in_bulk = self._named_in(statement, params)
+        elif (
+            self.routing_state.check_stale_writes
+            and not isinstance(params, list)
+            and stale_writes.is_by_values(self, statement, given)
+        ):
+            options["execution_options"] = {**(given or {}), "synchronize_session": "fetch"}
+        try:
+            while True:
+                call.times_left = None
+                try:
+                    result = execute(statement, params, **options)
+                    unit = self.routing_state.unit
+                    if unit is not None and not unit.handed_out:
+                        unit.read_at = time.monotonic()
+                    return result
+                except Exception as error:
+                    if self._recovered(error, call):
+                        continue
+                    if isinstance(error, StaleDataError):
+                        self._note_refused(error)
+                    own = error.orig if type(error) is StatementError else None
+                    if isinstance(own, RouterError):  # raised when a parameter loaded something
+                        raise own from own.__cause__
+                    raise
+        finally:
+            self._call = outer
+            if is_update:
+                self._in_bulk = None
+
+    def _after_listeners(self, state: ORMExecuteState) -> None:
+        """Note the statement and options that the application's listeners of do_orm_execute have left. This one comes last."""
+        call = self._call
+        assert call is not None
+        call.listeners_made = state.statement
+        call.parameters, call.options = state.parameters, state.local_execution_options
+        call.route = self._option("route", state.statement, call.options)
+
+    def _recovered(self, error: Exception, call: Call) -> bool:
+        """Move the unit if a retry elsewhere may succeed. Return whether the statement can be retried."""
+        unit = self.routing_state.unit
+        if unit is None or unit.instance is None:
+            return False
+        if call.times_left is not None and call.times_left != self._times_left and _lacks_connection(error):
+            # The unit has moved because the statement's parameters loaded something. Nothing of the statement was sent.
+            return True
+        if isinstance(error, NotARead) and not unit.on_writer:
+            self._move(unit, error.reason)
+            return True
+        if not isinstance(error, DBAPIError) or isinstance(error, RouterError) or error.statement is not unit.text:
+            return False  # an error of another engine, or of no database at all
+        transaction = self.get_transaction()
+        if transaction is not None and not transaction.is_active:
+            return False  # an error of a flush, after which SQLAlchemy has rolled back
+        action = self.router.failed_read(unit, error)
+        if action is Action.TO_WRITER:
+            self._move(unit, Reason.NOT_A_READ)
+            return True
+        if action in (Action.REPEAT_ELSEWHERE, Action.REPEAT_UNPREPARED) and not self.in_nested_transaction():
+            self.router.causality.left(unit)
+            unit.text = None
+            self._leave_place(unit)
+            unit.on_writer = False
+            return True  # get_bind() finds another place for it
+        return False
+
+
+def _lacks_connection(error: Exception) -> bool:
+    """Return whether this may be the error of a statement that lost its connection before it was sent."""
+    return isinstance(error, (StatementError, ResourceClosedError, NotARead)) and not isinstance(error, DBAPIError)

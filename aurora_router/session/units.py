@@ -1,0 +1,140 @@
+"""Bring the unit of a session to an instance, and let it move."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import Session, SessionTransaction
+
+from aurora_router import stale_writes
+from aurora_router.core import events
+from aurora_router.core.selection import Reason
+from aurora_router.gate import refuse_inherited
+from aurora_router.router import Router
+from aurora_router.session.call import Call
+from aurora_router.session.connections import SessionDoor, connection_to, leave
+from aurora_router.session_state import SessionState
+from aurora_router.unit import CommitCheck, Judge, NotARead, Past, Run, Unit
+
+if TYPE_CHECKING:
+    _Base = Session
+else:
+    _Base = object
+
+
+class SessionUnits(_Base):
+    """The units of a session, one after another."""
+
+    router: Router
+    routing_state: SessionState  # for the library's own modules
+    _run: Run | None = None
+    _commit_check: CommitCheck | None = None
+    _unit_of: SessionTransaction | None = None  # the transaction of the session's unit
+    _past: Past
+    _call: Call | None = None  # the statement that is being executed
+    _times_left = 0  # how often its units have left a place and its connection
+
+    if not TYPE_CHECKING:
+        execution_options: Mapping[str, Any] = getattr(Session, "execution_options", {})  # SQLAlchemy 2.0 has none
+
+    def run_under(self, run: Run, commit_check: CommitCheck | None) -> None:
+        """Make this session's units part of a run of Router.run_transaction()."""
+        self._run, self._commit_check = run, commit_check
+
+    def _current_unit(self) -> Unit:
+        """Return the unit of the transaction that is under way, or a new one."""
+        transaction = self.get_transaction()
+        state = self.routing_state
+        unit = state.unit
+        if unit is None or transaction is None or self._unit_of is not transaction:
+            self._unit_of = transaction
+            unit = state.unit = Unit(state.read_only)
+            unit.of_session = True
+            self.router.causality.begin(unit, self._past)
+            if self._run is not None:
+                unit.run = self._run
+            if self._commit_check is not None:
+                unit.check = self._commit_check
+        call = self._call
+        unit.hint = call.route if call is not None else None
+        return unit
+
+    def _on_transaction_end(self, transaction: SessionTransaction) -> None:
+        """Record what the unit has written and read, however it has ended."""
+        state = self.routing_state
+        unit = state.unit
+        if unit is None or transaction.parent is not None:
+            return
+        self.router.causality.ended(unit)
+        # The transaction refers to its session. Without this, both would wait for the garbage collector.
+        state.unit = self._unit_of = None
+
+    def _engine(self, unit: Unit) -> Engine:
+        assert unit.instance is not None
+        return self.router.engine(unit.instance)
+
+    def _isolation(self) -> str | None:
+        level: str | None = self.execution_options.get("isolation_level")
+        return level
+
+    def _enter(
+        self,
+        unit: Unit,
+        write: Reason | None,
+        options: Mapping[str, Any] | None = None,
+        judge: Judge | None = None,
+    ) -> Engine:
+        """Connect the unit where it belongs; the connection joins the session's transaction."""
+        if options or self.execution_options:
+            unit.isolation = (options.get("isolation_level") if options else None) or self._isolation()
+        door = SessionDoor(self, options, judge)
+        try:
+            connection = self.router.enter(unit, door, write)
+        except NotARead:
+            # A listener has sent more than reads and settings. Its statements belong to the unit, so the unit must move.
+            where = f"{door.engine.url.host}:{door.engine.url.port}"
+            self.router.dispatcher.publish(events.MovedByListener(where, unit=unit.number))
+            leave(self, door.engine)
+            connection = self.router.enter(unit, door, Reason.NOT_A_READ)
+        self._unit_of = self.get_transaction()
+        if unit.on_writer and not unit.read_only:
+            if unit.read_only is False:
+                unit.wrote = True  # because it is declared, whatever its texts look like
+            stale_writes.on_moved_to_writer(unit, connection)
+        return connection.engine
+
+    def _enter_to_stay(self, unit: Unit, options: Any = None) -> bool:
+        """Bring the unit to where it can stay: a read-only one to its instance, any other to the writer.
+
+        Return whether the unit went there just now.
+        """
+        if unit.read_only:
+            if unit.instance is not None:
+                return False
+            self._enter(unit, None, options)
+            return True
+        if unit.on_writer and unit.instance is not None:
+            return False
+        self._move(unit, Reason.NOT_A_READ, options)
+        return True
+
+    def _move(self, unit: Unit, reason: Reason, options: Mapping[str, Any] | None = None) -> Engine:
+        """Move the unit from its reader, if it has one, to the writer, where it stays."""
+        left = unit.instance
+        if left is not None:
+            connection = connection_to(self, self._engine(unit))
+            if connection is not None and not connection.invalidated:
+                refuse_inherited(connection.connection)
+            self._leave_place(unit)
+            if self.router.dispatcher.listeners:
+                self.router.dispatcher.publish(events.Moved(left.id, reason, unit=unit.number))
+        return self._enter(unit, reason, options)
+
+    def _leave_place(self, unit: Unit) -> None:
+        """Take the unit's connection out of the session's transaction, unless rows are still to be read from it."""
+        if not unit.streaming:
+            leave(self, self._engine(unit))
+        self._times_left += 1
+        unit.instance = None

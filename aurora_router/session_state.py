@@ -1,0 +1,29 @@
+"""What a routing session tells the other modules about itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aurora_router.unit import Unit
+
+
+class SessionState:
+    """The state of a routing session, as far as other modules need it.
+
+    read_only: as RoutingMixin takes it.
+    check_stale_writes: whether objects that a reader has shown are checked before they are written.
+    unit: the session's unit; None before its first statement and after its end.
+    flush_context: SQLAlchemy's context of the flush under way; None outside of a flush.
+    flush_unchecked: whether the flush under way has not checked its objects yet.
+    listens_last: whether the session has a listener of before_flush behind those of the application.
+    """
+
+    __slots__ = ("check_stale_writes", "flush_context", "flush_unchecked", "listens_last", "read_only", "unit")
+
+    def __init__(self, read_only: bool | None, check_stale_writes: bool) -> None:
+        self.read_only = read_only
+        self.check_stale_writes = check_stale_writes
+        self.unit: Unit | None = None
+        self.flush_context: Any = None
+        self.flush_unchecked = False
+        self.listens_last = False

@@ -1,0 +1,36 @@
+"""The ORM's UPDATE and DELETE, which SQLAlchemy carries over to the objects of a session."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import inspect
+from sqlalchemy.orm import Mapper
+
+from aurora_router.session_state import SessionState
+from aurora_router.stale_writes.marks import LOADED_FROM_READER
+
+
+def is_by_values(session: Any, statement: Any, options: Mapping[str, Any] | None) -> bool:
+    """Return whether SQLAlchemy would carry an UPDATE or DELETE over to objects by values that a reader has shown.
+
+    By itself SQLAlchemy ("auto") applies the WHERE to the values in the objects.
+    """
+    routing: SessionState = session.routing_state
+    if routing.read_only or not (getattr(statement, "is_update", False) or getattr(statement, "is_delete", False)):
+        return False
+    mapper = mapper_of(statement)
+    how = {**statement.get_execution_options(), **(options or {})}.get("synchronize_session", "auto")
+    if mapper is None or how != "auto":
+        return False
+    return any(LOADED_FROM_READER in state.info and state.mapper.isa(mapper) for state in session.identity_map.all_states())
+
+
+def mapper_of(statement: Any) -> Mapper[Any] | None:
+    """Return the mapper of the ORM's UPDATE or DELETE; None if the statement is Core's."""
+    try:
+        entity = statement.entity_description.get("entity")
+    except (AttributeError, KeyError):  # SQLAlchemy raises KeyError if the statement of a table has a WHERE of the ORM's
+        return None
+    return None if entity is None else inspect(entity).mapper
