@@ -16,7 +16,7 @@ NO_BINDS = "a routing session gets its engines from the router; leave out bind, 
 
 
 class SessionBinds(SessionUnits):
-    """A session some of whose statements may go to engines that are not the router's."""
+    """A session that may send some statements to engines that are not the router's."""
 
     _joined: Connection | None = None  # the connection that everything runs on
     _bind: Engine | Connection | None = None  # the session's own bind, as Session.get_bind() sees it

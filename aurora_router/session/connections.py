@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class SessionDoor:
-    """The door of a session's unit, whose connection joins the session's transaction.
+    """The door of a session's unit: connections join the session's transaction.
 
     engine: the engine that it tries, or has tried last.
     """

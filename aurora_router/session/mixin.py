@@ -1,7 +1,7 @@
-"""RoutingSession: a SQLAlchemy Session whose units of work go to the instance that they need.
+"""RoutingSession: a SQLAlchemy Session that brings each unit of work to the instance that it needs.
 
 The session stays SQLAlchemy's, with three additions. get_bind() connects the unit where it belongs. execute(), scalar() and
-scalars() retry a statement whose unit had to move. A commit leaves a requirement behind.
+scalars() retry a statement if its unit had to move. A commit leaves a requirement behind.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ class RoutingMixin(SessionStatements):
         return super().begin(nested)
 
 
-# Type checkers require `router`. At runtime its absence must raise an error that says what to write, not a bare TypeError.
+# Type checkers require `router`. At runtime its absence must raise an error with advice, not a bare TypeError.
 _init: Any = RoutingMixin.__init__
 _init.__kwdefaults__["router"] = None
 

@@ -26,7 +26,7 @@ R = TypeVar("R")
 
 
 class SessionStatements(SessionWrites):
-    """A session whose statements decide where its unit is."""
+    """A session that brings its unit to where each statement belongs."""
 
     # -- where a statement goes -----------------------------------------------------------------------------------
 
@@ -77,7 +77,7 @@ class SessionStatements(SessionWrites):
             return Reason.STALE_READ
         call, flush = self._call, self.routing_state.flush_context
         if self._loads_for_write or flush is not None or (call is not None and call.of_write):
-            # The rows that merge(), delete(), a flush or a bulk statement loads decide what is written.
+            # merge(), delete(), a flush and a bulk statement load rows that decide the coming writes.
             return Reason.NOT_A_READ
         if unit.instance is None and self.router.above_read_committed(self._isolation()):
             return Reason.ISOLATION

@@ -62,7 +62,7 @@ class SessionUnits(_Base):
         return unit
 
     def _on_transaction_end(self, transaction: SessionTransaction) -> None:
-        """Record what the unit has written and read, however it has ended."""
+        """Record the writes and reads of the unit, however it has ended."""
         state = self.routing_state
         unit = state.unit
         if unit is None or transaction.parent is not None:

@@ -1,4 +1,4 @@
-"""Check what a session writes: its flushes, its bulk statements, and what they load."""
+"""Check the writes of a session: its flushes, its bulk statements, and the rows that decide them."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ R = TypeVar("R")
 
 
 class SessionWrites(SessionBinds):
-    """A session that checks objects of a reader before it writes them, and loads on the writer what decides its writes."""
+    """A session that checks a reader's objects before it writes them, and loads on the writer the rows that decide its writes."""
 
-    _loads_for_write = False  # it loads what decides the coming writes
+    _loads_for_write = False  # it loads rows that decide the coming writes
     _in_bulk: list[InstanceState[Any]] | None = None  # objects to check before a bulk statement writes them
 
     # Type checkers see the Session's own methods, with all their overloads.
     if not TYPE_CHECKING:
 
         def merge(self, instance: Any, *, load: bool = True, **options: Any) -> Any:
-            """As Session.merge(); what it loads comes from the writer."""
+            """As Session.merge(); the rows that it loads come from the writer."""
             return self._loading_for_write(super().merge, instance, load=load, **options)
 
         def merge_all(self, instances: Iterable[Any], *, load: bool = True, **options: Any) -> Any:
-            """As Session.merge_all(), which SQLAlchemy 2.0 has not; what it loads comes from the writer."""
+            """As Session.merge_all(), which SQLAlchemy 2.0 has not; the rows that it loads come from the writer."""
             return self._loading_for_write(super().merge_all, instances, load=load, **options)
 
         def delete(self, instance: object) -> None:
@@ -110,6 +110,6 @@ class SessionWrites(SessionBinds):
         return engine
 
     def _note_refused(self, error: StaleDataError) -> None:
-        """Note in the error what it means: others have deleted a row, or given it another version."""
+        """Note the meaning in the error: others have deleted a row, or given it another version."""
         if self._run is not None:
             setattr(error, FACTS, self._run.refused())

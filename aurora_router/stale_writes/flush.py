@@ -30,7 +30,7 @@ def on_before_flush(session: Any, context: Any, _: Any) -> None:
 
 
 def after_before_flush(session: Any, *_: Any) -> None:
-    """Read again the collections whose members a flush is to change along with their owners."""
+    """Read collections again if a flush is to change their members along with their owners."""
     routing: SessionState = session.routing_state
     if routing.check_stale_writes and not routing.read_only and len(session.identity_map):  # else all is new
         read_collections_again(session)
@@ -77,13 +77,13 @@ def _before_write(connection: Connection, state: InstanceState[Any], *, deleted:
                 check_members(session, unit, routing.flush_context.states)
             _check(session, connection, unit, _to_be_written(routing))
     if state.key is None:
-        # A copy (make_transient()) of what a reader has shown is inserted. It has nothing left of that row.
+        # A copy (make_transient()) of a reader's object is inserted. It has nothing left of that row.
         remove_marks(state)
     elif is_unchecked(state) and (deleted or _assigned(state)):
         _check(session, connection, unit, _to_be_written(routing))
 
 
-# -- what is checked ----------------------------------------------------------------------------------------------
+# -- the check ----------------------------------------------------------------------------------------------------
 
 
 def check_bulk(session: Any, connection: Connection, states: list[InstanceState[Any]]) -> None:
@@ -97,8 +97,8 @@ def _to_be_written(routing: SessionState) -> Iterator[InstanceState[Any]]:
     """Yield the marked objects that the flush is to write, as far as it knows by now.
 
     An object in which nothing was set is among them if another object's relationship changes its row. It is the child of a new
-    parent, or of a parent whose primary key has changed. So is an object in which something was set to what it was. SQLAlchemy
-    sends nothing for it, but the writer may have another value.
+    parent, or of a parent that gets another primary key. An object is also among them if something was set to the value that it
+    had. SQLAlchemy sends nothing for it, but the writer may have another value.
     """
     for state, (deleted, _) in routing.flush_context.states.items():
         if is_unchecked(state) and (deleted or not state.modified or _assigned(state)):
@@ -113,7 +113,7 @@ def _assigned(state: InstanceState[Any]) -> bool:
 def _check(session: Any, connection: Connection, unit: Unit, states: Iterable[InstanceState[Any]]) -> None:
     """Raise StaleRead if a row differs from what its object was loaded with. Otherwise lock the rows, and remove the marks.
 
-    Rows for which nothing is sent are compared, but not locked. Their objects keep the marks.
+    Rows are compared, but not locked, if nothing is sent for them. Their objects keep the marks.
     """
     found: Differences = {}
     to_check, has_written = list(states), unit.wrote
@@ -152,7 +152,7 @@ def _has_version(session: Any, state: InstanceState[Any]) -> bool:
 
 
 def _is_unsent(session: Any, state: InstanceState[Any]) -> bool:
-    """Return whether SQLAlchemy sends no statement for an object, because things were only set to what they were."""
+    """Return whether SQLAlchemy sends no statement for an object, because things were only set to the values that they had."""
     routing: SessionState = session.routing_state
     if routing.flush_context is None or not state.modified or state.object in session.deleted:
         return False

@@ -43,7 +43,7 @@ def mark_refreshed(state: InstanceState[Any], context: Any, attributes: Collecti
         return
     columns = set(state.mapper.column_attrs.keys())
     if context is None:
-        # SQLAlchemy has carried an UPDATE over to the object. What it has computed from a reader's values must be read again.
+        # SQLAlchemy has carried an UPDATE over to the object. Values that it has computed from a reader's must be read again.
         if LOADED_FROM_READER in state.info and (computed := columns.intersection(attributes or (), state.dict)):
             session.expire(state.object, computed)
     elif _needs_check(routing, state, context.runid):
@@ -96,7 +96,7 @@ def mark_checked(state: InstanceState[Any]) -> None:
 
 
 def remove_marks(state: InstanceState[Any]) -> None:
-    """Forget what a reader has shown of an object."""
+    """Remove the marks of an object that has nothing left from a reader."""
     for each in (LOADED_FROM_READER, COLLECTIONS_FROM_READER, REPLACED_COLLECTIONS):
         state.info.pop(each, None)
 
@@ -108,7 +108,7 @@ def marked(instances: Iterable[object]) -> list[InstanceState[Any]]:
 
 
 def marked_by_key(session: Session, mapper: Mapper[Any], mappings: Iterable[Mapping[str, Any]]) -> list[InstanceState[Any]]:
-    """Return the marked objects of a session whose primary keys are in these mappings."""
+    """Return the marked objects of a session that have their primary keys in these mappings."""
     keys = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
     rows = (tuple(mapping.get(key) for key in keys) for mapping in mappings)
     instances = (session.identity_map.get(mapper.identity_key_from_primary_key(row)) for row in rows)

@@ -100,7 +100,7 @@ def read_collections_again(session: Any) -> None:
     dirty: list[InstanceState[Any]] = [*map(inspect, session.dirty)]
     doomed = [*map(inspect, session.deleted), *_orphans(dirty)]
     if doomed:
-        # This moves the unit to the writer, because the rows that the flush loads by itself decide what it writes.
+        # This moves the unit to the writer, because the flush loads rows that decide its writes.
         session.get_bind(doomed[0].mapper)
     while doomed:
         done.update(doomed)

@@ -15,7 +15,7 @@ class Relationships(NamedTuple):
     owned: as `having`, if a flush that deletes this object also deletes the others or clears their foreign keys.
     orphaning: those with the cascade "delete-orphan".
     dynamic: those of lazy="dynamic" with the cascade "delete".
-    following: as `having`, if a flush that changes what the others refer to also changes it in them.
+    following: as `having`, if a flush that changes the key also changes it in the objects that refer to it.
     collections: the keys of all to several objects.
     """
 
@@ -48,7 +48,7 @@ def relationships_of(mapper: Mapper[Any]) -> Relationships:
 
 
 def following_of(state: InstanceState[Any]) -> list[RelationshipProperty[Any]]:
-    """Return the relationships whose other side refers to a column that was set, and gets the new value by the flush."""
+    """Return the relationships to objects that refer to a column that was set, and get the new value by the flush."""
     following = relationships_of(state.mapper).following
     if not following:
         return []
