@@ -70,6 +70,7 @@ log = logging.getLogger("aurora_router")
 
 _READER = Role.READER  # an enum's members are slow to look up on the request path
 CONNECT_TIMEOUT = 3  # seconds; a server that is frozen answers no handshake
+LONGEST_ANSWER = 1 << 26  # bytes, of a probe's question; the catalog's functions take about 100 each
 FRESH = 0.01  # seconds before a living connection is checked again
 _PROBE_OPTIONS = ("connect_args", "creator", "module", "paramstyle", "client_encoding")
 
@@ -589,7 +590,7 @@ class Engines:
                 engine = self._create(instance, {**pool, **self._driver.BARE, **options})
                 self._check_connect_timeout(engine.url)
                 self._driver.look_anywhere(engine.dialect)
-                self._driver.watch_connecting(engine.dialect, self._probe_connects)
+                self._driver.watch_connecting(engine.dialect, self._probe_connects, LONGEST_ANSWER)
                 explain_mistakes(engine, self._driver, options)
                 ask_for_password(engine, self._password, options)
                 self._probes[instance.id] = engine

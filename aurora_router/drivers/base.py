@@ -87,10 +87,15 @@ class Connecting(Protocol):
         """Arguments of create_engine() for the router's own connections, so that SQLAlchemy asks less on them."""
         ...
 
-    def watch_connecting(self, dialect: Any, connecting: Callable[[int], AbstractContextManager[None]]) -> None:
+    def watch_connecting(
+        self, dialect: Any, connecting: Callable[[int], AbstractContextManager[None]], longest: int | None = None
+    ) -> None:
         """Make a dialect's new connections wait for the server within `connecting(number of the socket)`.
 
         `connecting` may end the wait by shutting the socket.
+
+        longest: about how many bytes an answer may have. A longer one is an error, after which the connection must be closed.
+            None: there is no limit.
         """
         ...
 

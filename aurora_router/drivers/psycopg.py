@@ -351,7 +351,7 @@ class _Wait:
                 self.ends += 1
 
 
-def watch_connecting(dialect: Any, connecting: Callable[[int], AbstractContextManager[None]]) -> None:
+def watch_connecting(dialect: Any, connecting: Callable[[int], AbstractContextManager[None]], longest: int | None = None) -> None:
     """Make a dialect's new connections wait for the server within `connecting(number of the socket)`.
 
     `connecting` may end the wait by shutting the socket. If something has replaced psycopg's own connect(), for example to trace
@@ -360,7 +360,8 @@ def watch_connecting(dialect: Any, connecting: Callable[[int], AbstractContextMa
     import psycopg
 
     if dialect.loaded_dbapi.connect == psycopg.Connection.connect:
-        watched: Any = type("Connection", (_connection(),), {"connecting": staticmethod(connecting)})
+        own = {"connecting": staticmethod(connecting), "longest": longest}
+        watched: Any = type("Connection", (_connection(),), own)
         dialect.connect = watched.connect
 
 
@@ -455,6 +456,28 @@ def remove_leftovers(connection: Any, query: Query) -> None:
     connection.aurora_router_held.clear()
 
 
+_PIECE = 1 << 14
+"""About how many bytes libpq reads each time that it has waited for the server."""
+
+
+def _limited(pgconn: Any, steps: Any, most: int) -> Any:
+    """The same steps, except that they close the connection and fail if they wait more often than `most` times."""
+    from psycopg import OperationalError
+
+    ready = None
+    try:
+        for _ in range(most):
+            try:
+                wanted = steps.send(ready)
+            except StopIteration as end:
+                return end.value
+            ready = yield wanted
+    finally:
+        steps.close()
+    pgconn.finish()
+    raise OperationalError("the server's answer has no end")
+
+
 @cache
 def _connection() -> Any:
     from psycopg import Connection as Base
@@ -471,6 +494,7 @@ def _connection() -> Any:
         """
 
         connecting: Callable[[int], AbstractContextManager[None]]
+        longest: int | None = None
 
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
@@ -504,6 +528,8 @@ def _connection() -> Any:
                     ready = yield number, wanted
 
         def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
+            if self.longest is not None:
+                gen = _limited(self.pgconn, gen, self.longest // _PIECE)
             try:
                 return super().wait(gen, *arguments, **options)
             finally:

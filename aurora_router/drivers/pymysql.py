@@ -318,7 +318,7 @@ def remove_leftovers(connection: Any, query: Query) -> None:
     raise InterfaceError(0, "")
 
 
-def watch_connecting(dialect: Any, connecting: Callable[[int], AbstractContextManager[None]]) -> None:
+def watch_connecting(dialect: Any, connecting: Callable[[int], AbstractContextManager[None]], longest: int | None = None) -> None:
     """Make a dialect's new connections wait for the server within `connecting(number of the socket)`.
 
     `connecting` may end the wait by shutting the socket. If something has replaced PyMySQL's own connect(), for example to trace
@@ -327,7 +327,31 @@ def watch_connecting(dialect: Any, connecting: Callable[[int], AbstractContextMa
     import pymysql
 
     if dialect.loaded_dbapi.connect is pymysql.connections.Connection:
-        dialect.connect = type("Connection", (_connection(),), {"connecting": staticmethod(connecting)})
+        own: dict[str, Any] = {"connecting": staticmethod(connecting)}
+        if longest is not None:
+            own.update(_limit(longest))
+        dialect.connect = type("Connection", (_connection(),), own)
+
+
+def _limit(longest: int) -> dict[str, Any]:
+    """Methods of a connection that fail if an answer has more than so many bytes."""
+    from pymysql import OperationalError
+
+    base = _connection()
+
+    def execute_command(self: Any, command: Any, sql: Any) -> None:
+        self.answered = 0
+        base._execute_command(self, command, sql)
+
+    def read_bytes(self: Any, number: int) -> bytes:
+        self.answered += number
+        if self.answered > longest:
+            self._force_close()
+            raise OperationalError(2013, "Lost connection to MySQL server during query: the server's answer has no end")
+        read: bytes = base._read_bytes(self, number)
+        return read
+
+    return {"answered": 0, "_execute_command": execute_command, "_read_bytes": read_bytes}
 
 
 def note_guard(connection: Any, on: bool) -> None:

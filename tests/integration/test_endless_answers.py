@@ -22,6 +22,7 @@ from tests.integration.shop import BOTH, eventually, server_address, until_reade
 
 MakeRouter = Callable[..., Router]
 PIECE = 1 << 16  # bytes that are sent at once
+MOST = 1 << 29  # bytes after which a server that does not pause gives up
 LONGEST = 20.0  # seconds after which the server gives up
 Speak = Callable[[socket.socket], bytes]
 
@@ -29,8 +30,10 @@ Speak = Callable[[socket.socket], bytes]
 class EndlessServer:
     """A server that sends the result of `speak` on each connection, again and again."""
 
-    def __init__(self, speak: Speak) -> None:
+    def __init__(self, speak: Speak, pause: float = 0.01) -> None:
         self._speak = speak
+        self._pause = pause  # seconds
+        self.sent: list[int] = []  # bytes, on each connection that has ended
         self.lasted: list[float] = []  # seconds, of each connection that has ended
         self.accepted = 0
         self._closed = threading.Event()
@@ -49,13 +52,16 @@ class EndlessServer:
 
     def _serve(self, peer: socket.socket) -> None:
         began = time.monotonic()
+        sent = 0
         with peer, contextlib.suppress(OSError, struct.error):
             peer.settimeout(1.0)
             piece = self._speak(peer)
             piece *= max(PIECE // len(piece), 1)
-            while not self._closed.wait(0.01) and time.monotonic() - began < LONGEST:
+            while not self._closed.wait(self._pause) and time.monotonic() - began < LONGEST and sent < MOST:
                 peer.sendall(piece)
+                sent += len(piece)
         self.lasted.append(time.monotonic() - began)
+        self.sent.append(sent)
 
     def close(self) -> None:
         self._closed.set()
@@ -166,6 +172,30 @@ def test_a_probe_ends_though_postgresql_goes_on(
 def test_a_probe_ends_though_mysql_goes_on(cluster: Cluster[Any], make_router: MakeRouter, endless: EndlessServer) -> None:
     """A probe with PyMySQL is cut by its deadline, although PyMySQL's timeouts start anew with each piece."""
     probes_end_in_time(cluster, make_router, endless)
+
+
+def probes_end_before_the_memory_is_full(cluster: Cluster[Any], make_router: MakeRouter, speak: Speak) -> None:
+    endless = EndlessServer(speak, pause=0.0)
+    try:
+        router = make_router(instances=[endless.address], probe_timeout=60.0)
+        with router.connect() as connection:
+            assert connection.scalar(text("SELECT 1")) == 1
+        eventually(lambda: bool(endless.sent), timeout=60)
+        assert PIECE < endless.sent[0] < MOST / 2
+        router.close()
+    finally:
+        endless.close()
+
+
+def test_an_endless_answer_of_postgresql_fills_no_memory(cluster: PostgresCluster, make_router: MakeRouter) -> None:
+    """A probe gives an answer up that is longer than any that it expects, however long its deadline is."""
+    probes_end_before_the_memory_is_full(cluster, make_router, no_end_of_the_first_result)
+
+
+@pytest.mark.engines("mariadb", "mysql")
+def test_an_endless_answer_of_mysql_fills_no_memory(cluster: Cluster[Any], make_router: MakeRouter) -> None:
+    """A probe with PyMySQL gives an answer up that is longer than any that it expects."""
+    probes_end_before_the_memory_is_full(cluster, make_router, no_end_of_a_mysql_result)
 
 
 @BOTH

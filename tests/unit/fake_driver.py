@@ -155,7 +155,7 @@ def fixed_address(options, arguments):
     return ""
 
 
-def watch_connecting(dialect, connecting):
+def watch_connecting(dialect, connecting, longest=None):
     """Connecting takes no time."""
 
 

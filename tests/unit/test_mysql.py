@@ -706,9 +706,9 @@ def peer() -> Iterator[Peer]:
     peer.close()
 
 
-def connected(peer: Peer, connecting=lambda _: contextlib.nullcontext(), **options):
+def connected(peer: Peer, connecting=lambda _: contextlib.nullcontext(), longest=None, **options):
     dialect = create_engine("mysql+pymysql://").dialect
-    pymysql_driver.watch_connecting(dialect, connecting)
+    pymysql_driver.watch_connecting(dialect, connecting, longest)
     arguments, given = dialect.create_connect_args(make_url(f"mysql+pymysql://u@127.0.0.1:{peer.port}/d"))
     return dialect.connect(*arguments, **{**given, "ssl_disabled": True, **options})
 
@@ -726,6 +726,18 @@ def test_no_commit_or_rollback_is_sent_if_nothing_happened(peer: Peer) -> None:
         end()
         assert peer.heard == ["SELECT 1", end.__name__.upper()]
         peer.heard.clear()
+
+
+def test_an_answer_longer_than_the_limit_ends_the_connection(peer: Peer) -> None:
+    """The limit is for each answer alone."""
+    peer.answers["SELECT 1"] = rows(b"1")
+    peer.answers["SELECT many"] = rows(*[b"1"] * 240)
+    connection = connected(peer, longest=1024)
+    for _ in range(100):
+        connection.query("SELECT 1")
+    with pytest.raises(pymysql.OperationalError, match="no end"):
+        connection.query("SELECT many")
+    assert not connection.open
 
 
 def test_a_setting_begins_no_transaction(peer: Peer) -> None:

@@ -122,6 +122,8 @@ class Peer:
         if code:
             severity, _, code = code.rpartition(" ")
             return refusal(code, severity or "ERROR")
+        if text == "SELECT many":
+            return message(b"N", b"SNOTICE\0C00000\0M" + b"x" * 1000 + b"\0\0") * 5000 + message(b"C", b"SELECT 0\0")
         if text.startswith("BEGIN"):
             self.state = b"T"
         elif text in ("COMMIT", "ROLLBACK"):
@@ -142,9 +144,9 @@ def connect(peer: Peer) -> Iterator[Callable[..., Any]]:
     """A function that makes the one connection to the peer."""
     with contextlib.ExitStack() as stack:
 
-        def make(*, shared: bool = False, **options: Any) -> Any:
+        def make(*, shared: bool = False, longest: int | None = None, **options: Any) -> Any:
             dialect = create_engine(peer.url).dialect
-            psycopg_driver.watch_connecting(dialect, lambda number: contextlib.nullcontext())
+            psycopg_driver.watch_connecting(dialect, lambda number: contextlib.nullcontext(), longest)
             arguments, given = dialect.create_connect_args(make_url(peer.url))
             connection: Any = dialect.connect(*arguments, **given, **options)
             stack.callback(connection.close)
@@ -155,6 +157,16 @@ def connect(peer: Peer) -> Iterator[Callable[..., Any]]:
 
 
 BEGIN = "prepare BEGIN", "BEGIN"
+
+
+def test_an_answer_longer_than_the_limit_ends_the_connection(connect: Callable[..., Any]) -> None:
+    """The limit is for each answer alone. Without a limit, a long answer is read."""
+    connection = connect(longest=1 << 18)
+    for _ in range(100):
+        connection.execute("SELECT a")
+    with pytest.raises(psycopg.OperationalError, match="no end"):
+        connection.execute("SELECT many")
+    assert connection.closed
 
 
 def test_begin_takes_no_round_trip_of_its_own(peer: Peer, connect: Callable[..., Any]) -> None:
