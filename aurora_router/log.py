@@ -94,7 +94,8 @@ class Log:
             case events.WaitingForWriter(units=units, said=said):
                 self._again(event, None, f"units that wait for a writer: {units}; {'; '.join(said)}")
             case events.NoReaderQualifies(writer=writer, reads=reads, said=said):
-                self._again(event, None, f"no reader qualifies, {writer} serves the reads ({reads} of late): {'; '.join(said)}")
+                cause = f"no reader qualifies, so {writer} serves the reads ({reads} since the last report)"
+                self._again(event, None, f"{cause}: {'; '.join(said)}")
             case events.MovedByListener(instance=where):
                 cause = f"a listener of connections or of after_begin sends what no reader may run to {where}"
                 self._again(event, None, f"units go to the writer: {cause}. Let it read and SET only (no SET LOCAL)")

@@ -152,7 +152,10 @@ SAID = ("db-1:5432: Connection refused", "db-2:5432: reader at 1/20")
     ("event", "text"),
     [
         (events.WaitingForWriter(7, SAID), "units that wait for a writer: 7; db-1:5432: Connection refused; db-2"),
-        (events.NoReaderQualifies("db-1:5432", 12, SAID), "no reader qualifies, db-1:5432 serves the reads (12 of late): db-1"),
+        (
+            events.NoReaderQualifies("db-1:5432", 12, SAID),
+            "no reader qualifies, so db-1:5432 serves the reads (12 since the last report): db-1",
+        ),
         (events.ConnectFailed("db-1:5432", "refused"), "a new connection to db-1:5432 could not be made: refused"),
         (events.ConnectionRefused("db-1:5432", "another"), "a new connection to db-1:5432 was discarded: another"),
         (events.RetriesRefused(None, 4), "too many units try again: 4 were refused, the last one at run_transaction"),
