@@ -89,11 +89,11 @@ class RoutingMixin(SessionStatements):
             if not any(event.contains(base, name, listener) for base in bases if issubclass(base, Session)):
                 event.listen(cls, name, listener, **how)
 
-        listen("after_transaction_end", RoutingMixin._on_transaction_end)
+        listen("after_transaction_end", cls._on_transaction_end)
         listen("loaded_as_persistent", stale_writes.mark_loaded, raw=True)
         listen("before_flush", stale_writes.on_before_flush)
         if chooses:
-            listen("after_begin", RoutingMixin._on_begin)
+            listen("after_begin", cls._on_begin)
 
     @property
     def consistency_token(self) -> str | None:
