@@ -278,21 +278,25 @@ def check_engine_options(name: str, options: Mapping[str, Any]) -> dict[str, Any
     for option in _NESTED:
         if not isinstance(options.get(option, {}), Mapping):
             raise ConfigurationError(f"{name}[{option!r}] must be a dict")
-    if not all(isinstance(option, str) and option.isidentifier() for option in options.get("connect_args", {})):
-        raise ConfigurationError(f"{name}: connect_args has a key that is no name of an option; give names like connect_timeout")
+    _check_connect_args(name, options.get("connect_args", {}))
     for level in (options.get("isolation_level"), options.get("execution_options", {}).get("isolation_level")):
         if level is not None and not (isinstance(level, str) and level.replace("_", " ").upper() in _LEVELS):
             raise ConfigurationError(f"{name}: use one of {', '.join(_LEVELS)} as isolation level")
-    if "conninfo" in options.get("connect_args", {}):  # psycopg repeats it in errors, its password included
-        raise ConfigurationError(f"{name}: connect_args['conninfo'] cannot be used: what it says comes from the URL")
-    _refuse_nul(f"{name}: a value of connect_args", *options.get("connect_args", {}).values())
-    if isinstance(options.get("connect_args", {}).get("ssl_disabled"), str):
-        raise ConfigurationError(f"{name}: connect_args['ssl_disabled'] must be True or False; PyMySQL takes any text for True")
     for option, usual in _POOL.items():
         value = options.get(option, usual)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ConfigurationError(f"{name}[{option!r}]=...: give a number, like {usual}")
     return dict(options)
+
+
+def _check_connect_args(name: str, arguments: Mapping[str, Any]) -> None:
+    if not all(isinstance(argument, str) and argument.isidentifier() for argument in arguments):
+        raise ConfigurationError(f"{name}: connect_args has a key that is no name of an option; give names like connect_timeout")
+    if "conninfo" in arguments:  # psycopg repeats it in errors, its password included
+        raise ConfigurationError(f"{name}: connect_args['conninfo'] cannot be used: what it says comes from the URL")
+    _refuse_nul(f"{name}: a value of connect_args", *arguments.values())
+    if isinstance(arguments.get("ssl_disabled"), str):
+        raise ConfigurationError(f"{name}: connect_args['ssl_disabled'] must be True or False; PyMySQL takes any text for True")
 
 
 def check_reader_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -68,6 +68,27 @@ def parse_url(given: str | URL) -> Target:
 
     Raises ConfigurationError, which repeats nothing of the URL: any part of it may be a password in the wrong place.
     """
+    url, listed = _split(given)
+    driver, dialect = _driver(url)
+    query = dict(url.query)
+    listed += _take_hosts(query)
+    url = _with_password(url, query)
+    secrets = {name: query.pop(name) for name in _OTHER_SECRETS if name in query}
+    _read_ssl_disabled(query)
+    query.pop("target_session_attrs", None)  # the router decides which instance it wants
+    query.pop("load_balance_hosts", None)
+    if not listed and url.host:
+        listed = [_written(url.host, url.port)]
+    if not listed:
+        raise ConfigurationError(f"the URL names no host; write {driver.EXAMPLE}")
+    pairs = tuple(address for address in (_address(host, driver) for host in listed) if address is not None)
+    if len(pairs) < len(listed) or "@" in (url.database or ""):
+        raise ConfigurationError(f"a host or port of the URL cannot be read; {_like(driver.EXAMPLE)}")
+    return Target(url.set(query=query, host=pairs[0][0], port=pairs[0][1]), driver, dialect, pairs, secrets)
+
+
+def _split(given: str | URL) -> tuple[URL, list[str]]:
+    """Return the URL with its first host only, and all hosts if it lists several before its query."""
     example = DRIVERS[0].EXAMPLE
     listed: list[str] = []
     if isinstance(given, str):
@@ -84,6 +105,11 @@ def parse_url(given: str | URL) -> Target:
     url = _parsed(given)
     if url is None:
         raise ConfigurationError(f"the URL cannot be read; {_like(example)}")
+    return url, listed
+
+
+def _driver(url: URL) -> tuple[Driver, str]:
+    """Return the driver that the URL names, and the dialect of its servers."""
     dialect, _, name = url.drivername.partition("+")
     drivers = drivers_for("postgresql" if dialect == "postgres" else dialect)
     if not drivers:
@@ -95,39 +121,43 @@ def parse_url(given: str | URL) -> Target:
     driver = next((driver for driver in drivers if name == driver.NAME and dialect in driver.DIALECTS), None)
     if driver is None:
         raise ConfigurationError(f"the URL's driver is not supported; write {example}")
-    query = dict(url.query)
-    hosts = query.pop("host", ())
-    ports = query.pop("port", ())
-    from_query = [h for entry in ([hosts] if isinstance(hosts, str) else hosts) for h in entry.split(",")]
-    port_list = [p for entry in ([ports] if isinstance(ports, str) else ports) for p in entry.split(",")]
-    if port_list and len(port_list) not in (1, len(from_query)):
+    return driver, dialect
+
+
+def _take_hosts(query: dict[str, Any]) -> list[str]:
+    """Remove the hosts and ports from a URL's query, and return them."""
+    hosts, ports = _take_list(query, "host"), _take_list(query, "port")
+    if ports and len(ports) not in (1, len(hosts)):
         raise ConfigurationError("the URL's query gives other numbers of hosts and ports")
-    for index, host in enumerate(from_query):
-        port = port_list[index if len(port_list) > 1 else 0] if port_list else ""
-        listed.append(f"{host}:{port}" if port else host)
+    if len(ports) <= 1:
+        ports = (ports or [""]) * len(hosts)
+    return [f"{host}:{port}" if port else host for host, port in zip(hosts, ports, strict=True)]
+
+
+def _take_list(query: dict[str, Any], name: str) -> list[str]:
+    """Remove an option from a URL's query, and return its values. Each may have several, with commas between them."""
+    values = query.pop(name, ())
+    return [part for value in ([values] if isinstance(values, str) else values) for part in value.split(",")]
+
+
+def _with_password(url: URL, query: dict[str, Any]) -> URL:
+    """Move the password from a URL's query to the place where SQLAlchemy hides it."""
     for name in _PASSWORDS:
         secret = query.pop(name, None)
         if isinstance(secret, tuple):
             raise ConfigurationError(f"the URL's query has more than one {name}; leave all out but one, or give it as password=")
         if secret is not None:
-            url = url.set(password=secret)  # SQLAlchemy hides it there
-    secrets = {name: query.pop(name) for name in _OTHER_SECRETS if name in query}
+            url = url.set(password=secret)
+    return url
+
+
+def _read_ssl_disabled(query: dict[str, Any]) -> None:
+    """Remove `ssl_disabled` from a URL's query if it says no, because PyMySQL would take any text for yes."""
     disabled = str(query.get("ssl_disabled", "1")).lower()
     if disabled in _OFF:
-        del query["ssl_disabled"]  # PyMySQL would take any text for true
+        del query["ssl_disabled"]
     elif disabled not in _ON:
         raise ConfigurationError("ssl_disabled cannot be read in the URL's query; write ssl_disabled=true, or leave it out")
-    query.pop("target_session_attrs", None)  # the router decides which instance it wants
-    query.pop("load_balance_hosts", None)
-    if not listed and url.host:
-        host = f"[{url.host}]" if ":" in url.host else url.host
-        listed = [host if url.port is None else f"{host}:{url.port}"]
-    if not listed:
-        raise ConfigurationError(f"the URL names no host; write {example}")
-    pairs = tuple(address for address in (_address(given, driver) for given in listed) if address is not None)
-    if len(pairs) < len(listed) or "@" in (url.database or ""):
-        raise ConfigurationError(f"a host or port of the URL cannot be read; {_like(example)}")
-    return Target(url.set(query=query, host=pairs[0][0], port=pairs[0][1]), driver, dialect, pairs, secrets)
 
 
 def _with_quoted_query(given: str) -> str:
@@ -213,8 +243,12 @@ def _instance(pair: tuple[str, int], *, reader_only: bool) -> Instance:
 
 
 def _id(pair: tuple[str, int]) -> str:
-    host, port = pair
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return _written(*pair)
+
+
+def _written(host: str, port: int | None) -> str:
+    host = f"[{host}]" if ":" in host else host
+    return host if port is None else f"{host}:{port}"
 
 
 def _checked(name: str, address: object, driver: UrlReading) -> tuple[str, int]:
