@@ -313,33 +313,43 @@ def _bytes(setting: str) -> int:
     return int(setting[:-2]) * units[setting[-2:]] if setting[-2:] in units else int(setting)
 
 
-_TRANSIENT = {"40001": Failure.SERIALIZATION, "40P01": Failure.DEADLOCK}
-_RECOVERY_CONFLICT = re.compile("conflict with recovery|RecoveryConflict|ProcessInterrupts")
-"""The server's words, or its function that raises the error: the words may be in another language. ProcessInterrupts is of
-version 15 and older, and raises nothing else with these codes."""
-_CONSTRAINT = ("23", "44", "P0")
-"""Classes of codes: constraints, WITH CHECK OPTION, and errors raised in PL/pgSQL, for example by triggers that check
-something."""
-_REFUSED = frozenset({"28000", "28P01", "3D000", "42501", "0P000"})
-_NOT_HERE = frozenset({"0A000", "55000"})
-_MISSING = frozenset({"42P01", "42703", "42883", "42704", "3F000"})
-"""A table, column, function, other object or schema that does not exist. A reader has it once it has replayed the migration."""
-_DOWN = frozenset({"57P01", "57P02", "57P03", "57P05"})
+_REFUSED = ("28000", "28P01", "3D000", "42501", "0P000")
 KILLED: Final = frozenset({"57P01"})  # also sent at a shutdown
 ENDED = "somebody has ended it (pg_terminate_backend), or its process has crashed: see the server's log"
-# A transaction, or its idle time, has lasted longer than its settings allow.
-_OVERTIME = frozenset({"25P03", "25P04"})
-_OUTDATED = {
-    "0A000": "RevalidateCachedQuery|GetSerializableTransactionSnapshot",
-    "42704": "lookup_type_cache",
-    "XX000": r"cache lookup failed for type (?s:(?!.*PL/pgSQL))",
-}
-"""Errors of a statement that was prepared, and patterns that tell them from others of the same code. A pattern matches the
-server's function that raises the error. RevalidateCachedQuery follows a change of a table. 42704 and XX000 follow a type that was
-dropped and made anew, because the prepared statement knows the old type by its number. (If a function knows the old type, nobody
-can make it forget.) GetSerializableTransactionSnapshot refuses a level that is only the connection's default. A level that the
-unit has asked for is refused by another function."""
-_BROKEN = ("53100", "53200", "58", "XX")  # disk full, out of memory, system errors, internal errors
+# The server's words, or its function that raises the error: the words may be in another language. ProcessInterrupts is of
+# version 15 and older, and raises nothing else with these codes.
+_RECOVERY_CONFLICT = "conflict with recovery|RecoveryConflict|ProcessInterrupts"
+_FAILURES: Final = (
+    (_REFUSED, "", Failure.REFUSED),
+    # A prepared statement whose table was changed, and a level that is only the connection's default. A level that the unit has
+    # asked for is refused by another function of the server's.
+    (("0A000",), "RevalidateCachedQuery|GetSerializableTransactionSnapshot", Failure.OUTDATED),
+    # A type was dropped and made anew, and the prepared statement knows the old one by its number. If a function knows it,
+    # nobody can make it forget.
+    (("42704",), "lookup_type_cache", Failure.OUTDATED),
+    (("XX000",), r"cache lookup failed for type (?s:(?!.*PL/pgSQL))", Failure.OUTDATED),
+    # Constraints, WITH CHECK OPTION, and errors raised in PL/pgSQL, for example by triggers that check something.
+    (("23", "44", "P0"), "", Failure.CONSTRAINT),
+    # The reader has not filled a materialized view yet. Another reader may have.
+    (("55000",), "ExecOpenScanRelation", Failure.CONFLICT),
+    (("0A000", "55000"), "", Failure.NOT_HERE),
+    # An object or a value of an enum that does not exist. A reader has it once it has replayed the migration.
+    (("42P01", "42703", "42883", "42704", "3F000"), "", Failure.MISSING),
+    (("22P02",), "enum_in", Failure.MISSING),
+    (("25006",), "", Failure.READ_ONLY),
+    (("XX000",), "recovery", Failure.READ_ONLY),  # "cannot assign TransactionIds during recovery" comes from a reader, too
+    (("40001", "40P01"), _RECOVERY_CONFLICT, Failure.CONFLICT),
+    (("53300",), "", Failure.BUSY),
+    (("25P03", "25P04"), "", Failure.OVERTIME),  # a transaction, or its idle time, has lasted longer than its settings allow
+)
+"""Beginnings of codes, a pattern of the server's words, and the failure. The first row that fits counts."""
+_FAILURES_IF_CONNECTED: Final = (
+    (("57P01", "57P02", "57P03", "57P05", "08"), "", Failure.LOST),
+    (("53100", "53200", "58", "XX"), "", Failure.BROKEN),  # disk full, out of memory, system errors, internal errors
+    (("40001",), "", Failure.SERIALIZATION),
+    (("40P01",), "", Failure.DEADLOCK),
+)
+"""The same, for errors that none of the rows above fits."""
 
 
 def failure(sqlstate: str | None, message: str, *, disconnected: bool) -> Failure:
@@ -349,33 +359,10 @@ def failure(sqlstate: str | None, message: str, *, disconnected: bool) -> Failur
     message: the server's words; nobody gets to see them here.
     disconnected: the connection is unusable.
     """
-    if sqlstate in _REFUSED:
-        return Failure.REFUSED
-    if sqlstate in _OUTDATED and re.search(_OUTDATED[sqlstate], message):
-        return Failure.OUTDATED
-    if sqlstate is not None and sqlstate.startswith(_CONSTRAINT):
-        return Failure.CONSTRAINT
-    if sqlstate == "55000" and "ExecOpenScanRelation" in message:
-        # The reader has not filled a materialized view yet. Another reader may have.
-        return Failure.CONFLICT
-    if sqlstate in _NOT_HERE:
-        return Failure.NOT_HERE
-    if sqlstate in _MISSING or (sqlstate == "22P02" and "enum_in" in message):
-        return Failure.MISSING
-    if sqlstate == "25006" or (sqlstate == "XX000" and "recovery" in message):
-        # XX000 "cannot assign TransactionIds during recovery" comes from a reader, too.
-        return Failure.READ_ONLY
-    if sqlstate in _TRANSIENT and _RECOVERY_CONFLICT.search(message):
-        return Failure.CONFLICT
-    if sqlstate == "53300":
-        return Failure.BUSY
-    if sqlstate in _OVERTIME:
-        return Failure.OVERTIME
-    if disconnected or (sqlstate is not None and (sqlstate in _DOWN or sqlstate.startswith("08"))):
-        return Failure.LOST
-    if sqlstate is not None and sqlstate.startswith(_BROKEN):
-        return Failure.BROKEN
-    return _TRANSIENT.get(sqlstate or "", Failure.OTHER)
+    code = sqlstate or ""
+    rows = _FAILURES if disconnected else _FAILURES + _FAILURES_IF_CONNECTED
+    fits = (kind for codes, words, kind in rows if code.startswith(codes) and re.search(words, message))
+    return next(fits, Failure.LOST if disconnected else Failure.OTHER)
 
 
 _ADVICE = (
@@ -393,7 +380,7 @@ _MISTAKES = ("0A", "22", "34", "3B", "3F", "42", "25006", "25P01")
 
 def explain_refusal(sqlstate: str | None, message: str) -> tuple[Silence, str]:
     """A failed probe in words for the user, and whether another try can help."""
-    if sqlstate is not None and (sqlstate in _REFUSED or sqlstate.startswith(_MISTAKES)):
+    if sqlstate is not None and sqlstate.startswith((*_REFUSED, *_MISTAKES)):
         advice = next((advice for code, words, advice in _ADVICE if code == sqlstate and re.search(words, message)), "")
         return Silence.MISCONFIGURED, f"{message}; {advice}" if advice else message
     return Silence.NOT_NOW if sqlstate == "57P03" else Silence.REFUSED, message
