@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import inspect
+from sqlalchemy import TextClause, inspect
 from sqlalchemy.orm import Mapper
+from sqlalchemy.sql.visitors import iterate
 
 from aurora_router.session_state import SessionState
 from aurora_router.stale_writes.marks import LOADED_FROM_READER
@@ -22,9 +23,18 @@ def is_by_values(session: Any, statement: Any, options: Mapping[str, Any] | None
         return False
     mapper = mapper_of(statement)
     how = {**statement.get_execution_options(), **(options or {})}.get("synchronize_session", "auto")
-    if mapper is None or how != "auto":
+    if mapper is None or how != "auto" or _has_text(statement):
         return False
     return any(LOADED_FROM_READER in state.info and state.mapper.isa(mapper) for state in session.identity_map.all_states())
+
+
+def _has_text(statement: Any) -> bool:
+    """Return whether a part of a statement is text, which may stand for any columns.
+
+    With text in its RETURNING, SQLAlchemy cannot find the primary keys of the rows. With text in its WHERE, it looks for them
+    by itself.
+    """
+    return any(isinstance(each, TextClause) or getattr(each, "is_literal", False) for each in iterate(statement))
 
 
 def mapper_of(statement: Any) -> Mapper[Any] | None:

@@ -129,6 +129,6 @@ def _probes(heard: list[events.Event], instance: str) -> list[str]:
 def test_a_unit_has_no_number_if_nobody_listens(router: Router) -> None:
     with sessions(router)() as s:
         s.get(Item, 1)
-        assert s._unit is not None
-        assert s._unit._number is None
-        assert s._unit.checked_out is None
+        assert s.routing_state.unit is not None
+        assert s.routing_state.unit._number is None
+        assert s.routing_state.unit.checked_out is None

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import bindparam, delete, event, update
+from sqlalchemy import bindparam, delete, event, literal_column, text, update
 from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.orm import ORMExecuteState
 
 from aurora_router import Router, RoutingSession
 from aurora_router.local import FaultProxy
 from aurora_router.local.cluster import Cluster
-from tests.integration.shop import BOTH, Item, sessions, stock
+from tests.integration.shop import BOTH, Item, Part, sessions, stock
 from tests.integration.stale_writes.helpers import on_the_writer, raises_stale, sent, shown
 from tests.integration.stale_writes.models import Base, Box, Line
 
@@ -66,6 +66,18 @@ def test_an_update_of_rows_reaches_the_objects_of_those_rows(cluster: Cluster[An
         first, second = s.get_one(Item, 1), s.get_one(Item, 2)
         s.execute(update(Item).where(Item.stock == 10).values(name="sold"))
         assert (first.name, second.name) == ("one", "sold")
+
+
+@pytest.mark.engines("postgresql", "mariadb")
+@pytest.mark.parametrize("every", [literal_column("*"), text("*")], ids=["literal", "text"])
+def test_a_delete_of_rows_may_return_any_columns(router: Router, every: Any) -> None:
+    """A DELETE returns what it returns to a plain session, also if only the server knows the columns."""
+    with sessions(router)() as s:
+        item = s.get_one(Item, 3)
+        s.execute(delete(Part))
+        returned = s.execute(delete(Item).where(Item.id == 3).returning(every)).all()
+        assert returned == [(3, "three", 30)]
+        assert item not in s
 
 
 def test_a_statement_of_a_table_may_name_attributes(cluster: Cluster[Any], router: Router) -> None:
