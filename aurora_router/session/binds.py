@@ -62,7 +62,7 @@ class SessionBinds(SessionUnits):
 
     @classmethod
     def _note_choosing_classes(cls, mixin: int) -> bool:
-        """Note which classes have a get_bind() of their own. Return whether any has.
+        """Note which classes have a get_bind() of their own. Return whether this is the first class that one is known for.
 
         mixin: the place of RoutingMixin among the base classes.
 
@@ -76,7 +76,7 @@ class SessionBinds(SessionUnits):
             raise ConfigurationError(f"{cls.__name__}: a ShardedSession has no engine that a router could stand for")
         cls._overridden = bool(choosing)
         cls._elsewhere = cls._class_chooses = any(bases.index(base) > mixin for base in choosing)
-        return cls._overridden
+        return cls._overridden and not any(getattr(base, "_overridden", False) for base in bases[1:])
 
     def _on_begin(self, _: SessionTransaction, connection: Connection) -> None:
         """Note that the session uses an engine that is not the router's, or else apply the options that its class has chosen.

@@ -6,7 +6,6 @@ scalars() retry a statement if its unit had to move. A commit leaves a requireme
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Never
 
 from sqlalchemy import event
@@ -83,17 +82,14 @@ class RoutingMixin(SessionStatements):
         if not issubclass(cls, Session):
             return  # another mixin
         bases = cls.__mro__
-        chooses = cls._note_choosing_classes(bases.index(RoutingMixin))
-
-        def listen(name: str, listener: Callable[..., None], **how: Any) -> None:
-            if not any(event.contains(base, name, listener) for base in bases if issubclass(base, Session)):
-                event.listen(cls, name, listener, **how)
-
-        listen("after_transaction_end", cls._on_transaction_end)
-        listen("loaded_as_persistent", stale_writes.mark_loaded, raw=True)
-        listen("before_flush", stale_writes.on_before_flush)
-        if chooses:
-            listen("after_begin", cls._on_begin)
+        begins_to_choose = cls._note_choosing_classes(bases.index(RoutingMixin))
+        # Classes inherit listeners. event.contains() would know a class by its address, which a class of the past may have had.
+        if not any(issubclass(base, RoutingMixin) and issubclass(base, Session) for base in bases[1:]):
+            event.listen(cls, "after_transaction_end", cls._on_transaction_end)
+            event.listen(cls, "loaded_as_persistent", stale_writes.mark_loaded, raw=True)
+            event.listen(cls, "before_flush", stale_writes.on_before_flush)
+        if begins_to_choose:
+            event.listen(cls, "after_begin", cls._on_begin)
 
     @property
     def consistency_token(self) -> str | None:

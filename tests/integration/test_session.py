@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from sqlalchemy.orm import joinedload, selectinload, sessionmaker
 from aurora_router import ConfigurationError, ReadOnlyViolation, Reason, Router, RoutingMixin, RoutingSession
 from aurora_router.core import events
 from aurora_router.local import PostgresCluster
+from aurora_router.stale_writes import on_before_flush
 from tests.integration.shop import (
     BOTH,
     Base,
@@ -490,6 +492,27 @@ def test_errors_of_a_statement_reach_the_application_as_they_are(Session: Sessio
             s.execute(text("SELECT id FROM item WHERE id = (SELECT id FROM item)"))
         assert place(s) == "reader"
         assert s.get(Item, 1) is not None, "and the unit can go on, as nothing was open"
+
+
+def test_each_class_of_sessions_listens(router: Router) -> None:
+    """A class listens to its sessions also if a class that was collected has had its address."""
+    addresses = set()
+    for _ in range(50):
+
+        class Routed(RoutingMixin, PlainSession):
+            pass
+
+        class Derived(Routed):
+            pass
+
+        addresses.add(id(Derived))
+        for made in (Routed, Derived):
+            with made(router=router) as s:
+                assert s.get_one(Item, 1) is not None
+                assert on_before_flush in s.dispatch.before_flush
+        del Routed, Derived, made, s
+        gc.collect()
+    assert len(addresses) < 50, "the test is of use only if addresses come again"
 
 
 def test_a_commit_of_reads_alone_leaves_no_requirement(Session: Sessions) -> None:
