@@ -6,6 +6,7 @@ The parameters of `Router()`, their documentation and the table in docs/settings
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, MISSING, dataclass, field, fields, replace
 from functools import cached_property, partial
@@ -66,6 +67,12 @@ def _check_balance(name: str, value: T) -> T:
     return value if callable(value) else check_choice(name, value, tuple(STRATEGIES))
 
 
+def _list_strategies() -> str:
+    """Return each strategy with the first sentence of its function's docstring, one line each."""
+    said = {name: inspect.getdoc(function) or "" for name, function in STRATEGIES.items()}
+    return "\n".join(f'`"{name}"`: {words[:1].lower()}{words[1:].partition(".")[0]};' for name, words in said.items())
+
+
 @dataclass(frozen=True, repr=False, eq=False)  # a repr would show secrets
 class Settings:
     """The settings of a Router, checked.
@@ -107,8 +114,8 @@ class Settings:
     balance: Strategy | Balance = setting(
         "least_busy",
         _check_balance,
-        """`"least_busy"`: fewest connections in use; `"fastest"`: the quicker of two drawn at random; `"round_robin"`;
-        `"random"`; or a function `(readers, load, rnd) -> reader` (see `aurora_router.core.selection`)""",
+        f"""{_list_strategies()}
+        or a function `(readers, load, rnd) -> reader` (see `aurora_router.core.selection`)""",
     )
     no_reader: NoReader = setting(
         "writer",

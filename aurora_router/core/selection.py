@@ -97,7 +97,7 @@ Balance = Callable[[Sequence[Instance], Load, float], Instance]
 
 
 def least_busy(readers: Sequence[Instance], load: Load, rnd: float) -> Instance:
-    """The reader with the fewest connections in use; among equals, in turn."""
+    """The reader with the fewest connections in use. Equals come in turn."""
     best = readers[load.turn % len(readers)]
     least = load.in_use(best.id)
     if least:
