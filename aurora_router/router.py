@@ -655,9 +655,11 @@ _routers: weakref.WeakSet[Router] = weakref.WeakSet()
 
 
 @atexit.register
-def _close_all() -> None:
+def _shut_down_all() -> None:
+    """End the routers' own threads before the interpreter ends. Threads of the application may still use the routers."""
     for router in [*_routers]:
-        router.close()
+        router._monitor.close()
+        router._engines.close()
 
 
 def _forked() -> None:
