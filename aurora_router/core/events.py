@@ -5,13 +5,13 @@ No record carries a statement's text, a parameter or a credential.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from aurora_router.core.selection import Reason
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False, kw_only=True)
 class _Happened:
     """An event. Two are equal if they say the same; when it happened, to which unit, and how long it took do not count.
 
@@ -20,8 +20,23 @@ class _Happened:
 
     at: float = field(default=0.0, compare=False)
 
+    # Of its own methods, a dataclass would make each anew for each class. That takes 5 ms of an import.
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+    def __eq__(self, other: object) -> bool:
+        return self._said() == other._said() if type(other) is type(self) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._said())
+
+    def __repr__(self) -> str:
+        said = ", ".join(f"{each.name}={getattr(self, each.name)!r}" for each in fields(self))
+        return f"{type(self).__name__}({said})"
+
+    def _said(self) -> tuple[object, ...]:
+        return tuple(getattr(self, each.name) for each in fields(self) if each.compare)
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False, kw_only=True)
 class _OfUnit(_Happened):
     """An event of a unit.
 
@@ -34,7 +49,7 @@ class _OfUnit(_Happened):
 Wait = Literal["writer", "reader", "slot"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Routed(_OfUnit):
     """A unit went to an instance: its first one, or the writer after a move.
 
@@ -47,7 +62,7 @@ class Routed(_OfUnit):
     seconds: float | None = field(default=None, compare=False, kw_only=True)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Moved(_OfUnit):
     """A unit left its reader for the writer.
 
@@ -59,7 +74,7 @@ class Moved(_OfUnit):
     reason: Reason
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Repeated(_OfUnit):
     """A read failed with its instance, and is retried elsewhere.
 
@@ -71,7 +86,7 @@ class Repeated(_OfUnit):
     error: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Learned(_OfUnit):
     """A reader refused a statement that looked like a read. Its text goes to the writer for ten minutes if the writer serves it.
 
@@ -82,7 +97,7 @@ class Learned(_OfUnit):
     code: str | int | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class WaitedForWriter(_OfUnit):
     """A unit waited for a writer, and its wait has ended.
 
@@ -94,7 +109,7 @@ class WaitedForWriter(_OfUnit):
     found: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class WaitingForWriter(_Happened):
     """Units wait for a writer. Sent at most once in 10 s.
 
@@ -106,7 +121,7 @@ class WaitingForWriter(_Happened):
     said: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class NoReaderQualifies(_Happened):
     """Reads go to the writer, because no reader qualifies. Sent at most once in 10 s.
 
@@ -120,7 +135,7 @@ class NoReaderQualifies(_Happened):
     said: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class ConnectFailed(_OfUnit):
     """A unit could not get a new connection to an instance.
 
@@ -131,7 +146,7 @@ class ConnectFailed(_OfUnit):
     why: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class RunAgain(_Happened):
     """A unit of run_transaction failed, and runs again.
 
@@ -143,7 +158,7 @@ class RunAgain(_Happened):
     error: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class RetriesRefused(_Happened):
     """Retries were refused, because they were too many for the traffic. Sent at most once a second.
 
@@ -155,7 +170,7 @@ class RetriesRefused(_Happened):
     refused: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class CommitResolved(_OfUnit):
     """The answer to a COMMIT was lost, and the newest writer was asked.
 
@@ -169,7 +184,7 @@ class CommitResolved(_OfUnit):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class TokenIgnored(_Happened):
     """A consistency token of a request or a message does not count.
 
@@ -179,7 +194,7 @@ class TokenIgnored(_Happened):
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class MovedByListener(_OfUnit):
     """A unit goes to the writer, because of a listener of the application.
 
@@ -191,7 +206,7 @@ class MovedByListener(_OfUnit):
     instance: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class InstanceUp(_Happened):
     """An instance answers, for the first time or again.
 
@@ -202,7 +217,7 @@ class InstanceUp(_Happened):
     role: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class InstanceDown(_Happened):
     """An instance does not answer any more, or cannot be used from the start.
 
@@ -213,7 +228,7 @@ class InstanceDown(_Happened):
     error: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class WriterChanged(_Happened):
     """Another instance is the writer, or none is.
 
@@ -226,7 +241,7 @@ class WriterChanged(_Happened):
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class ConnectionsDiscarded(_Happened):
     """An instance's pooled connections were discarded at once.
 
@@ -238,7 +253,7 @@ class ConnectionsDiscarded(_Happened):
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class ConnectionRefused(_Happened):
     """A new connection reached another server than the topology knows there, and was discarded.
 
@@ -249,7 +264,7 @@ class ConnectionRefused(_Happened):
     why: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class CheckoutStarted(_OfUnit):
     """A unit needs a connection. `Routed` or `CheckoutFailed` follows.
 
@@ -259,7 +274,7 @@ class CheckoutStarted(_OfUnit):
     read_only: bool | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class CheckoutFailed(_OfUnit):
     """A unit got no connection.
 
@@ -271,7 +286,7 @@ class CheckoutFailed(_OfUnit):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class ConnectionCheckedIn(_OfUnit):
     """A unit's connection is back in its pool, because the unit ended or moved. It ends what `Routed` began.
 
@@ -282,7 +297,7 @@ class ConnectionCheckedIn(_OfUnit):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class WaitStarted(_OfUnit):
     """A unit waits. `WaitEnded` follows.
 
@@ -292,7 +307,7 @@ class WaitStarted(_OfUnit):
     what: Wait
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class WaitEnded(_OfUnit):
     """A unit has waited, in vain or not.
 
@@ -304,14 +319,14 @@ class WaitEnded(_OfUnit):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class ProbeStarted(_Happened):
     """The monitor asks an instance for its state. `ProbeSucceeded` or `ProbeFailed` follows, for each server behind it."""
 
     instance: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class ProbeSucceeded(_Happened):
     """A server behind an instance has answered the monitor.
 
@@ -324,7 +339,7 @@ class ProbeSucceeded(_Happened):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class ProbeFailed(_Happened):
     """A server behind an instance has not answered the monitor, or not in time.
 
@@ -337,7 +352,7 @@ class ProbeFailed(_Happened):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class ConnectionCreated(_Happened):
     """A new connection to an instance can be used.
 
@@ -348,7 +363,7 @@ class ConnectionCreated(_Happened):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class ConnectionClosed(_Happened):
     """A connection is closed, which `ConnectionCreated` told of.
 

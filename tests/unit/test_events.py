@@ -58,3 +58,14 @@ def test_each_unit_has_a_number_of_its_own():
     first, second = Unit(None), Unit(None)
     assert first._number is None
     assert first.number == first.number != second.number
+
+
+def test_an_event_is_compared_and_shown_by_its_fields():
+    """Events of two kinds are never equal. Equal events have one hash."""
+    event = events.Moved("db-1:5432", Reason.HINT, at=1.0, unit=1)
+    same = events.Moved("db-1:5432", Reason.HINT, at=2.0, unit=2)
+    assert event == same
+    assert hash(event) == hash(same)
+    assert event != events.Moved("db-2:5432", Reason.HINT)
+    assert event != events.Routed("db-1:5432", Reason.HINT)
+    assert repr(event) == f"Moved(at=1.0, unit=1, instance='db-1:5432', reason={Reason.HINT!r})"
