@@ -220,7 +220,7 @@ class ServerFamily(Identity, Probing, ErrorCodes, CommitTable, Protocol):
 
 
 class XidFamily(ServerFamily, Protocol):
-    """The module of a family whose servers can report the outcome of a transaction by its id (`XIDS`)."""
+    """The module of a family with ids of transactions (`XIDS`). Its servers report the outcome of a transaction by its id."""
 
     @property
     def NOTE(self) -> str: ...

@@ -321,8 +321,8 @@ ENDED = "somebody has ended it (pg_terminate_backend), or its process has crashe
 _RECOVERY_CONFLICT = "conflict with recovery|RecoveryConflict|ProcessInterrupts"
 _FAILURES: Final = (
     (_REFUSED, "", Failure.REFUSED),
-    # A prepared statement whose table was changed, and a level that is only the connection's default. A level that the unit has
-    # asked for is refused by another function of the server's.
+    # The table of a prepared statement was changed. Or the level is only the connection's default; another function of the
+    # server's refuses a level that the unit has asked for.
     (("0A000",), "RevalidateCachedQuery|GetSerializableTransactionSnapshot", Failure.OUTDATED),
     # A type was dropped and made anew, and the prepared statement knows the old one by its number. If a function knows it,
     # nobody can make it forget.

@@ -95,7 +95,7 @@ marks = Table("mark", Base.metadata, Column("tray_name", String(9)), Column("lab
 
 
 class Tray(Base):
-    """A parent whose name SQLAlchemy carries over to its children, because the database knows no foreign key."""
+    """A parent without a foreign key in the database. So SQLAlchemy carries its name over to its children."""
 
     __tablename__ = "tray"
     name: Mapped[str] = mapped_column(String(9), primary_key=True)
