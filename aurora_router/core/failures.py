@@ -144,9 +144,6 @@ _TRAITS = {
     Failure.REFUSED: Traits(is_last_word=True),
 }
 
-SUSPICIOUS = frozenset(failure for failure, traits in _TRAITS.items() if traits.suspicious)
-"""Failures that say something about the instance, so that the monitor should look at it at once."""
-
 
 def traits(failure: Failure) -> Traits:
     """What a failure means, besides its action."""

@@ -189,7 +189,7 @@ class Sessions:
         """Handle a failure as the router does: as enter() if nothing was sent, as failed_read() if the read was in flight."""
         action = failures.decide(failure, phase)
         self.s.log(f"a read of {read.session.name} at {instance.id}: {failure.value} ({phase.value}): {action.value}")
-        if failure in failures.SUSPICIOUS:
+        if failures.traits(failure).suspicious:
             self.s.suspect(instance.id)
         if action is Action.TO_WRITER:
             read.on_writer = True

@@ -9,7 +9,6 @@ import pytest
 import aurora_router
 from aurora_router.core.failures import (
     OWN_ERRORS,
-    SUSPICIOUS,
     TABLE,
     Action,
     Failure,
@@ -126,7 +125,7 @@ def test_a_unit_is_safe_to_retry_only_if_nothing_runs_twice(failure, phase):
 
 def test_only_connection_failures_make_an_instance_suspect():
     """Only failures of the connection make an instance suspect."""
-    assert {Failure.CONNECT, Failure.LOST, Failure.TIMED_OUT} == SUSPICIOUS
+    assert {failure for failure in Failure if traits(failure).suspicious} == {Failure.CONNECT, Failure.LOST, Failure.TIMED_OUT}
 
 
 def test_only_what_names_codes_names_a_kind_of_failure():
@@ -146,7 +145,7 @@ def test_contention_costs_nothing_of_the_budget():
     """A run that failed without any trouble of an instance costs nothing of the retry budget."""
     contention = {Failure.SERIALIZATION, Failure.DEADLOCK, Failure.OUTDATED, Failure.MISLED}
     assert {failure for failure in Failure if traits(failure).is_contention} == contention
-    assert not contention & SUSPICIOUS
+    assert not any(traits(failure).suspicious for failure in contention)
 
 
 def test_only_what_a_reader_never_runs_is_remembered():
