@@ -14,7 +14,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NoReturn
 
 from sqlalchemy import create_engine, event, exc, text
@@ -806,7 +805,7 @@ class Probe:
                 self._gate.families.leading = self._server
                 if self._omissions is None:
                     self._omissions = self._omitted()
-                said = replace(said, unproven=self._omissions)
+                said = said._replace(unproven=self._omissions)
         except Unsuitable as error:
             raise ProbeError(str(error), Silence.REFUSED if error.passing else Silence.MISCONFIGURED) from None
         except self._error as error:

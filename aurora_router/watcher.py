@@ -10,8 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from aurora_router.core import watching
 from aurora_router.core.pacing import Rate, more
@@ -47,8 +46,7 @@ def warn(message: str, *values: object) -> None:
         log.warning(message, *values)
 
 
-@dataclass(frozen=True, slots=True)
-class SideTask:
+class SideTask(NamedTuple):
     """Something else to do on a probe's connection.
 
     failure: the warning if it fails, with places for the instance and the error.

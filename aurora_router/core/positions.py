@@ -148,8 +148,7 @@ def end_of_record(insert_lsn: int, page: int = 8192, segment: int = 16 * 1024 * 
     return insert_lsn
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(NamedTuple):
     """A position of the writer.
 
     asked_at: a moment right before it was *asked for*: monotonic seconds.

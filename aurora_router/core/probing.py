@@ -7,7 +7,6 @@ monotonic clock, unless they are called times of the wall clock.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from aurora_router.core.topology import MISSES, Instance, Observation, Role, Silence, Topology
@@ -20,8 +19,7 @@ CATALOG_FAST_INTERVAL = 1.0  # the same after a call of an unknown function
 PRUNE_INTERVAL = 60.0  # seconds between looks for old rows of the commit table
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
+class Timing(NamedTuple):
     """How often instances are probed, and how long a probe may take. All fields are seconds.
 
     interval, position_interval, timeout, failover_timeout: the settings `probe_interval`, `position_interval`, `probe_timeout`
@@ -68,7 +66,7 @@ def timing(
     usual = Timing(interval, position_interval, timeout, failover_timeout)
     if max_lag is not None:
         interval = min(interval, max(max_lag / 4, usual.fast_interval))
-    return replace(usual, interval=interval, stale_after=max(3 * interval, STALE_AFTER))
+    return usual._replace(interval=interval, stale_after=max(3 * interval, STALE_AFTER))
 
 
 # -- pace and deadlines -------------------------------------------------------------------------------------------

@@ -76,8 +76,7 @@ class ServerId(NamedTuple):
         return (self.address, self.port)
 
 
-@dataclass(frozen=True, slots=True)
-class Server:
+class Server(NamedTuple):
     """The answer of one server to a probe.
 
     epoch: the newest that the server is known to be on.
@@ -108,8 +107,7 @@ class Silence(enum.Enum):
     MISCONFIGURED = "misconfigured"  # the server will say no until somebody changes something
 
 
-@dataclass(frozen=True, slots=True)
-class Observation:
+class Observation(NamedTuple):
     """The result of one probe of one instance. Times are monotonic seconds.
 
     server: the answer; None if there is none.
@@ -137,8 +135,7 @@ class Ahead(NamedTuple):
     told_at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(NamedTuple):
     """A server behind an instance, and the last probe that it answered.
 
     misses: the number of silent probes in a row since then.
@@ -160,8 +157,7 @@ class Seen:
     astray: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Instance:
+class Instance(NamedTuple):
     """An endpoint, and the servers that were seen behind it. Times are monotonic seconds.
 
     id: "host:port".
@@ -375,8 +371,7 @@ def _estranged(old: Instance, observation: Observation, server: ServerId, cluste
     if observation.asked_at <= old.heard_at:
         return old
     left = tuple(s for s in old.seen if old.reader_only and s.server.id.place != server.place)
-    return replace(
-        old,
+    return old._replace(
         seen=left,
         foreign=server.cluster,
         error=f"belongs to another cluster ({server.cluster}, not {cluster})",
@@ -392,7 +387,7 @@ def _placed(server: Server, last: Position | None, newest: int) -> Server:
     position = server.position.placed(last)
     if position is server.position:
         return server
-    return replace(server, position=position, epoch=newest if server.role is Role.WRITER else server.epoch)
+    return server._replace(position=position, epoch=newest if server.role is Role.WRITER else server.epoch)
 
 
 def _forgot(server: Server, last: Position | None) -> bool:
@@ -414,9 +409,8 @@ def _answered(old: Instance, observation: Observation, server: Server) -> Instan
     latency = max(observation.answered_at - observation.asked_at, 0.0)
     seen = Seen(server, observation.asked_at, latency)
     if known is not None and _goes_on(known.server, server):
-        seen = replace(seen, confirmed=known.confirmed, ahead=known.ahead, astray=known.astray)
-    return replace(
-        old,
+        seen = seen._replace(confirmed=known.confirmed, ahead=known.ahead, astray=known.astray)
+    return old._replace(
         seen=(*(s for s in old.seen if s is not known), seen),
         silence=None,
         foreign=None,
@@ -443,15 +437,14 @@ def _failed(old: Instance, observation: Observation) -> Instance:
         return old
     misses = 1 if observation.silence is Silence.TIMEOUT else MISSES
     left = tuple(
-        replace(s, misses=s.misses + misses, missed_at=observation.asked_at) if s in about else s
+        s._replace(misses=s.misses + misses, missed_at=observation.asked_at) if s in about else s
         for s in old.seen
         if s not in about or s.misses + misses < MISSES
     )
     if old.seen and not left:
         calm = observation.asked_at - old.lost_at > CALM
-        old = replace(old, losses=1 if calm else old.losses + 1, lost_at=observation.asked_at)
-    return replace(
-        old,
+        old = old._replace(losses=1 if calm else old.losses + 1, lost_at=observation.asked_at)
+    return old._replace(
         seen=left,
         error="" if left else observation.error,
         silence=None if left else observation.silence,
@@ -493,7 +486,7 @@ def forget(topology: Topology, instance_id: str, server: ServerId) -> Topology:
     if old is None or all(seen.server.id != server for seen in old.seen):
         return topology
     left = tuple(seen for seen in old.seen if seen.server.id != server)
-    return _settle(topology, _swap(topology, replace(old, seen=left, error="the name leads elsewhere")))
+    return _settle(topology, _swap(topology, old._replace(seen=left, error="the name leads elsewhere")))
 
 
 def _settle(topology: Topology, instances: tuple[Instance, ...]) -> Topology:
@@ -586,10 +579,10 @@ def _compared(instance: Instance, writer: Seen, last: Position | None) -> Instan
         astray = seen.astray or strays
         if confirmed == seen.confirmed and ahead is seen.ahead and astray == seen.astray:
             return seen
-        return replace(seen, confirmed=confirmed, ahead=ahead, astray=astray)
+        return seen._replace(confirmed=confirmed, ahead=ahead, astray=astray)
 
     servers = tuple(compared(seen) for seen in instance.seen)
-    return instance if servers == instance.seen else replace(instance, seen=servers)
+    return instance if servers == instance.seen else instance._replace(seen=servers)
 
 
 def _derive(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None, barred: Collection[object]) -> Instance:
@@ -604,8 +597,7 @@ def _derive(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None
         role = Role.READER if use else None
     lags = [s.server.lag for s in use if s.server.lag is not None]
     unproven = next((why for s in use if (why := _unproven(s))), "") if use else instance.unproven
-    return replace(
-        instance,
+    return instance._replace(
         role=role,
         error="" if role is not None else _unused(instance, epoch, elected, barred),
         position=None if instance.pooled or unproven else minimum(tuple(_proof(s) for s in use)),

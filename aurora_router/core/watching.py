@@ -6,7 +6,6 @@ A connection is anything here: the monitor's are sockets, the simulation's are n
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from aurora_router.core.topology import Observation, Server, ServerId, Silence
@@ -18,8 +17,7 @@ MAX_SERVERS = 16  # servers that are watched behind one reader endpoint
 CONNECTS_PER_RECHECK = 4  # fresh connections in a row, if other servers may stand behind a reader endpoint
 
 
-@dataclass(frozen=True, slots=True)
-class Link(Generic[C]):
+class Link(NamedTuple, Generic[C]):
     """A probe connection, the server that it leads to, and when a fresh connection last led there."""
 
     connection: C
@@ -27,8 +25,7 @@ class Link(Generic[C]):
     reached_at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Watch(Generic[C]):
+class Watch(NamedTuple, Generic[C]):
     """The probe connections of one instance.
 
     several: whether different servers may stand there, as behind a reader endpoint.
@@ -86,10 +83,10 @@ def answered(watch: Watch[C], link: Link[C], server: Server, asked_at: float, no
         news = (*news, Forgotten(watch.instance, before))
     if watch.several and len(watch.links) > 1 and asked_at - link.reached_at > FORGET_AFTER:
         left = tuple(each for each in watch.links if each is not link)
-        return Change(replace(watch, links=left), (*news, Forgotten(watch.instance, server.id)), (link.connection,))
+        return Change(watch._replace(links=left), (*news, Forgotten(watch.instance, server.id)), (link.connection,))
     if server.id != before:
-        now_there = replace(link, server=server.id)
-        watch = replace(watch, links=tuple(now_there if each is link else each for each in watch.links))
+        now_there = link._replace(server=server.id)
+        watch = watch._replace(links=tuple(now_there if each is link else each for each in watch.links))
     return Change(watch, news)
 
 
@@ -98,8 +95,8 @@ def broke(watch: Watch[C], link: Link[C], silence: Silence, error: str, asked_at
     links = tuple(each for each in watch.links if each is not link)
     if links:
         news = _failures(watch.instance, (link.server,), silence, error, asked_at, now)
-        return Change(replace(watch, links=links), news, (link.connection,))
-    return Change(replace(watch, links=(), lost=(*watch.lost, link.server)), (), (link.connection,), must_connect=True)
+        return Change(watch._replace(links=links), news, (link.connection,))
+    return Change(watch._replace(links=(), lost=(*watch.lost, link.server)), (), (link.connection,), must_connect=True)
 
 
 def reached(watch: Watch[C], connection: C, server: Server, asked_at: float, now: float) -> Change[C]:
@@ -112,7 +109,7 @@ def reached(watch: Watch[C], connection: C, server: Server, asked_at: float, now
     if len(links) > MAX_SERVERS:
         replaced.append(links[0])
         links = links[1:]
-    return Change(replace(watch, links=links, lost=()), tuple(news), tuple(each.connection for each in replaced))
+    return Change(watch._replace(links=links, lost=()), tuple(news), tuple(each.connection for each in replaced))
 
 
 def unreached(

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -191,7 +190,7 @@ def test_a_full_pooler_is_not_a_silent_server(behind: Behind, heard: list[events
 def test_a_frozen_reader_behind_a_pooler_is_found(behind: Behind, monkeypatch: pytest.MonkeyPatch) -> None:
     """A unit that waits for a frozen reader is woken, a while later than without a pooler."""
     usual = probing.queue_timeout
-    monkeypatch.setattr(probing, "queue_timeout", lambda instance, timing: usual(instance, replace(timing, queue_timeout=1.0)))
+    monkeypatch.setattr(probing, "queue_timeout", lambda instance, timing: usual(instance, timing._replace(queue_timeout=1.0)))
     router = behind.route(probe_timeout=0.3)
     with sessions(router)() as s:
         assert s.scalar(COUNT) == 3

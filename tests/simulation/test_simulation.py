@@ -102,7 +102,7 @@ def test_a_deposed_writer_that_wins_is_found(monkeypatch):
         for instance in after.instances:
             used = frozenset(s.server.id for s in instance.seen if s.server.role is Role.WRITER)
             if used:
-                return replace(after, writer=replace(instance, role=Role.WRITER, servers=used))
+                return replace(after, writer=instance._replace(role=Role.WRITER, servers=used))
         return after
 
     monkeypatch.setattr(topology, "_settle", lenient)
@@ -116,10 +116,10 @@ def test_a_dead_writer_that_is_never_given_up_is_found(monkeypatch):
 
 def credulous(answered):
     def answer(old, observation, server):
-        gullible = replace(old, seen=tuple(replace(s, asked_at=float("-inf"), missed_at=float("-inf")) for s in old.seen))
-        new = answered(replace(gullible, heard_at=float("-inf")), observation, server)
+        gullible = old._replace(seen=tuple(s._replace(asked_at=float("-inf"), missed_at=float("-inf")) for s in old.seen))
+        new = answered(gullible._replace(heard_at=float("-inf")), observation, server)
         others = tuple(s for s in old.seen if s.server.id.address != server.id.address)
-        return replace(new, seen=(*others, new.seen[-1]), heard_at=max(old.heard_at, new.heard_at))
+        return new._replace(seen=(*others, new.seen[-1]), heard_at=max(old.heard_at, new.heard_at))
 
     return answer
 
@@ -238,7 +238,7 @@ def test_a_list_of_servers_that_grows_with_each_answer_is_found(monkeypatch):
 
     def hoarding(old, observation, server):
         new = answered(old, observation, server)
-        return new if new is old else replace(new, seen=(*old.seen, new.seen[-1]))
+        return new if new is old else new._replace(seen=(*old.seen, new.seen[-1]))
 
     monkeypatch.setattr(topology, "_answered", hoarding)
     assert "servers" in found("e")
@@ -344,7 +344,7 @@ def test_a_hold_time_that_counts_silence_is_found(monkeypatch):
 
     def lenient(old, observation, server):
         new = answered(old, observation, server)
-        return replace(new, back_at=new.lost_at) if new is not old and new.back_at > old.back_at else new
+        return new._replace(back_at=new.lost_at) if new is not old and new.back_at > old.back_at else new
 
     monkeypatch.setattr(topology, "_answered", lenient)
     assert "chosen too soon" in found("h")
@@ -355,7 +355,7 @@ def test_an_answer_that_makes_all_losses_forgotten_is_found(monkeypatch):
 
     def forgiving(old, observation, server):
         new = answered(old, observation, server)
-        return new if new is old else replace(new, losses=0)
+        return new if new is old else new._replace(losses=0)
 
     monkeypatch.setattr(topology, "_answered", forgiving)
     assert "chosen too soon" in found("h")
@@ -366,7 +366,7 @@ def test_a_wait_that_begins_anew_with_each_restart_is_found(monkeypatch):
 
     def strict(old, observation, server):
         new = answered(old, observation, server)
-        return new if new is old or old.seen else replace(new, back_at=observation.asked_at)
+        return new if new is old or old.seen else new._replace(back_at=observation.asked_at)
 
     monkeypatch.setattr(topology, "_answered", strict)
     assert "not taken back" in found("h")
@@ -435,7 +435,7 @@ def test_an_answer_that_counts_from_when_it_was_read_is_found(monkeypatch):
 
     def eager(old, observation, server):
         new = answered(old, observation, server)
-        return new if new is old else replace(new, heard_at=max(new.heard_at, observation.answered_at))
+        return new if new is old else new._replace(heard_at=max(new.heard_at, observation.answered_at))
 
     monkeypatch.setattr(topology, "_answered", eager)
     assert "decided on what was heard long ago" in found("j", 1000)
@@ -443,5 +443,5 @@ def test_an_answer_that_counts_from_when_it_was_read_is_found(monkeypatch):
 
 def test_a_doubt_that_does_not_end_is_found(monkeypatch):
     monkeypatch.setattr(probing, "heard_again", lambda found, since: False)
-    monkeypatch.setattr(process, "TIMING", replace(process.TIMING, grace=60.0))
+    monkeypatch.setattr(process, "TIMING", process.TIMING._replace(grace=60.0))
     assert "has not ended yet" in found("i")

@@ -1,7 +1,5 @@
 """The schedule of probes, their deadlines, and the trust in their answers."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,7 +38,7 @@ def pace(topology=WELL, instance="b", last_at=9.0, now=10.0, **demand):
 @pytest.mark.parametrize(("max_lag", "interval"), [(None, 1.0), (2.0, 0.5), (0.001, 0.02), (100.0, 1.0)])
 def test_a_bound_of_the_lag_makes_probes_come_more_often(max_lag, interval):
     found = probing.timing(interval=1.0, position_interval=0.1, timeout=2.0, failover_timeout=30.0, max_lag=max_lag)
-    assert found == replace(TIMING, interval=interval)
+    assert found == TIMING._replace(interval=interval)
 
 
 def test_a_long_interval_makes_trust_last_longer():
@@ -107,7 +105,7 @@ def test_a_thread_that_waits_for_its_own_answer_gets_one_at_once():
 def test_threads_that_share_an_answer_get_one_an_interval(demand):
     """Threads for which one answer is enough get one every position_interval."""
     assert pace(**demand) == TIMING.position_interval
-    assert probing.pace(WELL, "b", 9.0, CALM._replace(**demand), replace(TIMING, position_interval=5.0), 10.0) == 1.0
+    assert probing.pace(WELL, "b", 9.0, CALM._replace(**demand), TIMING._replace(position_interval=5.0), 10.0) == 1.0
 
 
 def test_what_waiting_cannot_heal_is_probed_in_no_hurry():
@@ -135,7 +133,7 @@ def test_a_probe_in_a_poolers_queue_has_more_time():
     """A healthy instance behind a full pooler has more time. The writer's loss shows otherwise, so it has most."""
     assert probing.queue_timeout(WELL.by_id["a"], TIMING) == TIMING.failover_timeout
     assert probing.queue_timeout(WELL.by_id["b"], TIMING) == TIMING.queue_timeout
-    assert probing.queue_timeout(WELL.by_id["b"], replace(TIMING, timeout=20.0)) == 20.0
+    assert probing.queue_timeout(WELL.by_id["b"], TIMING._replace(timeout=20.0)) == 20.0
 
 
 @pytest.mark.parametrize("instance", [None, NEW.by_id["a"], LATE_WRITER.by_id["a"]], ids=["gone", "unheard", "suspect"])
@@ -161,7 +159,7 @@ def test_the_scheduler_wakes_for_what_comes_first(asked_at, last_at, every, wake
 @given(st.floats(-10, 10), st.floats(0, 70), st.floats(0.05, 30), st.booleans())
 def test_the_scheduler_never_spins_and_never_oversleeps(last_at, every, timeout, is_asking):
     """It sleeps a little, and no longer than until the next probe or the end of this one."""
-    found = probing.wake_at(last_at if is_asking else None, last_at, every, timeout, replace(TIMING, timeout=timeout), 10.0)
+    found = probing.wake_at(last_at if is_asking else None, last_at, every, timeout, TIMING._replace(timeout=timeout), 10.0)
     assert found >= 10.0 + probing.SHORTEST_WAIT
     if is_asking:
         assert found <= max(last_at + timeout, 10.0 + TIMING.fast_interval)

@@ -1,7 +1,5 @@
 """TLS is asked for at managed hosts, and what a user says of it is never made weaker."""
 
-from dataclasses import replace
-
 import pytest
 from sqlalchemy import event
 
@@ -137,7 +135,7 @@ def test_the_host_that_the_driver_is_given_decides_on_tls(url, encrypted):
 def test_an_empty_argument_takes_no_encryption_away(url, empty, encrypted, options):
     """An argument that says nothing about encryption does not override the URL's options."""
     router = Router(url, **{options: {"connect_args": empty}})
-    instance = replace(router._monitor.topology.instances[0], role=Role.READER)
+    instance = router._monitor.topology.instances[0]._replace(role=Role.READER)
     given = []
 
     def do_connect(dialect, record, arguments, options):

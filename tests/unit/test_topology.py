@@ -1,6 +1,5 @@
 """observe(): one observation after another. A late answer never wins, and each instance says what is known of it."""
 
-from dataclasses import replace
 from functools import reduce
 
 import pytest
@@ -224,7 +223,7 @@ def test_a_server_has_survived_if_it_answers_in_the_same_life():
 
 def test_a_reader_that_stopped_replaying_is_not_used():
     """A reader that has stopped replaying is not used and says why."""
-    stopped = replace(reader("B", lag=None), stopped="its SQL thread has stopped (error 1062)")
+    stopped = reader("B", lag=None)._replace(stopped="its SQL thread has stopped (error 1062)")
     found = after(WELL, said("b", 2, stopped))
     assert [i.id for i in found.readers] == ["c"]
     assert found.by_id["b"].error == "a reader that is not used, for it falls behind: its SQL thread has stopped (error 1062)"

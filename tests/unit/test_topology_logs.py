@@ -1,7 +1,5 @@
 """A log that begins anew, or has filters: its servers go on serving, and their positions prove nothing to anybody."""
 
-from dataclasses import replace
-
 from aurora_router.core.gtid import MariadbGtid
 from aurora_router.core.positions import Requirement
 from aurora_router.core.selection import satisfies
@@ -44,7 +42,7 @@ def test_a_writer_whose_log_was_begun_anew_is_the_writer_still():
 
 
 def test_a_reader_with_filters_serves_who_has_written_nothing():
-    filtered = replace(reader("C"), unproven="it has filters")
+    filtered = reader("C")._replace(unproven="it has filters")
     found = after(WELL, said("a", 2, writer("A")), said("c", 2, filtered), said("b", 2, reader("B")))
     assert [i.id for i in found.readers] == ["b", "c"]
     assert (found.by_id["c"].unproven, found.by_id["c"].position) == ("it has filters", None)
@@ -55,7 +53,7 @@ def test_a_reader_with_filters_serves_who_has_written_nothing():
 
 
 def test_a_writer_with_filters_keeps_who_has_written():
-    found = after(WELL, said("a", 2, replace(writer("A"), unproven="its log has filters")), said("b", 2, reader("B")))
+    found = after(WELL, said("a", 2, writer("A")._replace(unproven="its log has filters")), said("b", 2, reader("B")))
     assert (found.writer.id, found.writer.position, found.samples[-1].asked_at) == ("a", None, 1)
     own = Requirement(1.5, 1)
     assert not any(satisfies(found.by_id[i], own, found, 5.0, 10**6) for i in "bc")
@@ -66,7 +64,7 @@ def test_a_reader_that_went_back_or_restarted_is_proven_again():
     made_anew = after(ANEW, said("b", 3, mariadb("B", READER, "", 2, "")))
     assert made_anew.by_id["b"].unproven == ""
     restarted = mariadb("B", READER, "0-1-50", 2, "0-1-50")
-    restarted = replace(restarted, id=identity("B", "t1"))
+    restarted = restarted._replace(id=identity("B", "t1"))
     assert after(ANEW, silent("a", 3, identity("A"), REFUSED), said("b", 3, restarted)).by_id["b"].unproven == ""
 
 
@@ -104,7 +102,7 @@ def test_a_reader_that_once_had_the_same_line_proves_ahead_of_it():
     """A reader that once had the writer's line is proof ahead of the writer's answer, because it gets all from the writer."""
     found = after(ABC, line(1, 50), other_line(1), said("b", 2, mariadb("B", READER, "0-1-60", 2, "0-1-60")))
     assert found.by_id["b"].position == MariadbGtid(1, ((0, 1, 60),))
-    restarted = replace(mariadb("B", READER, "0-1-60", 2, "0-1-60"), id=identity("B", "t1"))
+    restarted = mariadb("B", READER, "0-1-60", 2, "0-1-60")._replace(id=identity("B", "t1"))
     assert after(found, said("b", 3, restarted)).by_id["b"].position is None, "it may be another's copy"
     assert own_writes_are_proved(after(found, said("b", 3, restarted), line(4, 60)))
 

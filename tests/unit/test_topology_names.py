@@ -1,7 +1,5 @@
 """Names that lead to several servers, to one under two names, to another cluster, or elsewhere than before."""
 
-from dataclasses import replace
-
 import pytest
 
 from aurora_router.core.positions import WalPosition
@@ -88,7 +86,7 @@ def test_an_instance_of_another_cluster_is_refused():
 
 def of_mariadb(address, cluster, role=READER, started=None):
     server = mariadb(address, role, "0-1-50", {"A": 1, "B": 2}[address], "0-1-50")
-    return replace(server, id=identity(address, started, cluster=cluster))
+    return server._replace(id=identity(address, started, cluster=cluster))
 
 
 MARIA = after(topology("a", "b"), said("a", 1, of_mariadb("A", "mariadb-0", WRITER)), said("b", 1, of_mariadb("B", "mariadb-0")))
