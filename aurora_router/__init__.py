@@ -1,9 +1,10 @@
 """Use a whole cluster of Aurora, PostgreSQL, MySQL or MariaDB as if it were one database."""
 
 from aurora_router.core.failures import Facts, Failure
+from aurora_router.core.instance import Instance, Role
 from aurora_router.core.selection import Decision, Need, Reason
 from aurora_router.core.statements import Effect, classify
-from aurora_router.core.topology import Instance, Role, Topology
+from aurora_router.core.topology import Topology
 from aurora_router.error_classification import classify_error
 from aurora_router.errors import (
     AmbiguousWriter,

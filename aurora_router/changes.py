@@ -11,7 +11,8 @@ from functools import partial
 from typing import NamedTuple
 
 from aurora_router.core import events
-from aurora_router.core.topology import Instance, Role, Topology
+from aurora_router.core.instance import Instance, Role
+from aurora_router.core.topology import Topology
 from aurora_router.engines import Engines
 
 log = logging.getLogger("aurora_router")

@@ -13,7 +13,8 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from aurora_router.core.commits import Note, outcome
-from aurora_router.core.topology import Instance, Topology
+from aurora_router.core.instance import Instance
+from aurora_router.core.topology import Topology
 from aurora_router.drivers import Driver, driver_of
 from aurora_router.errors import ConfigurationError, NoWriterAvailable, Outcome, RouterError, WrongServer
 from aurora_router.servers import Execute, ServerFamily, XidFamily, knows_xids

@@ -23,9 +23,9 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool, Pool, PoolProxiedConn
 from aurora_router.config import get_pool_limits
 from aurora_router.core import events
 from aurora_router.core.failures import Failure, Phase, own_error, traits
+from aurora_router.core.instance import Instance, Role, Server, ServerId, Silence
 from aurora_router.core.query import Query
 from aurora_router.core.redaction import hide
-from aurora_router.core.topology import Instance, Role, Server, ServerId, Silence
 from aurora_router.dialect_patches import (
     Gatekeeper,
     ask_for_password,

@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from aurora_router.config import get_pool_limits
 from aurora_router.core import events
 from aurora_router.core.failures import Action, Phase, decide, traits
+from aurora_router.core.instance import Instance, Role
 from aurora_router.core.pacing import Rate
 from aurora_router.core.positions import Requirement
 from aurora_router.core.selection import (
@@ -34,7 +35,7 @@ from aurora_router.core.selection import (
     to_writer,
     was_looked_for,
 )
-from aurora_router.core.topology import Instance, Role, Topology
+from aurora_router.core.topology import Topology
 from aurora_router.drivers import Mode
 from aurora_router.engines import Engines
 from aurora_router.errors import (

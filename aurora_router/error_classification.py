@@ -17,8 +17,8 @@ from aurora_router.core.failures import (
     traits,
     while_connecting,
 )
+from aurora_router.core.instance import Silence
 from aurora_router.core.statements import verdict
-from aurora_router.core.topology import Silence
 from aurora_router.drivers import driver_of
 from aurora_router.errors import RouterError
 from aurora_router.servers import ServerFamily, usual

@@ -33,9 +33,9 @@ from aurora_router.core.failures import (
     inquiry,
     traits,
 )
+from aurora_router.core.instance import Role
 from aurora_router.core.selection import Reason, reason_to_write
 from aurora_router.core.statements import Effect, Recall, Verdict, in_mode, verdict
-from aurora_router.core.topology import Role
 from aurora_router.drivers import Driver, Mode
 from aurora_router.engines import Engines, RoutedConnection
 from aurora_router.error_classification import FACTS, classify_error, failure_of

@@ -8,8 +8,8 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from aurora_router.core.instance import Silence
 from aurora_router.core.redaction import hide
-from aurora_router.core.topology import Silence
 from aurora_router.drivers import Driver
 from aurora_router.errors import ConfigurationError
 from aurora_router.probe import ProbeError

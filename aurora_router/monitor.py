@@ -16,9 +16,10 @@ from functools import partial
 
 from aurora_router.core import events, probing
 from aurora_router.core import topology as pure
+from aurora_router.core.instance import Instance, Observation, Role, ServerId, Silence
 from aurora_router.core.pacing import Rate
 from aurora_router.core.probing import Demand, Trust
-from aurora_router.core.topology import Instance, Observation, Role, ServerId, Topology
+from aurora_router.core.topology import Topology
 from aurora_router.core.watching import News
 from aurora_router.probe import ProbeConnection
 from aurora_router.settings import Settings
@@ -245,7 +246,7 @@ class Monitor:
             if pure.survived(topology, instance, server, since) is not None:
                 return True
             known = topology.by_id[instance]
-            return time.monotonic() >= usual and known.silence is not pure.Silence.NOT_NOW
+            return time.monotonic() >= usual and known.silence is not Silence.NOT_NOW
 
         topology = self.wait_for(told, max(until, usual) - time.monotonic(), haste=Haste.ALONE)
         return pure.survived(topology, instance, server, since) is True

@@ -15,7 +15,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePoo
 from sqlalchemy.pool.base import _ConnectionFairy, _ConnectionRecord
 from sqlalchemy.util.queue import Empty
 
-from aurora_router.core.topology import Silence
+from aurora_router.core.instance import Silence
 from aurora_router.probe import ProbeError
 
 SERVER = "aurora_router_server"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from aurora_router.core.topology import Server, Silence
+from aurora_router.core.instance import Server, Silence
 
 
 class ProbeConnection(Protocol):

@@ -26,11 +26,12 @@ from aurora_router.causality import Causality
 from aurora_router.changes import take_in
 from aurora_router.core import events
 from aurora_router.core.failures import Action, decide, traits
+from aurora_router.core.instance import Instance, ServerId
 from aurora_router.core.pacing import places_for_reads
 from aurora_router.core.selection import Decision, Reason, reason_to_write, resolve
 from aurora_router.core.statements import verdict
 from aurora_router.core.tokens import renewed
-from aurora_router.core.topology import Instance, ServerId, Topology
+from aurora_router.core.topology import Topology
 from aurora_router.engines import Engines
 from aurora_router.entering import Entrance
 from aurora_router.error_classification import classify_error, is_contention

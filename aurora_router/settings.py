@@ -33,8 +33,8 @@ from aurora_router.config import (
     optional,
 )
 from aurora_router.core import events
+from aurora_router.core.instance import Instance
 from aurora_router.core.selection import STRATEGIES, Balance, Strategy
-from aurora_router.core.topology import Instance
 from aurora_router.servers import Pooler
 from aurora_router.urls import Target, parse_instances, parse_url
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from aurora_router.core.topology import Instance, Role
+from aurora_router.core.instance import Instance, Role
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,10 @@ from sqlalchemy.orm import Mapper
 from sqlalchemy.pool import PoolProxiedConnection
 
 from aurora_router.core.failures import REFUSED_WRITE, Facts, Failure, Phase, confirmed_facts, facts
+from aurora_router.core.instance import Instance, ServerId
 from aurora_router.core.positions import LastRead, Requirement, merge
 from aurora_router.core.selection import Reason
 from aurora_router.core.statements import Effect
-from aurora_router.core.topology import Instance, ServerId
 from aurora_router.errors import Outcome, OutcomeUnknown, Signal
 from aurora_router.limits import Place
 

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from aurora_router.core.topology import Instance
+from aurora_router.core.instance import Instance
 from aurora_router.drivers import DRIVERS, Driver, UrlReading, drivers_for
 from aurora_router.errors import ConfigurationError
 

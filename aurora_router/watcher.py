@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 from aurora_router.core import watching
+from aurora_router.core.instance import Instance, ServerId, Silence
 from aurora_router.core.pacing import Rate, more
-from aurora_router.core.topology import Instance, ServerId, Silence
 from aurora_router.core.watching import Change, Link, News, Watch
 from aurora_router.probe import ProbeConnection, ProbeError
 

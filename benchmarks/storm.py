@@ -38,9 +38,10 @@ from sqlalchemy.orm import sessionmaker
 
 from aurora_router import Router, RoutingSession
 from aurora_router.core import topology as core
+from aurora_router.core.instance import Instance, Observation, Role, Server, ServerId, Silence
 from aurora_router.core.pacing import MOST, pause
 from aurora_router.core.selection import Reason, to_writer
-from aurora_router.core.topology import Instance, Observation, Role, Server, ServerId, Silence, Topology
+from aurora_router.core.topology import Topology
 from aurora_router.local.cluster import Cluster
 
 READERS = 15

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from aurora_router.core.instance import ServerId
 from aurora_router.core.positions import WalPosition
-from aurora_router.core.topology import ServerId
 from aurora_router.errors import Outcome
 
 

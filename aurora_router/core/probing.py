@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NamedTuple
 
-from aurora_router.core.topology import MISSES, Instance, Observation, Role, Silence, Topology
+from aurora_router.core.instance import Instance, Observation, Role, Silence
+from aurora_router.core.topology import MISSES, Topology
 
 LATE_FRACTION = 0.25  # the part of probe_timeout after which a silent writer makes all instances be probed fast
 STALE_AFTER = 5.0  # seconds (at least) without the scheduler, after which earlier observations do not count

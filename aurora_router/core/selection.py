@@ -8,9 +8,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from aurora_router.core.instance import Instance
 from aurora_router.core.positions import LastRead, Requirement, evidence
 from aurora_router.core.statements import Effect, Hint, Verdict
-from aurora_router.core.topology import Instance, Topology
+from aurora_router.core.topology import Topology
 
 # Seconds added to a measured lag if the lag is the only evidence.
 LAG_MARGIN = 0.5

@@ -1,229 +1,28 @@
-"""The frozen picture of all instances at one moment, and the one function that changes it: observe().
+"""The frozen picture of all instances at one moment, and the functions that change it. The main one is observe().
 
 Rules:
-- An instance is an endpoint. Usually one server stands behind it. Behind the name of a load balancer or in DNS there may be
-  several. So each observation is of one *server*, and an instance is only as far as the least advanced of its servers.
 - An observation is dropped if it was asked for before the newest one of the same server.
-- The writer is the server of the newest epoch that accepts writes. A writer of an older epoch is deposed: it serves nothing.
-- Two servers of the newest epoch may both accept writes. The writer is the one whose position shows that it is newer. If
-  neither position shows that, there is no writer until that resolves.
-- A server is also deposed if its position shows that it was the writer before the last one.
-- A reader that no longer replays is not used.
 - A known server keeps its place if its cluster gets another name. Any other server of another cluster is a stranger: it serves
   nothing, and the server that stood at its place is forgotten.
 - The epoch goes back only if the writer itself says so, because its log was begun anew. Deposed servers stay deposed.
-- A reader may have transactions of the writer's that the writer, asked later, does not have. Such a reader is on another line:
-  its position proves nothing.
-- A reader's position also proves nothing before the writer was once seen to have what the reader has. A writer that was asked
-  before the reader cannot tell.
 - A silent probe makes an instance suspect. The second in a row, or a refused connection, takes the instance out of use.
-- A reader that was lost once is used again at its first answer. A reader that is lost again and again must answer for a while
-  first, which doubles with each loss. The writer never waits, because without it nobody can write.
+- After each change the writer is elected, and each instance gets its role: election.py.
 """
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
-from aurora_router.core.positions import Position, Sample, minimum
+from aurora_router.core.election import CALM, claims, compare, derive, elect
+from aurora_router.core.instance import Instance, Observation, Place, Role, Seen, Server, ServerId, Silence
+from aurora_router.core.positions import Position, Sample
 
 # How many positions of the writer are kept: about 13 s with a probe every 50 ms, more than 4 min with one a second.
 SAMPLES = 256
 # Seconds after a crash for which a server that goes on breaks connections instead of refusing them.
 SETTLES = 0.1
 MISSES = 2  # silent probes in a row that take an instance out of use
-CALM = 300.0  # seconds without a loss after which earlier ones are forgotten
-LONGEST_HOLD = 60.0  # seconds
-
-
-class Role(enum.Enum):
-    """The role of a server: it accepts writes, or replays them."""
-
-    WRITER = "writer"
-    READER = "reader"
-
-
-class ServerId(NamedTuple):
-    """The identity of one life of one server, from one start to the next.
-
-    cluster: the name that all servers of a cluster share, for example PostgreSQL's system identifier.
-    address, port: where the connection arrived, as the server itself says. If the server does not know, the address is a name
-        that no other server of the cluster has.
-    started: when the server was started. A restarted reader may have gone back in its log.
-    """
-
-    cluster: str
-    address: str | None
-    port: int | None
-    started: str
-
-    @property
-    def life(self) -> tuple[str, int | None, str]:
-        """The same for one life of a server at all its addresses: no two servers of a cluster have the same `started`."""
-        return (self.cluster, self.port, self.started)
-
-    @property
-    def run(self) -> tuple[str | None, int | None, str]:
-        """The same for one life of one server, whatever its cluster is called."""
-        return (self.address, self.port, self.started)
-
-    @property
-    def place(self) -> tuple[str | None, int | None]:
-        """The same for all lives of one server."""
-        return (self.address, self.port)
-
-
-class Server(NamedTuple):
-    """The answer of one server to a probe.
-
-    epoch: the newest that the server is known to be on.
-    position: written (writer) or replayed (reader); None if the server gives none.
-    lag: seconds behind the writer; None for a writer, or if it is unknown.
-    isolation: its default level.
-    stopped: why a reader no longer replays; "" if it does, and for a writer.
-    unproven: why a position does not prove that readers have what was written; "" if it does. A reader may replicate only a
-        part, or the log of a writer may have only a part.
-    """
-
-    id: ServerId
-    role: Role
-    epoch: int
-    position: Position | None = None
-    lag: float | None = None
-    isolation: str = "read committed"
-    stopped: str = ""
-    unproven: str = ""
-
-
-class Silence(enum.Enum):
-    """How a probe failed."""
-
-    REFUSED = "refused"  # certain: the server said no, or the connection broke
-    NOT_NOW = "not now"  # the server is starting, recovering from a crash, or stopping
-    TIMEOUT = "timeout"  # a suspicion: no answer came in time
-    MISCONFIGURED = "misconfigured"  # the server will say no until somebody changes something
-
-
-class Observation(NamedTuple):
-    """The result of one probe of one instance. Times are monotonic seconds.
-
-    server: the answer; None if there is none.
-    about: the server that a broken or silent probe connection had reached before; None if it had reached none.
-    pooled: whether one connection reached different servers, as behind a pooler that chooses one.
-    """
-
-    instance: str
-    asked_at: float
-    answered_at: float
-    server: Server | None = None
-    about: ServerId | None = None
-    silence: Silence | None = None
-    error: str = ""
-    pooled: bool = False
-
-
-class Ahead(NamedTuple):
-    """A reader's position with transactions of the writer's that the writer is not yet seen to have.
-
-    told_at: when the reader gave the position: monotonic seconds.
-    """
-
-    position: Position
-    told_at: float
-
-
-class Seen(NamedTuple):
-    """A server behind an instance, and the last probe that it answered.
-
-    misses: the number of silent probes in a row since then.
-    missed_at: when the last silent probe was sent: monotonic seconds.
-
-    The other fields are about a reader, and hold until it goes back in its log or is started again.
-    confirmed: whether the writer was seen to have all that the reader had.
-    ahead: the first position of the reader that the writer is not yet seen to have; None if there is none.
-    astray: whether the writer was asked after the reader had given `ahead`, and did not have it.
-    """
-
-    server: Server
-    asked_at: float
-    latency: float
-    misses: int = 0
-    missed_at: float = float("-inf")
-    confirmed: bool = False
-    ahead: Ahead | None = None
-    astray: bool = False
-
-
-class Instance(NamedTuple):
-    """An endpoint, and the servers that were seen behind it. Times are monotonic seconds.
-
-    id: "host:port".
-    reader_only: whether it is a reader endpoint, which never serves as the writer.
-    role: of its servers; None if it is not used.
-    position: how far it is known to be; None if that is unknown.
-    lag: seconds; None if it is unknown.
-    latency: seconds that the last probe took.
-    error: why it is not healthy; "" if it is.
-    heard_at: when the newest probe that has ended was sent.
-    pooled: whether the servers behind it cannot be told apart. Then their positions prove nothing.
-    foreign: the other cluster that it says it belongs to; None if it does not.
-    unproven: why its answers do not prove that it has what a session has written; "" if they do. It is used for other reads
-        even then. An instance that is not used keeps its last value.
-    epoch: the newest that a server behind it is known to be on; 0 if none answers.
-    losses: how often it was lost, without a calm time in between.
-    lost_at: when the probe that showed the last loss was sent.
-    back_at: when the first probe was sent that has been answered since.
-    """
-
-    id: str
-    host: str
-    port: int
-    reader_only: bool = False
-    seen: tuple[Seen, ...] = ()
-    error: str = "not probed yet"
-    silence: Silence | None = None
-    heard_at: float = float("-inf")
-    pooled: bool = False
-    foreign: str | None = None
-    unproven: str = ""
-    role: Role | None = None
-    position: Position | None = None
-    lag: float | None = None
-    latency: float = 0.0
-    servers: frozenset[ServerId] = frozenset()
-    epoch: int = 0
-    losses: int = 0
-    lost_at: float = float("-inf")
-    back_at: float = float("-inf")
-
-    @property
-    def healthy(self) -> bool:
-        """Whether the instance answers and may be used in its role."""
-        return self.role is not None
-
-    @property
-    def stranger(self) -> bool:
-        """Whether the instance is of another cluster."""
-        return self.foreign is not None
-
-    @property
-    def misses(self) -> int:
-        """The number of silent probes in a row, of the server that has most."""
-        return max((seen.misses for seen in self.seen), default=0)
-
-    @property
-    def probed(self) -> bool:
-        """Whether at least one probe has ended."""
-        return self.heard_at > float("-inf")
-
-    def __str__(self) -> str:
-        if self.role is None:
-            return f"{self.id}: {self.error}"
-        lag = "" if self.lag is None else f", {self.lag * 1000:.0f} ms behind"
-        return f"{self.id}: {self.role.value} at {self.position or 'an unknown position'}{lag}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +51,7 @@ class Topology:
     cluster: str | None = None
     samples: tuple[Sample, ...] = ()
     elected: ServerId | None = None
-    deposed: frozenset[tuple[str | None, int | None]] = frozenset()
+    deposed: frozenset[Place] = frozenset()
     peak: int = 0
     by_id: dict[str, Instance] = field(default_factory=dict, compare=False, repr=False)
     isolation: str | None = None
@@ -495,167 +294,39 @@ def _settle(topology: Topology, instances: tuple[Instance, ...]) -> Topology:
     peak = max(topology.peak, epoch)
     samples = topology.samples if topology.samples and topology.samples[-1].position.epoch == epoch else ()
     last = samples[-1].position if samples else None
-    deposed = {*topology.deposed}
-    # Lives of servers that accept writes in the newest epoch, but were deposed before.
-    barred: set[object] = set()
-    claims: dict[object, tuple[str, Seen]] = {}  # one entry for each server, under the first of its names
-    for instance in instances:
-        for seen in instance.seen:
-            server = seen.server
-            if server.role is not Role.WRITER or instance.reader_only:
-                continue
-            if server.epoch < epoch:
-                deposed.add(server.id.place)
-            elif (server.epoch < peak and server.id.place in topology.deposed) or _predates(server, last):
-                barred.add(server.id.life)
-            else:
-                claims.setdefault(server.id.life, (instance.id, seen))
-    found = _elect([*claims.values()])
-    elected = None if found is None else (found[0], found[1].server.id)
-    if found is not None:
-        instances = tuple(_compared(i, found[1], last) for i in instances)
-        if topology.elected is not None:
-            deposed.add(topology.elected.place)
-        deposed.discard(found[1].server.id.place)
-    settled = tuple(_derive(instance, epoch, elected, barred) for instance in instances)
-    writer = next((i for i in settled if i.role is Role.WRITER), None)
-    if writer is not None and writer.position is not None:
-        asked_at = max(seen.asked_at for seen in writer.seen if seen.server.id in writer.servers)
-        if samples and not writer.position.covers(samples[-1].position):
-            # The writes of earlier writers in this epoch were lost with them, so no reader will ever have them.
-            samples = ()
-        if not samples or asked_at > samples[-1].asked_at:
-            samples = (*samples[-SAMPLES + 1 :], Sample(asked_at, writer.position))
+    found = claims(instances, epoch, peak, topology.deposed, last)
+    writer = elect(found.able)
+    deposed = topology.deposed | found.outdated
+    if writer is not None:
+        instances = tuple(compare(i, writer.seen, last) for i in instances)
+        before = frozenset() if topology.elected is None else {topology.elected.place}
+        deposed = (deposed | before) - {writer.server.place}
+    settled = tuple(derive(i, epoch, writer, found.barred) for i in instances)
+    serving = next((i for i in settled if i.role is Role.WRITER), None)
     return Topology(
         instances=settled,
-        writer=writer,
+        writer=serving,
         readers=tuple(i for i in settled if i.role is Role.READER),
-        ambiguous=tuple(sorted(at for at, _ in claims.values())) if claims and elected is None else (),
+        ambiguous=tuple(sorted(claim.at for claim in found.able)) if writer is None else (),
         epoch=epoch,
-        cluster=topology.cluster if elected is None else elected[1].cluster,
-        samples=samples,
-        elected=topology.elected if elected is None else elected[1],
-        deposed=frozenset(deposed),
+        cluster=topology.cluster if writer is None else writer.server.cluster,
+        samples=samples if serving is None else _sampled(samples, serving),
+        elected=topology.elected if writer is None else writer.server,
+        deposed=deposed,
         peak=peak,
         by_id={i.id: i for i in settled},
         isolation=next((i.seen[0].server.isolation for i in settled if i.seen), None),
     )
 
 
-def _predates(server: Server, last: Position | None) -> bool:
-    return last is not None and server.position is not None and server.position.predates(last)
-
-
-def _elect(claims: list[tuple[str, Seen]]) -> tuple[str, Seen] | None:
-    """The writer, and its instance, among the servers that accept writes in the newest epoch; None if it is undecided."""
-    for at, seen in claims:
-        position = seen.server.position
-        others = [other.server.position for _, other in claims if other is not seen]
-        if not others or (position is not None and all(other is not None and position.outdoes(other) for other in others)):
-            return at, seen
-    return None
-
-
-def _compared(instance: Instance, writer: Seen, last: Position | None) -> Instance:
-    """The instance, with the transactions of its readers compared to the writer's answer.
-
-    last: the last position of the writer before that answer.
-    """
-    position = writer.server.position
-    if position is None:
-        return instance
-    began_anew = last is not None and position.lacks(last)
-
-    def compared(seen: Seen) -> Seen:
-        has, ahead, confirmed = seen.server.position, seen.ahead, seen.confirmed
-        if has is None or seen.server.role is not Role.READER:
-            return seen
-        if ahead is not None and not position.lacks(ahead.position):
-            ahead, confirmed = None, True
-        if ahead is None and position.lacks(has):
-            ahead = Ahead(has, seen.asked_at + seen.latency)
-        confirmed = confirmed or ahead is None
-        strays = (began_anew and not position.covers(has)) or (ahead is not None and ahead.told_at <= writer.asked_at)
-        astray = seen.astray or strays
-        if confirmed == seen.confirmed and ahead is seen.ahead and astray == seen.astray:
-            return seen
-        return seen._replace(confirmed=confirmed, ahead=ahead, astray=astray)
-
-    servers = tuple(compared(seen) for seen in instance.seen)
-    return instance if servers == instance.seen else instance._replace(seen=servers)
-
-
-def _derive(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None, barred: Collection[object]) -> Instance:
-    """The instance, with role, position and lag derived from its servers and the election."""
-    role: Role | None
-    if elected is not None and instance.id == elected[0]:
-        role = Role.WRITER
-        use = tuple(s for s in instance.seen if s.server.id == elected[1])
-    else:
-        replaying = (s for s in instance.seen if s.server.role is Role.READER and not s.server.stopped)
-        use = () if _held(instance) else tuple(replaying)
-        role = Role.READER if use else None
-    lags = [s.server.lag for s in use if s.server.lag is not None]
-    unproven = next((why for s in use if (why := _unproven(s))), "") if use else instance.unproven
-    return instance._replace(
-        role=role,
-        error="" if role is not None else _unused(instance, epoch, elected, barred),
-        position=None if instance.pooled or unproven else minimum(tuple(_proof(s) for s in use)),
-        unproven=unproven,
-        lag=max(lags) if lags and len(lags) == len(use) else None,
-        latency=max((s.latency for s in use), default=0.0),
-        servers=frozenset(s.server.id for s in use),
-        epoch=max((s.server.epoch for s in instance.seen), default=0),
-    )
-
-
-def _unproven(seen: Seen) -> str:
-    """Why a server's answers do not prove that it has what a session has written; "" if they do."""
-    if seen.astray:
-        return (
-            "it has transactions of the writer's that the writer has not, as after RESET MASTER there; "
-            "make it anew from the writer, and restart it"
-        )
-    return seen.server.unproven
-
-
-def _proof(seen: Seen) -> Position | None:
-    """The position by which a server proves that it has what a session has written; None if it proves nothing yet.
-
-    Every later position of a confirmed reader is a proof: the reader may be further than the writer's last answer. An
-    unconfirmed reader may follow another log. It proves nothing while it has what the writer is not yet seen to have.
-    """
-    return seen.server.position if seen.confirmed or seen.ahead is None else None
-
-
-def hold(losses: int) -> float:
-    """Seconds for which a reader must answer before it is used again, after so many losses."""
-    return 0.0 if losses < 2 else min(2.0 ** min(losses - 2, 10), LONGEST_HOLD)
-
-
-def _held(instance: Instance) -> bool:
-    """Whether the instance answers, but has not yet done so for long enough."""
-    return bool(instance.seen) and max(s.asked_at for s in instance.seen) - instance.back_at < hold(instance.losses)
-
-
-def _unused(instance: Instance, epoch: int, elected: tuple[str, ServerId] | None, barred: Collection[object]) -> str:
-    """Why an instance without a role has none."""
-    if not instance.seen:
-        return instance.error
-    readers = [s.server for s in instance.seen if s.server.role is Role.READER]
-    if readers and all(server.stopped for server in readers):
-        return f"a reader that is not used, for it falls behind: {readers[0].stopped}"
-    if readers:
-        times = f"{instance.losses} times within {CALM:g} s of each other"
-        return f"answers, but was lost {times}; used again when it has answered for {hold(instance.losses):g} s"
-    if all(s.server.epoch < epoch for s in instance.seen):
-        return f"deposed: it still accepts writes, but the cluster is at epoch {epoch}"
-    if instance.reader_only:
-        return "accepts writes, but is a reader endpoint"
-    if any(s.server.id.life in barred for s in instance.seen):
-        return "deposed: it still accepts writes, but lacks some of a writer that came after it"
-    if elected is None:
-        return "accepts writes, and so does another instance of the same epoch"
-    if any(s.server.id.life == elected[1].life for s in instance.seen):
-        return f"the writer under another name, used as {elected[0]}"
-    return f"deposed: it still accepts writes, but {elected[0]} does so, too, and is newer: it has all that this one has"
+def _sampled(samples: tuple[Sample, ...], writer: Instance) -> tuple[Sample, ...]:
+    """The samples of the writer's positions, with its newest one."""
+    if writer.position is None:
+        return samples
+    asked_at = max(seen.asked_at for seen in writer.seen if seen.server.id in writer.servers)
+    if samples and not writer.position.covers(samples[-1].position):
+        # The writes of earlier writers in this epoch were lost with them, so no reader will ever have them.
+        samples = ()
+    if not samples or asked_at > samples[-1].asked_at:
+        samples = (*samples[-SAMPLES + 1 :], Sample(asked_at, writer.position))
+    return samples

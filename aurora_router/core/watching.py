@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
-from aurora_router.core.topology import Observation, Server, ServerId, Silence
+from aurora_router.core.instance import Observation, Server, ServerId, Silence
 
 C = TypeVar("C")
 

@@ -7,8 +7,9 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeGuard
 
 from aurora_router.core.commits import Evidence, Note
 from aurora_router.core.failures import Failure
+from aurora_router.core.instance import Instance, Role, Server, ServerId, Silence
 from aurora_router.core.query import Query
-from aurora_router.core.topology import Instance, Role, Server, ServerId, Silence, Topology
+from aurora_router.core.topology import Topology
 
 Pooler: TypeAlias = Literal["session", "transaction"]
 """How long a pooler before the servers keeps a client on one connection to them."""

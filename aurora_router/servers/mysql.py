@@ -12,9 +12,9 @@ from typing import Any, Final, NamedTuple
 
 from aurora_router.core.failures import Failure
 from aurora_router.core.gtid import GtidSet, MariadbGtid, began, behind
+from aurora_router.core.instance import Role, Server, ServerId, Silence
 from aurora_router.core.positions import Position
 from aurora_router.core.query import Query
-from aurora_router.core.topology import Role, Server, ServerId, Silence
 from aurora_router.servers.base import Execute, Greeting, Pooler, Unsuitable
 
 DIALECT = "mysql"

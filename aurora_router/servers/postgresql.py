@@ -8,9 +8,10 @@ from typing import Any, Final
 
 from aurora_router.core.commits import Evidence, Note
 from aurora_router.core.failures import Failure
+from aurora_router.core.instance import Instance, Role, Server, ServerId, Silence
 from aurora_router.core.positions import WalPosition, end_of_record, parse_lsn
 from aurora_router.core.query import Query
-from aurora_router.core.topology import Instance, Role, Server, ServerId, Silence, Topology
+from aurora_router.core.topology import Topology
 from aurora_router.servers.base import Execute, Greeting, Pooler, Unsuitable
 
 DIALECT = "postgresql"

@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import select
 
 from aurora_router import Router
+from aurora_router.core.instance import Instance
 from aurora_router.core.selection import Load
-from aurora_router.core.topology import Instance
 from aurora_router.local import LocalInstance, PostgresCluster
 from tests.integration.shop import BOTH, RAISE, Item, eventually, instance_id, place, sessions, until_readers_serve, write
 

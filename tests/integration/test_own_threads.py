@@ -15,8 +15,8 @@ from sqlalchemy.pool import Pool
 
 from aurora_router import ConfigurationError, Router
 from aurora_router.core import events
+from aurora_router.core.instance import Instance, Role, Server, ServerId, Silence
 from aurora_router.core.positions import WalPosition
-from aurora_router.core.topology import Instance, Role, Server, ServerId, Silence
 from aurora_router.local import PostgresCluster
 from aurora_router.monitor import Monitor
 from aurora_router.probe import ProbeConnection, ProbeError

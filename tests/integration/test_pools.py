@@ -13,8 +13,8 @@ from sqlalchemy import exc, text
 from sqlalchemy.engine import Connection
 
 from aurora_router import Router
+from aurora_router.core.instance import Instance
 from aurora_router.core.selection import Load
-from aurora_router.core.topology import Instance
 from aurora_router.local.cluster import Cluster
 from tests.integration.shop import BOTH, Item, connections, eventually, instance_id, sessions, until_readers_serve
 

@@ -30,7 +30,7 @@ from aurora_router import (
     RoutingSession,
 )
 from aurora_router.core import events
-from aurora_router.core.topology import Instance
+from aurora_router.core.instance import Instance
 from aurora_router.local import PostgresCluster
 from tests.integration.shop import (
     BOTH,

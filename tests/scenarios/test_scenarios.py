@@ -25,9 +25,10 @@ from pathlib import Path
 import pytest
 
 from aurora_router.core.gtid import GtidSet, MariadbGtid, began, behind
+from aurora_router.core.instance import Instance, Observation, Role, Server, ServerId, Silence
 from aurora_router.core.positions import Requirement, WalPosition
 from aurora_router.core.selection import Load, Need, Reason, choose, resolve, round_robin, to_writer
-from aurora_router.core.topology import Instance, Observation, Role, Server, ServerId, Silence, Topology, add, forget, observe
+from aurora_router.core.topology import Topology, add, forget, observe
 
 SOURCE = "-71ca-11e1-9e33-c80aa9429562"
 STORIES = sorted(Path(__file__).parent.glob("*.json"))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from aurora_router.core.gtid import GtidSet, MariadbGtid
-from aurora_router.core.topology import Role
+from aurora_router.core.instance import Role
 from aurora_router.servers import mysql
 from tests.servers.conftest import connected
 

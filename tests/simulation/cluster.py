@@ -9,8 +9,8 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from aurora_router.core.instance import Role, Server, ServerId
 from aurora_router.core.positions import WalPosition
-from aurora_router.core.topology import Role, Server, ServerId
 
 CLUSTER = "7001"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aurora_router.core.topology import Role
+from aurora_router.core.instance import Role
 from tests.simulation.cluster import Machine
 
 if TYPE_CHECKING:

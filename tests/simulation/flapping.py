@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from aurora_router.core.topology import Instance, Observation, Role, ServerId, Silence
+from aurora_router.core.instance import Instance, Observation, Role, ServerId, Silence
 
 if TYPE_CHECKING:
     from tests.simulation.simulation import Simulation

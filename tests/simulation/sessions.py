@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from aurora_router.core import failures, selection
 from aurora_router.core.failures import Action, Failure, Phase
+from aurora_router.core.instance import Instance, Role
 from aurora_router.core.positions import Requirement
 from aurora_router.core.selection import Need, Reason
-from aurora_router.core.topology import Instance, Role
 from tests.simulation import faults
 from tests.simulation.cluster import Commit
 

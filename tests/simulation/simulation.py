@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from random import Random
 
 from aurora_router.core import probing, selection, topology, watching
+from aurora_router.core.instance import Instance, Observation, Role, Server, ServerId, Silence
 from aurora_router.core.probing import Demand
 from aurora_router.core.selection import STRATEGIES, Load, Need, Reason
-from aurora_router.core.topology import Instance, Observation, Role, Server, ServerId, Silence, Topology
+from aurora_router.core.topology import Topology
 from aurora_router.core.watching import Change, News, Watch
 from tests.simulation import faults
 from tests.simulation.cluster import Cluster, Machine

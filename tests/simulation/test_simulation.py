@@ -9,9 +9,10 @@ from dataclasses import replace
 import pytest
 
 from aurora_router.core import commits, failures, probing, selection, topology, watching
+from aurora_router.core.election import hold
 from aurora_router.core.failures import Action, Failure, Phase
+from aurora_router.core.instance import Role
 from aurora_router.core.positions import Sample
-from aurora_router.core.topology import Role, hold
 from aurora_router.errors import Outcome
 from tests.simulation import flapping, process
 from tests.simulation.faults import Faults

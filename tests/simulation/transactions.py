@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from aurora_router.core import commits, failures
 from aurora_router.core.commits import Evidence, Note
 from aurora_router.core.failures import Action, Failure, Phase
+from aurora_router.core.instance import Role
 from aurora_router.core.positions import WalPosition
-from aurora_router.core.topology import Role
 from aurora_router.errors import Outcome
 from tests.simulation.cluster import Machine
 

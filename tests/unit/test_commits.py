@@ -7,8 +7,9 @@ import pytest
 from psycopg.pq import TransactionStatus
 
 from aurora_router.core.commits import Evidence, Note, outcome
+from aurora_router.core.instance import Instance, Role, Seen, Server, ServerId
 from aurora_router.core.positions import WalPosition
-from aurora_router.core.topology import Instance, Role, Seen, Server, ServerId, Topology
+from aurora_router.core.topology import Topology
 from aurora_router.drivers.psycopg import is_aborted
 from aurora_router.errors import Outcome
 from aurora_router.servers.postgresql import is_future_xid, is_missing_table, parse_evidence, parse_note

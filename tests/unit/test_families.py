@@ -7,7 +7,7 @@ from sqlalchemy import exc
 
 from aurora_router import Failure, classify_error
 from aurora_router.core.failures import Phase
-from aurora_router.core.topology import Silence
+from aurora_router.core.instance import Silence
 from aurora_router.drivers import DRIVERS, driver_of
 from aurora_router.drivers import psycopg as psycopg_driver
 from aurora_router.drivers import pymysql as pymysql_driver

@@ -21,7 +21,8 @@ from sqlalchemy.engine.default import DefaultDialect
 from aurora_router.commits import prepare
 from aurora_router.core.failures import Failure
 from aurora_router.core.gtid import GtidSet, MariadbGtid
-from aurora_router.core.topology import Instance, Role, Server, ServerId, Silence, Topology
+from aurora_router.core.instance import Instance, Role, Server, ServerId, Silence
+from aurora_router.core.topology import Topology
 from aurora_router.drivers import Mode
 from aurora_router.drivers import psycopg as psycopg_driver
 from aurora_router.drivers import pymysql as pymysql_driver

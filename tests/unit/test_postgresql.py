@@ -12,8 +12,8 @@ from psycopg import Connection, IsolationLevel, OperationalError, ServerCursor, 
 from sqlalchemy import create_engine, make_url
 
 from aurora_router.core.failures import Failure, Phase
+from aurora_router.core.instance import Role, Server, ServerId, Silence
 from aurora_router.core.positions import WalPosition
-from aurora_router.core.topology import Role, Server, ServerId, Silence
 from aurora_router.drivers import Mode
 from aurora_router.drivers import psycopg as psycopg_driver
 from aurora_router.drivers import pymysql as pymysql_driver

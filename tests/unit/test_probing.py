@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_router.core import probing
+from aurora_router.core.instance import Instance, Observation, Role, Server, ServerId, Silence
 from aurora_router.core.probing import STALE_AFTER, Demand, Timing, Trust
-from aurora_router.core.topology import Instance, Observation, Role, Server, ServerId, Silence, Topology, add, observe
+from aurora_router.core.topology import Topology, add, observe
 
 TIMING = Timing(interval=1.0, position_interval=0.1, timeout=2.0, failover_timeout=30.0)
 CALM = Demand(writerless_since=-1000.0)

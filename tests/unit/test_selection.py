@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 
+from aurora_router.core.instance import Instance, Observation, Role, Server, ServerId
 from aurora_router.core.positions import LastRead, Requirement, WalPosition
 from aurora_router.core.selection import (
     LAG_MARGIN,
@@ -24,7 +25,7 @@ from aurora_router.core.selection import (
     satisfies,
 )
 from aurora_router.core.statements import Effect, Hint, Verdict
-from aurora_router.core.topology import Instance, Observation, Role, Server, ServerId, Topology, add, observe
+from aurora_router.core.topology import Topology, add, observe
 
 WRITER, READER = Role
 PIN = 5.0

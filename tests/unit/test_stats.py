@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from aurora_router import InstanceStats, Role, Router, RouterStats
-from aurora_router.core.topology import Instance
+from aurora_router.core.instance import Instance
 from aurora_router.stats import Counters, PoolUsage
 
 URL = "postgresql+psycopg://app@db-1/shop"

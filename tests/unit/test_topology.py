@@ -4,21 +4,9 @@ from functools import reduce
 
 import pytest
 
+from aurora_router.core.instance import Instance, Observation, Role, Server, ServerId
 from aurora_router.core.positions import WalPosition
-from aurora_router.core.topology import (
-    SAMPLES,
-    Instance,
-    Observation,
-    Role,
-    Server,
-    ServerId,
-    Topology,
-    add,
-    behind,
-    observe,
-    remove,
-    survived,
-)
+from aurora_router.core.topology import SAMPLES, Topology, add, behind, observe, remove, survived
 from tests.unit.topologies import (
     ABC,
     MISCONFIGURED,

@@ -1,18 +1,8 @@
 """A reader that was lost again and again is held back until it has answered for a while."""
 
-from aurora_router.core.topology import (
-    Instance,
-    Observation,
-    Role,
-    Server,
-    ServerId,
-    Silence,
-    Topology,
-    add,
-    forget,
-    hold,
-    observe,
-)
+from aurora_router.core.election import hold
+from aurora_router.core.instance import Instance, Observation, Role, Server, ServerId, Silence
+from aurora_router.core.topology import Topology, add, forget, observe
 from tests.unit.topologies import REFUSED, WELL, after, identity, reader, said, silent, writer
 
 

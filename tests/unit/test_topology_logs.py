@@ -1,9 +1,9 @@
 """A log that begins anew, or has filters: its servers go on serving, and their positions prove nothing to anybody."""
 
 from aurora_router.core.gtid import MariadbGtid
+from aurora_router.core.instance import Server
 from aurora_router.core.positions import Requirement
 from aurora_router.core.selection import satisfies
-from aurora_router.core.topology import Server
 from tests.unit.topologies import (
     ABC,
     READER,

@@ -3,7 +3,8 @@
 import pytest
 
 from aurora_router.core.gtid import GtidSet, MariadbGtid
-from aurora_router.core.topology import Server, remove
+from aurora_router.core.instance import Server
+from aurora_router.core.topology import remove
 from tests.unit.topologies import (
     ABC,
     READER,

@@ -3,7 +3,7 @@
 import pytest
 
 from aurora_router.core import watching
-from aurora_router.core.topology import Observation, Role, Server, ServerId, Silence
+from aurora_router.core.instance import Observation, Role, Server, ServerId, Silence
 from aurora_router.core.watching import CONNECTS_PER_RECHECK, FORGET_AFTER, MAX_SERVERS, Change, Forgotten, Link, Watch
 
 REFUSED, _, TIMEOUT, _ = Silence

@@ -4,8 +4,9 @@ from functools import reduce
 
 from aurora_router.core import gtid
 from aurora_router.core.gtid import GtidSet, MariadbGtid, began
+from aurora_router.core.instance import Instance, Observation, Role, Server, ServerId, Silence
 from aurora_router.core.positions import WalPosition
-from aurora_router.core.topology import Instance, Observation, Role, Server, ServerId, Silence, Topology, add, observe
+from aurora_router.core.topology import Topology, add, observe
 
 WRITER, READER = Role
 REFUSED, NOT_NOW, TIMEOUT, MISCONFIGURED = Silence

@@ -1,0 +1,202 @@
+"""Which server is the writer, and what each instance may be used for. topology.py applies both after each change.
+
+Rules:
+- The writer is the server of the newest epoch that accepts writes. A writer of an older epoch is deposed: it serves nothing.
+- Two servers of the newest epoch may both accept writes. The writer is the one whose position shows that it is newer. If
+  neither position shows that, there is no writer until that resolves.
+- A server is also deposed if its position shows that it was the writer before the last one.
+- A reader that no longer replays is not used.
+- A reader may have transactions of the writer's that the writer, asked later, does not have. Such a reader is on another line:
+  its position proves nothing.
+- A reader's position also proves nothing before the writer was once seen to have what the reader has. A writer that was asked
+  before the reader cannot tell.
+- A reader that was lost once is used again at its first answer. A reader that is lost again and again must answer for a while
+  first, which doubles with each loss. The writer never waits, because without it nobody can write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from aurora_router.core.instance import Ahead, Instance, Place, Role, Seen, Server, ServerId
+from aurora_router.core.positions import Position, minimum
+
+CALM = 300.0  # seconds without a loss after which earlier ones are forgotten
+LONGEST_HOLD = 60.0  # seconds
+
+
+class Claim(NamedTuple):
+    """A server that accepts writes in the newest epoch.
+
+    at: the first instance behind which it was found.
+    """
+
+    at: str
+    seen: Seen
+
+    @property
+    def server(self) -> ServerId:
+        """The server."""
+        return self.seen.server.id
+
+
+class Claims(NamedTuple):
+    """What is known of the servers that accept writes.
+
+    able: those that may be the writer, one claim for each.
+    outdated: the places of those of an older epoch.
+    barred: the lives of those of the newest epoch that were deposed before.
+    """
+
+    able: tuple[Claim, ...]
+    outdated: frozenset[Place]
+    barred: frozenset[object]
+
+
+def claims(instances: Sequence[Instance], epoch: int, peak: int, deposed: Collection[Place], last: Position | None) -> Claims:
+    """Find the servers that accept writes.
+
+    epoch: the newest one.
+    peak: the highest one ever seen.
+    deposed: the places of servers that were deposed before.
+    last: the last position of the writer.
+    """
+    able: dict[object, Claim] = {}
+    outdated: set[Place] = set()
+    barred: set[object] = set()
+    for at, seen in ((each.id, seen) for each in instances if not each.reader_only for seen in each.seen):
+        server = seen.server
+        if server.role is not Role.WRITER:
+            continue
+        if server.epoch < epoch:
+            outdated.add(server.id.place)
+        elif (server.epoch < peak and server.id.place in deposed) or _predates(server, last):
+            barred.add(server.id.life)
+        else:
+            able.setdefault(server.id.life, Claim(at, seen))
+    return Claims(tuple(able.values()), frozenset(outdated), frozenset(barred))
+
+
+def _predates(server: Server, last: Position | None) -> bool:
+    return last is not None and server.position is not None and server.position.predates(last)
+
+
+def elect(able: Sequence[Claim]) -> Claim | None:
+    """Find the writer among the servers that may be it; None if it is undecided."""
+    for claim in able:
+        position = claim.seen.server.position
+        others = [other.seen.server.position for other in able if other is not claim]
+        if not others or (position is not None and all(other is not None and position.outdoes(other) for other in others)):
+            return claim
+    return None
+
+
+def compare(instance: Instance, writer: Seen, last: Position | None) -> Instance:
+    """Compare the transactions of an instance's readers to the writer's answer.
+
+    last: the last position of the writer before that answer.
+    """
+    position = writer.server.position
+    if position is None:
+        return instance
+    began_anew = last is not None and position.lacks(last)
+
+    def compared(seen: Seen) -> Seen:
+        has, ahead, confirmed = seen.server.position, seen.ahead, seen.confirmed
+        if has is None or seen.server.role is not Role.READER:
+            return seen
+        if ahead is not None and not position.lacks(ahead.position):
+            ahead, confirmed = None, True
+        if ahead is None and position.lacks(has):
+            ahead = Ahead(has, seen.asked_at + seen.latency)
+        confirmed = confirmed or ahead is None
+        strays = (began_anew and not position.covers(has)) or (ahead is not None and ahead.told_at <= writer.asked_at)
+        astray = seen.astray or strays
+        if confirmed == seen.confirmed and ahead is seen.ahead and astray == seen.astray:
+            return seen
+        return seen._replace(confirmed=confirmed, ahead=ahead, astray=astray)
+
+    servers = tuple(compared(seen) for seen in instance.seen)
+    return instance if servers == instance.seen else instance._replace(seen=servers)
+
+
+def derive(instance: Instance, epoch: int, elected: Claim | None, barred: Collection[object]) -> Instance:
+    """Derive role, position and lag of an instance from its servers and the election.
+
+    epoch: the newest one.
+    barred: the lives of servers that accept writes in it, but were deposed before.
+    """
+    role, use = _use(instance, elected)
+    lags = [s.server.lag for s in use if s.server.lag is not None]
+    unproven = next((why for s in use if (why := _unproven(s))), "") if use else instance.unproven
+    return instance._replace(
+        role=role,
+        error="" if role is not None else _unused(instance, epoch, elected, barred),
+        position=None if instance.pooled or unproven else minimum(tuple(_proof(s) for s in use)),
+        unproven=unproven,
+        lag=max(lags) if lags and len(lags) == len(use) else None,
+        latency=max((s.latency for s in use), default=0.0),
+        servers=frozenset(s.server.id for s in use),
+        epoch=max((s.server.epoch for s in instance.seen), default=0),
+    )
+
+
+def _use(instance: Instance, elected: Claim | None) -> tuple[Role | None, tuple[Seen, ...]]:
+    """The role of an instance, and those of its servers that have it."""
+    if elected is not None and instance.id == elected.at:
+        return Role.WRITER, tuple(s for s in instance.seen if s.server.id == elected.server)
+    replaying = tuple(s for s in instance.seen if s.server.role is Role.READER and not s.server.stopped)
+    return (Role.READER, replaying) if replaying and not _held(instance) else (None, ())
+
+
+def _unproven(seen: Seen) -> str:
+    """Why a server's answers do not prove that it has what a session has written; "" if they do."""
+    if seen.astray:
+        return (
+            "it has transactions of the writer's that the writer has not, as after RESET MASTER there; "
+            "make it anew from the writer, and restart it"
+        )
+    return seen.server.unproven
+
+
+def _proof(seen: Seen) -> Position | None:
+    """The position by which a server proves that it has what a session has written; None if it proves nothing yet.
+
+    Every later position of a confirmed reader is a proof: the reader may be further than the writer's last answer. An
+    unconfirmed reader may follow another log. It proves nothing while it has what the writer is not yet seen to have.
+    """
+    return seen.server.position if seen.confirmed or seen.ahead is None else None
+
+
+def hold(losses: int) -> float:
+    """Seconds for which a reader must answer before it is used again, after so many losses."""
+    return 0.0 if losses < 2 else min(2.0 ** min(losses - 2, 10), LONGEST_HOLD)
+
+
+def _held(instance: Instance) -> bool:
+    """Whether the instance answers, but has not yet done so for long enough."""
+    return bool(instance.seen) and max(s.asked_at for s in instance.seen) - instance.back_at < hold(instance.losses)
+
+
+def _unused(instance: Instance, epoch: int, elected: Claim | None, barred: Collection[object]) -> str:
+    """Why an instance without a role has none."""
+    if not instance.seen:
+        return instance.error
+    readers = [s.server for s in instance.seen if s.server.role is Role.READER]
+    if readers and all(server.stopped for server in readers):
+        return f"a reader that is not used, for it falls behind: {readers[0].stopped}"
+    if readers:
+        times = f"{instance.losses} times within {CALM:g} s of each other"
+        return f"answers, but was lost {times}; used again when it has answered for {hold(instance.losses):g} s"
+    if all(s.server.epoch < epoch for s in instance.seen):
+        return f"deposed: it still accepts writes, but the cluster is at epoch {epoch}"
+    if instance.reader_only:
+        return "accepts writes, but is a reader endpoint"
+    if any(s.server.id.life in barred for s in instance.seen):
+        return "deposed: it still accepts writes, but lacks some of a writer that came after it"
+    if elected is None:
+        return "accepts writes, and so does another instance of the same epoch"
+    if any(s.server.id.life == elected.server.life for s in instance.seen):
+        return f"the writer under another name, used as {elected.at}"
+    return f"deposed: it still accepts writes, but {elected.at} does so, too, and is newer: it has all that this one has"

@@ -1,0 +1,202 @@
+"""What is known about one endpoint and the servers behind it, as frozen records.
+
+An instance is an endpoint. Usually one server stands behind it. Behind the name of a load balancer or in DNS there may be
+several. So each observation is of one *server*, and an instance is only as far as the least advanced of its servers.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple, TypeAlias
+
+from aurora_router.core.positions import Position
+
+Place: TypeAlias = tuple[str | None, int | None]
+"""The address and port of a server: the same for all its lives."""
+
+
+class Role(enum.Enum):
+    """The role of a server: it accepts writes, or replays them."""
+
+    WRITER = "writer"
+    READER = "reader"
+
+
+class ServerId(NamedTuple):
+    """The identity of one life of one server, from one start to the next.
+
+    cluster: the name that all servers of a cluster share, for example PostgreSQL's system identifier.
+    address, port: where the connection arrived, as the server itself says. If the server does not know, the address is a name
+        that no other server of the cluster has.
+    started: when the server was started. A restarted reader may have gone back in its log.
+    """
+
+    cluster: str
+    address: str | None
+    port: int | None
+    started: str
+
+    @property
+    def life(self) -> tuple[str, int | None, str]:
+        """The same for one life of a server at all its addresses: no two servers of a cluster have the same `started`."""
+        return (self.cluster, self.port, self.started)
+
+    @property
+    def run(self) -> tuple[str | None, int | None, str]:
+        """The same for one life of one server, whatever its cluster is called."""
+        return (self.address, self.port, self.started)
+
+    @property
+    def place(self) -> Place:
+        """The same for all lives of one server."""
+        return (self.address, self.port)
+
+
+class Server(NamedTuple):
+    """The answer of one server to a probe.
+
+    epoch: the newest that the server is known to be on.
+    position: written (writer) or replayed (reader); None if the server gives none.
+    lag: seconds behind the writer; None for a writer, or if it is unknown.
+    isolation: its default level.
+    stopped: why a reader no longer replays; "" if it does, and for a writer.
+    unproven: why a position does not prove that readers have what was written; "" if it does. A reader may replicate only a
+        part, or the log of a writer may have only a part.
+    """
+
+    id: ServerId
+    role: Role
+    epoch: int
+    position: Position | None = None
+    lag: float | None = None
+    isolation: str = "read committed"
+    stopped: str = ""
+    unproven: str = ""
+
+
+class Silence(enum.Enum):
+    """How a probe failed."""
+
+    REFUSED = "refused"  # certain: the server said no, or the connection broke
+    NOT_NOW = "not now"  # the server is starting, recovering from a crash, or stopping
+    TIMEOUT = "timeout"  # a suspicion: no answer came in time
+    MISCONFIGURED = "misconfigured"  # the server will say no until somebody changes something
+
+
+class Observation(NamedTuple):
+    """The result of one probe of one instance. Times are monotonic seconds.
+
+    server: the answer; None if there is none.
+    about: the server that a broken or silent probe connection had reached before; None if it had reached none.
+    pooled: whether one connection reached different servers, as behind a pooler that chooses one.
+    """
+
+    instance: str
+    asked_at: float
+    answered_at: float
+    server: Server | None = None
+    about: ServerId | None = None
+    silence: Silence | None = None
+    error: str = ""
+    pooled: bool = False
+
+
+class Ahead(NamedTuple):
+    """A reader's position with transactions of the writer's that the writer is not yet seen to have.
+
+    told_at: when the reader gave the position: monotonic seconds.
+    """
+
+    position: Position
+    told_at: float
+
+
+class Seen(NamedTuple):
+    """A server behind an instance, and the last probe that it answered.
+
+    misses: the number of silent probes in a row since then.
+    missed_at: when the last silent probe was sent: monotonic seconds.
+
+    The other fields are about a reader, and hold until it goes back in its log or is started again.
+    confirmed: whether the writer was seen to have all that the reader had.
+    ahead: the first position of the reader that the writer is not yet seen to have; None if there is none.
+    astray: whether the writer was asked after the reader had given `ahead`, and did not have it.
+    """
+
+    server: Server
+    asked_at: float
+    latency: float
+    misses: int = 0
+    missed_at: float = float("-inf")
+    confirmed: bool = False
+    ahead: Ahead | None = None
+    astray: bool = False
+
+
+class Instance(NamedTuple):
+    """An endpoint, and the servers that were seen behind it. Times are monotonic seconds.
+
+    id: "host:port".
+    reader_only: whether it is a reader endpoint, which never serves as the writer.
+    role: of its servers; None if it is not used.
+    position: how far it is known to be; None if that is unknown.
+    lag: seconds; None if it is unknown.
+    latency: seconds that the last probe took.
+    error: why it is not healthy; "" if it is.
+    heard_at: when the newest probe that has ended was sent.
+    pooled: whether the servers behind it cannot be told apart. Then their positions prove nothing.
+    foreign: the other cluster that it says it belongs to; None if it does not.
+    unproven: why its answers do not prove that it has what a session has written; "" if they do. It is used for other reads
+        even then. An instance that is not used keeps its last value.
+    epoch: the newest that a server behind it is known to be on; 0 if none answers.
+    losses: how often it was lost, without a calm time in between.
+    lost_at: when the probe that showed the last loss was sent.
+    back_at: when the first probe was sent that has been answered since.
+    """
+
+    id: str
+    host: str
+    port: int
+    reader_only: bool = False
+    seen: tuple[Seen, ...] = ()
+    error: str = "not probed yet"
+    silence: Silence | None = None
+    heard_at: float = float("-inf")
+    pooled: bool = False
+    foreign: str | None = None
+    unproven: str = ""
+    role: Role | None = None
+    position: Position | None = None
+    lag: float | None = None
+    latency: float = 0.0
+    servers: frozenset[ServerId] = frozenset()
+    epoch: int = 0
+    losses: int = 0
+    lost_at: float = float("-inf")
+    back_at: float = float("-inf")
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the instance answers and may be used in its role."""
+        return self.role is not None
+
+    @property
+    def stranger(self) -> bool:
+        """Whether the instance is of another cluster."""
+        return self.foreign is not None
+
+    @property
+    def misses(self) -> int:
+        """The number of silent probes in a row, of the server that has most."""
+        return max((seen.misses for seen in self.seen), default=0)
+
+    @property
+    def probed(self) -> bool:
+        """Whether at least one probe has ended."""
+        return self.heard_at > float("-inf")
+
+    def __str__(self) -> str:
+        if self.role is None:
+            return f"{self.id}: {self.error}"
+        lag = "" if self.lag is None else f", {self.lag * 1000:.0f} ms behind"
+        return f"{self.id}: {self.role.value} at {self.position or 'an unknown position'}{lag}"
