@@ -102,22 +102,29 @@ def pace(topology: Topology, instance_id: str, last_at: float, demand: Demand, t
     last_at: when the last one began.
     """
     instance = topology.by_id.get(instance_id)
-    answers = instance is not None and bool(instance.seen)
-    if instance is not None and answers and (instance.misses or instance_id in demand.suspects):
-        return timing.fast_interval
     if demand.doubted_at is not None and last_at < demand.doubted_at:
+        return timing.fast_interval
+    is_writer_doubtful = _is_writer_doubtful(topology, demand, timing, now)
+    if instance is None:
+        return timing.fast_interval if is_writer_doubtful else timing.interval
+    answers = bool(instance.seen)
+    if answers and (instance.misses or instance_id in demand.suspects):
         return timing.fast_interval
     # Each probe of a misconfigured instance may be a login with a wrong password. Those who start the router share one, to see
     # whether it was mended.
-    is_hopeless = instance is not None and instance.silence is Silence.MISCONFIGURED and not answers
-    if not is_hopeless and _is_writer_doubtful(topology, demand, timing, now):
+    is_hopeless = instance.silence is Silence.MISCONFIGURED and not answers
+    if is_writer_doubtful and not is_hopeless:
         return timing.fast_interval
-    if demand.own_since is not None and instance is not None and instance.healthy:
+    if demand.own_since is not None and instance.healthy:
         return 0.0 if last_at < demand.own_since else timing.fast_interval
     shares = answers or (is_hopeless and topology.writer is None)
-    if demand.shared_since is not None and shares and last_at < demand.shared_since:
-        return min(timing.position_interval, timing.interval)
-    if last_at < demand.positions_since and instance is not None and instance.healthy:
+    return _shared_pace(demand, last_at, timing, shares=shares, is_healthy=instance.healthy)
+
+
+def _shared_pace(demand: Demand, last_at: float, timing: Timing, *, shares: bool, is_healthy: bool) -> float:
+    """The seconds between two probes that serve all who wait."""
+    is_due = demand.shared_since is not None and shares and last_at < demand.shared_since
+    if is_due or (is_healthy and last_at < demand.positions_since):
         return min(timing.position_interval, timing.interval)
     return timing.interval
 

@@ -178,16 +178,23 @@ def choose(topology: Topology, need: Need, balance: Balance, load: Load, rnd: fl
     for last in need.last_reads:
         able = [r for r in able if shows_no_less(r, last, topology, need.pin_seconds, now)]
     if not able:
-        hopeless = (topology.writer is not None and topology.writer.unproven) or all(r.unproven for r in topology.readers)
-        return to_writer(topology, Reason.UNPROVEN if hopeless else Reason.OWN_WRITES)
-    chosen = able[0]
-    if len(able) > 1:
-        chosen = balance(able, load, rnd)
-        if not load.has_room(chosen.id):
-            roomy = [r for r in able if load.has_room(r.id)]
-            if roomy:  # else the unit waits for the reader of the first choice
-                chosen = balance(roomy, load, rnd)
+        return to_writer(topology, Reason.UNPROVEN if _is_hopeless(topology) else Reason.OWN_WRITES)
+    chosen = able[0] if len(able) == 1 else _balanced(able, balance, load, rnd)
     return Decision(chosen, _DECLARED_READ_ONLY if need.declared else _READ)
+
+
+def _is_hopeless(topology: Topology) -> bool:
+    """Whether no reader can prove what it has, now or later."""
+    return (topology.writer is not None and bool(topology.writer.unproven)) or all(r.unproven for r in topology.readers)
+
+
+def _balanced(able: Sequence[Instance], balance: Balance, load: Load, rnd: float) -> Instance:
+    """The reader that the strategy chooses, among those with room. If none has room, the unit waits for the first choice."""
+    chosen = balance(able, load, rnd)
+    if load.has_room(chosen.id):
+        return chosen
+    roomy = [r for r in able if load.has_room(r.id)]
+    return balance(roomy, load, rnd) if roomy else chosen
 
 
 def satisfies(reader: Instance, requirement: Requirement, topology: Topology, pin_seconds: float, now: float) -> bool:
@@ -209,6 +216,11 @@ def satisfies(reader: Instance, requirement: Requirement, topology: Topology, pi
             return False  # the writer will give a position that proves it
     if reader.unproven or (topology.writer is not None and topology.writer.unproven):
         return False
+    return _is_late_enough(reader, requirement, topology, pin_seconds, now)
+
+
+def _is_late_enough(reader: Instance, requirement: Requirement, topology: Topology, pin_seconds: float, now: float) -> bool:
+    """Whether the reader has had the time to replay every commit of the requirement, because no position proves that."""
     if not reader.pooled:
         used = [seen for seen in reader.seen if seen.server.id in reader.servers]
         if any(seen.server.epoch != topology.epoch for seen in used):

@@ -32,38 +32,48 @@ class SessionStatements(SessionWrites):
 
     def _engine_for(self, unit: Unit, mapper: Any, clause: Any, read_only: bool | None) -> Engine:
         """Connect a unit that has no instance yet, or may have to leave its reader. Return its engine."""
-        if mapper is None and clause is None and self._call is not None:
-            # SQLAlchemy passes neither for some statements, for example a union of mapped columns.
-            clause = self._call.statement
+        clause = self._clause(mapper, clause)
         if mapper is None and clause is None:
             return self.router.writer_engine()  # the caller wants to look at an engine, not to connect
-        if clause is not None and self._call is not None and self._call.listeners_made is not None:
-            clause = self._call.listeners_made
         if unit.read_only:
             return self._enter(unit, Reason.HINT if unit.hint == "writer" or self._names_writer(clause) else None)
-        judging: Engine | None = None
-        reason: Reason | None = None
         # A text() is the same on every engine. So most texts that write are known before a reader is chosen.
+        judging: Engine | None = None
         if isinstance(clause, TextClause) and unit.read_only is None and read_only is None and unit.hint is None:
             if clause.text in self.router.gate.writes:
                 return self._move(unit, Reason.NOT_A_READ)
             judging = self.router.connected_writer_engine()
-            if judging is not None:
-                reason = self._judge(unit, clause, judging, False)
+        reason = None if judging is None else self._judge(unit, clause, judging, False)
         if reason is None:
             reason = self._reason_to_write(unit, clause, read_only)
-        if reason is None and unit.instance is None:
+        if reason is not None:
+            return self._move(unit, reason)
+        return self._engine_to_read(unit, clause, is_judged=judging is not None)
+
+    def _clause(self, mapper: Any, clause: Any) -> Any:
+        """Return the statement that SQLAlchemy will compile; None if the caller of `get_bind()` has named none."""
+        call = self._call
+        if call is None:
+            return clause
+        if mapper is None and clause is None:
+            # SQLAlchemy passes neither for some statements, for example a union of mapped columns.
+            clause = call.statement
+        return clause if clause is None or call.listeners_made is None else call.listeners_made
+
+    def _engine_to_read(self, unit: Unit, clause: Any, *, is_judged: bool) -> Engine:
+        """Connect a unit for a statement that may be a read, as the text will show. Return its engine.
+
+        is_judged: whether the text was looked at already.
+        """
+        if unit.instance is None:
 
             def judge(engine: Engine, thorough: bool) -> Reason | None:
-                return self._judge(unit, clause, engine, thorough) if thorough or judging is None else None
+                return self._judge(unit, clause, engine, thorough) if thorough or not is_judged else None
 
             return self._enter(unit, None, judge=judge)
-        if reason is None:
-            engine = self._engine(unit)
-            reason = self._judge(unit, clause, engine, False) if judging is None else None
-            if reason is None:
-                return engine
-        return self._move(unit, reason)
+        engine = self._engine(unit)
+        reason = None if is_judged else self._judge(unit, clause, engine, False)
+        return engine if reason is None else self._move(unit, reason)
 
     def _reason_to_write(self, unit: Unit, clause: Any, read_only: bool | None) -> Reason | None:
         """Return why the unit must be on the writer for this clause; None if it may be a read, as the text will show."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from typing import Any
 
 from sqlalchemy import event
@@ -16,7 +16,7 @@ from aurora_router.stale_writes.marks import LOADED_FROM_READER, is_unchecked, m
 from aurora_router.stale_writes.members import check_members, read_collections_again
 from aurora_router.stale_writes.relationships import relationships_of
 from aurora_router.stale_writes.rows import by_mapper, lock_rows, read_rows, row_of, with_locks
-from aurora_router.unit import Unit
+from aurora_router.unit import Row, Unit
 
 # -- listeners ----------------------------------------------------------------------------------------------------
 
@@ -115,10 +115,25 @@ def _check(session: Any, connection: Connection, unit: Unit, states: Iterable[In
 
     Rows are compared, but not locked, if nothing is sent for them. Their objects keep the marks.
     """
-    found: Differences = {}
     to_check, has_written = list(states), unit.wrote
     unsent = {row_of(state) for state in to_check if _is_unsent(session, state)}
-    exposed = [state for state in to_check if not _has_version(session, state)]
+    found = _find_differences(session, connection, to_check, unsent)
+    if found:
+        if unit.run is not None and has_written:
+            # The unit's own statements may have changed these rows, and may change more rows of the same kind.
+            unit.run.found_stale = unit.run.found_stale.union(_rows_of_the_same_kind(session, found))
+        raise stale_read(unit.run, found)
+    for state in to_check:
+        if row_of(state) not in unsent:
+            mark_checked(state)
+
+
+def _find_differences(session: Any, connection: Connection, states: list[InstanceState[Any]], unsent: Set[Row]) -> Differences:
+    """Compare the rows of objects with what the objects were loaded with. Lock those for which something is sent.
+
+    unsent: the rows for which nothing is sent.
+    """
+    exposed = [state for state in states if not _has_version(session, state)]
     checkable = {mapper for mapper in {state.mapper for state in exposed} if _checkable(session, mapper, connection)}
     known = {row_of(state): shown for state in exposed if state.mapper in checkable and (shown := shown_values(state))}
     asked = [
@@ -126,19 +141,18 @@ def _check(session: Any, connection: Connection, unit: Unit, states: Iterable[In
         for rows, read in ((known.keys() - unsent, lock_rows), (unsent, read_rows))
         for mapper, keys in by_mapper({row: known[row] for row in known if row in rows})
     ]
+    found: Differences = {}
     for differing in with_locks(connection, checkable, lambda: [differences(connection, *each) for each in asked]):
         found.update(differing)
-    if found:
-        if unit.run is not None and has_written:
-            # The unit's own statements may have changed these rows, and may change more rows of the same kind.
-            mappers = {mapper for mapper, _ in found}
-            every = session.identity_map.all_states()
-            others = (state for state in every if state.mapper in mappers and LOADED_FROM_READER in state.info)
-            unit.run.found_stale = unit.run.found_stale.union(map(row_of, others))
-        raise stale_read(unit.run, found)
-    for state in to_check:
-        if row_of(state) not in unsent:
-            mark_checked(state)
+    return found
+
+
+def _rows_of_the_same_kind(session: Any, found: Differences) -> Iterator[Row]:
+    """Yield the rows of all objects that a reader has shown, and whose mapper is that of a difference."""
+    mappers = {mapper for mapper, _ in found}
+    for state in session.identity_map.all_states():
+        if state.mapper in mappers and LOADED_FROM_READER in state.info:
+            yield row_of(state)
 
 
 def _checkable(session: Any, mapper: Mapper[Any], connection: Connection) -> bool:
