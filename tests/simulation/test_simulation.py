@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from aurora_router.core import commits, failures, probing, selection, topology, watching
+from aurora_router.core import commits, election, failures, probing, selection, topology, watching
 from aurora_router.core.election import hold
 from aurora_router.core.failures import Action, Failure, Phase
 from aurora_router.core.instance import Role
@@ -169,7 +169,7 @@ def test_an_endpoint_as_far_as_its_best_server_is_found(monkeypatch):
         known = [position for position in positions if position is not None]
         return max(known, key=lambda position: (position.epoch, position.lsn), default=None)
 
-    monkeypatch.setattr(topology, "minimum", best)
+    monkeypatch.setattr(election, "minimum", best)
     assert "does not see" in found("b")
 
 
@@ -330,12 +330,12 @@ def test_a_read_that_hangs_on_a_lost_server_is_found(monkeypatch):
 
 def test_a_flapping_reader_used_again_at_once_is_found(monkeypatch):
     """The invariants find a reader that is used again at once, however often it was lost."""
-    monkeypatch.setattr(topology, "hold", lambda losses: 0.0)
+    monkeypatch.setattr(election, "hold", lambda losses: 0.0)
     assert "chosen too soon" in found("h")
 
 
 def test_a_wait_that_does_not_grow_is_found(monkeypatch):
-    monkeypatch.setattr(topology, "hold", lambda losses: 1.0 if losses > 1 else 0.0)
+    monkeypatch.setattr(election, "hold", lambda losses: 1.0 if losses > 1 else 0.0)
     assert "chosen too soon" in found("h")
 
 
@@ -374,7 +374,7 @@ def test_a_wait_that_begins_anew_with_each_restart_is_found(monkeypatch):
 
 
 def test_a_reader_that_waits_longer_than_it_should_is_found(monkeypatch):
-    monkeypatch.setattr(topology, "hold", lambda losses: 2.0 * hold(losses))
+    monkeypatch.setattr(election, "hold", lambda losses: 2.0 * hold(losses))
     assert "not taken back" in found("h")
 
 
