@@ -45,7 +45,7 @@ def take_in(
         if useless is not None:
             sockets = 0
             with _discarding(was.id):
-                sockets = engines.discard(was.id, cut_before=useless.cut_before)
+                sockets = engines.evict(was.id, cut_before=useless.cut_before)
             tell(events.ConnectionsDiscarded(was.id, sockets, useless.reason))
         elif now is not None and was.role is not None and was.role is not now.role:
             with _discarding(was.id):

@@ -6,55 +6,21 @@ import contextlib
 import random
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-from sqlalchemy.engine import Connection, Engine, ExceptionContext
-from sqlalchemy.pool import PoolProxiedConnection
+from sqlalchemy.engine import Connection, Engine
 
+from aurora_router.connection_hooks import ConnectionHooks
+from aurora_router.connection_state import STATE, ConnectionState
 from aurora_router.core.pacing import pause
 from aurora_router.drivers import Driver
-from aurora_router.families import Families
 from aurora_router.limits import Place, Places
 from aurora_router.mistakes import refusal
-from aurora_router.pooling import SERVER, line_of
+from aurora_router.sockets import socket_of
 from aurora_router.waiting import Waiting
 
 
-class Gatekeeper(Protocol):
-    """The interceptor of everything that passes between SQLAlchemy and the driver: see gate.Gate."""
-
-    dialect: str
-
-    @property
-    def families(self) -> Families: ...
-
-    @property
-    def asynchronous_commits(self) -> bool: ...
-
-    def before_waiting(self) -> None: ...
-
-    def checked_out(self, raw: PoolProxiedConnection, /) -> None: ...
-
-    def statement(self, cursor: Any, text: str, /, *rest: Any) -> None: ...
-
-    def ends(self, raw: PoolProxiedConnection, /) -> bool:
-        """Whether a rollback ends the unit of a connection, so nothing more is sent in the unit."""
-        ...
-
-    def failed(self, context: ExceptionContext, /) -> BaseException | None: ...
-
-    def commit(self, raw: PoolProxiedConnection, send: Callable[[Any], None]) -> None: ...
-
-    def commit_in_two_phases(self, connection: Connection, send: Callable[[], None], /) -> None: ...
-
-    def set_options(self, connection: Connection, options: Mapping[str, Any], send: Callable[[], None], /) -> None: ...
-
-    def rolled_back(self, raw: PoolProxiedConnection, /) -> None: ...
-
-    def returned(self, unit: Any, instance: str, /) -> bool: ...
-
-
-def put_around_rollbacks(engine: Engine, driver: Driver, gate: Gatekeeper) -> None:
+def put_around_rollbacks(engine: Engine, driver: Driver, gate: ConnectionHooks) -> None:
     """Close a connection if its rollback fails or would take long, and skip a rollback that would send nothing.
 
     - A rollback fails if the connection is gone, or if a signal handler's exception interrupted its last statement. The
@@ -86,21 +52,23 @@ def put_around_rollbacks(engine: Engine, driver: Driver, gate: Gatekeeper) -> No
             rollback(connection)
         except dialect.loaded_dbapi.Error as error:
             try:
-                connection.info[SERVER] = None
+                state: ConnectionState | None = connection.info.get(STATE)
             except NotImplementedError:  # it has no pool: SQLAlchemy's first look at a server failed
                 raise error from None
+            if state is not None:
+                state.server = None
             driver: Any = connection.dbapi_connection
             with contextlib.suppress(dialect.loaded_dbapi.Error):  # closed already
                 driver.close()
-            line = line_of(driver)
-            if line is not None:
-                # The twin would keep the socket open, and with it a transaction and its locks.
-                line.cut()
+            tracked = socket_of(driver)
+            if tracked is not None:
+                # The duplicate would keep the socket open, and with it a transaction and its locks.
+                tracked.shut_down()
 
     dialect.do_rollback = tolerant
 
 
-def put_around_commits(engine: Engine, gate: Gatekeeper, waiting: Waiting) -> None:
+def put_around_commits(engine: Engine, gate: ConnectionHooks, waiting: Waiting) -> None:
     """Have each COMMIT go through the gate, and both steps of a COMMIT in two phases. All are shielded.
 
     The engine's own event comes only before a COMMIT, and slows down every statement.
@@ -120,7 +88,7 @@ def put_around_commits(engine: Engine, gate: Gatekeeper, waiting: Waiting) -> No
     dialect.do_commit_twophase = through_the_gate(dialect.do_commit_twophase)
 
 
-def put_around_options(engine: Engine, gate: Gatekeeper) -> None:
+def put_around_options(engine: Engine, gate: ConnectionHooks) -> None:
     """Have execution options that change something in the driver's connection go through the gate.
 
     The engine's own event slows down every statement.

@@ -17,6 +17,7 @@ from sqlalchemy import exc
 from sqlalchemy.exc import DBAPIError
 
 from aurora_router.config import get_pool_limits
+from aurora_router.connection_state import STATE
 from aurora_router.core import events
 from aurora_router.core.failures import Action, Phase, decide, traits
 from aurora_router.core.instance import Instance, Role
@@ -50,7 +51,7 @@ from aurora_router.gate import Attempt, Gate, own
 from aurora_router.limits import Place, Places, Repeats
 from aurora_router.listeners import EventDispatcher
 from aurora_router.monitor import Haste, Monitor
-from aurora_router.pooling import UNIT, PoolFull
+from aurora_router.pooling import PoolFull
 from aurora_router.settings import Settings
 from aurora_router.stats import Counters
 from aurora_router.unit import Door, Unit
@@ -114,6 +115,7 @@ class Entrance:
         self._wait = settings.wait_for_reader
         self._token_ttl = settings.token_ttl
         self._look_timeout = settings.probe_timeout  # to look for a writer that a token speaks of
+        self._modes = engines.modes
         self._load = Load(engines.in_use, capacity=pool)
         self._waiting: set[object] = set()  # units that wait for a writer
         self._say_waiting = Rate(REMIND)
@@ -283,12 +285,12 @@ class Entrance:
                 connection = door.connect(engine)
                 raw = door.pooled(connection)
                 now = time.monotonic()
-                if self._engines.sound(raw, instance, now):
+                if self._modes.is_usable(raw, instance, now):
                     # Otherwise a listener of the application has sent something there already, and the mode is set.
-                    if raw.info.get(UNIT) is not unit:
-                        self._engines.set_mode(raw, mode, unit.isolation)
+                    if raw.info[STATE].unit is not unit:
+                        self._modes.set_mode(raw, mode, unit.isolation)
                     if unit.read_only and not unit.of_session:
-                        self._engines.keep_read_only(raw)
+                        self._modes.keep_read_only(raw)
                     break
                 # The connection is dead, or leads to another server. The reasons for choosing this instance do not apply to it.
                 door.drop(connection)
@@ -501,7 +503,7 @@ class Entrance:
         if topology.ambiguous:
             raise AmbiguousWriter(topology.ambiguous)
         if topology.in_vain:
-            raise ConfigurationError("; ".join(topology.said())) from self._engines.unasked
+            raise ConfigurationError("; ".join(topology.said())) from self._engines.password_error
         if self.closed:
             raise RouterError("this router was closed while a unit waited for a writer")
         raise self._no_writer(began, None)

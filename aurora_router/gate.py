@@ -21,6 +21,7 @@ from aurora_router.blame import breaks_everywhere, loses_everywhere
 from aurora_router.causality import Causality
 from aurora_router.commits import Ask, find_out, prepare
 from aurora_router.config import check_route, get_isolation
+from aurora_router.connection_state import STATE, UNIT, ConnectionState, state_of
 from aurora_router.core import events
 from aurora_router.core.failures import (
     WRITER_IS_GONE,
@@ -37,7 +38,7 @@ from aurora_router.core.instance import Role
 from aurora_router.core.selection import Reason, reason_to_write
 from aurora_router.core.statements import Effect, Recall, Verdict, in_mode, verdict
 from aurora_router.drivers import Driver, Mode
-from aurora_router.engines import Engines, RoutedConnection
+from aurora_router.engines import Engines
 from aurora_router.error_classification import FACTS, classify_error, failure_of
 from aurora_router.errors import (
     ConfigurationError,
@@ -50,9 +51,10 @@ from aurora_router.errors import (
     WrongServer,
 )
 from aurora_router.families import Families
+from aurora_router.instance_pool import RoutedConnection
 from aurora_router.listeners import EventDispatcher
 from aurora_router.monitor import Monitor
-from aurora_router.pooling import SERVER, SHARED, UNIT, PoolFull, distrust
+from aurora_router.pooling import PoolFull
 from aurora_router.servers import ServerFamily
 from aurora_router.settings import Settings
 from aurora_router.unit import NotARead, Unit
@@ -147,13 +149,13 @@ class Gate:
         Raises DisconnectionError for a connection that has died in the pool, as pre-ping does.
         """
         if self.attempt() is None:
-            if not self.engines.is_alive(raw):
+            if not self.engines.modes.is_alive(raw):
                 raise DisconnectionError("the connection was closed while it was idle")
             unit = self._nobodys()
             self.causality.begin(unit)
-            self.engines.set_mode(raw, Mode.DEFAULT)
+            self.engines.modes.set_mode(raw, Mode.DEFAULT)
             self.hand_out(unit, raw)
-            distrust(raw)
+            state_of(raw).distrust()
             own(unit, raw, raw)
 
     def _nobodys(self) -> Unit:
@@ -170,7 +172,7 @@ class Gate:
         context = rest[-1]
         connection: Connection = context.root_connection
         known: Unit | None = getattr(connection, UNIT, None)
-        unit = known if known is not None and connection.info.get(UNIT) is known else self._adopt(connection, known)
+        unit = known if known is not None and _unit_of(connection) is known else self._adopt(connection, known)
         if unit is None:
             return
         if unit.watched:
@@ -197,7 +199,7 @@ class Gate:
             if reason is not None:
                 if reason is Reason.NOT_A_READ and self._only_sets(unit, found, effect):
                     unit.holds = True
-                    self.engines.set_mode(connection.connection, Mode.READ_ONLY)
+                    self.engines.modes.set_mode(connection.connection, Mode.READ_ONLY)
                     return
                 if reason is not Reason.NOT_A_READ or not _recalls_reads(unit, found, effect, unit.shown):
                     raise NotARead(effect, reason)
@@ -240,10 +242,10 @@ class Gate:
 
         Raises NotARead.
         """
-        if unit.streaming and connection.info.get(SERVER) != unit.server:
+        if unit.streaming and connection.info[STATE].server != unit.server:
             raise NotARead(_READ, Reason.NOT_A_READ)  # the unit has moved, and only its stream is here
         if unit.read_only:
-            self.engines.guard_again(connection.connection)
+            self.engines.modes.guard_again(connection.connection)
 
     def _in_mode(self, text: str, raw: PoolProxiedConnection, unit: Unit) -> Verdict:
         """The verdict on a text that is in doubt, as the text's connection reads it.
@@ -252,9 +254,9 @@ class Gate:
         (FOUND_ROWS(), SHOW WARNINGS). So a text that is still in doubt then counts as the strongest of its possible effects. In a
         read-only unit that would be an error, so the router asks the server all the same.
         """
-        found = verdict(text, in_mode(self.dialect, self.engines.literal_mode(raw, ask=False)))
+        found = verdict(text, in_mode(self.dialect, self.engines.modes.literal_mode(raw, ask=False)))
         if found.in_doubt and (unit.read_only or not unit.shown):
-            found = verdict(text, in_mode(self.dialect, self.engines.literal_mode(raw, ask=True)))
+            found = verdict(text, in_mode(self.dialect, self.engines.modes.literal_mode(raw, ask=True)))
         return found
 
     def _asks_for_writer(self, unit: Unit, effect: Effect) -> None:
@@ -338,12 +340,12 @@ class Gate:
         if level is not None and not unit.on_writer and self.beyond_readers(level):
             raise NoReaderAvailable(self.monitor.topology.said(), beyond=True, connected=True)
         alone = level is not None and _as_servers_say(level) == "autocommit"
-        if alone and connection.connection.info[SHARED]:
+        if alone and state_of(connection.connection).is_shared:
             why = "behind a transaction pooler nothing would keep a promoted reader from writing"
             raise ConfigurationError(f"AUTOCOMMIT on a read-only connection: {why}. Leave isolation_level out.")
         send()
         if alone:
-            self.engines.keep_guarded(connection.connection)
+            self.engines.modes.keep_guarded(connection.connection)
             unit.watched = True
 
     def effect(self, found: Verdict) -> Effect:
@@ -386,10 +388,11 @@ class Gate:
         """
         try:
             raw = connection.connection
-            found: Unit | None = raw.info.pop(UNIT, None)
+            state = state_of(raw)
         except NotImplementedError:
             return None
-        refuse_inherited(raw)
+        found: Unit | None = state.unit
+        state.unit = None
         attempt = self.attempt()
         if unit is None and attempt is not None and attempt.engine is connection.engine:
             unit, mode = attempt.unit, attempt.mode
@@ -406,7 +409,7 @@ class Gate:
             is_writer = writer is not None and unit.instance is not None and writer.id == unit.instance.id
             if unit.on_writer and not is_writer:
                 raise self._gone(unit)
-            if not unit.on_writer and raw.info[SERVER] != unit.server and (unit.pasts or unit.requirement is not None):
+            if not unit.on_writer and state.server != unit.server and (unit.pasts or unit.requirement is not None):
                 where = unit.instance.id if unit.instance is not None else "?"
                 why = "it is another server than before, which may not have all that this connection must see; make a new one"
                 raise WrongServer(where, why)
@@ -415,9 +418,9 @@ class Gate:
             if unit.ends is not None:
                 unit.ends = None
                 self.hand_out(unit, raw)
-        self.engines.set_mode(raw, mode, unit.isolation)
+        self.engines.modes.set_mode(raw, mode, unit.isolation)
         if unit.read_only and not unit.of_session:
-            self.engines.keep_read_only(raw)
+            self.engines.modes.keep_read_only(raw)
         own(unit, connection, raw)
         return unit
 
@@ -593,12 +596,10 @@ class Gate:
 
         If the transaction has committed, go on as if the answer had come.
         """
-        info = raw.info
-        if SERVER not in info:
-            refuse_inherited(raw)
-        unit: Unit | None = info.get(UNIT)
+        state = state_of(raw)
+        unit = state.unit
         # A stream that began on the reader keeps its connection when the unit moves. There is nothing to commit on it.
-        if unit is None or not (unit.wrote or unit.may_write) or unit.instance is None or info[SERVER] != unit.server:
+        if unit is None or not (unit.wrote or unit.may_write) or unit.instance is None or state.server != unit.server:
             if unit is not None and unit.of_session and self.driver.blocks(raw.dbapi_connection):
                 raw.invalidate()  # otherwise the driver would read the stream to its end
             else:
@@ -647,13 +648,13 @@ class Gate:
 
     def ends(self, raw: PoolProxiedConnection) -> bool:
         """Whether a rollback ends the unit of a connection. It ends a session's unit. Others may go on with their connection."""
-        unit: Unit | None = raw.info.get(UNIT)
+        unit = _unit_of(raw)
         return unit is not None and unit.of_session
 
     def rolled_back(self, raw: PoolProxiedConnection) -> None:
         """Note whether a rollback, or a COMMIT that became one, has left writes in place. They must not be written again."""
         if self.driver.was_not_undone(raw.dbapi_connection):
-            unit: Unit | None = raw.info.get(UNIT)
+            unit = _unit_of(raw)
             if unit is not None and unit.run is not None:
                 unit.run.is_undoable = False
 
@@ -667,7 +668,7 @@ class Gate:
 
         There is no commit check for them, because somebody else decides about a prepared transaction, maybe much later.
         """
-        refuse_inherited(connection.connection)
+        state_of(connection.connection)  # raises for one that was open at a fork
         unit: Unit | None = getattr(connection, UNIT, None)
         if unit is None or unit.instance is None:
             send()
@@ -736,7 +737,7 @@ class Gate:
         topology = self.monitor.wait_for(lambda t: t.writer is not None, timeout)
         if topology.writer is None:
             raise NoWriterAvailable(timeout, topology.said())
-        return self.engines.outside(topology.writer)
+        return self.engines.unpooled(topology.writer)
 
     def returned(self, unit: Unit, instance: str) -> bool:
         """Note that a unit's connection is back in its pool. All commits on it have been acknowledged by now.
@@ -763,9 +764,9 @@ def own(unit: Unit, connection: object, raw: PoolProxiedConnection) -> None:
 
     Both have the same unit only if the router gave out the connection and SQLAlchemy has not replaced it since.
     """
-    info = raw.info
-    info[UNIT] = unit
-    unit.server = info.get(SERVER)
+    state: ConnectionState = raw.info[STATE]
+    state.unit = unit
+    unit.server = state.server
     unit.noted = False
     if unit.scopes:
         for scope in unit.scopes:
@@ -785,7 +786,7 @@ class _WatchedConnection(RoutedConnection):
     def connection(self) -> PoolProxiedConnection:
         raw = super().connection
         if not sys._getframe(1).f_globals.get("__name__", "").startswith(("sqlalchemy.", "aurora_router.")):
-            distrust(raw)
+            state_of(raw).distrust()
         return raw
 
 
@@ -816,10 +817,10 @@ def _recalls_reads(unit: Unit, found: Verdict, effect: Effect, past: bool) -> bo
     return found.recalls is Recall.STATEMENT or not unit.only_reads
 
 
-def refuse_inherited(raw: PoolProxiedConnection) -> None:
-    """Raise RouterError for a connection that was open at a fork, because only the parent may end its transaction."""
-    if SERVER not in raw.info:
-        raise RouterError("this connection is of the process that forked this one; roll back or close, and begin anew")
+def _unit_of(connection: Connection | PoolProxiedConnection) -> Unit | None:
+    """The unit for which a pooled connection was checked out."""
+    state: ConnectionState | None = connection.info.get(STATE)
+    return state.unit if state is not None else None
 
 
 def _names_synchronous_commit(text: str, parameters: Any) -> bool:

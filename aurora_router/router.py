@@ -24,6 +24,7 @@ from tenacity.wait import wait_base
 from aurora_router import config, urls
 from aurora_router.causality import Causality
 from aurora_router.changes import take_in
+from aurora_router.connection_state import state_of
 from aurora_router.core import events
 from aurora_router.core.failures import Action, decide, traits
 from aurora_router.core.instance import Instance, ServerId
@@ -41,7 +42,6 @@ from aurora_router.limits import Places, Repeats
 from aurora_router.listeners import EventDispatcher
 from aurora_router.log import Log
 from aurora_router.monitor import Haste, Monitor
-from aurora_router.pooling import distrust
 from aurora_router.retries import DEFAULT_BACKOFF, Attempt, TenacityPolicy, attempts
 from aurora_router.settings import Settings, takes_settings
 from aurora_router.stats import Counters, RouterStats
@@ -112,7 +112,7 @@ class Router:
         self._monitor = self.gate.monitor = Monitor(
             settings,
             self._engines.probe,
-            self._engines.cut_probe,
+            self._engines.shut_down_probes,
             _weakly(me, Router._changed, []),
             self._engines.may_queue,
             waiting,
@@ -155,7 +155,7 @@ class Router:
         strangers = [i for i in topology if i.stranger]
         if strangers or topology.in_vain:
             self._refused_at = time.monotonic()
-            raise ConfigurationError("; ".join(topology.said(strangers or None))) from self._engines.unasked
+            raise ConfigurationError("; ".join(topology.said(strangers or None))) from self._engines.password_error
         self._ready = True
 
     def connect(self, read_only: bool = False, *, after: str | None = None) -> Connection:
@@ -193,7 +193,7 @@ class Router:
         config.check_flag("read_only", read_only)
         unit = self._unit(read_only, after)
         connection = self.enter(unit, _RAW_CONNECTION)
-        distrust(connection)
+        state_of(connection).distrust()
         unit.wrote = not read_only
         self.causality.handed_out(unit)
         return connection
@@ -399,7 +399,7 @@ class Router:
         server = self.gate.families.at(writer.id)
         try:
             # Use no pooled connection: USE or search_path of its last unit would decide in which database the table is made.
-            with self._engines.outside(writer) as connection, connection.begin():
+            with self._engines.unpooled(writer) as connection, connection.begin():
                 if connection.exec_driver_sql(server.HAS_COMMITS).scalar_one():
                     return
                 for statement in server.CREATE_COMMITS:

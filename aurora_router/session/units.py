@@ -9,9 +9,9 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session, SessionTransaction
 
 from aurora_router import stale_writes
+from aurora_router.connection_state import state_of
 from aurora_router.core import events
 from aurora_router.core.selection import Reason
-from aurora_router.gate import refuse_inherited
 from aurora_router.router import Router
 from aurora_router.session.call import Call
 from aurora_router.session.connections import SessionDoor, connection_to, leave
@@ -126,7 +126,7 @@ class SessionUnits(_Base):
         if left is not None:
             connection = connection_to(self, self._engine(unit))
             if connection is not None and not connection.invalidated:
-                refuse_inherited(connection.connection)
+                state_of(connection.connection)  # raises for one that was open at a fork
             self._leave_place(unit)
             if self.router.dispatcher.listeners:
                 self.router.dispatcher.publish(events.Moved(left.id, reason, unit=unit.number))

@@ -9,7 +9,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import InstanceState, Mapper
 
-from aurora_router.pooling import UNIT
+from aurora_router.connection_state import UNIT
 from aurora_router.session_state import SessionState
 from aurora_router.stale_writes.comparison import Differences, differences, is_lockable, shown_values, stale_read
 from aurora_router.stale_writes.marks import LOADED_FROM_READER, is_unchecked, mark_checked, remove_marks

@@ -108,7 +108,7 @@ def test_an_unknown_server_behind_a_name_is_discarded(names: Names, make_router:
     assert reached(router, read_only=True) == first.host
     eventually(lambda: router._monitor._watchers[names.reader.address].asked_at is None)  # it probes several times at first
     names.reader.retarget(at(second))
-    router._engines.discard(names.reader.address)
+    router._engines.evict(names.reader.address)
     assert reached(router, read_only=True) == names.cluster.writer.host, "a detour, not an answer from a stranger"
     assert any(isinstance(e, events.ConnectionRefused) for e in heard)
     eventually(lambda: second.host in behind(router, names.reader))

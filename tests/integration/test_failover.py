@@ -21,9 +21,9 @@ from aurora_router import (
     RoutingSession,
     classify_error,
 )
+from aurora_router.connection_modes import FRESH
 from aurora_router.core import events
 from aurora_router.core.failures import Facts, Failure
-from aurora_router.engines import FRESH
 from aurora_router.local import FaultProxy, PostgresCluster
 from aurora_router.local.mysql_family import MysqlFamilyCluster
 from tests.integration.shop import (
@@ -379,7 +379,7 @@ def test_idle_connections_of_a_dead_instance_are_discarded(cluster: PostgresClus
     for connection in connections:
         connection.close()
     writer = cluster.writer
-    engine = router._engines._engines[writer.address]
+    engine = router._engines._pools[writer.address]._engines[False]
     assert engine.pool.checkedin() == 5  # type: ignore[attr-defined]
     cluster.kill(writer)
     eventually(lambda: any(isinstance(e, events.ConnectionsDiscarded) for e in heard))
@@ -391,11 +391,11 @@ def test_a_connection_closed_while_idle_is_noticed_silently(cluster: PostgresClu
     """A connection that the server closed while it was idle is noticed without an error."""
     add_item(router, 100)
     used_at = time.monotonic()
-    twins = [line.twin for line in router._engines._lines[cluster.writer.address]]
-    assert twins
+    sockets = [tracked.duplicate for tracked in router._engines._pools[cluster.writer.address]._sockets]
+    assert sockets
     end_connections(cluster)
     # The server takes the connections off its list before it closes them.
-    eventually(lambda: len(select_(twins, [], [], 0)[0]) == len(twins))
+    eventually(lambda: len(select_(sockets, [], [], 0)[0]) == len(sockets))
     eventually(lambda: time.monotonic() - used_at > FRESH)  # else it was not idle
     add_item(router, 101)
     assert cluster.execute("SELECT count(*) FROM item WHERE id >= 100") == [(2,)]

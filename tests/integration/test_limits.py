@@ -109,7 +109,7 @@ def test_a_thread_waiting_to_connect_leaves_a_lost_instance(cluster: PostgresClu
             engine_options={"pool_size": 20, "connect_args": {"connect_timeout": 60}},
         )
         with router.connect(read_only=True):
-            router._engines.discard(proxy.address)
+            router._engines.evict(proxy.address)
         proxy.black_hole()
         crowd = Crowd(20, lambda: router.connect(read_only=True))
         eventually(lambda: len(crowd.served) == 20)  # Connecting threads are cut, so they go on as well.
@@ -142,7 +142,7 @@ def test_a_connect_that_took_too_long_keeps_no_socket(
     try:
         with pytest.raises(exc.OperationalError, match="timeout"):
             engine.connect()
-        assert list(router._engines._lines[proxy.address]) == []
+        assert router._engines._pools[proxy.address].is_unused
     finally:
         gc.enable()
 
@@ -278,7 +278,7 @@ def test_a_unit_interrupted_at_any_line_leaves_its_place(
 
     for _ in interrupted_at_each_line(read, "entering.py", "unit.py"):
         assert router.stats().writer_read_slots_in_use == 0
-        assert all(places.crowd == 0 for places in router._engines._connects.values())
+        assert all(pool._places.crowd == 0 for pool in router._engines._pools.values())
         assert no_connection_is_left(router)
     read()
 

@@ -20,7 +20,7 @@ import aurora_router
 from aurora_router import Router
 from aurora_router.core.probing import STALE_AFTER
 from aurora_router.local import FaultProxy, PostgresCluster
-from aurora_router.pooling import Line
+from aurora_router.sockets import TrackedSocket
 from tests.integration.shop import BOTH, eventually, no_connection_is_left
 from tests.interruptions import interrupted_at_each_line
 
@@ -429,7 +429,7 @@ print(any(t.name.startswith("aurora-router-probe") for t in threading.enumerate(
         assert "Traceback" not in err, err
 
 
-@pytest.mark.parametrize("function", ["came_back", "returned", "ended", "note"])
+@pytest.mark.parametrize("function", ["_came_back", "returned", "ended", "note"])
 def test_an_interrupted_checkin_still_returns_the_connection(router: Router, function: str) -> None:
     """A connection whose return is interrupted goes back to its pool all the same."""
 
@@ -460,7 +460,9 @@ def test_an_interrupted_start_of_a_line_leaks_no_socket() -> None:
     one, other = socket.socketpair()
     with one, other:
         before = set(os.listdir("/dev/fd"))
-        for _ in interrupted_at_each_line(lambda: Line(one.fileno()), "aurora_router/pooling.py", "/socket.py", each="opcode"):
+        for _ in interrupted_at_each_line(
+            lambda: TrackedSocket(one.fileno()), "aurora_router/sockets.py", "/socket.py", each="opcode"
+        ):
             assert set(os.listdir("/dev/fd")) == before
 
 
@@ -471,8 +473,8 @@ def test_an_exception_of_a_signal_handler_leaks_no_connection(cluster: PostgresC
     It may be Ctrl-C or the time limit of a worker. It comes anywhere in this library, or in the driver, where a unit mostly
     waits for a server.
 
-    It does not come in SQLAlchemy, because between two lines of SQLAlchemy's pool one in a thousand leaks even so. The start
-    of a listener on the pool is such a place, too. Nor does it come where psycopg takes any exception for a wrong time limit.
+    It does not come in SQLAlchemy, because between two lines of SQLAlchemy's pool one in a thousand leaks even so.
+    Nor does it come where psycopg takes any exception for a wrong time limit.
     """
     script = f"""
 import random, psycopg, aurora_router
@@ -485,9 +487,8 @@ class Limit({kind}):
 
 def handler(_, frame):
     code = frame.f_code
-    between_two_lines = code.co_name == "checked_in" and frame.f_lineno == code.co_firstlineno
     swallowed = code.co_name == "timeout_from_conninfo"
-    if code.co_filename.startswith(places) and not between_two_lines and not swallowed:
+    if code.co_filename.startswith(places) and not swallowed:
         where[:] = code.co_filename, frame.f_lineno
         raise Limit
     signal.setitimer(signal.ITIMER_REAL, 0.0001)

@@ -215,7 +215,7 @@ def test_nothing_is_kept_of_an_instance_that_was_removed(cluster: PostgresCluste
         router.remove_instance(second.address)
         router.remove_instance(dead)
         eventually(lambda: not {second.address, dead} & log._states.keys())
-        assert second.address in router._engines._engines
+        assert second.address in router._engines._pools
         assert connection.scalar(text("SELECT 1")) == 1
 
     def kept() -> set[str]:
@@ -461,7 +461,7 @@ def test_a_password_is_in_no_repr_event_log_or_statement_error(
     with router.connect() as connection, pytest.raises(exc.ProgrammingError) as caught:
         connection.execute(text("SELECT * FROM nowhere"))
     everything = caplog.text + repr(heard) + repr(router) + repr(router.topology) + says(caught.value)
-    everything += repr(vars(router)) + repr(vars(router._engines))
+    everything += repr(vars(router)) + repr([vars(each) for each in (router._engines, *router._engines._pools.values())])
     assert cluster.app_password not in everything
 
 

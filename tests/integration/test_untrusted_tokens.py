@@ -15,8 +15,8 @@ from sqlalchemy import select
 from aurora_router import ConfigurationError, Router
 from aurora_router.core import events
 from aurora_router.core.tokens import Token
-from aurora_router.engines import Probe
 from aurora_router.local.cluster import Cluster
+from aurora_router.probe_connection import Probe
 from tests.integration.shop import BOTH, RAISE, Item, a_position, eventually, place, sessions, until_readers_serve
 
 MakeRouter = Callable[..., Router]

@@ -244,7 +244,7 @@ def test_a_time_limit_while_an_engine_is_made_is_let_pass(what: str) -> None:
     router.engine(instance)  # so that what all engines share exists
 
     def make_engine() -> None:
-        router._engines._engines.clear()
+        router._engines._pools.clear()
         router.engine(instance)
 
     work = make_router if what == "router" else make_engine

@@ -267,7 +267,9 @@ def test_a_log_that_cannot_be_written_harms_nobody(told):
     try:
         EventDispatcher((fails,), told.log).publish(events.Learned("db-2:5432", "0A000"))
         told.log.started(after(ABC, silent("c", 1, None, MISCONFIGURED)))
-        Router("postgresql+psycopg://app@db-1/shop")._engines._found_pooler("db-1:5432")
+        router = Router("postgresql+psycopg://app@db-1/shop")
+        pool = router._engines.pool(router._monitor.topology.instances[0])
+        pool.note_connected(router._engines.stand_in, is_shared=True)
     finally:
         logging.getLogger("aurora_router").removeHandler(broken)
 

@@ -112,7 +112,7 @@ def test_a_readers_connection_is_guarded_in_its_familys_words(servers, parrot, m
     servers["db-2"].version = ("Parrot 3", False)
     with Router(URL, instances=["db-2"]) as router:
         connection = router.raw_connection(read_only=True)
-        router.gate.engines.keep_guarded(connection)
+        router.gate.engines.modes.keep_guarded(connection)
         connection.close()
     assert parrot.GUARD in servers["db-2"].heard
 

@@ -24,9 +24,9 @@ def test_a_question_to_an_unused_server_ends_when_it_freezes(cluster: PostgresCl
     """A thread that asks a server that no unit has used is woken when the server freezes."""
     router = make(probe_timeout=0.5)
     reader = router.topology.readers[0]
-    assert reader.id not in router._engines._engines
+    assert not router._engines._pools[reader.id]._engines
     (server,) = [r for r in cluster.readers if r.address == reader.id]
-    with router._engines.outside(reader) as connection, ThreadPoolExecutor(1) as threads:
+    with router._engines.unpooled(reader) as connection, ThreadPoolExecutor(1) as threads:
         connection.exec_driver_sql("SELECT 1")
         cluster.freeze(server)
         asked = threads.submit(connection.exec_driver_sql, "SELECT 1")

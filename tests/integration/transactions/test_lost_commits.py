@@ -79,7 +79,7 @@ def test_a_commit_that_never_arrives_is_ended_and_retried(
     # The lookup in the table waits for the other transaction until the server notices the loss, or somebody ends it.
     if check == "table":
         cluster.execute("ALTER ROLE app SET idle_in_transaction_session_timeout = '1s'")
-        router._engines.discard(router.topology.writer.id, cut_before=time.monotonic())  # type: ignore[union-attr]
+        router._engines.evict(router.topology.writer.id, cut_before=time.monotonic())  # type: ignore[union-attr]
     try:
         assert router.run_transaction(sessions(router), raise_stock, commit_check=check) == 11
     finally:

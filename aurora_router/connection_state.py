@@ -1,0 +1,100 @@
+"""What the router knows of one pooled connection: one object in the connection's `info`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Final
+
+from sqlalchemy.pool import PoolProxiedConnection
+
+from aurora_router.core.instance import ServerId
+from aurora_router.drivers import Mode
+from aurora_router.errors import RouterError
+from aurora_router.servers import ServerFamily
+
+STATE: Final = "aurora_router"
+"""The key of a connection's state in its `info`."""
+
+UNIT: Final = "aurora_router_unit"
+"""The attribute of SQLAlchemy's connection that holds its unit."""
+
+
+class ConnectionState:
+    """The state of one pooled connection.
+
+    family: of its server.
+    default_autocommit: whether the driver's connection was in autocommit when it was made.
+    is_shared: whether a pooler gives the server's connection to other clients, too.
+    poll: tells what there is to read on its socket, as select.poll.poll() does.
+    server: where it leads; None since a rollback on it has failed.
+    mode: what it was switched to; None if that is unknown.
+    is_guarded: whether it refuses writes outside of transactions.
+    is_handed_out: whether somebody else may have set something on it since the router did.
+    is_outdated: whether what it had prepared is out of date.
+    is_inherited: whether it was open at a fork, and belongs to the parent.
+    checked_out_at: when it was last checked: seconds, monotonic. -inf for a new one.
+    unit: what it was checked out for, which only the hooks know; None in the pool.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "checked_out_at",
+        "default_autocommit",
+        "family",
+        "is_guarded",
+        "is_handed_out",
+        "is_inherited",
+        "is_outdated",
+        "is_shared",
+        "mode",
+        "poll",
+        "server",
+        "unit",
+    )
+
+    def __init__(
+        self,
+        server: ServerId,
+        family: ServerFamily,
+        poll: Callable[[int], list[Any]],
+        *,
+        mode: Mode | None,
+        default_autocommit: bool,
+        is_guarded: bool,
+        is_handed_out: bool,
+        is_shared: bool,
+    ) -> None:
+        self.server: ServerId | None = server
+        self.family = family
+        self.poll = poll
+        self.mode = mode
+        self.default_autocommit = default_autocommit
+        self.is_guarded = is_guarded
+        self.is_handed_out = is_handed_out
+        self.is_shared = is_shared
+        self.is_outdated = False
+        self.is_inherited = False
+        self.checked_out_at = -math.inf
+        self.unit: Any = None
+
+    def __repr__(self) -> str:
+        where = "inherited by a fork" if self.is_inherited else f"to {self.server}"
+        mode = "unknown" if self.mode is None else self.mode.name
+        marks = ("is_guarded", "is_handed_out", "is_outdated", "is_shared")
+        return f"<ConnectionState {where}, mode {mode}, {', '.join(m for m in marks if getattr(self, m)) or 'unmarked'}>"
+
+    def distrust(self) -> None:
+        """Record that the user has the driver's connection and may set anything, so the next unit trusts no setting."""
+        self.mode, self.is_handed_out = None, True
+
+
+def state_of(raw: PoolProxiedConnection) -> ConnectionState:
+    """Return the state of a pooled connection.
+
+    Raises RouterError for a connection that was open at a fork, because only the parent may end its transaction.
+    """
+    state: ConnectionState | None = raw.info.get(STATE)
+    if state is None or state.is_inherited:
+        raise RouterError("this connection is of the process that forked this one; roll back or close, and begin anew")
+    return state
