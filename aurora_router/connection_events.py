@@ -19,6 +19,7 @@ from aurora_router.core import events
 from aurora_router.core.instance import Role, ServerId
 from aurora_router.drivers import Driver, Mode
 from aurora_router.errors import WrongServer
+from aurora_router.families import Families
 from aurora_router.listeners import EventDispatcher
 from aurora_router.mistakes import refusal
 from aurora_router.pooling import RouterPool
@@ -42,6 +43,7 @@ class Surroundings:
     driver: Driver
     modes: ConnectionModes
     hooks: ConnectionHooks
+    families: Families
     allowed_servers: Callable[[str], frozenset[ServerId]]
     on_wrong_server: Callable[[str, str], None]
     pooler: Pooler | None
@@ -156,7 +158,7 @@ class ConnectionEvents:
         driver, place = self._driver, self._owner.id
         driver.end_transaction(dbapi)
         default_autocommit = driver.autocommit(dbapi)
-        family = self._shared.hooks.families.at(place)
+        family = self._shared.families.at(place)
         with driver.alone(dbapi):
             greeting = family.greet(self._shared.modes.ask_on(dbapi), driver.process_id(dbapi), self._shared.pooler)
         driver.note_guard(dbapi, greeting.guarded)

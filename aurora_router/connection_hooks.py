@@ -8,19 +8,9 @@ from typing import Any, Protocol
 from sqlalchemy.engine import Connection, ExceptionContext
 from sqlalchemy.pool import PoolProxiedConnection
 
-from aurora_router.families import Families
-
 
 class ConnectionHooks(Protocol):
     """The interceptor of everything that passes between SQLAlchemy and the driver: see gate.Gate."""
-
-    dialect: str
-
-    @property
-    def families(self) -> Families: ...
-
-    @property
-    def asynchronous_commits(self) -> bool: ...
 
     def before_waiting(self) -> None: ...
 

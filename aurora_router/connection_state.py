@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Final
 
+from sqlalchemy.engine import Connection
 from sqlalchemy.pool import PoolProxiedConnection
 
 from aurora_router.core.instance import ServerId
@@ -98,3 +99,9 @@ def state_of(raw: PoolProxiedConnection) -> ConnectionState:
     if state is None or state.is_inherited:
         raise RouterError("this connection is of the process that forked this one; roll back or close, and begin anew")
     return state
+
+
+def unit_of(connection: Connection | PoolProxiedConnection) -> Any:
+    """Return what a pooled connection was checked out for; None if that has ended."""
+    state: ConnectionState | None = connection.info.get(STATE)
+    return state.unit if state is not None else None

@@ -11,6 +11,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from typing import Any, NoReturn
 
 from sqlalchemy import create_engine, event, exc, text
@@ -27,6 +28,7 @@ from aurora_router.core.redaction import hide
 from aurora_router.drivers import Driver
 from aurora_router.error_classification import failure_of
 from aurora_router.errors import ConfigurationError, WrongServer
+from aurora_router.families import Families
 from aurora_router.instance_pool import Connecting, InstancePool
 from aurora_router.listeners import EventDispatcher
 from aurora_router.mistakes import is_refused, probe_error
@@ -44,7 +46,7 @@ class Engines:
 
     allowed_servers: gives the servers that an instance may lead to at this moment, in its role.
     on_wrong_server: called with an instance that led to another server, and the reason.
-    hooks: what the connections call.
+    hooks: gives what the connections call. It is asked for when the first connection is made.
     waiting: how units wait for their connections.
     dispatcher: tells of connections that were made and closed.
     counters: counts connections that were made, and units that waited for a pool.
@@ -57,7 +59,8 @@ class Engines:
         settings: Settings,
         allowed_servers: Callable[[str], frozenset[ServerId]],
         on_wrong_server: Callable[[str, str], None],
-        hooks: ConnectionHooks,
+        families: Families,
+        hooks: Callable[[], ConnectionHooks],
         waiting: Waiting,
         counters: Counters,
         dispatcher: EventDispatcher,
@@ -65,7 +68,12 @@ class Engines:
         target, of_readers = settings.target, settings.options_of_readers
         url, driver = target.url, target.driver
         self._driver = driver
+        self._families = families
         self._hooks = hooks
+        self._counters = counters
+        self._allowed_servers = allowed_servers
+        self._on_wrong_server = on_wrong_server
+        self._pooler = settings.pooler
         self._dispatcher = dispatcher
         ours = {"connect_timeout": CONNECT_TIMEOUT, **driver.CONNECT, **target.secrets}
         usual = {name: value for name, value in ours.items() if name not in url.query}
@@ -88,17 +96,6 @@ class Engines:
             connect_turn_timeout=max(pool_timeout, CONNECT_TIMEOUT),
             waiting=waiting,
         )
-        self._shared = Surroundings(
-            driver=driver,
-            modes=self.modes,
-            hooks=hooks,
-            allowed_servers=allowed_servers,
-            on_wrong_server=on_wrong_server,
-            pooler=settings.pooler,
-            counters=counters,
-            dispatcher=dispatcher,
-            tell_closed=self._tell_closed,
-        )
         self._untold: Local[list[events.Event]] = waiting.local()  # events that this thread tells later
         self._lock = threading.Lock()
         self._pools: dict[str, InstancePool] = {}
@@ -120,6 +117,21 @@ class Engines:
             said = hide(" ".join(str(error).split()), given.values(), given)
             wrong = f"{name} cannot be used ({type(error).__name__}: {said})"
         raise ConfigurationError(wrong)
+
+    @cached_property
+    def _shared(self) -> Surroundings:
+        return Surroundings(
+            driver=self._driver,
+            modes=self.modes,
+            hooks=self._hooks(),
+            families=self._families,
+            allowed_servers=self._allowed_servers,
+            on_wrong_server=self._on_wrong_server,
+            pooler=self._pooler,
+            counters=self._counters,
+            dispatcher=self._dispatcher,
+            tell_closed=self._tell_closed,
+        )
 
     def pool(self, instance: Instance) -> InstancePool:
         """The connections to an instance."""
@@ -236,8 +248,8 @@ class Engines:
         if isinstance(error, WrongServer):
             return own_error(error).failure
         if isinstance(error, exc.DBAPIError):
-            return failure_of(error.orig, self._hooks.families.leading, disconnected=error.connection_invalidated, phase=phase)
-        return failure_of(error, self._hooks.families.leading, disconnected=True, phase=phase)
+            return failure_of(error.orig, self._families.leading, disconnected=error.connection_invalidated, phase=phase)
+        return failure_of(error, self._families.leading, disconnected=True, phase=phase)
 
     def mistake(self, error: Exception) -> ConfigurationError | None:
         """The error to raise in place of the driver's for an option that it cannot use; None for other errors.
@@ -245,16 +257,13 @@ class Engines:
         The driver's error may repeat the option's value, which may be a password in the wrong place.
         """
         original: Any = getattr(error, "orig", None) or error
-        if (
-            re.search(self._driver.UNUSABLE, str(original))
-            or self._driver.code(original) in self._hooks.families.leading.UNUSABLE
-        ):
+        if re.search(self._driver.UNUSABLE, str(original)) or self._driver.code(original) in self._families.leading.UNUSABLE:
             return ConfigurationError(self.explain(error))
         return None
 
     def explain(self, error: Exception) -> str:
         """An error of connecting as one line for the user."""
-        return str(probe_error(error, self._driver, self._hooks.families.leading))
+        return str(probe_error(error, self._driver, self._families.leading))
 
 
 def _refuse_to_connect(*_: object) -> NoReturn:

@@ -391,7 +391,7 @@ class Entrance:
             if unit.requirement is not None and unit.requirement.given:  # maybe of a newer writer than any known here
                 topology = self._resolve(unit, unit.requirement, topology)
             return to_writer(topology, write)
-        if unit.read_only and self._gate.beyond_readers(unit.isolation):
+        if unit.read_only and self._gate.isolation.beyond_readers(unit.isolation):
             return to_writer(topology, Reason.ISOLATION) if self._need.writer_serves_reads else Decision(None, Reason.ISOLATION)
         need = self._declared_need if unit.read_only else self._need
         if unit.requirement is not None or unit.last_reads or unit.avoid:

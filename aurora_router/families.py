@@ -10,10 +10,14 @@ class Families:
     """The families of one router's servers.
 
     leading: the family of the writer that was probed last; before the first one, the usual family.
+    dialect: the SQL dialect of the server that was probed last; before the first one, that of the URL.
+    asynchronous_commits: whether some session commits without waiting for the log. The statements of units show that.
     """
 
-    def __init__(self, protocol: str) -> None:
+    def __init__(self, protocol: str, dialect: str) -> None:
         self._protocol = protocol
+        self.dialect = dialect
+        self.asynchronous_commits = False
         self._found: dict[str, ServerFamily] = {}
         self.leading = usual(protocol)
 

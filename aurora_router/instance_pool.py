@@ -302,7 +302,7 @@ class InstancePool:
         except ProbeError:
             raise
         except exc.SQLAlchemyError as error:
-            refused = probe_error(error, self._driver, self._shared.hooks.families.at(self.id))
+            refused = probe_error(error, self._driver, self._shared.families.at(self.id))
             if UNKNOWN_HOST.search(str(refused)):
                 refused = self._unasked(f"{refused}; check the host")
             raise refused from None
@@ -314,7 +314,7 @@ class InstancePool:
         self._is_reached = True
         self.password_error = None
         try:
-            probe = Probe(self.id, connection, self._driver, self._shared.hooks)
+            probe = Probe(self.id, connection, self._driver, self._shared.families)
             self._probes.add(probe)
             return probe
         except (OSError, engine.dialect.loaded_dbapi.Error):

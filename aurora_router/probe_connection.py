@@ -7,11 +7,11 @@ import contextlib
 from sqlalchemy import exc
 from sqlalchemy.engine import Connection
 
-from aurora_router.connection_hooks import ConnectionHooks
 from aurora_router.connection_modes import asking
 from aurora_router.core.failures import traits
 from aurora_router.core.instance import Role, Server, Silence
 from aurora_router.drivers import Driver, Mode
+from aurora_router.families import Families
 from aurora_router.mistakes import probe_error
 from aurora_router.probe import ProbeError
 from aurora_router.servers import Unsuitable
@@ -21,10 +21,10 @@ from aurora_router.sockets import TrackedSocket
 class Probe:
     """A connection of the monitor's own to one server."""
 
-    def __init__(self, instance_id: str, connection: Connection, driver: Driver, hooks: ConnectionHooks) -> None:
+    def __init__(self, instance_id: str, connection: Connection, driver: Driver, families: Families) -> None:
         self._connection = connection
         self._driver = driver
-        self._hooks = hooks
+        self._families = families
         dbapi = connection.connection.dbapi_connection
         self.socket = TrackedSocket(driver.fileno(dbapi))
         self._error: type[Exception] = connection.dialect.loaded_dbapi.Error
@@ -33,14 +33,14 @@ class Probe:
         # Only now, because listeners of the application find the connection as on a plain engine.
         driver.end_transaction(dbapi)
         driver.set_mode(dbapi, Mode.AUTOCOMMIT, True, False)
-        self._server = hooks.families.find(instance_id, self._ask)
+        self._server = families.find(instance_id, self._ask)
 
     def ask(self) -> Server:
         """Ask the server for its state. Raises ProbeError."""
         try:
-            said = self._server.probe(self._ask, asynchronous_commits=self._hooks.asynchronous_commits)
+            said = self._server.probe(self._ask, asynchronous_commits=self._families.asynchronous_commits)
             if said.role is Role.WRITER:
-                self._hooks.families.leading = self._server
+                self._families.leading = self._server
                 if self._omissions is None:
                     self._omissions = self._omitted()
                 said = said._replace(unproven=self._omissions)
@@ -48,7 +48,7 @@ class Probe:
             raise ProbeError(str(error), Silence.REFUSED if error.passing else Silence.MISCONFIGURED) from None
         except self._error as error:
             raise probe_error(error, self._driver, self._server) from None
-        self._hooks.dialect = self._server.dialect(said.id)  # no unit comes to a server that was not probed
+        self._families.dialect = self._server.dialect(said.id)  # no unit comes to a server that was not probed
         return said
 
     def _omitted(self) -> str:

@@ -37,6 +37,7 @@ from aurora_router.engines import Engines
 from aurora_router.entering import Entrance
 from aurora_router.error_classification import classify_error, is_contention
 from aurora_router.errors import ConfigurationError, RouterError
+from aurora_router.families import Families
 from aurora_router.gate import Gate, watch
 from aurora_router.limits import Places, Repeats
 from aurora_router.listeners import EventDispatcher
@@ -97,27 +98,29 @@ class Router:
         self._repeats = Repeats(self.dispatcher.publish, self._counters)
         self.causality = Causality(settings.consistency, me, _weakly(me, Router._newest, Topology()))
         self._tokens = Tokens(settings.token_keys, settings.token_ttl)
-        self.gate = Gate(settings, self.causality, self.dispatcher, waiting)
-        self._engines = self.gate.engines = Engines(
+        families = Families(settings.target.driver.PROTOCOL, settings.target.dialect)
+        self._engines = engines = Engines(
             settings,
             _weakly(me, Router._known, frozenset()),
             _weakly(me, Router._surprised, None),
-            self.gate,
+            families,
+            lambda: gate,
             waiting,
             self._counters,
             self.dispatcher,
         )
         self._fixed_address = urls.find_fixed_address(settings.target, settings.options, settings.options_of_readers)
         urls.check_distinct(settings.all_instances, self._fixed_address)
-        self._monitor = self.gate.monitor = Monitor(
+        self._monitor = monitor = Monitor(
             settings,
-            self._engines.probe,
-            self._engines.shut_down_probes,
+            engines.probe,
+            engines.shut_down_probes,
             _weakly(me, Router._changed, []),
-            self._engines.may_queue,
+            engines.may_queue,
             waiting,
             self.dispatcher.publish_from_own_thread if settings.listeners else None,
         )
+        self.gate = gate = Gate(settings, families, engines, monitor, self.causality, self.dispatcher, waiting)
         self._entrance = Entrance(
             settings, self.gate, self._engines, self._monitor, self.dispatcher, self._repeats, self._for_reads, self._counters
         )
@@ -414,13 +417,13 @@ class Router:
     def explain(self, sql: str, read_only: bool | None = None) -> Decision:
         """Say where a unit that begins with this statement would go now, and why. Nothing is sent."""
         self.start()
-        found = verdict(sql, self.gate.dialect)
-        effect = self.gate.effect(found)
+        found = verdict(sql, self.gate.families.dialect)
+        effect = self.gate.known.effect(found)
         write: Reason | None = None
         if read_only is False:
             write = Reason.DECLARED_WRITE
         elif read_only is None:
-            write = reason_to_write(found, effect, None, self.gate.has_learned(sql))
+            write = reason_to_write(found, effect, None, self.gate.known.has_learned(sql))
         unit = Unit(read_only)
         self.causality.begin(unit)
         return self._entrance.decide(unit, write)._replace(effect=effect)
@@ -500,7 +503,7 @@ class Router:
         """Whether a unit at this isolation level (None: the engine's or the server's default) must be on the writer."""
         if not self._ready:
             self.start()
-        return self.gate.above_read_committed(level)
+        return self.gate.isolation.above_read_committed(level)
 
     def failed_read(self, unit: Unit, error: DBAPIError) -> Action:
         """Decide what to do about an error of a statement of this unit, and remember what the error shows."""
@@ -519,7 +522,7 @@ class Router:
                     self.dispatcher.publish(events.Repeated(instance.id, type(error).__name__, unit=unit.number))
                 return action
             unit.refused = error.statement
-            self.gate.learn(error.statement)
+            self.gate.known.learn(error.statement)
             if self.dispatcher.listeners:
                 self.dispatcher.publish(events.Learned(instance.id, self.gate.driver.code(error.orig), unit=unit.number))
         elif action in (Action.REPEAT_ELSEWHERE, Action.REPEAT_UNPREPARED):
@@ -532,7 +535,7 @@ class Router:
             if self.dispatcher.listeners:
                 self.dispatcher.publish(events.Repeated(instance.id, type(error).__name__, unit=unit.number))
         elif unit.on_writer and unit.refused is not None and unit.refused == error.statement:
-            self.gate.forget(unit.refused)  # the reader was not at fault: the writer refuses it, too
+            self.gate.known.forget(unit.refused)  # the reader was not at fault: the writer refuses it, too
         return action
 
     def engine(self, instance: Instance) -> Engine:

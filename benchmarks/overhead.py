@@ -265,7 +265,7 @@ def deciding(report: Report, how: Options, cluster: Cluster[Any]) -> None:
         def decide() -> None:
             for _ in calls:
                 found = verdict(text, how.engine)
-                effect = router.gate.effect(found) if found.functions else found.effect
+                effect = router.gate.known.effect(found) if found.functions else found.effect
                 if effect is Effect.READ:
                     router._entrance.decide(Unit(None), None)
 

@@ -40,7 +40,7 @@ class SessionStatements(SessionWrites):
         # A text() is the same on every engine. So most texts that write are known before a reader is chosen.
         judging: Engine | None = None
         if isinstance(clause, TextClause) and unit.read_only is None and read_only is None and unit.hint is None:
-            if clause.text in self.router.gate.writes:
+            if clause.text in self.router.gate.known.writes:
                 return self._move(unit, Reason.NOT_A_READ)
             judging = self.router.connected_writer_engine()
         reason = None if judging is None else self._judge(unit, clause, judging, False)
@@ -100,9 +100,9 @@ class SessionStatements(SessionWrites):
 
         It is None if the text may be a read, or is not known yet. Then the gate looks at the text.
         """
-        gate = self.router.gate
-        key = None if thorough or gate.learned else key_of(clause)
-        if key is not None and key in gate.reads:
+        known = self.router.gate.known
+        key = None if thorough or known.learned else key_of(clause)
+        if key is not None and key in known.reads:
             return None
         call = self._call
         parameters = translation = None
@@ -112,18 +112,18 @@ class SessionStatements(SessionWrites):
         text = text_of(clause, parameters, engine, translation, thorough=thorough)
         if text is None:
             return None
-        reason = gate.reason_to_write(text, unit, thorough)
+        reason = known.reason_to_write(text, unit, thorough)
         if reason is None:
             if key is not None:
-                gate.note_read(key, text)
+                known.note_read(key, text)
         elif isinstance(clause, TextClause):
-            gate.note_write(clause.text, text)
+            known.note_write(clause.text, text)
         return reason
 
     def _names_writer(self, clause: Any) -> bool:
         """Return whether the text of a text() has a hint that asks for the writer."""
         text = clause.text if isinstance(clause, TextClause) else ""
-        return "@writer" in text and verdict(text, self.router.gate.dialect).hint == "writer"
+        return "@writer" in text and verdict(text, self.router.gate.families.dialect).hint == "writer"
 
     def _option(self, name: str, statement: Any, given: Mapping[str, Any] | None) -> Any:
         """Return an execution option of a statement, by SQLAlchemy's order of precedence; None without one."""

@@ -149,7 +149,7 @@ def test_no_statement_is_prepared_where_another_client_is_next(behind: Behind) -
                 assert place(s) == "reader"
 
     at_once(*[often] * 4)
-    assert not router.gate.learned
+    assert not router.gate.known.learned
 
 
 def test_a_full_pooler_is_not_a_silent_server(behind: Behind, heard: list[events.Event]) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy import FetchedValue, exc, select, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
-from aurora_router import Failure, Router, RoutingSession, classify_error, gate
+from aurora_router import Failure, Router, RoutingSession, classify_error, known_statements
 from aurora_router.core import events
 from aurora_router.error_classification import failure_of
 from aurora_router.local import PostgresCluster
@@ -69,7 +69,7 @@ def test_a_read_outlives_a_change_of_its_table(
             assert place(s) == "reader"
     assert kinds(heard).count("Repeated") == 1, "the first that failed has told the other connections"
     assert "Learned" not in kinds(heard)
-    assert not prepared.gate.learned
+    assert not prepared.gate.known.learned
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_a_read_outlives_a_type_that_is_made_anew(
             assert len(s.execute(text(sql), given).all()) == 1
             assert place(s) == ("writer" if read_only is False else "reader")
     assert kinds(heard).count("Repeated") == 1
-    assert not prepared.gate.learned
+    assert not prepared.gate.known.learned
 
 
 @pytest.fixture
@@ -278,7 +278,7 @@ def test_a_statement_that_a_pooler_has_lost_is_repeated(prepared: Router, heard:
         assert read(s) == "one"
         assert place(s) == "reader"
     assert kinds(heard)[0] == "Repeated"
-    assert not prepared.gate.learned
+    assert not prepared.gate.known.learned
 
 
 def test_an_application_that_prepares_nothing_itself_fails_once(prepared: Router) -> None:
@@ -312,17 +312,17 @@ def test_what_a_reader_refused_is_tried_again_later(
     cluster: PostgresCluster, make_router: MakeRouter, heard: list[events.Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A text that a reader has refused goes to the writer for a while, and then to a reader again."""
-    monkeypatch.setattr(gate, "LEARNED_FOR", 600.0)
+    monkeypatch.setattr(known_statements, "LEARNED_FOR", 600.0)
     router = make_router(listeners=[heard.append])
     until_readers_serve(router, 2)
     sql = "SELECT count(*) FROM item"
-    router.gate.learn(sql)
+    router.gate.known.learn(sql)
     Session = sessionmaker(class_=RoutingSession, router=router)
     with Session() as s:
         s.execute(text(sql))
         assert place(s) == "writer"
     assert router.explain(sql).instance is router.topology.writer
-    monkeypatch.setattr(gate, "LEARNED_FOR", 0.0)
+    monkeypatch.setattr(known_statements, "LEARNED_FOR", 0.0)
     eventually(lambda: router.explain(sql).instance is not router.topology.writer)
     with Session() as s:
         s.execute(text(sql))

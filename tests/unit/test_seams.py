@@ -112,7 +112,7 @@ def test_a_readers_connection_is_guarded_in_its_familys_words(servers, parrot, m
     servers["db-2"].version = ("Parrot 3", False)
     with Router(URL, instances=["db-2"]) as router:
         connection = router.raw_connection(read_only=True)
-        router.gate.engines.modes.keep_guarded(connection)
+        router._engines.modes.keep_guarded(connection)
         connection.close()
     assert parrot.GUARD in servers["db-2"].heard
 
@@ -124,7 +124,7 @@ def test_each_connection_of_the_monitor_asks_the_server_anew(servers, parrot):
         router.start()
         assert router.gate.families.at("db-1:5432") is router.gate.families.leading is parrot
         servers["db-1"].version = ("PostgreSQL 17.1 on aarch64", False)
-        probe = router.gate.engines.probe(router.topology.writer)
+        probe = router._engines.probe(router.topology.writer)
         assert router.gate.families.at("db-1:5432") is postgresql
         probe.ask()
         probe.close()
@@ -132,7 +132,7 @@ def test_each_connection_of_the_monitor_asks_the_server_anew(servers, parrot):
 
 
 def test_before_the_first_answer_the_leading_family_is_taken(parrot):
-    families = Families("postgresql")
+    families = Families("postgresql", "postgresql")
     assert families.at("db-1:5432") is families.leading is postgresql
     families.leading = parrot
     assert families.at("db-1:5432") is parrot

@@ -106,12 +106,12 @@ def test_threads_get_the_verdict_on_their_own_text():
 
 def test_refused_texts_are_bounded_by_their_length_in_all():
     """The texts that readers refused last are remembered within a few megabytes, however long they are."""
-    gate = Router("postgresql+psycopg://app@db-1/shop").gate
+    known = Router("postgresql+psycopg://app@db-1/shop").gate.known
     long = "SELECT 1 FROM writes /*" + 2**20 * "x" + "*/ LIMIT "
     for number in range(20):
-        gate.learn(f"{long}{number}")
-    assert gate.has_learned(f"{long}19")
-    assert sum(map(len, gate.learned)) <= 4 * 2**20
+        known.learn(f"{long}{number}")
+    assert known.has_learned(f"{long}19")
+    assert sum(map(len, known.learned)) <= 4 * 2**20
     for number in range(3000):
-        gate.learn(f"SELECT {number} FROM writes")
-    assert [*gate.learned] == [f"SELECT {number} FROM writes" for number in range(2000, 3000)]
+        known.learn(f"SELECT {number} FROM writes")
+    assert [*known.learned] == [f"SELECT {number} FROM writes" for number in range(2000, 3000)]
