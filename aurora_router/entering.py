@@ -9,12 +9,13 @@ import contextlib
 import random
 import time
 import weakref
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 import tenacity
 from sqlalchemy import exc
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import PoolProxiedConnection
 
 from aurora_router.config import get_pool_limits
 from aurora_router.connection_state import STATE
@@ -32,7 +33,6 @@ from aurora_router.core.selection import (
     Reason,
     choose,
     resolve,
-    round_robin,
     to_writer,
     was_looked_for,
 )
@@ -40,14 +40,11 @@ from aurora_router.core.topology import Topology
 from aurora_router.drivers import Mode
 from aurora_router.engines import Engines
 from aurora_router.errors import (
-    AmbiguousWriter,
     ConfigurationError,
-    NoReaderAvailable,
-    NoWriterAvailable,
     RouterError,
     WrongServer,
 )
-from aurora_router.gate import Attempt, Gate, own
+from aurora_router.gate import Connecting, Gate, own
 from aurora_router.limits import Place, Places, Repeats
 from aurora_router.listeners import EventDispatcher
 from aurora_router.monitor import Haste, Monitor
@@ -55,10 +52,11 @@ from aurora_router.pooling import PoolFull
 from aurora_router.settings import Settings
 from aurora_router.stats import Counters
 from aurora_router.unit import Door, Unit
+from aurora_router.waits import Waits, WriterUnreachable
 
 T = TypeVar("T")
 
-# Seconds between two reports of units that wait for a writer, or of reads that no reader serves.
+# Seconds between two reports of reads that no reader serves.
 REMIND = 10.0
 LEAST_PAUSE = 0.05  # seconds before a unit asks again whether it may retry
 _DEFAULT, _AUTOCOMMIT, _READ_ONLY = Mode  # an enum's members are slow to look up on the request path
@@ -68,13 +66,25 @@ _UNSENT = (Phase.READER_UNSENT, Phase.WRITER_UNSENT)
 _NO_READER, _OWN_WRITES = Reason.NO_READER, Reason.OWN_WRITES
 
 
-class _Again(Exception):
-    """The writer could not be reached, and nothing was sent."""
+class _Attempt(Generic[T]):
+    """One attempt of a unit to connect, which may try several instances.
 
-    def __init__(self, instance: Instance, cause: Exception, began: float) -> None:
-        self.instance = instance
-        self.cause = cause
+    write: why the unit must be on the writer; None if it need not be, as far as known.
+    began: when the first attempt began, seconds, monotonic; None if nothing has read the clock yet.
+    queued_at: when it began to wait for a place in the writer's pool.
+    timeout: of a reader's pool that the unit has waited for.
+    refused: the error of a reader that refused the credentials or the database.
+    """
+
+    __slots__ = ("began", "door", "queued_at", "refused", "timeout", "write")
+
+    def __init__(self, door: Door[T], write: Reason | None, began: float | None) -> None:
+        self.door = door
+        self.write = write
         self.began = began
+        self.queued_at: float | None = None
+        self.timeout: exc.TimeoutError | None = None
+        self.refused: Exception | None = None
 
 
 class Entrance:
@@ -82,6 +92,7 @@ class Entrance:
 
     for_reads: the places in the writer's pool that reads may have.
     counters: counts units, waits and retries.
+    waits: the waits of units.
     """
 
     def __init__(
@@ -110,31 +121,21 @@ class Entrance:
         )
         self._declared_need = self._need._replace(declared=True)
         self._balance = _checked(settings.balance) if callable(settings.balance) else STRATEGIES[settings.balance]
-        self._failover_timeout = settings.failover_timeout
-        _, self._pool_timeout = get_pool_limits(settings.options)
         self._wait = settings.wait_for_reader
-        self._token_ttl = settings.token_ttl
         self._look_timeout = settings.probe_timeout  # to look for a writer that a token speaks of
         self._modes = engines.modes
         self._load = Load(engines.in_use, capacity=pool)
-        self._waiting: set[object] = set()  # units that wait for a writer
-        self._say_waiting = Rate(REMIND)
+        self.waits = Waits(settings, engines, monitor, dispatcher, self._need, self._load, counters)
         self._say_no_reader = Rate(REMIND)
-        self.closed = False
 
     def close(self) -> None:
-        """End all waiting for places. Units that wait for a topology see `closed` when the monitor wakes them."""
-        self.closed = True
+        """End all waiting for slots. Units that wait for a topology see that when the monitor wakes them."""
+        self.waits.is_closed = True
         self._for_reads.turn_away()
 
     def forked(self) -> None:
         """In a forked child, no unit waits."""
-        self._waiting = set()
-
-    @property
-    def waiting(self) -> int:
-        """The number of units that wait for a writer now."""
-        return len(self._waiting)
+        self.waits.forked()
 
     def enter(self, unit: Unit, door: Door[T], write: Reason | None = None) -> T:
         """Connect a unit to the instance that it needs.
@@ -151,7 +152,7 @@ class Entrance:
         try:
             try:
                 return self._enter_once(unit, door, write, None)
-            except _Again as again:
+            except WriterUnreachable as again:
                 failed = again
             return self._enter_again(unit, door, write, failed)
         except BaseException as error:
@@ -169,26 +170,14 @@ class Entrance:
         if self._dispatcher.listeners:
             self._dispatcher.publish(events.Routed(instance.id, reason, unit=unit.number, seconds=took))
 
-    @contextlib.contextmanager
-    def _told_wait(self, unit: Unit, what: events.Wait) -> Iterator[None]:
-        """Publish the begin and the end of a wait."""
-        began = time.monotonic()
-        if self._dispatcher.listeners:
-            self._dispatcher.publish(events.WaitStarted(what, unit=unit.number))
-        try:
-            yield
-        finally:
-            if self._dispatcher.listeners:
-                self._dispatcher.publish(events.WaitEnded(what, time.monotonic() - began, unit=unit.number))
-
-    def _enter_again(self, unit: Unit, door: Door[T], write: Reason | None, failed: _Again) -> T:
+    def _enter_again(self, unit: Unit, door: Door[T], write: Reason | None, failed: WriterUnreachable) -> T:
         """Connect a unit to the writer, after a first attempt has failed, as soon as one can be reached."""
         began = failed.began
         self._repeats.allowed(failed.instance.id, first=True)
-        left = self._time_left(unit, began)
+        left = self.waits.time_left(unit, began)
         until = time.monotonic() + left
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(_Again),
+            retry=tenacity.retry_if_exception_type(WriterUnreachable),
             wait=tenacity.wait_random_exponential(multiplier=0.02, max=1.0),
             stop=tenacity.stop_after_delay(left),
             sleep=lambda seconds: self._pause(seconds, failed, until),
@@ -200,17 +189,17 @@ class Entrance:
             self._counters.retries[failed.instance.id] += 1
             try:
                 return self._enter_once(unit, door, write, began)
-            except _Again as again:
+            except WriterUnreachable as again:
                 failed = again
                 raise
 
         try:
             connection: T = retrying(once)
             return connection
-        except _Again as again:
-            raise self._no_writer(began, again) from again.cause
+        except WriterUnreachable as again:
+            raise self.waits.no_writer(began, again) from again.cause
 
-    def _pause(self, seconds: float, failed: _Again, until: float) -> None:
+    def _pause(self, seconds: float, failed: WriterUnreachable, until: float) -> None:
         """Sleep, but only until the monitor sees another writer than the failed one, or none.
 
         While too many units retry already, sleep on. Waiting costs nothing, but an attempt at an instance in trouble does.
@@ -220,7 +209,7 @@ class Entrance:
         servers = failed.instance.servers
         while True:
             topology = self._monitor.wait_for(lambda t: t.writer is None or t.writer.servers != servers, seconds)
-            if self.closed:
+            if self.waits.is_closed:
                 raise RouterError("this router was closed while a unit waited for a writer")
             if topology.writer is None or time.monotonic() >= until:
                 return
@@ -233,126 +222,157 @@ class Entrance:
 
         began: when the first attempt began, seconds, monotonic. None for the first, which reads the clock only if it must.
         """
-        queued_at: float | None = None  # when it began to wait for a place in the writer's pool
-        timeout: exc.TimeoutError | None = None  # of a reader's pool that the unit has waited for
-        refused: Exception | None = None  # of a reader that refused the credentials or the database
+        attempt = _Attempt(door, write, began)
         unit.queues = False
         while True:
-            decision = self.decide(unit, write)
-            if write is None:
-                if door.judge is not None:
-                    write = self._judge(door, decision)
-                    if write is not None:
-                        # Decide again before the unit waits for a reader, or takes a place, or connects to a reader.
-                        continue
-                if decision.reason is _OWN_WRITES and self._wait and not unit.waited:
-                    self._wait_for_reader(unit)
-                    continue
-            instance, reason, _ = decision
-            if instance is None:
-                if refused is not None:
-                    raise refused  # in the server's words: no other instance is left
-                began = began or time.monotonic()
-                found = self._wait_for_writer(unit, decision, began)
-                if found is None or reason is Reason.NO_INSTANCE:
-                    continue  # the token has lapsed, or no reader would serve the read
-                instance = found
-            if (
-                reason is _NO_READER
-                and not (unit.borrowed is not None and unit.borrowed.taken)
-                and len(self._monitor.topology.instances) > 1
-            ):
-                reads = self._say_no_reader.passes(time.monotonic())
-                if reads:
-                    said = self._monitor.topology.said(avoided=unit.avoid)
-                    self._dispatcher.publish(events.NoReaderQualifies(instance.id, reads, said))
-                # With several instances, reads get only a share of the writer's pool, because writes must find room.
-                place = unit.borrowed = Place(self._for_reads)  # the unit owns it before it is taken
-                if not place.take(0.0):
-                    queued_at = queued_at or time.monotonic()
-                    self._wait_for_place(unit, place, queued_at)
-                    continue
-            on_writer = instance.role is _WRITER
-            mode = _READ_ONLY if unit.read_only else _DEFAULT if on_writer else _READ_ONLY if unit.holds else _AUTOCOMMIT
-            unit.instance, unit.on_writer, unit.epoch = instance, on_writer, instance.epoch
-            connection: T | None = None
-            connecting = self._gate.connecting
-            outer = connecting.value
-            try:
-                engine = self._engines.engine(instance)
-                attempt = Attempt(unit, mode, engine)
-                connecting.value = weakref.ref(attempt)
-                connection = door.connect(engine)
-                raw = door.pooled(connection)
-                now = time.monotonic()
-                if self._modes.is_usable(raw, instance, now):
-                    # Otherwise a listener of the application has sent something there already, and the mode is set.
-                    if raw.info[STATE].unit is not unit:
-                        self._modes.set_mode(raw, mode, unit.isolation)
-                    if unit.read_only and not unit.of_session:
-                        self._modes.keep_read_only(raw)
-                    break
-                # The connection is dead, or leads to another server. The reasons for choosing this instance do not apply to it.
-                door.drop(connection)
-            except (DBAPIError, WrongServer, self._engines.driver_error) as error:
-                self._give_up(unit, door, connection)
-                if isinstance(error, RouterError) and not isinstance(error, WrongServer):
-                    raise  # it is of another unit, which a listener of the application has begun
-                # An error that has a statement comes from a listener of the application, not from connecting.
-                connects = connection is None and getattr(error, "statement", None) is None
-                phase = _CONNECTING[on_writer] if connects else _UNSENT[on_writer]
-                failure = self._engines.failure(error, phase)
-                if connects and not isinstance(error, WrongServer):  # that one was reported already
-                    self._dispatcher.publish(events.ConnectFailed(instance.id, self._engines.explain(error), unit=unit.number))
-                means = traits(failure)
-                if means.suspicious:
-                    self._monitor.suspect(instance.id)
-                if connects and (mistake := self._engines.mistake(error)) is not None:
-                    raise mistake from None
-                if decide(failure, phase) is Action.RAISE:
-                    raise
-                if means.is_last_word:
-                    refused = error
-                if on_writer:
-                    raise _Again(instance, error, began or time.monotonic()) from error
-                unit.avoid |= {instance.id}
-                self._counters.retries[instance.id] += 1
-                if self._dispatcher.listeners:
-                    self._dispatcher.publish(events.Repeated(instance.id, type(error).__name__, unit=unit.number))
-            except ConfigurationError as error:  # there is no password
-                self._give_up(unit, door, connection)
-                if connection is None:
-                    self._dispatcher.publish(events.ConnectFailed(instance.id, str(error), unit=unit.number))
-                raise
-            except PoolFull:
-                unit.instance = None
-                if timeout is not None:
-                    raise timeout from None
-                if write is None and door.judge is not None:
-                    write = door.judge(self._engines.engine(instance), True)
-                unit.queues = write is None and not self._finds_room(unit)
-            except exc.TimeoutError as error:
-                self._give_up(unit, door, connection)
-                if on_writer or timeout is not None or not self._finds_room(unit):
-                    raise
-                unit.queues, timeout = False, error
-            except BaseException:
-                self._give_up(unit, door, connection)
-                raise
-            finally:
-                connecting.value = outer
-        own(unit, connection, raw)
-        self._repeats.count(now)
+            chosen = self._choose(unit, attempt)
+            if chosen is None:
+                continue
+            instance, reason = chosen
+            connection = self._connect(unit, attempt, instance)
+            if connection is not None:
+                break
         counters = self._counters
-        if write is not None:
+        if attempt.write is not None:
             counters.writes[instance.id] += 1
-        elif on_writer:
+        elif unit.on_writer:
             counters.reads_as_writer[instance.id] += 1
         else:
             counters.reads_as_reader[instance.id] += 1
         if self._dispatcher.listeners:
             self._tell_checkout(unit, instance, reason)
         return connection
+
+    def _choose(self, unit: Unit, attempt: _Attempt[T]) -> tuple[Instance, Reason] | None:
+        """Choose the instance, and wait for one if none is there. None if something has changed: decide again."""
+        decision = self.decide(unit, attempt.write)
+        if attempt.write is None:
+            if attempt.door.judge is not None:
+                attempt.write = self._judge(attempt.door, decision)
+                if attempt.write is not None:
+                    # Decide again before the unit waits for a reader, or takes a place, or connects to a reader.
+                    return None
+            if decision.reason is _OWN_WRITES and self._wait and not unit.waited:
+                self.waits.for_reader(unit)
+                return None
+        instance, reason, _ = decision
+        if instance is None:
+            if attempt.refused is not None:
+                raise attempt.refused  # in the server's words: no other instance is left
+            attempt.began = attempt.began or time.monotonic()
+            instance = self.waits.for_writer(unit, decision, attempt.began)
+            if instance is None or reason is Reason.NO_INSTANCE:
+                return None  # the token has lapsed, or no reader would serve the read
+        if reason is _NO_READER and len(self._monitor.topology.instances) > 1 and not self._may_read(unit, attempt, instance):
+            return None
+        return instance, reason
+
+    def _may_read(self, unit: Unit, attempt: _Attempt[T], writer: Instance) -> bool:
+        """Whether the unit has a place for reads in the writer's pool. If not, it has waited for one."""
+        if unit.borrowed is not None and unit.borrowed.taken:
+            return True
+        reads = self._say_no_reader.passes(time.monotonic())
+        if reads:
+            said = self._monitor.topology.said(avoided=unit.avoid)
+            self._dispatcher.publish(events.NoReaderQualifies(writer.id, reads, said))
+        # With several instances, reads get only a share of the writer's pool, because writes must find room.
+        place = unit.borrowed = Place(self._for_reads)  # the unit owns it before it is taken
+        if place.take(0.0):
+            return True
+        attempt.queued_at = attempt.queued_at or time.monotonic()
+        self.waits.for_slot(unit, place, attempt.queued_at)
+        return False
+
+    def _connect(self, unit: Unit, attempt: _Attempt[T], instance: Instance) -> T | None:
+        """Connect a unit to an instance. None if that has failed and the unit is to try another one."""
+        on_writer = instance.role is _WRITER
+        mode = _mode(unit, on_writer)
+        unit.instance, unit.on_writer, unit.epoch = instance, on_writer, instance.epoch
+        connection: T | None = None
+        connecting, door = self._gate.connecting, attempt.door
+        outer = connecting.value
+        try:
+            engine = self._engines.engine(instance)
+            connects = Connecting(unit, mode, engine)
+            connecting.value = weakref.ref(connects)
+            connection = door.connect(engine)
+            if self._takes(unit, connection, door.pooled(connection), instance, mode):
+                return connection
+            # The connection is dead, or leads to another server. The reasons for choosing this instance do not apply to it.
+            door.drop(connection)
+        except (DBAPIError, WrongServer, self._engines.driver_error) as error:
+            self._give_up(unit, door, connection)
+            if isinstance(error, RouterError) and not isinstance(error, WrongServer):
+                raise  # it is of another unit, which a listener of the application has begun
+            if not self._can_try_another(unit, attempt, instance, error, is_connected=connection is not None):
+                raise
+        except ConfigurationError as error:  # there is no password
+            self._give_up(unit, door, connection)
+            if connection is None:
+                self._dispatcher.publish(events.ConnectFailed(instance.id, str(error), unit=unit.number))
+            raise
+        except PoolFull:
+            unit.instance = None
+            if attempt.timeout is not None:
+                raise attempt.timeout from None
+            if attempt.write is None and door.judge is not None:
+                attempt.write = door.judge(self._engines.engine(instance), True)
+            unit.queues = attempt.write is None and not self._finds_room(unit)
+        except exc.TimeoutError as error:
+            self._give_up(unit, door, connection)
+            if on_writer or attempt.timeout is not None or not self._finds_room(unit):
+                raise
+            unit.queues, attempt.timeout = False, error
+        except BaseException:
+            self._give_up(unit, door, connection)
+            raise
+        finally:
+            connecting.value = outer
+        return None
+
+    def _takes(self, unit: Unit, connection: object, raw: PoolProxiedConnection, instance: Instance, mode: Mode) -> bool:
+        """Switch a connection to the unit's mode, and note that the unit has it. False if it cannot be used."""
+        now = time.monotonic()
+        if not self._modes.is_usable(raw, instance, now):
+            return False
+        # Otherwise a listener of the application has sent something there already, and the mode is set.
+        if raw.info[STATE].unit is not unit:
+            self._modes.set_mode(raw, mode, unit.isolation)
+        if unit.read_only and not unit.of_session:
+            self._modes.keep_read_only(raw)
+        own(unit, connection, raw)
+        self._repeats.count(now)
+        return True
+
+    def _can_try_another(
+        self, unit: Unit, attempt: _Attempt[T], instance: Instance, error: Exception, *, is_connected: bool
+    ) -> bool:
+        """Note a failure to connect. Return whether the unit is to try another instance.
+
+        Raises WriterUnreachable if it was the writer, and ConfigurationError for an option that the driver cannot use.
+        """
+        # An error that has a statement comes from a listener of the application, not from connecting.
+        connects = not is_connected and getattr(error, "statement", None) is None
+        phase = (_CONNECTING if connects else _UNSENT)[unit.on_writer]
+        failure = self._engines.failure(error, phase)
+        if connects and not isinstance(error, WrongServer):  # that one was reported already
+            self._dispatcher.publish(events.ConnectFailed(instance.id, self._engines.explain(error), unit=unit.number))
+        means = traits(failure)
+        if means.suspicious:
+            self._monitor.suspect(instance.id)
+        if connects and (mistake := self._engines.mistake(error)) is not None:
+            raise mistake from None
+        if decide(failure, phase) is Action.RAISE:
+            return False
+        if means.is_last_word:
+            attempt.refused = error
+        if unit.on_writer:
+            raise WriterUnreachable(instance, error, attempt.began or time.monotonic()) from error
+        unit.avoid |= {instance.id}
+        self._counters.retries[instance.id] += 1
+        if self._dispatcher.listeners:
+            self._dispatcher.publish(events.Repeated(instance.id, type(error).__name__, unit=unit.number))
+        return True
 
     def _judge(self, door: Door[T], decision: Decision) -> Reason | None:
         """Why the statement for which a unit enters must be on the writer; None if it may be a read, as far as known.
@@ -420,119 +440,22 @@ class Entrance:
         unit.requirement = requirement
         return topology
 
-    def _wait_for_reader(self, unit: Unit) -> None:
-        """Wait until a reader has what the unit must see, or until wait_for_reader is over."""
-        unit.waited = True
-        self._counters.reader_waits += 1
-        need = self._need.of_unit(unit.requirement, unit.last_reads, unit.avoid)
-
-        def found(topology: Topology) -> bool:
-            return choose(topology, need, round_robin, self._load, 0.0, time.monotonic()).reason is not _OWN_WRITES
-
-        # Anybody may write a token. What the session or the scope has written since is no claim of others.
-        made_up = (unit.requirement is not None and unit.requirement.given) or any(
-            past.given is not None and not past.wrote for past in unit.pasts
-        )
-        with self._told_wait(unit, "reader"):
-            self._monitor.wait_for(found, self._wait, haste=Haste.SHARED if made_up else Haste.ALONE)
-
-    def _wait_for_place(self, unit: Unit, place: Place, began: float) -> None:
-        """Wait for a place in the writer's pool, or for a topology with readers. Then the caller must decide again.
-
-        The unit may keep the place until it ends, because it may write there.
-
-        began: when it began to wait, seconds, monotonic.
-
-        Raises NoReaderAvailable if the time is up.
-        """
-        now = time.monotonic()
-        left = min(began + self._pool_timeout - now, self._time_left(unit, began))
-        with self._told_wait(unit, "slot"):
-            found = place.take(left)
-        if found:
-            return
-        if self.closed:
-            raise RouterError("this router was closed while a unit waited for a reader")
-        if time.monotonic() >= now + left:
-            raise NoReaderAvailable(self._monitor.topology.said(), time.monotonic() - began)
-
-    def _time_left(self, unit: Unit, began: float) -> float:
-        """How many more seconds a unit may wait for a writer.
-
-        began: when it began to wait, seconds, monotonic.
-        """
-        until = began + self._failover_timeout
-        if unit.run is not None and unit.run.deadline is not None:
-            until = unit.run.deadline
-        return max(until - time.monotonic(), 0.0)
-
     def writer(self) -> Instance:
         """Return the writer. If there is none, wait as a unit would."""
         unit = Unit(False)
         decision = self.decide(unit, Reason.DECLARED_WRITE)
-        instance = decision.instance or self._wait_for_writer(unit, decision, time.monotonic())
+        instance = decision.instance or self.waits.for_writer(unit, decision, time.monotonic())
         assert instance is not None  # the unit has no token that could lapse
         return instance
 
-    def _wait_for_writer(self, unit: Unit, decision: Decision, began: float) -> Instance | None:
-        """Return the writer, once there is one; None if the unit's token lapses before that.
 
-        A token lapses when it has been honoured for token_ttl.
-        """
-        if decision.reason is Reason.ISOLATION:
-            raise NoReaderAvailable(self._monitor.topology.said(), beyond=True)
-        if decision.reason is Reason.NO_INSTANCE and not self._need.writer_serves_reads:
-            raise NoReaderAvailable(self._monitor.topology.said(avoided=unit.avoid))
-        since = time.monotonic()
-        timeout, lapses = self._time_left(unit, began), False
-        if unit.requirement is not None and unit.requirement.given and decision.reason is Reason.NO_WRITER:
-            left = unit.requirement.since + self._token_ttl - since
-            timeout, lapses = min(timeout, max(left, 0.0)), left < timeout
-        with self._told_wait(unit, "writer"):
-            topology = self._wait_until_decided(since + timeout)
-        found = topology.writer.id if topology.writer is not None else None
-        if self._dispatcher.listeners:
-            self._dispatcher.publish(events.WaitedForWriter(time.monotonic() - since, found, unit=unit.number))
-        if topology.writer is not None:
-            return topology.writer
-        if lapses:
-            unit.requirement = None
-            for past in unit.pasts:
-                past.lapse()
-            return None
-        if topology.ambiguous:
-            raise AmbiguousWriter(topology.ambiguous)
-        if topology.in_vain:
-            raise ConfigurationError("; ".join(topology.said())) from self._engines.password_error
-        if self.closed:
-            raise RouterError("this router was closed while a unit waited for a writer")
-        raise self._no_writer(began, None)
-
-    def _wait_until_decided(self, until: float) -> Topology:
-        """Wait for a topology with a writer, or for one in which waiting alone will not bring one. Report that now and then.
-
-        until: seconds, monotonic.
-        """
-        me = object()
-        self._waiting.add(me)
-        self._counters.writer_waits += 1
-        try:
-            while True:
-                now = time.monotonic()
-                if self._say_waiting.passes(now):
-                    self._dispatcher.publish(events.WaitingForWriter(len(self._waiting), self._monitor.topology.said()))
-                topology = self._monitor.wait_for(_is_decided, min(until - now, REMIND))
-                if _is_decided(topology) or self.closed or time.monotonic() >= until:
-                    return topology
-        finally:
-            self._waiting.discard(me)
-
-    def _no_writer(self, began: float, again: _Again | None) -> NoWriterAvailable:
-        said = self._monitor.topology.said()
-        if again is not None:
-            ended = f"{type(again.cause).__name__}: {self._engines.explain(again.cause)}"
-            said = (*said, f"the last attempt at {again.instance.id} ended with {ended}")
-        return NoWriterAvailable(time.monotonic() - began, said)
+def _mode(unit: Unit, on_writer: bool) -> Mode:
+    """The mode that the unit's connection needs."""
+    if unit.read_only:
+        return _READ_ONLY
+    if on_writer:
+        return _DEFAULT
+    return _READ_ONLY if unit.holds else _AUTOCOMMIT
 
 
 def _checked(balance: Balance) -> Balance:
@@ -546,8 +469,3 @@ def _checked(balance: Balance) -> Balance:
         return chosen
 
     return checked
-
-
-def _is_decided(topology: Topology) -> bool:
-    """Whether there is a writer, or waiting alone will not bring one."""
-    return topology.writer is not None or bool(topology.ambiguous) or bool(topology.in_vain)

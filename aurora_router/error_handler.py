@@ -41,8 +41,7 @@ class ErrorHandler:
         There is one if the outcome of a COMMIT is unknown. There also is one if a read-only unit tried a write that its text did
         not show.
         """
-        connection = context.connection
-        unit: Unit | None = getattr(connection, UNIT, None)
+        unit: Unit | None = getattr(context.connection, UNIT, None)
         if unit is None or not isinstance(context.original_exception, self._error):
             return None
         failure = failure_of(context.original_exception, self._family(unit), disconnected=context.is_disconnect)

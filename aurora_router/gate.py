@@ -48,7 +48,7 @@ from aurora_router.waiting import Local, Waiting
 _READ = Effect.READ  # an enum's members are slow to look up on the request path
 
 
-class Attempt:
+class Connecting:
     """The unit that a thread is connecting, its future mode, and the engine that it connects with."""
 
     __slots__ = ("__weakref__", "engine", "mode", "unit")
@@ -82,7 +82,7 @@ class Gate:
         self.causality = causality
         # The attempt that is under way in this thread. A listener of the application may make another unit enter meanwhile. The
         # reference is weak, because an exception of a signal handler may end an attempt at any moment.
-        self.connecting: Local[weakref.ref[Attempt]] = waiting.local()
+        self.connecting: Local[weakref.ref[Connecting]] = waiting.local()
         self.known = KnownStatements(settings, families, monitor, engines.modes)
         self.isolation = Isolation(settings, families, monitor)
         self._modes = engines.modes
@@ -99,7 +99,7 @@ class Gate:
         self.known.forked()
         self.causality.forked()
 
-    def attempt(self) -> Attempt | None:
+    def attempt(self) -> Connecting | None:
         """Return the attempt that is under way in this thread; None without one."""
         known = self.connecting.value
         return known() if known is not None else None

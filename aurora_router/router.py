@@ -147,7 +147,7 @@ class Router:
         """
         if self._ready:
             return
-        if self._entrance.closed:
+        if self._entrance.waits.is_closed:
             raise RouterError("this router is closed; make a new one")
         self._monitor.start()
         # A fault that made the last start fail may have been repaired since, so wait for newer answers.
@@ -436,7 +436,7 @@ class Router:
         counters, for_reads = self._counters, self._for_reads
         return RouterStats(
             tuple(counters.of(instance, self._engines.pool_usage(instance)) for instance in self._monitor.topology),
-            units_waiting_for_writer=self._entrance.waiting,
+            units_waiting_for_writer=self._entrance.waits.for_a_writer,
             writer_waits=counters.writer_waits,
             reader_waits=counters.reader_waits,
             writer_read_slots_in_use=for_reads.in_use,
