@@ -279,7 +279,7 @@ def test_an_interrupted_first_statement_leaves_no_half_of_it(
     def first() -> None:
         raw.cursor().execute("UPDATE item SET stock = %s WHERE id = 2", (next(numbers),))
 
-    for _ in interrupted_at_each_line(first, "drivers/psycopg.py", each="opcode", by=by):
+    for _ in interrupted_at_each_line(first, "drivers/psycopg_classes.py", each="opcode", by=by):
         number = next(numbers)
         try:
             cursor = raw.cursor()

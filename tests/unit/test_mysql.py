@@ -883,7 +883,7 @@ def test_an_interrupted_answer_is_never_taken_for_another(peer: Peer, work: Call
         work(connection)
 
     interrupted()  # once without an interruption
-    for _ in interrupted_at_each_line(interrupted, "pymysql/connections.py", "drivers/pymysql.py", each="opcode"):
+    for _ in interrupted_at_each_line(interrupted, "pymysql/connections.py", "drivers/pymysql_classes.py", each="opcode"):
         spoilt = connection.unanswered
         try:
             connection.rollback()

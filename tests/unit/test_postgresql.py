@@ -460,7 +460,6 @@ def test_a_streamed_read_is_held_if_there_is_no_transaction(autocommit, asked, h
     seen = {}
     monkeypatch.setattr(ServerCursor, "__init__", lambda self, connection, name, **options: seen.update(options, name=name))
     monkeypatch.setattr(ServerCursor, "__del__", lambda self: None)
-    monkeypatch.setattr(psycopg_driver, "_hold", None)
     connection = Switches()
     connection.autocommit = autocommit
     psycopg_driver.prepare(connection, False, (), nobody)
@@ -496,7 +495,6 @@ def test_cursors_that_were_left_are_closed(monkeypatch):
     monkeypatch.setattr(ServerCursor, "__init__", made)
     monkeypatch.setattr(ServerCursor, "close", lambda self: None)
     monkeypatch.setattr(ServerCursor, "name", None)
-    monkeypatch.setattr(psycopg_driver, "_hold", None)
     connection = Talk(())
     psycopg_driver.prepare(connection, False, (), nobody)
     connection.autocommit = True

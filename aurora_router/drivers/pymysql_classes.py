@@ -1,0 +1,373 @@
+"""Subclasses of PyMySQL's connection, streams and their rows. They are imported when a connection is made.
+
+The connection knows more of what its server has done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import FrameType
+from typing import Any
+
+from pymysql import connections
+from pymysql.connections import MySQLResult
+from pymysql.constants.SERVER_STATUS import SERVER_STATUS_IN_TRANS
+from pymysql.cursors import DictCursorMixin, SSCursor, SSDictCursor
+from pymysql.err import InterfaceError, MySQLError, OperationalError
+
+from aurora_router.drivers.pymysql import (
+    KEEPALIVE,
+    NO_PACKAGE,
+    NOT_UNDONE,
+    OUT_OF_SYNC,
+    ROLLED_BACK,
+    ROLLS_BACK_ON_TIMEOUT,
+    TIMED_OUT,
+    autocommit,
+    blocks,
+    code,
+    is_on,
+)
+
+_JUDGED = ("sqlalchemy.", "aurora_router.")
+
+
+def _is_by_others() -> bool:
+    """Whether PyMySQL's last statement came neither from SQLAlchemy, whose statements pass the gate, nor from this library."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and (name := frame.f_globals.get("__name__", "")).startswith(("pymysql.", "aurora_router.drivers.")):
+        frame = frame.f_back
+    return not name.startswith(_JUDGED)
+
+
+class _Autocommit:
+    """PyMySQL's method of that name, which can also be read, because psycopg has an attribute there."""
+
+    __slots__ = ("_connection", "_set")
+
+    def __init__(self, connection: Any, set_: Callable[[Any], None]) -> None:
+        self._connection = connection
+        self._set = set_
+
+    def __call__(self, value: Any) -> None:
+        self._set(value)
+
+    def __bool__(self) -> bool:
+        return autocommit(self._connection)
+
+
+_contexts: list[Any] = []
+
+
+class Stream(SSCursor):  # type: ignore[misc,unused-ignore]
+    """PyMySQL's cursor for streams, except that closing it leaves the rows unread.
+
+    The connection reads them when it must send something else, and never if it is closed first. After that no row can be
+    read, and the stream does not seem to be complete.
+    """
+
+    connection: Any
+
+    def close(self) -> None:
+        if self.connection is not None and blocks(self.connection) and self.connection._result is self._result:
+            self._result.abandoned = True
+            self.connection = None
+        else:
+            super().close()
+
+    __del__ = close
+
+
+class DictStream(DictCursorMixin, Stream):  # type: ignore[misc,unused-ignore]
+    """The same, with dictionaries as rows."""
+
+
+_STREAMS = {SSCursor: Stream, SSDictCursor: DictStream}
+
+
+class Rows(MySQLResult):  # type: ignore[misc,unused-ignore]
+    """PyMySQL's result of a stream, except that its connection knows while one of its rows is being read.
+
+    abandoned: nobody wants the unread rows.
+    cut: its connection was closed before the stream's end, so the stream must not seem to be complete.
+    """
+
+    connection: Any
+    abandoned = False
+    cut = False
+
+    def _read_rowdata_packet_unbuffered(self) -> Any:
+        connection = self.connection
+        if connection is None:
+            return super()._read_rowdata_packet_unbuffered()
+        if connection.unanswered:
+            connection._force_close()
+        if self.cut:
+            raise InterfaceError(0, "")
+        connection.unanswered = True
+        try:
+            row = super()._read_rowdata_packet_unbuffered()
+        except MySQLError:  # it ends the answer, or the connection is closed
+            connection.unanswered = False
+            raise
+        connection.unanswered = False
+        return row
+
+
+class Connection(connections.Connection):  # type: ignore[misc,unused-ignore]
+    """PyMySQL's connection, changed for the router.
+
+    It sends COMMIT and ROLLBACK only if they do something, and may be closed twice. While connecting, it waits for no answer
+    longer than connect_timeout. It knows if the server has rolled back on its own. It does not read the rest of a stream when
+    it is closed.
+
+    quiet: nothing was sent since the last transaction ended.
+    failed: a statement has failed since then.
+    aborted_by: the error with which the server has rolled back.
+    not_undone: a rollback has left writes to a table without transactions.
+    ends: how many transactions have ended, other than by rollback(). A statement outside of one counts, too, if it may have
+        written. None if nobody wants to know.
+    touched: somebody has sent a SET, or its like, past the gate since the connection was guarded. None if it is not guarded.
+    unanswered: a command was sent, or is about to be, and its answer was not read to its end. If an exception keeps the
+        answer from being read, the connection is closed instead of being used again.
+    """
+
+    connecting: Callable[[int], AbstractContextManager[None]]
+    _read_timeout: float | None
+    _write_timeout: float | None
+    cursorclass: Any
+    quiet = True
+    failed = False
+    aborted_by: Exception | None = None
+    not_undone = False
+    ends: int | None = None
+    touched: bool | None = None
+    unanswered = False
+    _warnings = 0
+
+    @property
+    def autocommit(self) -> _Autocommit:
+        return _Autocommit(self, super().autocommit)
+
+    def connect(self, sock: Any = None) -> None:
+        patience = self._read_timeout, self._write_timeout
+        self._read_timeout = self._write_timeout = self.connect_timeout
+        self.unanswered = False
+        self.cursorclass = _STREAMS.get(self.cursorclass, self.cursorclass)
+        try:
+            if sock is not None or self.unix_socket:
+                super().connect(sock)
+                return
+            sock = self._reach()
+            try:
+                with self.connecting(sock.fileno()):
+                    super().connect(sock)
+            except BaseException:
+                sock.close()
+                raise
+        except RuntimeError as error:  # the login needs a package that is missing
+            raise OperationalError(NO_PACKAGE, str(error)) from None
+        finally:
+            self._read_timeout, self._write_timeout = patience
+
+    def _reach(self) -> socket.socket:
+        failed: OSError | None = None
+        try:
+            for family, kind, protocol, _, address in socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM):
+                sock = socket.socket(family, kind, protocol)
+                try:
+                    sock.settimeout(self.connect_timeout)
+                    if self.bind_address is not None:
+                        sock.bind((self.bind_address, 0))
+                    with self.connecting(sock.fileno()):
+                        sock.connect(address)
+                    _keep_alive(sock)
+                    self.host_info = f"socket {self.host}:{self.port}"
+                    return sock
+                except OSError as error:
+                    sock.close()
+                    failed = error
+                except BaseException:
+                    sock.close()
+                    raise
+        except OSError as error:  # the name does not resolve
+            failed = error
+        raise OperationalError(2003, f"Can't connect to MySQL server on {self.host!r} ({failed})") from failed
+
+    def _create_ssl_ctx(self, options: Any) -> Any:
+        # Without certificates of its own a context verifies nothing, so one is enough for all connections. PyMySQL makes one
+        # for each, and loads the system's certificates for it. That takes 20 ms, more than the rest of connecting.
+        if not isinstance(options, dict) or options.keys() - {"check_hostname"}:
+            return super()._create_ssl_ctx(options)
+        if not _contexts:
+            _contexts.append(super()._create_ssl_ctx(options))
+        return _contexts[0]
+
+    def close(self) -> None:
+        with contextlib.suppress(MySQLError):  # closed already
+            super().close()
+
+    def _force_close(self) -> None:
+        result = getattr(self, "_result", None)
+        if result is not None and result.unbuffered_active:
+            result.unbuffered_active, result.cut = False, True
+        super()._force_close()
+
+    __del__ = _force_close
+
+    def cursor(self, cursor: Any = None) -> Any:
+        return super().cursor(_STREAMS.get(cursor, cursor))
+
+    def _execute_command(self, command: Any, sql: Any) -> None:
+        if self.unanswered:
+            self._force_close()  # the next step reports that it is closed
+        result = self._result
+        if result is not None and (result.unbuffered_active or result.has_next):
+            self._read_what_is_left(result)
+        self.unanswered = True
+        super()._execute_command(command, sql)
+
+    def _read_what_is_left(self, result: Any) -> None:
+        """Read what PyMySQL would otherwise read itself before it sends something, unseen by the connection."""
+        if result.unbuffered_active:
+            if not result.abandoned:
+                warnings.warn("Previous unbuffered result was left incomplete", stacklevel=2)
+            self.unanswered = True
+            result._finish_unbuffered_query()
+            self.unanswered = False
+        while self._result.has_next:
+            self.next_result()
+
+    def next_result(self, unbuffered: bool = False) -> Any:
+        if self.unanswered:
+            self._force_close()
+            raise InterfaceError(0, "")
+        self.unanswered = True
+        return super().next_result(unbuffered)
+
+    def set_character_set(self, *arguments: Any, **options: Any) -> None:
+        super().set_character_set(*arguments, **options)
+        self.unanswered = False
+
+    def show_warnings(self) -> Any:
+        found = super().show_warnings()
+        self.unanswered = False
+        return found
+
+    def _note_error(self, error: MySQLError) -> None:
+        """Note an error. One of the server is all of its answer."""
+        if code(error) != OUT_OF_SYNC:
+            self.unanswered = False
+
+    def _read_query_result(self, unbuffered: bool = False) -> Any:
+        # This is called for each statement in a text. SQLAlchemy logs the error of a later one, and goes on.
+        quiet, self.quiet = self.quiet, False
+        was_open = self.server_status & SERVER_STATUS_IN_TRANS
+        try:
+            affected = super()._read_query_result(unbuffered)
+            if self.ends is not None and not self.server_status & SERVER_STATUS_IN_TRANS:
+                self.ends += bool(was_open or autocommit(self) or self._result.description is None)
+            if self._result.server_status is not None and not affected:
+                # It is a SET, or its like. An answer without rows shows whether a transaction is open.
+                self.quiet = quiet
+                if self.touched is False:
+                    self.touched = _is_by_others()
+            if unbuffered and self._result.unbuffered_active:
+                self._result.__class__ = Rows
+            self.unanswered = False
+            return affected
+        except MySQLError as error:
+            self._note_error(error)
+            self.failed = True
+            if code(error) in ROLLED_BACK or code(error) == TIMED_OUT:
+                self._note_what_stays()  # before another statement has warnings of its own
+                if code(error) in ROLLED_BACK or self._rolls_back_on_timeout():
+                    self.aborted_by = error
+            raise
+
+    def _rolls_back_on_timeout(self) -> bool:
+        with contextlib.suppress(MySQLError):  # the next statement will fail as well
+            super().query(ROLLS_BACK_ON_TIMEOUT)
+            return is_on(self._result.rows[0][0])
+        return False
+
+    def commit(self) -> None:
+        if self._in_transaction():
+            try:
+                super().commit()
+            except MySQLError:
+                self._note_what_stays()  # a refused COMMIT is a rollback
+                raise
+            if self.ends is not None:
+                self.ends += 1
+        self.quiet, self.failed, self.aborted_by, self.not_undone = True, False, None, False
+
+    def rollback(self) -> None:
+        if self._in_transaction():
+            super().rollback()
+            if self._warnings:
+                self._note_what_stays()
+        self.quiet, self.failed, self.aborted_by = True, False, None
+
+    def _read_ok_packet(self) -> Any:
+        try:
+            answer = super()._read_ok_packet()
+        except MySQLError as error:
+            self._note_error(error)
+            raise
+        self._warnings = answer.warning_count
+        self.unanswered = False
+        return answer
+
+    def _note_what_stays(self) -> None:
+        with contextlib.suppress(MySQLError):  # the connection is lost: the next statement fails as well
+            super().query("SHOW WARNINGS")
+            kept = self._result.rows or ()
+            if any(int(row[1]) == NOT_UNDONE for row in kept):
+                self.not_undone = True
+                return
+            super().query("SHOW COUNT(*) WARNINGS")  # also those that max_error_count left out
+            if any(int(row[0]) > len(kept) for row in self._result.rows or ()):
+                self.not_undone = True
+
+    def _in_transaction(self) -> bool:
+        """Whether COMMIT and ROLLBACK may do something.
+
+        The answer to a SELECT does not show an open transaction to PyMySQL. Without autocommit any SELECT may have begun one.
+        An error does not show it either, and a procedure may have begun one before its error.
+        """
+        result = self._result
+        unread = result is not None and (result.has_next or result.unbuffered_active)
+        unsaid = self.failed or self.unanswered or not (self.quiet or autocommit(self))
+        return unread or unsaid or bool(self.server_status & SERVER_STATUS_IN_TRANS)
+
+
+def limited(longest: int) -> dict[str, Any]:
+    """Methods of a connection that fail if an answer has more than so many bytes."""
+
+    def execute_command(self: Any, command: Any, sql: Any) -> None:
+        self.answered = 0
+        Connection._execute_command(self, command, sql)
+
+    def read_bytes(self: Any, number: int) -> bytes:
+        self.answered += number
+        if self.answered > longest:
+            self._force_close()
+            raise OperationalError(2013, "Lost connection to MySQL server during query: the server's answer has no end")
+        read: bytes = Connection._read_bytes(self, number)
+        return read
+
+    return {"answered": 0, "_execute_command": execute_command, "_read_bytes": read_bytes}
+
+
+def _keep_alive(sock: socket.socket) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+        if hasattr(socket, name):  # not everywhere
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
