@@ -58,6 +58,8 @@ def make_router(cluster: Cluster[Any]) -> Iterator[Callable[..., Router]]:
     with ExitStack() as stack:
 
         def make(url: str | None = None, **options: Any) -> Router:
+            # On a busy machine a healthy server may be silent for a second.
+            options.setdefault("probe_timeout", 3.0)
             if url is None and "reader_endpoint" not in options:
                 options.setdefault("instances", [i.address for i in cluster.instances if i is not cluster.writer])
             return stack.enter_context(Router(url or cluster.url, **options))

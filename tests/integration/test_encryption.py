@@ -51,7 +51,7 @@ def cluster(aurora_cluster_factory: Callable[..., Cluster[Any]], certificates: P
 def routed(cluster: Cluster[Any], authority: Path, **options: Any) -> Router:
     """A router that trusts this authority. It checks no host name, because the certificate has no address of the cluster."""
     url = make_url(cluster.url).update_query_dict({"ssl_ca": str(authority), "ssl_check_hostname": "false"})
-    return Router(url, instances=[r.address for r in cluster.readers], probe_interval=0.1, probe_timeout=0.3, **options)
+    return Router(url, instances=[r.address for r in cluster.readers], probe_interval=0.1, **{"probe_timeout": 0.3, **options})
 
 
 def test_all_traffic_is_encrypted_and_a_frozen_writer_is_left(cluster: Cluster[Any], certificates: Path) -> None:
@@ -80,7 +80,7 @@ def test_an_untrusted_certificate_is_refused_with_advice(cluster: Cluster[Any], 
     """A server whose certificate is not trusted is not used, and the error says so."""
     cluster.heal()
     with (
-        routed(cluster, certificates / "stranger.pem") as router,
+        routed(cluster, certificates / "stranger.pem", probe_timeout=10.0) as router,
         pytest.raises(ConfigurationError, match="check the ssl options and the certificates") as caught,
     ):
         router.start()
