@@ -80,6 +80,14 @@ def test_the_application_connects_as_a_plain_user_by_password(cluster: Cluster) 
 
 
 @pytest.mark.parametrize("shared", [POSTGRES], indirect=True, ids=repr)
+def test_the_postgresql_passwords_are_hashed_once(cluster: Cluster) -> None:
+    """Long random passwords are hashed once and not thousands of times, because that would only slow each connect down."""
+    if int(cluster.execute("SHOW server_version_num")[0][0]) >= 160000:
+        hashed = cluster.execute("SELECT rolpassword LIKE 'SCRAM-SHA-256$1:%' FROM pg_authid WHERE rolpassword IS NOT NULL")
+        assert hashed == [(True,), (True,)]
+
+
+@pytest.mark.parametrize("shared", [POSTGRES], indirect=True, ids=repr)
 def test_the_postgresql_user_may_monitor_and_is_no_superuser(cluster: Cluster) -> None:
     """The application's user of PostgreSQL may monitor and is no superuser."""
     assert cluster.execute("SELECT rolsuper FROM pg_roles WHERE rolname = 'app'") == [(False,)]
