@@ -6,6 +6,7 @@ Nothing outlives a cluster: neither `stop()`, nor Ctrl-C, nor a kill of this pro
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import secrets
 import weakref
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from aurora_router.local.host import Host, Server
-from aurora_router.local.system import LocalClusterError, free_addresses
+from aurora_router.local.system import LocalClusterError, free_addresses, until
 
 APP = "app"  # the application's user, and its database
 
@@ -261,6 +262,9 @@ class Cluster(ABC, Generic[S]):
         if not self.writer.running:
             self.restart(self.writer)
         for instance in self._instances:
+            if self._server(instance).ready:
+                self._wait_until_recovered(instance)
+        for instance in self._instances:
             if instance == self.writer:
                 continue
             if instance in self.readers and self._server(instance).ready:
@@ -268,6 +272,14 @@ class Cluster(ABC, Generic[S]):
                 self.resume_replay(instance)
             self.rejoin(instance)
         self.wait_in_sync()
+
+    def _wait_until_recovered(self, instance: LocalInstance) -> None:
+        """Wait for a server that has lost a process. It recovers as from a crash, and takes no connections meanwhile."""
+        with contextlib.suppress(TimeoutError):  # a reader that was ahead of the writer waits for the rest, in vain
+            for _ in until(10, f"{instance.name} to accept connections"):
+                with contextlib.suppress(Exception):  # the driver's
+                    self._connect_app(instance).close()
+                    return
 
     @abstractmethod
     def _follow(self, instance: LocalInstance, writer: LocalInstance) -> None:

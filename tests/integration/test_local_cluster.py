@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -290,6 +291,16 @@ def test_heal_makes_a_battered_cluster_whole(cluster: Cluster) -> None:
     assert set(cluster.readers) == {old, late}
     cluster.execute("INSERT INTO note VALUES (1)")
     cluster.wait_in_sync(5)
+
+
+@pytest.mark.parametrize("shared", [POSTGRES], indirect=True, ids=repr)
+def test_heal_waits_for_servers_that_recover_from_a_crash(cluster: Cluster) -> None:
+    """A server that has lost one of its processes refuses connections for a while, though it runs. heal() waits for that."""
+    for instance in cluster.instances:
+        ((lost,),) = cluster.execute("SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'", instance=instance)
+        os.kill(lost, signal.SIGKILL)
+    cluster.heal()
+    assert [cluster.execute("SELECT 1", instance=instance) for instance in cluster.instances] == 3 * [[(1,)]]
 
 
 def test_what_makes_no_sense_is_refused(cluster: Cluster) -> None:
