@@ -179,7 +179,11 @@ def choose(topology: Topology, need: Need, balance: Balance, load: Load, rnd: fl
         able = [r for r in able if shows_no_less(r, last, topology, need.pin_seconds, now)]
     if not able:
         return to_writer(topology, Reason.UNPROVEN if _is_hopeless(topology) else Reason.OWN_WRITES)
-    chosen = able[0] if len(able) == 1 else _balanced(able, balance, load, rnd)
+    chosen = able[0]
+    if len(able) > 1:
+        chosen = balance(able, load, rnd)
+        if not load.has_room(chosen.id):
+            chosen = _with_room(able, chosen, balance, load, rnd)
     return Decision(chosen, _DECLARED_READ_ONLY if need.declared else _READ)
 
 
@@ -188,11 +192,8 @@ def _is_hopeless(topology: Topology) -> bool:
     return (topology.writer is not None and bool(topology.writer.unproven)) or all(r.unproven for r in topology.readers)
 
 
-def _balanced(able: Sequence[Instance], balance: Balance, load: Load, rnd: float) -> Instance:
-    """The reader that the strategy chooses, among those with room. If none has room, the unit waits for the first choice."""
-    chosen = balance(able, load, rnd)
-    if load.has_room(chosen.id):
-        return chosen
+def _with_room(able: Sequence[Instance], chosen: Instance, balance: Balance, load: Load, rnd: float) -> Instance:
+    """The strategy's choice among the readers with room. If none has room, the unit waits for the reader chosen first."""
     roomy = [r for r in able if load.has_room(r.id)]
     return balance(roomy, load, rnd) if roomy else chosen
 
