@@ -35,7 +35,7 @@ class ConnectionState:
     is_outdated: whether what it had prepared is out of date.
     is_inherited: whether it was open at a fork, and belongs to the parent.
     checked_out_at: when it was last checked: seconds, monotonic. -inf for a new one.
-    unit: what it was checked out for, which only the hooks know; None in the pool.
+    unit: what it was checked out for; None in the pool. Only the hooks know its class.
     """
 
     __slots__ = (

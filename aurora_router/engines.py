@@ -11,7 +11,6 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
 from typing import Any, NoReturn
 
 from sqlalchemy import create_engine, event, exc, text
@@ -118,7 +117,7 @@ class Engines:
             wrong = f"{name} cannot be used ({type(error).__name__}: {said})"
         raise ConfigurationError(wrong)
 
-    @cached_property
+    @property
     def _shared(self) -> Surroundings:
         return Surroundings(
             driver=self._driver,
@@ -183,7 +182,9 @@ class Engines:
 
     def leave_role(self, was: Instance) -> None:
         """Close the pooled connections for the former role of an instance, if each role has its own connections."""
-        self.pool(was).leave_role(was.role)
+        pool = self._pools.get(was.id)
+        if pool is not None:
+            pool.leave_role(was.role)
 
     def keep(self, instances: Mapping[str, object]) -> None:
         """Forget all instances except these. An instance with an open connection stays, because a unit may be there."""
