@@ -18,16 +18,14 @@ from aurora_router.unit import Past, Unit, current
 
 
 class Causality:
-    """What the units of one router must see.
+    """What the units of one router must see. The router's causal scopes belong to this object.
 
-    owner: a weak reference to the router whose scopes count.
     topology: returns the newest topology.
     """
 
-    def __init__(self, consistency: Consistency, owner: object, topology: Callable[[], Topology]) -> None:
+    def __init__(self, consistency: Consistency, topology: Callable[[], Topology]) -> None:
         self.consistency: Consistency = consistency
         self.is_global = consistency == "global"
-        self.owner = owner
         self._topology = topology
         self._shared: Requirement | None = None
         self._committing: set[Unit] = set()
@@ -40,7 +38,7 @@ class Causality:
         self._committing.clear()
         self._in_hands.clear()
         Past.forked()
-        for scope in current(self.owner):
+        for scope in current(self):
             scope.clear()
 
     def begin(self, unit: Unit, past: Past | None = None) -> None:
@@ -48,7 +46,7 @@ class Causality:
 
         past: that of its session, or of the token that the user gave for the unit.
         """
-        scopes = current(self.owner)
+        scopes = current(self)
         if scopes and self.consistency != "eventual":
             unit.scopes = scopes
             for scope in scopes:

@@ -207,6 +207,26 @@ def find_out(connect: Callable[[float], Connection], ask: Ask, timeout: float, s
     return found
 
 
+def create_table(connection: Connection, server: ServerFamily, driver: Driver) -> None:
+    """Create the commit table on the writer, unless it exists.
+
+    connection: one in whose session nobody has changed the default database or schema.
+
+    Raises ConfigurationError if the connection is to no database.
+    """
+    try:
+        with connection.begin():
+            if connection.exec_driver_sql(server.HAS_COMMITS).scalar_one():
+                return
+            for statement in server.CREATE_COMMITS:
+                connection.exec_driver_sql(statement)
+    except DBAPIError as error:
+        if not server.is_missing_table(driver.code(error.orig)):
+            raise
+        message = f"the URL names no database to make {server.COMMITS} in; write it like {driver.EXAMPLE}"
+        raise ConfigurationError(message) from None
+
+
 def _may_pass(error: BaseException) -> bool:
     """Whether another connection may find the outcome, because this one has failed."""
     return isinstance(error, WrongServer) or (isinstance(error, DBAPIError) and not isinstance(error, RouterError))

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import Any, Protocol
 
-from aurora_router.router import Router
+from aurora_router.router import Router, core_of
 from aurora_router.unit import Past, Scope
 
 HEADER = "aurora-router-token"
@@ -51,4 +51,5 @@ def scope_of(router: Router, headers: Headers) -> Scope:
     headers: the headers of the message, or anything with a mapping's get().
     """
     token = headers.get(HEADER)
-    return router.scope(Past() if token is None else router.told(token))
+    tokens = core_of(router).tokens
+    return tokens.scope(Past() if token is None else tokens.past_of_untrusted(token))

@@ -21,7 +21,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from aurora_router import config
 from aurora_router.core.http import Headers, cookie, cookie_reader, with_private_field
 from aurora_router.errors import ConfigurationError
-from aurora_router.router import Router
+from aurora_router.router import Router, core_of
 from aurora_router.unit import Past, Scope
 
 if TYPE_CHECKING:
@@ -53,10 +53,11 @@ class _Middleware(ABC, Generic[App]):
         if secure is not None:
             config.check_flag("secure", secure)
         self.app, self.router = app, router
+        self._core = core_of(router)
         self._cookie, self._header, self._secure = cookie, header, secure
         self._of_cookies = cookie_reader(cookie)
         self._names = self._as_named_here()
-        self._max_age = math.ceil(router.token_ttl)
+        self._max_age = math.ceil(self._core.settings.token_ttl)
 
     @abstractmethod
     def _as_named_here(self) -> tuple[Any, Any]:
@@ -104,8 +105,9 @@ class AsgiMiddleware(_Middleware[AsgiApp]):
                 token = self._of_cookies(value.decode("latin-1"))
         past = Past()
         if token:
-            past = self.router.told(token) if self.router.started else await asyncio.to_thread(self.router.told, token)
-        causal = self.router.scope(past)
+            read = self._core.tokens.past_of_untrusted
+            past = read(token) if self._core.is_started else await asyncio.to_thread(read, token)
+        causal = self._core.tokens.scope(past)
         if kind == "http":
             send = self._telling(send, causal, by_header, scope.get("scheme") == "https")
         with causal:
@@ -141,7 +143,7 @@ class WsgiMiddleware(_Middleware[WSGIApplication]):
         by_header = token is not None
         if token is None and (cookies := environ.get(cookie)):
             token = self._of_cookies(cookies)
-        scope = self.router.scope(self.router.told(token) if token else Past())
+        scope = self._core.tokens.scope(self._core.tokens.past_of_untrusted(token) if token else Past())
 
         def answered(headers: Headers) -> Headers:
             scope.catch_up()

@@ -48,6 +48,7 @@ from aurora_router.drivers import drivers_for
 from aurora_router.local import FaultProxy
 from aurora_router.local.cluster import Cluster
 from aurora_router.middleware import AsgiApp, AsgiMiddleware, Message, Receive, Send
+from aurora_router.router import core_of
 from aurora_router.servers import usual
 from aurora_router.unit import Unit
 
@@ -261,13 +262,14 @@ def deciding(report: Report, how: Options, cluster: Cluster[Any]) -> None:
     with Router(cluster.url, instances=[i.address for i in cluster.readers]) as router:
         assert len(router.topology.readers) == 2
         calls = range(1000)
+        core = core_of(router)
 
         def decide() -> None:
             for _ in calls:
                 found = verdict(text, how.engine)
-                effect = router.gate.known.effect(found) if found.functions else found.effect
+                effect = core.gate.known.effect(found) if found.functions else found.effect
                 if effect is Effect.READ:
-                    router._entrance.decide(Unit(None), None)
+                    core.entrance.decide(Unit(None), None)
 
         def explain() -> None:
             for _ in calls:

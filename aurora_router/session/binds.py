@@ -92,7 +92,7 @@ class SessionBinds(SessionUnits):
     def _other_engine(self, mapper: Any, clause: Any, options: dict[str, Any]) -> Engine | Connection | None:
         """Return the engine that `binds` or the class mixed in chooses for this mapper or clause; None for the cluster."""
         found = self._chosen(mapper, clause=clause, **options)
-        stand_in = self.router.stand_in
+        stand_in = self.router_core.engines.stand_in
         if isinstance(found, Engine) and found.pool is stand_in.pool:
             own = stand_in.get_execution_options()
             self._choose_options({k: v for k, v in found.get_execution_options().items() if k not in own or own[k] != v})
@@ -104,7 +104,7 @@ class SessionBinds(SessionUnits):
 
     def _chosen(self, *arguments: Any, **options: Any) -> Engine | Connection:
         """Return the engine that the session would use without the mixin, or the router's stand-in if it would have none."""
-        self._bind = self.router.stand_in if self._joined is None else self._joined
+        self._bind = self.router_core.engines.stand_in if self._joined is None else self._joined
         try:
             return super().get_bind(*arguments, **options)
         finally:
@@ -142,4 +142,4 @@ class SessionBinds(SessionUnits):
             usual = self._chosen()
         except Exception:
             usual = None  # a class that needs a mapper to answer has no usual engine
-        return found is usual or self.router.is_database(found.url)
+        return found is usual or self.router_core.is_database(found.url)

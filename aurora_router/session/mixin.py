@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from aurora_router import config, stale_writes
 from aurora_router.errors import ConfigurationError
 from aurora_router.gate import watch
-from aurora_router.router import Router
+from aurora_router.router import Router, core_of
 from aurora_router.session.binds import NO_BINDS
 from aurora_router.session.statements import SessionStatements
 from aurora_router.session_state import SessionState
@@ -65,9 +65,10 @@ class RoutingMixin(SessionStatements):
                 raise ConfigurationError(f'{config.named("commit_check", commit_check)}: use "xid", "table" or None')
             self._commit_check = commit_check
         self.router = router
-        self._past = Past() if after is None else router.past(after)
+        self.router_core = core = core_of(router)
+        self._past = Past() if after is None else core.tokens.past(after)
         bind = options.get("bind")
-        self.routing_state = SessionState(read_only, router.stale_write_guard and bind is None)
+        self.routing_state = SessionState(read_only, core.settings.stale_write_guard and bind is None)
         if options.get("binds"):
             self._elsewhere = self._was_elsewhere = True
         if bind is not None:
@@ -102,8 +103,8 @@ class RoutingMixin(SessionStatements):
         unit = self.routing_state.unit
         if unit is not None and not unit.noted and (unit.may_have_committed or unit.unseen_end() is not None):
             # The unit may have committed by a text, in autocommit, or on the driver's own connection.
-            self.router.causality.committed(unit)
-        return self.router.token(self._past)
+            self.router_core.causality.committed(unit)
+        return self.router_core.tokens.token(self._past)
 
     def get_bind(
         self,
@@ -130,7 +131,7 @@ class RoutingMixin(SessionStatements):
             unit.hint = "writer"
         instance = unit.instance
         if instance is not None and (unit.on_writer or unit.read_only):
-            engine = self.router.engine(instance)
+            engine = self.router_core.engines.engine(instance)
         else:
             engine = self._engine_for(unit, mapper, clause, read_only)
         call = self._call
@@ -167,11 +168,11 @@ class RoutingMixin(SessionStatements):
             unit.only_reads = False
             unit.leaves_traces = True
             connection = super().connection(bind_arguments, execution_options)
-            watch(connection, self.router.gate.driver)
+            watch(connection, self.router_core.gate.driver)
             is_whole = not connection.invalidated and unit.instance is not None and connection.engine is self._engine(unit)
             if is_whole and unit.on_writer and not unit.read_only:
                 unit.wrote = True  # because the user may do anything with the connection
-                self.router.gate.hand_out(unit, connection.connection)
+                self.router_core.gate.hand_out(unit, connection.connection)
             return connection
         return super().connection(bind_arguments, execution_options)
 

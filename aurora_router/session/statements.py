@@ -34,15 +34,15 @@ class SessionStatements(SessionWrites):
         """Connect a unit that has no instance yet, or may have to leave its reader. Return its engine."""
         clause = self._clause(mapper, clause)
         if mapper is None and clause is None:
-            return self.router.writer_engine()  # the caller wants to look at an engine, not to connect
+            return self.router_core.writer_engine()  # the caller wants to look at an engine, not to connect
         if unit.read_only:
             return self._enter(unit, Reason.HINT if unit.hint == "writer" or self._names_writer(clause) else None)
         # A text() is the same on every engine. So most texts that write are known before a reader is chosen.
         judging: Engine | None = None
         if isinstance(clause, TextClause) and unit.read_only is None and read_only is None and unit.hint is None:
-            if clause.text in self.router.gate.known.writes:
+            if clause.text in self.router_core.gate.known.writes:
                 return self._move(unit, Reason.NOT_A_READ)
-            judging = self.router.connected_writer_engine()
+            judging = self.router_core.connected_writer_engine()
         reason = None if judging is None else self._judge(unit, clause, judging, False)
         if reason is None:
             reason = self._reason_to_write(unit, clause, read_only)
@@ -89,7 +89,7 @@ class SessionStatements(SessionWrites):
         if self._loads_for_write or flush is not None or (call is not None and call.of_write):
             # merge(), delete(), a flush and a bulk statement load rows that decide the coming writes.
             return Reason.NOT_A_READ
-        if unit.instance is None and self.router.above_read_committed(self._isolation()):
+        if unit.instance is None and self.router_core.above_read_committed(self._isolation()):
             return Reason.ISOLATION
         if read_only:
             unit.hint = "reader"
@@ -100,7 +100,7 @@ class SessionStatements(SessionWrites):
 
         It is None if the text may be a read, or is not known yet. Then the gate looks at the text.
         """
-        known = self.router.gate.known
+        known = self.router_core.gate.known
         key = None if thorough or known.learned else key_of(clause)
         if key is not None and key in known.reads:
             return None
@@ -123,7 +123,7 @@ class SessionStatements(SessionWrites):
     def _names_writer(self, clause: Any) -> bool:
         """Return whether the text of a text() has a hint that asks for the writer."""
         text = clause.text if isinstance(clause, TextClause) else ""
-        return "@writer" in text and verdict(text, self.router.gate.families.dialect).hint == "writer"
+        return "@writer" in text and verdict(text, self.router_core.gate.families.dialect).hint == "writer"
 
     def _option(self, name: str, statement: Any, given: Mapping[str, Any] | None) -> Any:
         """Return an execution option of a statement, by SQLAlchemy's order of precedence; None without one."""
@@ -207,12 +207,12 @@ class SessionStatements(SessionWrites):
         transaction = self.get_transaction()
         if transaction is not None and not transaction.is_active:
             return False  # an error of a flush, after which SQLAlchemy has rolled back
-        action = self.router.failed_read(unit, error)
+        action = self.router_core.failed_reads.handle(unit, error)
         if action is Action.TO_WRITER:
             self._move(unit, Reason.NOT_A_READ)
             return True
         if action in (Action.REPEAT_ELSEWHERE, Action.REPEAT_UNPREPARED) and not self.in_nested_transaction():
-            self.router.causality.left(unit)
+            self.router_core.causality.left(unit)
             unit.text = None
             self._leave_place(unit)
             unit.on_writer = False

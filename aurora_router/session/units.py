@@ -13,6 +13,7 @@ from aurora_router.connection_state import state_of
 from aurora_router.core import events
 from aurora_router.core.selection import Reason
 from aurora_router.router import Router
+from aurora_router.router_core import RouterCore
 from aurora_router.session.call import Call
 from aurora_router.session.connections import SessionDoor, connection_to, leave
 from aurora_router.session_state import SessionState
@@ -28,6 +29,7 @@ class SessionUnits(_Base):
     """The units of a session, one after another."""
 
     router: Router
+    router_core: RouterCore  # for the library's own modules
     routing_state: SessionState  # for the library's own modules
     _run: Run | None = None
     _commit_check: CommitCheck | None = None
@@ -52,7 +54,7 @@ class SessionUnits(_Base):
             self._unit_of = transaction
             unit = state.unit = Unit(state.read_only)
             unit.of_session = True
-            self.router.causality.begin(unit, self._past)
+            self.router_core.causality.begin(unit, self._past)
             if self._run is not None:
                 unit.run = self._run
             if self._commit_check is not None:
@@ -67,13 +69,13 @@ class SessionUnits(_Base):
         unit = state.unit
         if unit is None or transaction.parent is not None:
             return
-        self.router.causality.ended(unit)
+        self.router_core.causality.ended(unit)
         # The transaction refers to its session. Without this, both would wait for the garbage collector.
         state.unit = self._unit_of = None
 
     def _engine(self, unit: Unit) -> Engine:
         assert unit.instance is not None
-        return self.router.engine(unit.instance)
+        return self.router_core.engines.engine(unit.instance)
 
     def _isolation(self) -> str | None:
         level: str | None = self.execution_options.get("isolation_level")
@@ -91,13 +93,13 @@ class SessionUnits(_Base):
             unit.isolation = (options.get("isolation_level") if options else None) or self._isolation()
         door = SessionDoor(self, options, judge)
         try:
-            connection = self.router.enter(unit, door, write)
+            connection = self.router_core.enter(unit, door, write)
         except NotARead:
             # A listener has sent more than reads and settings. Its statements belong to the unit, so the unit must move.
             where = f"{door.engine.url.host}:{door.engine.url.port}"
-            self.router.dispatcher.publish(events.MovedByListener(where, unit=unit.number))
+            self.router_core.dispatcher.publish(events.MovedByListener(where, unit=unit.number))
             leave(self, door.engine)
-            connection = self.router.enter(unit, door, Reason.NOT_A_READ)
+            connection = self.router_core.enter(unit, door, Reason.NOT_A_READ)
         self._unit_of = self.get_transaction()
         if unit.on_writer and not unit.read_only:
             if unit.read_only is False:
@@ -128,8 +130,8 @@ class SessionUnits(_Base):
             if connection is not None and not connection.invalidated:
                 state_of(connection.connection)  # raises for one that was open at a fork
             self._leave_place(unit)
-            if self.router.dispatcher.listeners:
-                self.router.dispatcher.publish(events.Moved(left.id, reason, unit=unit.number))
+            if self.router_core.dispatcher.listeners:
+                self.router_core.dispatcher.publish(events.Moved(left.id, reason, unit=unit.number))
         return self._enter(unit, reason, options)
 
     def _leave_place(self, unit: Unit) -> None:

@@ -19,6 +19,7 @@ from aurora_router.core.gtid import GtidSet, MariadbGtid
 from aurora_router.core.positions import Position, WalPosition
 from aurora_router.local import FaultProxy, LocalInstance, PostgresCluster
 from aurora_router.local.cluster import Cluster
+from aurora_router.router import core_of
 
 
 class Base(DeclarativeBase):
@@ -268,6 +269,12 @@ def until_readers_serve(router: Router, count: int) -> None:
 
 def no_connection_is_left(router: Router) -> bool:
     return all(of.pool_in_use == 0 for of in router.stats().instances)
+
+
+def held_by(router: Router) -> str:
+    """What a router holds, as its reprs show it."""
+    core = core_of(router)
+    return repr([vars(each) for each in (core, core.engines, *core.engines._pools.values())])
 
 
 def through(proxy: FaultProxy, cluster: PostgresCluster) -> str:

@@ -29,6 +29,7 @@ from werkzeug.test import Client
 
 from aurora_router import Router, RoutingMixin, RoutingSession
 from aurora_router.middleware import AsgiMiddleware, WsgiMiddleware
+from aurora_router.router import core_of
 from tests.integration.shop import RAISE, Item, sessions
 
 STOCK = select(Item.stock).where(Item.id == 1)
@@ -210,7 +211,7 @@ class FlaskSession(RoutingMixin, flask_sqlalchemy.session.Session):
 
 def flask_sqlalchemy_site(router: Router, **options: Any) -> Ask:
     app = Flask("shop")
-    app.config["SQLALCHEMY_DATABASE_URI"] = router.writer_engine().url  # required, but the sessions never use it
+    app.config["SQLALCHEMY_DATABASE_URI"] = core_of(router).writer_engine().url  # required, but the sessions never use it
     db = flask_sqlalchemy.SQLAlchemy(app, session_options={"class_": FlaskSession, "router": router})
     for path, show in PAGES.items():
         app.add_url_rule(path, path, lambda show=show: flask_answer(show(db.session)), methods=METHODS)

@@ -12,6 +12,7 @@ from sqlalchemy.engine import Engine
 
 from aurora_router import Router
 from aurora_router.local.cluster import Cluster, LocalInstance
+from aurora_router.router import core_of
 from tests.integration.shop import BOTH, connection_ids, eventually, family, sessions, until_readers_serve
 
 MakeRouter = Callable[..., Router]
@@ -82,7 +83,7 @@ def test_a_dead_connection_of_nobodys_is_replaced(cluster: Cluster[Any], make_ro
 def test_all_dead_connections_of_a_pool_are_replaced(cluster: Cluster[Any], make_router: MakeRouter) -> None:
     """No dead connection is handed out, and nothing is left checked out."""
     router = make_router(instances=[])
-    engine = router.writer_engine()
+    engine = core_of(router).writer_engine()
     with ExitStack() as stack:
         for _ in range(4):
             stack.enter_context(engine.connect())

@@ -14,6 +14,7 @@ from aurora_router import Router, RoutingSession
 from aurora_router.core import events
 from aurora_router.local import FaultProxy, PostgresCluster
 from aurora_router.local.postgres import LocalInstance
+from aurora_router.router import core_of
 from tests.integration.shop import Item, eventually, place, sessions
 
 MakeRouter = Callable[..., Router]
@@ -106,9 +107,11 @@ def test_an_unknown_server_behind_a_name_is_discarded(names: Names, make_router:
     # The monitor must not probe by itself in between.
     router = make_router(names.url, reader_endpoint=names.reader.address, listeners=[heard.append], probe_interval=3600)
     assert reached(router, read_only=True) == first.host
-    eventually(lambda: router._monitor._watchers[names.reader.address].asked_at is None)  # it probes several times at first
+    eventually(
+        lambda: core_of(router).monitor._watchers[names.reader.address].asked_at is None
+    )  # it probes several times at first
     names.reader.retarget(at(second))
-    router._engines.evict(names.reader.address)
+    core_of(router).engines.evict(names.reader.address)
     assert reached(router, read_only=True) == names.cluster.writer.host, "a detour, not an answer from a stranger"
     assert any(isinstance(e, events.ConnectionRefused) for e in heard)
     eventually(lambda: second.host in behind(router, names.reader))

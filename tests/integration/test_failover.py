@@ -26,6 +26,7 @@ from aurora_router.core import events
 from aurora_router.core.failures import Facts, Failure
 from aurora_router.local import FaultProxy, PostgresCluster
 from aurora_router.local.mysql_family import MysqlFamilyCluster
+from aurora_router.router import core_of
 from tests.integration.shop import (
     BOTH,
     RAISE,
@@ -379,7 +380,7 @@ def test_idle_connections_of_a_dead_instance_are_discarded(cluster: PostgresClus
     for connection in connections:
         connection.close()
     writer = cluster.writer
-    engine = router._engines._pools[writer.address]._engines[False]
+    engine = core_of(router).engines._pools[writer.address]._engines[False]
     assert engine.pool.checkedin() == 5  # type: ignore[attr-defined]
     cluster.kill(writer)
     eventually(lambda: any(isinstance(e, events.ConnectionsDiscarded) for e in heard))
@@ -391,7 +392,7 @@ def test_a_connection_closed_while_idle_is_noticed_silently(cluster: PostgresClu
     """A connection that the server closed while it was idle is noticed without an error."""
     add_item(router, 100)
     used_at = time.monotonic()
-    sockets = [tracked.duplicate for tracked in router._engines._pools[cluster.writer.address]._sockets]
+    sockets = [tracked.duplicate for tracked in core_of(router).engines._pools[cluster.writer.address]._sockets]
     assert sockets
     end_connections(cluster)
     # The server takes the connections off its list before it closes them.
@@ -430,7 +431,7 @@ def test_a_promotion_is_seen_before_a_frozen_writer_times_out(cluster: PostgresC
     eventually(lambda: router.topology.writer is not None and len(router.topology.readers) == 2)
     old = cluster.writer
     cluster.freeze(old)
-    router._monitor.suspect(old.address)  # probe it now; the next probe waits for the end of this one
+    core_of(router).monitor.suspect(old.address)  # probe it now; the next probe waits for the end of this one
     new = cluster.promote()
     eventually(lambda: router.topology.writer is not None and router.topology.writer.id == new.address)
     assert "deposed" in router.topology.by_id[old.address].error, "it has not been silent for long enough to be given up"
@@ -540,7 +541,7 @@ def test_nothing_is_lost_or_stale_through_three_promotions(
             there = set(connection.scalars(select(Item.id)))
     assert stale == []
     assert set(acknowledged) <= there
-    assert all(i.role in (Role.WRITER, Role.READER, None) for i in router._monitor.topology)
+    assert all(i.role in (Role.WRITER, Role.READER, None) for i in core_of(router).monitor.topology)
     cluster.stop()
 
 

@@ -16,6 +16,7 @@ from aurora_router import ConfigurationError, ReadOnlyViolation, Router, Routing
 from aurora_router.core import events
 from aurora_router.local import PostgresCluster
 from aurora_router.local.cluster import Cluster
+from aurora_router.router import core_of
 from tests.integration.shop import BOTH, Item, engine, eventually, instance_id, place, sessions
 
 MakeRouter = Callable[..., Router]
@@ -88,7 +89,7 @@ def test_a_bound_parameter_may_name_synchronous_commit(cluster: PostgresCluster,
     with sessions(router)() as s:
         for expected in range(11, 61):
             s.execute(text(statement), {"name": "synchronous_commit", "id": expected + 1000})
-            assert router.gate.families.asynchronous_commits
+            assert core_of(router).gate.families.asynchronous_commits
             s.execute(RAISE)
             s.commit()
             for _ in range(3):
@@ -192,7 +193,7 @@ def test_a_write_that_only_the_server_sees_is_refused_in_words(cluster: Cluster[
                 assert place(s) == where
                 with pytest.raises(ReadOnlyViolation, match="the server refused it") as caught:
                     s.execute(text(sql))
-                assert isinstance(caught.value.__cause__, router._engines.driver_error)
+                assert isinstance(caught.value.__cause__, core_of(router).engines.driver_error)
                 assert not classify_error(caught.value).safe_to_repeat
             with router.connect(read_only=True) as connection, pytest.raises(ReadOnlyViolation, match="the server refused it"):
                 connection.execute(text(sql))

@@ -13,6 +13,7 @@ from sqlalchemy import text
 from aurora_router import ConfigurationError, NoWriterAvailable, Router
 from aurora_router.local import FaultProxy, LocalInstance
 from aurora_router.local.cluster import Cluster
+from aurora_router.router import core_of
 from tests.integration.shop import eventually, place, sessions, until_readers_serve
 
 Factory = Callable[..., Cluster[Any]]
@@ -86,7 +87,7 @@ def test_a_new_gtid_domain_is_no_other_cluster(aurora_cluster_factory: Factory, 
         insert(router, 2)
         assert rows(cluster) == [0, 1, 2]
     assert [line for line in warnings(caplog) if "mariadb-0 is called mariadb-42 now" in line]
-    assert not any(instance.pooled for instance in router._monitor.topology)
+    assert not any(instance.pooled for instance in core_of(router).monitor.topology)
     cluster.stop()
 
 

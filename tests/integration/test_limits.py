@@ -17,6 +17,7 @@ from sqlalchemy.orm import sessionmaker
 from aurora_router import ConfigurationError, NoReaderAvailable, Router, RouterError, RoutingSession
 from aurora_router.core import events
 from aurora_router.local import FaultProxy, PostgresCluster
+from aurora_router.router import core_of
 from tests.integration.shop import (
     Item,
     eventually,
@@ -109,7 +110,7 @@ def test_a_thread_waiting_to_connect_leaves_a_lost_instance(cluster: PostgresClu
             engine_options={"pool_size": 20, "connect_args": {"connect_timeout": 60}},
         )
         with router.connect(read_only=True):
-            router._engines.evict(proxy.address)
+            core_of(router).engines.evict(proxy.address)
         proxy.black_hole()
         crowd = Crowd(20, lambda: router.connect(read_only=True))
         eventually(lambda: len(crowd.served) == 20)  # Connecting threads are cut, so they go on as well.
@@ -142,7 +143,7 @@ def test_a_connect_that_took_too_long_keeps_no_socket(
     try:
         with pytest.raises(exc.OperationalError, match="timeout"):
             engine.connect()
-        assert router._engines._pools[proxy.address].is_unused
+        assert core_of(router).engines._pools[proxy.address].is_unused
     finally:
         gc.enable()
 
@@ -278,7 +279,7 @@ def test_a_unit_interrupted_at_any_line_leaves_its_place(
 
     for _ in interrupted_at_each_line(read, "entering.py", "waits.py", "unit.py"):
         assert router.stats().writer_read_slots_in_use == 0
-        assert all(pool._places.crowd == 0 for pool in router._engines._pools.values())
+        assert all(pool._places.crowd == 0 for pool in core_of(router).engines._pools.values())
         assert no_connection_is_left(router)
     read()
 
@@ -315,7 +316,7 @@ def test_a_unit_whose_connection_cannot_be_had_leaves_its_place(cluster: Postgre
 
 def spend(router: Router) -> None:
     """Use up the retry budget, as other units would."""
-    while router._repeats.budget.spend(time.monotonic(), first=False):
+    while core_of(router).repeats.budget.spend(time.monotonic(), first=False):
         pass
 
 
@@ -354,7 +355,7 @@ def test_a_unit_without_budget_to_reconnect_waits(cluster: PostgresCluster, make
         cluster.execute("ALTER ROLE app CONNECTION LIMIT -1")
     assert crowd.errors == []
     for _ in range(1000):
-        router._repeats.count(time.monotonic())  # Units that connect earn the retries of the others.
+        core_of(router).repeats.count(time.monotonic())  # Units that connect earn the retries of the others.
     eventually(lambda: len(crowd.served) == 3)
     crowd.go_home()
     assert crowd.errors == []

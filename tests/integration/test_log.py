@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from aurora_router import ConfigurationError, NoWriterAvailable, Router
 from aurora_router.local.cluster import Cluster
+from aurora_router.router import core_of
 from tests.integration.shop import BOTH, eventually, raise_stock, sessions, until_readers_serve
 
 MakeRouter = Callable[..., Router]
@@ -196,7 +197,7 @@ def test_a_catalog_that_cannot_be_read_is_told_now_and_then(
         def read_three_times() -> bool:
             with router.connect() as connection, suppress(DBAPIError):
                 connection.execute(text("SELECT nobody_knows_it()"))
-            seen.add(router._monitor._catalog_at)
+            seen.add(core_of(router).monitor._catalog_at)
             return len(seen) > 3
 
         eventually(read_three_times)

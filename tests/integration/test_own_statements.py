@@ -12,6 +12,7 @@ from sqlalchemy import text
 from aurora_router import Outcome, OutcomeUnknown, Router
 from aurora_router.local import FaultProxy
 from aurora_router.local.cluster import Cluster
+from aurora_router.router import core_of
 from tests.integration.shop import (
     BOTH,
     RAISE,
@@ -93,8 +94,8 @@ def test_no_object_of_the_search_path_is_called(hostile: Cluster[Any]) -> None:
             assert stock(hostile) == before + 1
         with router.connect(read_only=True) as connection:
             assert connection.scalar(text("SELECT stock FROM item")) == before + 1
-        eventually(lambda: router._monitor.pruned_at > float("-inf"))
-        eventually(lambda: router._monitor._catalog_at > float("-inf"))
+        eventually(lambda: core_of(router).monitor.pruned_at > float("-inf"))
+        eventually(lambda: core_of(router).monitor._catalog_at > float("-inf"))
 
 
 def test_a_lost_commit_is_not_taken_for_done(hostile: Cluster[Any]) -> None:
@@ -150,7 +151,7 @@ def test_no_stored_function_takes_the_place_of_a_built_in_one(cluster: Cluster[A
             until_readers_serve(router, 2)
             router.init_commit_table()
             assert router.run_transaction(sessions(router), raise_stock) in (11, 12)
-            eventually(lambda router=router: router._monitor.pruned_at > float("-inf"))
+            eventually(lambda router=router: core_of(router).monitor.pruned_at > float("-inf"))
     finally:
         cluster.execute(f"SET GLOBAL sql_mode = '{mode}'")
         for name in names:

@@ -20,6 +20,7 @@ from aurora_router.core.positions import WalPosition
 from aurora_router.local import PostgresCluster
 from aurora_router.monitor import Monitor
 from aurora_router.probe import ProbeConnection, ProbeError
+from aurora_router.router import core_of
 from aurora_router.settings import Settings
 from aurora_router.waiting import Threads
 from tests.integration.shop import eventually, until_readers_serve
@@ -294,6 +295,6 @@ def test_ctrl_c_in_a_listener_is_not_swallowed(make_router: MakeRouter, end: typ
     router = make_router(listeners=[interrupted])
     with pytest.raises(end):
         router.connect()
-    router.dispatcher.listeners = ()
+    core_of(router).dispatcher.listeners = ()
     with router.connect():
         pass

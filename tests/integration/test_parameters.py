@@ -15,6 +15,7 @@ from sqlalchemy.orm import ORMExecuteState, with_parent
 from aurora_router import NoWriterAvailable, ReadOnlyViolation, Router, RoutingSession
 from aurora_router.local import FaultProxy
 from aurora_router.local.cluster import Cluster
+from aurora_router.router import core_of
 from tests.integration.shop import BOTH, Item, Part, eventually, place, sessions
 
 MakeRouter = Callable[..., Router]
@@ -170,7 +171,7 @@ def test_a_parameter_moves_its_unit_beside_a_stream(router: Router) -> None:
         finally:
             event.remove(Engine, "after_cursor_execute", executed)
         assert found == [1, 2, 9]
-        assert engines == [router.writer_engine()]
+        assert engines == [core_of(router).writer_engine()]
         assert [row.id for row in rows] == [2, 3], "and the stream goes on where it was"
         assert item.id == 1
 

@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection
 from aurora_router import ConfigurationError, Router, RoutingSession
 from aurora_router.core import events, probing
 from aurora_router.local import PostgresCluster
+from aurora_router.router import core_of
 from tests.integration.poolers import pooler
 from tests.integration.shop import RAISE, eventually, instance_id, place, raise_stock, sessions, stock, until_readers_serve
 
@@ -149,7 +150,7 @@ def test_no_statement_is_prepared_where_another_client_is_next(behind: Behind) -
                 assert place(s) == "reader"
 
     at_once(*[often] * 4)
-    assert not router.gate.known.learned
+    assert not core_of(router).gate.known.learned
 
 
 def test_a_full_pooler_is_not_a_silent_server(behind: Behind, heard: list[events.Event]) -> None:
@@ -174,7 +175,7 @@ def test_a_full_pooler_is_not_a_silent_server(behind: Behind, heard: list[events
     for _ in range(5):  # Two are in their transaction, and the third one waits.
         assert begun.acquire(timeout=20)
     heard.clear()
-    watcher = router._monitor._watchers[behind.of_writer]
+    watcher = core_of(router).monitor._watchers[behind.of_writer]
     # This is five times the time that a probe may take.
     eventually(lambda: watcher.asked_at is not None and time.monotonic() - watcher.asked_at > 1.0)
     go.set()

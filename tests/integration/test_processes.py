@@ -20,6 +20,7 @@ import aurora_router
 from aurora_router import Router
 from aurora_router.core.probing import STALE_AFTER
 from aurora_router.local import FaultProxy, PostgresCluster
+from aurora_router.router import core_of
 from aurora_router.sockets import TrackedSocket
 from tests.integration.shop import BOTH, eventually, no_connection_is_left
 from tests.interruptions import interrupted_at_each_line
@@ -31,6 +32,7 @@ import gc, os, signal, sys, threading, time
 from sqlalchemy import text
 from sqlalchemy.orm import sessionmaker
 from aurora_router import Router, RouterError, RoutingSession
+from aurora_router.router import core_of
 
 def router(**options):
     return Router(sys.argv[1], instances=sys.argv[2:], **options)
@@ -101,13 +103,13 @@ def test_a_forked_child_has_connections_and_threads_of_its_own(cluster: Postgres
         cluster,
         """
 r = router()
-ask = text("SELECT pg_backend_pid()" if r._settings.target.dialect == "postgresql" else "SELECT connection_id()")
+ask = text("SELECT pg_backend_pid()" if core_of(r).settings.target.dialect == "postgresql" else "SELECT connection_id()")
 def pids():
     with r.connect() as c, r.connect(read_only=True) as d:
         return {c.scalar(ask), d.scalar(ask)}
 mine = pids()
 def child():
-    assert not r._monitor._watchers
+    assert not core_of(r).monitor._watchers
     theirs = pids()
     assert not mine & theirs, (mine, theirs)
     assert sum(t.name == "aurora-router-monitor" for t in threading.enumerate()) == 1
@@ -340,7 +342,7 @@ def test_a_machine_that_slept_asks_again_before_it_decides(
     with router.connect() as connection:
         address = "SELECT host(inet_server_addr()) || ':' || inet_server_port()"
         assert connection.scalar(text(address)) == new.address
-    assert router._monitor.is_current
+    assert core_of(router).monitor.is_current
 
 
 def test_a_second_sleep_before_all_were_heard_asks_all_again(
@@ -355,9 +357,9 @@ def test_a_second_sleep_before_all_were_heard_asks_all_again(
     clock = time.time
     monkeypatch.setattr(time, "time", lambda: clock() + 3600)
     woke = time.monotonic()
-    router._monitor.suspect(old.address)
+    core_of(router).monitor.suspect(old.address)
     eventually(lambda: router.topology.by_id[old.address].heard_at >= woke)
-    assert not router._monitor.is_current  # The frozen one still has time to answer.
+    assert not core_of(router).monitor.is_current  # The frozen one still has time to answer.
     cluster.promote(promoted)
     monkeypatch.setattr(time, "time", lambda: clock() + 7200)
     with router.connect() as connection:
@@ -377,7 +379,7 @@ def test_waiting_for_a_writer_after_a_sleep_finds_the_new_one(
     new = cluster.promote()
     clock = time.time
     monkeypatch.setattr(time, "time", lambda: clock() + 3600)
-    found = router._monitor.wait_for(lambda topology: topology.writer is not None, 5)
+    found = core_of(router).monitor.wait_for(lambda topology: topology.writer is not None, 5)
     assert found.writer is not None
     assert found.writer.id == new.address
 
@@ -394,7 +396,7 @@ def test_a_silent_instance_delays_a_woken_process_for_a_while(
     monkeypatch.setattr(time, "time", lambda: clock() + 3600)
     with router.connect() as connection:
         assert connection.scalar(text("SELECT 1")) == 1
-    assert router._monitor.is_current
+    assert core_of(router).monitor.is_current
     assert router.topology.by_id[frozen.address].misses or not router.topology.by_id[frozen.address].healthy
 
 
@@ -525,7 +527,7 @@ for n in range(100):
     gc.collect()
     out = [engine.pool.checkedout() for engine in engines]
     assert not any(out), (n, out, where)
-    assert not r._monitor._waiting
+    assert not core_of(r).monitor._waiting
 assert interrupted > 30, interrupted
 print(sum(engine.pool.checkedin() for engine in engines), flush=True)
 sys.stdin.readline()

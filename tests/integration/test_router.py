@@ -32,12 +32,14 @@ from aurora_router import (
 from aurora_router.core import events
 from aurora_router.core.instance import Instance
 from aurora_router.local import PostgresCluster
+from aurora_router.router import core_of
 from tests.integration.shop import (
     BOTH,
     Item,
     connections,
     engine,
     eventually,
+    held_by,
     in_a_read_only_transaction,
     place,
     server_address,
@@ -203,7 +205,7 @@ def test_nothing_is_kept_of_an_instance_that_was_removed(cluster: PostgresCluste
     first, second = cluster.readers
     router = make_router(instances=[first.address])
     until_readers_serve(router, 1)
-    log = router._log
+    log = core_of(router).log
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         dead = f"127.0.0.1:{nobody.getsockname()[1]}"
     router.add_instance(second.address)
@@ -215,11 +217,11 @@ def test_nothing_is_kept_of_an_instance_that_was_removed(cluster: PostgresCluste
         router.remove_instance(second.address)
         router.remove_instance(dead)
         eventually(lambda: not {second.address, dead} & log._states.keys())
-        assert second.address in router._engines._pools
+        assert second.address in core_of(router).engines._pools
         assert connection.scalar(text("SELECT 1")) == 1
 
     def kept() -> set[str]:
-        parts = [*vars(router._engines).values(), log._states, *([where] for _, where in log._rates)]
+        parts = [*vars(core_of(router).engines).values(), log._states, *([where] for _, where in log._rates)]
         named = [part for part in parts if isinstance(part, dict | set | list)]
         return {address for address in (first.address, second.address, dead) for part in named if address in part}
 
@@ -461,7 +463,7 @@ def test_a_password_is_in_no_repr_event_log_or_statement_error(
     with router.connect() as connection, pytest.raises(exc.ProgrammingError) as caught:
         connection.execute(text("SELECT * FROM nowhere"))
     everything = caplog.text + repr(heard) + repr(router) + repr(router.topology) + says(caught.value)
-    everything += repr(vars(router)) + repr([vars(each) for each in (router._engines, *router._engines._pools.values())])
+    everything += held_by(router)
     assert cluster.app_password not in everything
 
 

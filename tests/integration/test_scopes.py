@@ -17,6 +17,7 @@ from sqlalchemy.exc import DataError
 from aurora_router import OutcomeUnknown, Router
 from aurora_router.core.positions import evidence
 from aurora_router.local import FaultProxy, PostgresCluster
+from aurora_router.router import core_of
 from aurora_router.unit import current
 from tests.integration.shop import RAISE, Item, eventually, place, sessions, until_readers_serve, write
 
@@ -247,7 +248,7 @@ def test_an_unanswered_two_phase_commit_counts_from_its_end(
             with pytest.raises(OutcomeUnknown):
                 s.commit()
         assert not scope.units
-        assert not router.causality._committing, "or all reads go to the writer from now on"
+        assert not core_of(router).causality._committing, "or all reads go to the writer from now on"
         with sessions(router)() as other:
             assert other.scalar(STOCK) == 11
 

@@ -14,6 +14,7 @@ from sqlalchemy.orm import joinedload, selectinload, sessionmaker
 from aurora_router import ConfigurationError, ReadOnlyViolation, Reason, Router, RoutingMixin, RoutingSession
 from aurora_router.core import events
 from aurora_router.local import PostgresCluster
+from aurora_router.router import core_of
 from aurora_router.stale_writes import on_before_flush
 from tests.integration.shop import (
     BOTH,
@@ -98,7 +99,7 @@ _OF = {"postgresql": WRITES, "mariadb": _OF_MARIADB, "mysql": _OF_MYSQL}
 
 def write(what: str, s: RoutingSession) -> object:
     """Run the write of that name, in the variant for the router's engine."""
-    return (_OF[s.router._settings.target.dialect].get(what) or WRITES[what])(s)
+    return (_OF[core_of(s.router).settings.target.dialect].get(what) or WRITES[what])(s)
 
 
 @BOTH

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session as PlainSession
 
 from aurora_router import ConfigurationError, Router, RoutingMixin, RoutingSession
 from aurora_router.local import FaultProxy, PostgresCluster
+from aurora_router.router import core_of
 from tests.integration.shop import BOTH, RAISE, Item, Part, place, sessions, stock
 
 MakeRouter = Callable[..., Router]
@@ -48,7 +49,7 @@ class Shop(NamedTuple):
 @contextmanager
 def flask_shop(router: Router, directory: Path) -> Iterator[Shop]:
     app = Flask("shop")
-    app.config["SQLALCHEMY_DATABASE_URI"] = router.writer_engine().url
+    app.config["SQLALCHEMY_DATABASE_URI"] = core_of(router).writer_engine().url
     app.config["SQLALCHEMY_BINDS"] = {"audit": f"sqlite:///{directory}/audit.db"}
     db = flask_sqlalchemy.SQLAlchemy(app, session_options={"class_": FlaskSession, "router": router})
     Model: Any = db.Model
@@ -346,7 +347,7 @@ def test_a_class_may_look_at_the_engine_that_session_gives(cluster: PostgresClus
     class Looks(PlainSession):
         def get_bind(self, mapper: Any = None, **options: Any) -> Any:
             assert isinstance(self.bind, Engine)
-            assert self.bind.dialect.name == router.writer_engine().dialect.name
+            assert self.bind.dialect.name == core_of(router).writer_engine().dialect.name
             engine = super().get_bind(mapper, **options)
             assert isinstance(engine, Engine)
             engines.append(engine)

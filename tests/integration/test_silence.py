@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection
 from aurora_router import Router
 from aurora_router.core import events
 from aurora_router.local import FaultProxy, PostgresCluster
+from aurora_router.router import core_of
 from tests.integration.shop import BOTH, Item, eventually, server_address, sessions, until_readers_serve
 
 MakeRouter = Callable[..., Router]
@@ -143,7 +144,7 @@ def test_who_is_connecting_to_a_frozen_writer_is_woken(cluster: PostgresCluster,
             return server_address(s.connection())
 
     connecting = Background(add)
-    eventually(lambda: not router._engines._pools[old.address].is_unused)
+    eventually(lambda: not core_of(router).engines._pools[old.address].is_unused)
     new = cluster.promote(cluster.readers[0])
     assert (connecting.end().error or connecting.result) == new.address
 
@@ -223,7 +224,7 @@ def test_a_promotion_is_noticed_while_the_writer_is_suspect(cluster: PostgresClu
     cluster.wait_in_sync()
     old = cluster.writer
     cluster.freeze(old)
-    router._monitor.suspect(old.address)  # as a statement that failed there would
+    core_of(router).monitor.suspect(old.address)  # as a statement that failed there would
     new = cluster.promote(cluster.readers[0])
     eventually(lambda: router.topology.writer is not None and router.topology.writer.id == new.address)
 
@@ -277,7 +278,7 @@ def test_a_pool_may_be_discarded_during_a_checkin(router: Router) -> None:
     pool = engine.pool
 
     def discard(*_: object) -> None:
-        discarded.append(router._engines.evict(writer.id))
+        discarded.append(core_of(router).engines.evict(writer.id))
 
     with router.connect() as connection:
         connection.execute(text("SELECT 1"))
@@ -295,7 +296,7 @@ def test_a_discard_closes_used_connections_at_their_return(cluster: PostgresClus
     writer = cluster.writer.address
     with router.connect() as connection:
         before = connection.scalar(pid)
-        assert router._engines.evict(writer) == 0
+        assert core_of(router).engines.evict(writer) == 0
         assert connection.scalar(pid) == before, "what is in use may end"
     eventually(lambda: cluster.execute("SELECT count(*) FROM pg_stat_activity WHERE pid = %s", before) == [(0,)])
     with router.connect() as connection:
@@ -315,7 +316,7 @@ def test_a_failed_connects_place_goes_to_the_next_waiter(cluster: PostgresCluste
         engine = router.engine(writer)
         proxy.black_hole()
         first = Background(engine.connect)
-        eventually(lambda: not router._engines._pools[writer.id].is_unused)
+        eventually(lambda: not core_of(router).engines._pools[writer.id].is_unused)
         second = Background(lambda: engine.connect().close())
         # The second thread should wait by now, but nothing shows it. If it is late, the test passes all the same.
         time.sleep(0.2)

@@ -17,6 +17,7 @@ from aurora_router.core import events
 from aurora_router.core.tokens import Token
 from aurora_router.local.cluster import Cluster
 from aurora_router.probe_connection import Probe
+from aurora_router.router import core_of
 from tests.integration.shop import BOTH, RAISE, Item, a_position, eventually, place, sessions, until_readers_serve
 
 MakeRouter = Callable[..., Router]
@@ -61,7 +62,7 @@ def test_a_date_in_the_far_future_is_refused(cluster: Cluster[Any], make_router:
         token = as_read_by(write(router), ahead)
         with pytest.raises(ConfigurationError, match="in the future"):
             sessions(router)(after=token)
-        assert router.told(token).requirement is None
+        assert core_of(router).tokens.past_of_untrusted(token).requirement is None
         assert heard[-1] == events.TokenIgnored("dated in the future")
 
 
@@ -73,7 +74,7 @@ def test_a_forged_token_waits_for_no_instance_that_is_lost(cluster: Cluster[Any]
     real = write(router)
     lost = cluster.readers[0]
     cluster.kill(lost)
-    eventually(lambda: router._monitor.suspect(lost.address) or len(router.topology.readers) == 1)
+    eventually(lambda: core_of(router).monitor.suspect(lost.address) or len(router.topology.readers) == 1)
     began = time.monotonic()
     for number in range(1, 11):
         claim = real._replace(position=a_position(cluster, router.topology.epoch + number, 2**40))

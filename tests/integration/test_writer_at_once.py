@@ -41,6 +41,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from aurora_router import NoReaderAvailable, ReadOnlyViolation, Router, RoutingSession
 from aurora_router.local.cluster import Cluster
+from aurora_router.router import core_of
 from tests.integration.shop import BOTH, Item, Part, engine, place, sessions
 
 MakeRouter = Callable[..., Router]
@@ -254,7 +255,7 @@ def test_a_write_takes_no_connection_of_a_reader(cluster: Cluster[Any], make_rou
         ears.heard.clear()
         write(cluster, what, s)
         assert place(s) == "writer"
-        assert ears.begun == [router.writer_engine()], "and no reader's before it"
+        assert ears.begun == [core_of(router).writer_engine()], "and no reader's before it"
         assert ears.errors == []
         assert set(ears.heard.values()) == {1}, "each listener hears of it once"
         assert set(ears.heard) >= {"before_cursor_execute"} | ({"do_orm_execute"} if what != "for update by get" else set())

@@ -8,6 +8,7 @@ from sqlalchemy.engine import URL
 
 from aurora_router import Router, config
 from aurora_router.errors import ConfigurationError
+from aurora_router.router import core_of
 from aurora_router.settings import Settings
 from tests.interruptions import SoftTimeLimitExceeded, interrupted_at_each_line
 from tests.unit.errors import everything
@@ -240,11 +241,11 @@ def test_a_time_limit_while_an_engine_is_made_is_let_pass(what: str) -> None:
         Router(url)
 
     router = Router(url)
-    (instance,) = router._monitor.topology.instances
+    (instance,) = core_of(router).monitor.topology.instances
     router.engine(instance)  # so that what all engines share exists
 
     def make_engine() -> None:
-        router._engines._pools.clear()
+        core_of(router).engines._pools.clear()
         router.engine(instance)
 
     work = make_router if what == "router" else make_engine

@@ -13,6 +13,7 @@ from aurora_router.core.pacing import Rate, Steady
 from aurora_router.core.topology import Topology
 from aurora_router.listeners import EventDispatcher
 from aurora_router.log import AGAIN, Log
+from aurora_router.router import core_of
 from tests.unit.topologies import ABC, MISCONFIGURED, after, silent
 
 
@@ -268,8 +269,8 @@ def test_a_log_that_cannot_be_written_harms_nobody(told):
         EventDispatcher((fails,), told.log).publish(events.Learned("db-2:5432", "0A000"))
         told.log.started(after(ABC, silent("c", 1, None, MISCONFIGURED)))
         router = Router("postgresql+psycopg://app@db-1/shop")
-        pool = router._engines.pool(router._monitor.topology.instances[0])
-        pool.note_connected(router._engines.stand_in, is_shared=True)
+        pool = core_of(router).engines.pool(core_of(router).monitor.topology.instances[0])
+        pool.note_connected(core_of(router).engines.stand_in, is_shared=True)
     finally:
         logging.getLogger("aurora_router").removeHandler(broken)
 

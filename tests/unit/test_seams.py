@@ -16,6 +16,7 @@ from aurora_router import ConfigurationError, Failure, Router, classify_error
 from aurora_router.drivers import DRIVERS, driver_of, drivers_for
 from aurora_router.drivers import psycopg as psycopg_driver
 from aurora_router.families import Families
+from aurora_router.router import core_of
 from aurora_router.servers import FAMILIES, WHO, mysql, postgresql, recognize, usual
 from tests.unit import fake_driver
 from tests.unit.fake_driver import ROW, Dialect, Server
@@ -58,8 +59,8 @@ def parrot(monkeypatch: pytest.MonkeyPatch) -> Parrot:
 
 def test_a_url_chooses_among_the_drivers_of_its_dialect(servers):
     assert drivers_for("postgresql") == [psycopg_driver, fake_driver]
-    assert Router(URL).gate.driver is fake_driver
-    assert Router("postgresql+psycopg://app@db-1/shop").gate.driver is psycopg_driver
+    assert core_of(Router(URL)).gate.driver is fake_driver
+    assert core_of(Router("postgresql+psycopg://app@db-1/shop")).gate.driver is psycopg_driver
     with pytest.raises(ConfigurationError, match="driver is not supported"):
         Router("postgresql+other://app@db-1/shop")
 
@@ -71,7 +72,7 @@ def test_a_second_driver_reads_and_writes_on_the_same_servers(servers):
             assert connection.exec_driver_sql(ROW).scalar_one() == 42
         with router.connect(read_only=True) as connection:
             assert connection.exec_driver_sql(ROW).scalar_one() == 42
-        assert {router.gate.families.at(place) for place in ("db-1:5432", "db-2:5432")} == {postgresql}
+        assert {core_of(router).gate.families.at(place) for place in ("db-1:5432", "db-2:5432")} == {postgresql}
         assert (router.topology.writer.id, [r.id for r in router.topology.readers]) == ("db-1:5432", ["db-2:5432"])
     for server in servers.values():
         assert server.heard.count(ROW) == 1
@@ -101,8 +102,8 @@ def test_the_server_says_which_family_it_is_of(servers, parrot):
             with router.connect(read_only=read_only) as connection, pytest.raises(DBAPIError) as caught:
                 connection.exec_driver_sql(ROW)
             found[read_only] = classify_error(caught.value).failure
-        assert router.gate.families.at("db-1:5432") is router.gate.families.leading is postgresql
-        assert router.gate.families.at("db-2:5432") is parrot
+        assert core_of(router).gate.families.at("db-1:5432") is core_of(router).gate.families.leading is postgresql
+        assert core_of(router).gate.families.at("db-2:5432") is parrot
     assert found == {False: Failure.OTHER, True: Failure.DEADLOCK}
     assert WHO["postgresql"] in servers["db-1"].heard
 
@@ -112,7 +113,7 @@ def test_a_readers_connection_is_guarded_in_its_familys_words(servers, parrot, m
     servers["db-2"].version = ("Parrot 3", False)
     with Router(URL, instances=["db-2"]) as router:
         connection = router.raw_connection(read_only=True)
-        router._engines.modes.keep_guarded(connection)
+        core_of(router).engines.modes.keep_guarded(connection)
         connection.close()
     assert parrot.GUARD in servers["db-2"].heard
 
@@ -122,13 +123,13 @@ def test_each_connection_of_the_monitor_asks_the_server_anew(servers, parrot):
     servers["db-1"].version = ("Parrot 3", False)
     with Router(URL) as router:
         router.start()
-        assert router.gate.families.at("db-1:5432") is router.gate.families.leading is parrot
+        assert core_of(router).gate.families.at("db-1:5432") is core_of(router).gate.families.leading is parrot
         servers["db-1"].version = ("PostgreSQL 17.1 on aarch64", False)
-        probe = router._engines.probe(router.topology.writer)
-        assert router.gate.families.at("db-1:5432") is postgresql
+        probe = core_of(router).engines.probe(router.topology.writer)
+        assert core_of(router).gate.families.at("db-1:5432") is postgresql
         probe.ask()
         probe.close()
-        assert router.gate.families.leading is postgresql
+        assert core_of(router).gate.families.leading is postgresql
 
 
 def test_before_the_first_answer_the_leading_family_is_taken(parrot):

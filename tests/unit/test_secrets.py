@@ -11,6 +11,7 @@ from aurora_router.__main__ import main
 from aurora_router.drivers import psycopg as psycopg_driver
 from aurora_router.drivers import pymysql as pymysql_driver
 from aurora_router.mistakes import mistake
+from aurora_router.router import core_of
 from tests.unit.errors import everything
 
 PIECE = st.sampled_from(["Zq0", "Zq1x", "Zq22", "Zqé", "ZQ3-z"])
@@ -200,8 +201,8 @@ def test_no_misplaced_value_is_shown(misuse):
 def test_a_secret_besides_the_password_is_in_no_repr(url, name):
     """A private key's password in a URL's query, or libpq's other secrets, are in no repr. The driver gets them all the same."""
     router = Router(f"{url}?{name}=Zq0")
-    engine = router.engine(router._monitor.topology.instances[0])
-    assert hidden(repr((engine, engine.url, router._settings.target)))
+    engine = router.engine(core_of(router).monitor.topology.instances[0])
+    assert hidden(repr((engine, engine.url, core_of(router).settings.target)))
     given = []
 
     def do_connect(dialect, record, arguments, options):

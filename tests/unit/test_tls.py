@@ -7,6 +7,7 @@ from aurora_router import Router, urls
 from aurora_router.core.instance import Role
 from aurora_router.drivers import psycopg as psycopg_driver
 from aurora_router.errors import ConfigurationError
+from aurora_router.router import core_of
 
 HEAD = "postgresql+psycopg://app:hunter2@"
 
@@ -135,7 +136,7 @@ def test_the_host_that_the_driver_is_given_decides_on_tls(url, encrypted):
 def test_an_empty_argument_takes_no_encryption_away(url, empty, encrypted, options):
     """An argument that says nothing about encryption does not override the URL's options."""
     router = Router(url, **{options: {"connect_args": empty}})
-    instance = router._monitor.topology.instances[0]._replace(role=Role.READER)
+    instance = core_of(router).monitor.topology.instances[0]._replace(role=Role.READER)
     given = []
 
     def do_connect(dialect, record, arguments, options):

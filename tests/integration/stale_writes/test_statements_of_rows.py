@@ -13,6 +13,7 @@ from sqlalchemy.orm import ORMExecuteState
 from aurora_router import Router, RoutingSession
 from aurora_router.local import FaultProxy
 from aurora_router.local.cluster import Cluster
+from aurora_router.router import core_of
 from tests.integration.shop import BOTH, Item, Part, sessions, stock
 from tests.integration.stale_writes.helpers import on_the_writer, raises_stale, sent, shown
 from tests.integration.stale_writes.models import Base, Box, Line
@@ -167,7 +168,7 @@ def test_a_listener_may_read_before_a_bulk_statement(cluster: Cluster[Any], rout
 def test_an_object_is_checked_beside_those_of_another_cluster(cluster: Cluster[Any], router: Router, in_bulk: bool) -> None:
     """Objects of another router's cluster that are written first do not use up the check of the others."""
     on_the_writer(cluster, "UPDATE box SET weight = 50 WHERE id = 1")
-    with Router(cluster.url) as another, sessions(router, binds={Item: another.writer_engine()})() as s:
+    with Router(cluster.url) as another, sessions(router, binds={Item: core_of(another).writer_engine()})() as s:
         box, item = s.get_one(Box, 1), s.get_one(Item, 1)
         box.weight += 1
         item.stock += 1

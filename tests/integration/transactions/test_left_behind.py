@@ -15,6 +15,7 @@ from sqlalchemy.orm import sessionmaker
 from aurora_router import Router, RoutingSession
 from aurora_router.core import events
 from aurora_router.local import FaultProxy, PostgresCluster
+from aurora_router.router import core_of
 from tests.integration.shop import Item, eventually, no_connection_is_left, raise_stock, sessions, stock
 
 MakeRouter = Callable[..., Router]
@@ -24,9 +25,9 @@ def test_a_question_to_an_unused_server_ends_when_it_freezes(cluster: PostgresCl
     """A thread that asks a server that no unit has used is woken when the server freezes."""
     router = make(probe_timeout=0.5)
     reader = router.topology.readers[0]
-    assert not router._engines._pools[reader.id]._engines
+    assert not core_of(router).engines._pools[reader.id]._engines
     (server,) = [r for r in cluster.readers if r.address == reader.id]
-    with router._engines.unpooled(reader) as connection, ThreadPoolExecutor(1) as threads:
+    with core_of(router).engines.unpooled(reader) as connection, ThreadPoolExecutor(1) as threads:
         connection.exec_driver_sql("SELECT 1")
         cluster.freeze(server)
         asked = threads.submit(connection.exec_driver_sql, "SELECT 1")
@@ -144,11 +145,11 @@ def test_a_unit_that_is_interrupted_while_it_asks_leaves_nothing(
                 interrupted.set()
                 raise KeyboardInterrupt
 
-    router.dispatcher.listeners = (Interrupts().append,)
+    core_of(router).dispatcher.listeners = (Interrupts().append,)
     proxy.lose("COMMIT", answer=True)
     with pytest.raises(KeyboardInterrupt):
         router.run_transaction(sessions(router), raise_stock)
     assert interrupted.is_set()
-    router.dispatcher.listeners = ()
+    core_of(router).dispatcher.listeners = ()
     assert no_connection_is_left(router)
     assert router.run_transaction(sessions(router), raise_stock) == 12

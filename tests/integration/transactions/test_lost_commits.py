@@ -12,6 +12,7 @@ from sqlalchemy import select, text
 from aurora_router import Outcome, OutcomeUnknown, Router, RoutingSession, classify_error
 from aurora_router.core import events
 from aurora_router.local import FaultProxy, PostgresCluster
+from aurora_router.router import core_of
 from tests.integration.shop import (
     RAISE,
     Item,
@@ -79,7 +80,7 @@ def test_a_commit_that_never_arrives_is_ended_and_retried(
     # The lookup in the table waits for the other transaction until the server notices the loss, or somebody ends it.
     if check == "table":
         cluster.execute("ALTER ROLE app SET idle_in_transaction_session_timeout = '1s'")
-        router._engines.evict(router.topology.writer.id, cut_before=time.monotonic())  # type: ignore[union-attr]
+        core_of(router).engines.evict(router.topology.writer.id, cut_before=time.monotonic())  # type: ignore[union-attr]
     try:
         assert router.run_transaction(sessions(router), raise_stock, commit_check=check) == 11
     finally:
@@ -134,7 +135,7 @@ def test_a_lost_commit_of_a_plain_session_was_not_noted(proxy: FaultProxy, route
         with pytest.raises(OutcomeUnknown, match="commit_check") as caught:
             s.commit()
     assert caught.value.resolve() is Outcome.UNKNOWN
-    assert isinstance(caught.value.__cause__, router._engines.driver_error)
+    assert isinstance(caught.value.__cause__, core_of(router).engines.driver_error)
 
 
 def test_a_lost_commit_of_a_connection_is_of_unknown_outcome(proxy: FaultProxy, router: Router) -> None:

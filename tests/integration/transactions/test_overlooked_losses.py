@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from aurora_router import Router, classify_error
 from aurora_router.local import FaultProxy, PostgresCluster
+from aurora_router.router import core_of
 from tests.integration.shop import RAISE, no_connection_is_left, raise_stock, sessions, stock, through
 
 MakeRouter = Callable[..., Router]
@@ -23,7 +24,7 @@ def test_a_loss_in_sqlalchemys_initialize_is_a_lost_connection(
 ) -> None:
     """A connection that is lost while SQLAlchemy initializes its dialect is a lost connection."""
     router = make_router(through(proxy, cluster))
-    dialect = router.writer_engine().dialect
+    dialect = core_of(router).writer_engine().dialect
     look, looks = dialect.initialize, []
 
     def initialize(connection: Connection) -> None:

@@ -1,0 +1,72 @@
+"""Decide what becomes of a statement that has failed, and remember what its error shows."""
+
+from __future__ import annotations
+
+from sqlalchemy.exc import DBAPIError
+
+from aurora_router.core import events
+from aurora_router.core.failures import Action, Failure, decide, traits
+from aurora_router.core.instance import Instance
+from aurora_router.error_classification import classify_error
+from aurora_router.gate import Gate
+from aurora_router.limits import Repeats
+from aurora_router.listeners import EventDispatcher
+from aurora_router.stats import Counters
+from aurora_router.unit import Unit
+
+# Retries of one unit's reads before the application gets the error.
+REPEATS = 10
+
+
+class FailedReads:
+    """The failed reads of one router's sessions.
+
+    gate: knows the phase of a unit, and what was learned of texts.
+    counters: counts retries.
+    repeats: says whether one more retry is allowed.
+    dispatcher: tells of retries and of learned texts.
+    """
+
+    def __init__(self, gate: Gate, counters: Counters, repeats: Repeats, dispatcher: EventDispatcher) -> None:
+        self._gate = gate
+        self._counters = counters
+        self._repeats = repeats
+        self._dispatcher = dispatcher
+
+    def handle(self, unit: Unit, error: DBAPIError) -> Action:
+        """Return what to do about an error of a statement of this unit."""
+        instance = unit.instance
+        if instance is None:
+            return Action.RAISE
+        known = classify_error(error)
+        action = decide(known.failure, self._gate.phase(unit)) if known.safe_to_repeat else Action.RAISE
+        if action is Action.TO_WRITER:
+            if unit.read_only is not None or unit.on_writer:
+                return Action.RAISE
+            self._move_to_writer(unit, instance, error, known.failure)
+        elif action in (Action.REPEAT_ELSEWHERE, Action.REPEAT_UNPREPARED):
+            unit.repeats += 1
+            if unit.repeats > REPEATS or not self._repeats.allowed(instance.id, first=unit.repeats == 1):
+                return Action.RAISE
+            if action is Action.REPEAT_ELSEWHERE and not unit.on_writer:
+                unit.avoid |= {instance.id}
+            self._count(unit, instance, error)
+        elif unit.on_writer and unit.refused is not None and unit.refused == error.statement:
+            self._gate.known.forget(unit.refused)  # the reader was not at fault: the writer refuses it, too
+        return action
+
+    def _move_to_writer(self, unit: Unit, instance: Instance, error: DBAPIError, failure: Failure) -> None:
+        """Note why the unit leaves its reader. The text is remembered, unless the reader will have what it lacks soon."""
+        if not traits(failure).is_remembered:
+            self._count(unit, instance, error)
+            return
+        self._counters.retries[instance.id] += 1
+        unit.refused = error.statement
+        self._gate.known.learn(error.statement)
+        if self._dispatcher.listeners:
+            self._dispatcher.publish(events.Learned(instance.id, self._gate.driver.code(error.orig), unit=unit.number))
+
+    def _count(self, unit: Unit, instance: Instance, error: DBAPIError) -> None:
+        self._counters.retries[instance.id] += 1
+        if self._dispatcher.listeners:
+            self._dispatcher.publish(events.Repeated(instance.id, type(error).__name__, unit=unit.number))

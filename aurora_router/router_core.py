@@ -1,0 +1,274 @@
+"""RouterCore: the parts of one router and how they are joined. Sessions, middleware and jobs use it; users see the Router."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import time
+import weakref
+from collections.abc import Callable
+from typing import TypeVar
+
+from sqlalchemy.engine import URL, Engine
+
+from aurora_router import config, urls
+from aurora_router.causality import Causality
+from aurora_router.changes import take_in
+from aurora_router.commits import create_table
+from aurora_router.core import events
+from aurora_router.core.instance import ServerId
+from aurora_router.core.pacing import places_for_reads
+from aurora_router.core.selection import Decision, Reason, reason_to_write
+from aurora_router.core.statements import verdict
+from aurora_router.core.topology import Topology
+from aurora_router.engines import Engines
+from aurora_router.entering import Entrance
+from aurora_router.error_classification import is_contention
+from aurora_router.errors import ConfigurationError, RouterError
+from aurora_router.failed_reads import FailedReads
+from aurora_router.families import Families
+from aurora_router.gate import Gate
+from aurora_router.limits import Places, Repeats
+from aurora_router.listeners import EventDispatcher
+from aurora_router.log import Log
+from aurora_router.monitor import Haste, Monitor
+from aurora_router.settings import Settings
+from aurora_router.stats import Counters, RouterStats
+from aurora_router.token_service import TokenService
+from aurora_router.unit import Door, Unit
+from aurora_router.waiting import Threads
+
+T = TypeVar("T")
+
+
+class RouterCore:
+    """The parts of one router.
+
+    They hold each other, but never the Router. So the Router can be garbage collected, and then it stops them.
+
+    is_started: whether start() has nothing to wait for.
+    """
+
+    is_started = False
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.log = log = Log()
+        self.dispatcher = dispatcher = EventDispatcher(tuple(settings.listeners), log)
+        self.waiting = waiting = Threads()
+        self.counters = counters = Counters()
+        pool, _ = config.get_pool_limits(settings.options)
+        self.for_reads = for_reads = Places(places_for_reads(pool, settings.writer_share_for_reads), waiting)
+        self.repeats = repeats = Repeats(dispatcher.publish, counters)
+        self.causality = causality = Causality(settings.consistency, lambda: self.monitor.topology)
+        families = Families(settings.target.driver.PROTOCOL, settings.target.dialect)
+        self.engines = engines = Engines(
+            settings,
+            self._allowed_servers,
+            self._on_wrong_server,
+            families,
+            lambda: self.gate,
+            waiting,
+            counters,
+            dispatcher,
+        )
+        self.fixed_address = urls.find_fixed_address(settings.target, settings.options, settings.options_of_readers)
+        urls.check_distinct(settings.all_instances, self.fixed_address)
+        self.monitor = monitor = Monitor(
+            settings,
+            engines.probe,
+            engines.shut_down_probes,
+            self._on_change,
+            engines.may_queue,
+            waiting,
+            dispatcher.publish_from_own_thread if settings.listeners else None,
+        )
+        self.gate = gate = Gate(settings, families, engines, monitor, causality, dispatcher, waiting)
+        self.failed_reads = FailedReads(gate, counters, repeats, dispatcher)
+        self.entrance = Entrance(settings, gate, engines, monitor, dispatcher, repeats, for_reads, counters)
+        self.tokens = TokenService(settings, monitor, causality, dispatcher, self.start)
+        self._refused_at = float("-inf")  # monotonic seconds: when start() last failed
+        _cores.add(self)
+
+    def start(self) -> None:
+        """Begin to watch the instances, and wait until each has answered once or has timed out. See Router.start()."""
+        if self.is_started:
+            return
+        if self.entrance.waits.is_closed:
+            raise RouterError("this router is closed; make a new one")
+        self.monitor.start()
+        # A fault that made the last start fail may have been repaired since, so wait for newer answers.
+        since = self._refused_at
+        timeout = self.settings.probe_timeout + 1.0
+        topology = self.monitor.wait_for(lambda t: all(i.heard_at > since for i in t), timeout, haste=Haste.SHARED)
+        self.log.started(topology)
+        strangers = [i for i in topology if i.stranger]
+        if strangers or topology.in_vain:
+            self._refused_at = time.monotonic()
+            raise ConfigurationError("; ".join(topology.said(strangers or None))) from self.engines.password_error
+        self.is_started = True
+
+    def close(self) -> None:
+        """Stop watching and close the pooled connections. Idempotent."""
+        self.is_started = False
+        self.entrance.close()
+        self.monitor.close()
+        self.engines.close()
+
+    def abandon(self) -> None:
+        """Stop what a router has left running that was garbage collected. Wait for nothing, because this may run anywhere."""
+        self.monitor.stop()
+        self.engines.close()
+
+    def shut_down(self) -> None:
+        """End the router's own threads before the interpreter ends. Threads of the application may still use the router."""
+        self.monitor.close()
+        self.engines.close()
+
+    def forked(self) -> None:
+        """Begin anew in a forked child. Connections, threads and held locks are the parent's, and its topology may be old."""
+        self.is_started = False
+        self.log.forked()
+        self.gate.forked()
+        self.for_reads.forked()
+        self.repeats.forked()
+        self.counters.forked()
+        self.entrance.forked()
+        self.engines.forked()
+        self.monitor.forked()
+
+    # -- units ----------------------------------------------------------------------------------------------------
+
+    def unit(self, read_only: bool, after: str | None) -> Unit:
+        """Return a new unit that sees what a token speaks of, and what the scopes around it have written and read."""
+        unit = Unit(read_only)
+        self.causality.begin(unit, None if after is None else self.tokens.past(after))
+        return unit
+
+    def enter(self, unit: Unit, door: Door[T], write: Reason | None = None) -> T:
+        """Connect a unit to the instance that it needs.
+
+        A reader that cannot be reached is passed over. For a writer the unit waits up to failover_timeout.
+
+        write: why the unit must be on the writer; None if it need not be.
+        """
+        if not self.is_started:
+            self.start()
+        return self.entrance.enter(unit, door, write)
+
+    def above_read_committed(self, level: str | None) -> bool:
+        """Whether a unit at this isolation level (None: the engine's or the server's default) must be on the writer."""
+        if not self.is_started:
+            self.start()
+        return self.gate.isolation.above_read_committed(level)
+
+    def may_run_again(self, number: int, error: Exception) -> bool:
+        """Whether the retry budget lets run_transaction() run a function again, after this many runs.
+
+        error: what the last run has met.
+        """
+        if not is_contention(error) and not self.repeats.allowed(None, first=number == 1):
+            return False
+        self.counters.transaction_retries += 1
+        if self.dispatcher.listeners:
+            self.dispatcher.publish(events.RunAgain(number, type(error).__name__))
+        return True
+
+    # -- engines --------------------------------------------------------------------------------------------------
+
+    def writer_engine(self) -> Engine:
+        """Return the engine of the writer. Wait for a writer as a unit would."""
+        self.start()
+        return self.engines.engine(self.entrance.writer())
+
+    def connected_writer_engine(self) -> Engine | None:
+        """Return the engine of the writer if it has connected before. Do not wait."""
+        writer = self.monitor.topology.writer
+        engine = self.engines.engine(writer) if writer is not None else None
+        return engine if engine is not None and engine.dialect.server_version_info is not None else None
+
+    def is_database(self, url: URL) -> bool:
+        """Whether a URL leads to the router's database, as its user, on one of its instances."""
+        own = self.settings.target.url
+        if (url.database, url.username) != (own.database, own.username) or url.host is None:
+            return False
+        return urls.instance_id(url, self.gate.driver) in self.monitor.topology.by_id
+
+    def init_commit_table(self) -> None:
+        """Create the commit table. See Router.init_commit_table()."""
+        self.start()
+        writer = self.entrance.writer()
+        # Use no pooled connection: USE or search_path of its last unit would decide in which database the table is made.
+        with self.engines.unpooled(writer) as connection:
+            create_table(connection, self.gate.families.at(writer.id), self.gate.driver)
+
+    # -- what the router tells ---------------------------------------------------------------------------------------
+
+    def explain(self, sql: str, read_only: bool | None) -> Decision:
+        """Say where a unit that begins with this statement would go now, and why. See Router.explain()."""
+        self.start()
+        known = self.gate.known
+        found = verdict(sql, self.gate.families.dialect)
+        effect = known.effect(found)
+        write: Reason | None = None
+        if read_only is False:
+            write = Reason.DECLARED_WRITE
+        elif read_only is None:
+            write = reason_to_write(found, effect, None, known.has_learned(sql))
+        unit = Unit(read_only)
+        self.causality.begin(unit)
+        return self.entrance.decide(unit, write)._replace(effect=effect)
+
+    def stats(self) -> RouterStats:
+        """Return the numbers of this router. See Router.stats()."""
+        counters, for_reads = self.counters, self.for_reads
+        return RouterStats(
+            tuple(counters.of(instance, self.engines.pool_usage(instance)) for instance in self.monitor.topology),
+            units_waiting_for_writer=self.entrance.waits.for_a_writer,
+            writer_waits=counters.writer_waits,
+            reader_waits=counters.reader_waits,
+            writer_read_slots_in_use=for_reads.in_use,
+            reads_waiting_for_slot=for_reads.waiting,
+            transaction_retries=counters.transaction_retries,
+            retries_refused=counters.retries_refused,
+        )
+
+    # -- callbacks of the engines and the monitor -----------------------------------------------------------------
+
+    def _allowed_servers(self, instance_id: str) -> frozenset[ServerId]:
+        instance = self.monitor.topology.by_id.get(instance_id)
+        return instance.servers if instance is not None else frozenset()
+
+    def _on_wrong_server(self, instance_id: str, why: str) -> None:
+        self.dispatcher.publish(events.ConnectionRefused(instance_id, why))
+        self.monitor.recheck_address(instance_id)
+
+    def _on_change(self, old: Topology, new: Topology, published_at: float) -> list[Callable[[], object]]:
+        if new.readers:
+            self.for_reads.turn_away()  # so that waiting reads try the readers
+        publish = self.dispatcher.publish_from_own_thread
+        with self.engines.telling_later() as closed:
+            news = take_in(self.engines, publish, old, new, published_at)
+            self.engines.keep(new.by_id)
+        news = [*(functools.partial(publish, event) for event in closed), *news]
+        self.counters.keep(new.by_id)
+        return [*news, functools.partial(self.log.keep, new.by_id), self.log.tick]
+
+
+_cores: weakref.WeakSet[RouterCore] = weakref.WeakSet()
+
+
+@atexit.register
+def _shut_down_all() -> None:
+    for core in [*_cores]:
+        core.shut_down()
+
+
+def _forked() -> None:
+    for core in [*_cores]:
+        core.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

@@ -1,0 +1,94 @@
+"""Exchange tokens: what a token demands of units, and the token of what units have written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from aurora_router.causality import Causality
+from aurora_router.core import events
+from aurora_router.core.selection import resolve
+from aurora_router.core.tokens import renewed
+from aurora_router.core.topology import Topology
+from aurora_router.errors import RouterError
+from aurora_router.listeners import EventDispatcher
+from aurora_router.monitor import Haste, Monitor
+from aurora_router.settings import Settings
+from aurora_router.tokens import TokenRefused, Tokens, merge_tokens
+from aurora_router.unit import Past, Scope, current
+
+
+class TokenService:
+    """The tokens and causal scopes of one router.
+
+    start: starts the router, because only then its cluster is known. It raises what Router.start() raises.
+    """
+
+    def __init__(
+        self, settings: Settings, monitor: Monitor, causality: Causality, dispatcher: EventDispatcher, start: Callable[[], None]
+    ) -> None:
+        self._tokens = Tokens(settings.token_keys, settings.token_ttl)
+        self._probe_timeout = settings.probe_timeout
+        self._monitor = monitor
+        self._causality = causality
+        self._dispatcher = dispatcher
+        self._start = start
+
+    def scope(self, past: Past) -> Scope:
+        """Make a causal scope that begins with this past."""
+        return Scope(self._causality, past, self.token)
+
+    def current(self) -> str | None:
+        """Return the token of the causal scopes that are open here; None if nothing was written in them and no token given."""
+        return merge_tokens(*(scope.token for scope in current(self._causality)))
+
+    def past(self, token: str, argument: str = "after") -> Past:
+        """Return what a session that begins with this token must see; nothing if the token has expired.
+
+        argument: the caller's name for the token.
+
+        Raises ConfigurationError.
+        """
+        self._start()
+        requirement = self._tokens.read(token, self._monitor.topology.cluster, argument)
+        if requirement is None:
+            self._tell_ignored("expired")
+            return Past()
+        return Past(token, requirement)
+
+    def past_of_untrusted(self, token: object) -> Past:
+        """Return the past() of a token from a request or a message. If the token does not count, send an event, not an error."""
+        try:
+            return self.past(token)  # type: ignore[arg-type]  # past() refuses it if it is no text
+        except TokenRefused as refused:
+            self._tell_ignored(refused.reason)
+        except RouterError as error:  # the next use of the router raises it
+            self._tell_ignored(f"the router cannot start: {type(error).__name__}")
+        return Past()
+
+    def _tell_ignored(self, reason: str) -> None:
+        if self._dispatcher.listeners:
+            self._dispatcher.publish(events.TokenIgnored(reason))
+
+    def token(self, past: Past) -> str | None:
+        """Return the token of what was written in this past; None if nothing was written and no token given.
+
+        If the position that proves it is not known yet, the writer is asked, once for all waiting callers. If there is no answer
+        within probe_timeout, the token has no position. Then the sessions that get it stay on the writer for longer.
+        """
+        written = past.requirement
+        if not past.wrote or written is None:
+            return past.given
+
+        def proven(topology: Topology) -> bool:
+            writer = topology.writer
+            return resolve(written, topology).position is not None or writer is None or writer.position is None
+
+        topology = self._monitor.topology
+        if not proven(topology):
+            topology = self._monitor.wait_for(proven, self._probe_timeout, haste=Haste.ALONE)
+        requirement = resolve(written, topology)
+        past.note(requirement)
+        now = time.monotonic()
+        fresh = renewed(requirement, topology.samples, now - self._tokens.ttl / 10, now)
+        return self._tokens.write(topology.cluster or "", fresh)
