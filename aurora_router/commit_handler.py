@@ -205,8 +205,8 @@ class CommitHandler:
 
         Return whether no other unit may get the connection.
         """
-        if unit.borrowed is not None:
-            unit.give_back()
+        if unit.writer_read_slot is not None:
+            unit.release()
         if unit.ends is not None and not unit.committing:
             self._note_unseen_ends(unit)
         self._causality.ended(unit)

@@ -12,9 +12,9 @@ from sqlalchemy.engine import Connection, Engine
 
 from aurora_router.connection_hooks import ConnectionHooks
 from aurora_router.connection_state import STATE, ConnectionState
-from aurora_router.core.pacing import pause
+from aurora_router.core.pacing import connect_jitter
 from aurora_router.drivers import Driver
-from aurora_router.limits import Place, Places
+from aurora_router.limits import FairSemaphore, Slot
 from aurora_router.mistakes import refusal
 from aurora_router.sockets import socket_of
 from aurora_router.waiting import Waiting
@@ -147,7 +147,7 @@ def ask_for_password(engine: Engine, password: Callable[[], str] | None, options
     dialect.connect = with_password
 
 
-def limit_connects(engine: Engine, places: Places, timeout: float, waiting: Waiting) -> None:
+def limit_connects(engine: Engine, slots: FairSemaphore, timeout: float, waiting: Waiting) -> None:
     """Let few connects run at once, and spread many that come at the same time.
 
     If one connect fails, every waiting thread fails with an error of the driver: its connect would fail, too.
@@ -159,18 +159,18 @@ def limit_connects(engine: Engine, places: Places, timeout: float, waiting: Wait
     connect = dialect.connect
 
     def in_turn(*arguments: Any, **options: Any) -> Any:
-        ahead = places.crowd
-        place = Place(places)
+        ahead = slots.demand
+        slot = Slot(slots)
         try:
-            if place.take(timeout):
+            if slot.acquire(timeout):
                 if ahead:
-                    waiting.sleep(pause(ahead, random.random()))
+                    waiting.sleep(connect_jitter(ahead, random.random()))
                 return connect(*arguments, **options)
         except dialect.loaded_dbapi.Error:
-            places.turn_away()
+            slots.cancel_waiters()
             raise
         finally:
-            place.give_back()
+            slot.release()
         raise dialect.loaded_dbapi.OperationalError("waited in vain for a turn to connect")
 
     dialect.connect = in_turn

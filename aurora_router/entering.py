@@ -45,7 +45,7 @@ from aurora_router.errors import (
     WrongServer,
 )
 from aurora_router.gate import Connecting, Gate, own
-from aurora_router.limits import Place, Places, Repeats
+from aurora_router.limits import FairSemaphore, RetryThrottle, Slot
 from aurora_router.listeners import EventDispatcher
 from aurora_router.monitor import Haste, Monitor
 from aurora_router.pooling import PoolFull
@@ -71,7 +71,7 @@ class _Attempt(Generic[T]):
 
     write: why the unit must be on the writer; None if it need not be, as far as known.
     began: when the first attempt began, seconds, monotonic; None if nothing has read the clock yet.
-    queued_at: when it began to wait for a place in the writer's pool.
+    queued_at: when it began to wait for a slot in the writer's pool.
     timeout: of a reader's pool that the unit has waited for.
     refused: the error of a reader that refused the credentials or the database.
     """
@@ -90,7 +90,7 @@ class _Attempt(Generic[T]):
 class Entrance:
     """Brings the units of one router to its instances.
 
-    for_reads: the places in the writer's pool that reads may have.
+    for_reads: the slots in the writer's pool that reads may have.
     counters: counts units, waits and retries.
     waits: the waits of units.
     """
@@ -102,8 +102,8 @@ class Entrance:
         engines: Engines,
         monitor: Monitor,
         dispatcher: EventDispatcher,
-        repeats: Repeats,
-        for_reads: Places,
+        throttle: RetryThrottle,
+        for_reads: FairSemaphore,
         counters: Counters,
     ) -> None:
         pool, _ = get_pool_limits(settings.options_of_readers or settings.options)
@@ -111,7 +111,7 @@ class Entrance:
         self._engines = engines
         self._monitor = monitor
         self._dispatcher = dispatcher
-        self._repeats = repeats
+        self._throttle = throttle
         self._for_reads = for_reads
         self._counters = counters
         self._need = Need(
@@ -131,7 +131,7 @@ class Entrance:
     def close(self) -> None:
         """End all waiting for slots. Units that wait for a topology see that when the monitor wakes them."""
         self.waits.is_closed = True
-        self._for_reads.turn_away()
+        self._for_reads.cancel_waiters()
 
     def forked(self) -> None:
         """In a forked child, no unit waits."""
@@ -156,7 +156,7 @@ class Entrance:
                 failed = again
             return self._enter_again(unit, door, write, failed)
         except BaseException as error:
-            unit.give_back()
+            unit.release()
             if unit.checkout_began is not None and self._dispatcher.listeners:
                 took = time.monotonic() - unit.checkout_began
                 self._dispatcher.publish(events.CheckoutFailed(type(error).__name__, took, unit=unit.number))
@@ -173,7 +173,7 @@ class Entrance:
     def _enter_again(self, unit: Unit, door: Door[T], write: Reason | None, failed: WriterUnreachable) -> T:
         """Connect a unit to the writer, after a first attempt has failed, as soon as one can be reached."""
         began = failed.began
-        self._repeats.allowed(failed.instance.id, first=True)
+        self._throttle.allow(failed.instance.id, first=True)
         left = self.waits.time_left(unit, began)
         until = time.monotonic() + left
         retrying = tenacity.Retrying(
@@ -213,7 +213,7 @@ class Entrance:
                 raise RouterError("this router was closed while a unit waited for a writer")
             if topology.writer is None or time.monotonic() >= until:
                 return
-            if self._repeats.allowed(failed.instance.id, first=topology.writer.servers != servers):
+            if self._throttle.allow(failed.instance.id, first=topology.writer.servers != servers):
                 return
             seconds = max(seconds, LEAST_PAUSE)
 
@@ -250,7 +250,7 @@ class Entrance:
             if attempt.door.judge is not None:
                 attempt.write = self._judge(attempt.door, decision)
                 if attempt.write is not None:
-                    # Decide again before the unit waits for a reader, or takes a place, or connects to a reader.
+                    # Decide again before the unit waits for a reader, or takes a slot, or connects to a reader.
                     return None
             if decision.reason is _OWN_WRITES and self._wait and not unit.waited:
                 self.waits.for_reader(unit)
@@ -268,19 +268,19 @@ class Entrance:
         return instance, reason
 
     def _may_read(self, unit: Unit, attempt: _Attempt[T], writer: Instance) -> bool:
-        """Whether the unit has a place for reads in the writer's pool. If not, it has waited for one."""
-        if unit.borrowed is not None and unit.borrowed.taken:
+        """Whether the unit has a slot for reads in the writer's pool. If not, it has waited for one."""
+        if unit.writer_read_slot is not None and unit.writer_read_slot.acquired:
             return True
         reads = self._say_no_reader.passes(time.monotonic())
         if reads:
             said = self._monitor.topology.said(avoided=unit.avoid)
             self._dispatcher.publish(events.NoReaderQualifies(writer.id, reads, said))
         # With several instances, reads get only a share of the writer's pool, because writes must find room.
-        place = unit.borrowed = Place(self._for_reads)  # the unit owns it before it is taken
-        if place.take(0.0):
+        slot = unit.writer_read_slot = Slot(self._for_reads)  # the unit owns it before it is acquired
+        if slot.acquire(0.0):
             return True
         attempt.queued_at = attempt.queued_at or time.monotonic()
-        self.waits.for_slot(unit, place, attempt.queued_at)
+        self.waits.for_slot(unit, slot, attempt.queued_at)
         return False
 
     def _connect(self, unit: Unit, attempt: _Attempt[T], instance: Instance) -> T | None:
@@ -341,7 +341,7 @@ class Entrance:
         if unit.read_only and not unit.of_session:
             self._modes.keep_read_only(raw)
         own(unit, connection, raw)
-        self._repeats.count(now)
+        self._throttle.record_unit(now)
         return True
 
     def _can_try_another(

@@ -9,7 +9,7 @@ from aurora_router.core.failures import Action, Failure, decide, traits
 from aurora_router.core.instance import Instance
 from aurora_router.error_classification import classify_error
 from aurora_router.gate import Gate
-from aurora_router.limits import Repeats
+from aurora_router.limits import RetryThrottle
 from aurora_router.listeners import EventDispatcher
 from aurora_router.stats import Counters
 from aurora_router.unit import Unit
@@ -23,14 +23,14 @@ class FailedReads:
 
     gate: knows the phase of a unit, and what was learned of texts.
     counters: counts retries.
-    repeats: says whether one more retry is allowed.
+    throttle: says whether one more retry is allowed.
     dispatcher: tells of retries and of learned texts.
     """
 
-    def __init__(self, gate: Gate, counters: Counters, repeats: Repeats, dispatcher: EventDispatcher) -> None:
+    def __init__(self, gate: Gate, counters: Counters, throttle: RetryThrottle, dispatcher: EventDispatcher) -> None:
         self._gate = gate
         self._counters = counters
-        self._repeats = repeats
+        self._throttle = throttle
         self._dispatcher = dispatcher
 
     def handle(self, unit: Unit, error: DBAPIError) -> Action:
@@ -46,7 +46,7 @@ class FailedReads:
             self._move_to_writer(unit, instance, error, known.failure)
         elif action in (Action.REPEAT_ELSEWHERE, Action.REPEAT_UNPREPARED):
             unit.repeats += 1
-            if unit.repeats > REPEATS or not self._repeats.allowed(instance.id, first=unit.repeats == 1):
+            if unit.repeats > REPEATS or not self._throttle.allow(instance.id, first=unit.repeats == 1):
                 return Action.RAISE
             if action is Action.REPEAT_ELSEWHERE and not unit.on_writer:
                 unit.avoid |= {instance.id}

@@ -28,7 +28,7 @@ from aurora_router.dialect_patches import (
 )
 from aurora_router.drivers import Driver
 from aurora_router.errors import ConfigurationError, Signal
-from aurora_router.limits import Places
+from aurora_router.limits import FairSemaphore
 from aurora_router.mistakes import UNKNOWN_HOST, hide_values, is_refused, mistake, probe_error
 from aurora_router.pooling import RouterPool
 from aurora_router.probe import ProbeError
@@ -101,7 +101,7 @@ class InstancePool:
         self._engines: dict[bool, Engine] = {}
         self._unpooled: Engine | None = None
         self._probing: Engine | None = None
-        self._places = Places(connecting.connects_at_once, connecting.waiting)
+        self._connect_slots = FairSemaphore(connecting.connects_at_once, connecting.waiting)
         self._sockets: weakref.WeakSet[TrackedSocket] = weakref.WeakSet()  # each is held by its connection
         self._proven: weakref.WeakSet[Engine] = weakref.WeakSet()  # engines that have connected
         self._is_reached = False
@@ -143,7 +143,7 @@ class InstancePool:
         """
         pools = self._pools()
         in_use, idle = sum(pool.checkedout() for pool in pools), sum(pool.checkedin() for pool in pools)
-        return PoolUsage(in_use, idle, limit, self._places.waiting)
+        return PoolUsage(in_use, idle, limit, self._connect_slots.waiting)
 
     def evict(self, *, cut_before: float | None = None) -> int:
         """Close the idle connections at once, and those in use when they come back.
@@ -172,11 +172,11 @@ class InstancePool:
         """Shut all sockets down that were made before that time. Some are outside of the pool, and there may be no others.
 
         Call this after the pool is replaced. The threads that wake return their connections to the old pool. Nothing empties
-        that pool any more, so the threads that wait there get the places.
+        that pool any more, so the threads that wait there get the slots.
         """
         with self._lock:
             sockets = sum(tracked.shut_down() for tracked in self._sockets if tracked.since < before)
-        self._places.turn_away()
+        self._connect_slots.cancel_waiters()
         return sockets
 
     def leave_role(self, role: Role | None) -> None:
@@ -216,7 +216,7 @@ class InstancePool:
         self._probes.clear()
         self._openings.clear()
         self._probing = self._unpooled = None
-        self._places.forked()
+        self._connect_slots.forked()
         for is_for_reads, engine in [*self._engines.items()]:
             self._inherited.append(engine.pool)
             if engine in self._proven:
@@ -265,7 +265,7 @@ class InstancePool:
     # -- the monitor's connections --------------------------------------------------------------------------------
 
     def may_queue(self) -> bool:
-        """Whether a probe may wait in a pooler's queue because units of this router have the places."""
+        """Whether a probe may wait in a pooler's queue because units of this router have its slots."""
         has_pooler = self._has_pooler or self._shared.pooler is not None
         return has_pooler and any(pool.checkedout() for pool in self._pools())
 
@@ -397,7 +397,7 @@ class InstancePool:
         ConnectionEvents(engine, options, self, self._shared).listen()
         explain_mistakes(engine, self._driver, options)
         ask_for_password(engine, connecting.password, options)
-        limit_connects(engine, self._places, connecting.connect_turn_timeout, connecting.waiting)
+        limit_connects(engine, self._connect_slots, connecting.connect_turn_timeout, connecting.waiting)
         # These are events of the dialect. One listener for the connection's events makes SQLAlchemy check for all of them,
         # which takes 20 us a statement.
         for name in ("do_execute", "do_executemany", "do_execute_no_params"):

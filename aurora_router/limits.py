@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from aurora_router.core import events
-from aurora_router.core.budget import Budget
+from aurora_router.core.budget import RetryBudget
 from aurora_router.stats import Counters
 from aurora_router.waiting import Bell, Waiting
 
@@ -16,8 +16,8 @@ from aurora_router.waiting import Bell, Waiting
 LOOK = 0.5
 
 
-class Places:
-    """A FIFO semaphore: all wait in one line, and those at its head have a place.
+class FairSemaphore:
+    """A FIFO semaphore: all wait in one line, and those at its head have a slot.
 
     There is no lock and no counter, because a signal handler may raise an exception at any moment. Each step is one
     operation on a dict, which is then either done or not done.
@@ -29,8 +29,8 @@ class Places:
         self._line: dict[_Turn, None] = {}
 
     @property
-    def crowd(self) -> int:
-        """The number of turns that have a place or wait for one; 0 if places have no limit."""
+    def demand(self) -> int:
+        """The number of turns that have a slot or wait for one; 0 if slots have no limit."""
         return len(self._line) if self._number is not None else 0
 
     @property
@@ -40,21 +40,21 @@ class Places:
 
     @property
     def in_use(self) -> int:
-        """The number of turns that have a place."""
+        """The number of turns that have a slot."""
         return len(self._line) - self.waiting
 
-    def turn_away(self) -> None:
-        """Have all that wait now give up, because a place is of no use to them any more."""
+    def cancel_waiters(self) -> None:
+        """Have all that wait now give up, because a slot is of no use to them any more."""
         if self.waiting:
             for turn in [*self._line][self._number :]:
                 turn.is_over = True
                 turn.bell.ring()
 
     def forked(self) -> None:
-        """In a forked child: all places are free, and nobody waits."""
+        """In a forked child: all slots are free, and nobody waits."""
         self._line.clear()
 
-    def _has_place(self, turn: _Turn) -> bool:
+    def _has_slot(self, turn: _Turn) -> bool:
         return self._number is None or (turn in self._line and turn in [*self._line][: self._number])
 
     def _enter(self, turn: _Turn) -> None:
@@ -67,57 +67,57 @@ class Places:
                 following.bell.ring()
 
 
-class Place:
-    """The owner of one place, made before the place is acquired, so that a place always has an owner.
+class Slot:
+    """The owner of one slot, made before the slot is acquired, so that a slot always has an owner.
 
-    Call give_back() in the end. If an exception out of a signal handler prevents that, the place is free again when this
+    Call release() in the end. If an exception out of a signal handler prevents that, the slot is free again when this
     object is collected.
     """
 
     _turn: _Turn | None = None
 
-    def __init__(self, places: Places) -> None:
-        self._places = places
+    def __init__(self, semaphore: FairSemaphore) -> None:
+        self._semaphore = semaphore
 
     def __del__(self) -> None:
-        self.give_back()
+        self.release()
 
     @property
-    def taken(self) -> bool:
-        """Whether this object has a place."""
+    def acquired(self) -> bool:
+        """Whether this object has a slot."""
         return self._turn is not None
 
-    def take(self, timeout: float) -> bool:
-        """Acquire a place, first come, first served. False after `timeout` seconds or turn_away()."""
+    def acquire(self, timeout: float) -> bool:
+        """Acquire a slot, first come, first served. False after `timeout` seconds or cancel_waiters()."""
         until = time.monotonic() + timeout
-        self._turn = turn = _Turn(self._places.bell())
-        self._places._enter(turn)
+        self._turn = turn = _Turn(self._semaphore.bell())
+        self._semaphore._enter(turn)
         try:
             while not turn.is_over:
-                if self._places._has_place(turn):
+                if self._semaphore._has_slot(turn):
                     return True
                 left = until - time.monotonic()
                 if left <= 0:
                     break
                 turn.bell.wait(min(left, LOOK))
         except BaseException:
-            self.give_back()
+            self.release()
             raise
-        self.give_back()
+        self.release()
         return False
 
-    def give_back(self) -> None:
-        """Release the place. Does nothing if none was acquired."""
+    def release(self) -> None:
+        """Release the slot. Does nothing if none was acquired."""
         turn = self._turn
         if turn is not None:
-            self._places._leave(turn)
+            self._semaphore._leave(turn)
             self._turn = None
 
 
 class _Turn:
-    """One entry in the line for places.
+    """One entry in the line for slots.
 
-    is_over: it gives up unless it has a place already.
+    is_over: it gives up unless it has a slot already.
     """
 
     __slots__ = ("bell", "is_over")
@@ -127,7 +127,7 @@ class _Turn:
         self.is_over = False
 
 
-class Repeats:
+class RetryThrottle:
     """Decides whether units may retry, and publishes an event if they may not.
 
     count: counts a unit; takes the time in seconds, monotonic.
@@ -142,16 +142,16 @@ class Repeats:
 
     def forked(self) -> None:
         """Begin to count anew, with a free lock: at first and in a forked child."""
-        self.budget = Budget(threading.Lock())
-        self.count = self.budget.unit
+        self.budget = RetryBudget(threading.Lock())
+        self.record_unit = self.budget.record
 
-    def allowed(self, instance: str | None, *, first: bool) -> bool:
+    def allow(self, instance: str | None, *, first: bool) -> bool:
         """Whether a unit may retry after a failure on that instance. first: whether this is the unit's first retry."""
         now = time.monotonic()
-        if self.budget.spend(now, first=first):
+        if self.budget.try_spend(now, first=first):
             return True
         self._counters.retries_refused += 1
-        refused = self.budget.to_tell(now)
+        refused = self.budget.take_refused(now)
         if refused:
             self._publish(events.RetriesRefused(instance, refused))
         return False

@@ -18,7 +18,7 @@ from aurora_router.changes import take_in
 from aurora_router.commits import create_table
 from aurora_router.core import events
 from aurora_router.core.instance import ServerId
-from aurora_router.core.pacing import places_for_reads
+from aurora_router.core.pacing import writer_read_slots
 from aurora_router.core.selection import Decision, Reason, reason_to_write
 from aurora_router.core.statements import verdict
 from aurora_router.core.topology import Topology
@@ -29,7 +29,7 @@ from aurora_router.errors import ConfigurationError, RouterError
 from aurora_router.failed_reads import FailedReads
 from aurora_router.families import Families
 from aurora_router.gate import Gate
-from aurora_router.limits import Places, Repeats
+from aurora_router.limits import FairSemaphore, RetryThrottle
 from aurora_router.listeners import EventDispatcher
 from aurora_router.log import Log
 from aurora_router.monitor import Haste, Monitor
@@ -59,8 +59,8 @@ class RouterCore:
         self.waiting = waiting = Threads()
         self.counters = counters = Counters()
         pool, _ = config.get_pool_limits(settings.options)
-        self.for_reads = for_reads = Places(places_for_reads(pool, settings.writer_share_for_reads), waiting)
-        self.repeats = repeats = Repeats(dispatcher.publish, counters)
+        self.for_reads = for_reads = FairSemaphore(writer_read_slots(pool, settings.writer_share_for_reads), waiting)
+        self.throttle = throttle = RetryThrottle(dispatcher.publish, counters)
         self.causality = causality = Causality(settings.consistency, lambda: self.monitor.topology)
         families = Families(settings.target.driver.PROTOCOL, settings.target.dialect)
         self.engines = engines = Engines(
@@ -85,8 +85,8 @@ class RouterCore:
             dispatcher.publish_from_own_thread if settings.listeners else None,
         )
         self.gate = gate = Gate(settings, families, engines, monitor, causality, dispatcher, waiting)
-        self.failed_reads = FailedReads(gate, counters, repeats, dispatcher)
-        self.entrance = Entrance(settings, gate, engines, monitor, dispatcher, repeats, for_reads, counters)
+        self.failed_reads = FailedReads(gate, counters, throttle, dispatcher)
+        self.entrance = Entrance(settings, gate, engines, monitor, dispatcher, throttle, for_reads, counters)
         self.tokens = TokenService(settings, monitor, causality, dispatcher, self.start)
         self._refused_at = float("-inf")  # monotonic seconds: when start() last failed
         _cores.add(self)
@@ -132,7 +132,7 @@ class RouterCore:
         self.log.forked()
         self.gate.forked()
         self.for_reads.forked()
-        self.repeats.forked()
+        self.throttle.forked()
         self.counters.forked()
         self.entrance.forked()
         self.engines.forked()
@@ -168,7 +168,7 @@ class RouterCore:
 
         error: what the last run has met.
         """
-        if not is_contention(error) and not self.repeats.allowed(None, first=number == 1):
+        if not is_contention(error) and not self.throttle.allow(None, first=number == 1):
             return False
         self.counters.transaction_retries += 1
         if self.dispatcher.listeners:
@@ -246,7 +246,7 @@ class RouterCore:
 
     def _on_change(self, old: Topology, new: Topology, published_at: float) -> list[Callable[[], object]]:
         if new.readers:
-            self.for_reads.turn_away()  # so that waiting reads try the readers
+            self.for_reads.cancel_waiters()  # so that waiting reads try the readers
         publish = self.dispatcher.publish_from_own_thread
         with self.engines.telling_later() as closed:
             news = take_in(self.engines, publish, old, new, published_at)

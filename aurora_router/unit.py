@@ -19,7 +19,7 @@ from aurora_router.core.positions import LastRead, Requirement, merge
 from aurora_router.core.selection import Reason
 from aurora_router.core.statements import Effect
 from aurora_router.errors import Outcome, OutcomeUnknown, Signal
-from aurora_router.limits import Place
+from aurora_router.limits import Slot
 
 T = TypeVar("T")
 
@@ -278,7 +278,7 @@ class Unit:
     committing = False  # the last statement sent may have committed
     outcome: Outcome | None = None  # of an unanswered COMMIT, if the router has found it
     unknown: OutcomeUnknown | None = None  # the error of an unanswered COMMIT, if it has not
-    borrowed: Place | None = None  # a place that the writer lends to reads, until the unit ends
+    writer_read_slot: Slot | None = None  # in the writer's pool, until the unit ends
     checkout_began: float | None = None  # seconds, monotonic; None if nobody listens
     # The instances whose connections it has, and since when (seconds, monotonic). None if nobody listens.
     checked_out: dict[str, float] | None = None
@@ -337,10 +337,10 @@ class Unit:
             return None, None
         return self.requirement, LastRead(self.server, at, self.epoch)
 
-    def give_back(self) -> None:
-        """Release the place that it has borrowed from the writer, if any."""
-        if self.borrowed is not None:
-            self.borrowed.give_back()
+    def release(self) -> None:
+        """Release its slot in the writer's pool, if it has one."""
+        if self.writer_read_slot is not None:
+            self.writer_read_slot.release()
 
 
 Judge: TypeAlias = Callable[[Engine, bool], Reason | None]

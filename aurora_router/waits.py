@@ -14,7 +14,7 @@ from aurora_router.core.selection import Decision, Load, Need, Reason, choose, r
 from aurora_router.core.topology import Topology
 from aurora_router.engines import Engines
 from aurora_router.errors import AmbiguousWriter, ConfigurationError, NoReaderAvailable, NoWriterAvailable, RouterError
-from aurora_router.limits import Place
+from aurora_router.limits import Slot
 from aurora_router.listeners import EventDispatcher
 from aurora_router.monitor import Haste, Monitor
 from aurora_router.settings import Settings
@@ -104,10 +104,10 @@ class Waits:
         with self._told(unit, "reader"):
             self._monitor.wait_for(found, self._reader_timeout, haste=Haste.SHARED if made_up else Haste.ALONE)
 
-    def for_slot(self, unit: Unit, place: Place, began: float) -> None:
-        """Wait for a place in the writer's pool, or for a topology with readers. Then the caller must decide again.
+    def for_slot(self, unit: Unit, slot: Slot, began: float) -> None:
+        """Wait for a slot in the writer's pool, or for a topology with readers. Then the caller must decide again.
 
-        The unit may keep the place until it ends, because it may write there.
+        The unit may keep the slot until it ends, because it may write there.
 
         began: when it began to wait, seconds, monotonic.
 
@@ -116,7 +116,7 @@ class Waits:
         now = time.monotonic()
         left = min(began + self._pool_timeout - now, self.time_left(unit, began))
         with self._told(unit, "slot"):
-            found = place.take(left)
+            found = slot.acquire(left)
         if found:
             return
         if self.is_closed:

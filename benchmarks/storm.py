@@ -6,7 +6,7 @@
    (A local server took 2 ms, with neither TLS nor a large catalog.) A connect that is not answered within 3 s is given up, but
    has cost its work all the same. There is no limit of connections. A dead instance refuses within 0.5 ms without any work.
    - router: each process decides by observe() and to_writer() on the observations of its own monitor (every 20 ms while there is
-     no writer). Its clients wait for a topology with a writer. 4 of them connect at once, spread by pause().
+     no writer). Its clients wait for a topology with a writer. 4 of them connect at once, spread by connect_jitter().
    - naive: each client tries one instance after the other until one is the writer, and begins anew at once.
 2. Real: 200 threads on a local cluster of 3 hold a transaction each on the writer. It is killed, and a reader promoted 1 s later.
    Each thread wants to write one row. A connect is a call of psycopg.connect().
@@ -39,7 +39,7 @@ from sqlalchemy.orm import sessionmaker
 from aurora_router import Router, RoutingSession
 from aurora_router.core import topology as core
 from aurora_router.core.instance import Instance, Observation, Role, Server, ServerId, Silence
-from aurora_router.core.pacing import MOST, pause
+from aurora_router.core.pacing import MOST, connect_jitter
 from aurora_router.core.selection import Reason, to_writer
 from aurora_router.core.topology import Topology
 from aurora_router.local.cluster import Cluster
@@ -149,7 +149,9 @@ class Process:
             self.waiting.append(ahead)
             return
         self.free -= 1
-        self.world.at(pause(ahead, self.world.rnd.random()), lambda: self.world.connect(number, lambda ok: self.left(number, ok)))
+        self.world.at(
+            connect_jitter(ahead, self.world.rnd.random()), lambda: self.world.connect(number, lambda ok: self.left(number, ok))
+        )
 
     def left(self, number: int, ok: bool) -> None:
         self.free += 1

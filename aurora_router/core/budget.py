@@ -15,7 +15,7 @@ FLOOR = 10.0  # retries a second that are allowed without any traffic
 TELL = 1.0  # seconds between two reports of refusals
 
 
-class Budget:
+class RetryBudget:
     """The numbers of units and retries in each of the last SECONDS.
 
     lock: protects the numbers if threads share them. Units are counted without it, because a rare lost count does no harm.
@@ -24,12 +24,12 @@ class Budget:
     def __init__(self, lock: AbstractContextManager[Any] | None = None) -> None:
         self._lock = lock or contextlib.nullcontext()
         self._units = [0] * SECONDS
-        self._repeats = [0] * SECONDS
+        self._retries = [0] * SECONDS
         self._second = 0
         self._refused = 0
         self._told_at = float("-inf")
 
-    def unit(self, now: float) -> None:
+    def record(self, now: float) -> None:
         """Count a unit that got a connection. now: monotonic seconds."""
         second = int(now)
         if second != self._second:
@@ -37,7 +37,7 @@ class Budget:
                 self._turn(second)
         self._units[second % SECONDS] += 1
 
-    def spend(self, now: float, *, first: bool) -> bool:
+    def try_spend(self, now: float, *, first: bool) -> bool:
         """Whether a unit may retry. If so, the retry is counted.
 
         now: monotonic seconds.
@@ -46,13 +46,13 @@ class Budget:
         """
         with self._lock:
             self._turn(int(now))
-            if not first and sum(self._repeats) >= SHARE * sum(self._units) + FLOOR * SECONDS:
+            if not first and sum(self._retries) >= SHARE * sum(self._units) + FLOOR * SECONDS:
                 self._refused += 1
                 return False
-            self._repeats[int(now) % SECONDS] += 1
+            self._retries[int(now) % SECONDS] += 1
             return True
 
-    def to_tell(self, now: float) -> int:
+    def take_refused(self, now: float) -> int:
         """The number of retries refused since the last report; 0 if there are none or if it is too soon for a report."""
         with self._lock:
             if now - self._told_at < TELL:
@@ -65,5 +65,5 @@ class Budget:
     def _turn(self, second: int) -> None:
         """Clear the numbers that are too old. A thread whose second has passed changes nothing."""
         for passed in range(max(self._second, second - SECONDS) + 1, second + 1):
-            self._units[passed % SECONDS] = self._repeats[passed % SECONDS] = 0
+            self._units[passed % SECONDS] = self._retries[passed % SECONDS] = 0
         self._second = max(self._second, second)

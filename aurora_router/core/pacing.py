@@ -14,7 +14,7 @@ STEP = 0.001  # seconds of spread for each connection that is ahead
 MOST = 0.05  # seconds of spread at most
 
 
-def pause(ahead: int, rnd: float) -> float:
+def connect_jitter(ahead: int, rnd: float) -> float:
     """The delay of a new connection, in seconds, once it is its turn. A connection that comes alone has none.
 
     ahead: how many connections to the same instance were under way or waited when it came.
@@ -25,7 +25,7 @@ def pause(ahead: int, rnd: float) -> float:
     return rnd * min(ahead * STEP, MOST)
 
 
-def places_for_reads(pool: float, share: float) -> float:
+def writer_read_slots(pool: float, share: float) -> float:
     """The number of the writer's pooled connections that serve reads while no reader qualifies.
 
     pool: the size of the pool; infinity if it has no limit.

@@ -279,7 +279,7 @@ def test_a_unit_interrupted_at_any_line_leaves_its_place(
 
     for _ in interrupted_at_each_line(read, "entering.py", "waits.py", "unit.py"):
         assert router.stats().writer_read_slots_in_use == 0
-        assert all(pool._places.crowd == 0 for pool in core_of(router).engines._pools.values())
+        assert all(pool._connect_slots.demand == 0 for pool in core_of(router).engines._pools.values())
         assert no_connection_is_left(router)
     read()
 
@@ -316,7 +316,7 @@ def test_a_unit_whose_connection_cannot_be_had_leaves_its_place(cluster: Postgre
 
 def spend(router: Router) -> None:
     """Use up the retry budget, as other units would."""
-    while core_of(router).repeats.budget.spend(time.monotonic(), first=False):
+    while core_of(router).throttle.budget.try_spend(time.monotonic(), first=False):
         pass
 
 
@@ -355,7 +355,7 @@ def test_a_unit_without_budget_to_reconnect_waits(cluster: PostgresCluster, make
         cluster.execute("ALTER ROLE app CONNECTION LIMIT -1")
     assert crowd.errors == []
     for _ in range(1000):
-        core_of(router).repeats.count(time.monotonic())  # Units that connect earn the retries of the others.
+        core_of(router).throttle.record_unit(time.monotonic())  # Units that connect earn the retries of the others.
     eventually(lambda: len(crowd.served) == 3)
     crowd.go_home()
     assert crowd.errors == []

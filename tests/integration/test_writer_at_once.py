@@ -329,7 +329,7 @@ def test_a_write_takes_no_place_that_is_lent_to_reads(cluster: Cluster[Any], mak
                 s.execute(statement)
                 assert place(s) == "writer"
                 assert s.routing_state.unit is not None
-                assert s.routing_state.unit.borrowed is None
+                assert s.routing_state.unit.writer_read_slot is None
 
 
 @BOTH

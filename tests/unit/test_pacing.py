@@ -8,23 +8,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aurora_router.core.pacing import MOST, STEP, pause, places_for_reads
+from aurora_router.core.pacing import MOST, STEP, connect_jitter, writer_read_slots
 
 
 @given(st.floats(0, 1, exclude_max=True))
 def test_a_connection_that_comes_alone_is_not_put_off(rnd):
-    assert pause(0, rnd) == 0.0
+    assert connect_jitter(0, rnd) == 0.0
 
 
 @given(st.integers(1, 10_000), st.floats(0, 1, exclude_max=True))
 def test_connect_jitter_grows_with_the_crowd_and_is_bounded(ahead, rnd):
     """Callers are spread over a time that grows with their number and is bounded."""
-    assert 0 <= pause(ahead, rnd) <= min(ahead * STEP, MOST)
-    assert pause(ahead, rnd) <= pause(ahead + 1, rnd)
+    assert 0 <= connect_jitter(ahead, rnd) <= min(ahead * STEP, MOST)
+    assert connect_jitter(ahead, rnd) <= connect_jitter(ahead + 1, rnd)
 
 
 def test_two_of_a_crowd_are_not_put_off_alike():
-    assert pause(10, 0.2) != pause(10, 0.7)
+    assert connect_jitter(10, 0.2) != connect_jitter(10, 0.7)
 
 
 @pytest.mark.parametrize(
@@ -33,10 +33,10 @@ def test_two_of_a_crowd_are_not_put_off_alike():
 )
 def test_reads_get_their_share_of_the_pool_and_at_least_one(pool, share, places):
     """Reads have their share of the writer's pool, and at least one place."""
-    assert places_for_reads(pool, share) == places
+    assert writer_read_slots(pool, share) == places
 
 
 @given(st.integers(2, 1000), st.floats(0.001, 0.999))
 def test_a_share_below_all_leaves_a_place_for_writes(pool, share):
     """Writes find a place whatever the share of reads is, if it is below all."""
-    assert places_for_reads(pool, share) < pool
+    assert writer_read_slots(pool, share) < pool
