@@ -7,8 +7,9 @@ from typing import Any
 
 from aurora_router.core.failures import MAX_BROKEN, MAX_LOSSES, Failure
 from aurora_router.monitor import Monitor
+from aurora_router.retry_context import Trouble
 from aurora_router.servers import ServerFamily
-from aurora_router.unit import Trouble, Unit
+from aurora_router.unit import Unit
 
 _ALIVE = "the server is alive, and has ended the connection"
 
@@ -51,12 +52,12 @@ def loses_everywhere(
 
 def _meets(unit: Unit, failure: Failure) -> Trouble | None:
     """Record that the unit's statement met a failure after which it would be retried. None if nobody retries it."""
-    if unit.instance is None or unit.server is None or not (unit.of_session or unit.run is not None):
+    if unit.instance is None or unit.server is None or not (unit.owned_by_session or unit.run is not None):
         return None
     before = _last(unit)
-    again = before is not None and (before.text, before.failure) == (unit.text, failure)
+    again = before is not None and (before.sql, before.failure) == (unit.last_sql, failure)
     times = before.times + 1 if before is not None and again else 1
-    unit.trouble = Trouble(unit.text, failure, unit.instance.id, unit.server, time.monotonic(), times)
+    unit.trouble = Trouble(unit.last_sql, failure, unit.instance.id, unit.server, time.monotonic(), times)
     if unit.run is not None:
         unit.run.trouble = unit.trouble
     return unit.trouble

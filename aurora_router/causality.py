@@ -10,11 +10,12 @@ import threading
 import time
 from collections.abc import Callable
 
+from aurora_router.causal_context import CausalContext, open_scopes
 from aurora_router.core.positions import LastRead, Requirement, merge
 from aurora_router.core.selection import shows_no_less
 from aurora_router.core.topology import Topology
 from aurora_router.settings import Consistency
-from aurora_router.unit import Past, Unit, current
+from aurora_router.unit import CausalMarks, CommitState, Unit
 
 
 class Causality:
@@ -37,33 +38,35 @@ class Causality:
         self._lock = threading.RLock()  # the garbage collector may end a unit while it is held
         self._committing.clear()
         self._in_hands.clear()
-        Past.forked()
-        for scope in current(self):
+        CausalContext.forked()
+        for scope in open_scopes(self):
             scope.clear()
 
-    def begin(self, unit: Unit, past: Past | None = None) -> None:
+    def on_begin(self, unit: Unit, context: CausalContext | None = None) -> None:
         """Set what a new unit must see.
 
-        past: that of its session, or of the token that the user gave for the unit.
+        context: that of its session, or of the token that the user gave for the unit.
         """
-        scopes = current(self)
-        if scopes and self.consistency != "eventual":
-            unit.scopes = scopes
-            for scope in scopes:
-                scope.catch_up()
-        pasts = scopes if past is None else (past, *scopes)
-        if pasts:
-            unit.pasts = pasts
-            for each in pasts:
-                # The last reads come first, because another thread may replace them by a requirement in between.
-                if each.last_reads:
-                    unit.last_reads |= each.last_reads
-                if each.requirement is not None:
-                    unit.requirement = merge(unit.requirement, each.requirement)
+        open_here = open_scopes(self)
+        contexts: tuple[CausalContext, ...] = open_here if context is None else (context, *open_here)
+        if not contexts and not self.is_global:
+            return
+        scopes = open_here if self.consistency != "eventual" else ()
+        for scope in scopes:
+            scope.collect_from_open_units()
+        requirement: Requirement | None = None
+        last_reads: frozenset[LastRead] = frozenset()
+        for each in contexts:
+            # The last reads come first, because another thread may replace them by a requirement in between.
+            if each.last_reads:
+                last_reads |= each.last_reads
+            if each.requirement is not None:
+                requirement = merge(requirement, each.requirement)
         if self.is_global:
-            unit.requirement = merge(unit.requirement, self._of_all())
+            requirement = merge(requirement, self._of_all())
+        unit.marks = CausalMarks(requirement, last_reads, contexts, scopes)
 
-    def overtaken(self, unit: Unit) -> bool:
+    def must_leave_reader(self, unit: Unit) -> bool:
         """Whether others have written since this unit began, or have read what its reader may not show."""
         known = unit.requirement.after if unit.requirement is not None else 0.0
         if self.is_global:
@@ -71,7 +74,7 @@ class Causality:
             if newest is not None and newest.after > known:
                 return True
         for scope in unit.scopes:
-            scope.catch_up(unit)
+            scope.collect_from_open_units(unit)
             if scope.requirement is not None and scope.requirement.after > known:
                 return True
             for last in scope.last_reads - unit.last_reads if scope.last_reads else ():
@@ -82,21 +85,21 @@ class Causality:
                         return True
         return False
 
-    def commit_begins(self, unit: Unit) -> None:
+    def on_commit_sent(self, unit: Unit) -> None:
         """Note that a unit's commit may be acknowledged from now on.
 
         If consistency is "global", no unit that begins may see an older state until the connection comes back.
         """
         if self.consistency == "eventual" or not unit.wrote:
             return
-        unit.may_have_committed, unit.noted = True, False
+        unit.commit_started, unit.recorded = True, False
         for scope in unit.scopes:
             scope.wrote = True
         if self.is_global:
             with self._lock:
                 self._committing.add(unit)
 
-    def in_hands(self, unit: Unit) -> None:
+    def on_handed_out(self, unit: Unit) -> None:
         """Note that the user has a unit's connection, and may commit on it unseen by the router.
 
         So each question about what a unit must see looks at `unit.ends`.
@@ -105,20 +108,20 @@ class Causality:
             with self._lock:
                 self._in_hands.add(unit)
 
-    def handed_out(self, unit: Unit) -> None:
+    def on_connection_exposed(self, unit: Unit) -> None:
         """Note that the user has the driver's connection of a unit: its use is unknown until it comes back."""
-        unit.handed_out = True
-        self.commit_begins(unit)
+        unit.connection_exposed = True
+        self.on_commit_sent(unit)
 
-    def left(self, unit: Unit) -> None:
+    def on_reader_left(self, unit: Unit) -> None:
         """Note what a unit has read on the instance that it leaves, so that no later read elsewhere shows less."""
-        if self.consistency != "eventual" and unit.shown and unit.server is not None:
-            read = LastRead(unit.server, time.monotonic(), unit.epoch)
-            unit.last_reads |= {read}
-            for past in unit.pasts:
-                past.note(None, read)
+        if self.consistency != "eventual" and unit.has_results and unit.server is not None:
+            read = LastRead(unit.server, time.monotonic(), unit.place.epoch)
+            unit.marks = unit.marks._replace(last_reads=unit.last_reads | {read})
+            for context in unit.marks.contexts:
+                context.record(None, read)
 
-    def committed(self, unit: Unit) -> None:
+    def on_committed(self, unit: Unit) -> None:
         """Note what a unit has written and read, for the units after it.
 
         The unit may have written even if it seems to have rolled back. A commit without an answer, a COMMIT as text and
@@ -129,25 +132,25 @@ class Causality:
         wrote = unit.wrote
         if wrote and self.is_global:
             with self._lock:
-                self._shared = merge(self._shared, Requirement(time.monotonic(), unit.epoch))
-                if not unit.handed_out:
+                self._shared = merge(self._shared, Requirement(time.monotonic(), unit.place.epoch))
+                if not unit.connection_exposed:
                     self._committing.discard(unit)
-        if unit.pasts:
-            at = None if wrote or (unit.committed and unit.may_write) else unit.read_at
-            requirement, last_read = unit.left_behind(at)
-            for past in unit.pasts:
-                past.note(requirement, last_read, known=unit.last_reads, wrote=wrote)
+        if unit.marks.contexts:
+            at = None if wrote or (unit.commit is CommitState.COMMITTED and unit.may_write) else unit.read_at
+            requirement, last_read = unit.causal_footprint(at)
+            for context in unit.marks.contexts:
+                context.record(requirement, last_read, known=unit.last_reads, wrote=wrote)
 
-    def ended(self, unit: Unit) -> None:
-        """Note what a unit leaves behind, unless that is `noted`.
+    def on_end(self, unit: Unit) -> None:
+        """Note what a unit leaves behind, unless that is `recorded`.
 
         The unit has released its connection. It ends, or gets another connection.
         """
-        if not unit.noted:
-            if (unit.pasts or self.is_global) and (unit.wrote or unit.counts):
-                self.committed(unit)
-            unit.noted = True
-        if self.is_global and (unit.handed_out or unit.ends is not None):
+        if not unit.recorded:
+            if (unit.marks.contexts or self.is_global) and (unit.wrote or unit.has_unrecorded_effects):
+                self.on_committed(unit)
+            unit.recorded = True
+        if self.is_global and (unit.connection_exposed or unit.ends is not None):
             with self._lock:
                 self._committing.discard(unit)
                 self._in_hands.discard(unit)
@@ -163,5 +166,5 @@ class Causality:
                 for unit in [*self._in_hands]:  # a copy, because the garbage collector may end one
                     ended_at = unit.unseen_end()
                     if ended_at is not None:
-                        self._shared = merge(self._shared, Requirement(ended_at, unit.epoch))
+                        self._shared = merge(self._shared, Requirement(ended_at, unit.place.epoch))
         return self._shared

@@ -22,7 +22,7 @@ from aurora_router.families import Families
 from aurora_router.listeners import EventDispatcher
 from aurora_router.monitor import Monitor
 from aurora_router.settings import Settings
-from aurora_router.unit import Unit
+from aurora_router.unit import CommitState, Unit
 from aurora_router.waiting import Waiting
 
 LEAST_PATIENCE = 1.0  # seconds to look up a COMMIT, even after the deadline
@@ -65,16 +65,16 @@ class CommitHandler:
         unit = state.unit
         # A stream that began on the reader keeps its connection when the unit moves. There is nothing to commit on it.
         if unit is None or not (unit.wrote or unit.may_write) or unit.instance is None or state.server != unit.server:
-            if unit is not None and unit.of_session and self._driver.blocks(raw.dbapi_connection):
+            if unit is not None and unit.owned_by_session and self._driver.blocks(raw.dbapi_connection):
                 raw.invalidate()  # otherwise the driver would read the stream to its end
             else:
                 self._commit_reads(unit, raw, send)
             return
         if unit.ends is not None:
             self._note_unseen_ends(unit)
-        self._causality.commit_begins(unit)
-        ask = self._prepare(unit, raw) if unit.check is not None or unit.run is not None else None
-        unit.committing = True
+        self._causality.on_commit_sent(unit)
+        ask = self._prepare(unit, raw) if unit.intent.commit_check is not None or unit.run is not None else None
+        unit.commit = CommitState.SENT
         try:
             send(raw)
         except self._error as error:
@@ -84,7 +84,6 @@ class CommitHandler:
             if not self._found_committed(unit, unit.instance.id, ask):
                 raise
             raw.invalidate(error)
-        unit.committing = False
         self._committed(unit)
 
     def _commit_reads(self, unit: Unit | None, raw: PoolProxiedConnection, send: Callable[[Any], None]) -> None:
@@ -100,7 +99,7 @@ class CommitHandler:
     def _prepare(self, unit: Unit, raw: PoolProxiedConnection) -> Ask | None:
         """Note something by which the outcome of the coming COMMIT can be looked up. Roll back if that fails."""
         server = self._families.leading
-        if unit.check == "table" or (unit.check == "xid" and not server.XIDS):
+        if unit.intent.commit_check == "table" or (unit.intent.commit_check == "xid" and not server.XIDS):
             self._monitor.prunes = True
         try:
             return prepare(raw.dbapi_connection, unit, self._driver, server, self._monitor.topology)
@@ -114,7 +113,7 @@ class CommitHandler:
     def ends(self, raw: PoolProxiedConnection) -> bool:
         """Whether a rollback ends the unit of a connection. It ends a session's unit. Others may go on with their connection."""
         unit = unit_of(raw)
-        return unit is not None and unit.of_session
+        return unit is not None and unit.owned_by_session
 
     def rolled_back(self, raw: PoolProxiedConnection) -> None:
         """Note whether a rollback, or a COMMIT that became one, has left writes in place. They must not be written again."""
@@ -138,14 +137,14 @@ class CommitHandler:
         if unit is None or unit.instance is None:
             send()
             return
-        self._causality.commit_begins(unit)
-        unit.committing = True
+        self._causality.on_commit_sent(unit)
+        unit.commit = CommitState.SENT
         try:
             send()
         except self._error as error:
             if decide(self._commit_failure(error, connection.connection), Phase.COMMIT) is Action.RESOLVE:
                 noted = f"in two phases; what is prepared is in {self._families.at(unit.instance.id).PREPARED}"
-                unit.unknown = OutcomeUnknown(unit.instance.id, noted)
+                unit.lose_commit(OutcomeUnknown(unit.instance.id, noted))
             raise
         self._committed(unit)
 
@@ -154,9 +153,9 @@ class CommitHandler:
 
         Whatever comes next must see it: a listener of after_commit, or a unit that begins while the connection is still open.
         """
-        unit.committed = True
-        self._causality.committed(unit)
-        unit.noted = unit.of_session and not unit.handed_out
+        unit.commit = CommitState.COMMITTED
+        self._causality.on_committed(unit)
+        unit.recorded = unit.owned_by_session and not unit.connection_exposed
         if unit.run is not None:
             unit.run.is_undoable = False
 
@@ -168,7 +167,7 @@ class CommitHandler:
         """Whether the transaction of an unanswered COMMIT has committed. If not, note in the unit what is known."""
         self._monitor.suspect(instance_id)
         if ask is None:
-            unit.unknown = OutcomeUnknown(instance_id, "no commit_check was asked for, so nothing was noted that could tell")
+            unit.lose_commit(OutcomeUnknown(instance_id, "no commit_check was asked for, so nothing was noted that could tell"))
             return False
 
         def resolve(timeout: float) -> Outcome:
@@ -179,15 +178,18 @@ class CommitHandler:
                     events.CommitResolved(instance_id, found.value, time.monotonic() - began, unit=unit.number)
                 )
             if found is Outcome.COMMITTED:
-                self._causality.committed(unit)  # maybe long after its session believed it to be over
+                self._causality.on_committed(unit)  # maybe long after its session believed it to be over
             return found
 
         if unit.run is not None:
             left = self._failover_timeout if unit.run.deadline is None else unit.run.deadline - time.monotonic()
-            unit.outcome = resolve(max(left, LEAST_PATIENCE))
-            if unit.outcome is not Outcome.UNKNOWN:
-                return unit.outcome is Outcome.COMMITTED
-        unit.unknown = OutcomeUnknown(instance_id, str(ask), resolve)
+            found = resolve(max(left, LEAST_PATIENCE))
+            if found is Outcome.COMMITTED:
+                return True
+            if found is Outcome.NOT_COMMITTED:
+                unit.commit = CommitState.NOT_COMMITTED
+                return False
+        unit.lose_commit(OutcomeUnknown(instance_id, str(ask), resolve))
         return False
 
     def _asking_connection(self, timeout: float) -> Connection:
@@ -207,9 +209,9 @@ class CommitHandler:
         """
         if unit.writer_read_slot is not None:
             unit.release()
-        if unit.ends is not None and not unit.committing:
+        if unit.ends is not None and not unit.is_commit_in_doubt:
             self._note_unseen_ends(unit)
-        self._causality.ended(unit)
+        self._causality.on_end(unit)
         if unit.checked_out is not None:
             self._tell_return(unit, unit.checked_out, instance)
         return unit.leaves_traces and unit.spoils_connection

@@ -39,11 +39,12 @@ def prepare(connection: Any, unit: Unit, driver: Driver, server: ServerFamily, t
 
     Raises the driver's errors. Nothing has been committed then.
     """
-    if unit.check is None or unit.instance is None:
+    check = unit.intent.commit_check
+    if check is None or unit.instance is None:
         if unit.run is not None and driver.is_aborted(connection):
             driver.refuse_aborted(connection)  # COMMIT would roll back, and the run would pass for done
         return None
-    if unit.check == "xid" and knows_xids(server):
+    if check == "xid" and knows_xids(server):
         with connection.cursor() as cursor:
             cursor.execute(server.NOTE)
             return ByXid(cursor.fetchone(), unit.instance, topology, server)
@@ -60,12 +61,12 @@ def prepare(connection: Any, unit: Unit, driver: Driver, server: ServerFamily, t
             return Nothing(server)
         if server.is_locked_out(code):
             raise ConfigurationError(
-                f'LOCK TABLES has left out the table {server.COMMITS}, in which commit_check="{unit.check}" writes a row at '
+                f'LOCK TABLES has left out the table {server.COMMITS}, in which commit_check="{check}" writes a row at '
                 "COMMIT; send UNLOCK TABLES before the unit ends (it commits), or do without: commit_check=None"
             ) from None
         if server.is_missing_table(code):
             raise ConfigurationError(
-                f'commit_check="{unit.check}" needs the table {server.COMMITS}{"" if server.XIDS else " on this database"}, and '
+                f'commit_check="{check}" needs the table {server.COMMITS}{"" if server.XIDS else " on this database"}, and '
                 f"{unit.instance.id} has none that this user sees; create it with `aurora-router init-commit-table URL` or "
                 "router.init_commit_table(), or do without: commit_check=None"
             ) from None

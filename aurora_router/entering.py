@@ -19,6 +19,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 
 from aurora_router.config import get_pool_limits
 from aurora_router.connection_state import STATE
+from aurora_router.connector import Connector
 from aurora_router.core import events
 from aurora_router.core.failures import Action, Phase, decide, traits
 from aurora_router.core.instance import Instance, Role
@@ -51,7 +52,7 @@ from aurora_router.monitor import Haste, Monitor
 from aurora_router.pooling import PoolFull
 from aurora_router.settings import Settings
 from aurora_router.stats import Counters
-from aurora_router.unit import Door, Unit
+from aurora_router.unit import READ_WRITE, Place, Unit
 from aurora_router.waits import Waits, WriterUnreachable
 
 T = TypeVar("T")
@@ -76,10 +77,10 @@ class _Attempt(Generic[T]):
     refused: the error of a reader that refused the credentials or the database.
     """
 
-    __slots__ = ("began", "door", "queued_at", "refused", "timeout", "write")
+    __slots__ = ("began", "connector", "queued_at", "refused", "timeout", "write")
 
-    def __init__(self, door: Door[T], write: Reason | None, began: float | None) -> None:
-        self.door = door
+    def __init__(self, connector: Connector[T], write: Reason | None, began: float | None) -> None:
+        self.connector = connector
         self.write = write
         self.began = began
         self.queued_at: float | None = None
@@ -137,7 +138,7 @@ class Entrance:
         """In a forked child, no unit waits."""
         self.waits.forked()
 
-    def enter(self, unit: Unit, door: Door[T], write: Reason | None = None) -> T:
+    def enter(self, unit: Unit, connector: Connector[T], write: Reason | None = None) -> T:
         """Connect a unit to the instance that it needs.
 
         If a reader cannot be reached, the unit tries another instance. For a writer it waits up to failover_timeout.
@@ -151,10 +152,10 @@ class Entrance:
             self._dispatcher.publish(events.CheckoutStarted(unit.read_only, unit=unit.number))
         try:
             try:
-                return self._enter_once(unit, door, write, None)
+                return self._enter_once(unit, connector, write, None)
             except WriterUnreachable as again:
                 failed = again
-            return self._enter_again(unit, door, write, failed)
+            return self._enter_again(unit, connector, write, failed)
         except BaseException as error:
             unit.release()
             if unit.checkout_began is not None and self._dispatcher.listeners:
@@ -170,7 +171,7 @@ class Entrance:
         if self._dispatcher.listeners:
             self._dispatcher.publish(events.Routed(instance.id, reason, unit=unit.number, seconds=took))
 
-    def _enter_again(self, unit: Unit, door: Door[T], write: Reason | None, failed: WriterUnreachable) -> T:
+    def _enter_again(self, unit: Unit, connector: Connector[T], write: Reason | None, failed: WriterUnreachable) -> T:
         """Connect a unit to the writer, after a first attempt has failed, as soon as one can be reached."""
         began = failed.began
         self._throttle.allow(failed.instance.id, first=True)
@@ -188,7 +189,7 @@ class Entrance:
             nonlocal failed
             self._counters.retries[failed.instance.id] += 1
             try:
-                return self._enter_once(unit, door, write, began)
+                return self._enter_once(unit, connector, write, began)
             except WriterUnreachable as again:
                 failed = again
                 raise
@@ -217,12 +218,12 @@ class Entrance:
                 return
             seconds = max(seconds, LEAST_PAUSE)
 
-    def _enter_once(self, unit: Unit, door: Door[T], write: Reason | None, began: float | None) -> T:
+    def _enter_once(self, unit: Unit, connector: Connector[T], write: Reason | None, began: float | None) -> T:
         """Make one attempt.
 
         began: when the first attempt began, seconds, monotonic. None for the first, which reads the clock only if it must.
         """
-        attempt = _Attempt(door, write, began)
+        attempt = _Attempt(connector, write, began)
         unit.queues = False
         while True:
             chosen = self._choose(unit, attempt)
@@ -247,8 +248,8 @@ class Entrance:
         """Choose the instance, and wait for one if none is there. None if something has changed: decide again."""
         decision = self.decide(unit, attempt.write)
         if attempt.write is None:
-            if attempt.door.judge is not None:
-                attempt.write = self._judge(attempt.door, decision)
+            if attempt.connector.judge is not None:
+                attempt.write = self._judge(attempt.connector, decision)
                 if attempt.write is not None:
                     # Decide again before the unit waits for a reader, or takes a slot, or connects to a reader.
                     return None
@@ -287,44 +288,44 @@ class Entrance:
         """Connect a unit to an instance. None if that has failed and the unit is to try another one."""
         on_writer = instance.role is _WRITER
         mode = _mode(unit, on_writer)
-        unit.instance, unit.on_writer, unit.epoch = instance, on_writer, instance.epoch
+        unit.place = Place(instance, on_writer, instance.epoch)
         connection: T | None = None
-        connecting, door = self._gate.connecting, attempt.door
+        connecting, connector = self._gate.connecting, attempt.connector
         outer = connecting.value
         try:
             engine = self._engines.engine(instance)
             connects = Connecting(unit, mode, engine)
             connecting.value = weakref.ref(connects)
-            connection = door.connect(engine)
-            if self._takes(unit, connection, door.pooled(connection), instance, mode):
+            connection = connector.connect(engine)
+            if self._takes(unit, connection, connector.pool_connection(connection), instance, mode):
                 return connection
             # The connection is dead, or leads to another server. The reasons for choosing this instance do not apply to it.
-            door.drop(connection)
+            connector.discard(connection)
         except (DBAPIError, WrongServer, self._engines.driver_error) as error:
-            self._give_up(unit, door, connection)
+            self._give_up(unit, connector, connection)
             if isinstance(error, RouterError) and not isinstance(error, WrongServer):
                 raise  # it is of another unit, which a listener of the application has begun
             if not self._can_try_another(unit, attempt, instance, error, is_connected=connection is not None):
                 raise
         except ConfigurationError as error:  # there is no password
-            self._give_up(unit, door, connection)
+            self._give_up(unit, connector, connection)
             if connection is None:
                 self._dispatcher.publish(events.ConnectFailed(instance.id, str(error), unit=unit.number))
             raise
         except PoolFull:
-            unit.instance = None
+            unit.leave()
             if attempt.timeout is not None:
                 raise attempt.timeout from None
-            if attempt.write is None and door.judge is not None:
-                attempt.write = door.judge(self._engines.engine(instance), True)
+            if attempt.write is None and connector.judge is not None:
+                attempt.write = connector.judge(self._engines.engine(instance), True)
             unit.queues = attempt.write is None and not self._finds_room(unit)
         except exc.TimeoutError as error:
-            self._give_up(unit, door, connection)
+            self._give_up(unit, connector, connection)
             if on_writer or attempt.timeout is not None or not self._finds_room(unit):
                 raise
             unit.queues, attempt.timeout = False, error
         except BaseException:
-            self._give_up(unit, door, connection)
+            self._give_up(unit, connector, connection)
             raise
         finally:
             connecting.value = outer
@@ -338,7 +339,7 @@ class Entrance:
         # Otherwise a listener of the application has sent something there already, and the mode is set.
         if raw.info[STATE].unit is not unit:
             self._modes.set_mode(raw, mode, unit.isolation)
-        if unit.read_only and not unit.of_session:
+        if unit.read_only and not unit.owned_by_session:
             self._modes.keep_read_only(raw)
         own(unit, connection, raw)
         self._throttle.record_unit(now)
@@ -374,30 +375,30 @@ class Entrance:
             self._dispatcher.publish(events.Repeated(instance.id, type(error).__name__, unit=unit.number))
         return True
 
-    def _judge(self, door: Door[T], decision: Decision) -> Reason | None:
+    def _judge(self, connector: Connector[T], decision: Decision) -> Reason | None:
         """Why the statement for which a unit enters must be on the writer; None if it may be a read, as far as known.
 
         If no reader qualifies, find out at any price.
         """
-        assert door.judge is not None
+        assert connector.judge is not None
         topology = self._monitor.topology
         engine = self._engines.engine(decision.instance or topology.writer or topology.instances[0])
         if engine.dialect.server_version_info is None and topology.writer is not None:
             # A process that only writes has never connected to that reader.
             engine = self._engines.engine(topology.writer)
-        return door.judge(engine, decision.instance is None or decision.reason is _NO_READER)
+        return connector.judge(engine, decision.instance is None or decision.reason is _NO_READER)
 
     def _finds_room(self, unit: Unit) -> bool:
         """Whether a reader that qualifies has room in its pool."""
         decision = self.decide(unit, None)
         return decision.instance is None or self._load.has_room(decision.instance.id)
 
-    def _give_up(self, unit: Unit, door: Door[T], connection: T | None) -> None:
+    def _give_up(self, unit: Unit, connector: Connector[T], connection: T | None) -> None:
         """Discard the connection of a failed attempt. Its error would keep the connection, and with it a place in the pool."""
-        unit.instance = None
+        unit.leave()
         if connection is not None:
             with contextlib.suppress(Exception):
-                door.drop(connection)
+                connector.discard(connection)
 
     def decide(self, unit: Unit, write: Reason | None) -> Decision:
         """Decide on which instance the unit would be now.
@@ -437,12 +438,13 @@ class Entrance:
                 lambda t: t.epoch >= epoch or was_looked_for(claim, t), self._look_timeout, haste=Haste.SHARED
             )
             requirement = resolve(requirement, topology)
-        unit.requirement = requirement
+        if requirement is not unit.requirement:
+            unit.marks = unit.marks._replace(requirement=requirement)
         return topology
 
     def writer(self) -> Instance:
         """Return the writer. If there is none, wait as a unit would."""
-        unit = Unit(False)
+        unit = Unit(READ_WRITE)
         decision = self.decide(unit, Reason.DECLARED_WRITE)
         instance = decision.instance or self.waits.for_writer(unit, decision, time.monotonic())
         assert instance is not None  # the unit has no token that could lapse

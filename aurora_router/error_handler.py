@@ -14,13 +14,13 @@ from aurora_router.core.instance import Role
 from aurora_router.core.statements import Effect
 from aurora_router.engines import Engines
 from aurora_router.error_classification import FACTS, classify_error, failure_of
-from aurora_router.errors import Outcome, ReadOnlyViolation, RouterError
+from aurora_router.errors import ReadOnlyViolation, RouterError
 from aurora_router.families import Families
 from aurora_router.isolation import Isolation
 from aurora_router.monitor import Monitor
 from aurora_router.servers import ServerFamily
 from aurora_router.settings import Settings
-from aurora_router.unit import Unit
+from aurora_router.unit import CommitState, Unit
 
 
 class ErrorHandler:
@@ -54,8 +54,8 @@ class ErrorHandler:
         means = traits(failure)
         if means.spares_pool:
             context.invalidate_pool_on_disconnect = False
-        meaning = facts(failure, phase, is_final=is_final, not_committed=unit.outcome is Outcome.NOT_COMMITTED)
-        instead: RouterError | None = unit.unknown
+        meaning = facts(failure, phase, is_final=is_final, not_committed=unit.commit is CommitState.NOT_COMMITTED)
+        instead: RouterError | None = unit.commit_error
         if means.refuses_writes and unit.read_only and unit.instance is not None:
             instead = ReadOnlyViolation(Effect.WRITE.name, unit.instance.id, sent=True)
             meaning = classify_error(instead)
@@ -89,7 +89,7 @@ class ErrorHandler:
                 # Ask the server even outside of run_transaction, so that the next unit knows if it is deposed.
                 is_writer = unit.on_writer and not unit.read_only and self._says(unit) is Role.WRITER
                 if unit.run is not None:
-                    unit.run.refusals += is_writer
+                    unit.run.read_only_refusals += is_writer
                 return is_writer
             case Question.BREAKS_EVERYWHERE:
                 return breaks_everywhere(unit, failure)
@@ -118,22 +118,22 @@ class ErrorHandler:
 
     def phase(self, unit: Unit) -> Phase:
         """How far the unit was when a statement or a COMMIT of it failed."""
-        if unit.committing:
+        if unit.is_commit_in_doubt:
             return Phase.COMMIT
         if unit.only_reads and unit.on_writer and unit.read_only is False:
             # The unit was declared to write, and a statement that looks like a read may write, too. Then the error has cost the
             # whole transaction, not this read alone.
             if self._isolation.is_autocommit(unit):
                 return Phase.COMMIT
-            if not unit.shown:
+            if not unit.has_results:
                 return Phase.READ
         elif unit.only_reads and (
-            (unit.read_only is None and not unit.on_writer) or not (unit.shown and self._isolation.has_snapshot(unit))
+            (unit.read_only is None and not unit.on_writer) or not (unit.has_results and self._isolation.has_snapshot(unit))
         ):
             return Phase.READ
         if not unit.on_writer:
             return Phase.READER_TRANSACTION
-        return Phase.WRITER_STATEMENT if unit.shown or unit.handed_out else Phase.WRITER_FIRST
+        return Phase.WRITER_STATEMENT if unit.has_results or unit.connection_exposed else Phase.WRITER_FIRST
 
     def _family(self, unit: Unit) -> ServerFamily:
         """The family of the server of a unit."""

@@ -42,10 +42,10 @@ from aurora_router.listeners import EventDispatcher
 from aurora_router.monitor import Monitor
 from aurora_router.pooling import PoolFull
 from aurora_router.settings import Settings
-from aurora_router.unit import NotARead, Unit
+from aurora_router.unit import READ_WRITE, CommitState, MustMoveToWriter, Place, TransactionEnds, Unit
 from aurora_router.waiting import Local, Waiting
 
-_READ = Effect.READ  # an enum's members are slow to look up on the request path
+_READ, _NO_COMMIT = Effect.READ, CommitState.NONE  # an enum's members are slow to look up on the request path
 
 
 class Connecting:
@@ -126,7 +126,7 @@ class Gate:
             if not self._modes.is_alive(raw):
                 raise DisconnectionError("the connection was closed while it was idle")
             unit = self._nobodys()
-            self.causality.begin(unit)
+            self.causality.on_begin(unit)
             self._modes.set_mode(raw, Mode.DEFAULT)
             self.hand_out(unit, raw)
             state_of(raw).distrust()
@@ -134,9 +134,9 @@ class Gate:
 
     def _nobodys(self) -> Unit:
         """Make a unit for a connection that was taken from an engine directly. It behaves as on any engine."""
-        unit = Unit(False)
-        unit.on_writer = unit.wrote = True
-        unit.epoch = self._monitor.topology.epoch
+        unit = Unit(READ_WRITE)
+        unit.wrote = True
+        unit.place = Place(None, True, self._monitor.topology.epoch)
         return unit
 
     # -- statements -----------------------------------------------------------------------------------------------
@@ -151,9 +151,9 @@ class Gate:
             return
         if unit.watched:
             self._look(unit, connection)
-        unit.shown = unit.text is not None
-        unit.text = text
-        unit.committing = False
+        unit.has_results = unit.last_sql is not None
+        unit.last_sql = text
+        unit.commit = _NO_COMMIT
         read_only, on_writer = unit.read_only, unit.on_writer
         found = verdict(text, self.families.dialect)
         effect = self.known.effect(found) if found.functions else found.effect
@@ -171,24 +171,24 @@ class Gate:
             self._on_writer(unit, found, effect, rest[0], connection)
 
     def _on_reader(self, unit: Unit, found: Verdict, effect: Effect, context: Any) -> None:
-        """Look at a statement of an automatic unit on a reader. Raises NotARead if it must be on the writer."""
+        """Look at a statement of an automatic unit on a reader. Raises MustMoveToWriter if it must be on the writer."""
         hint = unit.hint
         if hint is None:
             # This is an option of the connection, or of a statement that replaced the session's.
             hint = context.execution_options.get("route")
             if hint is not None:
                 check_route(hint)
-        text = unit.text
+        text = unit.last_sql
         reason = reason_to_write(found, effect, hint, text in self.known.learned and self.known.has_learned(text))
-        if reason is None and (unit.scopes or self._is_global) and self.causality.overtaken(unit):
+        if reason is None and (unit.scopes or self._is_global) and self.causality.must_leave_reader(unit):
             reason = Reason.OWN_WRITES
         if reason is not None:
             if reason is Reason.NOT_A_READ and self._only_sets(unit, found, effect):
                 unit.holds = True
                 self._modes.set_mode(context.root_connection.connection, Mode.READ_ONLY)
                 return
-            if reason is not Reason.NOT_A_READ or not recalls_reads(unit, found, effect, unit.shown):
-                raise NotARead(effect, reason)
+            if reason is not Reason.NOT_A_READ or not recalls_reads(unit, found, effect, unit.has_results):
+                raise MustMoveToWriter(effect, reason)
             unit.only_reads = False  # no other connection has the same history
         if context.execution_options.get("stream_results"):
             unit.streaming = unit.watched = True
@@ -209,25 +209,25 @@ class Gate:
         unit.wrote = True
         unit.only_reads = False
         unit.read_at = None  # nothing reports the end of a flush
-        if not self.families.asynchronous_commits and _names_synchronous_commit(unit.text or "", parameters):
+        if not self.families.asynchronous_commits and _names_synchronous_commit(unit.last_sql or "", parameters):
             self.families.asynchronous_commits = True
         # A read may leave traces, too, because a view may call any function.
         if unit.run is not None and (effect is _READ or not found.traceless):
             unit.leaves_traces = True
         driver: Any = connection.connection.dbapi_connection  # also if it is detached from its pool
         if found.ends or driver.autocommit:  # it may commit unseen by SQLAlchemy
-            unit.committing = True
+            unit.commit = CommitState.SENT
             if unit.run is not None:
                 unit.run.is_undoable = False
-            self.causality.commit_begins(unit)
+            self.causality.on_commit_sent(unit)
 
     def _look(self, unit: Unit, connection: Connection) -> None:
         """Check what must hold before a statement of a unit that streams, or that is read-only and in autocommit.
 
-        Raises NotARead.
+        Raises MustMoveToWriter.
         """
         if unit.streaming and connection.info[STATE].server != unit.server:
-            raise NotARead(_READ, Reason.NOT_A_READ)  # the unit has moved, and only its stream is here
+            raise MustMoveToWriter(_READ, Reason.NOT_A_READ)  # the unit has moved, and only its stream is here
         if unit.read_only:
             self._modes.guard_again(connection.connection)
 
@@ -237,13 +237,13 @@ class Gate:
         The first statement of a session then runs on the writer, in a read-only transaction. Later statements cannot, because the
         unit has one transaction only.
 
-        Raises NotARead for the first statement of a session, else ConfigurationError.
+        Raises MustMoveToWriter for the first statement of a session, else ConfigurationError.
         """
-        if unit.of_session and not unit.shown and not unit.handed_out:
-            raise NotARead(effect, Reason.HINT)
+        if unit.owned_by_session and not unit.has_results and not unit.connection_exposed:
+            raise MustMoveToWriter(effect, Reason.HINT)
         where = unit.instance.id if unit.instance is not None else "?"
         what = f'a statement asks for the writer (route="writer"), and its unit is in a read-only transaction on {where}'
-        if not unit.of_session:
+        if not unit.owned_by_session:
             raise ConfigurationError(f"{what}. Use router.connect(), which leads to the writer.")
         raise ConfigurationError(f"{what}. Begin the unit with such a statement, or leave read_only out.")
 
@@ -307,12 +307,12 @@ class Gate:
         else:
             self._refuse_replacement(unit, found, state)
             mode = Mode.READ_ONLY if unit.read_only else Mode.DEFAULT
-            unit.outcome = unit.unknown = None  # they are about a COMMIT on the lost connection
+            unit.commit, unit.commit_error = _NO_COMMIT, None  # they are about a COMMIT on the lost connection
             if unit.ends is not None:
-                unit.ends = None
-                self.hand_out(unit, raw)
+                ended_at, unit.ends = unit.ends.noticed_at, None
+                self.hand_out(unit, raw, ended_at)
         self._modes.set_mode(raw, mode, unit.isolation)
-        if unit.read_only and not unit.of_session:
+        if unit.read_only and not unit.owned_by_session:
             self._modes.keep_read_only(raw)
         own(unit, connection, raw)
         return unit
@@ -323,26 +323,27 @@ class Gate:
         found: the unit of the checkout that replaced it; None if the connection was checked out for the unit itself.
         """
         if found is not None:
-            found.noted = True
-            self.causality.ended(found)
+            found.recorded = True
+            self.causality.on_end(found)
         writer = self._monitor.topology.writer
         is_writer = writer is not None and unit.instance is not None and writer.id == unit.instance.id
         if unit.on_writer and not is_writer:
             raise self._gone(unit)
-        if not unit.on_writer and state.server != unit.server and (unit.pasts or unit.requirement is not None):
+        if not unit.on_writer and state.server != unit.server and (unit.marks.contexts or unit.requirement is not None):
             where = unit.instance.id if unit.instance is not None else "?"
             why = "it is another server than before, which may not have all that this connection must see; make a new one"
             raise WrongServer(where, why)
 
-    def hand_out(self, unit: Unit, raw: PoolProxiedConnection) -> None:
+    def hand_out(self, unit: Unit, raw: PoolProxiedConnection, ended_at: float | None = None) -> None:
         """Note that the user gets a unit's connection to the writer.
 
         The driver's connection counts the transactions that end, even if the user takes it out.
+
+        ended_at: when the last one ended on an earlier connection; seconds, monotonic.
         """
         if unit.ends is None:
-            unit.ends = self.driver.count_ends(raw.dbapi_connection)
-            unit.ends_known = unit.ends()
-            self.causality.in_hands(unit)
+            unit.ends = TransactionEnds(self.driver.count_ends(raw.dbapi_connection), ended_at)
+            self.causality.on_handed_out(unit)
 
     def _gone(self, unit: Unit) -> NoWriterAvailable:
         """Make the error of a unit that has lost its connection, and whose instance is the writer no longer."""
@@ -360,8 +361,9 @@ def own(unit: Unit, connection: object, raw: PoolProxiedConnection) -> None:
     """
     state: ConnectionState = raw.info[STATE]
     state.unit = unit
-    unit.server = state.server
-    unit.noted = False
+    place = unit.place
+    unit.place = Place(place.instance, place.on_writer, place.epoch, state.server)
+    unit.recorded = False
     if unit.scopes:
         for scope in unit.scopes:
             # Units that begin from now on must see what it does, although it has not ended.

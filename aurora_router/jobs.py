@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import Any, Protocol
 
+from aurora_router.causal_context import CausalContext, Scope
 from aurora_router.router import Router, core_of
-from aurora_router.unit import Past, Scope
 
 HEADER = "aurora-router-token"
 
@@ -52,4 +52,4 @@ def scope_of(router: Router, headers: Headers) -> Scope:
     """
     token = headers.get(HEADER)
     tokens = core_of(router).tokens
-    return tokens.scope(Past() if token is None else tokens.past_of_untrusted(token))
+    return tokens.scope(CausalContext() if token is None else tokens.context_of_untrusted(token))

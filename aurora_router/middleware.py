@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from aurora_router import config
+from aurora_router.causal_context import CausalContext, Scope
 from aurora_router.core.http import Headers, cookie, cookie_reader, with_private_field
 from aurora_router.errors import ConfigurationError
 from aurora_router.router import Router, core_of
-from aurora_router.unit import Past, Scope
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
@@ -103,11 +103,11 @@ class AsgiMiddleware(_Middleware[AsgiApp]):
                 break
             if name == b"cookie" and token is None and cookie in value:
                 token = self._of_cookies(value.decode("latin-1"))
-        past = Past()
+        begun = CausalContext()
         if token:
-            read = self._core.tokens.past_of_untrusted
-            past = read(token) if self._core.is_started else await asyncio.to_thread(read, token)
-        causal = self._core.tokens.scope(past)
+            read = self._core.tokens.context_of_untrusted
+            begun = read(token) if self._core.is_started else await asyncio.to_thread(read, token)
+        causal = self._core.tokens.scope(begun)
         if kind == "http":
             send = self._telling(send, causal, by_header, scope.get("scheme") == "https")
         with causal:
@@ -116,7 +116,7 @@ class AsgiMiddleware(_Middleware[AsgiApp]):
     def _telling(self, send: Send, causal: Scope, by_header: bool, https: bool) -> Send:
         async def telling(message: Message) -> None:
             if message["type"] == "http.response.start":
-                causal.catch_up()
+                causal.collect_from_open_units()
                 token = await asyncio.to_thread(lambda: causal.token) if causal.wrote else None
                 if token is not None:
                     headers = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in message.get("headers", ())]
@@ -143,10 +143,10 @@ class WsgiMiddleware(_Middleware[WSGIApplication]):
         by_header = token is not None
         if token is None and (cookies := environ.get(cookie)):
             token = self._of_cookies(cookies)
-        scope = self._core.tokens.scope(self._core.tokens.past_of_untrusted(token) if token else Past())
+        scope = self._core.tokens.scope(self._core.tokens.context_of_untrusted(token) if token else CausalContext())
 
         def answered(headers: Headers) -> Headers:
-            scope.catch_up()
+            scope.collect_from_open_units()
             given = scope.token if scope.wrote else None
             if given is None:
                 return headers

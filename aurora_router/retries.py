@@ -17,7 +17,8 @@ from tenacity.wait import wait_base
 from aurora_router.core.retry_loop import Done, Failed, Policy, Raise, Sleep, is_retried, next_step
 from aurora_router.error_classification import FACTS
 from aurora_router.errors import ConfigurationError, RouterError
-from aurora_router.unit import CommitCheck, Run
+from aurora_router.retry_context import RetryContext
+from aurora_router.unit import CommitCheck
 
 S = TypeVar("S", bound=Session)
 
@@ -34,7 +35,7 @@ class RetryableSession(Protocol):
         """Whether its units may write to other databases as well."""
         ...
 
-    def run_under(self, run: Run, commit_check: CommitCheck | None) -> None: ...
+    def join_retry(self, run: RetryContext, commit_check: CommitCheck | None) -> None: ...
 
 
 class Attempt(Generic[S]):
@@ -44,7 +45,7 @@ class Attempt(Generic[S]):
     again, and its caller could not learn that the COMMIT failed.
     """
 
-    def __init__(self, number: int, run: Run, make: Callable[[Run], S]) -> None:
+    def __init__(self, number: int, run: RetryContext, make: Callable[[RetryContext], S]) -> None:
         self.number = number
         self.error: Exception | None = None  # the error because of which the unit runs again
         self.loop_ended = False  # the loop has ended, so nobody will commit
@@ -95,7 +96,7 @@ class Attempt(Generic[S]):
     def _is_retried(self, error: Exception, *, may_have_committed_elsewhere: bool = False) -> bool:
         run = self.run
         known = run.failed if isinstance(error, PendingRollbackError) else getattr(error, FACTS, None)
-        failed = Failed(error, known, run.failed, run.is_undoable, run.refusals, may_have_committed_elsewhere)
+        failed = Failed(error, known, run.failed, run.is_undoable, run.read_only_refusals, may_have_committed_elsewhere)
         return is_retried(failed)
 
 
@@ -153,19 +154,19 @@ def attempts(
     Raises the last error if no more attempts are allowed, and ConfigurationError for sessions of another router.
     """
 
-    def make(run: Run) -> S:
+    def make(run: RetryContext) -> S:
         factory: Any = getattr(session_factory, "session_factory", session_factory)  # a scoped_session's own may be in use
         session: S = factory()
         if getattr(session, "router", None) is not router:
             raise ConfigurationError(
                 "Session must make routing sessions of this router: sessionmaker(class_=RoutingSession, ...)"
             )
-        cast(RetryableSession, session).run_under(run, commit_check)
+        cast(RetryableSession, session).join_retry(run, commit_check)
         return session
 
-    run: Run | None = None
+    run: RetryContext | None = None
     for number in itertools.count(1):
-        run = Run(deadline, run)
+        run = RetryContext(deadline, run)
         attempt = Attempt(number, run, make)
         try:
             yield attempt

@@ -18,7 +18,9 @@ from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
 from aurora_router import config, urls
+from aurora_router.causal_context import CausalContext, Scope
 from aurora_router.connection_state import state_of
+from aurora_router.connector import Judge
 from aurora_router.core.instance import Instance
 from aurora_router.core.selection import Decision
 from aurora_router.core.topology import Topology
@@ -28,7 +30,7 @@ from aurora_router.retries import DEFAULT_BACKOFF, Attempt, TenacityPolicy, atte
 from aurora_router.router_core import RouterCore
 from aurora_router.settings import Settings, takes_settings
 from aurora_router.stats import RouterStats
-from aurora_router.unit import CommitCheck, Judge, Past, Scope
+from aurora_router.unit import CommitCheck
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -115,7 +117,7 @@ class Router:
         connection = core.enter(unit, _RAW_CONNECTION)
         state_of(connection).distrust()
         unit.wrote = not read_only
-        core.causality.handed_out(unit)
+        core.causality.on_connection_exposed(unit)
         return connection
 
     # -- consistency ----------------------------------------------------------------------------------------------
@@ -136,14 +138,14 @@ class Router:
         Raises ConfigurationError for a token that is not of this cluster.
         """
         tokens = self._core.tokens
-        return tokens.scope(tokens.past(token, "token") if token is not None else Past())
+        return tokens.scope(tokens.context(token, "token") if token is not None else CausalContext())
 
     def current_token(self) -> str | None:
         """Return the token of the causal scopes that are open here; None if nothing was written in them and no token given.
 
         It speaks of what was written in them, and of the tokens with which they began. It costs what `scope.token` costs.
         """
-        return self._core.tokens.current()
+        return self._core.tokens.of_open_scopes()
 
     def attempts(
         self,
@@ -314,33 +316,33 @@ def core_of(router: Router) -> RouterCore:
 
 
 class _ByConnection:
-    """The door of a unit that is a Connection of SQLAlchemy."""
+    """The connector of a unit that is a Connection of SQLAlchemy."""
 
     judge: Judge | None = None
 
     def connect(self, engine: Engine) -> Connection:
         return engine.connect()
 
-    def pooled(self, connection: Connection) -> PoolProxiedConnection:
+    def pool_connection(self, connection: Connection) -> PoolProxiedConnection:
         return connection.connection
 
-    def drop(self, connection: Connection) -> None:
+    def discard(self, connection: Connection) -> None:
         connection.invalidate()
         connection.close()
 
 
 class _ByRawConnection:
-    """The door of a unit that is a connection of an engine's pool."""
+    """The connector of a unit that is a connection of an engine's pool."""
 
     judge: Judge | None = None
 
     def connect(self, engine: Engine) -> PoolProxiedConnection:
         return engine.raw_connection()
 
-    def pooled(self, connection: PoolProxiedConnection) -> PoolProxiedConnection:
+    def pool_connection(self, connection: PoolProxiedConnection) -> PoolProxiedConnection:
         return connection
 
-    def drop(self, connection: PoolProxiedConnection) -> None:
+    def discard(self, connection: PoolProxiedConnection) -> None:
         connection.invalidate()
         connection.close()
 

@@ -16,6 +16,7 @@ from aurora_router import config, urls
 from aurora_router.causality import Causality
 from aurora_router.changes import take_in
 from aurora_router.commits import create_table
+from aurora_router.connector import Connector
 from aurora_router.core import events
 from aurora_router.core.instance import ServerId
 from aurora_router.core.pacing import writer_read_slots
@@ -36,7 +37,7 @@ from aurora_router.monitor import Haste, Monitor
 from aurora_router.settings import Settings
 from aurora_router.stats import Counters, RouterStats
 from aurora_router.token_service import TokenService
-from aurora_router.unit import Door, Unit
+from aurora_router.unit import READ_ONLY, READ_WRITE, Intent, Unit
 from aurora_router.waiting import Threads
 
 T = TypeVar("T")
@@ -142,11 +143,11 @@ class RouterCore:
 
     def unit(self, read_only: bool, after: str | None) -> Unit:
         """Return a new unit that sees what a token speaks of, and what the scopes around it have written and read."""
-        unit = Unit(read_only)
-        self.causality.begin(unit, None if after is None else self.tokens.past(after))
+        unit = Unit(READ_ONLY if read_only else READ_WRITE)
+        self.causality.on_begin(unit, None if after is None else self.tokens.context(after))
         return unit
 
-    def enter(self, unit: Unit, door: Door[T], write: Reason | None = None) -> T:
+    def enter(self, unit: Unit, connector: Connector[T], write: Reason | None = None) -> T:
         """Connect a unit to the instance that it needs.
 
         A reader that cannot be reached is passed over. For a writer the unit waits up to failover_timeout.
@@ -155,7 +156,7 @@ class RouterCore:
         """
         if not self.is_started:
             self.start()
-        return self.entrance.enter(unit, door, write)
+        return self.entrance.enter(unit, connector, write)
 
     def above_read_committed(self, level: str | None) -> bool:
         """Whether a unit at this isolation level (None: the engine's or the server's default) must be on the writer."""
@@ -216,8 +217,8 @@ class RouterCore:
             write = Reason.DECLARED_WRITE
         elif read_only is None:
             write = reason_to_write(found, effect, None, known.has_learned(sql))
-        unit = Unit(read_only)
-        self.causality.begin(unit)
+        unit = Unit(Intent(read_only))
+        self.causality.on_begin(unit)
         return self.entrance.decide(unit, write)._replace(effect=effect)
 
     def stats(self) -> RouterStats:

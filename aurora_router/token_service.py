@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from aurora_router.causal_context import CausalContext, Scope, open_scopes
 from aurora_router.causality import Causality
 from aurora_router.core import events
 from aurora_router.core.selection import resolve
@@ -15,7 +16,6 @@ from aurora_router.listeners import EventDispatcher
 from aurora_router.monitor import Haste, Monitor
 from aurora_router.settings import Settings
 from aurora_router.tokens import TokenRefused, Tokens, merge_tokens
-from aurora_router.unit import Past, Scope, current
 
 
 class TokenService:
@@ -34,15 +34,15 @@ class TokenService:
         self._dispatcher = dispatcher
         self._start = start
 
-    def scope(self, past: Past) -> Scope:
-        """Make a causal scope that begins with this past."""
-        return Scope(self._causality, past, self.token)
+    def scope(self, context: CausalContext) -> Scope:
+        """Make a causal scope that begins with this context."""
+        return Scope(self._causality, context, self.token)
 
-    def current(self) -> str | None:
+    def of_open_scopes(self) -> str | None:
         """Return the token of the causal scopes that are open here; None if nothing was written in them and no token given."""
-        return merge_tokens(*(scope.token for scope in current(self._causality)))
+        return merge_tokens(*(scope.token for scope in open_scopes(self._causality)))
 
-    def past(self, token: str, argument: str = "after") -> Past:
+    def context(self, token: str, argument: str = "after") -> CausalContext:
         """Return what a session that begins with this token must see; nothing if the token has expired.
 
         argument: the caller's name for the token.
@@ -53,32 +53,32 @@ class TokenService:
         requirement = self._tokens.read(token, self._monitor.topology.cluster, argument)
         if requirement is None:
             self._tell_ignored("expired")
-            return Past()
-        return Past(token, requirement)
+            return CausalContext()
+        return CausalContext(token, requirement)
 
-    def past_of_untrusted(self, token: object) -> Past:
-        """Return the past() of a token from a request or a message. If the token does not count, send an event, not an error."""
+    def context_of_untrusted(self, token: object) -> CausalContext:
+        """Return the context() of a token from a request or a message. If it does not count, send an event, not an error."""
         try:
-            return self.past(token)  # type: ignore[arg-type]  # past() refuses it if it is no text
+            return self.context(token)  # type: ignore[arg-type]  # context() refuses it if it is no text
         except TokenRefused as refused:
             self._tell_ignored(refused.reason)
         except RouterError as error:  # the next use of the router raises it
             self._tell_ignored(f"the router cannot start: {type(error).__name__}")
-        return Past()
+        return CausalContext()
 
     def _tell_ignored(self, reason: str) -> None:
         if self._dispatcher.listeners:
             self._dispatcher.publish(events.TokenIgnored(reason))
 
-    def token(self, past: Past) -> str | None:
-        """Return the token of what was written in this past; None if nothing was written and no token given.
+    def token(self, context: CausalContext) -> str | None:
+        """Return the token of what was written in this context; None if nothing was written and no token given.
 
         If the position that proves it is not known yet, the writer is asked, once for all waiting callers. If there is no answer
         within probe_timeout, the token has no position. Then the sessions that get it stay on the writer for longer.
         """
-        written = past.requirement
-        if not past.wrote or written is None:
-            return past.given
+        written = context.requirement
+        if not context.wrote or written is None:
+            return context.initial_token
 
         def proven(topology: Topology) -> bool:
             writer = topology.writer
@@ -88,7 +88,7 @@ class TokenService:
         if not proven(topology):
             topology = self._monitor.wait_for(proven, self._probe_timeout, haste=Haste.ALONE)
         requirement = resolve(written, topology)
-        past.note(requirement)
+        context.record(requirement)
         now = time.monotonic()
         fresh = renewed(requirement, topology.samples, now - self._tokens.ttl / 10, now)
         return self._tokens.write(topology.cluster or "", fresh)

@@ -1,37 +1,31 @@
-"""One unit of work: its place, its history, and the door by which it gets a connection from an engine."""
+"""A unit of work: what it is meant to do, where it is, what it must see, and what has come of it so far.
+
+A unit is what one transaction does, or one statement in autocommit. SQLAlchemy calls something else its unit of work: a flush.
+"""
 
 from __future__ import annotations
 
+import enum
 import itertools
-import threading
 import time
 from collections.abc import Callable
-from contextvars import ContextVar
-from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias, TypeVar
+from typing import Literal, NamedTuple
 
-from sqlalchemy.engine import Engine
-from sqlalchemy.orm import Mapper
-from sqlalchemy.pool import PoolProxiedConnection
-
-from aurora_router.core.failures import REFUSED_WRITE, Facts, Failure, Phase, confirmed_facts, facts
+from aurora_router.causal_context import CausalContext, Scope
 from aurora_router.core.instance import Instance, ServerId
-from aurora_router.core.positions import LastRead, Requirement, merge
+from aurora_router.core.positions import LastRead, Requirement
 from aurora_router.core.selection import Reason
 from aurora_router.core.statements import Effect
-from aurora_router.errors import Outcome, OutcomeUnknown, Signal
+from aurora_router.errors import OutcomeUnknown, Signal
 from aurora_router.limits import Slot
-
-T = TypeVar("T")
+from aurora_router.retry_context import RetryContext, Trouble
 
 _numbers = itertools.count(1)
 
 CommitCheck = Literal["xid", "table"]
 
-Row: TypeAlias = tuple[Mapper[Any], tuple[Any, ...]]
-"""A row as the session identifies it: the mapper and the primary key."""
 
-
-class NotARead(Signal):
+class MustMoveToWriter(Signal):
     """Raised before a statement is sent to a reader in an automatic unit: the unit must move to the writer."""
 
     def __init__(self, effect: Effect, reason: Reason) -> None:
@@ -40,252 +34,212 @@ class NotARead(Signal):
         super().__init__(reason.value)
 
 
-class Trouble(NamedTuple):
-    """A statement that has broken an instance or lost its connection, and where.
-
-    at: seconds, monotonic.
-    times: how often in a row the same statement has met the same failure.
-    """
-
-    text: str | None
-    failure: Failure
-    instance: str
-    server: ServerId
-    at: float
-    times: int
-
-
-class Run:
-    """One run of a function that may be run again: what its units must know, and what they leave behind.
-
-    deadline: seconds, monotonic, until which the units may wait for a writer. None: as long as any unit may.
-    before: the run before this one, which has failed.
-    stale: rows that earlier runs have read stale.
-    on_writer: whether a reader has misled an earlier run. Then the units are on the writer from the start.
-    refusals: how often the writer has refused to write, although it is the writer. Earlier runs count, too.
-    trouble: the last failure that a statement of this run or an earlier one has met.
-    """
-
-    is_undoable = True  # nothing is known to be committed, or to outlive a rollback
-    failed: Facts | None = None  # what the last error of its units means
-    found_stale: frozenset[Row] = frozenset()  # rows that this run itself has read stale
-    has_read_on_reader = False
-    misled = False  # by a late reader
-    stale: frozenset[Row] = frozenset()
-    on_writer = False
-    refusals = 0
-    trouble: Trouble | None = None
-
-    def __init__(self, deadline: float | None, before: Run | None = None) -> None:
-        self.deadline = deadline
-        if before is not None:
-            self.stale = before.stale | before.found_stale
-            self.on_writer = before.on_writer or before.misled or bool(self.stale)
-            self.refusals = before.refusals
-            self.trouble = before.trouble
-
-    def is_misled(self) -> bool:
-        """Note that the writer has refused a write of this run, and return whether late rows may be the cause.
-
-        That is so if the run has read on a reader. Then the next run reads on the writer, and a refusal there is the
-        application's own error.
-        """
-        self.misled = self.has_read_on_reader
-        return self.misled
-
-    def refused(self) -> Facts:
-        """Note that SQLAlchemy has not found a row as the run had read it, and return what that means."""
-        means = confirmed_facts if self.is_misled() else facts
-        self.failed = means(REFUSED_WRITE, Phase.WRITER_STATEMENT)
-        return self.failed
-
-
-class Past:
-    """What the units of a session, or of a causal scope, have written and read so far.
-
-    given: the token that the session or scope began with.
-    requirement: what a reader must have replayed.
-    last_reads: the last read on each server. Later reads may not show less.
-    wrote: whether anything was written after `given`.
-    """
-
-    last_reads: frozenset[LastRead] = frozenset()
-    wrote = False
-    # One lock for all, held for a microsecond. It is reentrant because the garbage collector may end a unit meanwhile.
-    _lock = threading.RLock()
-
-    def __init__(self, given: str | None = None, requirement: Requirement | None = None) -> None:
-        self.given = given
-        self.requirement = requirement
-
-    @staticmethod
-    def forked() -> None:
-        """Make a new lock in a forked child, in which no thread holds the old one."""
-        Past._lock = threading.RLock()
-
-    def note(
-        self,
-        requirement: Requirement | None,
-        last_read: LastRead | None = None,
-        *,
-        known: frozenset[LastRead] = frozenset(),
-        wrote: bool = False,
-    ) -> None:
-        """Add what a unit leaves behind.
-
-        known: earlier reads that `last_read` already covers.
-        """
-        with Past._lock:
-            if wrote:
-                self.wrote = True
-            while True:
-                mine, reads = self.requirement, self.last_reads
-                both, left = merge(mine, requirement), reads
-                if last_read is None and not reads:
-                    pass
-                elif last_read is not None and not reads:
-                    left = frozenset((last_read,))
-                elif last_read is not None:
-                    others = reads - known
-                    same = [other for other in others if other.server == last_read.server]
-                    left = others.difference(same) | {max(last_read, *same, key=_at) if same else last_read}
-                elif reads and requirement is not None and not requirement.given:
-                    # A reader that has replayed the requirement shows all that any reader had shown by that time.
-                    left = frozenset(read for read in reads if read.at > requirement.after)
-                # Otherwise the garbage collector has ended a unit meanwhile, which called this method: begin again.
-                if self.requirement is mine and self.last_reads is reads:
-                    self.requirement, self.last_reads = both, left
-                    return
-
-    def lapse(self) -> None:
-        """Drop the requirement of the token, which was honoured for long enough."""
-        with Past._lock:
-            if self.requirement is not None and self.requirement.given:
-                self.requirement = None
-
-
-def _at(read: LastRead) -> float:
-    return read.at
-
-
-class Scope(Past):
-    """A causal scope: what all units inside it have written and read.
-
-    Inside are the units of this thread or task until the block ends. So are those of tasks and threads that start there with a
-    copy of its context.
-
-    `with scope:` may be used again and again.
-    """
-
-    def __init__(self, owner: object, past: Past, ask: Callable[[Past], str | None]) -> None:
-        super().__init__(past.given, past.requirement)
-        self.owner = owner
-        self._ask = ask
-        self.units: set[Unit] = set()  # those that have a connection
-
-    @property
-    def token(self) -> str | None:
-        """The token of the writes in this scope; None if there were none and the scope began without a token.
-
-        It costs at most one query on the writer, and nothing if nothing was written since the last time.
-        """
-        self.catch_up()
-        return self._ask(self)
-
-    def __enter__(self) -> Self:
-        _scopes.set((*_scopes.get(), self))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # No reset(): blocks in generators may end in another order than they began, or in another context.
-        open_here = [*_scopes.get()]
-        if self in open_here:
-            open_here.remove(self)
-            _scopes.set(tuple(open_here))
-
-    def clear(self) -> None:
-        """Forget the open units in a forked child, because they are the parent's."""
-        self.units.clear()
-
-    def catch_up(self, but: Unit | None = None) -> None:
-        """Note what the open units of this scope have committed and read until now.
-
-        but: a unit to leave out.
-        """
-        if len(self.units) == (but is not None):
-            return  # `but` has a connection, so it is in the set, alone
-        for unit in [*self.units]:
-            if unit is not but and unit.counts:
-                unseen = unit.unseen_end() is not None
-                self.note(*unit.left_behind(unit.read_at), known=unit.last_reads, wrote=unseen)
-
-
-_scopes: ContextVar[tuple[Scope, ...]] = ContextVar("aurora_router_scopes", default=())
-
-
-def current(owner: object) -> tuple[Scope, ...]:
-    """The scopes of a router that are open in this context."""
-    scopes = _scopes.get()
-    return tuple(scope for scope in scopes if scope.owner is owner) if scopes else ()
-
-
-class Unit:
-    """One unit of work: its place, and what was done in it.
+class Intent(NamedTuple):
+    """What a unit is meant to do. It never changes.
 
     read_only: what the user declared. None: the router decides.
-    instance: None before the first statement.
+    owned_by_session: whether the unit ends when its session says so, and not with its connection.
+    run: the attempt of run_transaction() that it belongs to.
+    commit_check: how to find the outcome of a COMMIT whose answer is lost.
+    """
+
+    read_only: bool | None
+    owned_by_session: bool = False
+    run: RetryContext | None = None
+    commit_check: CommitCheck | None = None
+
+
+AUTOMATIC, READ_WRITE, READ_ONLY = Intent(None), Intent(False), Intent(True)
+
+
+class Place(NamedTuple):
+    """Where a unit is. It is replaced as a whole.
+
+    instance: None before the first statement, and after the unit has left. Also None if the user has taken the connection from
+        an engine directly.
+    on_writer: whether it is, or was last, on the writer.
+    epoch: of the writer, when the instance was chosen.
+    server: the one behind its connection; None until there is a connection.
     """
 
     instance: Instance | None = None
-    on_writer = False
-    server: ServerId | None = None  # the server behind its connection
-    on_writer_since = 0  # a number from SQLAlchemy's counter of loads
-    epoch = 0
+    on_writer: bool = False
+    epoch: int = 0
+    server: ServerId | None = None
+
+
+NOWHERE = Place()
+
+
+class CausalMarks(NamedTuple):
+    """What a unit must see, and who must see what it does. They are replaced as a whole.
+
+    requirement: what a reader must have replayed.
+    last_reads: earlier reads; it may show no less.
+    contexts: those of its session and of the scopes around it, which get what it leaves behind.
+    scopes: the same scopes, unless consistency is "eventual".
+    """
+
     requirement: Requirement | None = None
     last_reads: frozenset[LastRead] = frozenset()
-    pasts: tuple[Past, ...] = ()  # those of its session and of the scopes around it
-    scopes: tuple[Scope, ...] = ()  # the same scopes, unless consistency is "eventual"
-    of_session = False  # it ends when its session says so, not with its connection
-    # Seconds, monotonic: when the session had executed the last statement. None: the session cannot tell.
-    read_at: float | None = None
-    noted = False  # all that it leaves behind, with its commit or its connection
-    handed_out = False  # the user has its connection
-    ends: Callable[[], int] | None = None  # counts transactions that ended on the user's connection
-    ends_known = 0
-    _ended_at: float | None = None
-    waited = False  # for a reader
-    shown = False  # it has executed a statement on its present instance
-    queues = False  # for its reader's pool, because no other reader has room
-    avoid: frozenset[str] = frozenset()
-    hint: Literal["writer", "reader"] | None = None  # of the statement that is being executed
-    text: str | None = None  # of the last statement that passed the gate
+    contexts: tuple[CausalContext, ...] = ()
+    scopes: tuple[Scope, ...] = ()
+
+
+UNMARKED = CausalMarks()
+
+
+class CommitState(enum.Enum):
+    """What has become of the last statement of a unit that may have committed.
+
+    NONE: no such statement was sent since the last answer.
+    SENT: its answer has not come, or was an error.
+    COMMITTED: the server has said so, or the commit check.
+    NOT_COMMITTED: its answer was lost, and the commit check has found that it did not commit.
+    UNKNOWN: its answer was lost, and nobody knows yet.
+    """
+
+    NONE = "none"
+    SENT = "sent"
+    COMMITTED = "committed"
+    NOT_COMMITTED = "not committed"
+    UNKNOWN = "unknown"
+
+
+_IN_DOUBT = frozenset({CommitState.SENT, CommitState.NOT_COMMITTED, CommitState.UNKNOWN})
+
+
+class TransactionEnds:
+    """The transactions that ended on a connection which the user has. The router need not have seen their COMMITs.
+
+    count: counts them.
+    last_at: when one was last noticed before, on another connection; seconds, monotonic.
+    """
+
+    __slots__ = ("_count", "_known", "_last_at")
+
+    def __init__(self, count: Callable[[], int], last_at: float | None = None) -> None:
+        self._count = count
+        self._known = count()
+        self._last_at = last_at
+
+    @property
+    def noticed_at(self) -> float | None:
+        """When the router last noticed the end of one, without looking now; seconds, monotonic."""
+        return self._last_at
+
+    def last_at(self) -> float | None:
+        """When the router last noticed the end of one; seconds, monotonic. None if none has ended."""
+        ends = self._count()
+        if ends != self._known:
+            # First, because other threads call this method, too.
+            self._last_at = time.monotonic()
+            self._known = ends
+        return self._last_at
+
+
+class Unit:
+    """One unit of work. Its intent never changes. Its place and its marks are replaced as a whole. The rest is its progress."""
+
+    place = NOWHERE
+    marks = UNMARKED
+    commit = CommitState.NONE
+    commit_error: OutcomeUnknown | None = None  # while `commit` is UNKNOWN
+
+    # -- what its statements have done ------------------------------------------------------------------------------------
+    last_sql: str | None = None  # the text of the last statement that passed the gate
+    has_results = False  # it has executed a statement on its present instance
     wrote = False
-    may_have_committed = False  # some of its writes
-    committed = False  # by the COMMIT at its end
     only_reads = True  # nothing but READ statements so far
-    repeats = 0
-    refused: str | None = None  # the text for which it had to leave its reader
-    trouble: Trouble | None = None  # the last that one of its statements has met
     leaves_traces = False  # on its connection; a rollback does not remove them
     streaming = False  # a server-side cursor may be open
+    # Seconds, monotonic: when the session had executed the last statement. None: the session cannot tell.
+    read_at: float | None = None
+    recorded = False  # all that it leaves behind, with its commit or its connection
+    commit_started = False  # some of its writes may have been committed
+    connection_exposed = False  # the user has its connection
+    ends: TransactionEnds | None = None  # on the connection that the user has
+    on_writer_since = 0  # a number from SQLAlchemy's counter of loads
+
+    # -- how it gets its connection ---------------------------------------------------------------------------------------
+    hint: Literal["writer", "reader"] | None = None  # of the statement that is being executed
+    isolation: str | None = None  # the level that the session asked SQLAlchemy for
+    avoid: frozenset[str] = frozenset()  # instances on which it has failed
+    waited = False  # for a reader
+    queues = False  # for its reader's pool, because no other reader has room
+    writer_read_slot: Slot | None = None  # in the writer's pool, until the unit ends
     # The gate must look before each statement: the unit streams, or only a guard keeps it from writing.
     watched = False
     # It holds a read-only transaction on its reader, because a listener of the application has set something there.
     holds = False
-    isolation: str | None = None  # the level that the session asked SQLAlchemy for
-    run: Run | None = None
-    check: CommitCheck | None = None  # how to find the outcome of a COMMIT whose answer is lost
-    committing = False  # the last statement sent may have committed
-    outcome: Outcome | None = None  # of an unanswered COMMIT, if the router has found it
-    unknown: OutcomeUnknown | None = None  # the error of an unanswered COMMIT, if it has not
-    writer_read_slot: Slot | None = None  # in the writer's pool, until the unit ends
+
+    # -- its failures -----------------------------------------------------------------------------------------------------
+    repeats = 0
+    refused: str | None = None  # the text for which it had to leave its reader
+    trouble: Trouble | None = None  # the last that one of its statements has met
+
+    # -- what is told of it -----------------------------------------------------------------------------------------------
     checkout_began: float | None = None  # seconds, monotonic; None if nobody listens
     # The instances whose connections it has, and since when (seconds, monotonic). None if nobody listens.
     checked_out: dict[str, float] | None = None
     _number: int | None = None
 
-    def __init__(self, read_only: bool | None) -> None:
-        self.read_only = read_only
+    def __init__(self, intent: Intent) -> None:
+        self.intent = intent
+
+    def __repr__(self) -> str:
+        kind = {None: "automatic", True: "read-only", False: "read-write"}[self.read_only]
+        where = f"at {self.instance.id}" if self.instance is not None else "nowhere"
+        role = " (writer)" if self.on_writer else ""
+        state = [said for said, holds in (("has written", self.wrote), ("streams", self.streaming)) if holds]
+        if self.commit is not CommitState.NONE:
+            state.append(f"COMMIT: {self.commit.value}")
+        return f"<Unit {', '.join([kind, where + role, *state])}>"
+
+    @property
+    def read_only(self) -> bool | None:
+        """What the user declared. None: the router decides."""
+        return self.intent.read_only
+
+    @property
+    def owned_by_session(self) -> bool:
+        """Whether it ends when its session says so, and not with its connection."""
+        return self.intent.owned_by_session
+
+    @property
+    def run(self) -> RetryContext | None:
+        """The attempt of run_transaction() that it belongs to."""
+        return self.intent.run
+
+    @property
+    def instance(self) -> Instance | None:
+        """The instance where it is."""
+        return self.place.instance
+
+    @property
+    def on_writer(self) -> bool:
+        """Whether it is, or was last, on the writer."""
+        return self.place.on_writer
+
+    @property
+    def server(self) -> ServerId | None:
+        """The server behind its connection."""
+        return self.place.server
+
+    @property
+    def requirement(self) -> Requirement | None:
+        """What a reader must have replayed."""
+        return self.marks.requirement
+
+    @property
+    def last_reads(self) -> frozenset[LastRead]:
+        """Earlier reads; it may show no less."""
+        return self.marks.last_reads
+
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        """The scopes around it, unless consistency is "eventual"."""
+        return self.marks.scopes
 
     @property
     def number(self) -> int:
@@ -297,71 +251,58 @@ class Unit:
     @property
     def may_write(self) -> bool:
         """Whether its statements may have written, even if all look like reads. A view may call a function that writes."""
-        return self.on_writer and not self.read_only and self.text is not None
+        return self.on_writer and not self.read_only and self.last_sql is not None
+
+    @property
+    def is_commit_in_doubt(self) -> bool:
+        """Whether the last statement sent may have committed, and no answer has said that it has."""
+        return self.commit in _IN_DOUBT
 
     @property
     def spoils_connection(self) -> bool:
         """Whether its connection has traces of a failed run, which the next unit must not meet."""
-        return self.leaves_traces and self.run is not None and not self.committed
+        return self.leaves_traces and self.run is not None and self.commit is not CommitState.COMMITTED
 
     @property
-    def counts(self) -> bool:
-        """Whether it may have read or committed something that was not noted yet."""
-        told = self.wrote or self.read_at is not None or not self.of_session
-        sent = self.handed_out or (self.text is not None and told)
-        return not self.noted and (sent or (self.ends is not None and self.unseen_end() is not None))
+    def has_unrecorded_effects(self) -> bool:
+        """Whether it may have read or committed something that was not recorded yet."""
+        told = self.wrote or self.read_at is not None or not self.owned_by_session
+        sent = self.connection_exposed or (self.last_sql is not None and told)
+        return not self.recorded and (sent or (self.ends is not None and self.unseen_end() is not None))
 
     def unseen_end(self) -> float | None:
         """When the router last noticed the end of a transaction on the user's connection; None if none has ended.
 
         In seconds, monotonic. The router need not have seen its COMMIT.
         """
-        if self.ends is not None:
-            ends = self.ends()
-            if ends != self.ends_known:
-                # First, because other threads call this method, too.
-                self._ended_at = time.monotonic()
-                self.ends_known = ends
-        return self._ended_at
+        return self.ends.last_at() if self.ends is not None else None
 
-    def left_behind(self, at: float | None) -> tuple[Requirement | None, LastRead | None]:
+    def causal_footprint(self, at: float | None) -> tuple[Requirement | None, LastRead | None]:
         """What later units must see if they are to see all that this unit had seen by a moment.
 
         at: the moment, seconds, monotonic. None: now.
         """
         if at is None:
             at = time.monotonic()
-        if self.on_writer:
-            return Requirement(at, self.epoch), None
-        if self.server is None:
+        place = self.place
+        if place.on_writer:
+            return Requirement(at, place.epoch), None
+        if place.server is None:
             return None, None
-        return self.requirement, LastRead(self.server, at, self.epoch)
+        return self.requirement, LastRead(place.server, at, place.epoch)
+
+    def leave(self) -> None:
+        """Note that it has left its instance, to go to another one."""
+        self.place = self.place._replace(instance=None)
+
+    def lose_commit(self, error: OutcomeUnknown) -> None:
+        """Note that nobody knows whether its COMMIT has succeeded.
+
+        error: what the application gets.
+        """
+        self.commit, self.commit_error = CommitState.UNKNOWN, error
 
     def release(self) -> None:
         """Release its slot in the writer's pool, if it has one."""
         if self.writer_read_slot is not None:
             self.writer_read_slot.release()
-
-
-Judge: TypeAlias = Callable[[Engine, bool], Reason | None]
-"""Why the statement for which a unit enters must be on the writer, as that engine would send it; None if it may be a read.
-
-The second argument says whether to find out at any price.
-"""
-
-
-class Door(Protocol[T]):
-    """How a unit gets a connection from an engine."""
-
-    @property
-    def judge(self) -> Judge | None: ...
-
-    def connect(self, engine: Engine) -> T: ...
-
-    def pooled(self, connection: T) -> PoolProxiedConnection:
-        """The pool's connection inside the result of connect()."""
-        ...
-
-    def drop(self, connection: T) -> None:
-        """Discard the connection."""
-        ...

@@ -99,7 +99,7 @@ class Waits:
 
         # Anybody may write a token. What the session or the scope has written since is no claim of others.
         made_up = (unit.requirement is not None and unit.requirement.given) or any(
-            past.given is not None and not past.wrote for past in unit.pasts
+            context.initial_token is not None and not context.wrote for context in unit.marks.contexts
         )
         with self._told(unit, "reader"):
             self._monitor.wait_for(found, self._reader_timeout, haste=Haste.SHARED if made_up else Haste.ALONE)
@@ -156,9 +156,9 @@ class Waits:
         if topology.writer is not None:
             return topology.writer
         if lapses:
-            unit.requirement = None
-            for past in unit.pasts:
-                past.lapse()
+            unit.marks = unit.marks._replace(requirement=None)
+            for context in unit.marks.contexts:
+                context.drop_token()
             return None
         if topology.ambiguous:
             raise AmbiguousWriter(topology.ambiguous)

@@ -50,7 +50,7 @@ from aurora_router.local.cluster import Cluster
 from aurora_router.middleware import AsgiApp, AsgiMiddleware, Message, Receive, Send
 from aurora_router.router import core_of
 from aurora_router.servers import usual
-from aurora_router.unit import Unit
+from aurora_router.unit import AUTOMATIC, Unit
 
 US = 1e6
 NEW_TEXT_BYTES = 366
@@ -269,7 +269,7 @@ def deciding(report: Report, how: Options, cluster: Cluster[Any]) -> None:
                 found = verdict(text, how.engine)
                 effect = core.gate.known.effect(found) if found.functions else found.effect
                 if effect is Effect.READ:
-                    core.entrance.decide(Unit(None), None)
+                    core.entrance.decide(Unit(AUTOMATIC), None)
 
         def explain() -> None:
             for _ in calls:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
 
-from aurora_router.unit import Judge
+from aurora_router.connector import Judge
 
 if TYPE_CHECKING:
     from sqlalchemy.pool import PoolProxiedConnection
 
 
-class SessionDoor:
-    """The door of a session's unit: connections join the session's transaction.
+class SessionConnector:
+    """The connector of a session's unit: connections join the session's transaction.
 
     engine: the engine that it tries, or has tried last.
     """
@@ -37,10 +37,10 @@ class SessionDoor:
         self.engine = engine
         return self.session._connection_for_bind(engine, execution_options=self.options)
 
-    def pooled(self, connection: Connection) -> PoolProxiedConnection:
+    def pool_connection(self, connection: Connection) -> PoolProxiedConnection:
         return connection.connection
 
-    def drop(self, connection: Connection) -> None:
+    def discard(self, connection: Connection) -> None:
         leave(self.session, connection.engine, invalidate=True)
 
 

@@ -13,13 +13,14 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session, SessionTransaction
 
 from aurora_router import config, stale_writes
+from aurora_router.causal_context import CausalContext
 from aurora_router.errors import ConfigurationError
 from aurora_router.gate import watch
 from aurora_router.router import Router, core_of
 from aurora_router.session.binds import NO_BINDS
 from aurora_router.session.statements import SessionStatements
 from aurora_router.session_state import SessionState
-from aurora_router.unit import CommitCheck, Past
+from aurora_router.unit import CommitCheck, Intent
 
 if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import CoreExecuteOptionsParameter
@@ -60,15 +61,14 @@ class RoutingMixin(SessionStatements):
             raise ConfigurationError("router= must be a Router")
         if read_only is not None and read_only is not True and read_only is not False:  # 0 is neither
             raise ConfigurationError(f"{config.named('read_only', read_only)}: use True, False or None")
-        if commit_check is not None:
-            if commit_check not in ("xid", "table"):
-                raise ConfigurationError(f'{config.named("commit_check", commit_check)}: use "xid", "table" or None')
-            self._commit_check = commit_check
+        if commit_check is not None and commit_check not in ("xid", "table"):
+            raise ConfigurationError(f'{config.named("commit_check", commit_check)}: use "xid", "table" or None')
         self.router = router
         self.router_core = core = core_of(router)
-        self._past = Past() if after is None else core.tokens.past(after)
+        self._causal_context = CausalContext() if after is None else core.tokens.context(after)
         bind = options.get("bind")
-        self.routing_state = SessionState(read_only, core.settings.stale_write_guard and bind is None)
+        intent = Intent(read_only, owned_by_session=True, commit_check=commit_check)
+        self.routing_state = SessionState(intent, core.settings.stale_write_guard and bind is None)
         if options.get("binds"):
             self._elsewhere = self._was_elsewhere = True
         if bind is not None:
@@ -101,10 +101,10 @@ class RoutingMixin(SessionStatements):
         since the last time.
         """
         unit = self.routing_state.unit
-        if unit is not None and not unit.noted and (unit.may_have_committed or unit.unseen_end() is not None):
+        if unit is not None and not unit.recorded and (unit.commit_started or unit.unseen_end() is not None):
             # The unit may have committed by a text, in autocommit, or on the driver's own connection.
-            self.router_core.causality.committed(unit)
-        return self.router_core.tokens.token(self._past)
+            self.router_core.causality.on_committed(unit)
+        return self.router_core.tokens.token(self._causal_context)
 
     def get_bind(
         self,
@@ -164,7 +164,7 @@ class RoutingMixin(SessionStatements):
             unit = self._current_unit()
             if not ((self._elsewhere or self._overridden) and bind_arguments) and self._enter_to_stay(unit, execution_options):
                 execution_options = None
-            unit.read_at, unit.handed_out = None, True
+            unit.read_at, unit.connection_exposed = None, True
             unit.only_reads = False
             unit.leaves_traces = True
             connection = super().connection(bind_arguments, execution_options)

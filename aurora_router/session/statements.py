@@ -20,7 +20,7 @@ from aurora_router.errors import RouterError
 from aurora_router.session.call import Call, is_no_read
 from aurora_router.session.writes import SessionWrites
 from aurora_router.texts import key_of, text_of
-from aurora_router.unit import NotARead, Unit
+from aurora_router.unit import NOWHERE, MustMoveToWriter, Unit
 
 R = TypeVar("R")
 
@@ -166,7 +166,7 @@ class SessionStatements(SessionWrites):
                 try:
                     result = execute(statement, params, **options)
                     unit = self.routing_state.unit
-                    if unit is not None and not unit.handed_out:
+                    if unit is not None and not unit.connection_exposed:
                         unit.read_at = time.monotonic()
                     return result
                 except Exception as error:
@@ -199,10 +199,10 @@ class SessionStatements(SessionWrites):
         if call.times_left is not None and call.times_left != self._times_left and _lacks_connection(error):
             # The unit has moved because the statement's parameters loaded something. Nothing of the statement was sent.
             return True
-        if isinstance(error, NotARead) and not unit.on_writer:
+        if isinstance(error, MustMoveToWriter) and not unit.on_writer:
             self._move(unit, error.reason)
             return True
-        if not isinstance(error, DBAPIError) or isinstance(error, RouterError) or error.statement is not unit.text:
+        if not isinstance(error, DBAPIError) or isinstance(error, RouterError) or error.statement is not unit.last_sql:
             return False  # an error of another engine, or of no database at all
         transaction = self.get_transaction()
         if transaction is not None and not transaction.is_active:
@@ -212,14 +212,14 @@ class SessionStatements(SessionWrites):
             self._move(unit, Reason.NOT_A_READ)
             return True
         if action in (Action.REPEAT_ELSEWHERE, Action.REPEAT_UNPREPARED) and not self.in_nested_transaction():
-            self.router_core.causality.left(unit)
-            unit.text = None
+            self.router_core.causality.on_reader_left(unit)
+            unit.last_sql = None
             self._leave_place(unit)
-            unit.on_writer = False
+            unit.place = NOWHERE
             return True  # get_bind() finds another place for it
         return False
 
 
 def _lacks_connection(error: Exception) -> bool:
     """Return whether this may be the error of a statement that lost its connection before it was sent."""
-    return isinstance(error, (StatementError, ResourceClosedError, NotARead)) and not isinstance(error, DBAPIError)
+    return isinstance(error, (StatementError, ResourceClosedError, MustMoveToWriter)) and not isinstance(error, DBAPIError)

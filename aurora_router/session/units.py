@@ -9,15 +9,18 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session, SessionTransaction
 
 from aurora_router import stale_writes
+from aurora_router.causal_context import CausalContext
 from aurora_router.connection_state import state_of
+from aurora_router.connector import Judge
 from aurora_router.core import events
 from aurora_router.core.selection import Reason
+from aurora_router.retry_context import RetryContext
 from aurora_router.router import Router
 from aurora_router.router_core import RouterCore
 from aurora_router.session.call import Call
-from aurora_router.session.connections import SessionDoor, connection_to, leave
+from aurora_router.session.connections import SessionConnector, connection_to, leave
 from aurora_router.session_state import SessionState
-from aurora_router.unit import CommitCheck, Judge, NotARead, Past, Run, Unit
+from aurora_router.unit import CommitCheck, MustMoveToWriter, Unit
 
 if TYPE_CHECKING:
     _Base = Session
@@ -31,19 +34,18 @@ class SessionUnits(_Base):
     router: Router
     router_core: RouterCore  # for the library's own modules
     routing_state: SessionState  # for the library's own modules
-    _run: Run | None = None
-    _commit_check: CommitCheck | None = None
     _unit_of: SessionTransaction | None = None  # the transaction of the session's unit
-    _past: Past
+    _causal_context: CausalContext
     _call: Call | None = None  # the statement that is being executed
     _times_left = 0  # how often its units have left a place and its connection
 
     if not TYPE_CHECKING:
         execution_options: Mapping[str, Any] = getattr(Session, "execution_options", {})  # SQLAlchemy 2.0 has none
 
-    def run_under(self, run: Run, commit_check: CommitCheck | None) -> None:
+    def join_retry(self, run: RetryContext, commit_check: CommitCheck | None) -> None:
         """Make this session's units part of a run of Router.run_transaction()."""
-        self._run, self._commit_check = run, commit_check
+        state = self.routing_state
+        state.intent = state.intent._replace(run=run, commit_check=commit_check)
 
     def _current_unit(self) -> Unit:
         """Return the unit of the transaction that is under way, or a new one."""
@@ -52,13 +54,8 @@ class SessionUnits(_Base):
         unit = state.unit
         if unit is None or transaction is None or self._unit_of is not transaction:
             self._unit_of = transaction
-            unit = state.unit = Unit(state.read_only)
-            unit.of_session = True
-            self.router_core.causality.begin(unit, self._past)
-            if self._run is not None:
-                unit.run = self._run
-            if self._commit_check is not None:
-                unit.check = self._commit_check
+            unit = state.unit = Unit(state.intent)
+            self.router_core.causality.on_begin(unit, self._causal_context)
         call = self._call
         unit.hint = call.route if call is not None else None
         return unit
@@ -69,7 +66,7 @@ class SessionUnits(_Base):
         unit = state.unit
         if unit is None or transaction.parent is not None:
             return
-        self.router_core.causality.ended(unit)
+        self.router_core.causality.on_end(unit)
         # The transaction refers to its session. Without this, both would wait for the garbage collector.
         state.unit = self._unit_of = None
 
@@ -91,15 +88,15 @@ class SessionUnits(_Base):
         """Connect the unit where it belongs; the connection joins the session's transaction."""
         if options or self.execution_options:
             unit.isolation = (options.get("isolation_level") if options else None) or self._isolation()
-        door = SessionDoor(self, options, judge)
+        connector = SessionConnector(self, options, judge)
         try:
-            connection = self.router_core.enter(unit, door, write)
-        except NotARead:
+            connection = self.router_core.enter(unit, connector, write)
+        except MustMoveToWriter:
             # A listener has sent more than reads and settings. Its statements belong to the unit, so the unit must move.
-            where = f"{door.engine.url.host}:{door.engine.url.port}"
+            where = f"{connector.engine.url.host}:{connector.engine.url.port}"
             self.router_core.dispatcher.publish(events.MovedByListener(where, unit=unit.number))
-            leave(self, door.engine)
-            connection = self.router_core.enter(unit, door, Reason.NOT_A_READ)
+            leave(self, connector.engine)
+            connection = self.router_core.enter(unit, connector, Reason.NOT_A_READ)
         self._unit_of = self.get_transaction()
         if unit.on_writer and not unit.read_only:
             if unit.read_only is False:
@@ -139,4 +136,4 @@ class SessionUnits(_Base):
         if not unit.streaming:
             leave(self, self._engine(unit))
         self._times_left += 1
-        unit.instance = None
+        unit.leave()

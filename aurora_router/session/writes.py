@@ -111,5 +111,6 @@ class SessionWrites(SessionBinds):
 
     def _note_refused(self, error: StaleDataError) -> None:
         """Note the meaning in the error: others have deleted a row, or given it another version."""
-        if self._run is not None:
-            setattr(error, FACTS, self._run.refused())
+        run = self.routing_state.intent.run
+        if run is not None:
+            setattr(error, FACTS, run.refused())

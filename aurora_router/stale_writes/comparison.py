@@ -14,8 +14,8 @@ from sqlalchemy.sql.expression import ColumnElement, FromClause, Join
 
 from aurora_router.error_classification import FACTS, classify_error
 from aurora_router.errors import StaleRead
+from aurora_router.retry_context import RetryContext, Row
 from aurora_router.stale_writes.rows import Key, Values
-from aurora_router.unit import Row, Run
 
 Read: TypeAlias = Callable[[Connection, Mapper[Any], list[Key], Iterable[ColumnElement[Any]]], Values]
 """read_rows() or lock_rows()."""
@@ -81,12 +81,12 @@ def shown_values(state: InstanceState[Any]) -> dict[str, Any]:
     return shown
 
 
-def stale_read(run: Run | None, found: Differences) -> StaleRead:
+def stale_read(run: RetryContext | None, found: Differences) -> StaleRead:
     """Return the error for rows that differ. Have the next run lock them."""
     (mapper, key), columns = next(iter(found.items()))
     error = StaleRead(mapper.class_.__name__, key, columns, len(found) - 1)
     if run is not None:
-        run.found_stale = run.found_stale.union(found)
+        run.stale_rows_found = run.stale_rows_found.union(found)
         run.failed = classify_error(error)
         setattr(error, FACTS, run.failed)
     return error

@@ -10,13 +10,14 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.orm import InstanceState, Mapper
 
 from aurora_router.connection_state import UNIT
+from aurora_router.retry_context import Row
 from aurora_router.session_state import SessionState
 from aurora_router.stale_writes.comparison import Differences, differences, is_lockable, shown_values, stale_read
 from aurora_router.stale_writes.marks import LOADED_FROM_READER, is_unchecked, mark_checked, remove_marks
 from aurora_router.stale_writes.members import check_members, read_collections_again
 from aurora_router.stale_writes.relationships import relationships_of
 from aurora_router.stale_writes.rows import by_mapper, lock_rows, read_rows, row_of, with_locks
-from aurora_router.unit import Row, Unit
+from aurora_router.unit import Unit
 
 # -- listeners ----------------------------------------------------------------------------------------------------
 
@@ -121,7 +122,7 @@ def _check(session: Any, connection: Connection, unit: Unit, states: Iterable[In
     if found:
         if unit.run is not None and has_written:
             # The unit's own statements may have changed these rows, and may change more rows of the same kind.
-            unit.run.found_stale = unit.run.found_stale.union(_rows_of_the_same_kind(session, found))
+            unit.run.stale_rows_found = unit.run.stale_rows_found.union(_rows_of_the_same_kind(session, found))
         raise stale_read(unit.run, found)
     for state in to_check:
         if row_of(state) not in unsent:

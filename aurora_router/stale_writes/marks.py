@@ -65,7 +65,7 @@ def _needs_check(routing: SessionState, state: InstanceState[Any], asked: int) -
         return False
     if not unit.on_writer or asked < unit.on_writer_since:
         return True
-    return unit.run is not None and bool(unit.run.stale) and row_of(state) not in unit.run.stale
+    return unit.run is not None and bool(unit.run.rows_to_lock) and row_of(state) not in unit.run.rows_to_lock
 
 
 def on_moved_to_writer(unit: Unit, connection: Connection) -> None:
@@ -74,8 +74,8 @@ def on_moved_to_writer(unit: Unit, connection: Connection) -> None:
     From here on the unit reads on the writer. The locks keep others from changing those rows before this run does.
     """
     unit.on_writer_since = _new_runid()
-    if unit.run is not None and unit.run.stale:
-        stale = by_mapper(unit.run.stale)
+    if unit.run is not None and unit.run.rows_to_lock:
+        stale = by_mapper(unit.run.rows_to_lock)
         with_locks(connection, [mapper for mapper, _ in stale], lambda: [lock_rows(connection, *each) for each in stale])
 
 

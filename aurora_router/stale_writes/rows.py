@@ -14,7 +14,7 @@ from sqlalchemy.orm import InstanceState, Mapper
 from sqlalchemy.schema import sort_tables_and_constraints
 from sqlalchemy.sql.expression import ColumnElement
 
-from aurora_router.unit import Row
+from aurora_router.retry_context import Row
 
 R = TypeVar("R")
 

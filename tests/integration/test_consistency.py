@@ -97,7 +97,7 @@ def test_a_late_reader_serves_a_session_that_kept_its_proof(
         try:
             has_it = "SELECT stock = 11 FROM item WHERE id = 1"
             eventually(lambda: cluster.execute(has_it, instance=cluster.readers[0]) == [(True,)])
-            known = s._past.requirement
+            known = s._causal_context.requirement
             assert known is not None
             assert known.position is not None
             eventually(lambda: any(r.position is not None and r.position.covers(known.position) for r in router.topology.readers))

@@ -17,9 +17,9 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from aurora_router import Router, RoutingSession
+from aurora_router.causal_context import Scope, open_scopes
 from aurora_router.local import FaultProxy, PostgresCluster
 from aurora_router.middleware import AsgiMiddleware
-from aurora_router.unit import Scope, current
 from tests.integration.shop import RAISE, sessions, through, until_readers_serve
 from tests.integration.sites import COOKIE, Answer, asked, asking, in_session, more, starlette_app, stock, with_cookie
 
@@ -147,11 +147,11 @@ def test_a_scope_of_an_async_dependency_is_around_the_endpoint(cluster: Postgres
 
     @app.get("/plain")
     def in_plain(scope: Any = of_plain) -> bool:
-        return scope in current(scope.owner)
+        return scope in open_scopes(scope.owner)
 
     @app.get("/coroutine")
     def in_coroutine(scope: Any = of_coroutine) -> bool:
-        return scope in current(scope.owner)
+        return scope in open_scopes(scope.owner)
 
     ask = asking(app)
     assert [ask("GET", path).text for path in ("/plain", "/coroutine")] == ["false", "true"]

@@ -15,10 +15,10 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import DataError
 
 from aurora_router import OutcomeUnknown, Router
+from aurora_router.causal_context import open_scopes
 from aurora_router.core.positions import evidence
 from aurora_router.local import FaultProxy, PostgresCluster
 from aurora_router.router import core_of
-from aurora_router.unit import current
 from tests.integration.shop import RAISE, Item, eventually, place, sessions, until_readers_serve, write
 
 MakeRouter = Callable[..., Router]
@@ -123,9 +123,9 @@ def test_scopes_that_end_out_of_order_leave_none_open(router: Router) -> None:
     one, other = router.causal_scope(), router.causal_scope()
     first, second = one.__enter__(), other.__enter__()
     one.__exit__(None, None, None)
-    assert current(first.owner) == (second,)
+    assert open_scopes(first.owner) == (second,)
     other.__exit__(None, None, None)
-    assert current(first.owner) == ()
+    assert open_scopes(first.owner) == ()
 
 
 def test_a_scope_may_end_in_another_context(router: Router) -> None:
@@ -134,7 +134,7 @@ def test_a_scope_may_end_in_another_context(router: Router) -> None:
     scope = contextvars.copy_context().run(block.__enter__)
     with router.causal_scope() as here:
         block.__exit__(None, None, None)
-        assert current(scope.owner) == (here,)
+        assert open_scopes(scope.owner) == (here,)
 
 
 def test_scopes_of_two_routers_do_not_mix(paused: PostgresCluster, make_router: MakeRouter) -> None:
@@ -216,7 +216,7 @@ def test_a_scope_may_be_entered_again_and_goes_on(paused: PostgresCluster, route
     for _ in range(2):
         with scope, sessions(router)() as s:
             assert s.scalar(STOCK) == 11
-    assert current(scope.owner) == ()
+    assert open_scopes(scope.owner) == ()
 
 
 def until_proven(router: Router) -> None:

@@ -522,4 +522,4 @@ def test_a_commit_of_reads_alone_leaves_no_requirement(Session: Sessions) -> Non
         s.commit()
         s.get(Item, 1)
         assert place(s) == "reader"
-        assert s._past.requirement is None
+        assert s._causal_context.requirement is None

@@ -13,7 +13,7 @@ from aurora_router import Reason
 from aurora_router.core import events
 from aurora_router.listeners import EventDispatcher
 from aurora_router.log import Log
-from aurora_router.unit import Unit
+from aurora_router.unit import AUTOMATIC, Unit
 
 KINDS = get_args(events.Event)
 
@@ -55,7 +55,7 @@ def test_a_published_event_says_when_it_happened():
 
 def test_each_unit_has_a_number_of_its_own():
     """The number is made when it is asked for, and stays."""
-    first, second = Unit(None), Unit(None)
+    first, second = Unit(AUTOMATIC), Unit(AUTOMATIC)
     assert first._number is None
     assert first.number == first.number != second.number
 

@@ -31,7 +31,7 @@ from aurora_router.errors import WrongServer
 from aurora_router.mistakes import probe_error
 from aurora_router.servers import Unsuitable, mysql, postgresql
 from aurora_router.servers.mysql import is_busy, parse_functions, parse_identity, parse_version
-from aurora_router.unit import Unit
+from aurora_router.unit import Intent, Place, Unit
 from tests.interruptions import interrupted_at_each_line
 
 MARIADB = ("10.11.6-MariaDB-0+deb12u1", 1)
@@ -583,8 +583,8 @@ def test_a_read_only_transaction_is_not_signed(number):
         raise pymysql.OperationalError(number, "refused")
 
     database.cursor = lambda: contextlib.nullcontext(types.SimpleNamespace(execute=refuse))
-    unit = Unit(None)
-    unit.check, unit.instance = "table", Instance("db-1:3306", "db-1", 3306)
+    unit = Unit(Intent(None, commit_check="table"))
+    unit.place = Place(Instance("db-1:3306", "db-1", 3306))
     assert not pymysql_driver.declared_read_only(database)
     if number == 1792:
         assert str(prepare(database, unit, pymysql_driver, mysql, Topology((unit.instance,)))) == "a read-only transaction"

@@ -118,7 +118,7 @@ class FakeSession:
     def __init__(self, router, script, calls):
         self.router, self.script, self.calls = router, script, calls
 
-    def run_under(self, run, commit_check):
+    def join_retry(self, run, commit_check):
         self.run = run
         self.calls.append(f"run {commit_check}")
 

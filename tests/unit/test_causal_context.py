@@ -1,7 +1,7 @@
 """The causal past that the units of a session or scope leave behind, whoever notes it and when."""
 
+from aurora_router.causal_context import CausalContext
 from aurora_router.core.positions import LastRead, Requirement
-from aurora_router.unit import Past
 
 
 class Server:
@@ -21,17 +21,17 @@ class Server:
 
 def test_a_unit_that_gc_ends_during_a_note_is_not_lost():
     """Nothing is lost if the garbage collector ends a unit while another one is noted."""
-    past = Past()
+    past = CausalContext()
     first, late = LastRead(Server(), 1.0, 1), LastRead("late", 60.0, 1)
 
     def collects():
-        past.note(Requirement(50.0, 1), wrote=True)
-        past.note(None, late)
+        past.record(Requirement(50.0, 1), wrote=True)
+        past.record(None, late)
 
-    past.note(None, first)
+    past.record(None, first)
     first.server.collects = collects
     last = LastRead("last", 70.0, 1)
-    past.note(Requirement(2.0, 1), last)
+    past.record(Requirement(2.0, 1), last)
     assert past.requirement == Requirement(50.0, 1)
     assert past.wrote
     assert past.last_reads == {late, last}
@@ -39,14 +39,14 @@ def test_a_unit_that_gc_ends_during_a_note_is_not_lost():
 
 def test_the_last_read_of_each_server_is_kept_until_covered():
     """The last read of each server is kept until a later read or requirement shows no less."""
-    past = Past()
+    past = CausalContext()
     one, other, later = LastRead("one", 1.0, 1), LastRead("other", 2.0, 1), LastRead("one", 3.0, 1)
     for read in (later, other, one):
-        past.note(None, read)
+        past.record(None, read)
     assert past.last_reads == {later, other}
-    past.note(None, LastRead("other", 4.0, 1), known=frozenset({later}))
+    past.record(None, LastRead("other", 4.0, 1), known=frozenset({later}))
     assert past.last_reads == {LastRead("other", 4.0, 1)}
-    past.note(Requirement(3.9, 1))
+    past.record(Requirement(3.9, 1))
     assert past.last_reads
-    past.note(Requirement(4.0, 1))
+    past.record(Requirement(4.0, 1))
     assert not past.last_reads
