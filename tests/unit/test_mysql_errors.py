@@ -1,0 +1,149 @@
+"""The error codes and words of MySQL and MariaDB, and what is asked about a COMMIT."""
+
+import contextlib
+import re
+import types
+from pathlib import Path
+
+import pymysql
+import pytest
+
+from aurora_router.commits import prepare
+from aurora_router.core.failures import Failure
+from aurora_router.core.instance import Instance, Silence
+from aurora_router.core.topology import Topology
+from aurora_router.drivers import pymysql as pymysql_driver
+from aurora_router.error_classification import failure_of
+from aurora_router.mistakes import probe_error
+from aurora_router.servers import mysql, postgresql
+from aurora_router.servers.mysql import is_busy
+from aurora_router.unit import Intent, Place, Unit
+from tests.unit.tables import table
+
+UUID = "00000001-71ca-11e1-9e33-c80aa9429562"
+
+
+# -- errors -------------------------------------------------------------------------------------------------------
+
+
+@table("mysql_errors")
+def test_driver_errors_stand_for_the_failure_that_they_are(code, message, disconnected, failure):
+    assert failure_of(pymysql.OperationalError(code, message), disconnected=disconnected) is Failure[failure]
+    assert message in pymysql_driver.words(pymysql.OperationalError(code, message))
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (pymysql.OperationalError(2013, "Lost connection"), 2013),
+        (pymysql.InterfaceError(0, ""), 0),
+        (pymysql.Error("Already closed"), None),
+        (pymysql.Error(), None),
+        (None, None),
+    ],
+)
+def test_the_code_of_an_error_is_its_first_argument(error, code):
+    assert pymysql_driver.code(error) == code
+
+
+def test_some_errors_are_only_met_while_connecting():
+    assert pymysql_driver.is_from_connecting(pymysql.OperationalError(2003, "Can't connect"))
+    assert pymysql_driver.is_from_connecting(pymysql.OperationalError(1045, "Access denied"))
+    assert not pymysql_driver.is_from_connecting(pymysql.OperationalError(2013, "Lost connection"))
+
+
+@table("mysql_refused_probes")
+def test_a_refused_probe_says_what_to_do_and_if_retry_helps(code, message, silence, advice):
+    """The message of a refused probe says what to do, and its kind says whether trying again can help."""
+    original = pymysql.OperationalError(*((code,) if code else ()), message)
+    found = probe_error(original, pymysql_driver, mysql)
+    assert found.silence is Silence(silence)
+    assert advice in str(found)
+
+
+def of(failure: Failure) -> set[int]:
+    return {code for code, stands_for in mysql._TRANSIENT.items() if stands_for is failure}
+
+
+@pytest.mark.parametrize(
+    ("row", "codes"),
+    [
+        ("no connection could be made", mysql._UNREACHED),
+        ("no room for one more", mysql._BUSY),
+        ("the connection was lost", mysql._LOST - {0}),
+        ("the instance failed inside", mysql._BROKEN),
+        ("read-only", mysql._READ_ONLY | {1290}),
+        ("not to be serialized", of(Failure.SERIALIZATION)),
+        ("a deadlock", of(Failure.DEADLOCK)),
+        ("not there, or not there yet", of(Failure.MISSING)),
+        ("replay changed what was read", of(Failure.CONFLICT)),
+        ("refused", mysql._REFUSED | {pymysql_driver.NO_PACKAGE}),
+    ],
+)
+def test_the_documented_codes_are_those_that_are_used(row, codes):
+    document = (Path(__file__).parents[2] / "docs" / "failures.md").read_text()
+    (written,) = re.findall(rf"^\| {row} \| (.*) \|$", document, re.MULTILINE)
+    assert {int(code) for code in re.findall(r"\b\d{4}\b", written)} == codes
+
+
+@pytest.mark.parametrize(("code", "busy"), [(1040, True), (1203, True), (2003, False), (None, False)])
+def test_a_server_without_room_is_busy_and_not_down(code, busy):
+    assert is_busy(code, "") is busy
+
+
+# -- the outcome of a COMMIT --------------------------------------------------------------------------------------
+
+
+class Database:
+    """A stand-in for a connection that knows its database."""
+
+    def __init__(self, db=None):
+        self.db = db
+
+
+@pytest.mark.parametrize(
+    ("db", "table"),
+    [
+        ("app", "`app`.aurora_router_commits"),
+        (b"app", "`app`.aurora_router_commits"),
+        ("a`b", "`a``b`.aurora_router_commits"),
+        (None, "aurora_router_commits"),
+    ],
+)
+def test_a_transaction_is_signed_in_the_database_of_the_url(db, table):
+    """A transaction is signed in the database of the URL, whatever database it has used since."""
+    sent = []
+    assert mysql.sign(lambda *given: sent.append(given), UUID, pymysql_driver.database(Database(db)), False) == ""
+    assert sent == [(f"INSERT INTO {table} (id) VALUES (%(id)s)", {"id": UUID})]
+
+
+@pytest.mark.parametrize("number", [1792, 1142])
+def test_a_read_only_transaction_is_not_signed(number):
+    """A read-only transaction cannot be signed, which is no error, unlike all else that keeps the row out."""
+    database = Database("app")
+
+    def refuse(*_):
+        raise pymysql.OperationalError(number, "refused")
+
+    database.cursor = lambda: contextlib.nullcontext(types.SimpleNamespace(execute=refuse))
+    unit = Unit(Intent(None, commit_check="table"))
+    unit.place = Place(Instance("db-1:3306", "db-1", 3306))
+    assert not pymysql_driver.declared_read_only(database)
+    if number == 1792:
+        assert str(prepare(database, unit, pymysql_driver, mysql, Topology((unit.instance,)))) == "a read-only transaction"
+    else:
+        with pytest.raises(pymysql.OperationalError, match="refused"):
+            prepare(database, unit, pymysql_driver, mysql, Topology((unit.instance,)))
+
+
+def test_other_locked_tables_keep_the_row_out():
+    assert mysql.is_locked_out(1100)
+    assert not mysql.is_locked_out(1142)
+    assert not postgresql.is_locked_out("25006")
+
+
+def test_a_table_may_be_missing_and_so_may_the_database():
+    assert mysql.is_missing_table(1146)
+    assert mysql.is_missing_table(1046)
+    assert not mysql.is_missing_table(1142)
+    assert not mysql.is_missing_table(None)
