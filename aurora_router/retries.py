@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -14,6 +15,7 @@ from sqlalchemy.orm import Session
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
+from aurora_router.core import events
 from aurora_router.core.retry_loop import Done, Failed, Policy, Raise, Sleep, is_retried, next_step
 from aurora_router.error_classification import FACTS
 from aurora_router.errors import ConfigurationError, RouterError
@@ -21,6 +23,8 @@ from aurora_router.retry_context import RetryContext
 from aurora_router.unit import CommitCheck
 
 S = TypeVar("S", bound=Session)
+
+_transactions = itertools.count(1)
 
 DEFAULT_BACKOFF = tenacity.wait_random_exponential(multiplier=0.02, max=2.0)
 
@@ -38,6 +42,34 @@ class RetryableSession(Protocol):
     def join_retry(self, run: RetryContext, commit_check: CommitCheck | None) -> None: ...
 
 
+class AttemptEvents:
+    """Publishes the begin and the end of one attempt.
+
+    publish: called with an event.
+    transaction: a number that all attempts of one function share.
+    number: of the attempt, from 1.
+    """
+
+    def __init__(self, publish: Callable[[events.Event], object], transaction: int, number: int) -> None:
+        self._publish = publish
+        self._transaction = transaction
+        self._number = number
+        self._began: float | None = None
+
+    def started(self) -> None:
+        """Publish the begin."""
+        self._began = time.monotonic()
+        self._publish(events.AttemptStarted(self._number, self._transaction))
+
+    def ended(self, error: BaseException | None, *, committed: bool = False) -> None:
+        """Publish the end, once."""
+        began, self._began = self._began, None
+        if began is not None:
+            name = type(error).__name__ if error is not None else None
+            took = time.monotonic() - began
+            self._publish(events.AttemptEnded(self._number, self._transaction, name, committed, took))
+
+
 class Attempt(Generic[S]):
     """One run of a unit: `with attempt as session:`.
 
@@ -45,24 +77,29 @@ class Attempt(Generic[S]):
     again, and its caller could not learn that the COMMIT failed.
     """
 
-    def __init__(self, number: int, run: RetryContext, make: Callable[[RetryContext], S]) -> None:
+    def __init__(
+        self, number: int, run: RetryContext, make: Callable[[RetryContext], S], told: AttemptEvents | None = None
+    ) -> None:
         self.number = number
         self.error: Exception | None = None  # the error because of which the unit runs again
         self.loop_ended = False  # the loop has ended, so nobody will commit
         self.run = run
         self._make = make
+        self._told = told
         self._session: S | None = None
 
     def __enter__(self) -> S:
         if self.loop_ended or self._session is not None:
             raise RouterError("an attempt is for one `with` block, in the loop that made it")
         self._session = self._make(self.run)
+        if self._told is not None:
+            self._told.started()
         return self._session
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
         if error is None:
             return False
-        self.close()
+        self.close(error)
         if isinstance(error, Exception) and self._is_retried(error):
             self.error = error
         return self.error is not None
@@ -79,18 +116,26 @@ class Attempt(Generic[S]):
             session.commit()
         except Exception as failed:
             elsewhere = cast(RetryableSession, session).spans_databases
-            self.close()  # the rollback shows whether everything was undone
+            self.close(failed)  # the rollback shows whether everything was undone
             if not self._is_retried(failed, may_have_committed_elsewhere=elsewhere):
                 raise
             self.error = failed
+        else:
+            if self._told is not None:
+                self._told.ended(None, committed=True)
         finally:
             self.close()
 
-    def close(self) -> bool:
-        """Close the session. Return whether there was one that was neither committed nor closed."""
+    def close(self, error: BaseException | None = None) -> bool:
+        """Close the session. Return whether there was one that was neither committed nor closed.
+
+        error: with which its unit has failed.
+        """
         session, self._session = self._session, None
         if session is not None:
             session.close()
+            if self._told is not None:
+                self._told.ended(error)
         return session is not None
 
     def _is_retried(self, error: Exception, *, may_have_committed_elsewhere: bool = False) -> bool:
@@ -141,6 +186,7 @@ def attempts(
     deadline: float | None,
     policy: Policy,
     sleep: Callable[[float], None],
+    publish: Callable[[events.Event], object] | None = None,
 ) -> Iterator[Attempt[S]]:
     """Yield attempts until one succeeds, or until the policy allows no more.
 
@@ -150,6 +196,7 @@ def attempts(
     deadline: seconds, monotonic, until which units may wait for a writer. None: as long as any unit may.
     policy: how long to wait between two attempts, and when to stop.
     sleep: waits for some seconds.
+    publish: called with the begin and the end of each attempt; None if nobody listens.
 
     Raises the last error if no more attempts are allowed, and ConfigurationError for sessions of another router.
     """
@@ -165,9 +212,11 @@ def attempts(
         return session
 
     run: RetryContext | None = None
+    transaction = next(_transactions) if publish is not None else 0
     for number in itertools.count(1):
         run = RetryContext(deadline, run)
-        attempt = Attempt(number, run, make)
+        told = AttemptEvents(publish, transaction, number) if publish is not None else None
+        attempt = Attempt(number, run, make, told)
         try:
             yield attempt
         except GeneratorExit:  # an error raised here would reach nobody, so it only warns

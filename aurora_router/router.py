@@ -173,7 +173,8 @@ class Router:
         now = time.monotonic()
         began, until = (None, None) if deadline is None else (now, now + deadline)
         policy = TenacityPolicy(stop, wait or DEFAULT_BACKOFF, core.may_run_again, began)
-        return attempts(self, Session, commit_check, until, policy, core.waiting.sleep)
+        publish = core.dispatcher.publish if core.dispatcher.listeners else None
+        return attempts(self, Session, commit_check, until, policy, core.waiting.sleep, publish)
 
     def run_transaction(
         self,

@@ -147,6 +147,35 @@ class ConnectFailed(_OfUnit):
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
+class AttemptStarted(_Happened):
+    """run_transaction begins to run its function. `AttemptEnded` follows.
+
+    number: the number of the attempt, beginning with 1.
+    transaction: a number that all attempts of one function share, and no other events of this process have.
+    """
+
+    number: int
+    transaction: int = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class AttemptEnded(_Happened):
+    """An attempt of run_transaction has committed, or has failed.
+
+    number, transaction: as in `AttemptStarted`.
+    error: the class of the error; None if it has committed, or if the loop was left by return or break.
+    committed: whether it has committed, as far as known.
+    seconds: how long it took.
+    """
+
+    number: int
+    transaction: int = field(compare=False)
+    error: str | None
+    committed: bool
+    seconds: float = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class RunAgain(_Happened):
     """A unit of run_transaction failed, and runs again.
 
@@ -391,6 +420,8 @@ Event = (
     | ConnectionCreated
     | ConnectionClosed
     | ConnectFailed
+    | AttemptStarted
+    | AttemptEnded
     | RunAgain
     | RetriesRefused
     | CommitResolved

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import TimeoutError
 
-from aurora_router import Router, events
+from aurora_router import AmbiguousWriter, Router, events
 from aurora_router.local import FaultProxy
 from aurora_router.local.cluster import Cluster
 from tests.integration.shop import BOTH, Item, eventually, sessions, through, until_readers_serve
@@ -124,6 +124,57 @@ def test_a_probe_is_told_of_at_both_ends(cluster: Cluster[Any], make_router: Mak
 def _probes(heard: list[events.Event], instance: str) -> list[str]:
     kinds = (events.ProbeStarted, events.ProbeSucceeded, events.ProbeFailed)
     return [type(event).__name__ for event in heard if isinstance(event, kinds) and event.instance == instance]
+
+
+def test_each_attempt_of_a_transaction_is_told_of_at_both_ends(make_router: MakeRouter, heard: list[events.Event]) -> None:
+    """All attempts of one function share a number, which those of another function do not have."""
+    router = make_router(listeners=[heard.append])
+    router.init_commit_table()
+    until_readers_serve(router, 2)
+
+    def told() -> list[tuple[Any, ...]]:
+        """The attempts since the last call: (number, transaction, error, committed)."""
+        ends = [event for event in heard if isinstance(event, events.AttemptStarted | events.AttemptEnded)]
+        heard.clear()
+        pairs = list(zip(ends[::2], ends[1::2], strict=True))
+        assert all(isinstance(begin, events.AttemptStarted) and isinstance(end, events.AttemptEnded) for begin, end in pairs)
+        assert all((begin.number, begin.transaction) == (end.number, end.transaction) for begin, end in pairs)
+        assert all(end.seconds > 0.0 for _, end in pairs)  # type: ignore[union-attr]
+        return [(end.number, end.transaction, end.error, end.committed) for _, end in pairs]  # type: ignore[union-attr]
+
+    troubles = iter([AmbiguousWriter(("db-1:5432", "db-2:5432"))])
+
+    def fails_once(s: Any) -> None:
+        s.add(Item(id=100))
+        for trouble in troubles:
+            raise trouble
+
+    heard.clear()
+    router.run_transaction(sessions(router), fails_once)
+    (first, second) = told()
+    assert (first[0], *first[2:]) == (1, "AmbiguousWriter", False)
+    assert (second[0], *second[2:]) == (2, None, True)
+    assert first[1] == second[1]
+
+    def fails(s: Any) -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        router.run_transaction(sessions(router), fails)
+    ((number, transaction, *how),) = told()
+    assert (number, how) == (1, ["LookupError", False])
+    assert transaction != first[1]
+
+    def leaves() -> None:
+        for attempt in router.attempts(sessions(router)):
+            with attempt as s:
+                s.add(Item(id=101))
+            return
+
+    with pytest.warns(RuntimeWarning, match="left by return or break"):
+        leaves()
+    ((number, _, *how),) = told()
+    assert (number, how) == (1, [None, False])
 
 
 def test_a_unit_has_no_number_if_nobody_listens(router: Router) -> None:
