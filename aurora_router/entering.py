@@ -21,10 +21,11 @@ from aurora_router.config import get_pool_limits
 from aurora_router.connection_state import STATE
 from aurora_router.connector import Connector
 from aurora_router.core import events
-from aurora_router.core.failures import Action, Phase, decide, traits
+from aurora_router.core.failures import Phase, traits
 from aurora_router.core.instance import Instance, Role
 from aurora_router.core.pacing import Rate
 from aurora_router.core.positions import Requirement
+from aurora_router.core.read_retry import Step, after_connecting
 from aurora_router.core.selection import (
     STRATEGIES,
     Balance,
@@ -363,11 +364,12 @@ class Entrance:
             self._monitor.suspect(instance.id)
         if connects and (mistake := self._engines.mistake(error)) is not None:
             raise mistake from None
-        if decide(failure, phase) is Action.RAISE:
+        step = after_connecting(failure, phase, on_writer=unit.on_writer)
+        if step is Step.RAISE:
             return False
         if means.is_last_word:
             attempt.refused = error
-        if unit.on_writer:
+        if step is Step.WAIT:
             raise WriterUnreachable(instance, error, attempt.began or time.monotonic()) from error
         unit.avoid |= {instance.id}
         self._counters.retries[instance.id] += 1

@@ -5,17 +5,15 @@ from __future__ import annotations
 from sqlalchemy.exc import DBAPIError
 
 from aurora_router.core import events
-from aurora_router.core.failures import Action, Failure, decide, traits
+from aurora_router.core.failures import Failure, traits
 from aurora_router.core.instance import Instance
+from aurora_router.core.read_retry import Step, after_statement
 from aurora_router.error_classification import classify_error
 from aurora_router.gate import Gate
 from aurora_router.limits import RetryThrottle
 from aurora_router.listeners import EventDispatcher
 from aurora_router.stats import Counters
 from aurora_router.unit import Unit
-
-# Retries of one unit's reads before the application gets the error.
-REPEATS = 10
 
 
 class FailedReads:
@@ -33,27 +31,27 @@ class FailedReads:
         self._throttle = throttle
         self._dispatcher = dispatcher
 
-    def handle(self, unit: Unit, error: DBAPIError) -> Action:
-        """Return what to do about an error of a statement of this unit."""
-        instance = unit.instance
+    def handle(self, unit: Unit, error: DBAPIError) -> Step:
+        """Return what to do about an error of a statement of this unit: one of RAISE, TO_WRITER, ELSEWHERE and AGAIN."""
+        instance, known = unit.instance, classify_error(error)
         if instance is None:
-            return Action.RAISE
-        known = classify_error(error)
-        action = decide(known.failure, self._gate.phase(unit)) if known.safe_to_repeat else Action.RAISE
-        if action is Action.TO_WRITER:
-            if unit.read_only is not None or unit.on_writer:
-                return Action.RAISE
+            return Step.RAISE
+        step = Step.RAISE
+        if known.safe_to_repeat:
+            phase = self._gate.phase(unit)
+            step = after_statement(known.failure, phase, read_only=unit.read_only, on_writer=unit.on_writer, retries=unit.retries)
+        if step is Step.TO_WRITER:
             self._move_to_writer(unit, instance, error, known.failure)
-        elif action in (Action.REPEAT_ELSEWHERE, Action.REPEAT_UNPREPARED):
-            unit.repeats += 1
-            if unit.repeats > REPEATS or not self._throttle.allow(instance.id, first=unit.repeats == 1):
-                return Action.RAISE
-            if action is Action.REPEAT_ELSEWHERE and not unit.on_writer:
+        elif step in (Step.ELSEWHERE, Step.AGAIN):
+            unit.retries += 1
+            if not self._throttle.allow(instance.id, first=unit.retries == 1):
+                return Step.RAISE
+            if step is Step.ELSEWHERE:
                 unit.avoid |= {instance.id}
             self._count(unit, instance, error)
         elif unit.on_writer and unit.refused is not None and unit.refused == error.statement:
             self._gate.known.forget(unit.refused)  # the reader was not at fault: the writer refuses it, too
-        return action
+        return step
 
     def _move_to_writer(self, unit: Unit, instance: Instance, error: DBAPIError, failure: Failure) -> None:
         """Note why the unit leaves its reader. The text is remembered, unless the reader will have what it lacks soon."""

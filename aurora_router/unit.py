@@ -174,7 +174,7 @@ class Unit:
     holds = False
 
     # -- its failures -----------------------------------------------------------------------------------------------------
-    repeats = 0
+    retries = 0  # of its reads
     refused: str | None = None  # the text for which it had to leave its reader
     trouble: Trouble | None = None  # the last that one of its statements has met
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import ORMExecuteState
 from sqlalchemy.orm.exc import StaleDataError
 
 from aurora_router import config, stale_writes
-from aurora_router.core.failures import Action
+from aurora_router.core.read_retry import Step
 from aurora_router.core.selection import Reason
 from aurora_router.core.statements import verdict
 from aurora_router.errors import RouterError
@@ -207,11 +207,11 @@ class SessionStatements(SessionWrites):
         transaction = self.get_transaction()
         if transaction is not None and not transaction.is_active:
             return False  # an error of a flush, after which SQLAlchemy has rolled back
-        action = self.router_core.failed_reads.handle(unit, error)
-        if action is Action.TO_WRITER:
+        step = self.router_core.failed_reads.handle(unit, error)
+        if step is Step.TO_WRITER:
             self._move(unit, Reason.NOT_A_READ)
             return True
-        if action in (Action.REPEAT_ELSEWHERE, Action.REPEAT_UNPREPARED) and not self.in_nested_transaction():
+        if step in (Step.ELSEWHERE, Step.AGAIN) and not self.in_nested_transaction():
             self.router_core.causality.on_reader_left(unit)
             unit.last_sql = None
             self._leave_place(unit)

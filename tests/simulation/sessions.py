@@ -17,6 +17,7 @@ from aurora_router.core import failures, selection
 from aurora_router.core.failures import Action, Failure, Phase
 from aurora_router.core.instance import Instance, Role
 from aurora_router.core.positions import Requirement
+from aurora_router.core.read_retry import Step, after_connecting, after_statement
 from aurora_router.core.selection import Need, Reason
 from tests.simulation import faults
 from tests.simulation.cluster import Commit
@@ -37,6 +38,9 @@ EXCUSES = {
 }  # errors of a reader in place of an answer, and the share of each
 
 
+UNSENT = {Phase.READER_CONNECTING, Phase.WRITER_CONNECTING, Phase.READER_UNSENT, Phase.WRITER_UNSENT}
+
+
 @dataclass
 class Session:
     """A client that commits and then reads."""
@@ -54,6 +58,7 @@ class Read:
 
     avoid: the instances that the router remembers to avoid
     failed_on: the readers on which the read really failed
+    retries: how often it was retried after it was sent
     """
 
     session: Session
@@ -61,6 +66,7 @@ class Read:
     avoid: frozenset[str] = frozenset()
     on_writer: bool = False
     failed_on: list[str] = field(default_factory=list)
+    retries: int = 0
 
 
 class Sessions:
@@ -186,22 +192,28 @@ class Sessions:
         self.end(read)
 
     def failed(self, read: Read, instance: Instance, failure: Failure, phase: Phase) -> None:
-        """Handle a failure as the router does: as enter() if nothing was sent, as failed_read() if the read was in flight."""
-        action = failures.decide(failure, phase)
-        self.s.log(f"a read of {read.session.name} at {instance.id}: {failure.value} ({phase.value}): {action.value}")
+        """Handle a failure as the router does. Nothing was sent, or the read was in flight."""
+        on_writer = instance.role is Role.WRITER
+        if phase in UNSENT:
+            step = after_connecting(failure, phase, on_writer=on_writer)
+        else:
+            step = after_statement(failure, phase, read_only=None, on_writer=read.on_writer or on_writer, retries=read.retries)
+        self.s.log(f"a read of {read.session.name} at {instance.id}: {failure.value} ({phase.value}): {step.name}")
         if failures.traits(failure).suspicious:
             self.s.suspect(instance.id)
-        if action is Action.TO_WRITER:
+        again = failures.decide(failure, phase) is Action.RUN_AGAIN and read.on_writer
+        if step is Step.TO_WRITER:
             read.on_writer = True
             self.moved += 1
             self.read(read)
-        elif action is Action.REPEAT_ELSEWHERE:
+        elif step in (Step.ELSEWHERE, Step.AGAIN):
             self.repeated += 1
-            if instance.role is Role.READER:
+            read.retries += phase not in UNSENT
+            if step is Step.ELSEWHERE:
                 read.failed_on.append(instance.id)
                 self.avoid(read, instance)
             self.s.at(0.001, lambda: self.read(read))
-        elif action is Action.WAIT_FOR_WRITER or (action is Action.RUN_AGAIN and read.on_writer):
+        elif step is Step.WAIT or again:  # as run_transaction() does, because the statement may write
             self.s.at(PAUSE * (1 + self.rnd.random()), lambda: self.read(read))
         else:
             if failure is not Failure.OTHER:

@@ -1,0 +1,54 @@
+"""What a unit does when it fails to connect, or when a read of it fails. This module is pure."""
+
+from __future__ import annotations
+
+import enum
+
+from aurora_router.core.failures import Action, Failure, Phase, decide
+
+# Retries of one unit's reads before the application gets the error.
+MAX_RETRIES = 10
+
+
+class Step(enum.Enum):
+    """What comes after a failure.
+
+    RAISE: the application gets the error.
+    WAIT: connect to the writer again, as soon as it can be reached.
+    TO_WRITER: the unit moves to the writer, and the statement runs there.
+    ELSEWHERE: try again, and avoid this instance from now on.
+    AGAIN: try again, on this instance, too.
+    """
+
+    RAISE = 1
+    WAIT = 2
+    TO_WRITER = 3
+    ELSEWHERE = 4
+    AGAIN = 5
+
+
+def after_connecting(failure: Failure, phase: Phase, *, on_writer: bool) -> Step:
+    """What a unit does that could not connect, or whose connection was lost before anything was sent.
+
+    phase: how far it was.
+    on_writer: whether it was to connect to the writer.
+    """
+    if decide(failure, phase) is Action.RAISE:
+        return Step.RAISE
+    return Step.WAIT if on_writer else Step.ELSEWHERE
+
+
+def after_statement(failure: Failure, phase: Phase, *, read_only: bool | None, on_writer: bool, retries: int) -> Step:
+    """What a unit does whose statement has failed.
+
+    phase: how far it was.
+    read_only: what the unit is declared to be. None: it may move to the writer.
+    on_writer: whether it is on the writer.
+    retries: how many of its reads it has retried before.
+    """
+    action = decide(failure, phase)
+    if action is Action.TO_WRITER:
+        return Step.RAISE if read_only is not None or on_writer else Step.TO_WRITER
+    if action not in (Action.REPEAT_ELSEWHERE, Action.REPEAT_UNPREPARED) or retries >= MAX_RETRIES:
+        return Step.RAISE
+    return Step.ELSEWHERE if action is Action.REPEAT_ELSEWHERE and not on_writer else Step.AGAIN
