@@ -1,11 +1,11 @@
 """Use a whole cluster of Aurora, PostgreSQL, MySQL or MariaDB as if it were one database."""
 
+from aurora_router.cluster.error_classification import classify_error
 from aurora_router.core.failures import Facts, Failure
 from aurora_router.core.instance import Instance, Role
 from aurora_router.core.selection import Decision, Need, Reason
 from aurora_router.core.statements import Effect, classify
 from aurora_router.core.topology import Topology
-from aurora_router.error_classification import classify_error
 from aurora_router.errors import (
     AmbiguousWriter,
     ConfigurationError,
@@ -19,9 +19,9 @@ from aurora_router.errors import (
     WrongServer,
 )
 from aurora_router.router import Router
+from aurora_router.routing.tokens import merge_tokens
 from aurora_router.session import RoutingMixin, RoutingSession
-from aurora_router.stats import InstanceStats, RouterStats
-from aurora_router.tokens import merge_tokens
+from aurora_router.telemetry.stats import InstanceStats, RouterStats
 
 __version__ = "0.1.0"
 

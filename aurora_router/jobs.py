@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import Any, Protocol
 
-from aurora_router.causal_context import CausalContext, Scope
 from aurora_router.router import Router, core_of
+from aurora_router.routing.causal_context import CausalContext, Scope
 
 HEADER = "aurora-router-token"
 

@@ -18,11 +18,11 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapp
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from aurora_router import config
-from aurora_router.causal_context import CausalContext, Scope
+from aurora_router.config import checks
 from aurora_router.core.http import Headers, cookie, cookie_reader, with_private_field
 from aurora_router.errors import ConfigurationError
 from aurora_router.router import Router, core_of
+from aurora_router.routing.causal_context import CausalContext, Scope
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
@@ -48,10 +48,10 @@ class _Middleware(ABC, Generic[App]):
     ) -> None:
         if not isinstance(router, Router):
             raise ConfigurationError("router= must be a Router")
-        config.check_http_name("cookie", cookie)
-        config.check_http_name("header", header)
+        checks.check_http_name("cookie", cookie)
+        checks.check_http_name("header", header)
         if secure is not None:
-            config.check_flag("secure", secure)
+            checks.check_flag("secure", secure)
         self.app, self.router = app, router
         self._core = core_of(router)
         self._cookie, self._header, self._secure = cookie, header, secure

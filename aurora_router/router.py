@@ -17,20 +17,20 @@ from sqlalchemy.pool import PoolProxiedConnection
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
-from aurora_router import config, urls
-from aurora_router.causal_context import CausalContext, Scope
-from aurora_router.connection_state import state_of
-from aurora_router.connector import Judge
+from aurora_router.cluster.connection_state import state_of
+from aurora_router.config import checks, urls
+from aurora_router.config.settings import Settings, takes_settings
 from aurora_router.core.instance import Instance
 from aurora_router.core.selection import Decision
 from aurora_router.core.topology import Topology
 from aurora_router.errors import ConfigurationError
-from aurora_router.gate import watch
-from aurora_router.retries import DEFAULT_BACKOFF, Attempt, TenacityPolicy, attempts
 from aurora_router.router_core import RouterCore
-from aurora_router.settings import Settings, takes_settings
-from aurora_router.stats import RouterStats
-from aurora_router.unit import CommitCheck
+from aurora_router.routing.causal_context import CausalContext, Scope
+from aurora_router.routing.connector import Judge
+from aurora_router.routing.gate import watch
+from aurora_router.routing.retries import DEFAULT_BACKOFF, Attempt, TenacityPolicy, attempts
+from aurora_router.routing.unit import CommitCheck
+from aurora_router.telemetry.stats import RouterStats
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -86,7 +86,7 @@ class Router:
 
         Raises NoWriterAvailable, NoReaderAvailable, AmbiguousWriter, ConfigurationError.
         """
-        config.check_flag("read_only", read_only)
+        checks.check_flag("read_only", read_only)
         core = self._core
         unit = core.unit(read_only, after)
         connection = core.enter(unit, _CONNECTION)
@@ -111,7 +111,7 @@ class Router:
         Its statements are not classified. On a read-only one the server refuses writes. With consistency "global", a connection
         to the writer counts as having written. Arguments and errors are those of connect().
         """
-        config.check_flag("read_only", read_only)
+        checks.check_flag("read_only", read_only)
         core = self._core
         unit = core.unit(read_only, after)
         connection = core.enter(unit, _RAW_CONNECTION)
@@ -166,7 +166,7 @@ class Router:
         committed nothing, and warns of it. Code in the loop after the block runs before the COMMIT, and each time. Arguments
         and errors are those of run_transaction().
         """
-        config.check_run(Session, deadline=deadline, stop=stop, wait=wait, commit_check=commit_check)
+        checks.check_run(Session, deadline=deadline, stop=stop, wait=wait, commit_check=commit_check)
 
         core = self._core
         stop = stop or tenacity.stop_after_delay(deadline or core.settings.failover_timeout)
@@ -232,11 +232,11 @@ class Router:
 
         Raises ConfigurationError for a function that cannot take a session, and if the parentheses were forgotten.
         """
-        config.check_run(Session, **options)
-        config.check_factory(Session)
+        checks.check_run(Session, **options)
+        checks.check_factory(Session)
 
         def decorate(fn: Callable[Concatenate[S, P], R]) -> Callable[P, R]:
-            config.check_function(fn)
+            checks.check_function(fn)
 
             @functools.wraps(fn)
             def run(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -12,32 +12,32 @@ from typing import TypeVar
 
 from sqlalchemy.engine import URL, Engine
 
-from aurora_router import config, urls
-from aurora_router.causality import Causality
-from aurora_router.changes import take_in
-from aurora_router.commits import create_table
-from aurora_router.connector import Connector
+from aurora_router.cluster.engines import Engines
+from aurora_router.cluster.error_classification import is_contention
+from aurora_router.cluster.families import Families
+from aurora_router.cluster.limits import FairSemaphore, RetryThrottle
+from aurora_router.cluster.monitor import Haste, Monitor
+from aurora_router.cluster.topology_changes import take_in
+from aurora_router.config import checks, urls
+from aurora_router.config.settings import Settings
 from aurora_router.core import events
 from aurora_router.core.instance import ServerId
 from aurora_router.core.pacing import writer_read_slots
 from aurora_router.core.selection import Decision, Reason, reason_to_write
 from aurora_router.core.statements import verdict
 from aurora_router.core.topology import Topology
-from aurora_router.engines import Engines
-from aurora_router.entering import Entrance
-from aurora_router.error_classification import is_contention
 from aurora_router.errors import ConfigurationError, RouterError
-from aurora_router.failed_reads import FailedReads
-from aurora_router.families import Families
-from aurora_router.gate import Gate
-from aurora_router.limits import FairSemaphore, RetryThrottle
-from aurora_router.listeners import EventDispatcher
-from aurora_router.log import Log
-from aurora_router.monitor import Haste, Monitor
-from aurora_router.settings import Settings
-from aurora_router.stats import Counters, RouterStats
-from aurora_router.token_service import TokenService
-from aurora_router.unit import READ_ONLY, READ_WRITE, Intent, Unit
+from aurora_router.routing.causality import Causality
+from aurora_router.routing.commits import create_table
+from aurora_router.routing.connector import Connector
+from aurora_router.routing.entering import Entrance
+from aurora_router.routing.failed_reads import FailedReads
+from aurora_router.routing.gate import Gate
+from aurora_router.routing.token_service import TokenService
+from aurora_router.routing.unit import READ_ONLY, READ_WRITE, Intent, Unit
+from aurora_router.telemetry.listeners import EventDispatcher
+from aurora_router.telemetry.log import Log
+from aurora_router.telemetry.stats import Counters, RouterStats
 from aurora_router.waiting import Threads
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class RouterCore:
         self.dispatcher = dispatcher = EventDispatcher(tuple(settings.listeners), log)
         self.waiting = waiting = Threads()
         self.counters = counters = Counters()
-        pool, _ = config.get_pool_limits(settings.options)
+        pool, _ = checks.get_pool_limits(settings.options)
         self.for_reads = for_reads = FairSemaphore(writer_read_slots(pool, settings.writer_share_for_reads), waiting)
         self.throttle = throttle = RetryThrottle(dispatcher.publish, counters)
         self.causality = causality = Causality(settings.consistency, lambda: self.monitor.topology)

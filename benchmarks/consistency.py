@@ -38,8 +38,8 @@ from sqlalchemy import create_engine, func, select, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from aurora_router import Effect, Router, RoutingSession
+from aurora_router.config.settings import Consistency
 from aurora_router.local.cluster import Cluster
-from aurora_router.settings import Consistency
 
 THREADS = 8
 USERS_PER_THREAD = 40

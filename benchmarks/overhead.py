@@ -49,8 +49,8 @@ from aurora_router.local import FaultProxy
 from aurora_router.local.cluster import Cluster
 from aurora_router.middleware import AsgiApp, AsgiMiddleware, Message, Receive, Send
 from aurora_router.router import core_of
+from aurora_router.routing.unit import AUTOMATIC, Unit
 from aurora_router.servers import usual
-from aurora_router.unit import AUTOMATIC, Unit
 
 US = 1e6
 NEW_TEXT_BYTES = 366

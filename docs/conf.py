@@ -31,7 +31,7 @@ autodoc_type_aliases = {"events.Event": "events.Event"}
 
 nitpicky = True
 nitpick_ignore_regex = [  # names of internal modules and of libraries that are not linked
-    ("py:class", r"aurora_router\.(causal_context|core|jobs|local|middleware|retries|router|unit)\..*"),
+    ("py:class", r"aurora_router\.(cluster|config|core|jobs|local|middleware|router|routing|telemetry)\..*"),
     ("py:class", r"tenacity\..*"),
     ("py:class", r"P|Requirement|LastRead|TypeAliasForwardRef|.*\[.*"),
 ]
@@ -40,7 +40,7 @@ nitpick_ignore_regex = [  # names of internal modules and of libraries that are 
 MADE_BY_THE_LIBRARY = {
     f"aurora_router.{name}"
     for name in (
-        "causal_context.Scope",
+        "routing.causal_context.Scope",
         "Decision",
         "Effect",
         "Facts",

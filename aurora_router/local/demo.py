@@ -23,6 +23,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
+from aurora_router.config.settings import Consistency
 from aurora_router.core import events
 from aurora_router.errors import RouterError
 from aurora_router.local import CLUSTERS
@@ -30,7 +31,6 @@ from aurora_router.local.cluster import Cluster
 from aurora_router.local.demo_view import Picture, Row, Summary, View
 from aurora_router.router import Router
 from aurora_router.session import RoutingSession
-from aurora_router.settings import Consistency
 
 CUSTOMERS = 100
 PRODUCTS = 50

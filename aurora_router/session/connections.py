@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
 
-from aurora_router.connector import Judge
+from aurora_router.routing.connector import Judge
 
 if TYPE_CHECKING:
     from sqlalchemy.pool import PoolProxiedConnection

@@ -12,15 +12,16 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session, SessionTransaction
 
-from aurora_router import config, stale_writes
-from aurora_router.causal_context import CausalContext
+from aurora_router.config import checks
 from aurora_router.errors import ConfigurationError
-from aurora_router.gate import watch
 from aurora_router.router import Router, core_of
+from aurora_router.routing import stale_writes
+from aurora_router.routing.causal_context import CausalContext
+from aurora_router.routing.gate import watch
+from aurora_router.routing.session_state import SessionState
+from aurora_router.routing.unit import CommitCheck, Intent
 from aurora_router.session.binds import NO_BINDS
 from aurora_router.session.statements import SessionStatements
-from aurora_router.session_state import SessionState
-from aurora_router.unit import CommitCheck, Intent
 
 if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import CoreExecuteOptionsParameter
@@ -60,9 +61,9 @@ class RoutingMixin(SessionStatements):
         if not isinstance(router, Router):
             raise ConfigurationError("router= must be a Router")
         if read_only is not None and read_only is not True and read_only is not False:  # 0 is neither
-            raise ConfigurationError(f"{config.named('read_only', read_only)}: use True, False or None")
+            raise ConfigurationError(f"{checks.named('read_only', read_only)}: use True, False or None")
         if commit_check is not None and commit_check not in ("xid", "table"):
-            raise ConfigurationError(f'{config.named("commit_check", commit_check)}: use "xid", "table" or None')
+            raise ConfigurationError(f'{checks.named("commit_check", commit_check)}: use "xid", "table" or None')
         self.router = router
         self.router_core = core = core_of(router)
         self._causal_context = CausalContext() if after is None else core.tokens.context(after)

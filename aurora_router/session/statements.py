@@ -12,15 +12,16 @@ from sqlalchemy.exc import DBAPIError, ResourceClosedError, StatementError
 from sqlalchemy.orm import ORMExecuteState
 from sqlalchemy.orm.exc import StaleDataError
 
-from aurora_router import config, stale_writes
+from aurora_router.config import checks
 from aurora_router.core.read_retry import Step
 from aurora_router.core.selection import Reason
 from aurora_router.core.statements import verdict
 from aurora_router.errors import RouterError
+from aurora_router.routing import stale_writes
+from aurora_router.routing.unit import NOWHERE, MustMoveToWriter, Unit
 from aurora_router.session.call import Call, is_no_read
+from aurora_router.session.texts import key_of, text_of
 from aurora_router.session.writes import SessionWrites
-from aurora_router.texts import key_of, text_of
-from aurora_router.unit import NOWHERE, MustMoveToWriter, Unit
 
 R = TypeVar("R")
 
@@ -137,7 +138,7 @@ class SessionStatements(SessionWrites):
         if value is None:
             value = options.get(name)
         if value is not None and name == "route":
-            config.check_route(value)
+            checks.check_route(value)
         return value
 
     # -- statements that may have to be retried -------------------------------------------------------------------

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session, SessionTransaction
 
-from aurora_router import stale_writes
-from aurora_router.causal_context import CausalContext
-from aurora_router.connection_state import state_of
-from aurora_router.connector import Judge
+from aurora_router.cluster.connection_state import state_of
 from aurora_router.core import events
 from aurora_router.core.selection import Reason
-from aurora_router.retry_context import RetryContext
 from aurora_router.router import Router
 from aurora_router.router_core import RouterCore
+from aurora_router.routing import stale_writes
+from aurora_router.routing.causal_context import CausalContext
+from aurora_router.routing.connector import Judge
+from aurora_router.routing.retry_context import RetryContext
+from aurora_router.routing.session_state import SessionState
+from aurora_router.routing.unit import CommitCheck, MustMoveToWriter, Unit
 from aurora_router.session.call import Call
 from aurora_router.session.connections import SessionConnector, connection_to, leave
-from aurora_router.session_state import SessionState
-from aurora_router.unit import CommitCheck, MustMoveToWriter, Unit
 
 if TYPE_CHECKING:
     _Base = Session

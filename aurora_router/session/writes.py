@@ -10,8 +10,8 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import InstanceState, Session
 from sqlalchemy.orm.exc import StaleDataError
 
-from aurora_router import stale_writes
-from aurora_router.error_classification import FACTS
+from aurora_router.cluster.error_classification import FACTS
+from aurora_router.routing import stale_writes
 from aurora_router.session.binds import SessionBinds
 
 R = TypeVar("R")

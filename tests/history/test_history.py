@@ -14,7 +14,7 @@ import pytest
 from aurora_router.core import selection
 from aurora_router.core.tokens import Token
 from aurora_router.local.cluster import Cluster
-from aurora_router.tokens import Tokens
+from aurora_router.routing.tokens import Tokens
 from tests.history.clients import run
 from tests.history.history import Guarantee, check
 from tests.integration.shop import BOTH

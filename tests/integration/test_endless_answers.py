@@ -16,7 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
 from aurora_router import Router
-from aurora_router.instance_pool import LONGEST_ANSWER
+from aurora_router.cluster.instance_pool import LONGEST_ANSWER
 from aurora_router.local import PostgresCluster
 from aurora_router.local.cluster import Cluster
 from tests.integration.shop import BOTH, eventually, server_address, until_readers_serve

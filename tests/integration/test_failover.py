@@ -21,7 +21,7 @@ from aurora_router import (
     RoutingSession,
     classify_error,
 )
-from aurora_router.connection_modes import FRESH
+from aurora_router.cluster.connection_modes import FRESH
 from aurora_router.core import events
 from aurora_router.core.failures import Facts, Failure
 from aurora_router.local import FaultProxy, PostgresCluster

@@ -17,9 +17,9 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from aurora_router import Router, RoutingSession
-from aurora_router.causal_context import Scope, open_scopes
 from aurora_router.local import FaultProxy, PostgresCluster
 from aurora_router.middleware import AsgiMiddleware
+from aurora_router.routing.causal_context import Scope, open_scopes
 from tests.integration.shop import RAISE, sessions, through, until_readers_serve
 from tests.integration.sites import COOKIE, Answer, asked, asking, in_session, more, starlette_app, stock, with_cookie
 

@@ -14,14 +14,14 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import Pool
 
 from aurora_router import ConfigurationError, Router
+from aurora_router.cluster.monitor import Monitor
+from aurora_router.cluster.probe import ProbeConnection, ProbeError
+from aurora_router.config.settings import Settings
 from aurora_router.core import events
 from aurora_router.core.instance import Instance, Role, Server, ServerId, Silence
 from aurora_router.core.positions import WalPosition
 from aurora_router.local import PostgresCluster
-from aurora_router.monitor import Monitor
-from aurora_router.probe import ProbeConnection, ProbeError
 from aurora_router.router import core_of
-from aurora_router.settings import Settings
 from aurora_router.waiting import Threads
 from tests.integration.shop import eventually, until_readers_serve
 

@@ -10,11 +10,12 @@ from sqlalchemy import FetchedValue, exc, select, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
-from aurora_router import Failure, Router, RoutingSession, classify_error, known_statements
+from aurora_router import Failure, Router, RoutingSession, classify_error
+from aurora_router.cluster.error_classification import failure_of
 from aurora_router.core import events
-from aurora_router.error_classification import failure_of
 from aurora_router.local import PostgresCluster
 from aurora_router.router import core_of
+from aurora_router.routing import known_statements
 from tests.integration.shop import BOTH, Item, eventually, instance_id, place, until_readers_serve
 
 MakeRouter = Callable[..., Router]

@@ -18,10 +18,10 @@ from sqlalchemy import text
 
 import aurora_router
 from aurora_router import Router
+from aurora_router.cluster.sockets import TrackedSocket
 from aurora_router.core.probing import STALE_AFTER
 from aurora_router.local import FaultProxy, PostgresCluster
 from aurora_router.router import core_of
-from aurora_router.sockets import TrackedSocket
 from tests.integration.shop import BOTH, eventually, no_connection_is_left
 from tests.interruptions import interrupted_at_each_line
 
@@ -463,7 +463,7 @@ def test_an_interrupted_start_of_a_line_leaks_no_socket() -> None:
     with one, other:
         before = set(os.listdir("/dev/fd"))
         for _ in interrupted_at_each_line(
-            lambda: TrackedSocket(one.fileno()), "aurora_router/sockets.py", "/socket.py", each="opcode"
+            lambda: TrackedSocket(one.fileno()), "aurora_router/cluster/sockets.py", "/socket.py", each="opcode"
         ):
             assert set(os.listdir("/dev/fd")) == before
 

@@ -15,10 +15,10 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import DataError
 
 from aurora_router import OutcomeUnknown, Router
-from aurora_router.causal_context import open_scopes
 from aurora_router.core.positions import evidence
 from aurora_router.local import FaultProxy, PostgresCluster
 from aurora_router.router import core_of
+from aurora_router.routing.causal_context import open_scopes
 from tests.integration.shop import RAISE, Item, eventually, place, sessions, until_readers_serve, write
 
 MakeRouter = Callable[..., Router]

@@ -15,7 +15,7 @@ from aurora_router import ConfigurationError, ReadOnlyViolation, Reason, Router,
 from aurora_router.core import events
 from aurora_router.local import PostgresCluster
 from aurora_router.router import core_of
-from aurora_router.stale_writes import on_before_flush
+from aurora_router.routing.stale_writes import on_before_flush
 from tests.integration.shop import (
     BOTH,
     Base,

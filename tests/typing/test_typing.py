@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from aurora_router.settings import SETTINGS
+from aurora_router.config.settings import SETTINGS
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

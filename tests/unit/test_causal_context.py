@@ -1,7 +1,7 @@
 """The causal past that the units of a session or scope leave behind, whoever notes it and when."""
 
-from aurora_router.causal_context import CausalContext
 from aurora_router.core.positions import LastRead, Requirement
+from aurora_router.routing.causal_context import CausalContext
 
 
 class Server:

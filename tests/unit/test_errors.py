@@ -20,7 +20,7 @@ from aurora_router.errors import (
     StaleRead,
     WrongServer,
 )
-from aurora_router.tokens import TokenRefused
+from aurora_router.routing.tokens import TokenRefused
 
 ERRORS = [
     RouterError("closed"),

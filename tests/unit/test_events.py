@@ -11,9 +11,9 @@ import pytest
 import aurora_router.events as of_users
 from aurora_router import Reason
 from aurora_router.core import events
-from aurora_router.listeners import EventDispatcher
-from aurora_router.log import Log
-from aurora_router.unit import AUTOMATIC, Unit
+from aurora_router.routing.unit import AUTOMATIC, Unit
+from aurora_router.telemetry.listeners import EventDispatcher
+from aurora_router.telemetry.log import Log
 
 KINDS = get_args(events.Event)
 

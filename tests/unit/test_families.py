@@ -6,14 +6,14 @@ import pytest
 from sqlalchemy import exc
 
 from aurora_router import Failure, classify_error
+from aurora_router.cluster.error_classification import failure_of, is_contention
+from aurora_router.cluster.mistakes import mistake
 from aurora_router.core.failures import Phase
 from aurora_router.core.instance import Silence
 from aurora_router.drivers import DRIVERS, driver_of
 from aurora_router.drivers import psycopg as psycopg_driver
 from aurora_router.drivers import pymysql as pymysql_driver
-from aurora_router.error_classification import failure_of, is_contention
 from aurora_router.errors import AmbiguousWriter, NoWriterAvailable
-from aurora_router.mistakes import mistake
 from aurora_router.servers import knows_xids, mysql, postgresql, usual
 
 

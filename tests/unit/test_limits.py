@@ -12,11 +12,11 @@ import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
+from aurora_router.cluster.dialect_patches import limit_connects
+from aurora_router.cluster.limits import FairSemaphore, RetryThrottle, Slot
 from aurora_router.core import events
 from aurora_router.core.budget import FLOOR, SECONDS
-from aurora_router.dialect_patches import limit_connects
-from aurora_router.limits import FairSemaphore, RetryThrottle, Slot
-from aurora_router.stats import Counters
+from aurora_router.telemetry.stats import Counters
 from aurora_router.waiting import Threads
 from tests.interruptions import interrupted_at_each_line
 

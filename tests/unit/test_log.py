@@ -11,9 +11,9 @@ from aurora_router import Router
 from aurora_router.core import events
 from aurora_router.core.pacing import Rate, Steady
 from aurora_router.core.topology import Topology
-from aurora_router.listeners import EventDispatcher
-from aurora_router.log import AGAIN, Log
 from aurora_router.router import core_of
+from aurora_router.telemetry.listeners import EventDispatcher
+from aurora_router.telemetry.log import AGAIN, Log
 from tests.unit.topologies import ABC, MISCONFIGURED, after, silent
 
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import pymysql
 import pytest
 
-from aurora_router.commits import prepare
+from aurora_router.cluster.error_classification import failure_of
+from aurora_router.cluster.mistakes import probe_error
 from aurora_router.core.failures import Failure
 from aurora_router.core.instance import Instance, Silence
 from aurora_router.core.topology import Topology
 from aurora_router.drivers import pymysql as pymysql_driver
-from aurora_router.error_classification import failure_of
-from aurora_router.mistakes import probe_error
+from aurora_router.routing.commits import prepare
+from aurora_router.routing.unit import Intent, Place, Unit
 from aurora_router.servers import mysql, postgresql
 from aurora_router.servers.mysql import is_busy
-from aurora_router.unit import Intent, Place, Unit
 from tests.unit.tables import table
 
 UUID = "00000001-71ca-11e1-9e33-c80aa9429562"

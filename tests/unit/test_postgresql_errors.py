@@ -5,11 +5,11 @@ import types
 import pytest
 from psycopg import OperationalError
 
+from aurora_router.cluster.error_classification import failure_of
+from aurora_router.cluster.mistakes import probe_error
 from aurora_router.core.failures import Failure, Phase
 from aurora_router.core.instance import Silence
 from aurora_router.drivers import psycopg as psycopg_driver
-from aurora_router.error_classification import failure_of
-from aurora_router.mistakes import probe_error
 from aurora_router.servers import postgresql
 from tests.unit.tables import table
 

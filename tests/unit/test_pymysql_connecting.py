@@ -12,11 +12,11 @@ import pytest
 from sqlalchemy import create_engine, make_url
 from sqlalchemy.engine.default import DefaultDialect
 
+from aurora_router.cluster.error_classification import failure_of
 from aurora_router.core.failures import Failure
 from aurora_router.core.instance import ServerId
 from aurora_router.drivers import Mode
 from aurora_router.drivers import pymysql as pymysql_driver
-from aurora_router.error_classification import failure_of
 from aurora_router.errors import WrongServer
 from aurora_router.servers import mysql
 from tests.unit.mysql_peer import Peer, connected

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aurora_router.cluster.mistakes import hide_values, is_mistake
 from aurora_router.core.redaction import hide
-from aurora_router.mistakes import hide_values, is_mistake
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ import pytest
 import tenacity
 from sqlalchemy.exc import PendingRollbackError
 
+from aurora_router.cluster.error_classification import FACTS
 from aurora_router.core.failures import Failure, Phase, facts
 from aurora_router.core.retry_loop import Done, Failed, Raise, Sleep, is_retried, next_step
-from aurora_router.error_classification import FACTS
 from aurora_router.errors import AmbiguousWriter, ConfigurationError, NoWriterAvailable, RouterError, StaleRead
-from aurora_router.retries import TenacityPolicy, attempts
+from aurora_router.routing.retries import TenacityPolicy, attempts
 
 DEADLOCK = facts(Failure.DEADLOCK, Phase.WRITER_STATEMENT)
 READ_ONLY = facts(Failure.READ_ONLY, Phase.WRITER_STATEMENT)

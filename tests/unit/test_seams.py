@@ -13,9 +13,9 @@ from sqlalchemy.dialects import registry
 from sqlalchemy.exc import DBAPIError
 
 from aurora_router import ConfigurationError, Failure, Router, classify_error
+from aurora_router.cluster.families import Families
 from aurora_router.drivers import DRIVERS, driver_of, drivers_for
 from aurora_router.drivers import psycopg as psycopg_driver
-from aurora_router.families import Families
 from aurora_router.router import core_of
 from aurora_router.servers import FAMILIES, WHO, mysql, postgresql, recognize, usual
 from tests.unit import fake_driver

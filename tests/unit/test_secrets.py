@@ -6,11 +6,12 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event
 
-from aurora_router import ConfigurationError, Router, RoutingSession, classify, urls
+from aurora_router import ConfigurationError, Router, RoutingSession, classify
 from aurora_router.__main__ import main
+from aurora_router.cluster.mistakes import mistake
+from aurora_router.config import urls
 from aurora_router.drivers import psycopg as psycopg_driver
 from aurora_router.drivers import pymysql as pymysql_driver
-from aurora_router.mistakes import mistake
 from aurora_router.router import core_of
 from tests.unit.errors import everything
 

@@ -7,7 +7,7 @@ import pydoc
 import pytest
 
 from aurora_router import ConfigurationError, Router
-from aurora_router.settings import SETTINGS, Settings
+from aurora_router.config.settings import SETTINGS, Settings
 
 URL = "postgresql+psycopg://db-1/shop"
 NAMES = [each.name for each in SETTINGS]

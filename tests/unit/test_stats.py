@@ -10,7 +10,7 @@ import pytest
 
 from aurora_router import InstanceStats, Role, Router, RouterStats
 from aurora_router.core.instance import Instance
-from aurora_router.stats import Counters, PoolUsage
+from aurora_router.telemetry.stats import Counters, PoolUsage
 
 URL = "postgresql+psycopg://app@db-1/shop"
 

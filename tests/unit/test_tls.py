@@ -3,7 +3,8 @@
 import pytest
 from sqlalchemy import event
 
-from aurora_router import Router, urls
+from aurora_router import Router
+from aurora_router.config import urls
 from aurora_router.core.instance import Role
 from aurora_router.drivers import psycopg as psycopg_driver
 from aurora_router.errors import ConfigurationError

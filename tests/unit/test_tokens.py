@@ -15,7 +15,7 @@ from aurora_router.core.positions import Requirement, Sample, WalPosition, merge
 from aurora_router.core.selection import resolve
 from aurora_router.core.tokens import LONGEST, SKEW, Token, latest, renewed
 from aurora_router.core.topology import Topology
-from aurora_router.tokens import MARGIN, TokenRefused, Tokens
+from aurora_router.routing.tokens import MARGIN, TokenRefused, Tokens
 
 CLUSTER = "7571234567890123456"
 positions = st.builds(WalPosition, st.integers(1, 2**32 - 1), st.integers(0, 2**64 - 1))

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from aurora_router.causal_context import CausalContext, Scope
 from aurora_router.core.instance import Instance, Role, ServerId
 from aurora_router.core.positions import LastRead, Requirement
 from aurora_router.errors import OutcomeUnknown
-from aurora_router.retry_context import RetryContext
-from aurora_router.unit import AUTOMATIC, NOWHERE, READ_ONLY, READ_WRITE, CommitState, Intent, Place, TransactionEnds, Unit
+from aurora_router.routing.causal_context import CausalContext, Scope
+from aurora_router.routing.retry_context import RetryContext
+from aurora_router.routing.unit import (
+    AUTOMATIC,
+    NOWHERE,
+    READ_ONLY,
+    READ_WRITE,
+    CommitState,
+    Intent,
+    Place,
+    TransactionEnds,
+    Unit,
+)
 
 WRITER = Instance("db-1:5432", "db-1", 5432)._replace(role=Role.WRITER)
 READER = Instance("db-2:5432", "db-2", 5432)._replace(role=Role.READER)

@@ -5,7 +5,8 @@ import sys
 import pytest
 from sqlalchemy.engine import make_url
 
-from aurora_router import Router, urls
+from aurora_router import Router
+from aurora_router.config import urls
 from aurora_router.drivers import psycopg as psycopg_driver
 from aurora_router.drivers import pymysql as pymysql_driver
 from aurora_router.errors import ConfigurationError

@@ -13,7 +13,7 @@ from aurora_router import Router, RoutingSession, StaleRead
 from aurora_router.core import events
 from aurora_router.local import FaultProxy
 from aurora_router.local.cluster import Cluster
-from aurora_router.stale_writes import LOADED_FROM_READER
+from aurora_router.routing.stale_writes import LOADED_FROM_READER
 from tests.integration.shop import place, sessions, through, until_readers_serve
 
 R = TypeVar("R")

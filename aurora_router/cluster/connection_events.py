@@ -1,0 +1,219 @@
+"""What happens to each connection of one engine: it is made, comes back to its pool, and is closed."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from aurora_router.cluster.connection_hooks import ConnectionHooks
+from aurora_router.cluster.connection_modes import ConnectionModes
+from aurora_router.cluster.connection_state import STATE, ConnectionState
+from aurora_router.cluster.families import Families
+from aurora_router.cluster.mistakes import refusal
+from aurora_router.cluster.pooling import RouterPool
+from aurora_router.cluster.sockets import TrackedSocket, poll_of, socket_of, track
+from aurora_router.core import events
+from aurora_router.core.instance import Role, ServerId
+from aurora_router.drivers import Driver, Mode
+from aurora_router.errors import WrongServer
+from aurora_router.servers import Pooler, Unsuitable
+from aurora_router.telemetry.listeners import EventDispatcher
+from aurora_router.telemetry.stats import Counters
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Surroundings:
+    """What the connections of a router share.
+
+    allowed_servers: gives the servers that an instance may lead to at this moment, in its role.
+    on_wrong_server: called with an instance that led to another server, and the reason.
+    pooler: what the user says stands before the servers; None if the router finds that out.
+    counters: counts connections that were made.
+    dispatcher: tells of connections that were made.
+    tell_closed: tells of connections that were closed, maybe later.
+    """
+
+    driver: Driver
+    modes: ConnectionModes
+    hooks: ConnectionHooks
+    families: Families
+    allowed_servers: Callable[[str], frozenset[ServerId]]
+    on_wrong_server: Callable[[str, str], None]
+    pooler: Pooler | None
+    counters: Counters
+    dispatcher: EventDispatcher
+    tell_closed: Callable[[events.Event], None]
+
+
+class Owner(Protocol):
+    """The pool of an instance, which keeps its connections' sockets."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def is_closed(self) -> bool: ...
+
+    def add_socket(self, tracked: TrackedSocket, /) -> None:
+        """Have a socket shut down when the instance is lost."""
+        ...
+
+    def note_connected(self, engine: Engine, *, is_shared: bool) -> None:
+        """Note that an engine has connected, and whether a pooler shares its connections."""
+        ...
+
+
+class ConnectionEvents:
+    """The listeners to the connections of one engine.
+
+    options: the options that the engine was made with.
+    owner: the pool of the instance.
+    """
+
+    def __init__(self, engine: Engine, options: Mapping[str, Any], owner: Owner, shared: Surroundings) -> None:
+        self._engine = engine
+        self._options = options
+        self._owner = owner
+        self._shared = shared
+        self._driver = shared.driver
+        self._error: type[Exception] = engine.dialect.loaded_dbapi.Error
+        self._names = {*engine.url.query, *options.get("connect_args", {})}
+        self._own_connects = self._own_checkins = 0  # how many of the pool's listeners are the router's
+
+    def listen(self) -> None:
+        """Listen from now on. The application's listeners must come later."""
+        engine, pool = self._engine, self._engine.pool
+        self._driver.watch_connecting(engine.dialect, self._connecting)
+        event.listen(engine, "connect", self._made, insert=True)
+        event.listen(engine, "connect", self._connected)
+        event.listen(engine, "close", self._closing)
+        event.listen(engine, "close_detached", self._closing)
+        event.listen(engine, "detach", self._detached)
+        if isinstance(pool, RouterPool):
+            pool.checked_in = self._came_back
+        else:
+            event.listen(engine, "checkin", lambda _, record: self._came_back(record, False))
+        self._own_connects, self._own_checkins = len(pool.dispatch.connect), len(pool.dispatch.checkin)
+
+    @contextlib.contextmanager
+    def _connecting(self, number: int) -> Iterator[None]:
+        """Have the socket shut down with the others while the driver connects."""
+        tracked = self._watch(number)
+        try:
+            yield
+        finally:
+            tracked.duplicate.close()
+
+    def _watch(self, number: int) -> TrackedSocket:
+        """Have a socket shut down when the instance is lost.
+
+        Raises WrongServer if the instance was lost already, because the loss would miss the socket.
+        """
+        tracked = TrackedSocket(number)
+        self._owner.add_socket(tracked)
+        if not self._shared.allowed_servers(self._owner.id):
+            raise WrongServer(self._owner.id, "a server that may be used is not known there")
+        return tracked
+
+    def _made(self, dbapi: Any, _: Any) -> None:
+        """Let a loss wake a thread that hangs in SQLAlchemy's first look at a server, which comes before _connected()."""
+        with contextlib.suppress(OSError, self._error):  # closed already, as _connected() will find
+            tracked = TrackedSocket(self._driver.fileno(dbapi))
+            track(dbapi, tracked)
+            self._owner.add_socket(tracked)
+
+    def _connected(self, dbapi: Any, record: Any) -> None:
+        """Find out which server this is. It must be one that the topology knows here."""
+        place = self._owner.id
+        try:
+            tracked = self._watch(self._driver.fileno(dbapi))
+            track(dbapi, tracked)
+            state = record.info[STATE] = self._greet(dbapi, tracked)
+            tracked.is_of(state)
+            self._shared.counters.connects[place] += 1
+            tracked.is_announced = True
+            if self._shared.dispatcher.listeners:
+                self._shared.dispatcher.publish(events.ConnectionCreated(place, time.time() - record.starttime))
+        except BaseException as error:
+            self._closing(dbapi)
+            with contextlib.suppress(self._error):  # closed already
+                dbapi.close()
+            if isinstance(error, Unsuitable):
+                error = WrongServer(place, str(error))
+            elif isinstance(error, Exception):
+                error = refusal(error, self._driver, self._options.values(), self._options) or error
+            if isinstance(error, WrongServer):
+                self._shared.on_wrong_server(place, error.why)
+            raise error from None
+
+    def _greet(self, dbapi: Any, tracked: TrackedSocket) -> ConnectionState:
+        """Ask a server who it is, and prepare the connection to it. Raises WrongServer."""
+        driver, place = self._driver, self._owner.id
+        driver.end_transaction(dbapi)
+        default_autocommit = driver.autocommit(dbapi)
+        family = self._shared.families.at(place)
+        with driver.alone(dbapi):
+            greeting = family.greet(self._shared.modes.ask_on(dbapi), driver.process_id(dbapi), self._shared.pooler)
+        driver.note_guard(dbapi, greeting.guarded)
+        tracked.since = time.monotonic()
+        if greeting.server not in self._shared.allowed_servers(place):
+            raise WrongServer(place, "it reached a server that is not known there in this role")
+        driver.prepare(dbapi, greeting.shared, self._names, self._is_listened_to)
+        self._owner.note_connected(self._engine, is_shared=greeting.shared)
+        return ConnectionState(
+            greeting.server,
+            family,
+            poll_of(tracked),
+            mode=None if greeting.role is Role.READER else Mode.DEFAULT,
+            default_autocommit=default_autocommit,
+            is_guarded=greeting.guarded,
+            # The application's listeners come after this one.
+            is_handed_out=len(self._engine.pool.dispatch.connect) > self._own_connects,
+            is_shared=greeting.shared,
+        )
+
+    def _is_listened_to(self) -> bool:
+        """Whether listeners of the application may use a connection between two units."""
+        on = self._engine.pool.dispatch
+        return bool(on.checkout or on.reset or len(on.checkin) > self._own_checkins or self._engine.dispatch.engine_connect)
+
+    def _came_back(self, record: ConnectionPoolEntry, over: bool) -> None:
+        """Make a connection that has left its unit ready for the next unit, or close it. May be called twice.
+
+        over: whether its pool was replaced.
+        """
+        state: ConnectionState | None = record.info.get(STATE)
+        if state is None or state.is_inherited:
+            return
+        dbapi, unit = record.dbapi_connection, state.unit
+        if dbapi is not None and self._driver.has_leftovers(dbapi):
+            self._shared.modes.remove_leftovers(dbapi, record)
+        spoilt = unit is not None and self._shared.hooks.returned(unit, self._owner.id)
+        state.unit = None
+        if spoilt or over or self._owner.is_closed:
+            record.invalidate()  # no unit may, or will, check it out again
+        elif dbapi is not None and state.mode is not Mode.DEFAULT and self._is_listened_to():
+            self._shared.modes.make_as_new(dbapi, record)
+
+    def _detached(self, _: Any, record: ConnectionPoolEntry) -> None:
+        """Note that a unit has ended, whose connection goes on without a pool and keeps its state."""
+        state: ConnectionState | None = record.info.pop(STATE, None)
+        if state is not None and state.unit is not None:
+            self._shared.hooks.returned(state.unit, self._owner.id)
+
+    def _closing(self, dbapi: Any, _: Any = None) -> None:
+        tracked = socket_of(dbapi)
+        if tracked is None:
+            return
+        tracked.duplicate.close()
+        if tracked.is_announced and self._shared.dispatcher.listeners:
+            tracked.is_announced = False
+            closed = events.ConnectionClosed(self._owner.id, time.monotonic() - tracked.since, at=time.time())
+            self._shared.tell_closed(closed)

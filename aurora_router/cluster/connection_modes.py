@@ -1,0 +1,172 @@
+"""Check a pooled connection at its checkout, and switch it to the mode that its unit needs."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+
+from aurora_router.cluster.connection_state import STATE, ConnectionState
+from aurora_router.core.instance import Instance
+from aurora_router.core.query import Query
+from aurora_router.drivers import Driver, Mode
+
+FRESH = 0.01  # seconds before a living connection is checked again
+
+
+class ConnectionModes:
+    """The modes of connections of one driver.
+
+    dialect: SQLAlchemy's, for pings and isolation levels.
+    """
+
+    def __init__(self, driver: Driver, dialect: Any) -> None:
+        self._driver = driver
+        self._dialect = dialect
+        self._error: type[Exception] = dialect.loaded_dbapi.Error
+
+    def ask_on(self, dbapi: Any) -> Query:
+        """Make a function that asks on a driver's connection."""
+        return asking(dbapi, self._driver)
+
+    def is_usable(self, connection: PoolProxiedConnection, instance: Instance, now: float) -> bool:
+        """Whether a connection that was just checked out leads to the right server and seems alive.
+
+        Sends a ping only if the socket has something to read.
+
+        instance: the instance when it was chosen, with the servers behind it.
+        now: seconds, monotonic.
+        """
+        state: ConnectionState = connection.info[STATE]
+        if state.server not in instance.servers:
+            return False
+        if now - state.checked_out_at < FRESH:
+            return True
+        state.checked_out_at = now
+        # An idle connection that has something to read was closed, or got a notice. Only then is a ping worth it.
+        return not state.poll(0) or _alive(self._dialect, connection.dbapi_connection)
+
+    def is_alive(self, connection: PoolProxiedConnection) -> bool:
+        """Whether a connection that was just checked out is new or seems alive."""
+        state: ConnectionState = connection.info[STATE]
+        before, state.checked_out_at = state.checked_out_at, time.monotonic()
+        return before == -math.inf or not state.poll(0) or _alive(self._dialect, connection.dbapi_connection)
+
+    def set_mode(self, connection: PoolProxiedConnection, mode: Mode, isolation: str | None = None) -> None:
+        """Switch a connection that was just checked out to a mode. This sends something in two cases only.
+
+        - A connection was made to a reader and is to write, or the other way round, after a promotion in place.
+        - The guard may have been removed, and the server does not report that. Then the guard is set again.
+
+        isolation: the level that SQLAlchemy has already set on the connection for this unit.
+        """
+        state: ConnectionState = connection.info[STATE]
+        driver: Any = connection.dbapi_connection
+        if state.mode is mode and (mode is Mode.DEFAULT or self._driver.is_settled(driver, mode is Mode.AUTOCOMMIT)):
+            return
+        if mode is Mode.AUTOCOMMIT and state.is_shared:
+            # A shared connection has no guard. If the reader is promoted, only a read-only transaction prevents writes.
+            self.set_mode(connection, Mode.READ_ONLY)
+            return
+        state.mode = None  # unknown if the switch fails half-way
+        self._driver.end_transaction(driver)
+        guarded, outdated = state.is_guarded, state.is_outdated
+        guard = guarded if mode is Mode.READ_ONLY else mode is Mode.AUTOCOMMIT
+        if guarded is not guard or (guard and (outdated or not self._driver.is_guarded(driver, state.is_handed_out))):
+            self._guard(connection, guard)
+            state.is_guarded = guard
+        if outdated:
+            self._driver.forget_prepared(driver)
+            state.is_outdated = False
+        state.is_handed_out = False
+        lasts = self._driver.set_mode(driver, mode, state.default_autocommit, state.is_guarded)
+        if isolation is not None and mode is Mode.DEFAULT:
+            self._dialect.set_isolation_level(driver, isolation)
+        if lasts:
+            state.mode = mode
+
+    def keep_guarded(self, connection: PoolProxiedConnection) -> None:
+        """Guard the connection of a read-only unit whose transactions are not read-only by themselves."""
+        state: ConnectionState = connection.info[STATE]
+        driver: Any = connection.dbapi_connection
+        state.mode = None
+        if not (state.is_guarded and self._driver.is_guarded(driver, state.is_handed_out)):
+            self._guard(connection, True)
+            state.is_guarded = True
+
+    def keep_read_only(self, connection: PoolProxiedConnection) -> None:
+        """Have each transaction of a connection be read-only if its mode holds only for the first one."""
+        state: ConnectionState = connection.info[STATE]
+        if state.mode is None and not state.is_shared:
+            self.keep_guarded(connection)
+
+    def guard_again(self, connection: PoolProxiedConnection) -> None:
+        """Guard a connection in autocommit again if its unit has removed the guard. Nothing else keeps the unit from writing."""
+        driver: Any = connection.dbapi_connection
+        if self._driver.has_lost_guard(driver):
+            self._guard(connection, True)
+
+    def literal_mode(self, connection: PoolProxiedConnection, *, ask: bool) -> str | None:
+        """The setting for backslashes in texts of this connection, as it is now: see `Driver.literal_mode`.
+
+        ask: whether the server may be asked.
+        """
+        driver: Any = connection.dbapi_connection
+        found = self._driver.literal_mode(driver)
+        if found is None and ask:
+            state: ConnectionState = connection.info[STATE]
+            _, ((setting,),) = self.ask_on(driver)(state.family.LITERALS)
+            return str(setting)
+        return found
+
+    def make_as_new(self, dbapi: Any, record: ConnectionPoolEntry) -> None:
+        """Set the mode of a new connection, because listeners of the application expect it at the next checkout."""
+        state: ConnectionState = record.info[STATE]
+        state.mode = None
+        try:
+            self._driver.set_mode(dbapi, Mode.DEFAULT, state.default_autocommit, state.is_guarded)
+        except self._error:
+            record.invalidate()
+
+    def remove_leftovers(self, dbapi: Any, record: ConnectionPoolEntry) -> None:
+        """Remove the last unit's leftovers from a connection that has come back. Close the connection if that fails."""
+        state: ConnectionState = record.info[STATE]
+        state.mode = None
+        try:
+            self._driver.remove_leftovers(dbapi, self.ask_on(dbapi))
+        except BaseException as error:
+            record.invalidate(error)
+            if not isinstance(error, self._error):
+                raise
+
+    def _guard(self, connection: PoolProxiedConnection, on: bool) -> None:
+        """Make an idle connection refuse writes outside of transactions, or accept them again."""
+        dbapi = connection.dbapi_connection
+        state: ConnectionState = connection.info[STATE]
+        with self._driver.alone(dbapi):
+            self.ask_on(dbapi)(state.family.GUARD if on else state.family.UNGUARD)
+        self._driver.note_guard(dbapi, on)
+
+
+def asking(dbapi: Any, driver: Driver) -> Query:
+    """Make a function that asks on a driver's connection. It returns the answer to the last statement of a text."""
+
+    def ask(sql: str) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
+        with contextlib.closing(dbapi.cursor()) as cursor:
+            cursor.execute(sql, **driver.ONCE)
+            while cursor.nextset():
+                pass
+            return ([column[0] for column in cursor.description], cursor.fetchall()) if cursor.description else ((), ())
+
+    return ask
+
+
+def _alive(dialect: Any, dbapi: Any) -> bool:
+    try:
+        return bool(dialect.do_ping(dbapi))
+    except dialect.loaded_dbapi.Error:
+        return False

@@ -1,0 +1,176 @@
+"""Wrappers around functions of a SQLAlchemy dialect, for steps of the router that no event of SQLAlchemy covers."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from sqlalchemy.engine import Connection, Engine
+
+from aurora_router.cluster.connection_hooks import ConnectionHooks
+from aurora_router.cluster.connection_state import STATE, ConnectionState
+from aurora_router.cluster.limits import FairSemaphore, Slot
+from aurora_router.cluster.mistakes import refusal
+from aurora_router.cluster.sockets import socket_of
+from aurora_router.core.pacing import connect_jitter
+from aurora_router.drivers import Driver
+from aurora_router.waiting import Waiting
+
+
+def put_around_rollbacks(engine: Engine, driver: Driver, gate: ConnectionHooks) -> None:
+    """Close a connection if its rollback fails or would take long, and skip a rollback that would send nothing.
+
+    - A rollback fails if the connection is gone, or if a signal handler's exception interrupted its last statement. The
+      server rolls back when the connection ends. A unit that only read need not learn of it. The connection is replaced at
+      its next checkout.
+    - A rollback takes long at the end of a unit that has not read its stream to the end. PyMySQL would read the rest first.
+    """
+    dialect: Any = engine.dialect
+    plain = dialect.do_rollback
+
+    def careful(connection: Any) -> None:
+        if driver.blocks(connection.dbapi_connection) and gate.ends(connection):
+            connection.invalidate()
+            return
+        try:
+            plain(connection)
+        finally:
+            # The server may have rolled back before the connection was lost.
+            gate.rolled_back(connection)
+
+    rollback = plain if driver.ROLLS_ALL_BACK else careful
+
+    is_idle = driver.is_idle
+
+    def tolerant(connection: Any) -> None:
+        if is_idle(connection.dbapi_connection):
+            return
+        try:
+            rollback(connection)
+        except dialect.loaded_dbapi.Error as error:
+            try:
+                state: ConnectionState | None = connection.info.get(STATE)
+            except NotImplementedError:  # it has no pool: SQLAlchemy's first look at a server failed
+                raise error from None
+            if state is not None:
+                state.server = None
+            driver: Any = connection.dbapi_connection
+            with contextlib.suppress(dialect.loaded_dbapi.Error):  # closed already
+                driver.close()
+            tracked = socket_of(driver)
+            if tracked is not None:
+                # The duplicate would keep the socket open, and with it a transaction and its locks.
+                tracked.shut_down()
+
+    dialect.do_rollback = tolerant
+
+
+def put_around_commits(engine: Engine, gate: ConnectionHooks, waiting: Waiting) -> None:
+    """Have each COMMIT go through the gate, and both steps of a COMMIT in two phases. All are shielded.
+
+    The engine's own event comes only before a COMMIT, and slows down every statement.
+    """
+    dialect: Any = engine.dialect
+
+    def through_the_gate(unshielded: Callable[..., None]) -> Callable[..., None]:
+        step = waiting.shielded(unshielded)
+
+        def do(connection: Connection, *arguments: Any, **options: Any) -> None:
+            gate.commit_in_two_phases(connection, lambda: step(connection, *arguments, **options))
+
+        return do
+
+    dialect.do_commit = partial(gate.commit, send=waiting.shielded(dialect.do_commit))
+    dialect.do_prepare_twophase = through_the_gate(dialect.do_prepare_twophase)
+    dialect.do_commit_twophase = through_the_gate(dialect.do_commit_twophase)
+
+
+def put_around_options(engine: Engine, gate: ConnectionHooks) -> None:
+    """Have execution options that change something in the driver's connection go through the gate.
+
+    The engine's own event slows down every statement.
+    """
+    dialect: Any = engine.dialect
+    set_options = dialect.set_connection_execution_options
+
+    def do(connection: Connection, options: Mapping[str, Any]) -> None:
+        gate.set_options(connection, options, lambda: set_options(connection, options))
+
+    dialect.set_connection_execution_options = do
+
+
+def explain_mistakes(engine: Engine, driver: Driver, options: Mapping[str, Any]) -> None:
+    """Hide the values of options in errors of connecting, and raise ConfigurationError if the driver cannot use a value.
+
+    This includes SQLAlchemy's first look at a server.
+
+    options: the options that the engine was made with.
+    """
+    dialect: Any = engine.dialect
+    url = engine.url
+    of_engine = [*url.query.values(), *options.values()]
+    shown = {url.username, url.database, url.host, url.port, *url.query, *options}
+
+    def in_words(step: Callable[..., Any]) -> Callable[..., Any]:
+        def do(*arguments: Any, **given: Any) -> Any:
+            try:
+                return step(*arguments, **given)
+            except Exception as error:
+                refused = refusal(error, driver, [*of_engine, *given.values()], shown | given.keys())
+                if refused is None:
+                    raise
+            # Not from the driver's error, because that may hold more than its message says.
+            raise refused
+
+        return do
+
+    dialect.connect = in_words(dialect.connect)
+    dialect.initialize = in_words(dialect.initialize)
+
+
+def ask_for_password(engine: Engine, password: Callable[[], str] | None, options: Mapping[str, Any]) -> None:
+    """Have each new connection log in with the current result of `password`, unless `connect_args` have a password.
+
+    options: the options that the engine was made with.
+    """
+    if password is None or "password" in options.get("connect_args", {}):
+        return
+    dialect: Any = engine.dialect
+    connect = dialect.connect
+
+    def with_password(*arguments: Any, **options: Any) -> Any:
+        return connect(*arguments, **{**options, "password": password()})
+
+    dialect.connect = with_password
+
+
+def limit_connects(engine: Engine, slots: FairSemaphore, timeout: float, waiting: Waiting) -> None:
+    """Let few connects run at once, and spread many that come at the same time.
+
+    If one connect fails, every waiting thread fails with an error of the driver: its connect would fail, too.
+    Only the driver's own connect is wrapped, so a connection from the pool never waits.
+
+    timeout: seconds to wait for a turn.
+    """
+    dialect: Any = engine.dialect
+    connect = dialect.connect
+
+    def in_turn(*arguments: Any, **options: Any) -> Any:
+        ahead = slots.demand
+        slot = Slot(slots)
+        try:
+            if slot.acquire(timeout):
+                if ahead:
+                    waiting.sleep(connect_jitter(ahead, random.random()))
+                return connect(*arguments, **options)
+        except dialect.loaded_dbapi.Error:
+            slots.cancel_waiters()
+            raise
+        finally:
+            slot.release()
+        raise dialect.loaded_dbapi.OperationalError("waited in vain for a turn to connect")
+
+    dialect.connect = in_turn

@@ -1,0 +1,431 @@
+"""All connections to one instance: a pool for each role, the monitor's probes, and connections outside of the pools."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import socket
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import create_engine, event, exc
+from sqlalchemy.engine import URL, Connection, Engine
+from sqlalchemy.pool import NullPool, Pool, QueuePool
+
+from aurora_router.cluster.connection_events import ConnectionEvents, Surroundings
+from aurora_router.cluster.dialect_patches import (
+    ask_for_password,
+    explain_mistakes,
+    limit_connects,
+    put_around_commits,
+    put_around_options,
+    put_around_rollbacks,
+)
+from aurora_router.cluster.limits import FairSemaphore
+from aurora_router.cluster.mistakes import UNKNOWN_HOST, hide_values, is_refused, mistake, probe_error
+from aurora_router.cluster.pooling import RouterPool
+from aurora_router.cluster.probe import ProbeError
+from aurora_router.cluster.probe_connection import Probe
+from aurora_router.cluster.sockets import Opening, TrackedSocket
+from aurora_router.core.instance import Instance, Role, Silence
+from aurora_router.drivers import Driver
+from aurora_router.errors import ConfigurationError, Signal
+from aurora_router.telemetry.stats import PoolUsage
+from aurora_router.waiting import Waiting
+
+log = logging.getLogger("aurora_router")
+
+_READER = Role.READER  # an enum's members are slow to look up on the request path
+LONGEST_ANSWER = 1 << 26  # bytes, of a probe's question; the catalog's functions take about 100 each
+_PROBE_OPTIONS = ("connect_args", "creator", "module", "paramstyle", "client_encoding")
+
+
+class RoutedConnection(Connection):
+    """A connection that hides the library's own signals from listeners of handle_error, because they are no errors."""
+
+    def _handle_dbapi_exception(
+        self, e: BaseException, statement: Any, parameters: Any, cursor: Any, context: Any, *more: Any, **options: Any
+    ) -> Any:
+        if isinstance(e, Signal):
+            if cursor is not None:
+                cursor.close()
+            raise e
+        super()._handle_dbapi_exception(e, statement, parameters, cursor, context, *more, **options)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Connecting:
+    """How the engines of a router are made.
+
+    url_of: gives the URL of an instance for the arguments of the driver's connect().
+    options, reader_options: of create_engine(), for the writer and for readers.
+    password: gives the password for each new connection; None if the URL or `connect_args` have it.
+    connects_at_once: how many connects to one instance run at once.
+    connect_turn_timeout: seconds that a connect waits for its turn.
+    waiting: how units wait for their connections.
+    """
+
+    url_of: Callable[[Instance, Mapping[str, Any]], URL]
+    options: Mapping[str, Any]
+    reader_options: Mapping[str, Any]
+    password: Callable[[], str] | None
+    connects_at_once: int
+    connect_turn_timeout: float
+    waiting: Waiting
+
+
+class InstancePool:
+    """The connections to one instance. Each role has engines of its own if readers have options of their own.
+
+    is_closed: whether connections that come back are closed.
+    password_error: the error of the user's password function in the last probe; None if a probe has connected since.
+    reads_in_use: counts the connections that are checked out of the pool for reads.
+    """
+
+    def __init__(self, instance: Instance, connecting: Connecting, shared: Surroundings) -> None:
+        self.id = instance.id
+        self.is_closed = False
+        self.password_error: BaseException | None = None
+        self.reads_in_use: Callable[[], int] = _none
+        self._instance = instance
+        self._connecting = connecting
+        self._shared = shared
+        self._driver: Driver = shared.driver
+        self._has_one_engine = connecting.options is connecting.reader_options
+        self._lock = threading.Lock()
+        # By whether it is for reads. Both are the same if readers have no options of their own.
+        self._engines: dict[bool, Engine] = {}
+        self._unpooled: Engine | None = None
+        self._probing: Engine | None = None
+        self._connect_slots = FairSemaphore(connecting.connects_at_once, connecting.waiting)
+        self._sockets: weakref.WeakSet[TrackedSocket] = weakref.WeakSet()  # each is held by its connection
+        self._proven: weakref.WeakSet[Engine] = weakref.WeakSet()  # engines that have connected
+        self._is_reached = False
+        self._has_pooler = False
+        self._opening = threading.local()  # .now: the connection that this thread's probe is opening
+        self._openings: set[Opening] = set()
+        self._probes: weakref.WeakSet[Probe] = weakref.WeakSet()
+        self._inherited: list[Pool] = []
+
+    # -- pools ----------------------------------------------------------------------------------------------------
+
+    def engine(self, role: Role | None) -> Engine:
+        """Return the engine that connects in this role, made at first use."""
+        is_for_reads = role is _READER and not self._has_one_engine
+        engine = self._engines.get(is_for_reads)
+        return engine if engine is not None else self._make_pooled(is_for_reads)
+
+    def _make_pooled(self, is_for_reads: bool) -> Engine:
+        with self._lock:
+            engine = self._engines.get(is_for_reads)
+            if engine is None:
+                options = self._connecting.reader_options if is_for_reads else self._connecting.options
+                engine = self._engines[is_for_reads] = self._make(options)
+                self._count(is_for_reads, engine)
+        return engine
+
+    def _count(self, is_for_reads: bool, engine: Engine) -> None:
+        """Look the pool's counter up once, because a balancing strategy reads it for each unit."""
+        if isinstance(engine.pool, QueuePool) and (is_for_reads or self._has_one_engine):
+            self.reads_in_use = engine.pool.checkedout
+
+    def _pools(self) -> list[QueuePool]:
+        return [engine.pool for engine in [*self._engines.values()] if isinstance(engine.pool, QueuePool)]
+
+    def usage(self, limit: int | None) -> PoolUsage:
+        """The connections at this moment, in the pools of both roles.
+
+        limit: how many the pool of the instance's role may have; None if there is no limit.
+        """
+        pools = self._pools()
+        in_use, idle = sum(pool.checkedout() for pool in pools), sum(pool.checkedin() for pool in pools)
+        return PoolUsage(in_use, idle, limit, self._connect_slots.waiting)
+
+    def evict(self, *, cut_before: float | None = None) -> int:
+        """Close the idle connections at once, and those in use when they come back.
+
+        cut_before: seconds, monotonic. Connections that were made before it are shut down now.
+        Returns how many sockets were shut down.
+        """
+        try:
+            with contextlib.ExitStack() as stack:  # renews all, even if one of them raises
+                for is_for_reads in [*self._engines]:
+                    stack.callback(self._renew, is_for_reads)
+        finally:
+            sockets = 0 if cut_before is None else self._shut_down(cut_before)
+        return sockets
+
+    def _renew(self, is_for_reads: bool) -> None:
+        engine = self._engines.get(is_for_reads)
+        if engine is None:
+            return
+        try:
+            _dispose(engine)
+        finally:  # the application's listeners on the pool may raise
+            self._count(is_for_reads, engine)
+
+    def _shut_down(self, before: float) -> int:
+        """Shut all sockets down that were made before that time. Some are outside of the pool, and there may be no others.
+
+        Call this after the pool is replaced. The threads that wake return their connections to the old pool. Nothing empties
+        that pool any more, so the threads that wait there get the slots.
+        """
+        with self._lock:
+            sockets = sum(tracked.shut_down() for tracked in self._sockets if tracked.since < before)
+        self._connect_slots.cancel_waiters()
+        return sockets
+
+    def leave_role(self, role: Role | None) -> None:
+        """Close the pooled connections for a former role, if each role has its own connections."""
+        if not self._has_one_engine:
+            self._renew(role is _READER)
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether no connection is open, so no unit is here."""
+        return not self._sockets
+
+    def close(self) -> None:
+        """Close every pooled connection, and those in use when they come back."""
+        self.is_closed = True
+        with self._lock:
+            engines, probing = [*self._engines.values()], self._probing
+            self._probing = None
+        for engine in engines:
+            _dispose(engine)
+        if probing is not None:
+            probing.dispose()
+
+    def forked(self, dead: socket.socket) -> None:
+        """In a forked child, begin without connections. The parent's connections stay open, and nothing is sent on them.
+
+        The parent's pools are kept and not emptied. psycopg does not end another process's session, nor may the router.
+
+        dead: a socket that leads nowhere.
+        """
+        self._lock = threading.Lock()
+        for tracked in self._sockets:
+            tracked.replace_after_fork(dead)
+        self._sockets.clear()
+        for probe in [*self._probes]:
+            probe.socket.replace_after_fork(dead)
+        self._probes.clear()
+        self._openings.clear()
+        self._probing = self._unpooled = None
+        self._connect_slots.forked()
+        for is_for_reads, engine in [*self._engines.items()]:
+            self._inherited.append(engine.pool)
+            if engine in self._proven:
+                engine.dispose(close=False)
+                self._count(is_for_reads, engine)
+            else:
+                # A thread of the parent may have left SQLAlchemy's first look at the server half-done.
+                del self._engines[is_for_reads]
+
+    def forget_prepared(self) -> None:
+        """Have each pooled connection drop its prepared statements at its next checkout.
+
+        A statement that is out of date on one connection is out of date on all. A reader's guard is set again, too.
+        Connections that are not marked pay nothing for this.
+        """
+        with self._lock:
+            for tracked in self._sockets:
+                state = tracked.state
+                if state is not None:
+                    state.mode, state.is_outdated = None, True
+
+    def unpooled(self) -> Connection:
+        """Make a connection that is in no pool. It is shut down with the others when the instance is lost."""
+        with self._lock:
+            if self._unpooled is None:
+                self._unpooled = self._make({**self._driver.BARE, **self._bare_options(), "poolclass": NullPool})
+            engine = self._unpooled
+        return engine.connect()
+
+    # -- what the connections tell: see connection_events.Owner ---------------------------------------------------
+
+    def add_socket(self, tracked: TrackedSocket) -> None:
+        """Have a socket shut down when the instance is lost."""
+        with self._lock:
+            self._sockets.add(tracked)
+
+    def note_connected(self, engine: Engine, *, is_shared: bool) -> None:
+        """Note that an engine has connected, and whether a pooler shares its connections."""
+        self._proven.add(engine)
+        if is_shared and self._shared.pooler is None and not self._has_pooler:
+            self._has_pooler = True
+            what = "a pooler stands before %s: no setting is left on its connections, and no statement is prepared there"
+            with contextlib.suppress(Exception):  # the application's handlers and filters may raise
+                log.info(f'{what}. Say pooler="session" if it keeps a client on one connection.', self.id)
+
+    # -- the monitor's connections --------------------------------------------------------------------------------
+
+    def may_queue(self) -> bool:
+        """Whether a probe may wait in a pooler's queue because units of this router have its slots."""
+        has_pooler = self._has_pooler or self._shared.pooler is not None
+        return has_pooler and any(pool.checkedout() for pool in self._pools())
+
+    def probe(self) -> Probe:
+        """Make a connection for the monitor, outside of the pool, because a full pool must not blind the monitor.
+
+        Raises ProbeError.
+        """
+        opening = self._opening.now = Opening()
+        try:
+            with self._lock:
+                self._openings.add(opening)
+            return self._probe()
+        finally:
+            self._opening.now = None
+            with self._lock:
+                self._openings.discard(opening)
+            opening.close()
+
+    def shut_down_probes(self) -> None:
+        """Shut the sockets of the probes down that are connecting, and let them open no others.
+
+        This ends their threads. Otherwise a server that never stops sending would keep the threads, and fill the memory.
+        """
+        with self._lock:
+            openings = [*self._openings]
+        for opening in openings:
+            opening.shut_down()
+
+    def _probe(self) -> Probe:
+        try:
+            engine = self._probing_engine()
+            connection = engine.connect()
+        except ProbeError:
+            raise
+        except exc.SQLAlchemyError as error:
+            refused = probe_error(error, self._driver, self._shared.families.at(self.id))
+            if UNKNOWN_HOST.search(str(refused)):
+                refused = self._unasked(f"{refused}; check the host")
+            raise refused from None
+        except ConfigurationError as error:  # the password function gave no password
+            self.password_error = error.__cause__
+            raise self._unasked(str(error)) from None
+        except Exception as error:
+            raise mistake(error, self._driver) from None
+        self._is_reached = True
+        self.password_error = None
+        try:
+            probe = Probe(self.id, connection, self._driver, self._shared.families)
+            self._probes.add(probe)
+            return probe
+        except (OSError, engine.dialect.loaded_dbapi.Error):
+            connection.invalidate()
+            connection.close()
+            raise ProbeError("the connection was closed at once") from None
+
+    def _unasked(self, said: str) -> ProbeError:
+        """The error of a probe that found no such host, or got no password.
+
+        It counts as a mistake unless a probe has connected before. Then the trouble may pass, so a unit that waits for a writer
+        should go on waiting.
+        """
+        return ProbeError(said, Silence.REFUSED if self._is_reached else Silence.MISCONFIGURED)
+
+    def _probing_engine(self) -> Engine:
+        with self._lock:
+            if self._probing is None:
+                options = self._bare_options()
+                # 2 is libpq's shortest timeout. It only frees the thread, because the monitor has a deadline of its own.
+                options["connect_args"] = {**options.get("connect_args", {}), "connect_timeout": 2}
+                # A probe's connection is not used again, so it needs no reset. If it is lost, SQLAlchemy would log an error.
+                pool = {"poolclass": NullPool, "pool_reset_on_return": None}
+                engine = self._create({**pool, **self._driver.BARE, **options})
+                self._check_connect_timeout(engine.url)
+                self._driver.look_anywhere(engine.dialect)
+                self._driver.watch_connecting(engine.dialect, self._watch_opening, LONGEST_ANSWER)
+                explain_mistakes(engine, self._driver, options)
+                ask_for_password(engine, self._connecting.password, options)
+                self._probing = engine
+            return self._probing
+
+    @contextlib.contextmanager
+    def _watch_opening(self, number: int) -> Iterator[None]:
+        self._opening.now.watch(number)
+        yield
+
+    def _check_connect_timeout(self, url: URL) -> None:
+        """Raise ConfigurationError for a timeout that the driver cannot use, which may be a password in the wrong place.
+
+        A probe has a timeout of its own, so only units would meet the driver's error.
+        """
+        of_units = (self._connecting.options["connect_args"], self._connecting.reader_options["connect_args"])
+        for given in (url.query, *of_units):
+            seconds: Any = given.get("connect_timeout")
+            try:
+                usable = seconds is None or math.isfinite(float(seconds))
+            except (TypeError, ValueError):
+                usable = False
+            if not usable:
+                raise ConfigurationError("connect_timeout is no number of seconds; check the URL's query and connect_args")
+
+    # -- engines --------------------------------------------------------------------------------------------------
+
+    def _bare_options(self) -> dict[str, Any]:
+        """The options of the writer's engine that are about connecting."""
+        return {key: value for key, value in self._connecting.options.items() if key in _PROBE_OPTIONS}
+
+    def _create(self, options: Mapping[str, Any]) -> Engine:
+        """Make an engine. Raises ConfigurationError if SQLAlchemy cannot use the URL or the options."""
+        url = self._connecting.url_of(self._instance, options["connect_args"])
+        try:
+            return create_engine(url, **options)
+        except Exception as error:
+            if not is_refused(error):
+                raise
+            hide_values(error, [*url.query.values(), *options.values()], {*url.query, *options})
+            refused = ConfigurationError(str(mistake(error, self._driver)))
+        raise refused
+
+    def _make(self, options: Mapping[str, Any]) -> Engine:
+        """Make an engine whose connections go through the hooks."""
+        connecting, hooks = self._connecting, self._shared.hooks
+        engine = self._create({"poolclass": RouterPool, **options})
+        if isinstance(engine.pool, RouterPool):
+            engine.pool.before_waiting, engine.pool.checked_out = self._before_waiting, hooks.checked_out
+        engine._connection_cls = RoutedConnection
+        put_around_rollbacks(engine, self._driver, hooks)
+        self._driver.look_anywhere(engine.dialect)
+        ConnectionEvents(engine, options, self, self._shared).listen()
+        explain_mistakes(engine, self._driver, options)
+        ask_for_password(engine, connecting.password, options)
+        limit_connects(engine, self._connect_slots, connecting.connect_turn_timeout, connecting.waiting)
+        # These are events of the dialect. One listener for the connection's events makes SQLAlchemy check for all of them,
+        # which takes 20 us a statement.
+        for name in ("do_execute", "do_executemany", "do_execute_no_params"):
+            event.listen(engine, name, hooks.statement)
+        event.listen(engine, "handle_error", hooks.failed)
+        put_around_commits(engine, hooks, connecting.waiting)
+        put_around_options(engine, hooks)
+        return engine
+
+    def _before_waiting(self) -> None:
+        """Note that a thread is about to wait for a connection of a full pool."""
+        self._shared.hooks.before_waiting()
+        self._shared.counters.pool_waits[self.id] += 1
+
+
+def _none() -> int:
+    return 0
+
+
+def _dispose(engine: Engine) -> None:
+    """Give an engine a new pool. Close the old pool's idle connections at once, and those in use when they come back.
+
+    A thread that waits in the old pool gets the place of a connection that came back, and connects afresh.
+    """
+    old = engine.pool
+    if isinstance(old, RouterPool):
+        # A listener would not do: SQLAlchemy fails if one is added while another thread calls the listeners.
+        old.over = True
+    engine.dispose(close=False)
+    if isinstance(old, QueuePool) and old.checkedin():
+        old.dispose()

@@ -1,0 +1,80 @@
+"""Errors of connecting, in words for the user that repeat no value of an option."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from aurora_router.cluster.probe import ProbeError
+from aurora_router.core.instance import Silence
+from aurora_router.core.redaction import hide
+from aurora_router.drivers import Driver
+from aurora_router.errors import ConfigurationError
+from aurora_router.servers import ServerFamily
+
+
+def hide_values(error: BaseException, values: Iterable[object], shown: Collection[object]) -> None:
+    """Hide these values in an error, and in its causes and contexts. shown: see `hide()`."""
+    found, left = [*values], [error]
+    done: list[BaseException] = []
+    while left:
+        each = left.pop()
+        if each not in done:
+            done.append(each)
+            each.args = tuple(hide(said, found, shown) if isinstance(said, str) else said for said in each.args)
+            if isinstance(each, OSError) and each.filename is not None:
+                each.filename = "..."
+            left += [other for other in (each.__cause__, each.__context__) if other is not None]
+
+
+def refusal(error: Exception, driver: Driver, values: Iterable[object], shown: Collection[object]) -> ConfigurationError | None:
+    """The error to raise in place of an error of connecting; None if that is to stay. Hides the values in both."""
+    hide_values(error, values, shown)
+    return ConfigurationError(str(mistake(error, driver))) if is_mistake(error) else None
+
+
+def is_mistake(error: BaseException) -> bool:
+    """Whether an error says that the driver, or SQLAlchemy, cannot use its arguments."""
+    original = getattr(error, "orig", None) or error
+    if isinstance(original, OSError):
+        return not isinstance(original, TimeoutError | ConnectionError)  # signal handlers raise TimeoutError
+    return isinstance(original, TypeError | ValueError | LookupError | AttributeError | AssertionError | NotImplementedError)
+
+
+def is_refused(error: Exception) -> bool:
+    """Whether an error of create_engine() says that it cannot use its arguments. Others come from a signal handler."""
+    return isinstance(error, SQLAlchemyError) or is_mistake(error)
+
+
+def probe_error(error: Exception, driver: Driver, server: ServerFamily) -> ProbeError:
+    """The driver's error as one line for the user."""
+    original: Any = getattr(error, "orig", None) or error
+    code = driver.code(original)
+    words, advice = driver.explain(original)
+    if advice:
+        return ProbeError(f"{words}; {advice}", Silence.MISCONFIGURED)
+    kind, explained = server.explain_refusal(code, words)
+    return ProbeError(explained, kind, busy=server.is_busy(code, words))
+
+
+UNKNOWN_HOST = re.compile(r"\[Errno (-2|-5|8)\]|could not translate host name")
+"""The words of getaddrinfo() and libpq for a name that does not exist or has no address. 8 is the number on macOS."""
+
+
+_VALUE = re.compile(r"""(['"])(?![a-z]{1,5}\1$).*\1""")
+"""A quoted value that could not be parsed. It may be a password in the wrong place, unless it is a short word ("soon")."""
+
+
+def mistake(error: Exception, driver: Driver) -> ProbeError:
+    """An error for arguments that the driver cannot use, as one line for the user. It is not the driver's own error."""
+    error = getattr(error, "orig", None) or error
+    said = type(error).__name__
+    if not isinstance(error, UnicodeError):  # a UnicodeError shows parts of the password
+        words = " ".join(str(error).split())
+        said += f": {_VALUE.sub('...', words) if isinstance(error, ValueError | LookupError) else words}"
+    usual = "check the URL and its query, and connect_args"
+    advice = next((advice for pattern, advice in driver.MISTAKES if re.search(pattern, said)), usual)
+    return ProbeError(f"{driver.NAME} could not connect ({said}); {advice}", Silence.MISCONFIGURED)

@@ -1,0 +1,470 @@
+"""Watch the instances, publish frozen topologies, and wake waiting threads. No other code talks to servers on its own account.
+
+One thread is the scheduler, and each instance has a thread that only probes it. So a server that hangs, or a name that does not
+resolve, holds up no other instance. The scheduler declares an overdue probe silent and cuts its connection, even while that is
+being made. If the answer comes after all, it is dropped. When what is due, `core/probing` decides.
+"""
+
+from __future__ import annotations
+
+import enum
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+
+from aurora_router.cluster.probe import ProbeConnection
+from aurora_router.cluster.watcher import REPORT_INTERVAL, SideTask, Watcher, report, warn
+from aurora_router.config.settings import Settings
+from aurora_router.core import events, probing
+from aurora_router.core import topology as pure
+from aurora_router.core.instance import Instance, Observation, Role, ServerId, Silence
+from aurora_router.core.pacing import Rate
+from aurora_router.core.probing import Demand, Trust
+from aurora_router.core.topology import Topology
+from aurora_router.core.watching import News
+from aurora_router.waiting import Bell, Waiting
+
+# Topologies whose news may wait for a listener that does not return. Later news is left out.
+MAX_UNTOLD = 1000
+
+_NO_FUNCTIONS = "the functions of %s could not be read: %s"
+_NOT_PRUNED = "old rows of the commit table on %s could not be removed: %s"
+
+
+class Haste(enum.Enum):
+    """How soon waiting threads want an answer.
+
+    ALONE: at once, and then in a hurry.
+    SHARED: once for all of them, and not more often than every position_interval.
+    """
+
+    ALONE = 1
+    SHARED = 2
+
+
+class Monitor:
+    """Watch a set of instances.
+
+    connect: opens a probe connection to an instance; raises ProbeError.
+    cut: ends a connect to an instance that is under way, by its id; called by another thread.
+    changed: called with the old topology, the new one and when that was published (seconds, monotonic), in a thread of its own.
+        All changes during one call become one change. The functions that it returns are called in another thread, which
+        listeners may hold up.
+    may_queue: whether a probe of an instance may wait in a pooler's queue for a place that units have.
+    waiting: how units wait for a topology.
+    told: called with the events of probes, in the thread that listeners may hold up; None if there are no listeners.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        connect: Callable[[Instance], ProbeConnection],
+        cut: Callable[[str], None],
+        changed: Callable[[Topology, Topology, float], Iterable[Callable[[], object]]],
+        may_queue: Callable[[str], bool],
+        waiting: Waiting,
+        told: Callable[[events.Event], object] | None = None,
+    ) -> None:
+        topology = Topology()
+        for instance in settings.all_instances:
+            topology = pure.add(topology, instance)
+        self.topology = topology
+        self.functions: frozenset[str] = frozenset()
+        self.prunes = False  # whether the commit table is used, so that old rows must go
+        self.pruned_at = float("-inf")
+        self.connect = connect
+        self.cut = cut
+        self._changed = changed
+        self._may_queue = may_queue
+        self._told = told
+        self._bell = waiting.bell
+        self._timing = probing.timing(
+            interval=settings.probe_interval,
+            position_interval=settings.position_interval,
+            timeout=settings.probe_timeout,
+            failover_timeout=settings.failover_timeout,
+            max_lag=settings.max_lag,
+        )
+        self._accept_new_cluster = settings.accept_new_cluster
+        self._trust = Trust()
+        self.trusted_until = self._trust.trusted_until  # by the wall clock; each unit reads it
+        self._announcer: threading.Thread | None = None
+        self._teller: threading.Thread | None = None
+        self._news: queue.SimpleQueue[Iterable[Callable[[], object]] | None] = queue.SimpleQueue()
+        self._moved = threading.Condition()  # guards the attributes below; tells the announcer of each new topology
+        self._poke = threading.Event()
+        self._watchers: dict[str, Watcher] = {}
+        self._waiting: dict[Bell, None] = {}  # rung at each new topology, in the order in which they came
+        self._hasty: dict[Haste, set[Bell]] = {haste: set() for haste in Haste}  # those of them that want a probe sooner
+        self._hasty_since = dict.fromkeys(Haste, 0.0)
+        self._suspects: dict[str, float] = {}
+        self._wanted_at = 0.0
+        self._served_at = 0.0
+        self._writerless_since = self._published_at = time.monotonic()
+        self._catalog_at = float("-inf")
+        self._catalog_wanted = False
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def start(self) -> None:
+        """Begin to probe. Do nothing if that has begun."""
+        with self._moved:
+            if self._thread is not None or self._closed:
+                return
+            self._writerless_since = time.monotonic()
+            if self._trust.doubted_at is not None:
+                self._trust = self._trust._replace(doubted_at=self._writerless_since)
+            for instance in self.topology:
+                self._watchers[instance.id] = Watcher(self, instance)
+            self._thread = threading.Thread(target=self._run_scheduler, name="aurora-router-monitor", daemon=True)
+            self._thread.start()
+            self._announcer = threading.Thread(
+                target=self._publish_changes, args=(self.topology,), name="aurora-router-announcer", daemon=True
+            )
+            self._announcer.start()
+            self._teller = threading.Thread(target=self._tell, name="aurora-router-teller", daemon=True)
+            self._teller.start()
+
+    def stop(self) -> list[Watcher]:
+        """Stop probing, and have the threads end soon. Return the watchers that have ended. It waits for nothing."""
+        with self._moved:
+            self._closed = True
+            watchers = list(self._watchers.values())
+            self._watchers.clear()
+            self._wake()
+        self._poke.set()
+        for watcher in watchers:
+            watcher.stop()
+        return watchers
+
+    def close(self) -> None:
+        """Stop probing, close the probe connections, and join the threads. Idempotent.
+
+        If threads hang in a connect, the whole wait for them is no longer than probe_timeout.
+        """
+        watchers = self.stop()
+        deadline = time.monotonic() + self._timing.timeout
+        for thread in (self._thread, self._announcer, self._teller, *(watcher.thread for watcher in watchers)):
+            if thread is not None and thread is not threading.current_thread():
+                thread.join(max(deadline - time.monotonic(), 0.0))
+
+    def forked(self) -> None:
+        """Begin anew without threads, in a forked child. The topology is trusted when each instance was observed again."""
+        self._moved = threading.Condition()
+        self._poke = threading.Event()
+        self._watchers = {}
+        self._waiting = {}
+        self._hasty = {haste: set() for haste in Haste}
+        self._suspects = {}
+        self._thread = self._announcer = self._teller = None
+        self._news = queue.SimpleQueue()
+        self._trust = probing.doubted(time.monotonic())
+        self.trusted_until = self._trust.trusted_until
+
+    def wait_for(self, satisfied: Callable[[Topology], bool], timeout: float, *, haste: Haste | None = None) -> Topology:
+        """Wait until the topology is trusted and satisfies the condition, and return the newest one.
+
+        The wait also ends at the timeout, or if the monitor is closed. If the machine sleeps during the wait, older observations
+        must not end it, so the topology must be trusted.
+
+        timeout: seconds.
+        haste: probe all instances that answer sooner than they are due.
+        """
+        if self.is_current and satisfied(self.topology):
+            return self.topology
+        deadline = time.monotonic() + timeout
+        bell = self._bell()
+        try:
+            with self._moved:
+                self._waiting[bell] = None
+                if haste is not None:
+                    self._hasty[haste].add(bell)
+                    self._hasty_since[haste] = time.monotonic()
+            self._poke.set()
+            while not (self._closed or (self.is_current and satisfied(self.topology))):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                bell.wait(left)
+        finally:
+            self._waiting.pop(bell, None)
+            if haste is not None:
+                self._hasty[haste].discard(bell)
+        return self.topology
+
+    def _wake(self) -> None:
+        """Wake the announcer and all units that wait. The caller holds the lock."""
+        self._moved.notify_all()
+        for bell in [*self._waiting]:
+            bell.ring()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the topology is current. It is not after this process stood still: stopped, or its machine asleep."""
+        return probing.is_trusted(self._trust, time.time())
+
+    def wait_until_trusted(self) -> None:
+        """Wait until each instance was observed again or has timed out."""
+        self.wait_for(lambda _: True, self._timing.timeout + self._timing.grace)
+
+    def suspect(self, instance: str) -> None:
+        """Probe an instance at once, because something failed there."""
+        with self._moved:
+            if instance in self.topology.by_id:
+                self._suspects[instance] = time.monotonic()
+        self._poke.set()
+
+    def confirm_role(self, instance: str, server: ServerId) -> Role | None:
+        """Ask a server now, and return the role that it answers with.
+
+        Return None if it no longer stands behind the instance, or if it has not answered in time. That is the time after which a
+        silent server is known to be lost.
+        """
+        now = time.monotonic()
+        self.suspect(instance)
+
+        def told(topology: Topology) -> bool:
+            seen = pure.behind(topology, instance, server)
+            return seen is None or seen.asked_at > now
+
+        topology = self.wait_for(told, self._timing.lost_after, haste=Haste.ALONE)
+        seen = pure.behind(topology, instance, server)
+        return seen.server.role if seen is not None and seen.asked_at > now else None
+
+    def survived(self, instance: str, server: ServerId, since: float, until: float) -> bool:
+        """Wait for evidence that a server has lived on since a moment, and return whether it has.
+
+        since: seconds, monotonic.
+        until: the end of the wait for a server that is recovering from a crash; seconds, monotonic.
+        """
+        usual = time.monotonic() + self._timing.lost_after
+        self.suspect(instance)
+
+        def told(topology: Topology) -> bool:
+            if pure.survived(topology, instance, server, since) is not None:
+                return True
+            known = topology.by_id[instance]
+            return time.monotonic() >= usual and known.silence is not Silence.NOT_NOW
+
+        topology = self.wait_for(told, max(until, usual) - time.monotonic(), haste=Haste.ALONE)
+        return pure.survived(topology, instance, server, since) is True
+
+    def recheck_address(self, instance: str) -> None:
+        """Find out which servers stand behind an instance now, because a connection reached an unknown one there."""
+        with self._moved:
+            watcher = self._watchers.get(instance)
+            if watcher is not None:
+                watcher.recheck_address()
+        self.suspect(instance)
+
+    def request_positions(self) -> None:
+        """Ask for positions now, once for all sessions that have written and want to read, at most every position_interval."""
+        # Otherwise a round is wanted already that has not begun yet. It will do.
+        if self._wanted_at <= self._served_at:
+            self._wanted_at = time.monotonic()
+            self._poke.set()
+
+    def request_catalog(self) -> None:
+        """Read the catalog soon, because a function was called that it did not list when it was last read."""
+        self._catalog_wanted = True
+
+    def add(self, instance: Instance) -> None:
+        """Watch one more instance. Do nothing if it is watched already."""
+        if instance.id in self.topology.by_id:
+            return
+        self._publish(lambda topology: pure.add(topology, instance))
+        with self._moved:
+            if self._thread is not None and not self._closed and instance.id not in self._watchers:
+                self._watchers[instance.id] = Watcher(self, instance)
+        self._poke.set()
+
+    def remove(self, instance: str) -> None:
+        """Stop watching an instance."""
+        with self._moved:
+            watcher = self._watchers.pop(instance, None)
+            self._suspects.pop(instance, None)
+        if watcher is not None:
+            watcher.stop()
+        self._publish(lambda topology: pure.remove(topology, instance))
+
+    def _publish(self, change: Callable[[Topology], Topology]) -> None:
+        with self._moved:
+            old = self.topology
+            new = change(old)
+            if new is not old:
+                self.topology = new
+                self._published_at = time.monotonic()
+                if new.writer is None and old.writer is not None:
+                    self._writerless_since = time.monotonic()
+                self._wake()
+
+    def _publish_changes(self, told: Topology) -> None:
+        """Call `changed` with each newest topology, in a thread of its own, which waits for no listener."""
+        news, rate = self._news, Rate(REPORT_INTERVAL)
+        while True:
+            with self._moved:
+                while self.topology is told and not self._closed:
+                    self._moved.wait()
+                new, published_at = self.topology, self._published_at
+            if new is told:
+                news.put(None)
+                return
+            try:
+                told_next = self._changed(told, new, published_at)
+                if news.qsize() < MAX_UNTOLD:
+                    news.put(told_next)
+            except BaseException:
+                report(rate, "a topology was not taken in completely")
+            told = new
+
+    def _tell(self) -> None:
+        """Tell the news, in a thread of its own. A listener may take its time, or wait for a writer itself."""
+        rate = Rate(REPORT_INTERVAL)
+        while (news := self._news.get()) is not None:
+            for tell in news:
+                try:
+                    tell()
+                except BaseException:
+                    report(rate, "news of a topology was not told completely")
+            del news
+
+    def _tell_later(self, event: events.Event) -> None:
+        """Have an event of a probe told, unless too many wait already. News of topologies has the rest of the room."""
+        if self._told is not None and self._news.qsize() < MAX_UNTOLD // 2:
+            self._news.put((partial(self._told, event),))
+
+    def _tell_observed(self, observation: Observation) -> None:
+        """Have the end of a probe told."""
+        where, server = observation.instance, observation.server
+        took, at = observation.answered_at - observation.asked_at, time.time()
+        if server is not None:
+            self._tell_later(events.ProbeSucceeded(where, server.role.value, took, at=at))
+        else:
+            self._tell_later(events.ProbeFailed(where, observation.error, took, at=at))
+
+    def _observed(self, observation: Observation) -> None:
+        if self._told is not None:
+            self._tell_observed(observation)
+        with self._moved:
+            suspected_at = self._suspects.get(observation.instance)
+            if suspected_at is not None and probing.clears(observation, suspected_at):
+                del self._suspects[observation.instance]
+        self._publish(lambda topology: self._accepted(pure.observe(topology, observation)))
+
+    def _accepted(self, topology: Topology) -> Topology:
+        """Return the topology, or one that begins anew if all names lead to another cluster and that is accepted."""
+        if not self._accept_new_cluster or (successor := topology.successor) is None:
+            return topology
+        warn("the cluster %s was replaced by %s under the same names: it is used from now on", topology.cluster, successor)
+        return pure.renewed(topology)
+
+    # -- what the watchers need ------------------------------------------------------------------------------------------
+
+    def take(self, news: News) -> None:
+        """Take in what a probe has found."""
+        if isinstance(news, Observation):
+            self._observed(news)
+        else:
+            self._publish(lambda topology: pure.forget(topology, news.instance, news.server))
+
+    def is_recheck_due(self, instance: Instance, rechecked_at: float, now: float) -> bool:
+        """Tell whether to find out anew where the instance's name leads."""
+        return probing.is_recheck_due(self.topology, instance, rechecked_at, self._timing, now)
+
+    def side_tasks(self, instance_id: str, now: float) -> Iterator[SideTask]:
+        """Yield what else to do on a connection to the instance now, one after the other."""
+        if self._is_catalog_due(instance_id, now):
+            yield SideTask(self._read_catalog, _NO_FUNCTIONS)
+        if self.prunes and probing.is_prune_due(self.topology, instance_id, self.pruned_at, now):
+            yield SideTask(self._prune, _NOT_PRUNED)
+
+    def on_probe_end(self) -> None:
+        """Run the scheduler at once if threads that came during the probe need another one."""
+        if any(self._hasty.values()):
+            self._poke.set()
+
+    def _is_catalog_due(self, instance_id: str, now: float) -> bool:
+        """Return whether the caller must read the catalog now. If so, nobody else must."""
+        with self._moved:
+            is_due = probing.is_catalog_due(self.topology, instance_id, self._catalog_at, is_wanted=self._catalog_wanted, now=now)
+            if is_due:
+                self._catalog_at = now
+                self._catalog_wanted = False
+            return is_due
+
+    def _read_catalog(self, connection: ProbeConnection) -> None:
+        self.functions = connection.functions()
+
+    def _prune(self, connection: ProbeConnection) -> None:
+        self.pruned_at = time.monotonic()
+        if connection.prune():
+            self.pruned_at = float("-inf")
+
+    # -- the scheduler ----------------------------------------------------------------------------------------------------
+
+    def _run_scheduler(self) -> None:
+        while not self._closed:
+            self._poke.clear()
+            now = time.monotonic()
+            wake = now + self._timing.interval
+            with self._moved:
+                watchers = list(self._watchers.values())
+                self._keep_trust(watchers, now)
+                demand = self._demand()
+            for watcher in watchers:
+                try:
+                    wake = min(wake, self._service(watcher, demand, now))
+                except BaseException:
+                    # For example no thread can be started. This instance must wait then, but the others must not.
+                    watcher.report("%s could not be attended to")
+            self._poke.wait(max(wake - time.monotonic(), 0.0))
+
+    def _keep_trust(self, watchers: list[Watcher], now: float) -> None:
+        """Trust the topology for a while longer, or doubt it if this process stood still."""
+        wall, before = time.time(), self._trust
+        stood_still = probing.stood_still(before, wall)
+        if stood_still:
+            for watcher in watchers:
+                if watcher.asked_at is not None:
+                    watcher.asked_at = now  # the silence was not the instance's
+        self._trust = probing.keep(before, self.topology, self._timing, now, wall)
+        self.trusted_until = self._trust.trusted_until
+        if self._trust.doubted_at is None and (stood_still or before.doubted_at is not None):
+            self._wake()
+
+    def _demand(self) -> Demand:
+        """Return the reasons to probe sooner than is usual. The caller holds the lock."""
+        writer = self.topology.writer
+        watcher = None if writer is None else self._watchers.get(writer.id)
+        return Demand(
+            writerless_since=self._writerless_since,
+            is_awaited=bool(self._waiting),
+            suspects=frozenset(self._suspects),
+            own_since=self._hasty_since[Haste.ALONE] if self._hasty[Haste.ALONE] else None,
+            shared_since=self._hasty_since[Haste.SHARED] if self._hasty[Haste.SHARED] else None,
+            positions_since=self._wanted_at,
+            doubted_at=self._trust.doubted_at,
+            writer_asked_at=None if watcher is None else watcher.asked_at,
+        )
+
+    def _service(self, watcher: Watcher, demand: Demand, now: float) -> float:
+        """Begin a probe that is due, end one that is overdue, and return when to look again (seconds, monotonic)."""
+        topology, timing = self.topology, self._timing
+        every = probing.pace(topology, watcher.id, watcher.last_at, demand, timing, now)
+        asked_at, timeout = watcher.asked_at, timing.timeout
+        if asked_at is None:
+            if watcher.last_at + every <= now:
+                if self._told is not None:
+                    self._tell_later(events.ProbeStarted(watcher.id, at=time.time()))
+                watcher.begin(now)
+                asked_at = now
+        elif asked_at + timeout <= now:
+            if self._may_queue(watcher.id):
+                timeout = probing.queue_timeout(topology.by_id.get(watcher.id), timing)
+            if asked_at + timeout <= now:
+                watcher.on_deadline(asked_at, timeout)
+        if topology.writer is not None and topology.writer.id == watcher.id:
+            self._served_at = watcher.last_at
+        return probing.wake_at(asked_at, watcher.last_at, every, timeout, timing, now)

@@ -1,0 +1,287 @@
+"""The thread of one instance, which only probes it. So a server that hangs holds up no other instance.
+
+Which servers stand behind the instance, and what an answer or a failure says of them, `core/watching` decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol
+
+from aurora_router.cluster.probe import ProbeConnection, ProbeError
+from aurora_router.core import watching
+from aurora_router.core.instance import Instance, ServerId, Silence
+from aurora_router.core.pacing import Rate, more
+from aurora_router.core.watching import Change, Link, News, Watch
+
+log = logging.getLogger("aurora_router")
+
+# Threads of one instance that may hang (for example in name resolution). After that no more are started.
+MAX_STUCK_THREADS = 4
+REPORT_INTERVAL = 10.0  # seconds between two reports of the same unexpected exception
+WARNING_INTERVAL = 60.0  # seconds between two warnings that the same side task failed
+
+_NOBODY = ServerId("", None, None, "")
+
+
+def report(rate: Rate, message: str, *values: object) -> None:
+    """Log the exception that is being handled, in a thread of the monitor's, as often as the rate allows.
+
+    Code of the application may have raised it: a listener, a log handler, a way to connect. Nothing that it raises may end the
+    thread, SystemExit included.
+    """
+    came = rate.passes(time.monotonic())
+    if came:
+        with contextlib.suppress(BaseException):
+            log.exception(message + more(came), *values)
+
+
+def warn(message: str, *values: object) -> None:
+    """Log a warning, whatever a log handler raises."""
+    with contextlib.suppress(BaseException):
+        log.warning(message, *values)
+
+
+class SideTask(NamedTuple):
+    """Something else to do on a probe's connection.
+
+    failure: the warning if it fails, with places for the instance and the error.
+    """
+
+    run: Callable[[ProbeConnection], None]
+    failure: str
+
+
+class Owner(Protocol):
+    """What a watcher needs of the monitor. Its threads call these."""
+
+    def connect(self, instance: Instance) -> ProbeConnection:
+        """Open a probe connection. Raises ProbeError."""
+        ...
+
+    def cut(self, instance_id: str) -> None:
+        """End a connect that is under way."""
+        ...
+
+    def take(self, news: News) -> None:
+        """Take in what a probe has found."""
+        ...
+
+    def is_recheck_due(self, instance: Instance, rechecked_at: float, now: float) -> bool:
+        """Tell whether to find out anew where the instance's name leads."""
+        ...
+
+    def side_tasks(self, instance_id: str, now: float) -> Iterable[SideTask]:
+        """Return what else to do on a connection now, one after the other."""
+        ...
+
+    def on_probe_end(self) -> None:
+        """Take notice that a probe has ended."""
+        ...
+
+
+class Watcher:
+    """The thread of one instance. On request it asks the servers behind it, and reports each answer as an observation.
+
+    If a thread hangs and cannot be cut (in name resolution), another replaces it and takes over its connections. A connection
+    that the old thread makes after all is closed by that thread.
+    """
+
+    def __init__(self, owner: Owner, instance: Instance) -> None:
+        self.instance = instance
+        self.id = instance.id
+        self.asked_at: float | None = None  # when the probe that is under way began
+        self.last_at = float("-inf")  # when the last one began
+        self._owner = owner
+        self._watch: Watch[ProbeConnection] = Watch(instance.id, instance.reader_only)
+        self._rechecked_at = float("-inf")
+        self._must_recheck = False
+        self._asking: Link[ProbeConnection] | None = None
+        self._rates: dict[str, Rate] = {}  # of log lines, by their messages
+        self._go = threading.Event()
+        self._stopped = False
+        self._stuck = 0
+        self.thread = self._start()
+
+    def _start(self) -> threading.Thread:
+        thread = threading.Thread(target=self._run, name=f"aurora-router-probe-{self.id}", daemon=True)
+        self.thread = thread
+        thread.start()
+        return thread
+
+    def begin(self, now: float) -> None:
+        """Begin a probe."""
+        self.asked_at = self.last_at = now
+        self._go.set()
+
+    def recheck_address(self) -> None:
+        """Find out with the next probe which servers stand there."""
+        self._must_recheck = True
+
+    def stop(self) -> None:
+        """Have the thread close its connections and end."""
+        self._stopped = True
+        self._go.set()
+        asking = self._asking
+        if asking is not None:
+            asking.connection.cut()
+        self._owner.cut(self.id)
+
+    def report(self, message: str) -> None:
+        """Log the exception that is being handled, unless that was done a moment ago.
+
+        message: with a place for the instance.
+        """
+        report(self._rates.setdefault(message, Rate(REPORT_INTERVAL)), message, self.id)
+
+    def on_deadline(self, asked_at: float, timeout: float) -> None:
+        """Report an overdue probe as silent, and free its thread or replace it.
+
+        asked_at: when the probe began; seconds, monotonic.
+        timeout: seconds that it had.
+        """
+        asking, watch = self._asking, self._watch
+        self.asked_at = time.monotonic()
+        if asking is not None:
+            self.last_at = self.asked_at
+            asking.connection.cut()
+        else:
+            self._owner.cut(self.id)  # it ends the connect, unless the thread hangs elsewhere
+        asked = asking if asking is not None and asking.server is not _NOBODY else None
+        for news in watching.silent(watch, asked, timeout, asked_at, time.monotonic()):
+            self._owner.take(news)
+        if asking is None and self._stuck < MAX_STUCK_THREADS:
+            self._replace()
+
+    def _replace(self) -> None:
+        """Replace a thread that hangs by a new one. If none can be started, the old one may still come back."""
+        old = self.thread, self._go
+        self._go = threading.Event()
+        try:
+            self._start()
+        except BaseException:
+            self.thread, self._go = old
+            raise
+        self._stuck += 1
+        old[1].set()  # if the old thread has come back, it must wake and end
+        self.asked_at = None
+        self._rechecked_at = time.monotonic()
+
+    # -- the thread ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _is_current(self) -> bool:
+        return not self._stopped and self.thread is threading.current_thread()
+
+    def _run(self) -> None:
+        go = self._go
+        try:
+            while True:
+                go.wait()
+                go.clear()
+                if not self._is_current:
+                    return
+                try:
+                    self._probe()
+                except BaseException as error:
+                    self.report("the probe of %s came to an unexpected end")
+                    text = f"the probe came to an unexpected end: {type(error).__name__}"
+                    now = time.monotonic()
+                    self._tell(watching.failed(self._watch, Silence.MISCONFIGURED, text, now, now))
+                if not self._is_current:
+                    return
+                self.asked_at = None
+                self._owner.on_probe_end()
+        finally:
+            if self.thread is threading.current_thread():
+                for link in self._watch.links:
+                    link.connection.close()
+            else:
+                self._stuck -= 1
+
+    def _probe(self) -> None:
+        now = time.monotonic()
+        for link in self._watch.links:
+            self._ask(link)
+        is_due = self._owner.is_recheck_due(self.instance, self._rechecked_at, now)
+        connects = self._watch.connects(is_asked=self._must_recheck, is_due=is_due)
+        if connects:
+            self._must_recheck = False
+            self._rechecked_at = now
+        while connects and self._reach():
+            connects -= 1
+        if self._is_current and self._watch.links:
+            for task in self._owner.side_tasks(self.id, now):
+                if self._is_current:
+                    self._run_side_task(self._watch.links[0], task)
+
+    def _ask(self, link: Link[ProbeConnection]) -> None:
+        asked_at = time.monotonic()
+        self._asking = link
+        self.asked_at = asked_at
+        try:
+            server = link.connection.ask()
+        except ProbeError as error:
+            self._asking = None
+            change = watching.broke(self._watch, link, error.silence, str(error), asked_at, time.monotonic())
+            self._apply(change)
+            if change.must_connect:
+                self._reach()
+            return
+        finally:
+            self._asking = None
+        self._apply(watching.answered(self._watch, link, server, asked_at, time.monotonic()))
+
+    def _reach(self) -> bool:
+        """Open a fresh connection, ask the server that it leads to, and return whether that succeeded."""
+        asked_at = time.monotonic()
+        self.asked_at = asked_at
+        connection: ProbeConnection | None = None
+        try:
+            connection = self._owner.connect(self.instance)
+            if not self._is_current:
+                connection.close()
+                return False
+            self._asking = Link(connection, _NOBODY, asked_at)
+            server = connection.ask()
+        except ProbeError as error:
+            if connection is not None:
+                connection.close()
+            # An overdue probe was reported as silent already, and this error comes from its cut.
+            if self.asked_at == asked_at:
+                now = time.monotonic()
+                self._tell(watching.unreached(self._watch, error.silence, str(error), asked_at, now, is_busy=error.busy))
+            return False
+        finally:
+            self._asking = None
+        self._apply(watching.reached(self._watch, connection, server, asked_at, time.monotonic()))
+        return True
+
+    def _run_side_task(self, link: Link[ProbeConnection], task: SideTask) -> None:
+        """Do something else on a probe's connection. It is cut like a probe if it takes too long."""
+        self._asking = link
+        self.asked_at = time.monotonic()
+        try:
+            task.run(link.connection)
+        except ProbeError as error:
+            # After stop(), the error may only say that stop() has cut the connection.
+            rate = self._rates.setdefault(task.failure, Rate(WARNING_INTERVAL))
+            if not self._stopped and rate.passes(time.monotonic()):
+                warn(task.failure, self.id, error)
+        finally:
+            self._asking = None
+
+    def _apply(self, change: Change[ProbeConnection]) -> None:
+        self._watch = change.watch
+        for connection in change.closed:
+            connection.close()
+        self._tell(change.news)
+
+    def _tell(self, news: Iterable[News]) -> None:
+        for each in news:
+            if self._is_current:
+                self._owner.take(each)

@@ -1,0 +1,1 @@
+"""What users configure: settings, URLs, and the checks of single arguments."""

@@ -1,0 +1,68 @@
+"""Statements that fail on every server. Retrying such a statement takes down one server after the other."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from aurora_router.cluster.monitor import Monitor
+from aurora_router.core.failures import MAX_BROKEN, MAX_LOSSES, Failure
+from aurora_router.routing.retry_context import Trouble
+from aurora_router.routing.unit import Unit
+from aurora_router.servers import ServerFamily
+
+_ALIVE = "the server is alive, and has ended the connection"
+
+
+def breaks_everywhere(unit: Unit, failure: Failure) -> bool:
+    """Whether a statement that broke its instance would break the next instance, too.
+
+    True for the second broken instance. True at once on the writer, because no other server could run the statement.
+    """
+    trouble = _meets(unit, failure)
+    return unit.on_writer or (trouble is not None and trouble.times > MAX_BROKEN)
+
+
+def loses_everywhere(
+    unit: Unit, failure: Failure, code: Any, server: ServerFamily, monitor: Monitor, patience: float
+) -> str | None:
+    """Say why a statement that lost its connection would lose the next one, too. None if there is no such reason.
+
+    - It was killed outside a run, and its server is alive.
+    - This is the second time, and the servers survived both times.
+    - This is the third time, whatever has become of the servers.
+
+    code: the code of the error.
+    patience: seconds to wait for a server that is recovering, unless the run has a deadline.
+    """
+    before, now = _last(unit), _meets(unit, failure)
+    if now is None:
+        return None  # nobody retries it
+    if now.times >= MAX_LOSSES:
+        return f"the same statement has lost its connection {now.times} times"
+    if before is None or now.times == 1:
+        is_killed = unit.run is None and code in server.KILLED
+        return _ALIVE if is_killed and monitor.confirm_role(now.instance, now.server) is not None else None
+    until = unit.run.deadline if unit.run is not None else None
+    if until is None:
+        until = now.at + patience
+    both = (monitor.survived(each.instance, each.server, each.at, until) for each in (before, now))
+    return _ALIVE if all(both) else None
+
+
+def _meets(unit: Unit, failure: Failure) -> Trouble | None:
+    """Record that the unit's statement met a failure after which it would be retried. None if nobody retries it."""
+    if unit.instance is None or unit.server is None or not (unit.owned_by_session or unit.run is not None):
+        return None
+    before = _last(unit)
+    again = before is not None and (before.sql, before.failure) == (unit.last_sql, failure)
+    times = before.times + 1 if before is not None and again else 1
+    unit.trouble = Trouble(unit.last_sql, failure, unit.instance.id, unit.server, time.monotonic(), times)
+    if unit.run is not None:
+        unit.run.trouble = unit.trouble
+    return unit.trouble
+
+
+def _last(unit: Unit) -> Trouble | None:
+    """The last trouble of the unit, or else of its run and the runs before."""
+    return unit.trouble or (unit.run.trouble if unit.run is not None else None)

@@ -1,0 +1,233 @@
+"""The commit check: note something before a COMMIT. If the answer is lost, ask the newest writer for the outcome."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import UUID, uuid4
+
+import tenacity
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
+
+from aurora_router.core.commits import Note, outcome
+from aurora_router.core.instance import Instance
+from aurora_router.core.topology import Topology
+from aurora_router.drivers import Driver, driver_of
+from aurora_router.errors import ConfigurationError, NoWriterAvailable, Outcome, RouterError, WrongServer
+from aurora_router.routing.unit import Unit
+from aurora_router.servers import Execute, ServerFamily, XidFamily, knows_xids
+
+
+class Ask(Protocol):
+    """A question about one transaction, for the newest writer."""
+
+    @property
+    def server(self) -> ServerFamily: ...
+
+    def __call__(self, connection: Connection, /) -> Outcome: ...
+
+
+def prepare(connection: Any, unit: Unit, driver: Driver, server: ServerFamily, topology: Topology) -> Ask | None:
+    """Note something by which the outcome of the transaction can be looked up. None if the unit has no commit check.
+
+    The note is part of the transaction that is about to commit, and takes one round trip.
+
+    connection: the driver's.
+
+    Raises the driver's errors. Nothing has been committed then.
+    """
+    check = unit.intent.commit_check
+    if check is None or unit.instance is None:
+        if unit.run is not None and driver.is_aborted(connection):
+            driver.refuse_aborted(connection)  # COMMIT would roll back, and the run would pass for done
+        return None
+    if check == "xid" and knows_xids(server):
+        with connection.cursor() as cursor:
+            cursor.execute(server.NOTE)
+            return ByXid(cursor.fetchone(), unit.instance, topology, server)
+    signature, signed_at = uuid4(), time.monotonic()
+    try:
+        if driver.is_aborted(connection):
+            driver.refuse_aborted(connection)  # the row would be in another transaction
+        with connection.cursor() as cursor:
+            read_only = driver.declared_read_only(connection)
+            schema = server.sign(_executing(cursor), str(signature), driver.database(connection), read_only)
+    except Exception as error:
+        code = driver.code(error)
+        if server.is_read_only(code):
+            return Nothing(server)
+        if server.is_locked_out(code):
+            raise ConfigurationError(
+                f'LOCK TABLES has left out the table {server.COMMITS}, in which commit_check="{check}" writes a row at '
+                "COMMIT; send UNLOCK TABLES before the unit ends (it commits), or do without: commit_check=None"
+            ) from None
+        if server.is_missing_table(code):
+            raise ConfigurationError(
+                f'commit_check="{check}" needs the table {server.COMMITS}{"" if server.XIDS else " on this database"}, and '
+                f"{unit.instance.id} has none that this user sees; create it with `aurora-router init-commit-table URL` or "
+                "router.init_commit_table(), or do without: commit_check=None"
+            ) from None
+        raise
+    return Nothing(server) if schema is None else BySignature(signature, schema, signed_at, server)
+
+
+def _executing(cursor: Any) -> Execute:
+    def execute(text: str, values: Mapping[str, Any] | None) -> Sequence[Any] | None:
+        cursor.execute(text, values)
+        row: Sequence[Any] | None = cursor.fetchone() if cursor.description else None
+        return row
+
+    return execute
+
+
+@dataclass(slots=True)
+class ByXid:
+    """A question for the outcome of a transaction by its id.
+
+    row: the answer to the family's NOTE. It is parsed only when needed, because nearly all COMMITs are answered.
+    writer: the instance that gave the answer.
+    topology: the topology at that moment.
+    had_it: the epoch, address and port of the server that was found to have the COMMIT. A crash makes this server forget the
+        proof, but not the COMMIT. A promoted reader has on its disk what it has replayed.
+    """
+
+    row: Sequence[Any]
+    writer: Instance
+    topology: Topology
+    server: XidFamily
+    had_it: tuple[int, str | None, int | None] | None = None
+
+    @property
+    def note(self) -> Note:
+        """The note of the transaction."""
+        return self.server.parse_note(self.row, self.writer, self.topology)
+
+    def __call__(self, connection: Connection) -> Outcome:
+        note = self.note
+        xid = {"xid": note.xid}
+        row = connection.exec_driver_sql(self.server.EVIDENCE).one()
+        try:
+            status = connection.exec_driver_sql(self.server.STATUS, xid).scalar_one()
+        except DBAPIError as error:
+            driver = driver_of(error.orig)
+            if driver is None or not self.server.is_future_xid(driver.code(error.orig)):
+                raise
+            status = None
+        evidence = self.server.parse_evidence(row, status)
+        if evidence is None:
+            return Outcome.PENDING  # the server is not the writer yet, or not any more
+        found = outcome(note, evidence)
+        here = evidence.epoch, evidence.server.address, evidence.server.port
+        if found is Outcome.COMMITTED:
+            self.had_it = here
+        elif found is Outcome.UNKNOWN and self.had_it == here:
+            return Outcome.COMMITTED
+        if found is Outcome.PENDING:
+            connection.exec_driver_sql(self.server.END_IDLE, xid)
+        return found
+
+    def __str__(self) -> str:
+        note = self.note
+        return f"transaction {note.xid}, noted at {note.position}"
+
+
+@dataclass(frozen=True, slots=True)
+class BySignature:
+    """A question for the outcome by the row that the transaction wrote. It keeps a missing row from being written later.
+
+    schema: the schema of the row's table, quoted if it must be.
+    written_at: seconds, monotonic. Old rows are removed, so later a missing row proves nothing.
+    """
+
+    id: UUID
+    schema: str
+    written_at: float
+    server: ServerFamily
+
+    def __call__(self, connection: Connection) -> Outcome:
+        if time.monotonic() - self.written_at > self.server.KEPT / 2:
+            return Outcome.UNKNOWN
+        with connection.begin():
+            connection.exec_driver_sql(self.server.THERE, {"schema": self.schema})
+            connection.exec_driver_sql(self.server.FENCE, {"id": str(self.id)})
+        with connection.begin():
+            connection.exec_driver_sql(self.server.THERE, {"schema": self.schema})
+            committed = connection.exec_driver_sql(self.server.SIGNED, {"id": str(self.id)}).scalar_one()
+        return Outcome.COMMITTED if committed else Outcome.NOT_COMMITTED
+
+    def __str__(self) -> str:
+        return f"a transaction with the row {self.id} in {self.server.COMMITS}"
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """No question, because the transaction is read-only: it has written nothing, and may be made again."""
+
+    server: ServerFamily
+
+    def __call__(self, _: Connection) -> Outcome:
+        return Outcome.NOT_COMMITTED
+
+    def __str__(self) -> str:
+        return "a read-only transaction"
+
+
+def find_out(connect: Callable[[float], Connection], ask: Ask, timeout: float, sleep: Callable[[float], None]) -> Outcome:
+    """Ask the newest writer until the answer is certain. UNKNOWN after `timeout` seconds.
+
+    If COMMITs wait for a reader here, and there is none, this waits, too.
+
+    connect: makes a connection to the newest writer, within the seconds that it is called with.
+    sleep: waits for some seconds between two questions.
+    """
+    deadline = time.monotonic() + timeout
+
+    def once() -> Outcome:
+        with connect(max(deadline - time.monotonic(), 0.0)) as connection:
+            found = ask(connection)
+            if found is Outcome.COMMITTED:
+                # The writer has the COMMIT. Synchronous readers have it, too, when this later COMMIT is answered.
+                connection.exec_driver_sql(ask.server.SEAL)
+                connection.commit()
+            return found
+
+    retrying = tenacity.Retrying(
+        sleep=sleep,
+        retry=tenacity.retry_if_result(lambda found: found is Outcome.PENDING) | tenacity.retry_if_exception(_may_pass),
+        wait=tenacity.wait_random_exponential(multiplier=0.02, max=0.5),
+        stop=tenacity.stop_after_delay(timeout),
+        retry_error_callback=lambda _: Outcome.UNKNOWN,
+    )
+    try:
+        found: Outcome = retrying(once)
+    except NoWriterAvailable:  # until the timeout
+        return Outcome.UNKNOWN
+    return found
+
+
+def create_table(connection: Connection, server: ServerFamily, driver: Driver) -> None:
+    """Create the commit table on the writer, unless it exists.
+
+    connection: one in whose session nobody has changed the default database or schema.
+
+    Raises ConfigurationError if the connection is to no database.
+    """
+    try:
+        with connection.begin():
+            if connection.exec_driver_sql(server.HAS_COMMITS).scalar_one():
+                return
+            for statement in server.CREATE_COMMITS:
+                connection.exec_driver_sql(statement)
+    except DBAPIError as error:
+        if not server.is_missing_table(driver.code(error.orig)):
+            raise
+        message = f"the URL names no database to make {server.COMMITS} in; write it like {driver.EXAMPLE}"
+        raise ConfigurationError(message) from None
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether another connection may find the outcome, because this one has failed."""
+    return isinstance(error, WrongServer) or (isinstance(error, DBAPIError) and not isinstance(error, RouterError))

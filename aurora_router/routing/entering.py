@@ -1,0 +1,475 @@
+"""How units enter: from what a unit needs to an instance and a connection there. If there is no writer, the unit waits for one.
+
+This is the request path. It never blocks on discovery.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+import weakref
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+import tenacity
+from sqlalchemy import exc
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import PoolProxiedConnection
+
+from aurora_router.cluster.connection_state import STATE
+from aurora_router.cluster.engines import Engines
+from aurora_router.cluster.limits import FairSemaphore, RetryThrottle, Slot
+from aurora_router.cluster.monitor import Haste, Monitor
+from aurora_router.cluster.pooling import PoolFull
+from aurora_router.config.checks import get_pool_limits
+from aurora_router.config.settings import Settings
+from aurora_router.core import events
+from aurora_router.core.failures import Phase, traits
+from aurora_router.core.instance import Instance, Role
+from aurora_router.core.pacing import Rate
+from aurora_router.core.positions import Requirement
+from aurora_router.core.read_retry import Step, after_connecting
+from aurora_router.core.selection import (
+    STRATEGIES,
+    Balance,
+    Decision,
+    Load,
+    Need,
+    Reason,
+    choose,
+    resolve,
+    to_writer,
+    was_looked_for,
+)
+from aurora_router.core.topology import Topology
+from aurora_router.drivers import Mode
+from aurora_router.errors import (
+    ConfigurationError,
+    RouterError,
+    WrongServer,
+)
+from aurora_router.routing.connector import Connector
+from aurora_router.routing.gate import Connecting, Gate, own
+from aurora_router.routing.unit import READ_WRITE, Place, Unit
+from aurora_router.routing.waits import Waits, WriterUnreachable
+from aurora_router.telemetry.listeners import EventDispatcher
+from aurora_router.telemetry.stats import Counters
+
+T = TypeVar("T")
+
+# Seconds between two reports of reads that no reader serves.
+REMIND = 10.0
+LEAST_PAUSE = 0.05  # seconds before a unit asks again whether it may retry
+_DEFAULT, _AUTOCOMMIT, _READ_ONLY = Mode  # an enum's members are slow to look up on the request path
+_WRITER = Role.WRITER
+_CONNECTING = (Phase.READER_CONNECTING, Phase.WRITER_CONNECTING)  # indexed by on_writer
+_UNSENT = (Phase.READER_UNSENT, Phase.WRITER_UNSENT)
+_NO_READER, _OWN_WRITES = Reason.NO_READER, Reason.OWN_WRITES
+
+
+class _Attempt(Generic[T]):
+    """One attempt of a unit to connect, which may try several instances.
+
+    write: why the unit must be on the writer; None if it need not be, as far as known.
+    began: when the first attempt began, seconds, monotonic; None if nothing has read the clock yet.
+    queued_at: when it began to wait for a slot in the writer's pool.
+    timeout: of a reader's pool that the unit has waited for.
+    refused: the error of a reader that refused the credentials or the database.
+    """
+
+    __slots__ = ("began", "connector", "queued_at", "refused", "timeout", "write")
+
+    def __init__(self, connector: Connector[T], write: Reason | None, began: float | None) -> None:
+        self.connector = connector
+        self.write = write
+        self.began = began
+        self.queued_at: float | None = None
+        self.timeout: exc.TimeoutError | None = None
+        self.refused: Exception | None = None
+
+
+class Entrance:
+    """Brings the units of one router to its instances.
+
+    for_reads: the slots in the writer's pool that reads may have.
+    counters: counts units, waits and retries.
+    waits: the waits of units.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        gate: Gate,
+        engines: Engines,
+        monitor: Monitor,
+        dispatcher: EventDispatcher,
+        throttle: RetryThrottle,
+        for_reads: FairSemaphore,
+        counters: Counters,
+    ) -> None:
+        pool, _ = get_pool_limits(settings.options_of_readers or settings.options)
+        self._gate = gate
+        self._engines = engines
+        self._monitor = monitor
+        self._dispatcher = dispatcher
+        self._throttle = throttle
+        self._for_reads = for_reads
+        self._counters = counters
+        self._need = Need(
+            max_lag=settings.max_lag,
+            pin_seconds=settings.pin_seconds,
+            writer_serves_reads=settings.no_reader == "writer",
+        )
+        self._declared_need = self._need._replace(declared=True)
+        self._balance = _checked(settings.balance) if callable(settings.balance) else STRATEGIES[settings.balance]
+        self._wait = settings.wait_for_reader
+        self._look_timeout = settings.probe_timeout  # to look for a writer that a token speaks of
+        self._modes = engines.modes
+        self._load = Load(engines.in_use, capacity=pool)
+        self.waits = Waits(settings, engines, monitor, dispatcher, self._need, self._load, counters)
+        self._say_no_reader = Rate(REMIND)
+
+    def close(self) -> None:
+        """End all waiting for slots. Units that wait for a topology see that when the monitor wakes them."""
+        self.waits.is_closed = True
+        self._for_reads.cancel_waiters()
+
+    def forked(self) -> None:
+        """In a forked child, no unit waits."""
+        self.waits.forked()
+
+    def enter(self, unit: Unit, connector: Connector[T], write: Reason | None = None) -> T:
+        """Connect a unit to the instance that it needs.
+
+        If a reader cannot be reached, the unit tries another instance. For a writer it waits up to failover_timeout.
+
+        write: why the unit must be on the writer, if it must.
+        """
+        if write is None and unit.read_only is False:
+            write = Reason.DECLARED_WRITE
+        if self._dispatcher.listeners:
+            unit.checkout_began = time.monotonic()
+            self._dispatcher.publish(events.CheckoutStarted(unit.read_only, unit=unit.number))
+        try:
+            try:
+                return self._enter_once(unit, connector, write, None)
+            except WriterUnreachable as again:
+                failed = again
+            return self._enter_again(unit, connector, write, failed)
+        except BaseException as error:
+            unit.release()
+            if unit.checkout_began is not None and self._dispatcher.listeners:
+                took = time.monotonic() - unit.checkout_began
+                self._dispatcher.publish(events.CheckoutFailed(type(error).__name__, took, unit=unit.number))
+            raise
+
+    def _tell_checkout(self, unit: Unit, instance: Instance, reason: Reason) -> None:
+        """Publish that a unit has its connection, and remember since when, for the event of its return."""
+        now = time.monotonic()
+        took = None if unit.checkout_began is None else now - unit.checkout_began
+        unit.checked_out = {**(unit.checked_out or {}), instance.id: now}
+        if self._dispatcher.listeners:
+            self._dispatcher.publish(events.Routed(instance.id, reason, unit=unit.number, seconds=took))
+
+    def _enter_again(self, unit: Unit, connector: Connector[T], write: Reason | None, failed: WriterUnreachable) -> T:
+        """Connect a unit to the writer, after a first attempt has failed, as soon as one can be reached."""
+        began = failed.began
+        self._throttle.allow(failed.instance.id, first=True)
+        left = self.waits.time_left(unit, began)
+        until = time.monotonic() + left
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(WriterUnreachable),
+            wait=tenacity.wait_random_exponential(multiplier=0.02, max=1.0),
+            stop=tenacity.stop_after_delay(left),
+            sleep=lambda seconds: self._pause(seconds, failed, until),
+            reraise=True,
+        )
+
+        def once() -> T:
+            nonlocal failed
+            self._counters.retries[failed.instance.id] += 1
+            try:
+                return self._enter_once(unit, connector, write, began)
+            except WriterUnreachable as again:
+                failed = again
+                raise
+
+        try:
+            connection: T = retrying(once)
+            return connection
+        except WriterUnreachable as again:
+            raise self.waits.no_writer(began, again) from again.cause
+
+    def _pause(self, seconds: float, failed: WriterUnreachable, until: float) -> None:
+        """Sleep, but only until the monitor sees another writer than the failed one, or none.
+
+        While too many units retry already, sleep on. Waiting costs nothing, but an attempt at an instance in trouble does.
+
+        until: seconds, monotonic.
+        """
+        servers = failed.instance.servers
+        while True:
+            topology = self._monitor.wait_for(lambda t: t.writer is None or t.writer.servers != servers, seconds)
+            if self.waits.is_closed:
+                raise RouterError("this router was closed while a unit waited for a writer")
+            if topology.writer is None or time.monotonic() >= until:
+                return
+            if self._throttle.allow(failed.instance.id, first=topology.writer.servers != servers):
+                return
+            seconds = max(seconds, LEAST_PAUSE)
+
+    def _enter_once(self, unit: Unit, connector: Connector[T], write: Reason | None, began: float | None) -> T:
+        """Make one attempt.
+
+        began: when the first attempt began, seconds, monotonic. None for the first, which reads the clock only if it must.
+        """
+        attempt = _Attempt(connector, write, began)
+        unit.queues = False
+        while True:
+            chosen = self._choose(unit, attempt)
+            if chosen is None:
+                continue
+            instance, reason = chosen
+            connection = self._connect(unit, attempt, instance)
+            if connection is not None:
+                break
+        counters = self._counters
+        if attempt.write is not None:
+            counters.writes[instance.id] += 1
+        elif unit.on_writer:
+            counters.reads_as_writer[instance.id] += 1
+        else:
+            counters.reads_as_reader[instance.id] += 1
+        if self._dispatcher.listeners:
+            self._tell_checkout(unit, instance, reason)
+        return connection
+
+    def _choose(self, unit: Unit, attempt: _Attempt[T]) -> tuple[Instance, Reason] | None:
+        """Choose the instance, and wait for one if none is there. None if something has changed: decide again."""
+        decision = self.decide(unit, attempt.write)
+        if attempt.write is None:
+            if attempt.connector.judge is not None:
+                attempt.write = self._judge(attempt.connector, decision)
+                if attempt.write is not None:
+                    # Decide again before the unit waits for a reader, or takes a slot, or connects to a reader.
+                    return None
+            if decision.reason is _OWN_WRITES and self._wait and not unit.waited:
+                self.waits.for_reader(unit)
+                return None
+        instance, reason, _ = decision
+        if instance is None:
+            if attempt.refused is not None:
+                raise attempt.refused  # in the server's words: no other instance is left
+            attempt.began = attempt.began or time.monotonic()
+            instance = self.waits.for_writer(unit, decision, attempt.began)
+            if instance is None or reason is Reason.NO_INSTANCE:
+                return None  # the token has lapsed, or no reader would serve the read
+        if reason is _NO_READER and len(self._monitor.topology.instances) > 1 and not self._may_read(unit, attempt, instance):
+            return None
+        return instance, reason
+
+    def _may_read(self, unit: Unit, attempt: _Attempt[T], writer: Instance) -> bool:
+        """Whether the unit has a slot for reads in the writer's pool. If not, it has waited for one."""
+        if unit.writer_read_slot is not None and unit.writer_read_slot.acquired:
+            return True
+        reads = self._say_no_reader.passes(time.monotonic())
+        if reads:
+            said = self._monitor.topology.said(avoided=unit.avoid)
+            self._dispatcher.publish(events.NoReaderQualifies(writer.id, reads, said))
+        # With several instances, reads get only a share of the writer's pool, because writes must find room.
+        slot = unit.writer_read_slot = Slot(self._for_reads)  # the unit owns it before it is acquired
+        if slot.acquire(0.0):
+            return True
+        attempt.queued_at = attempt.queued_at or time.monotonic()
+        self.waits.for_slot(unit, slot, attempt.queued_at)
+        return False
+
+    def _connect(self, unit: Unit, attempt: _Attempt[T], instance: Instance) -> T | None:
+        """Connect a unit to an instance. None if that has failed and the unit is to try another one."""
+        on_writer = instance.role is _WRITER
+        mode = _mode(unit, on_writer)
+        unit.place = Place(instance, on_writer, instance.epoch)
+        connection: T | None = None
+        connecting, connector = self._gate.connecting, attempt.connector
+        outer = connecting.value
+        try:
+            engine = self._engines.engine(instance)
+            connects = Connecting(unit, mode, engine)
+            connecting.value = weakref.ref(connects)
+            connection = connector.connect(engine)
+            if self._takes(unit, connection, connector.pool_connection(connection), instance, mode):
+                return connection
+            # The connection is dead, or leads to another server. The reasons for choosing this instance do not apply to it.
+            connector.discard(connection)
+        except (DBAPIError, WrongServer, self._engines.driver_error) as error:
+            self._give_up(unit, connector, connection)
+            if isinstance(error, RouterError) and not isinstance(error, WrongServer):
+                raise  # it is of another unit, which a listener of the application has begun
+            if not self._can_try_another(unit, attempt, instance, error, is_connected=connection is not None):
+                raise
+        except ConfigurationError as error:  # there is no password
+            self._give_up(unit, connector, connection)
+            if connection is None:
+                self._dispatcher.publish(events.ConnectFailed(instance.id, str(error), unit=unit.number))
+            raise
+        except PoolFull:
+            unit.leave()
+            if attempt.timeout is not None:
+                raise attempt.timeout from None
+            if attempt.write is None and connector.judge is not None:
+                attempt.write = connector.judge(self._engines.engine(instance), True)
+            unit.queues = attempt.write is None and not self._finds_room(unit)
+        except exc.TimeoutError as error:
+            self._give_up(unit, connector, connection)
+            if on_writer or attempt.timeout is not None or not self._finds_room(unit):
+                raise
+            unit.queues, attempt.timeout = False, error
+        except BaseException:
+            self._give_up(unit, connector, connection)
+            raise
+        finally:
+            connecting.value = outer
+        return None
+
+    def _takes(self, unit: Unit, connection: object, raw: PoolProxiedConnection, instance: Instance, mode: Mode) -> bool:
+        """Switch a connection to the unit's mode, and note that the unit has it. False if it cannot be used."""
+        now = time.monotonic()
+        if not self._modes.is_usable(raw, instance, now):
+            return False
+        # Otherwise a listener of the application has sent something there already, and the mode is set.
+        if raw.info[STATE].unit is not unit:
+            self._modes.set_mode(raw, mode, unit.isolation)
+        if unit.read_only and not unit.owned_by_session:
+            self._modes.keep_read_only(raw)
+        own(unit, connection, raw)
+        self._throttle.record_unit(now)
+        return True
+
+    def _can_try_another(
+        self, unit: Unit, attempt: _Attempt[T], instance: Instance, error: Exception, *, is_connected: bool
+    ) -> bool:
+        """Note a failure to connect. Return whether the unit is to try another instance.
+
+        Raises WriterUnreachable if it was the writer, and ConfigurationError for an option that the driver cannot use.
+        """
+        # An error that has a statement comes from a listener of the application, not from connecting.
+        connects = not is_connected and getattr(error, "statement", None) is None
+        phase = (_CONNECTING if connects else _UNSENT)[unit.on_writer]
+        failure = self._engines.failure(error, phase)
+        if connects and not isinstance(error, WrongServer):  # that one was reported already
+            self._dispatcher.publish(events.ConnectFailed(instance.id, self._engines.explain(error), unit=unit.number))
+        means = traits(failure)
+        if means.suspicious:
+            self._monitor.suspect(instance.id)
+        if connects and (mistake := self._engines.mistake(error)) is not None:
+            raise mistake from None
+        step = after_connecting(failure, phase, on_writer=unit.on_writer)
+        if step is Step.RAISE:
+            return False
+        if means.is_last_word:
+            attempt.refused = error
+        if step is Step.WAIT:
+            raise WriterUnreachable(instance, error, attempt.began or time.monotonic()) from error
+        unit.avoid |= {instance.id}
+        self._counters.retries[instance.id] += 1
+        if self._dispatcher.listeners:
+            self._dispatcher.publish(events.Repeated(instance.id, type(error).__name__, unit=unit.number))
+        return True
+
+    def _judge(self, connector: Connector[T], decision: Decision) -> Reason | None:
+        """Why the statement for which a unit enters must be on the writer; None if it may be a read, as far as known.
+
+        If no reader qualifies, find out at any price.
+        """
+        assert connector.judge is not None
+        topology = self._monitor.topology
+        engine = self._engines.engine(decision.instance or topology.writer or topology.instances[0])
+        if engine.dialect.server_version_info is None and topology.writer is not None:
+            # A process that only writes has never connected to that reader.
+            engine = self._engines.engine(topology.writer)
+        return connector.judge(engine, decision.instance is None or decision.reason is _NO_READER)
+
+    def _finds_room(self, unit: Unit) -> bool:
+        """Whether a reader that qualifies has room in its pool."""
+        decision = self.decide(unit, None)
+        return decision.instance is None or self._load.has_room(decision.instance.id)
+
+    def _give_up(self, unit: Unit, connector: Connector[T], connection: T | None) -> None:
+        """Discard the connection of a failed attempt. Its error would keep the connection, and with it a place in the pool."""
+        unit.leave()
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                connector.discard(connection)
+
+    def decide(self, unit: Unit, write: Reason | None) -> Decision:
+        """Decide on which instance the unit would be now.
+
+        write: why it must be on the writer, if it must.
+        """
+        if time.time() > self._monitor.trusted_until:
+            self._monitor.wait_until_trusted()
+        topology = self._monitor.topology
+        if write is not None:
+            if unit.requirement is not None and unit.requirement.given:  # maybe of a newer writer than any known here
+                topology = self._resolve(unit, unit.requirement, topology)
+            return to_writer(topology, write)
+        if unit.read_only and self._gate.isolation.beyond_readers(unit.isolation):
+            return to_writer(topology, Reason.ISOLATION) if self._need.writer_serves_reads else Decision(None, Reason.ISOLATION)
+        need = self._declared_need if unit.read_only else self._need
+        if unit.requirement is not None or unit.last_reads or unit.avoid:
+            if unit.requirement is not None:
+                topology = self._resolve(unit, unit.requirement, topology)
+            need = need.of_unit(unit.requirement, unit.last_reads, unit.avoid)
+        load = self._load
+        load.turn += 1
+        decision = choose(topology, need, self._balance, load, random.random(), time.monotonic())
+        if decision.reason is _OWN_WRITES or (decision.reason is Reason.NO_WRITER and need.requirement is not None):
+            self._monitor.request_positions()
+        return decision
+
+    def _resolve(self, unit: Unit, requirement: Requirement, topology: Topology) -> Topology:
+        """Add the position that proves the unit's requirement, if one can be had, and return the topology that has it."""
+        requirement = resolve(requirement, topology)
+        epoch = requirement.epoch
+        if requirement.given and epoch is not None and epoch > topology.epoch:
+            # The token names a newer epoch than any known here. Probe all instances that answer before doubting the token.
+            # Anybody may make up such a token. So probe once for all waiting units, and not more often than for positions.
+            claim = requirement
+            topology = self._monitor.wait_for(
+                lambda t: t.epoch >= epoch or was_looked_for(claim, t), self._look_timeout, haste=Haste.SHARED
+            )
+            requirement = resolve(requirement, topology)
+        if requirement is not unit.requirement:
+            unit.marks = unit.marks._replace(requirement=requirement)
+        return topology
+
+    def writer(self) -> Instance:
+        """Return the writer. If there is none, wait as a unit would."""
+        unit = Unit(READ_WRITE)
+        decision = self.decide(unit, Reason.DECLARED_WRITE)
+        instance = decision.instance or self.waits.for_writer(unit, decision, time.monotonic())
+        assert instance is not None  # the unit has no token that could lapse
+        return instance
+
+
+def _mode(unit: Unit, on_writer: bool) -> Mode:
+    """The mode that the unit's connection needs."""
+    if unit.read_only:
+        return _READ_ONLY
+    if on_writer:
+        return _DEFAULT
+    return _READ_ONLY if unit.holds else _AUTOCOMMIT
+
+
+def _checked(balance: Balance) -> Balance:
+    """The user's function, with an error that names it if it returns anything but one of the readers."""
+
+    def checked(readers: Sequence[Instance], load: Load, rnd: float) -> Instance:
+        chosen = balance(readers, load, rnd)
+        if chosen not in readers:
+            kind = type(chosen).__name__
+            raise ConfigurationError(f"balance=: the function must return one of the readers that it is given, not {kind}")
+        return chosen
+
+    return checked

@@ -1,0 +1,140 @@
+"""What an error of the driver means for its unit."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from sqlalchemy.engine import ExceptionContext
+
+from aurora_router.cluster.connection_state import UNIT
+from aurora_router.cluster.engines import Engines
+from aurora_router.cluster.error_classification import FACTS, classify_error, failure_of
+from aurora_router.cluster.families import Families
+from aurora_router.cluster.monitor import Monitor
+from aurora_router.config.settings import Settings
+from aurora_router.core.failures import Failure, Phase, Question, facts, inquiry, traits
+from aurora_router.core.instance import Role
+from aurora_router.core.statements import Effect
+from aurora_router.errors import ReadOnlyViolation, RouterError
+from aurora_router.routing.blame import breaks_everywhere, loses_everywhere
+from aurora_router.routing.isolation import Isolation
+from aurora_router.routing.unit import CommitState, Unit
+from aurora_router.servers import ServerFamily
+
+
+class ErrorHandler:
+    """The errors of one router's units."""
+
+    def __init__(self, settings: Settings, families: Families, engines: Engines, monitor: Monitor, isolation: Isolation) -> None:
+        self._driver = settings.target.driver
+        self._failover_timeout = settings.failover_timeout
+        self._families = families
+        self._engines = engines
+        self._error = engines.driver_error
+        self._monitor = monitor
+        self._isolation = isolation
+
+    def failed(self, context: ExceptionContext) -> RouterError | None:
+        """Note on an error of the driver what it means, and return the error to raise instead, if any.
+
+        There is one if the outcome of a COMMIT is unknown. There also is one if a read-only unit tried a write that its text did
+        not show.
+        """
+        unit: Unit | None = getattr(context.connection, UNIT, None)
+        if unit is None or not isinstance(context.original_exception, self._error):
+            return None
+        failure = failure_of(context.original_exception, self._family(unit), disconnected=context.is_disconnect)
+        self._react(failure, unit, context)
+        phase = self.phase(unit)
+        asked = inquiry(failure, phase)
+        is_final = False
+        if asked is not None and self._confirms(asked.question, failure, unit, context):
+            failure, is_final = asked.becomes or failure, asked.is_final
+        means = traits(failure)
+        if means.spares_pool:
+            context.invalidate_pool_on_disconnect = False
+        meaning = facts(failure, phase, is_final=is_final, not_committed=unit.commit is CommitState.NOT_COMMITTED)
+        instead: RouterError | None = unit.commit_error
+        if means.refuses_writes and unit.read_only and unit.instance is not None:
+            instead = ReadOnlyViolation(Effect.WRITE.name, unit.instance.id, sent=True)
+            meaning = classify_error(instead)
+        if unit.run is not None:
+            unit.run.failed = meaning
+        setattr(instead or context.sqlalchemy_exception, FACTS, meaning)
+        return instead
+
+    def _react(self, failure: Failure, unit: Unit, context: ExceptionContext) -> None:
+        """Do what a failure asks for at once: suspect the instance, forget what was prepared there."""
+        means, connection = traits(failure), context.connection
+        if means.suspicious and unit.instance is not None:
+            self._monitor.suspect(unit.instance.id)
+        if means.disconnects:
+            context.is_disconnect = True  # SQLAlchemy does not always notice
+        if means.is_outdated and unit.instance is not None:
+            self._engines.forget_prepared(unit.instance.id)
+        if connection is not None and not (context.is_disconnect or connection.invalidated):
+            driver: Any = connection.connection.dbapi_connection
+            # In autocommit there will be no rollback, at which a driver forgets its prepared statements.
+            if self._driver.autocommit(driver):
+                with contextlib.suppress(self._error):
+                    self._driver.forget_prepared(driver)
+
+    def _confirms(self, question: Question, failure: Failure, unit: Unit, context: ExceptionContext) -> bool:
+        """Find out whether the answer to a question about a failure is "yes"."""
+        match question:
+            case Question.IS_SILENT:
+                return self._says(unit) is None
+            case Question.IS_WRITER:
+                # Ask the server even outside of run_transaction, so that the next unit knows if it is deposed.
+                is_writer = unit.on_writer and not unit.read_only and self._says(unit) is Role.WRITER
+                if unit.run is not None:
+                    unit.run.read_only_refusals += is_writer
+                return is_writer
+            case Question.BREAKS_EVERYWHERE:
+                return breaks_everywhere(unit, failure)
+            case Question.LOSES_EVERYWHERE:
+                return self._loses_everywhere(failure, unit, context)
+            case Question.WAS_MISLED:
+                return unit.run is not None and unit.run.is_misled()
+
+    def _loses_everywhere(self, failure: Failure, unit: Unit, context: ExceptionContext) -> bool:
+        """Whether the statement would lose the next connection, too. If so, say why in the error."""
+        if context.connection is None:
+            return False
+        if self._driver.is_bystander(context.connection.connection.dbapi_connection):
+            return False  # another connection's statement has made the server end this one
+        code, server = self._driver.code(context.original_exception), self._family(unit)
+        why = loses_everywhere(unit, failure, code, server, self._monitor, self._failover_timeout)
+        if why is not None and context.sqlalchemy_exception is not None:
+            context.sqlalchemy_exception.add_detail(f"{why}; {server.ENDED}")
+        return why is not None
+
+    def _says(self, unit: Unit) -> Role | None:
+        """Ask the server of a unit for its role now. None if the server is lost."""
+        if unit.instance is None or unit.server is None:
+            return None
+        return self._monitor.confirm_role(unit.instance.id, unit.server)
+
+    def phase(self, unit: Unit) -> Phase:
+        """How far the unit was when a statement or a COMMIT of it failed."""
+        if unit.is_commit_in_doubt:
+            return Phase.COMMIT
+        if unit.only_reads and unit.on_writer and unit.read_only is False:
+            # The unit was declared to write, and a statement that looks like a read may write, too. Then the error has cost the
+            # whole transaction, not this read alone.
+            if self._isolation.is_autocommit(unit):
+                return Phase.COMMIT
+            if not unit.has_results:
+                return Phase.READ
+        elif unit.only_reads and (
+            (unit.read_only is None and not unit.on_writer) or not (unit.has_results and self._isolation.has_snapshot(unit))
+        ):
+            return Phase.READ
+        if not unit.on_writer:
+            return Phase.READER_TRANSACTION
+        return Phase.WRITER_STATEMENT if unit.has_results or unit.connection_exposed else Phase.WRITER_FIRST
+
+    def _family(self, unit: Unit) -> ServerFamily:
+        """The family of the server of a unit."""
+        return self._families.at(unit.instance.id) if unit.instance is not None else self._families.leading

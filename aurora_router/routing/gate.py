@@ -1,0 +1,408 @@
+"""The gate between SQLAlchemy and the driver. It judges each text that is really sent, and notes in the unit what the text does.
+
+COMMITs pass through commit_handler, and errors through error_handler.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.pool import PoolProxiedConnection
+
+from aurora_router.cluster.connection_state import STATE, UNIT, ConnectionState, state_of, unit_of
+from aurora_router.cluster.engines import Engines
+from aurora_router.cluster.error_classification import FACTS
+from aurora_router.cluster.families import Families
+from aurora_router.cluster.instance_pool import RoutedConnection
+from aurora_router.cluster.monitor import Monitor
+from aurora_router.cluster.pooling import PoolFull
+from aurora_router.config.checks import check_route
+from aurora_router.config.settings import Settings
+from aurora_router.core.failures import (
+    WRITER_IS_GONE,
+)
+from aurora_router.core.selection import Reason, reason_to_write
+from aurora_router.core.statements import Effect, Verdict, verdict
+from aurora_router.drivers import Driver, Mode
+from aurora_router.errors import (
+    ConfigurationError,
+    NoReaderAvailable,
+    NoWriterAvailable,
+    ReadOnlyViolation,
+    WrongServer,
+)
+from aurora_router.routing.causality import Causality
+from aurora_router.routing.commit_handler import CommitHandler
+from aurora_router.routing.error_handler import ErrorHandler
+from aurora_router.routing.isolation import Isolation, as_servers_say
+from aurora_router.routing.known_statements import KnownStatements, recalls_reads
+from aurora_router.routing.unit import READ_WRITE, CommitState, MustMoveToWriter, Place, TransactionEnds, Unit
+from aurora_router.telemetry.listeners import EventDispatcher
+from aurora_router.waiting import Local, Waiting
+
+_READ, _NO_COMMIT = Effect.READ, CommitState.NONE  # an enum's members are slow to look up on the request path
+
+
+class Connecting:
+    """The unit that a thread is connecting, its future mode, and the engine that it connects with."""
+
+    __slots__ = ("__weakref__", "engine", "mode", "unit")
+
+    def __init__(self, unit: Unit, mode: Mode, engine: Engine) -> None:
+        self.unit = unit
+        self.mode = mode
+        self.engine = engine
+
+
+class Gate:
+    """The hooks of one router's connections.
+
+    causality: what the router's units must see.
+    waiting: how units wait.
+    known: what is known of the texts of statements.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        families: Families,
+        engines: Engines,
+        monitor: Monitor,
+        causality: Causality,
+        dispatcher: EventDispatcher,
+        waiting: Waiting,
+    ) -> None:
+        self.driver = settings.target.driver
+        self.families = families
+        self.causality = causality
+        # The attempt that is under way in this thread. A listener of the application may make another unit enter meanwhile. The
+        # reference is weak, because an exception of a signal handler may end an attempt at any moment.
+        self.connecting: Local[weakref.ref[Connecting]] = waiting.local()
+        self.known = KnownStatements(settings, families, monitor, engines.modes)
+        self.isolation = Isolation(settings, families, monitor)
+        self._modes = engines.modes
+        self._monitor = monitor
+        self._is_global = causality.is_global
+        commits = CommitHandler(settings, families, engines, monitor, causality, dispatcher, waiting)
+        self.commit, self.commit_in_two_phases = commits.commit, commits.commit_in_two_phases
+        self.ends, self.rolled_back, self.returned = commits.ends, commits.rolled_back, commits.returned
+        errors = ErrorHandler(settings, families, engines, monitor, self.isolation)
+        self.failed, self.phase = errors.failed, errors.phase
+
+    def forked(self) -> None:
+        """Begin anew in a forked child."""
+        self.known.forked()
+        self.causality.forked()
+
+    def attempt(self) -> Connecting | None:
+        """Return the attempt that is under way in this thread; None without one."""
+        known = self.connecting.value
+        return known() if known is not None else None
+
+    def before_waiting(self) -> None:
+        """Make a unit look for another reader with room before it waits for the full pool of its reader.
+
+        Raises PoolFull.
+        """
+        attempt = self.attempt()
+        if attempt is not None:
+            unit = attempt.unit
+            if not unit.on_writer and not unit.queues:
+                raise PoolFull
+
+    def checked_out(self, raw: PoolProxiedConnection) -> None:
+        """Note that a connection has left its pool.
+
+        If no unit is entering, somebody has taken the connection from an engine directly. Its commits count all the same.
+
+        Raises DisconnectionError for a connection that has died in the pool, as pre-ping does.
+        """
+        if self.attempt() is None:
+            if not self._modes.is_alive(raw):
+                raise DisconnectionError("the connection was closed while it was idle")
+            unit = self._nobodys()
+            self.causality.on_begin(unit)
+            self._modes.set_mode(raw, Mode.DEFAULT)
+            self.hand_out(unit, raw)
+            state_of(raw).distrust()
+            own(unit, raw, raw)
+
+    def _nobodys(self) -> Unit:
+        """Make a unit for a connection that was taken from an engine directly. It behaves as on any engine."""
+        unit = Unit(READ_WRITE)
+        unit.wrote = True
+        unit.place = Place(None, True, self._monitor.topology.epoch)
+        return unit
+
+    # -- statements -----------------------------------------------------------------------------------------------
+
+    def statement(self, _cursor: Any, text: str, *rest: Any) -> None:
+        """Look at a statement before it is sent. Nothing passes to a reader, or in a read-only unit, without this."""
+        context = rest[-1]
+        connection: Connection = context.root_connection
+        known: Unit | None = getattr(connection, UNIT, None)
+        unit = known if known is not None and unit_of(connection) is known else self._adopt(connection, known)
+        if unit is None:
+            return
+        if unit.watched:
+            self._look(unit, connection)
+        unit.has_results = unit.last_sql is not None
+        unit.last_sql = text
+        unit.commit = _NO_COMMIT
+        read_only, on_writer = unit.read_only, unit.on_writer
+        found = verdict(text, self.families.dialect)
+        effect = self.known.effect(found) if found.functions else found.effect
+        if effect is not _READ and found.in_doubt and (read_only or not on_writer or found.ends):
+            found = self.known.in_mode_of(text, connection.connection, unit)
+            effect = self.known.effect(found)
+        if read_only is None and not on_writer:
+            self._on_reader(unit, found, effect, context)
+        elif read_only:
+            if not on_writer and "writer" in (unit.hint, found.hint, context.execution_options.get("route")):
+                self._asks_for_writer(unit, effect)
+            if effect is not _READ:
+                self._in_read_only_unit(unit, found, effect)
+        elif effect is not _READ or (text in self.known.learned and self.known.has_learned(text)):
+            self._on_writer(unit, found, effect, rest[0], connection)
+
+    def _on_reader(self, unit: Unit, found: Verdict, effect: Effect, context: Any) -> None:
+        """Look at a statement of an automatic unit on a reader. Raises MustMoveToWriter if it must be on the writer."""
+        hint = unit.hint
+        if hint is None:
+            # This is an option of the connection, or of a statement that replaced the session's.
+            hint = context.execution_options.get("route")
+            if hint is not None:
+                check_route(hint)
+        text = unit.last_sql
+        reason = reason_to_write(found, effect, hint, text in self.known.learned and self.known.has_learned(text))
+        if reason is None and (unit.scopes or self._is_global) and self.causality.must_leave_reader(unit):
+            reason = Reason.OWN_WRITES
+        if reason is not None:
+            if reason is Reason.NOT_A_READ and self._only_sets(unit, found, effect):
+                unit.holds = True
+                self._modes.set_mode(context.root_connection.connection, Mode.READ_ONLY)
+                return
+            if reason is not Reason.NOT_A_READ or not recalls_reads(unit, found, effect, unit.has_results):
+                raise MustMoveToWriter(effect, reason)
+            unit.only_reads = False  # no other connection has the same history
+        if context.execution_options.get("stream_results"):
+            unit.streaming = unit.watched = True
+        if unit.run is not None:
+            unit.run.has_read_on_reader = True
+
+    def _in_read_only_unit(self, unit: Unit, found: Verdict, effect: Effect) -> None:
+        """Look at a statement of a read-only unit that may not be a read. Raises ReadOnlyViolation."""
+        # On the writer only this gate stands between an unknown function and the data.
+        writes = found.effect is Effect.WRITE and (found.known is Effect.WRITE or (unit.on_writer and effect is Effect.WRITE))
+        if writes or found.locks or found.unguards:
+            where = unit.instance.id if unit.instance is not None else "?"
+            raise ReadOnlyViolation(effect.name, where, unguards=found.unguards and not (writes or found.locks))
+        unit.only_reads = False
+
+    def _on_writer(self, unit: Unit, found: Verdict, effect: Effect, parameters: Any, connection: Connection) -> None:
+        """Note what a statement on the writer does that is not known to be a read."""
+        unit.wrote = True
+        unit.only_reads = False
+        unit.read_at = None  # nothing reports the end of a flush
+        if not self.families.asynchronous_commits and _names_synchronous_commit(unit.last_sql or "", parameters):
+            self.families.asynchronous_commits = True
+        # A read may leave traces, too, because a view may call any function.
+        if unit.run is not None and (effect is _READ or not found.traceless):
+            unit.leaves_traces = True
+        driver: Any = connection.connection.dbapi_connection  # also if it is detached from its pool
+        if found.ends or driver.autocommit:  # it may commit unseen by SQLAlchemy
+            unit.commit = CommitState.SENT
+            if unit.run is not None:
+                unit.run.is_undoable = False
+            self.causality.on_commit_sent(unit)
+
+    def _look(self, unit: Unit, connection: Connection) -> None:
+        """Check what must hold before a statement of a unit that streams, or that is read-only and in autocommit.
+
+        Raises MustMoveToWriter.
+        """
+        if unit.streaming and connection.info[STATE].server != unit.server:
+            raise MustMoveToWriter(_READ, Reason.NOT_A_READ)  # the unit has moved, and only its stream is here
+        if unit.read_only:
+            self._modes.guard_again(connection.connection)
+
+    def _asks_for_writer(self, unit: Unit, effect: Effect) -> None:
+        """Refuse a statement that asks for the writer in a read-only unit on a reader.
+
+        The first statement of a session then runs on the writer, in a read-only transaction. Later statements cannot, because the
+        unit has one transaction only.
+
+        Raises MustMoveToWriter for the first statement of a session, else ConfigurationError.
+        """
+        if unit.owned_by_session and not unit.has_results and not unit.connection_exposed:
+            raise MustMoveToWriter(effect, Reason.HINT)
+        where = unit.instance.id if unit.instance is not None else "?"
+        what = f'a statement asks for the writer (route="writer"), and its unit is in a read-only transaction on {where}'
+        if not unit.owned_by_session:
+            raise ConfigurationError(f"{what}. Use router.connect(), which leads to the writer.")
+        raise ConfigurationError(f"{what}. Begin the unit with such a statement, or leave read_only out.")
+
+    def _only_sets(self, unit: Unit, found: Verdict, effect: Effect) -> bool:
+        """Whether a listener of the application sets something on a reader's connection for the unit that is entering.
+
+        The setting holds for the unit, in a transaction, as on any engine. SET LOCAL does not count, because it is part of its
+        unit's transaction, and that runs on the writer.
+        """
+        attempt = self.attempt()
+        is_setting = effect in (Effect.SERVER, Effect.SESSION) and not found.unguards
+        return is_setting and attempt is not None and attempt.unit is unit
+
+    def set_options(self, connection: Connection, options: Mapping[str, Any], send: Callable[[], None]) -> None:
+        """Set execution options of a connection, except options that let a read-only unit write, or that its reader refuses.
+
+        Raises ReadOnlyViolation, NoReaderAvailable, ConfigurationError.
+        """
+        unit: Unit | None = getattr(connection, UNIT, None)
+        if unit is None:
+            attempt = self.attempt()
+            unit = attempt.unit if attempt is not None else None
+        if unit is None or not unit.read_only or unit.instance is None:
+            send()
+            return
+        if not options.get("postgresql_readonly", True):
+            raise ReadOnlyViolation("postgresql_readonly=False", unit.instance.id)
+        level = options.get("isolation_level")
+        if level is not None and not unit.on_writer and self.isolation.beyond_readers(level):
+            raise NoReaderAvailable(self._monitor.topology.said(), beyond=True, connected=True)
+        alone = level is not None and as_servers_say(level) == "autocommit"
+        if alone and state_of(connection.connection).is_shared:
+            why = "behind a transaction pooler nothing would keep a promoted reader from writing"
+            raise ConfigurationError(f"AUTOCOMMIT on a read-only connection: {why}. Leave isolation_level out.")
+        send()
+        if alone:
+            self._modes.keep_guarded(connection.connection)
+            unit.watched = True
+
+    def _adopt(self, connection: Connection, unit: Unit | None) -> Unit | None:
+        """Find the unit of a connection that is not marked with it, and mark the connection.
+
+        The unit is entering right now, or SQLAlchemy has replaced its connection. Or the connection was taken from an engine
+        directly. None for SQLAlchemy's own first look at a server.
+        """
+        try:
+            raw = connection.connection
+            state = state_of(raw)
+        except NotImplementedError:
+            return None
+        found: Unit | None = state.unit
+        state.unit = None
+        attempt = self.attempt()
+        if unit is None and attempt is not None and attempt.engine is connection.engine:
+            unit, mode = attempt.unit, attempt.mode
+        elif unit is None and found is not None:
+            own(found, connection, raw)  # its mode was set when it was checked out
+            return found
+        elif unit is None:
+            unit, mode = self._nobodys(), Mode.DEFAULT
+        else:
+            self._refuse_replacement(unit, found, state)
+            mode = Mode.READ_ONLY if unit.read_only else Mode.DEFAULT
+            unit.commit, unit.commit_error = _NO_COMMIT, None  # they are about a COMMIT on the lost connection
+            if unit.ends is not None:
+                ended_at, unit.ends = unit.ends.noticed_at, None
+                self.hand_out(unit, raw, ended_at)
+        self._modes.set_mode(raw, mode, unit.isolation)
+        if unit.read_only and not unit.owned_by_session:
+            self._modes.keep_read_only(raw)
+        own(unit, connection, raw)
+        return unit
+
+    def _refuse_replacement(self, unit: Unit, found: Unit | None, state: ConnectionState) -> None:
+        """Raise NoWriterAvailable or WrongServer if a unit cannot go on with the connection that has replaced its lost one.
+
+        found: the unit of the checkout that replaced it; None if the connection was checked out for the unit itself.
+        """
+        if found is not None:
+            found.recorded = True
+            self.causality.on_end(found)
+        writer = self._monitor.topology.writer
+        is_writer = writer is not None and unit.instance is not None and writer.id == unit.instance.id
+        if unit.on_writer and not is_writer:
+            raise self._gone(unit)
+        if not unit.on_writer and state.server != unit.server and (unit.marks.contexts or unit.requirement is not None):
+            where = unit.instance.id if unit.instance is not None else "?"
+            why = "it is another server than before, which may not have all that this connection must see; make a new one"
+            raise WrongServer(where, why)
+
+    def hand_out(self, unit: Unit, raw: PoolProxiedConnection, ended_at: float | None = None) -> None:
+        """Note that the user gets a unit's connection to the writer.
+
+        The driver's connection counts the transactions that end, even if the user takes it out.
+
+        ended_at: when the last one ended on an earlier connection; seconds, monotonic.
+        """
+        if unit.ends is None:
+            unit.ends = TransactionEnds(self.driver.count_ends(raw.dbapi_connection), ended_at)
+            self.causality.on_handed_out(unit)
+
+    def _gone(self, unit: Unit) -> NoWriterAvailable:
+        """Make the error of a unit that has lost its connection, and whose instance is the writer no longer."""
+        error = NoWriterAvailable(0.0, (f"{unit.instance.id if unit.instance else '?'} is the writer no longer",))
+        if unit.run is not None:
+            unit.run.failed = WRITER_IS_GONE
+            setattr(error, FACTS, unit.run.failed)
+        return error
+
+
+def own(unit: Unit, connection: object, raw: PoolProxiedConnection) -> None:
+    """Note a unit on SQLAlchemy's connection and on the pooled one.
+
+    Both have the same unit only if the router gave out the connection and SQLAlchemy has not replaced it since.
+    """
+    state: ConnectionState = raw.info[STATE]
+    state.unit = unit
+    place = unit.place
+    unit.place = Place(place.instance, place.on_writer, place.epoch, state.server)
+    unit.recorded = False
+    if unit.scopes:
+        for scope in unit.scopes:
+            # Units that begin from now on must see what it does, although it has not ended.
+            scope.units.add(unit)
+    if raw is not connection:
+        setattr(connection, UNIT, unit)
+
+
+class _WatchedConnection(RoutedConnection):
+    """A Connection that notices if its user takes the driver's connection out.
+
+    SQLAlchemy takes it out, too, but leaves the settings as they were. The name of the calling module tells the two apart.
+    """
+
+    @property
+    def connection(self) -> PoolProxiedConnection:
+        raw = super().connection
+        if not sys._getframe(1).f_globals.get("__name__", "").startswith(("sqlalchemy.", "aurora_router.")):
+            state_of(raw).distrust()
+        return raw
+
+
+def watch(connection: Connection, driver: Driver) -> None:
+    """Notice from now on if the user of a connection takes the driver's connection out.
+
+    This is not needed if the server reports by itself whether the guard is on.
+    """
+    if type(connection) is not RoutedConnection or connection.invalidated:
+        return
+    if not driver.is_guarded(connection.connection.dbapi_connection, True):
+        connection.__class__ = _WatchedConnection
+
+
+def _names_synchronous_commit(text: str, parameters: Any) -> bool:
+    """Whether a statement may switch to commits that the server acknowledges before it writes the log."""
+    lower = text.lower()
+    if "synchronous_commit" in lower:
+        return True
+    if "set_config" not in lower:
+        return False
+    values = parameters.values() if isinstance(parameters, Mapping) else parameters
+    return "synchronous_commit" in {str(value).lower() for value in values or ()}

@@ -1,0 +1,238 @@
+"""Run a unit again if it fails because of the cluster and not because of what it does."""
+
+from __future__ import annotations
+
+import itertools
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+import tenacity
+from sqlalchemy.exc import PendingRollbackError
+from sqlalchemy.orm import Session
+from tenacity.stop import stop_base
+from tenacity.wait import wait_base
+
+from aurora_router.cluster.error_classification import FACTS
+from aurora_router.core import events
+from aurora_router.core.retry_loop import Done, Failed, Policy, Raise, Sleep, is_retried, next_step
+from aurora_router.errors import ConfigurationError, RouterError
+from aurora_router.routing.retry_context import RetryContext
+from aurora_router.routing.unit import CommitCheck
+
+S = TypeVar("S", bound=Session)
+
+_transactions = itertools.count(1)
+
+DEFAULT_BACKOFF = tenacity.wait_random_exponential(multiplier=0.02, max=2.0)
+
+
+class RetryableSession(Protocol):
+    """A session whose units can belong to a run."""
+
+    router: Any
+
+    @property
+    def spans_databases(self) -> bool:
+        """Whether its units may write to other databases as well."""
+        ...
+
+    def join_retry(self, run: RetryContext, commit_check: CommitCheck | None) -> None: ...
+
+
+class AttemptEvents:
+    """Publishes the begin and the end of one attempt.
+
+    publish: called with an event.
+    transaction: a number that all attempts of one function share.
+    number: of the attempt, from 1.
+    """
+
+    def __init__(self, publish: Callable[[events.Event], object], transaction: int, number: int) -> None:
+        self._publish = publish
+        self._transaction = transaction
+        self._number = number
+        self._began: float | None = None
+
+    def started(self) -> None:
+        """Publish the begin."""
+        self._began = time.monotonic()
+        self._publish(events.AttemptStarted(self._number, self._transaction))
+
+    def ended(self, error: BaseException | None, *, committed: bool = False) -> None:
+        """Publish the end, once."""
+        began, self._began = self._began, None
+        if began is not None:
+            name = type(error).__name__ if error is not None else None
+            took = time.monotonic() - began
+            self._publish(events.AttemptEnded(self._number, self._transaction, name, committed, took))
+
+
+class Attempt(Generic[S]):
+    """One run of a unit: `with attempt as session:`.
+
+    The unit commits when the loop goes on after the block, and not before. A block that was left by return or break cannot run
+    again, and its caller could not learn that the COMMIT failed.
+    """
+
+    def __init__(
+        self, number: int, run: RetryContext, make: Callable[[RetryContext], S], told: AttemptEvents | None = None
+    ) -> None:
+        self.number = number
+        self.error: Exception | None = None  # the error because of which the unit runs again
+        self.loop_ended = False  # the loop has ended, so nobody will commit
+        self.run = run
+        self._make = make
+        self._told = told
+        self._session: S | None = None
+
+    def __enter__(self) -> S:
+        if self.loop_ended or self._session is not None:
+            raise RouterError("an attempt is for one `with` block, in the loop that made it")
+        self._session = self._make(self.run)
+        if self._told is not None:
+            self._told.started()
+        return self._session
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        if error is None:
+            return False
+        self.close(error)
+        if isinstance(error, Exception) and self._is_retried(error):
+            self.error = error
+        return self.error is not None
+
+    def commit(self) -> None:
+        """Commit what the block did, if the block came to its end.
+
+        Raises the error of the flush or the COMMIT, unless the unit may run again.
+        """
+        session = self._session
+        if session is None:
+            return
+        try:
+            session.commit()
+        except Exception as failed:
+            elsewhere = cast(RetryableSession, session).spans_databases
+            self.close(failed)  # the rollback shows whether everything was undone
+            if not self._is_retried(failed, may_have_committed_elsewhere=elsewhere):
+                raise
+            self.error = failed
+        else:
+            if self._told is not None:
+                self._told.ended(None, committed=True)
+        finally:
+            self.close()
+
+    def close(self, error: BaseException | None = None) -> bool:
+        """Close the session. Return whether there was one that was neither committed nor closed.
+
+        error: with which its unit has failed.
+        """
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+            if self._told is not None:
+                self._told.ended(error)
+        return session is not None
+
+    def _is_retried(self, error: Exception, *, may_have_committed_elsewhere: bool = False) -> bool:
+        run = self.run
+        known = run.failed if isinstance(error, PendingRollbackError) else getattr(error, FACTS, None)
+        failed = Failed(error, known, run.failed, run.is_undoable, run.read_only_refusals, may_have_committed_elsewhere)
+        return is_retried(failed)
+
+
+class TenacityPolicy:
+    """Asks tenacity's policies, which judge by a state of tenacity's own.
+
+    stop: whether to stop after a failure.
+    wait: how long to wait between two attempts, in seconds.
+    allows: whether the retry budget allows another attempt, by the number of the one that failed and its error.
+    began: since when `stop` counts the time, in seconds, monotonic. None: since the first failure.
+    """
+
+    def __init__(self, stop: stop_base, wait: wait_base, allows: Callable[[int, Exception], bool], began: float | None) -> None:
+        self._stop = stop
+        self._wait = wait
+        self._began = began
+        self._state: tenacity.RetryCallState | None = None  # most units succeed at once, and need none
+        self.allows = allows
+
+    def wait(self, error: Exception) -> float:
+        state = self._state
+        if state is None:
+            state = self._state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
+            if self._began is not None:
+                state.start_time = self._began
+        else:
+            state.idle_for += state.upcoming_sleep
+            state.prepare_for_next_attempt()
+        state.set_exception((type(error), error, error.__traceback__))
+        state.upcoming_sleep = self._wait(state)
+        return state.upcoming_sleep
+
+    def stop(self) -> bool:
+        assert self._state is not None  # wait() comes first
+        return self._stop(self._state)
+
+
+def attempts(
+    router: object,
+    session_factory: Callable[[], S],
+    commit_check: CommitCheck | None,
+    deadline: float | None,
+    policy: Policy,
+    sleep: Callable[[float], None],
+    publish: Callable[[events.Event], object] | None = None,
+) -> Iterator[Attempt[S]]:
+    """Yield attempts until one succeeds, or until the policy allows no more.
+
+    router: the router of the sessions that session_factory makes.
+    session_factory: makes a routing session, as a sessionmaker does.
+    commit_check: that of the sessions.
+    deadline: seconds, monotonic, until which units may wait for a writer. None: as long as any unit may.
+    policy: how long to wait between two attempts, and when to stop.
+    sleep: waits for some seconds.
+    publish: called with the begin and the end of each attempt; None if nobody listens.
+
+    Raises the last error if no more attempts are allowed, and ConfigurationError for sessions of another router.
+    """
+
+    def make(run: RetryContext) -> S:
+        factory: Any = getattr(session_factory, "session_factory", session_factory)  # a scoped_session's own may be in use
+        session: S = factory()
+        if getattr(session, "router", None) is not router:
+            raise ConfigurationError(
+                "Session must make routing sessions of this router: sessionmaker(class_=RoutingSession, ...)"
+            )
+        cast(RetryableSession, session).join_retry(run, commit_check)
+        return session
+
+    run: RetryContext | None = None
+    transaction = next(_transactions) if publish is not None else 0
+    for number in itertools.count(1):
+        run = RetryContext(deadline, run)
+        told = AttemptEvents(publish, transaction, number) if publish is not None else None
+        attempt = Attempt(number, run, make, told)
+        try:
+            yield attempt
+        except GeneratorExit:  # an error raised here would reach nobody, so it only warns
+            attempt.loop_ended = True
+            if attempt.close():
+                warnings.warn(
+                    "a loop over attempts() was left by return or break; nothing of its block was committed",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            raise
+        attempt.commit()
+        match next_step(number, attempt.error, policy):
+            case Done():
+                return
+            case Sleep(seconds):
+                sleep(seconds)
+            case Raise(error):
+                raise error

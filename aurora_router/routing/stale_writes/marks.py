@@ -1,0 +1,129 @@
+"""Mark the objects that a reader has shown.
+
+The marks are in InstanceState.info. So an object takes them along when it is detached, pickled, and added to another session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from sqlalchemy import event, inspect
+from sqlalchemy.engine import Connection
+from sqlalchemy.orm import InstanceState, Mapper, Session
+from sqlalchemy.orm.loading import _new_runid  # type: ignore[attr-defined,unused-ignore]
+
+from aurora_router.routing.session_state import SessionState
+from aurora_router.routing.stale_writes.relationships import relationships_of
+from aurora_router.routing.stale_writes.rows import by_mapper, lock_rows, row_of, with_locks
+from aurora_router.routing.unit import Unit
+
+LOADED_FROM_READER = "aurora_router.loaded_from_a_reader"
+# On an object that has been checked. Its collections have not.
+COLLECTIONS_FROM_READER = "aurora_router.collections_from_a_reader"
+# On an object: the collections that were replaced. On a class: whether its objects note that.
+REPLACED_COLLECTIONS = "aurora_router.replaced"
+
+
+def mark_loaded(session: Any, state: InstanceState[Any]) -> None:
+    """Mark an object that was loaded from a reader. This listens to the session's class, so other sessions pay nothing for it."""
+    routing: SessionState = session.routing_state
+    if routing.check_stale_writes and _needs_check(routing, state, state.runid or 0):
+        _mark(state)
+
+
+def mark_refreshed(state: InstanceState[Any], context: Any, attributes: Collection[str] | None) -> None:
+    """Mark an object that was loaded again from a reader. Remove the mark if the object has only values of the writer left.
+
+    This listens to all mappers.
+    """
+    session: Any = state.session if context is None else getattr(context, "session", None)
+    routing: SessionState | None = getattr(session, "routing_state", None)  # other sessions have none
+    if routing is None or not routing.check_stale_writes:
+        return
+    columns = set(state.mapper.column_attrs.keys())
+    if context is None:
+        # SQLAlchemy has carried an UPDATE over to the object. Values that it has computed from a reader's must be read again.
+        if LOADED_FROM_READER in state.info and (computed := columns.intersection(attributes or (), state.dict)):
+            session.expire(state.object, computed)
+    elif _needs_check(routing, state, context.runid):
+        if attributes is None or not columns.isdisjoint(attributes):
+            _mark(state)
+    elif not routing.read_only and (attributes is None or columns.intersection(state.dict).issubset(attributes)):
+        state.info.pop(LOADED_FROM_READER, None)
+
+
+def _needs_check(routing: SessionState, state: InstanceState[Any], asked: int) -> bool:
+    """Return whether the values just loaded into an object must be checked before the object is written.
+
+    asked: when the statement was executed, as SQLAlchemy counts. Rows of a reader may be read on long after the unit has moved.
+    """
+    unit = routing.unit
+    if unit is None:
+        return routing.read_only is None
+    if unit.read_only is not None:
+        return False
+    if not unit.on_writer or asked < unit.on_writer_since:
+        return True
+    return unit.run is not None and bool(unit.run.rows_to_lock) and row_of(state) not in unit.run.rows_to_lock
+
+
+def on_moved_to_writer(unit: Unit, connection: Connection) -> None:
+    """Note that an automatic unit has come to the writer, and lock the rows that earlier runs have read stale.
+
+    From here on the unit reads on the writer. The locks keep others from changing those rows before this run does.
+    """
+    unit.on_writer_since = _new_runid()
+    if unit.run is not None and unit.run.rows_to_lock:
+        stale = by_mapper(unit.run.rows_to_lock)
+        with_locks(connection, [mapper for mapper, _ in stale], lambda: [lock_rows(connection, *each) for each in stale])
+
+
+def is_unchecked(state: InstanceState[Any]) -> bool:
+    """Return whether a reader has shown an object and it was not checked since, unless the unit has deleted its row itself."""
+    return state.key is not None and LOADED_FROM_READER in state.info and not state.was_deleted
+
+
+def has_collections_from_reader(state: InstanceState[Any]) -> bool:
+    """Return whether a reader may have shown the collections of an object."""
+    return LOADED_FROM_READER in state.info or COLLECTIONS_FROM_READER in state.info
+
+
+def mark_checked(state: InstanceState[Any]) -> None:
+    """Note that an object is as the writer has it, except for its collections."""
+    state.info.pop(LOADED_FROM_READER, None)
+    state.info[COLLECTIONS_FROM_READER] = True
+
+
+def remove_marks(state: InstanceState[Any]) -> None:
+    """Remove the marks of an object that has nothing left from a reader."""
+    for each in (LOADED_FROM_READER, COLLECTIONS_FROM_READER, REPLACED_COLLECTIONS):
+        state.info.pop(each, None)
+
+
+def marked(instances: Iterable[object]) -> list[InstanceState[Any]]:
+    """Return the objects that a reader has shown and that were not checked since."""
+    states: Iterable[InstanceState[Any]] = map(inspect, instances)
+    return [state for state in states if state.key is not None and LOADED_FROM_READER in state.info]
+
+
+def marked_by_key(session: Session, mapper: Mapper[Any], mappings: Iterable[Mapping[str, Any]]) -> list[InstanceState[Any]]:
+    """Return the marked objects of a session that have their primary keys in these mappings."""
+    keys = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
+    rows = (tuple(mapping.get(key) for key in keys) for mapping in mappings)
+    instances = (session.identity_map.get(mapper.identity_key_from_primary_key(row)) for row in rows)
+    return marked(instance for instance in instances if instance is not None)
+
+
+def _mark(state: InstanceState[Any]) -> None:
+    state.info[LOADED_FROM_READER] = True
+    if REPLACED_COLLECTIONS not in state.manager.info:
+        state.manager.info[REPLACED_COLLECTIONS] = True
+        for each in relationships_of(state.mapper).having:
+            if each.uselist:
+                event.listen(getattr(state.mapper.class_, each.key), "dispose_collection", _mark_replaced, raw=True)
+
+
+def _mark_replaced(state: InstanceState[Any], _: Any, adapter: Any) -> None:
+    """Note that a collection was replaced. The new one may have just the members that the reader has shown."""
+    state.info[REPLACED_COLLECTIONS] = {*state.info.get(REPLACED_COLLECTIONS, ()), adapter.attr.key}
