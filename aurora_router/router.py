@@ -27,7 +27,7 @@ from aurora_router.errors import ConfigurationError
 from aurora_router.router_core import RouterCore
 from aurora_router.routing.causal_context import CausalContext, Scope
 from aurora_router.routing.connector import Judge
-from aurora_router.routing.gate import watch
+from aurora_router.routing.interceptor import watch
 from aurora_router.routing.retries import DEFAULT_BACKOFF, Attempt, TenacityPolicy, attempts
 from aurora_router.routing.unit import CommitCheck
 from aurora_router.telemetry.stats import RouterStats
@@ -89,11 +89,11 @@ class Router:
         checks.check_flag("read_only", read_only)
         core = self._core
         unit = core.unit(read_only, after)
-        connection = core.enter(unit, _CONNECTION)
+        connection = core.acquire(unit, _CONNECTION)
         unit.wrote = not read_only  # because the driver's own cursors may write
-        watch(connection, core.gate.driver)
+        watch(connection, core.interceptor.driver)
         if not read_only and (unit.scopes or core.causality.is_global):
-            core.gate.hand_out(unit, connection.connection)
+            core.interceptor.hand_out(unit, connection.connection)
         return connection
 
     @contextlib.contextmanager
@@ -114,7 +114,7 @@ class Router:
         checks.check_flag("read_only", read_only)
         core = self._core
         unit = core.unit(read_only, after)
-        connection = core.enter(unit, _RAW_CONNECTION)
+        connection = core.acquire(unit, _RAW_CONNECTION)
         state_of(connection).distrust()
         unit.wrote = not read_only
         core.causality.on_connection_exposed(unit)
@@ -274,7 +274,7 @@ class Router:
         Raises ConfigurationError.
         """
         core = self._core
-        instance = urls.parse_instance(address, core.gate.driver)
+        instance = urls.parse_instance(address, core.interceptor.driver)
         urls.check_distinct((*core.monitor.topology, instance), core.fixed_address)
         core.monitor.add(instance)
 
@@ -286,7 +286,7 @@ class Router:
         Raises ConfigurationError if it is not an instance of this router.
         """
         core = self._core
-        instance = urls.parse_instance(address, core.gate.driver)
+        instance = urls.parse_instance(address, core.interceptor.driver)
         if instance.id not in core.monitor.topology.by_id:
             raise ConfigurationError(f"{instance.id} is not an instance of this router")
         core.monitor.remove(instance.id)

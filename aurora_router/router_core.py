@@ -28,11 +28,11 @@ from aurora_router.core.statements import verdict
 from aurora_router.core.topology import Topology
 from aurora_router.errors import ConfigurationError, RouterError
 from aurora_router.routing.causality import Causality
+from aurora_router.routing.checkout import Checkout
 from aurora_router.routing.commits import create_table
 from aurora_router.routing.connector import Connector
-from aurora_router.routing.entering import Entrance
 from aurora_router.routing.failed_reads import FailedReads
-from aurora_router.routing.gate import Gate
+from aurora_router.routing.interceptor import Interceptor
 from aurora_router.routing.token_service import TokenService
 from aurora_router.routing.unit import READ_ONLY, READ_WRITE, Intent, Unit
 from aurora_router.telemetry.listeners import EventDispatcher
@@ -69,7 +69,7 @@ class RouterCore:
             self._allowed_servers,
             self._on_wrong_server,
             families,
-            lambda: self.gate,
+            lambda: self.interceptor,
             waiting,
             counters,
             dispatcher,
@@ -85,9 +85,9 @@ class RouterCore:
             waiting,
             dispatcher.publish_from_own_thread if settings.listeners else None,
         )
-        self.gate = gate = Gate(settings, families, engines, monitor, causality, dispatcher, waiting)
-        self.failed_reads = FailedReads(gate, counters, throttle, dispatcher)
-        self.entrance = Entrance(settings, gate, engines, monitor, dispatcher, throttle, for_reads, counters)
+        self.interceptor = interceptor = Interceptor(settings, families, engines, monitor, causality, dispatcher, waiting)
+        self.failed_reads = FailedReads(interceptor, counters, throttle, dispatcher)
+        self.checkout = Checkout(settings, interceptor, engines, monitor, dispatcher, throttle, for_reads, counters)
         self.tokens = TokenService(settings, monitor, causality, dispatcher, self.start)
         self._refused_at = float("-inf")  # monotonic seconds: when start() last failed
         _cores.add(self)
@@ -96,7 +96,7 @@ class RouterCore:
         """Begin to watch the instances, and wait until each has answered once or has timed out. See Router.start()."""
         if self.is_started:
             return
-        if self.entrance.waits.is_closed:
+        if self.checkout.waits.is_closed:
             raise RouterError("this router is closed; make a new one")
         self.monitor.start()
         # A fault that made the last start fail may have been repaired since, so wait for newer answers.
@@ -113,7 +113,7 @@ class RouterCore:
     def close(self) -> None:
         """Stop watching and close the pooled connections. Idempotent."""
         self.is_started = False
-        self.entrance.close()
+        self.checkout.close()
         self.monitor.close()
         self.engines.close()
 
@@ -131,11 +131,11 @@ class RouterCore:
         """Begin anew in a forked child. Connections, threads and held locks are the parent's, and its topology may be old."""
         self.is_started = False
         self.log.forked()
-        self.gate.forked()
+        self.interceptor.forked()
         self.for_reads.forked()
         self.throttle.forked()
         self.counters.forked()
-        self.entrance.forked()
+        self.checkout.forked()
         self.engines.forked()
         self.monitor.forked()
 
@@ -147,7 +147,7 @@ class RouterCore:
         self.causality.on_begin(unit, None if after is None else self.tokens.context(after))
         return unit
 
-    def enter(self, unit: Unit, connector: Connector[T], write: Reason | None = None) -> T:
+    def acquire(self, unit: Unit, connector: Connector[T], write: Reason | None = None) -> T:
         """Connect a unit to the instance that it needs.
 
         A reader that cannot be reached is passed over. For a writer the unit waits up to failover_timeout.
@@ -156,13 +156,13 @@ class RouterCore:
         """
         if not self.is_started:
             self.start()
-        return self.entrance.enter(unit, connector, write)
+        return self.checkout.acquire(unit, connector, write)
 
     def above_read_committed(self, level: str | None) -> bool:
         """Whether a unit at this isolation level (None: the engine's or the server's default) must be on the writer."""
         if not self.is_started:
             self.start()
-        return self.gate.isolation.above_read_committed(level)
+        return self.interceptor.isolation.above_read_committed(level)
 
     def may_run_again(self, number: int, error: Exception) -> bool:
         """Whether the retry budget lets run_transaction() run a function again, after this many runs.
@@ -181,7 +181,7 @@ class RouterCore:
     def writer_engine(self) -> Engine:
         """Return the engine of the writer. Wait for a writer as a unit would."""
         self.start()
-        return self.engines.engine(self.entrance.writer())
+        return self.engines.engine(self.checkout.writer())
 
     def connected_writer_engine(self) -> Engine | None:
         """Return the engine of the writer if it has connected before. Do not wait."""
@@ -194,23 +194,23 @@ class RouterCore:
         own = self.settings.target.url
         if (url.database, url.username) != (own.database, own.username) or url.host is None:
             return False
-        return urls.instance_id(url, self.gate.driver) in self.monitor.topology.by_id
+        return urls.instance_id(url, self.interceptor.driver) in self.monitor.topology.by_id
 
     def init_commit_table(self) -> None:
         """Create the commit table. See Router.init_commit_table()."""
         self.start()
-        writer = self.entrance.writer()
+        writer = self.checkout.writer()
         # Use no pooled connection: USE or search_path of its last unit would decide in which database the table is made.
         with self.engines.unpooled(writer) as connection:
-            create_table(connection, self.gate.families.at(writer.id), self.gate.driver)
+            create_table(connection, self.interceptor.families.at(writer.id), self.interceptor.driver)
 
     # -- what the router tells ---------------------------------------------------------------------------------------
 
     def explain(self, sql: str, read_only: bool | None) -> Decision:
         """Say where a unit that begins with this statement would go now, and why. See Router.explain()."""
         self.start()
-        known = self.gate.known
-        found = verdict(sql, self.gate.families.dialect)
+        known = self.interceptor.known
+        found = verdict(sql, self.interceptor.families.dialect)
         effect = known.effect(found)
         write: Reason | None = None
         if read_only is False:
@@ -219,14 +219,14 @@ class RouterCore:
             write = reason_to_write(found, effect, None, known.has_learned(sql))
         unit = Unit(Intent(read_only))
         self.causality.on_begin(unit)
-        return self.entrance.decide(unit, write)._replace(effect=effect)
+        return self.checkout.decide(unit, write)._replace(effect=effect)
 
     def stats(self) -> RouterStats:
         """Return the numbers of this router. See Router.stats()."""
         counters, for_reads = self.counters, self.for_reads
         return RouterStats(
             tuple(counters.of(instance, self.engines.pool_usage(instance)) for instance in self.monitor.topology),
-            units_waiting_for_writer=self.entrance.waits.for_a_writer,
+            units_waiting_for_writer=self.checkout.waits.for_a_writer,
             writer_waits=counters.writer_waits,
             reader_waits=counters.reader_waits,
             writer_read_slots_in_use=for_reads.in_use,

@@ -267,9 +267,9 @@ def deciding(report: Report, how: Options, cluster: Cluster[Any]) -> None:
         def decide() -> None:
             for _ in calls:
                 found = verdict(text, how.engine)
-                effect = core.gate.known.effect(found) if found.functions else found.effect
+                effect = core.interceptor.known.effect(found) if found.functions else found.effect
                 if effect is Effect.READ:
-                    core.entrance.decide(Unit(AUTOMATIC), None)
+                    core.checkout.decide(Unit(AUTOMATIC), None)
 
         def explain() -> None:
             for _ in calls:

@@ -195,7 +195,7 @@ class ConnectionEvents:
         dbapi, unit = record.dbapi_connection, state.unit
         if dbapi is not None and self._driver.has_leftovers(dbapi):
             self._shared.modes.remove_leftovers(dbapi, record)
-        spoilt = unit is not None and self._shared.hooks.returned(unit, self._owner.id)
+        spoilt = unit is not None and self._shared.hooks.on_release(unit, self._owner.id)
         state.unit = None
         if spoilt or over or self._owner.is_closed:
             record.invalidate()  # no unit may, or will, check it out again
@@ -206,7 +206,7 @@ class ConnectionEvents:
         """Note that a unit has ended, whose connection goes on without a pool and keeps its state."""
         state: ConnectionState | None = record.info.pop(STATE, None)
         if state is not None and state.unit is not None:
-            self._shared.hooks.returned(state.unit, self._owner.id)
+            self._shared.hooks.on_release(state.unit, self._owner.id)
 
     def _closing(self, dbapi: Any, _: Any = None) -> None:
         tracked = socket_of(dbapi)

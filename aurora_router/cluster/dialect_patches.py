@@ -20,7 +20,7 @@ from aurora_router.drivers import Driver
 from aurora_router.waiting import Waiting
 
 
-def put_around_rollbacks(engine: Engine, driver: Driver, gate: ConnectionHooks) -> None:
+def put_around_rollbacks(engine: Engine, driver: Driver, interceptor: ConnectionHooks) -> None:
     """Close a connection if its rollback fails or would take long, and skip a rollback that would send nothing.
 
     - A rollback fails if the connection is gone, or if a signal handler's exception interrupted its last statement. The
@@ -32,14 +32,14 @@ def put_around_rollbacks(engine: Engine, driver: Driver, gate: ConnectionHooks) 
     plain = dialect.do_rollback
 
     def careful(connection: Any) -> None:
-        if driver.blocks(connection.dbapi_connection) and gate.ends(connection):
+        if driver.blocks(connection.dbapi_connection) and interceptor.ends_with_rollback(connection):
             connection.invalidate()
             return
         try:
             plain(connection)
         finally:
             # The server may have rolled back before the connection was lost.
-            gate.rolled_back(connection)
+            interceptor.on_rollback(connection)
 
     rollback = plain if driver.ROLLS_ALL_BACK else careful
 
@@ -68,8 +68,8 @@ def put_around_rollbacks(engine: Engine, driver: Driver, gate: ConnectionHooks) 
     dialect.do_rollback = tolerant
 
 
-def put_around_commits(engine: Engine, gate: ConnectionHooks, waiting: Waiting) -> None:
-    """Have each COMMIT go through the gate, and both steps of a COMMIT in two phases. All are shielded.
+def put_around_commits(engine: Engine, interceptor: ConnectionHooks, waiting: Waiting) -> None:
+    """Have each COMMIT go through the interceptor, and both steps of a COMMIT in two phases. All are shielded.
 
     The engine's own event comes only before a COMMIT, and slows down every statement.
     """
@@ -79,17 +79,17 @@ def put_around_commits(engine: Engine, gate: ConnectionHooks, waiting: Waiting) 
         step = waiting.shielded(unshielded)
 
         def do(connection: Connection, *arguments: Any, **options: Any) -> None:
-            gate.commit_in_two_phases(connection, lambda: step(connection, *arguments, **options))
+            interceptor.commit_in_two_phases(connection, lambda: step(connection, *arguments, **options))
 
         return do
 
-    dialect.do_commit = partial(gate.commit, send=waiting.shielded(dialect.do_commit))
+    dialect.do_commit = partial(interceptor.commit, send=waiting.shielded(dialect.do_commit))
     dialect.do_prepare_twophase = through_the_gate(dialect.do_prepare_twophase)
     dialect.do_commit_twophase = through_the_gate(dialect.do_commit_twophase)
 
 
-def put_around_options(engine: Engine, gate: ConnectionHooks) -> None:
-    """Have execution options that change something in the driver's connection go through the gate.
+def put_around_options(engine: Engine, interceptor: ConnectionHooks) -> None:
+    """Have execution options that change something in the driver's connection go through the interceptor.
 
     The engine's own event slows down every statement.
     """
@@ -97,7 +97,7 @@ def put_around_options(engine: Engine, gate: ConnectionHooks) -> None:
     set_options = dialect.set_connection_execution_options
 
     def do(connection: Connection, options: Mapping[str, Any]) -> None:
-        gate.set_options(connection, options, lambda: set_options(connection, options))
+        interceptor.set_options(connection, options, lambda: set_options(connection, options))
 
     dialect.set_connection_execution_options = do
 

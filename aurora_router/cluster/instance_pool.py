@@ -390,7 +390,7 @@ class InstancePool:
         connecting, hooks = self._connecting, self._shared.hooks
         engine = self._create({"poolclass": RouterPool, **options})
         if isinstance(engine.pool, RouterPool):
-            engine.pool.before_waiting, engine.pool.checked_out = self._before_waiting, hooks.checked_out
+            engine.pool.before_waiting, engine.pool.checked_out = self._before_waiting, hooks.on_checkout
         engine._connection_cls = RoutedConnection
         put_around_rollbacks(engine, self._driver, hooks)
         self._driver.look_anywhere(engine.dialect)
@@ -401,8 +401,8 @@ class InstancePool:
         # These are events of the dialect. One listener for the connection's events makes SQLAlchemy check for all of them,
         # which takes 20 us a statement.
         for name in ("do_execute", "do_executemany", "do_execute_no_params"):
-            event.listen(engine, name, hooks.statement)
-        event.listen(engine, "handle_error", hooks.failed)
+            event.listen(engine, name, hooks.before_execute)
+        event.listen(engine, "handle_error", hooks.on_error)
         put_around_commits(engine, hooks, connecting.waiting)
         put_around_options(engine, hooks)
         return engine

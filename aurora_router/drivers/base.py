@@ -228,7 +228,7 @@ class ConnectionState(Protocol):
     def has_lost_guard(self, connection: Any) -> bool:
         """Whether the guard of a connection in autocommit was removed, or may have been, and can be set again now.
 
-        The gate did not see the removal. The guard can be set again because no transaction is open.
+        The interceptor did not see the removal. The guard can be set again because no transaction is open.
         """
         ...
 

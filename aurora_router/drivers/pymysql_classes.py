@@ -38,7 +38,7 @@ _JUDGED = ("sqlalchemy.", "aurora_router.")
 
 
 def _is_by_others() -> bool:
-    """Whether PyMySQL's last statement came neither from SQLAlchemy, whose statements pass the gate, nor from this library."""
+    """Whether PyMySQL's last statement came neither from SQLAlchemy, whose statements are intercepted, nor from this library."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and (name := frame.f_globals.get("__name__", "")).startswith(("pymysql.", "aurora_router.drivers.")):
         frame = frame.f_back
@@ -132,7 +132,8 @@ class Connection(connections.Connection):  # type: ignore[misc,unused-ignore]
     not_undone: a rollback has left writes to a table without transactions.
     ends: how many transactions have ended, other than by rollback(). A statement outside of one counts, too, if it may have
         written. None if nobody wants to know.
-    touched: somebody has sent a SET, or its like, past the gate since the connection was guarded. None if it is not guarded.
+    touched: somebody has sent a SET, or its like, past the interceptor since the connection was guarded. None if it is not
+        guarded.
     unanswered: a command was sent, or is about to be, and its answer was not read to its end. If an exception keeps the
         answer from being read, the connection is closed instead of being used again.
     """

@@ -78,7 +78,7 @@ class CommitHandler:
         try:
             send(raw)
         except self._error as error:
-            self.rolled_back(raw)  # a refused COMMIT is a rollback
+            self.on_rollback(raw)  # a refused COMMIT is a rollback
             if decide(self._commit_failure(error, raw), Phase.COMMIT) is not Action.RESOLVE:
                 raise
             if not self._found_committed(unit, unit.instance.id, ask):
@@ -107,15 +107,15 @@ class CommitHandler:
             with contextlib.suppress(self._error):
                 # SQLAlchemy assumes that a failed COMMIT has ended the transaction.
                 raw.rollback()
-            self.rolled_back(raw)
+            self.on_rollback(raw)
             raise
 
-    def ends(self, raw: PoolProxiedConnection) -> bool:
+    def ends_with_rollback(self, raw: PoolProxiedConnection) -> bool:
         """Whether a rollback ends the unit of a connection. It ends a session's unit. Others may go on with their connection."""
         unit = unit_of(raw)
         return unit is not None and unit.owned_by_session
 
-    def rolled_back(self, raw: PoolProxiedConnection) -> None:
+    def on_rollback(self, raw: PoolProxiedConnection) -> None:
         """Note whether a rollback, or a COMMIT that became one, has left writes in place. They must not be written again."""
         if self._driver.was_not_undone(raw.dbapi_connection):
             unit = unit_of(raw)
@@ -202,7 +202,7 @@ class CommitHandler:
             raise NoWriterAvailable(timeout, topology.said())
         return self._engines.unpooled(topology.writer)
 
-    def returned(self, unit: Unit, instance: str) -> bool:
+    def on_release(self, unit: Unit, instance: str) -> bool:
         """Note that a unit's connection is back in its pool. All commits on it have been acknowledged by now.
 
         Return whether no other unit may get the connection.

@@ -35,7 +35,7 @@ class ErrorHandler:
         self._monitor = monitor
         self._isolation = isolation
 
-    def failed(self, context: ExceptionContext) -> RouterError | None:
+    def on_error(self, context: ExceptionContext) -> RouterError | None:
         """Note on an error of the driver what it means, and return the error to raise instead, if any.
 
         There is one if the outcome of a COMMIT is unknown. There also is one if a read-only unit tried a write that its text did
@@ -84,10 +84,10 @@ class ErrorHandler:
         """Find out whether the answer to a question about a failure is "yes"."""
         match question:
             case Question.IS_SILENT:
-                return self._says(unit) is None
+                return self._confirm_role(unit) is None
             case Question.IS_WRITER:
                 # Ask the server even outside of run_transaction, so that the next unit knows if it is deposed.
-                is_writer = unit.on_writer and not unit.read_only and self._says(unit) is Role.WRITER
+                is_writer = unit.on_writer and not unit.read_only and self._confirm_role(unit) is Role.WRITER
                 if unit.run is not None:
                     unit.run.read_only_refusals += is_writer
                 return is_writer
@@ -110,7 +110,7 @@ class ErrorHandler:
             context.sqlalchemy_exception.add_detail(f"{why}; {server.ENDED}")
         return why is not None
 
-    def _says(self, unit: Unit) -> Role | None:
+    def _confirm_role(self, unit: Unit) -> Role | None:
         """Ask the server of a unit for its role now. None if the server is lost."""
         if unit.instance is None or unit.server is None:
             return None

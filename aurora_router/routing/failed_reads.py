@@ -10,7 +10,7 @@ from aurora_router.core import events
 from aurora_router.core.failures import Failure, traits
 from aurora_router.core.instance import Instance
 from aurora_router.core.read_retry import Step, after_statement
-from aurora_router.routing.gate import Gate
+from aurora_router.routing.interceptor import Interceptor
 from aurora_router.routing.unit import Unit
 from aurora_router.telemetry.listeners import EventDispatcher
 from aurora_router.telemetry.stats import Counters
@@ -19,14 +19,16 @@ from aurora_router.telemetry.stats import Counters
 class FailedReads:
     """The failed reads of one router's sessions.
 
-    gate: knows the phase of a unit, and what was learned of texts.
+    interceptor: knows the phase of a unit, and what was learned of texts.
     counters: counts retries.
     throttle: says whether one more retry is allowed.
     dispatcher: tells of retries and of learned texts.
     """
 
-    def __init__(self, gate: Gate, counters: Counters, throttle: RetryThrottle, dispatcher: EventDispatcher) -> None:
-        self._gate = gate
+    def __init__(
+        self, interceptor: Interceptor, counters: Counters, throttle: RetryThrottle, dispatcher: EventDispatcher
+    ) -> None:
+        self._interceptor = interceptor
         self._counters = counters
         self._throttle = throttle
         self._dispatcher = dispatcher
@@ -38,7 +40,7 @@ class FailedReads:
             return Step.RAISE
         step = Step.RAISE
         if known.safe_to_repeat:
-            phase = self._gate.phase(unit)
+            phase = self._interceptor.phase(unit)
             step = after_statement(known.failure, phase, read_only=unit.read_only, on_writer=unit.on_writer, retries=unit.retries)
         if step is Step.TO_WRITER:
             self._move_to_writer(unit, instance, error, known.failure)
@@ -50,7 +52,7 @@ class FailedReads:
                 unit.avoid |= {instance.id}
             self._count(unit, instance, error)
         elif unit.on_writer and unit.refused is not None and unit.refused == error.statement:
-            self._gate.known.forget(unit.refused)  # the reader was not at fault: the writer refuses it, too
+            self._interceptor.known.forget(unit.refused)  # the reader was not at fault: the writer refuses it, too
         return step
 
     def _move_to_writer(self, unit: Unit, instance: Instance, error: DBAPIError, failure: Failure) -> None:
@@ -60,9 +62,9 @@ class FailedReads:
             return
         self._counters.retries[instance.id] += 1
         unit.refused = error.statement
-        self._gate.known.learn(error.statement)
+        self._interceptor.known.learn(error.statement)
         if self._dispatcher.listeners:
-            self._dispatcher.publish(events.Learned(instance.id, self._gate.driver.code(error.orig), unit=unit.number))
+            self._dispatcher.publish(events.Learned(instance.id, self._interceptor.driver.code(error.orig), unit=unit.number))
 
     def _count(self, unit: Unit, instance: Instance, error: DBAPIError) -> None:
         self._counters.retries[instance.id] += 1

@@ -90,7 +90,7 @@ class KnownStatements:
     def note_read(self, key: object, sent: str) -> None:
         """Remember the key of a statement that only reads. A reader can be chosen for it without looking up its text.
 
-        The gate still judges the text when it is sent.
+        The interceptor still judges the text when it is sent.
 
         sent: the text that SQLAlchemy sends for it.
         """

@@ -147,7 +147,7 @@ class Unit:
     commit_error: OutcomeUnknown | None = None  # while `commit` is UNKNOWN
 
     # -- what its statements have done ------------------------------------------------------------------------------------
-    last_sql: str | None = None  # the text of the last statement that passed the gate
+    last_sql: str | None = None  # the text of the last statement that passed the interceptor
     has_results = False  # it has executed a statement on its present instance
     wrote = False
     only_reads = True  # nothing but READ statements so far
@@ -168,7 +168,7 @@ class Unit:
     waited = False  # for a reader
     queues = False  # for its reader's pool, because no other reader has room
     writer_read_slot: Slot | None = None  # in the writer's pool, until the unit ends
-    # The gate must look before each statement: the unit streams, or only a guard keeps it from writing.
+    # The interceptor must look before each statement: the unit streams, or only a guard keeps it from writing.
     watched = False
     # It holds a read-only transaction on its reader, because a listener of the application has set something there.
     holds = False

@@ -17,7 +17,7 @@ from aurora_router.errors import ConfigurationError
 from aurora_router.router import Router, core_of
 from aurora_router.routing import stale_writes
 from aurora_router.routing.causal_context import CausalContext
-from aurora_router.routing.gate import watch
+from aurora_router.routing.interceptor import watch
 from aurora_router.routing.session_state import SessionState
 from aurora_router.routing.unit import CommitCheck, Intent
 from aurora_router.session.binds import NO_BINDS
@@ -169,11 +169,11 @@ class RoutingMixin(SessionStatements):
             unit.only_reads = False
             unit.leaves_traces = True
             connection = super().connection(bind_arguments, execution_options)
-            watch(connection, self.router_core.gate.driver)
+            watch(connection, self.router_core.interceptor.driver)
             is_whole = not connection.invalidated and unit.instance is not None and connection.engine is self._engine(unit)
             if is_whole and unit.on_writer and not unit.read_only:
                 unit.wrote = True  # because the user may do anything with the connection
-                self.router_core.gate.hand_out(unit, connection.connection)
+                self.router_core.interceptor.hand_out(unit, connection.connection)
             return connection
         return super().connection(bind_arguments, execution_options)
 

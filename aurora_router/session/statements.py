@@ -41,7 +41,7 @@ class SessionStatements(SessionWrites):
         # A text() is the same on every engine. So most texts that write are known before a reader is chosen.
         judging: Engine | None = None
         if isinstance(clause, TextClause) and unit.read_only is None and read_only is None and unit.hint is None:
-            if clause.text in self.router_core.gate.known.writes:
+            if clause.text in self.router_core.interceptor.known.writes:
                 return self._move(unit, Reason.NOT_A_READ)
             judging = self.router_core.connected_writer_engine()
         reason = None if judging is None else self._judge(unit, clause, judging, False)
@@ -99,9 +99,9 @@ class SessionStatements(SessionWrites):
     def _judge(self, unit: Unit, clause: Any, engine: Engine, thorough: bool) -> Reason | None:
         """Return why the unit must be on the writer for the text that this engine would send.
 
-        It is None if the text may be a read, or is not known yet. Then the gate looks at the text.
+        It is None if the text may be a read, or is not known yet. Then the interceptor looks at the text.
         """
-        known = self.router_core.gate.known
+        known = self.router_core.interceptor.known
         key = None if thorough or known.learned else key_of(clause)
         if key is not None and key in known.reads:
             return None
@@ -124,7 +124,7 @@ class SessionStatements(SessionWrites):
     def _names_writer(self, clause: Any) -> bool:
         """Return whether the text of a text() has a hint that asks for the writer."""
         text = clause.text if isinstance(clause, TextClause) else ""
-        return "@writer" in text and verdict(text, self.router_core.gate.families.dialect).hint == "writer"
+        return "@writer" in text and verdict(text, self.router_core.interceptor.families.dialect).hint == "writer"
 
     def _option(self, name: str, statement: Any, given: Mapping[str, Any] | None) -> Any:
         """Return an execution option of a statement, by SQLAlchemy's order of precedence; None without one."""

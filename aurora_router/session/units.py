@@ -90,13 +90,13 @@ class SessionUnits(_Base):
             unit.isolation = (options.get("isolation_level") if options else None) or self._isolation()
         connector = SessionConnector(self, options, judge)
         try:
-            connection = self.router_core.enter(unit, connector, write)
+            connection = self.router_core.acquire(unit, connector, write)
         except MustMoveToWriter:
             # A listener has sent more than reads and settings. Its statements belong to the unit, so the unit must move.
             where = f"{connector.engine.url.host}:{connector.engine.url.port}"
             self.router_core.dispatcher.publish(events.MovedByListener(where, unit=unit.number))
             leave(self, connector.engine)
-            connection = self.router_core.enter(unit, connector, Reason.NOT_A_READ)
+            connection = self.router_core.acquire(unit, connector, Reason.NOT_A_READ)
         self._unit_of = self.get_transaction()
         if unit.on_writer and not unit.read_only:
             if unit.read_only is False:

@@ -126,7 +126,7 @@ def in_a_read_only_transaction(connection: Connection) -> bool:
     if connection.dialect.name == "postgresql":
         open_there = driver.info.transaction_status.name == "INTRANS" and driver.read_only is True
         return open_there and connection.scalar(text("SHOW transaction_read_only")) == "on"
-    with pytest.raises(driver.Error, match=r"1290|1792"):  # past the gate
+    with pytest.raises(driver.Error, match=r"1290|1792"):  # past the interceptor
         driver.cursor().execute("INSERT INTO part (id) VALUES (99)")
     driver.cursor().execute("SELECT count(*) FROM item")  # begins a transaction unless one is open already
     driver.cursor().execute("DO 0")  # the answer says whether a transaction is open

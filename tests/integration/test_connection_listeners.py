@@ -155,7 +155,7 @@ def test_what_a_listener_sets_holds(
 def is_guarded(s: RoutingSession) -> bool:
     """Whether the unit's connection, which is in autocommit, would refuse a write.
 
-    The question goes past the gate, because the unit must stay on its reader.
+    The question goes past the interceptor, because the unit must stay on its reader.
     """
     assert s.scalar(COUNT) == 3
     assert place(s) == "reader"
@@ -262,7 +262,7 @@ def test_what_a_listener_executes_holds_on_a_reader(
 
 
 def its_driver(s: RoutingSession) -> Any:
-    """The driver's connection of a unit on a reader, past the gate."""
+    """The driver's connection of a unit on a reader, past the interceptor."""
     transaction = s.get_transaction()
     assert transaction is not None
     (driver,) = {c.connection.driver_connection for c in transaction._connections if isinstance(c, Connection)}

@@ -89,7 +89,7 @@ def test_a_bound_parameter_may_name_synchronous_commit(cluster: PostgresCluster,
     with sessions(router)() as s:
         for expected in range(11, 61):
             s.execute(text(statement), {"name": "synchronous_commit", "id": expected + 1000})
-            assert core_of(router).gate.families.asynchronous_commits
+            assert core_of(router).interceptor.families.asynchronous_commits
             s.execute(RAISE)
             s.commit()
             for _ in range(3):

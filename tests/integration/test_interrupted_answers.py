@@ -122,7 +122,13 @@ def test_an_interrupted_commit_harms_no_later_unit(cluster: Cluster[Any], only: 
         return True
 
     write()  # A first write runs code that later ones do not.
-    files = "psycopg/_connection_base.py", "drivers/psycopg_classes.py", "pymysql/connections.py", "gate.py", "commit_handler.py"
+    files = (
+        "psycopg/_connection_base.py",
+        "drivers/psycopg_classes.py",
+        "pymysql/connections.py",
+        "interceptor.py",
+        "commit_handler.py",
+    )
     for _ in interrupted_at_each_line(interrupted, *files, by=SoftTimeLimitExceeded):
         eventually(is_free)
         write()

@@ -277,7 +277,7 @@ def test_a_unit_interrupted_at_any_line_leaves_its_place(
             s.get(Item, 1)
             assert router.stats().writer_read_slots_in_use == 1
 
-    for _ in interrupted_at_each_line(read, "entering.py", "waits.py", "unit.py"):
+    for _ in interrupted_at_each_line(read, "checkout.py", "waits.py", "unit.py"):
         assert router.stats().writer_read_slots_in_use == 0
         assert all(pool._connect_slots.demand == 0 for pool in core_of(router).engines._pools.values())
         assert no_connection_is_left(router)

@@ -150,7 +150,7 @@ def test_no_statement_is_prepared_where_another_client_is_next(behind: Behind) -
                 assert place(s) == "reader"
 
     at_once(*[often] * 4)
-    assert not core_of(router).gate.known.learned
+    assert not core_of(router).interceptor.known.learned
 
 
 def test_a_full_pooler_is_not_a_silent_server(behind: Behind, heard: list[events.Event]) -> None:

@@ -21,7 +21,7 @@ def test_a_server_says_of_which_family_it_is(
 ) -> None:
     """All servers answer the question, and the module that knows the answer is asked for everything else."""
     router = make_router()
-    protocol = core_of(router).gate.driver.PROTOCOL
+    protocol = core_of(router).interceptor.driver.PROTOCOL
     own = usual(protocol)
     first = types.ModuleType("first")
     vars(first).update(vars(own))
@@ -29,7 +29,7 @@ def test_a_server_says_of_which_family_it_is(
         vars(first)["is_said_by"] = lambda row: not own.is_said_by(row)
     monkeypatch.setitem(FAMILIES, protocol, [first, own])
     until_readers_serve(router, 2)
-    found = {core_of(router).gate.families.at(instance.id) for instance in router.topology}
+    found = {core_of(router).interceptor.families.at(instance.id) for instance in router.topology}
     assert found == {first if is_theirs else own}
     with router.connect() as connection:
         assert connection.exec_driver_sql("SELECT 42").scalar_one() == 42

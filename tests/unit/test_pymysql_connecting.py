@@ -103,7 +103,7 @@ def test_a_connection_that_a_listener_has_used_is_seen(peer: Peer) -> None:
 
 
 def test_a_guarded_connection_knows_who_has_set_something(peer: Peer) -> None:
-    """A SET by SQLAlchemy has passed the gate, but a SET by anybody else may have taken the guard off."""
+    """A SET by SQLAlchemy has passed the interceptor, but a SET by anybody else may have taken the guard off."""
     connection = connected(peer, autocommit=True)
     pymysql_driver.prepare(connection, False, (), lambda: False)
     for touch in (connection.query, connection.cursor().execute):

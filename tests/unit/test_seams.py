@@ -59,8 +59,8 @@ def parrot(monkeypatch: pytest.MonkeyPatch) -> Parrot:
 
 def test_a_url_chooses_among_the_drivers_of_its_dialect(servers):
     assert drivers_for("postgresql") == [psycopg_driver, fake_driver]
-    assert core_of(Router(URL)).gate.driver is fake_driver
-    assert core_of(Router("postgresql+psycopg://app@db-1/shop")).gate.driver is psycopg_driver
+    assert core_of(Router(URL)).interceptor.driver is fake_driver
+    assert core_of(Router("postgresql+psycopg://app@db-1/shop")).interceptor.driver is psycopg_driver
     with pytest.raises(ConfigurationError, match="driver is not supported"):
         Router("postgresql+other://app@db-1/shop")
 
@@ -72,7 +72,7 @@ def test_a_second_driver_reads_and_writes_on_the_same_servers(servers):
             assert connection.exec_driver_sql(ROW).scalar_one() == 42
         with router.connect(read_only=True) as connection:
             assert connection.exec_driver_sql(ROW).scalar_one() == 42
-        assert {core_of(router).gate.families.at(place) for place in ("db-1:5432", "db-2:5432")} == {postgresql}
+        assert {core_of(router).interceptor.families.at(place) for place in ("db-1:5432", "db-2:5432")} == {postgresql}
         assert (router.topology.writer.id, [r.id for r in router.topology.readers]) == ("db-1:5432", ["db-2:5432"])
     for server in servers.values():
         assert server.heard.count(ROW) == 1
@@ -102,8 +102,8 @@ def test_the_server_says_which_family_it_is_of(servers, parrot):
             with router.connect(read_only=read_only) as connection, pytest.raises(DBAPIError) as caught:
                 connection.exec_driver_sql(ROW)
             found[read_only] = classify_error(caught.value).failure
-        assert core_of(router).gate.families.at("db-1:5432") is core_of(router).gate.families.leading is postgresql
-        assert core_of(router).gate.families.at("db-2:5432") is parrot
+        assert core_of(router).interceptor.families.at("db-1:5432") is core_of(router).interceptor.families.leading is postgresql
+        assert core_of(router).interceptor.families.at("db-2:5432") is parrot
     assert found == {False: Failure.OTHER, True: Failure.DEADLOCK}
     assert WHO["postgresql"] in servers["db-1"].heard
 
@@ -123,13 +123,13 @@ def test_each_connection_of_the_monitor_asks_the_server_anew(servers, parrot):
     servers["db-1"].version = ("Parrot 3", False)
     with Router(URL) as router:
         router.start()
-        assert core_of(router).gate.families.at("db-1:5432") is core_of(router).gate.families.leading is parrot
+        assert core_of(router).interceptor.families.at("db-1:5432") is core_of(router).interceptor.families.leading is parrot
         servers["db-1"].version = ("PostgreSQL 17.1 on aarch64", False)
         probe = core_of(router).engines.probe(router.topology.writer)
-        assert core_of(router).gate.families.at("db-1:5432") is postgresql
+        assert core_of(router).interceptor.families.at("db-1:5432") is postgresql
         probe.ask()
         probe.close()
-        assert core_of(router).gate.families.leading is postgresql
+        assert core_of(router).interceptor.families.leading is postgresql
 
 
 def test_before_the_first_answer_the_leading_family_is_taken(parrot):

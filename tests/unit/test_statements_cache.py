@@ -107,7 +107,7 @@ def test_threads_get_the_verdict_on_their_own_text():
 
 def test_refused_texts_are_bounded_by_their_length_in_all():
     """The texts that readers refused last are remembered within a few megabytes, however long they are."""
-    known = core_of(Router("postgresql+psycopg://app@db-1/shop")).gate.known
+    known = core_of(Router("postgresql+psycopg://app@db-1/shop")).interceptor.known
     long = "SELECT 1 FROM writes /*" + 2**20 * "x" + "*/ LIMIT "
     for number in range(20):
         known.learn(f"{long}{number}")

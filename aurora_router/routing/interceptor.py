@@ -1,4 +1,4 @@
-"""The gate between SQLAlchemy and the driver. It judges each text that is really sent, and notes in the unit what the text does.
+"""Intercept what SQLAlchemy gives to the driver: judge each text that is sent, and note in the unit what the text does.
 
 COMMITs pass through commit_handler, and errors through error_handler.
 """
@@ -59,7 +59,7 @@ class Connecting:
         self.engine = engine
 
 
-class Gate:
+class Interceptor:
     """The hooks of one router's connections.
 
     causality: what the router's units must see.
@@ -90,9 +90,10 @@ class Gate:
         self._is_global = causality.is_global
         commits = CommitHandler(settings, families, engines, monitor, causality, dispatcher, waiting)
         self.commit, self.commit_in_two_phases = commits.commit, commits.commit_in_two_phases
-        self.ends, self.rolled_back, self.returned = commits.ends, commits.rolled_back, commits.returned
+        self.ends_with_rollback = commits.ends_with_rollback
+        self.on_rollback, self.on_release = commits.on_rollback, commits.on_release
         errors = ErrorHandler(settings, families, engines, monitor, self.isolation)
-        self.failed, self.phase = errors.failed, errors.phase
+        self.on_error, self.phase = errors.on_error, errors.phase
 
     def forked(self) -> None:
         """Begin anew in a forked child."""
@@ -115,7 +116,7 @@ class Gate:
             if not unit.on_writer and not unit.queues:
                 raise PoolFull
 
-    def checked_out(self, raw: PoolProxiedConnection) -> None:
+    def on_checkout(self, raw: PoolProxiedConnection) -> None:
         """Note that a connection has left its pool.
 
         If no unit is entering, somebody has taken the connection from an engine directly. Its commits count all the same.
@@ -130,7 +131,7 @@ class Gate:
             self._modes.set_mode(raw, Mode.DEFAULT)
             self.hand_out(unit, raw)
             state_of(raw).distrust()
-            own(unit, raw, raw)
+            bind_unit(unit, raw, raw)
 
     def _nobodys(self) -> Unit:
         """Make a unit for a connection that was taken from an engine directly. It behaves as on any engine."""
@@ -141,12 +142,12 @@ class Gate:
 
     # -- statements -----------------------------------------------------------------------------------------------
 
-    def statement(self, _cursor: Any, text: str, *rest: Any) -> None:
+    def before_execute(self, _cursor: Any, text: str, *rest: Any) -> None:
         """Look at a statement before it is sent. Nothing passes to a reader, or in a read-only unit, without this."""
         context = rest[-1]
         connection: Connection = context.root_connection
         known: Unit | None = getattr(connection, UNIT, None)
-        unit = known if known is not None and unit_of(connection) is known else self._adopt(connection, known)
+        unit = known if known is not None and unit_of(connection) is known else self._rebind(connection, known)
         if unit is None:
             return
         if unit.watched:
@@ -197,7 +198,7 @@ class Gate:
 
     def _in_read_only_unit(self, unit: Unit, found: Verdict, effect: Effect) -> None:
         """Look at a statement of a read-only unit that may not be a read. Raises ReadOnlyViolation."""
-        # On the writer only this gate stands between an unknown function and the data.
+        # On the writer only this module stands between an unknown function and the data.
         writes = found.effect is Effect.WRITE and (found.known is Effect.WRITE or (unit.on_writer and effect is Effect.WRITE))
         if writes or found.locks or found.unguards:
             where = unit.instance.id if unit.instance is not None else "?"
@@ -283,7 +284,7 @@ class Gate:
             self._modes.keep_guarded(connection.connection)
             unit.watched = True
 
-    def _adopt(self, connection: Connection, unit: Unit | None) -> Unit | None:
+    def _rebind(self, connection: Connection, unit: Unit | None) -> Unit | None:
         """Find the unit of a connection that is not marked with it, and mark the connection.
 
         The unit is entering right now, or SQLAlchemy has replaced its connection. Or the connection was taken from an engine
@@ -300,7 +301,7 @@ class Gate:
         if unit is None and attempt is not None and attempt.engine is connection.engine:
             unit, mode = attempt.unit, attempt.mode
         elif unit is None and found is not None:
-            own(found, connection, raw)  # its mode was set when it was checked out
+            bind_unit(found, connection, raw)  # its mode was set when it was checked out
             return found
         elif unit is None:
             unit, mode = self._nobodys(), Mode.DEFAULT
@@ -314,7 +315,7 @@ class Gate:
         self._modes.set_mode(raw, mode, unit.isolation)
         if unit.read_only and not unit.owned_by_session:
             self._modes.keep_read_only(raw)
-        own(unit, connection, raw)
+        bind_unit(unit, connection, raw)
         return unit
 
     def _refuse_replacement(self, unit: Unit, found: Unit | None, state: ConnectionState) -> None:
@@ -328,7 +329,7 @@ class Gate:
         writer = self._monitor.topology.writer
         is_writer = writer is not None and unit.instance is not None and writer.id == unit.instance.id
         if unit.on_writer and not is_writer:
-            raise self._gone(unit)
+            raise self._writer_lost(unit)
         if not unit.on_writer and state.server != unit.server and (unit.marks.contexts or unit.requirement is not None):
             where = unit.instance.id if unit.instance is not None else "?"
             why = "it is another server than before, which may not have all that this connection must see; make a new one"
@@ -345,7 +346,7 @@ class Gate:
             unit.ends = TransactionEnds(self.driver.count_ends(raw.dbapi_connection), ended_at)
             self.causality.on_handed_out(unit)
 
-    def _gone(self, unit: Unit) -> NoWriterAvailable:
+    def _writer_lost(self, unit: Unit) -> NoWriterAvailable:
         """Make the error of a unit that has lost its connection, and whose instance is the writer no longer."""
         error = NoWriterAvailable(0.0, (f"{unit.instance.id if unit.instance else '?'} is the writer no longer",))
         if unit.run is not None:
@@ -354,7 +355,7 @@ class Gate:
         return error
 
 
-def own(unit: Unit, connection: object, raw: PoolProxiedConnection) -> None:
+def bind_unit(unit: Unit, connection: object, raw: PoolProxiedConnection) -> None:
     """Note a unit on SQLAlchemy's connection and on the pooled one.
 
     Both have the same unit only if the router gave out the connection and SQLAlchemy has not replaced it since.

@@ -50,7 +50,7 @@ from aurora_router.errors import (
     WrongServer,
 )
 from aurora_router.routing.connector import Connector
-from aurora_router.routing.gate import Connecting, Gate, own
+from aurora_router.routing.interceptor import Connecting, Interceptor, bind_unit
 from aurora_router.routing.unit import READ_WRITE, Place, Unit
 from aurora_router.routing.waits import Waits, WriterUnreachable
 from aurora_router.telemetry.listeners import EventDispatcher
@@ -89,7 +89,7 @@ class _Attempt(Generic[T]):
         self.refused: Exception | None = None
 
 
-class Entrance:
+class Checkout:
     """Brings the units of one router to its instances.
 
     for_reads: the slots in the writer's pool that reads may have.
@@ -100,7 +100,7 @@ class Entrance:
     def __init__(
         self,
         settings: Settings,
-        gate: Gate,
+        interceptor: Interceptor,
         engines: Engines,
         monitor: Monitor,
         dispatcher: EventDispatcher,
@@ -109,7 +109,7 @@ class Entrance:
         counters: Counters,
     ) -> None:
         pool, _ = get_pool_limits(settings.options_of_readers or settings.options)
-        self._gate = gate
+        self._interceptor = interceptor
         self._engines = engines
         self._monitor = monitor
         self._dispatcher = dispatcher
@@ -124,7 +124,7 @@ class Entrance:
         self._declared_need = self._need._replace(declared=True)
         self._balance = _checked(settings.balance) if callable(settings.balance) else STRATEGIES[settings.balance]
         self._wait = settings.wait_for_reader
-        self._look_timeout = settings.probe_timeout  # to look for a writer that a token speaks of
+        self._token_epoch_timeout = settings.probe_timeout  # to look for a writer that a token speaks of
         self._modes = engines.modes
         self._load = Load(engines.in_use, capacity=pool)
         self.waits = Waits(settings, engines, monitor, dispatcher, self._need, self._load, counters)
@@ -139,7 +139,7 @@ class Entrance:
         """In a forked child, no unit waits."""
         self.waits.forked()
 
-    def enter(self, unit: Unit, connector: Connector[T], write: Reason | None = None) -> T:
+    def acquire(self, unit: Unit, connector: Connector[T], write: Reason | None = None) -> T:
         """Connect a unit to the instance that it needs.
 
         If a reader cannot be reached, the unit tries another instance. For a writer it waits up to failover_timeout.
@@ -153,10 +153,10 @@ class Entrance:
             self._dispatcher.publish(events.CheckoutStarted(unit.read_only, unit=unit.number))
         try:
             try:
-                return self._enter_once(unit, connector, write, None)
+                return self._try_acquire(unit, connector, write, None)
             except WriterUnreachable as again:
                 failed = again
-            return self._enter_again(unit, connector, write, failed)
+            return self._acquire_again(unit, connector, write, failed)
         except BaseException as error:
             unit.release()
             if unit.checkout_began is not None and self._dispatcher.listeners:
@@ -172,7 +172,7 @@ class Entrance:
         if self._dispatcher.listeners:
             self._dispatcher.publish(events.Routed(instance.id, reason, unit=unit.number, seconds=took))
 
-    def _enter_again(self, unit: Unit, connector: Connector[T], write: Reason | None, failed: WriterUnreachable) -> T:
+    def _acquire_again(self, unit: Unit, connector: Connector[T], write: Reason | None, failed: WriterUnreachable) -> T:
         """Connect a unit to the writer, after a first attempt has failed, as soon as one can be reached."""
         began = failed.began
         self._throttle.allow(failed.instance.id, first=True)
@@ -190,7 +190,7 @@ class Entrance:
             nonlocal failed
             self._counters.retries[failed.instance.id] += 1
             try:
-                return self._enter_once(unit, connector, write, began)
+                return self._try_acquire(unit, connector, write, began)
             except WriterUnreachable as again:
                 failed = again
                 raise
@@ -219,7 +219,7 @@ class Entrance:
                 return
             seconds = max(seconds, LEAST_PAUSE)
 
-    def _enter_once(self, unit: Unit, connector: Connector[T], write: Reason | None, began: float | None) -> T:
+    def _try_acquire(self, unit: Unit, connector: Connector[T], write: Reason | None, began: float | None) -> T:
         """Make one attempt.
 
         began: when the first attempt began, seconds, monotonic. None for the first, which reads the clock only if it must.
@@ -291,25 +291,25 @@ class Entrance:
         mode = _mode(unit, on_writer)
         unit.place = Place(instance, on_writer, instance.epoch)
         connection: T | None = None
-        connecting, connector = self._gate.connecting, attempt.connector
+        connecting, connector = self._interceptor.connecting, attempt.connector
         outer = connecting.value
         try:
             engine = self._engines.engine(instance)
             connects = Connecting(unit, mode, engine)
             connecting.value = weakref.ref(connects)
             connection = connector.connect(engine)
-            if self._takes(unit, connection, connector.pool_connection(connection), instance, mode):
+            if self._bind(unit, connection, connector.pool_connection(connection), instance, mode):
                 return connection
             # The connection is dead, or leads to another server. The reasons for choosing this instance do not apply to it.
             connector.discard(connection)
         except (DBAPIError, WrongServer, self._engines.driver_error) as error:
-            self._give_up(unit, connector, connection)
+            self._abandon(unit, connector, connection)
             if isinstance(error, RouterError) and not isinstance(error, WrongServer):
                 raise  # it is of another unit, which a listener of the application has begun
             if not self._can_try_another(unit, attempt, instance, error, is_connected=connection is not None):
                 raise
         except ConfigurationError as error:  # there is no password
-            self._give_up(unit, connector, connection)
+            self._abandon(unit, connector, connection)
             if connection is None:
                 self._dispatcher.publish(events.ConnectFailed(instance.id, str(error), unit=unit.number))
             raise
@@ -319,20 +319,20 @@ class Entrance:
                 raise attempt.timeout from None
             if attempt.write is None and connector.judge is not None:
                 attempt.write = connector.judge(self._engines.engine(instance), True)
-            unit.queues = attempt.write is None and not self._finds_room(unit)
+            unit.queues = attempt.write is None and not self._has_room_elsewhere(unit)
         except exc.TimeoutError as error:
-            self._give_up(unit, connector, connection)
-            if on_writer or attempt.timeout is not None or not self._finds_room(unit):
+            self._abandon(unit, connector, connection)
+            if on_writer or attempt.timeout is not None or not self._has_room_elsewhere(unit):
                 raise
             unit.queues, attempt.timeout = False, error
         except BaseException:
-            self._give_up(unit, connector, connection)
+            self._abandon(unit, connector, connection)
             raise
         finally:
             connecting.value = outer
         return None
 
-    def _takes(self, unit: Unit, connection: object, raw: PoolProxiedConnection, instance: Instance, mode: Mode) -> bool:
+    def _bind(self, unit: Unit, connection: object, raw: PoolProxiedConnection, instance: Instance, mode: Mode) -> bool:
         """Switch a connection to the unit's mode, and note that the unit has it. False if it cannot be used."""
         now = time.monotonic()
         if not self._modes.is_usable(raw, instance, now):
@@ -342,7 +342,7 @@ class Entrance:
             self._modes.set_mode(raw, mode, unit.isolation)
         if unit.read_only and not unit.owned_by_session:
             self._modes.keep_read_only(raw)
-        own(unit, connection, raw)
+        bind_unit(unit, connection, raw)
         self._throttle.record_unit(now)
         return True
 
@@ -390,12 +390,12 @@ class Entrance:
             engine = self._engines.engine(topology.writer)
         return connector.judge(engine, decision.instance is None or decision.reason is _NO_READER)
 
-    def _finds_room(self, unit: Unit) -> bool:
+    def _has_room_elsewhere(self, unit: Unit) -> bool:
         """Whether a reader that qualifies has room in its pool."""
         decision = self.decide(unit, None)
         return decision.instance is None or self._load.has_room(decision.instance.id)
 
-    def _give_up(self, unit: Unit, connector: Connector[T], connection: T | None) -> None:
+    def _abandon(self, unit: Unit, connector: Connector[T], connection: T | None) -> None:
         """Discard the connection of a failed attempt. Its error would keep the connection, and with it a place in the pool."""
         unit.leave()
         if connection is not None:
@@ -414,7 +414,7 @@ class Entrance:
             if unit.requirement is not None and unit.requirement.given:  # maybe of a newer writer than any known here
                 topology = self._resolve(unit, unit.requirement, topology)
             return to_writer(topology, write)
-        if unit.read_only and self._gate.isolation.beyond_readers(unit.isolation):
+        if unit.read_only and self._interceptor.isolation.beyond_readers(unit.isolation):
             return to_writer(topology, Reason.ISOLATION) if self._need.writer_serves_reads else Decision(None, Reason.ISOLATION)
         need = self._declared_need if unit.read_only else self._need
         if unit.requirement is not None or unit.last_reads or unit.avoid:
@@ -437,7 +437,7 @@ class Entrance:
             # Anybody may make up such a token. So probe once for all waiting units, and not more often than for positions.
             claim = requirement
             topology = self._monitor.wait_for(
-                lambda t: t.epoch >= epoch or was_looked_for(claim, t), self._look_timeout, haste=Haste.SHARED
+                lambda t: t.epoch >= epoch or was_looked_for(claim, t), self._token_epoch_timeout, haste=Haste.SHARED
             )
             requirement = resolve(requirement, topology)
         if requirement is not unit.requirement:
