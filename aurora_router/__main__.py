@@ -33,6 +33,9 @@ from aurora_router.errors import ConfigurationError, RouterError
 from aurora_router.router import Router
 
 FINE, MISSED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+# Seconds to wait for the answer of a server, by a command that asks once. A person waits rather than hears of a slow server
+# that it is down.
+PATIENCE = 5.0
 
 _EXIT_CODES = """
 \b
@@ -151,7 +154,8 @@ def topology(
     aurora-router topology mysql+pymysql://app:secret@db-1:3306/shop --instances db-2:3306 db-3:3306
     """
     addresses = [address for given in (*instances, *others) for address in given.split(",") if address]
-    with Router(url, instances=addresses, reader_endpoint=reader_endpoint, probe_interval=interval) as router:
+    options: dict[str, Any] = {} if watch else {"probe_timeout": PATIENCE}
+    with Router(url, instances=addresses, reader_endpoint=reader_endpoint, probe_interval=interval, **options) as router:
         in_terminal = sys.stdout.isatty() and not as_json
         with Live(console=Console(), auto_refresh=False) if in_terminal else nullcontext() as live:
             while True:
@@ -254,7 +258,7 @@ def init_commit_table(url: str) -> int:
     aurora-router init-commit-table mysql+pymysql://app:secret@db-1,db-2,db-3/shop
     aurora-router init-commit-table postgresql+psycopg://app:secret@db-1,db-2,db-3/shop
     """
-    with Router(url, failover_timeout=3) as router:
+    with Router(url, failover_timeout=3, probe_timeout=PATIENCE) as router:
         router.init_commit_table()
     click.echo("aurora_router_commits is there")
     return FINE

@@ -19,7 +19,7 @@ from aurora_router.cluster.watcher import REPORT_INTERVAL, SideTask, Watcher, re
 from aurora_router.config.settings import Settings
 from aurora_router.core import events, probing
 from aurora_router.core import topology as pure
-from aurora_router.core.instance import Instance, Observation, Role, ServerId, Silence
+from aurora_router.core.instance import Instance, Observation, Role, ServerId
 from aurora_router.core.pacing import Rate
 from aurora_router.core.probing import Demand, Trust
 from aurora_router.core.topology import Topology
@@ -245,8 +245,7 @@ class Monitor:
         def told(topology: Topology) -> bool:
             if pure.survived(topology, instance, server, since) is not None:
                 return True
-            known = topology.by_id[instance]
-            return time.monotonic() >= usual and known.silence is not Silence.NOT_NOW
+            return time.monotonic() >= usual and not pure.may_recover(topology.by_id[instance])
 
         topology = self.wait_for(told, max(until, usual) - time.monotonic(), haste=Haste.ALONE)
         return pure.survived(topology, instance, server, since) is True

@@ -276,7 +276,16 @@ def survived(topology: Topology, instance_id: str, server: ServerId, since: floa
     seen = behind(topology, instance_id, server)
     if seen is not None:
         return True if seen.asked_at > since else None
-    return None if instance.silence is Silence.NOT_NOW or instance.heard_at <= since + SETTLES else False
+    return None if may_recover(instance) or instance.heard_at <= since + SETTLES else False
+
+
+def may_recover(instance: Instance) -> bool:
+    """Whether the server of an instance may be recovering from a crash.
+
+    A reader of PostgreSQL may let clients in before it has replayed all that it had before the crash. It may lack the database
+    until then, so it looks misconfigured.
+    """
+    return instance.silence in (Silence.NOT_NOW, Silence.MISCONFIGURED)
 
 
 def forget(topology: Topology, instance_id: str, server: ServerId) -> Topology:

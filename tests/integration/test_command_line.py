@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from aurora_router.__main__ import main
-from aurora_router.local import PostgresCluster
+from aurora_router.local import FaultProxy, PostgresCluster
 from tests.integration.shop import BOTH
 
 PROJECT = Path(__file__).parents[2]
@@ -224,6 +224,16 @@ def test_a_reader_that_is_down_is_shown_with_its_error(aurora_cluster: PostgresC
     assert done.returncode == 0
     (row,) = (line for line in done.stdout.splitlines() if line.startswith(others[0]))
     assert "Connection refused" in row
+
+
+def test_a_slow_instance_is_waited_for(aurora_cluster: PostgresCluster) -> None:
+    """A person waits rather than reads that a slow instance is down: the login alone takes longer than a router waits."""
+    reader = aurora_cluster.readers[0]
+    with FaultProxy((reader.host, reader.port)) as slow:
+        slow.latency = 0.2
+        done = aurora_router("topology", aurora_cluster.url, "--instances", slow.address)
+    (row,) = (line for line in done.stdout.splitlines() if line.startswith(slow.address))
+    assert row.split()[1] == "reader"
 
 
 def test_the_url_can_come_from_the_environment(aurora_cluster: PostgresCluster) -> None:

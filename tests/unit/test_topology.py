@@ -204,6 +204,8 @@ def test_a_server_has_survived_if_it_answers_in_the_same_life():
     assert survived(recovering, "b", b, 2) is None
     assert survived(after(recovering, said("b", 4, reader("B"))), "b", b, 2) is True
     assert survived(after(recovering, said("b", 4, reader("B", started="later"))), "b", b, 2) is False
+    without_its_database = after(WELL, silent("b", 3, b, MISCONFIGURED))
+    assert survived(without_its_database, "b", b, 2) is None
     lost = after(WELL, silent("b", 3, b, REFUSED))
     assert survived(lost, "b", b, 2) is False
     assert survived(lost, "b", b, 2.95) is None
