@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from aurora_router.servers import FAMILIES
 
-_TABLES = frozenset(family.COMMITS for families in FAMILIES.values() for family in families)
+_TABLES = frozenset(family.COMMIT_TABLE for families in FAMILIES.values() for family in families)
 
 
 def include_name(name: str | None, type_: str, parent_names: Mapping[str, str | None]) -> bool:

@@ -76,7 +76,7 @@ def starting(how: Options, report: Report, **settings: Any) -> Iterator[Cluster[
         version = re.search(r"\d+(\.\d+)*", said)
         driver = make_url(cluster.url).get_driver_name()
         report.servers = f"{_NAMES[how.engine]} {version[0] if version else said}, {driver} {metadata.version(driver)}"
-        if not usual(drivers_for(how.engine)[0].PROTOCOL).XIDS:
+        if not usual(drivers_for(how.engine)[0].PROTOCOL).HAS_XID_STATUS:
             with Router(cluster.url) as router:
                 router.init_commit_table()
         yield cluster

@@ -180,7 +180,7 @@ def writing(report: Report, how: Options, cluster: Cluster[Any]) -> None:
         report.add("  automatic unit", median(mine) * US, "us")
         report.add("  plain Session", median(other) * US, "us")
     report.add("one insert in run_transaction / plain Session's insert and commit", ratio(run, theirs), "x", 1.35)
-    where = "by their xid" if usual(drivers_for(how.engine)[0].PROTOCOL).XIDS else "in the commit table"
+    where = "by their xid" if usual(drivers_for(how.engine)[0].PROTOCOL).HAS_XID_STATUS else "in the commit table"
     report.add(f"  run_transaction, which looks lost COMMITs up {where}", median(run) * US, "us")
 
 

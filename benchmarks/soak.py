@@ -180,7 +180,7 @@ def main(how: Options) -> int:
         for number in range(PROCESSES):
             ours, theirs = fork.Pipe(duplex=False)
             # Use both ways to look up a COMMIT, if the engine has two.
-            check = "table" if number == PROCESSES - 1 or not usual(drivers_for(how.engine)[0].PROTOCOL).XIDS else "xid"
+            check = "table" if number == PROCESSES - 1 or not usual(drivers_for(how.engine)[0].PROTOCOL).HAS_XID_STATUS else "xid"
             process = fork.Process(target=append_rows, args=(number, url, others, check, stop, theirs), daemon=True)
             process.start()
             workers.append((process, ours))

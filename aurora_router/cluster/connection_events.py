@@ -23,7 +23,7 @@ from aurora_router.core import events
 from aurora_router.core.instance import Role, ServerId
 from aurora_router.drivers import Driver, Mode
 from aurora_router.errors import WrongServer
-from aurora_router.servers import Pooler, Unsuitable
+from aurora_router.servers import Pooler, UnsupportedServer
 from aurora_router.telemetry.listeners import EventDispatcher
 from aurora_router.telemetry.stats import Counters
 
@@ -90,7 +90,7 @@ class ConnectionEvents:
     def listen(self) -> None:
         """Listen from now on. The application's listeners must come later."""
         engine, pool = self._engine, self._engine.pool
-        self._driver.watch_connecting(engine.dialect, self._connecting)
+        self._driver.track_connecting_socket(engine.dialect, self._connecting)
         event.listen(engine, "connect", self._made, insert=True)
         event.listen(engine, "connect", self._connected)
         event.listen(engine, "close", self._closing)
@@ -145,7 +145,7 @@ class ConnectionEvents:
             self._closing(dbapi)
             with contextlib.suppress(self._error):  # closed already
                 dbapi.close()
-            if isinstance(error, Unsuitable):
+            if isinstance(error, UnsupportedServer):
                 error = WrongServer(place, str(error))
             elif isinstance(error, Exception):
                 error = refusal(error, self._driver, self._options.values(), self._options) or error

@@ -341,7 +341,7 @@ class InstancePool:
                 engine = self._create({**pool, **self._driver.BARE, **options})
                 self._check_connect_timeout(engine.url)
                 self._driver.look_anywhere(engine.dialect)
-                self._driver.watch_connecting(engine.dialect, self._watch_opening, LONGEST_ANSWER)
+                self._driver.track_connecting_socket(engine.dialect, self._watch_opening, LONGEST_ANSWER)
                 explain_mistakes(engine, self._driver, options)
                 ask_for_password(engine, self._connecting.password, options)
                 self._probing = engine

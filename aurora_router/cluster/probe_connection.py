@@ -15,7 +15,7 @@ from aurora_router.cluster.sockets import TrackedSocket
 from aurora_router.core.failures import traits
 from aurora_router.core.instance import Role, Server, Silence
 from aurora_router.drivers import Driver, Mode
-from aurora_router.servers import Unsuitable
+from aurora_router.servers import UnsupportedServer
 
 
 class Probe:
@@ -44,7 +44,7 @@ class Probe:
                 if self._omissions is None:
                     self._omissions = self._omitted()
                 said = said._replace(unproven=self._omissions)
-        except Unsuitable as error:
+        except UnsupportedServer as error:
             raise ProbeError(str(error), Silence.REFUSED if error.passing else Silence.MISCONFIGURED) from None
         except self._error as error:
             raise probe_error(error, self._driver, self._server) from None
@@ -72,7 +72,7 @@ class Probe:
         """Remove old rows of the commit table. Return whether there may be more of them. Raises ProbeError."""
         try:
             removed = self._connection.exec_driver_sql(self._server.PRUNE).rowcount
-            return bool(removed >= self._server.PRUNED)
+            return bool(removed >= self._server.PRUNE_BATCH)
         except exc.SQLAlchemyError as error:
             raise probe_error(error, self._driver, self._server) from None
 

@@ -79,7 +79,7 @@ def claims(instances: Sequence[Instance], epoch: int, peak: int, deposed: Collec
 
 
 def _predates(server: Server, last: Position | None) -> bool:
-    return last is not None and server.position is not None and server.position.predates(last)
+    return last is not None and server.position is not None and server.position.is_of_former_writer(last)
 
 
 def elect(able: Sequence[Claim]) -> Claim | None:
@@ -87,7 +87,7 @@ def elect(able: Sequence[Claim]) -> Claim | None:
     for claim in able:
         position = claim.seen.server.position
         others = [other.seen.server.position for other in able if other is not claim]
-        if not others or (position is not None and all(other is not None and position.outdoes(other) for other in others)):
+        if not others or (position is not None and all(other is not None and position.supersedes(other) for other in others)):
             return claim
     return None
 

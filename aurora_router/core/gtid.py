@@ -41,7 +41,7 @@ class GtidSet:
     own: the source as which the server of this position writes. "" if that is unknown, if the server both accepts writes and
         replicates, or if it belongs to a group that it is not in now. Only `compact()` and the comparisons of writers use it.
     opened: when that server was last told to accept writes, in seconds since 1970; 0 if nobody did so while it ran. Only
-        `outdoes()` and `predates()` use it.
+        `supersedes()` and `is_of_former_writer()` use it.
     """
 
     epoch: int
@@ -59,7 +59,7 @@ class GtidSet:
     def reaches(self, other: Position) -> bool:
         return isinstance(other, GtidSet) and self.covers(replace(other, epoch=self.epoch))
 
-    def outdoes(self, other: Position) -> bool:
+    def supersedes(self, other: Position) -> bool:
         """True if this has all that `other` has, and more, or if the server of `other` only follows this one.
 
         If both have the same, the server that was told later to accept writes is newer. If that does not decide, the server that
@@ -78,7 +78,7 @@ class GtidSet:
             return self.opened > other.opened
         return other._has_written() and not self._has_written()
 
-    def predates(self, last: Position) -> bool:
+    def is_of_former_writer(self, last: Position) -> bool:
         """True if another server was told later to accept writes, and has transactions that this one lacks.
 
         A server that was promoted with the loss of transactions was told even later, so this is False for it.
@@ -181,7 +181,8 @@ class GtidSet:
 class MariadbGtid:
     """The last transaction of each of MariaDB's domains: (domain, server that made it, sequence number), sorted.
 
-    Positions compare by domain and number, as servers do. Only `outdoes()`, `placed()` and `lacks()` look at the server as well.
+    Positions compare by domain and number, as servers do. Only `supersedes()`, `placed()` and `lacks()` look at the
+    server as well.
 
     own: the id of the server of this position. -1 if it is unknown, or if the server both accepts writes and replicates.
     others: the result of `behind()`. Only `placed()` uses it.
@@ -210,7 +211,7 @@ class MariadbGtid:
     def reaches(self, other: Position) -> bool:
         return isinstance(other, MariadbGtid) and self.covers(replace(other, epoch=self.epoch))
 
-    def outdoes(self, other: Position) -> bool:
+    def supersedes(self, other: Position) -> bool:
         """True if this has all that `other` has, and more, or if the server of `other` only follows this one.
 
         If both have the same, the server that has replayed the other's last write is newer: the other was the writer before. If
@@ -225,7 +226,7 @@ class MariadbGtid:
             return False
         return not other.covers(self) or (other._wrote_last() and not self._wrote_last())
 
-    def predates(self, last: Position) -> bool:  # noqa: ARG002
+    def is_of_former_writer(self, last: Position) -> bool:  # noqa: ARG002
         return False  # the epoch decides this
 
     def placed(self, last: Position) -> MariadbGtid:

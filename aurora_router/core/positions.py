@@ -32,14 +32,14 @@ class Position(Protocol):
         """The smallest position that covers both; None if there is none, as across epochs."""
         ...
 
-    def outdoes(self, other: Position) -> bool:
+    def supersedes(self, other: Position) -> bool:
         """True if this server is provably the newer writer: it has all that the other one has. False if that is unknown.
 
         Both servers accept writes in one epoch.
         """
         ...
 
-    def predates(self, last: Position) -> bool:
+    def is_of_former_writer(self, last: Position) -> bool:
         """True if this server was the writer before the one of `last`, and was not promoted since. False if that is unknown.
 
         This server accepts writes. last: the last position of the writer.
@@ -89,10 +89,10 @@ class WalPosition:
     def union(self, other: Position) -> Position | None:
         return self if self.covers(other) else other if other.covers(self) else None
 
-    def outdoes(self, other: Position) -> bool:  # noqa: ARG002
+    def supersedes(self, other: Position) -> bool:  # noqa: ARG002
         return False  # two writers on one timeline use the same numbers for different contents
 
-    def predates(self, last: Position) -> bool:  # noqa: ARG002
+    def is_of_former_writer(self, last: Position) -> bool:  # noqa: ARG002
         return False  # the timeline decides this
 
     def placed(self, last: Position) -> WalPosition:  # noqa: ARG002

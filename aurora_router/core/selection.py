@@ -174,9 +174,9 @@ def choose(topology: Topology, need: Need, balance: Balance, load: Load, rnd: fl
             return Decision(None, Reason.NO_INSTANCE)
         return to_writer(topology, Reason.NO_READER, Reason.NO_INSTANCE)
     if need.requirement is not None:
-        able = [r for r in able if satisfies(r, need.requirement, topology, need.pin_seconds, now)]
+        able = [r for r in able if satisfies_requirement(r, need.requirement, topology, need.pin_seconds, now)]
     for last in need.last_reads:
-        able = [r for r in able if shows_no_less(r, last, topology, need.pin_seconds, now)]
+        able = [r for r in able if satisfies_monotonic_read(r, last, topology, need.pin_seconds, now)]
     if not able:
         return to_writer(topology, Reason.UNPROVEN if _is_hopeless(topology) else Reason.OWN_WRITES)
     chosen = able[0]
@@ -198,7 +198,7 @@ def _with_room(able: Sequence[Instance], chosen: Instance, balance: Balance, loa
     return balance(roomy, load, rnd) if roomy else chosen
 
 
-def satisfies(reader: Instance, requirement: Requirement, topology: Topology, pin_seconds: float, now: float) -> bool:
+def satisfies_requirement(reader: Instance, requirement: Requirement, topology: Topology, pin_seconds: float, now: float) -> bool:
     """Whether the reader is known to have replayed every commit of the requirement.
 
     A position of an older epoch is never compared. The proof is then a position of the new writer that was asked for after the
@@ -232,7 +232,7 @@ def _is_late_enough(reader: Instance, requirement: Requirement, topology: Topolo
     return now - requirement.after >= pin_seconds
 
 
-def shows_no_less(reader: Instance, last: LastRead, topology: Topology, pin_seconds: float, now: float) -> bool:
+def satisfies_monotonic_read(reader: Instance, last: LastRead, topology: Topology, pin_seconds: float, now: float) -> bool:
     """Whether the reader certainly shows what the session has read before.
 
     It does if it is the server of that read. It also does if it has replayed a position of that server, or of the writer, that
@@ -245,10 +245,10 @@ def shows_no_less(reader: Instance, last: LastRead, topology: Topology, pin_seco
             shown = seen.server.position if seen.server.id == last.server and seen.asked_at >= last.at else None
             if shown is not None and reader.position.covers(shown):
                 return True
-    return satisfies(reader, Requirement(last.at, last.epoch), topology, pin_seconds, now)
+    return satisfies_requirement(reader, Requirement(last.at, last.epoch), topology, pin_seconds, now)
 
 
-def resolve(requirement: Requirement, topology: Topology) -> Requirement:
+def with_proof(requirement: Requirement, topology: Topology) -> Requirement:
     """The requirement with the position that proves it in this epoch, if the topology has one by now.
 
     Store the result: samples expire, and a reader lagging beyond the samples would never cover the later ones.

@@ -87,7 +87,7 @@ class Connecting(Protocol):
         """Arguments of create_engine() for the router's own connections, so that SQLAlchemy asks less on them."""
         ...
 
-    def watch_connecting(
+    def track_connecting_socket(
         self, dialect: Any, connecting: Callable[[int], AbstractContextManager[None]], longest: int | None = None
     ) -> None:
         """Make a dialect's new connections wait for the server within `connecting(number of the socket)`.
@@ -290,7 +290,7 @@ class ConnectionSwitches(Protocol):
         """
         ...
 
-    def refuse_aborted(self, connection: Any) -> None:
+    def raise_aborted(self, connection: Any) -> None:
         """Raise the driver's error for a transaction that has failed."""
         ...
 

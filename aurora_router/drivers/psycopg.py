@@ -247,7 +247,7 @@ def was_not_undone(connection: Any) -> bool:
     return False
 
 
-def refuse_aborted(connection: Any) -> None:
+def raise_aborted(connection: Any) -> None:
     """Raise the driver's error for a transaction that has failed."""
     connection.execute("SELECT 1")
 
@@ -345,7 +345,9 @@ class _Wait:
                 self.ends += 1
 
 
-def watch_connecting(dialect: Any, connecting: Callable[[int], AbstractContextManager[None]], longest: int | None = None) -> None:
+def track_connecting_socket(
+    dialect: Any, connecting: Callable[[int], AbstractContextManager[None]], longest: int | None = None
+) -> None:
     """Make a dialect's new connections wait for the server within `connecting(number of the socket)`.
 
     `connecting` may end the wait by shutting the socket. If something has replaced psycopg's own connect(), for example to trace

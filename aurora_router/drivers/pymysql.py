@@ -227,7 +227,7 @@ def was_not_undone(connection: Any) -> bool:
     return True
 
 
-def refuse_aborted(connection: Any) -> None:
+def raise_aborted(connection: Any) -> None:
     """Raise the error with which the server has rolled back the transaction."""
     raise connection.aborted_by
 
@@ -314,7 +314,9 @@ def remove_leftovers(connection: Any, query: Query) -> None:
     raise InterfaceError(0, "")
 
 
-def watch_connecting(dialect: Any, connecting: Callable[[int], AbstractContextManager[None]], longest: int | None = None) -> None:
+def track_connecting_socket(
+    dialect: Any, connecting: Callable[[int], AbstractContextManager[None]], longest: int | None = None
+) -> None:
     """Make a dialect's new connections wait for the server within `connecting(number of the socket)`.
 
     `connecting` may end the wait by shutting the socket. If something has replaced PyMySQL's own connect(), for example to trace

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from aurora_router.config.settings import Consistency
 from aurora_router.core.positions import LastRead, Requirement, merge
-from aurora_router.core.selection import shows_no_less
+from aurora_router.core.selection import satisfies_monotonic_read
 from aurora_router.core.topology import Topology
 from aurora_router.routing.causal_context import CausalContext, open_scopes
 from aurora_router.routing.unit import CausalMarks, CommitState, Unit
@@ -81,7 +81,7 @@ class Causality:
                 if last.server != unit.server and unit.instance is not None:
                     topology = self._topology()
                     reader = topology.by_id.get(unit.instance.id)
-                    if reader is None or not shows_no_less(reader, last, topology, math.inf, time.monotonic()):
+                    if reader is None or not satisfies_monotonic_read(reader, last, topology, math.inf, time.monotonic()):
                         return True
         return False
 

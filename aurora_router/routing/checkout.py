@@ -38,9 +38,9 @@ from aurora_router.core.selection import (
     Need,
     Reason,
     choose,
-    resolve,
     to_writer,
     was_looked_for,
+    with_proof,
 )
 from aurora_router.core.topology import Topology
 from aurora_router.drivers import Mode
@@ -430,7 +430,7 @@ class Checkout:
 
     def _resolve(self, unit: Unit, requirement: Requirement, topology: Topology) -> Topology:
         """Add the position that proves the unit's requirement, if one can be had, and return the topology that has it."""
-        requirement = resolve(requirement, topology)
+        requirement = with_proof(requirement, topology)
         epoch = requirement.epoch
         if requirement.given and epoch is not None and epoch > topology.epoch:
             # The token names a newer epoch than any known here. Probe all instances that answer before doubting the token.
@@ -439,7 +439,7 @@ class Checkout:
             topology = self._monitor.wait_for(
                 lambda t: t.epoch >= epoch or was_looked_for(claim, t), self._token_epoch_timeout, haste=Haste.SHARED
             )
-            requirement = resolve(requirement, topology)
+            requirement = with_proof(requirement, topology)
         if requirement is not unit.requirement:
             unit.marks = unit.marks._replace(requirement=requirement)
         return topology

@@ -20,7 +20,7 @@ from aurora_router.core import events
 from aurora_router.core.failures import Action, Failure, Phase, decide, traits
 from aurora_router.errors import NoWriterAvailable, Outcome, OutcomeUnknown
 from aurora_router.routing.causality import Causality
-from aurora_router.routing.commits import Ask, find_out, prepare
+from aurora_router.routing.commits import Ask, prepare, resolve_outcome
 from aurora_router.routing.unit import CommitState, Unit
 from aurora_router.telemetry.listeners import EventDispatcher
 from aurora_router.waiting import Waiting
@@ -99,7 +99,7 @@ class CommitHandler:
     def _prepare(self, unit: Unit, raw: PoolProxiedConnection) -> Ask | None:
         """Note something by which the outcome of the coming COMMIT can be looked up. Roll back if that fails."""
         server = self._families.leading
-        if unit.intent.commit_check == "table" or (unit.intent.commit_check == "xid" and not server.XIDS):
+        if unit.intent.commit_check == "table" or (unit.intent.commit_check == "xid" and not server.HAS_XID_STATUS):
             self._monitor.prunes = True
         try:
             return prepare(raw.dbapi_connection, unit, self._driver, server, self._monitor.topology)
@@ -172,7 +172,7 @@ class CommitHandler:
 
         def resolve(timeout: float) -> Outcome:
             began = time.monotonic()
-            found = find_out(self._asking_connection, ask, timeout, self._sleep)
+            found = resolve_outcome(self._asking_connection, ask, timeout, self._sleep)
             if self._dispatcher.listeners:
                 self._dispatcher.publish(
                     events.CommitResolved(instance_id, found.value, time.monotonic() - began, unit=unit.number)

@@ -18,7 +18,7 @@ from aurora_router.core.topology import Topology
 from aurora_router.drivers import Driver, driver_of
 from aurora_router.errors import ConfigurationError, NoWriterAvailable, Outcome, RouterError, WrongServer
 from aurora_router.routing.unit import Unit
-from aurora_router.servers import Execute, ServerFamily, XidFamily, knows_xids
+from aurora_router.servers import Execute, ServerFamily, XidFamily, supports_xid_status
 
 
 class Ask(Protocol):
@@ -42,36 +42,37 @@ def prepare(connection: Any, unit: Unit, driver: Driver, server: ServerFamily, t
     check = unit.intent.commit_check
     if check is None or unit.instance is None:
         if unit.run is not None and driver.is_aborted(connection):
-            driver.refuse_aborted(connection)  # COMMIT would roll back, and the run would pass for done
+            driver.raise_aborted(connection)  # COMMIT would roll back, and the run would pass for done
         return None
-    if check == "xid" and knows_xids(server):
+    if check == "xid" and supports_xid_status(server):
         with connection.cursor() as cursor:
             cursor.execute(server.NOTE)
-            return ByXid(cursor.fetchone(), unit.instance, topology, server)
+            return XidOutcomeQuery(cursor.fetchone(), unit.instance, topology, server)
     signature, signed_at = uuid4(), time.monotonic()
     try:
         if driver.is_aborted(connection):
-            driver.refuse_aborted(connection)  # the row would be in another transaction
+            driver.raise_aborted(connection)  # the row would be in another transaction
         with connection.cursor() as cursor:
             read_only = driver.declared_read_only(connection)
-            schema = server.sign(_executing(cursor), str(signature), driver.database(connection), read_only)
+            schema = server.insert_commit_row(_executing(cursor), str(signature), driver.database(connection), read_only)
     except Exception as error:
         code = driver.code(error)
         if server.is_read_only(code):
             return Nothing(server)
         if server.is_locked_out(code):
             raise ConfigurationError(
-                f'LOCK TABLES has left out the table {server.COMMITS}, in which commit_check="{check}" writes a row at '
+                f'LOCK TABLES has left out the table {server.COMMIT_TABLE}, in which commit_check="{check}" writes a row at '
                 "COMMIT; send UNLOCK TABLES before the unit ends (it commits), or do without: commit_check=None"
             ) from None
         if server.is_missing_table(code):
             raise ConfigurationError(
-                f'commit_check="{check}" needs the table {server.COMMITS}{"" if server.XIDS else " on this database"}, and '
+                f'commit_check="{check}" needs the table {server.COMMIT_TABLE}'
+                f"{'' if server.HAS_XID_STATUS else ' on this database'}, and "
                 f"{unit.instance.id} has none that this user sees; create it with `aurora-router init-commit-table URL` or "
                 "router.init_commit_table(), or do without: commit_check=None"
             ) from None
         raise
-    return Nothing(server) if schema is None else BySignature(signature, schema, signed_at, server)
+    return Nothing(server) if schema is None else CommitRowOutcomeQuery(signature, schema, signed_at, server)
 
 
 def _executing(cursor: Any) -> Execute:
@@ -84,21 +85,21 @@ def _executing(cursor: Any) -> Execute:
 
 
 @dataclass(slots=True)
-class ByXid:
+class XidOutcomeQuery:
     """A question for the outcome of a transaction by its id.
 
     row: the answer to the family's NOTE. It is parsed only when needed, because nearly all COMMITs are answered.
     writer: the instance that gave the answer.
     topology: the topology at that moment.
-    had_it: the epoch, address and port of the server that was found to have the COMMIT. A crash makes this server forget the
-        proof, but not the COMMIT. A promoted reader has on its disk what it has replayed.
+    last_confirmed_by: the epoch, address and port of the server that was found to have the COMMIT. A crash makes this server
+        forget the proof, but not the COMMIT. A promoted reader has on its disk what it has replayed.
     """
 
     row: Sequence[Any]
     writer: Instance
     topology: Topology
     server: XidFamily
-    had_it: tuple[int, str | None, int | None] | None = None
+    last_confirmed_by: tuple[int, str | None, int | None] | None = None
 
     @property
     def note(self) -> Note:
@@ -122,8 +123,8 @@ class ByXid:
         found = outcome(note, evidence)
         here = evidence.epoch, evidence.server.address, evidence.server.port
         if found is Outcome.COMMITTED:
-            self.had_it = here
-        elif found is Outcome.UNKNOWN and self.had_it == here:
+            self.last_confirmed_by = here
+        elif found is Outcome.UNKNOWN and self.last_confirmed_by == here:
             return Outcome.COMMITTED
         if found is Outcome.PENDING:
             connection.exec_driver_sql(self.server.END_IDLE, xid)
@@ -135,7 +136,7 @@ class ByXid:
 
 
 @dataclass(frozen=True, slots=True)
-class BySignature:
+class CommitRowOutcomeQuery:
     """A question for the outcome by the row that the transaction wrote. It keeps a missing row from being written later.
 
     schema: the schema of the row's table, quoted if it must be.
@@ -148,18 +149,18 @@ class BySignature:
     server: ServerFamily
 
     def __call__(self, connection: Connection) -> Outcome:
-        if time.monotonic() - self.written_at > self.server.KEPT / 2:
+        if time.monotonic() - self.written_at > self.server.RETENTION_SECONDS / 2:
             return Outcome.UNKNOWN
         with connection.begin():
-            connection.exec_driver_sql(self.server.THERE, {"schema": self.schema})
+            connection.exec_driver_sql(self.server.LOOKUP_SETTINGS, {"schema": self.schema})
             connection.exec_driver_sql(self.server.FENCE, {"id": str(self.id)})
         with connection.begin():
-            connection.exec_driver_sql(self.server.THERE, {"schema": self.schema})
-            committed = connection.exec_driver_sql(self.server.SIGNED, {"id": str(self.id)}).scalar_one()
+            connection.exec_driver_sql(self.server.LOOKUP_SETTINGS, {"schema": self.schema})
+            committed = connection.exec_driver_sql(self.server.HAS_COMMIT_ROW, {"id": str(self.id)}).scalar_one()
         return Outcome.COMMITTED if committed else Outcome.NOT_COMMITTED
 
     def __str__(self) -> str:
-        return f"a transaction with the row {self.id} in {self.server.COMMITS}"
+        return f"a transaction with the row {self.id} in {self.server.COMMIT_TABLE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +176,7 @@ class Nothing:
         return "a read-only transaction"
 
 
-def find_out(connect: Callable[[float], Connection], ask: Ask, timeout: float, sleep: Callable[[float], None]) -> Outcome:
+def resolve_outcome(connect: Callable[[float], Connection], ask: Ask, timeout: float, sleep: Callable[[float], None]) -> Outcome:
     """Ask the newest writer until the answer is certain. UNKNOWN after `timeout` seconds.
 
     If COMMITs wait for a reader here, and there is none, this waits, too.
@@ -190,7 +191,7 @@ def find_out(connect: Callable[[float], Connection], ask: Ask, timeout: float, s
             found = ask(connection)
             if found is Outcome.COMMITTED:
                 # The writer has the COMMIT. Synchronous readers have it, too, when this later COMMIT is answered.
-                connection.exec_driver_sql(ask.server.SEAL)
+                connection.exec_driver_sql(ask.server.SYNC_BARRIER)
                 connection.commit()
             return found
 
@@ -217,14 +218,14 @@ def create_table(connection: Connection, server: ServerFamily, driver: Driver) -
     """
     try:
         with connection.begin():
-            if connection.exec_driver_sql(server.HAS_COMMITS).scalar_one():
+            if connection.exec_driver_sql(server.HAS_COMMIT_TABLE).scalar_one():
                 return
-            for statement in server.CREATE_COMMITS:
+            for statement in server.CREATE_COMMIT_TABLE:
                 connection.exec_driver_sql(statement)
     except DBAPIError as error:
         if not server.is_missing_table(driver.code(error.orig)):
             raise
-        message = f"the URL names no database to make {server.COMMITS} in; write it like {driver.EXAMPLE}"
+        message = f"the URL names no database to make {server.COMMIT_TABLE} in; write it like {driver.EXAMPLE}"
         raise ConfigurationError(message) from None
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from aurora_router.cluster.monitor import Haste, Monitor
 from aurora_router.config.settings import Settings
 from aurora_router.core import events
-from aurora_router.core.selection import resolve
+from aurora_router.core.selection import with_proof
 from aurora_router.core.tokens import renewed
 from aurora_router.core.topology import Topology
 from aurora_router.errors import RouterError
@@ -82,12 +82,12 @@ class TokenService:
 
         def proven(topology: Topology) -> bool:
             writer = topology.writer
-            return resolve(written, topology).position is not None or writer is None or writer.position is None
+            return with_proof(written, topology).position is not None or writer is None or writer.position is None
 
         topology = self._monitor.topology
         if not proven(topology):
             topology = self._monitor.wait_for(proven, self._probe_timeout, haste=Haste.ALONE)
-        requirement = resolve(written, topology)
+        requirement = with_proof(written, topology)
         context.record(requirement)
         now = time.monotonic()
         fresh = renewed(requirement, topology.samples, now - self._tokens.ttl / 10, now)

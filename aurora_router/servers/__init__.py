@@ -9,7 +9,7 @@ from typing import Final
 
 from aurora_router.core.query import Query
 from aurora_router.servers import mysql, postgresql
-from aurora_router.servers.base import Execute, Greeting, Pooler, ServerFamily, Unsuitable, XidFamily, knows_xids
+from aurora_router.servers.base import Execute, Greeting, Pooler, ServerFamily, UnsupportedServer, XidFamily, supports_xid_status
 
 __all__ = [
     "FAMILIES",
@@ -18,10 +18,10 @@ __all__ = [
     "Greeting",
     "Pooler",
     "ServerFamily",
-    "Unsuitable",
+    "UnsupportedServer",
     "XidFamily",
-    "knows_xids",
     "recognize",
+    "supports_xid_status",
     "usual",
 ]
 

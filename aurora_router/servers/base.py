@@ -36,7 +36,7 @@ class Greeting(NamedTuple):
         return self.role is Role.READER and not self.shared
 
 
-class Unsuitable(Exception):
+class UnsupportedServer(Exception):
     """A server that answers but cannot be used; the message says why and what to do.
 
     passing: whether it may become usable although nobody changes anything.
@@ -84,7 +84,7 @@ class Identity(Protocol):
         process: the number of the server's process, as the client got it at login.
         pooler: the user's word on a pooler before the servers.
 
-        Raises Unsuitable, and the driver's errors.
+        Raises UnsupportedServer, and the driver's errors.
         """
         ...
 
@@ -103,7 +103,7 @@ class Probing(Protocol):
     def probe(self, query: Query, *, asynchronous_commits: bool) -> Server:
         """A server's own report of its state.
 
-        Raises Unsuitable, and whatever `query` raises.
+        Raises UnsupportedServer, and whatever `query` raises.
         """
         ...
 
@@ -159,7 +159,7 @@ class CommitTable(Protocol):
     """The table in which the outcome of a COMMIT is looked up, and what else is known of commits."""
 
     @property
-    def XIDS(self) -> bool:
+    def HAS_XID_STATUS(self) -> bool:
         """Whether servers can report the outcome of a transaction by its id; if not, the table must be asked."""
         ...
 
@@ -169,26 +169,26 @@ class CommitTable(Protocol):
         ...
 
     @property
-    def COMMITS(self) -> str: ...
+    def COMMIT_TABLE(self) -> str: ...
     @property
-    def CREATE_COMMITS(self) -> Sequence[str]: ...
+    def CREATE_COMMIT_TABLE(self) -> Sequence[str]: ...
     @property
-    def HAS_COMMITS(self) -> str: ...
+    def HAS_COMMIT_TABLE(self) -> str: ...
     @property
-    def THERE(self) -> str: ...
+    def LOOKUP_SETTINGS(self) -> str: ...
     @property
     def FENCE(self) -> str: ...
     @property
-    def SIGNED(self) -> str: ...
+    def HAS_COMMIT_ROW(self) -> str: ...
     @property
-    def SEAL(self) -> str: ...
+    def SYNC_BARRIER(self) -> str: ...
     @property
     def PRUNE(self) -> str: ...
     @property
-    def PRUNED(self) -> int: ...
+    def PRUNE_BATCH(self) -> int: ...
     @property
-    def KEPT(self) -> int: ...
-    def sign(self, execute: Execute, signature: str, database: str | None, declared_read_only: bool) -> str | None:
+    def RETENTION_SECONDS(self) -> int: ...
+    def insert_commit_row(self, execute: Execute, signature: str, database: str | None, declared_read_only: bool) -> str | None:
         """Write the row by which the transaction is found again; returns the schema of its table.
 
         None if the transaction is read-only, so that it cannot have a row, and nothing of it can be lost.
@@ -221,7 +221,7 @@ class ServerFamily(Identity, Probing, ErrorCodes, CommitTable, Protocol):
 
 
 class XidFamily(ServerFamily, Protocol):
-    """The module of a family with ids of transactions (`XIDS`). Its servers report the outcome of a transaction by its id."""
+    """The module of a family whose servers report the outcome of a transaction by its id (`HAS_XID_STATUS`)."""
 
     @property
     def NOTE(self) -> str: ...
@@ -240,7 +240,7 @@ class XidFamily(ServerFamily, Protocol):
     def parse_evidence(self, row: Sequence[Any], status: str | None) -> Evidence | None:
         """The answers to EVIDENCE and STATUS; None if the server is not the writer.
 
-        Raises Unsuitable.
+        Raises UnsupportedServer.
         """
         ...
 
@@ -250,6 +250,6 @@ class XidFamily(ServerFamily, Protocol):
         ...
 
 
-def knows_xids(family: ServerFamily) -> TypeGuard[XidFamily]:
+def supports_xid_status(family: ServerFamily) -> TypeGuard[XidFamily]:
     """Whether the family's servers can report the outcome of a transaction by its id."""
-    return family.XIDS
+    return family.HAS_XID_STATUS

@@ -15,12 +15,12 @@ from aurora_router.core.gtid import GtidSet, MariadbGtid, began, behind
 from aurora_router.core.instance import Role, Server, ServerId, Silence
 from aurora_router.core.positions import Position
 from aurora_router.core.query import Query
-from aurora_router.servers.base import Execute, Greeting, Pooler, Unsuitable
+from aurora_router.servers.base import Execute, Greeting, Pooler, UnsupportedServer
 
 DIALECT = "mysql"
 DEFAULT_ISOLATION = "repeatable read"
 BEYOND_READERS: frozenset[str] = frozenset()
-XIDS = False
+HAS_XID_STATUS = False
 PREPARED = "XA RECOVER"
 OLDEST_MYSQL = (8, 0)
 OLDEST_MARIADB = (10, 6)  # nothing older is maintained or tested
@@ -29,7 +29,9 @@ OLDEST_MARIADB = (10, 6)  # nothing older is maintained or tested
 # MariaDB's comments, and MariaDB skips those for MySQL 5.7 and newer.
 _MARIADB, _MYSQL = "/*M!100600", "/*!80000"
 # When the server was started, to the second. The difference never changes, because both times are of one statement.
-_STARTED = "CAST(UNIX_TIMESTAMP() - (SELECT variable_value FROM {}.global_status WHERE variable_name = 'Uptime') AS SIGNED)"
+_STARTED = (
+    "CAST(UNIX_TIMESTAMP() - (SELECT variable_value FROM {}.global_status WHERE variable_name = 'Uptime') AS HAS_COMMIT_ROW)"
+)
 _GROUP = "SELECT variable_value FROM performance_schema.global_variables WHERE variable_name = 'group_replication_group_name'"
 _OPENED = (
     "SELECT UNIX_TIMESTAMP(MAX(set_time)) FROM performance_schema.variables_info "
@@ -62,23 +64,25 @@ MEMBERS = "SELECT member_id, member_state, member_role FROM performance_schema.r
 GUARD = "SET SESSION TRANSACTION READ ONLY"
 UNGUARD = "SET SESSION TRANSACTION READ WRITE"
 
-COMMITS = "aurora_router_commits"
-CREATE_COMMITS = (
-    f"CREATE TABLE IF NOT EXISTS {COMMITS} ("
+COMMIT_TABLE = "aurora_router_commits"
+CREATE_COMMIT_TABLE = (
+    f"CREATE TABLE IF NOT EXISTS {COMMIT_TABLE} ("
     "id CHAR(36) CHARACTER SET ascii COLLATE ascii_bin NOT NULL PRIMARY KEY, committed BOOLEAN NOT NULL DEFAULT TRUE, "
-    f"at TIMESTAMP(6) NOT NULL DEFAULT CURRENT_TIMESTAMP(6), KEY {COMMITS}_at (at)) ENGINE=InnoDB",
+    f"at TIMESTAMP(6) NOT NULL DEFAULT CURRENT_TIMESTAMP(6), KEY {COMMIT_TABLE}_at (at)) ENGINE=InnoDB",
 )
-HAS_COMMITS = f"SELECT count(*) > 0 FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = '{COMMITS}'"  # noqa: S608
-THERE = "SET SESSION innodb_lock_wait_timeout = 1"
-"""Precedes FENCE and SIGNED. The table is in the database of the URL, even if the transaction has chosen another one by USE."""
-FENCE = f"INSERT IGNORE INTO {COMMITS} (id, committed) VALUES (%(id)s, FALSE)"  # noqa: S608 - a constant
+HAS_COMMIT_TABLE = (
+    f"SELECT count(*) > 0 FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = '{COMMIT_TABLE}'"  # noqa: S608
+)
+LOOKUP_SETTINGS = "SET SESSION innodb_lock_wait_timeout = 1"
+"""Precedes FENCE and HAS_COMMIT_ROW. The table is in the database of the URL, even if a transaction has chosen another by USE."""
+FENCE = f"INSERT IGNORE INTO {COMMIT_TABLE} (id, committed) VALUES (%(id)s, FALSE)"  # noqa: S608 - a constant
 """Waits for a running transaction with this id, and keeps a later one from committing."""
-SIGNED = f"SELECT committed FROM {COMMITS} WHERE id = %(id)s"  # noqa: S608 - a constant
-SEAL = f"REPLACE INTO {COMMITS} (id, committed) VALUES ('seal', FALSE)"  # noqa: S608 - a constant
+HAS_COMMIT_ROW = f"SELECT committed FROM {COMMIT_TABLE} WHERE id = %(id)s"  # noqa: S608 - a constant
+SYNC_BARRIER = f"REPLACE INTO {COMMIT_TABLE} (id, committed) VALUES ('seal', FALSE)"  # noqa: S608 - a constant
 """A row that means nothing. Its COMMIT waits for readers if the server's COMMITs do."""
-KEPT = 3600  # seconds
-PRUNED = 2000  # rows at once, so that it takes no longer than a probe may
-PRUNE = f"DELETE FROM {COMMITS} WHERE at < NOW() - INTERVAL {KEPT} SECOND ORDER BY at LIMIT {PRUNED}"  # noqa: S608
+RETENTION_SECONDS = 3600
+PRUNE_BATCH = 2000  # rows at once, so that it takes no longer than a probe may
+PRUNE = f"DELETE FROM {COMMIT_TABLE} WHERE at < NOW() - INTERVAL {RETENTION_SECONDS} SECOND ORDER BY at LIMIT {PRUNE_BATCH}"  # noqa: S608
 
 FUNCTIONS = """
 SELECT routine_schema, routine_name, sql_data_access FROM information_schema.routines
@@ -105,13 +109,13 @@ class Version(NamedTuple):
 
 
 def parse_version(row: Sequence[Any]) -> Version:
-    """The version, which the answers to IDENTITY and PROBE begin with. Raises Unsuitable for a server that is too old."""
+    """The version, which the answers to IDENTITY and PROBE begin with. Raises UnsupportedServer for a server that is too old."""
     found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", str(row[0]))
     number = tuple(int(part or 0) for part in found.groups()) if found is not None else (0,)
     server = Version(_is_on(row[1]), number)
     oldest = OLDEST_MARIADB if server.mariadb else OLDEST_MYSQL
     if server.number < oldest:
-        raise Unsuitable(f"runs {server}; version {'.'.join(map(str, oldest))} or newer is needed")
+        raise UnsupportedServer(f"runs {server}; version {'.'.join(map(str, oldest))} or newer is needed")
     return server
 
 
@@ -121,11 +125,11 @@ def parse_identity(row: Sequence[Any]) -> tuple[ServerId, Role]:
     Neither server has an identity of the cluster. On MySQL with group replication the name of the group stands for it, on MariaDB
     the GTID domain. A server does not know at which address a connection has arrived. Its id in the replication stands for that.
 
-    Raises Unsuitable for a server that is too old.
+    Raises UnsupportedServer for a server that is too old.
     """
     server = parse_version(row)
     if len(row) < 8:
-        raise Unsuitable(f"does not say who it is: something on the way to {server} drops version comments (/*! */)")
+        raise UnsupportedServer(f"does not say who it is: something on the way to {server} drops version comments (/*! */)")
     of_cluster, name, started, port, *read_only = row[2:8]
     cluster = f"mariadb-{of_cluster}" if server.mariadb else str(of_cluster or "mysql")
     # Several servers may have been started in one second, but no two of a cluster have the same name.
@@ -137,7 +141,7 @@ def greet(query: Query, process: int, pooler: Pooler | None) -> Greeting:
     """Find out which server a fresh connection has reached.
 
     A reader's connection is guarded, because a reader that is promoted in place would let a unit in autocommit write. Raises
-    Unsuitable.
+    UnsupportedServer.
 
     process: not used, because no pooler gives a server's connection to others unnoticed.
     """
@@ -149,7 +153,7 @@ def greet(query: Query, process: int, pooler: Pooler | None) -> Greeting:
 
 
 def probe(query: Query, *, asynchronous_commits: bool) -> Server:
-    """A server's report of its state. Raises Unsuitable.
+    """A server's report of its state. Raises UnsupportedServer.
 
     asynchronous_commits: not used, because a commit is in the positions before it is acknowledged.
     """
@@ -163,7 +167,7 @@ def probe(query: Query, *, asynchronous_commits: bool) -> Server:
     members = parse_members(query(MEMBERS)[1], str(identity.address)) if _is_group(identity) else None
     if members is not None:
         if members and role is Role.WRITER:
-            raise Unsuitable(f"accepts writes, but {members}", passing=True)
+            raise UnsupportedServer(f"accepts writes, but {members}", passing=True)
         return Server(identity, role, epoch, position, None, isolation, members if role is Role.READER else "")
     replicas = REPLICAS_MARIADB if server.mariadb else REPLICAS_MYSQL
     if not server.mariadb and server.number < (8, 0, 22):
@@ -434,12 +438,12 @@ def is_busy(code: int | None, message: str) -> bool:
 # -- what became of a COMMIT --------------------------------------------------------------------------------------
 
 
-def sign(execute: Execute, signature: str, database: str | None, declared_read_only: bool) -> str:
+def insert_commit_row(execute: Execute, signature: str, database: str | None, declared_read_only: bool) -> str:
     """Write the row by which the transaction is found again, into the table of this database, the URL's.
 
     declared_read_only: not used, because the server's refusal leaves the transaction as it is: see `is_read_only`.
     """
-    table = f"`{database.replace('`', '``')}`.{COMMITS}" if database else COMMITS
+    table = f"`{database.replace('`', '``')}`.{COMMIT_TABLE}" if database else COMMIT_TABLE
     execute(f"INSERT INTO {table} (id) VALUES (%(id)s)", {"id": signature})  # noqa: S608 - a quoted name
     return ""
 

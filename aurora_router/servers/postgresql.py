@@ -12,15 +12,15 @@ from aurora_router.core.instance import Instance, Role, Server, ServerId, Silenc
 from aurora_router.core.positions import WalPosition, end_of_record, parse_lsn
 from aurora_router.core.query import Query
 from aurora_router.core.topology import Topology
-from aurora_router.servers.base import Execute, Greeting, Pooler, Unsuitable
+from aurora_router.servers.base import Execute, Greeting, Pooler, UnsupportedServer
 
 DIALECT = "postgresql"
 DEFAULT_ISOLATION = "read committed"
 BEYOND_READERS = frozenset({"serializable"})
-XIDS = True
+HAS_XID_STATUS = True
 PREPARED = "pg_prepared_xacts"
 # pg_control_checkpoint() and the other functions are older, but nothing below 12 is maintained or tested.
-OLDEST = 120000
+MIN_VERSION = 120000
 
 # These statements run with the rights of the router's user. Others may be able to create objects of the same names in a schema
 # of its search_path. So functions, operators and types are qualified with pg_catalog. IN would look up an operator.
@@ -103,7 +103,7 @@ STATUS = "SELECT pg_catalog.txid_status(%(xid)s::pg_catalog.int8)"
 """EVIDENCE is a server's report of itself, STATUS that of a noted transaction. Only a reader keeps the time of its last replay:
 the time is there after a promotion, and missing after a crash. STATUS fails if the xid has not been assigned yet."""
 
-SEAL = "SELECT pg_catalog.pg_logical_emit_message(true, 'aurora_router', '')"
+SYNC_BARRIER = "SELECT pg_catalog.pg_logical_emit_message(true, 'aurora_router', '')"
 """A record in the log that changes nothing. Its COMMIT waits for synchronous readers, unlike a COMMIT without a record."""
 
 END_IDLE = f"""
@@ -112,33 +112,33 @@ SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
    AND state {_EQUAL} 'idle in transaction'"""  # noqa: S608 - constants
 """Ends a transaction whose COMMIT was lost on its way. The transaction holds its locks until the server notices."""
 
-COMMITS = "aurora_router_commits"
-CREATE_COMMITS = (
-    f"CREATE TABLE IF NOT EXISTS {COMMITS} ("
+COMMIT_TABLE = "aurora_router_commits"
+CREATE_COMMIT_TABLE = (
+    f"CREATE TABLE IF NOT EXISTS {COMMIT_TABLE} ("
     "id pg_catalog.uuid PRIMARY KEY, committed pg_catalog.bool NOT NULL DEFAULT true, "
     "at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp())",
-    f"CREATE INDEX IF NOT EXISTS {COMMITS}_at ON {COMMITS} (at)",
+    f"CREATE INDEX IF NOT EXISTS {COMMIT_TABLE}_at ON {COMMIT_TABLE} (at)",
 )
-HAS_COMMITS = f"SELECT pg_catalog.to_regclass('{COMMITS}') IS NOT NULL"
+HAS_COMMIT_TABLE = f"SELECT pg_catalog.to_regclass('{COMMIT_TABLE}') IS NOT NULL"
 """Asked first, because only the owner may run CREATE INDEX IF NOT EXISTS, even if the index exists."""
 SIGN = f"""
-INSERT INTO {COMMITS} (id, at) VALUES (%(id)s, pg_catalog.clock_timestamp())
+INSERT INTO {COMMIT_TABLE} (id, at) VALUES (%(id)s, pg_catalog.clock_timestamp())
 RETURNING (SELECT relnamespace::pg_catalog.regnamespace::pg_catalog.text
-             FROM pg_catalog.pg_class WHERE oid {_EQUAL} {COMMITS}.tableoid)"""  # noqa: S608
+             FROM pg_catalog.pg_class WHERE oid {_EQUAL} {COMMIT_TABLE}.tableoid)"""  # noqa: S608
 """Written in the transaction that is to be found again. That may be old by now, so the time is the clock's. Returns the schema of
 the table, because the transaction may have a search_path of its own."""
-THERE = """
+LOOKUP_SETTINGS = """
 SELECT pg_catalog.set_config('search_path', %(schema)s, true), pg_catalog.set_config('lock_timeout', '1s', true)"""
-"""Precedes FENCE and SIGNED in their transactions."""
-FENCE = f"INSERT INTO {COMMITS} (id, committed) VALUES (%(id)s, false) ON CONFLICT DO NOTHING"  # noqa: S608 - a constant
+"""Precedes FENCE and HAS_COMMIT_ROW in their transactions."""
+FENCE = f"INSERT INTO {COMMIT_TABLE} (id, committed) VALUES (%(id)s, false) ON CONFLICT DO NOTHING"  # noqa: S608 - a constant
 """Waits for a running transaction with this id, and keeps a later one from committing."""
-SIGNED = f"SELECT committed FROM {COMMITS} WHERE id {_EQUAL} %(id)s::pg_catalog.uuid"  # noqa: S608 - a constant
-KEPT = 3600  # seconds
-PRUNED = 2000  # rows at once, so that it takes no longer than a probe may
+HAS_COMMIT_ROW = f"SELECT committed FROM {COMMIT_TABLE} WHERE id {_EQUAL} %(id)s::pg_catalog.uuid"  # noqa: S608 - a constant
+RETENTION_SECONDS = 3600
+PRUNE_BATCH = 2000  # rows at once, so that it takes no longer than a probe may
 PRUNE = f"""
-DELETE FROM {COMMITS} WHERE id {_EQUAL} ANY (
-  SELECT id FROM {COMMITS} WHERE at {_BELOW} (pg_catalog.now() {_MINUS} interval '{KEPT} s')
-   ORDER BY at LIMIT {PRUNED} FOR UPDATE SKIP LOCKED)"""  # noqa: S608
+DELETE FROM {COMMIT_TABLE} WHERE id {_EQUAL} ANY (
+  SELECT id FROM {COMMIT_TABLE} WHERE at {_BELOW} (pg_catalog.now() {_MINUS} interval '{RETENTION_SECONDS} s')
+   ORDER BY at LIMIT {PRUNE_BATCH} FOR UPDATE SKIP LOCKED)"""  # noqa: S608
 
 FUNCTIONS = f"""{AT_READ_COMMITTED}
 SELECT n.nspname, p.proname,
@@ -197,23 +197,23 @@ def omissions(query: Query) -> str:
 def greet(query: Query, process: int, pooler: Pooler | None) -> Greeting:
     """Find out which server a fresh connection has reached, in one round trip.
 
-    A reader's connection is guarded, unless a pooler stands before it. Raises Unsuitable.
+    A reader's connection is guarded, unless a pooler stands before it. Raises UnsupportedServer.
     """
     _, (row,) = query(greeting(process, pooler))
     return Greeting(*parse_identity(row), shared=not row[6])
 
 
 def probe(query: Query, *, asynchronous_commits: bool) -> Server:
-    """A server's report of its state, in one round trip. Raises Unsuitable."""
+    """A server's report of its state, in one round trip. Raises UnsupportedServer."""
     _, (row,) = query(PROBE)
     return parse_probe(row, asynchronous_commits=asynchronous_commits)
 
 
 def parse_identity(row: Sequence[Any]) -> tuple[ServerId, Role]:
-    """The answer to IDENTITY. Raises Unsuitable for a server that is too old."""
+    """The answer to IDENTITY. Raises UnsupportedServer for a server that is too old."""
     version, cluster, address, port, started, in_recovery = row[:6]
-    if version < OLDEST:
-        raise Unsuitable(f"runs PostgreSQL {version // 10000}; version {OLDEST // 10000} or newer is needed")
+    if version < MIN_VERSION:
+        raise UnsupportedServer(f"runs PostgreSQL {version // 10000}; version {MIN_VERSION // 10000} or newer is needed")
     return ServerId(cluster, address, port, started), Role.READER if in_recovery else Role.WRITER
 
 
@@ -254,7 +254,7 @@ def parse_probe(row: Sequence[Any], *, asynchronous_commits: bool) -> Server:
     return Server(identity, role, epoch, position, lag, isolation)
 
 
-def sign(execute: Execute, signature: str, database: str | None, declared_read_only: bool) -> str | None:
+def insert_commit_row(execute: Execute, signature: str, database: str | None, declared_read_only: bool) -> str | None:
     """Write the row by which the transaction is found again; returns the schema of its table, quoted as in SQL.
 
     None if the transaction is read-only: the server's refusal would abort it. A statement may have changed what was declared.
@@ -300,7 +300,7 @@ def parse_note(row: Sequence[Any], writer: Instance, topology: Topology) -> Note
 
 
 def parse_evidence(row: Sequence[Any], status: str | None) -> Evidence | None:
-    """The answers to EVIDENCE and STATUS; None if the server is not the writer. Raises Unsuitable."""
+    """The answers to EVIDENCE and STATUS; None if the server is not the writer. Raises UnsupportedServer."""
     identity, role = parse_identity(row)
     timeline, recovered, followed = row[6:]
     if role is not Role.WRITER:

@@ -72,12 +72,12 @@ def test_without_consistency_every_guarantee_is_violated(cluster: Cluster[Any]) 
 
 
 def test_a_reader_that_is_believed_to_have_everything_is_found(cluster: Cluster[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "satisfies", lambda *_: True)
+    monkeypatch.setattr(selection, "satisfies_requirement", lambda *_: True)
     assert Guarantee.READ_YOUR_WRITES in found(cluster)
 
 
 def test_a_reader_that_shows_less_than_another_did_is_found(cluster: Cluster[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "shows_no_less", lambda *_: True)
+    monkeypatch.setattr(selection, "satisfies_monotonic_read", lambda *_: True)
     assert Guarantee.MONOTONIC_READS in found(cluster)
 
 

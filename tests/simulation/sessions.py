@@ -125,7 +125,7 @@ class Sessions:
     def need(self, read: Read) -> Need:
         requirement = read.session.requirement
         if requirement is not None:
-            requirement = read.session.requirement = selection.resolve(requirement, self.s.topology)
+            requirement = read.session.requirement = selection.with_proof(requirement, self.s.topology)
         return Need(requirement=requirement, avoid=read.avoid, pin_seconds=PIN)
 
     def read(self, read: Read) -> None:

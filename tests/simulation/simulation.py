@@ -1,4 +1,5 @@
-"""The real core against the fake cluster: the schedule of probes, what they say, observe(), choose(), satisfies(), resolve().
+"""The real core against the fake cluster: the schedule of probes, what they say, observe(), choose(),
+satisfies_requirement(), with_proof().
 
 Probes overlap here, and their answers come late, more than a watcher's thread lets them.
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from aurora_router.core import commits, election, failures, probing, selection, topology, watching
+from aurora_router.core import commits, election, failures, probing, read_retry, selection, topology, watching
 from aurora_router.core.election import hold
 from aurora_router.core.failures import Action, Failure, Phase
 from aurora_router.core.instance import Role
@@ -150,7 +150,7 @@ def test_positions_that_are_compared_across_epochs_are_found(monkeypatch):
         position = requirement.position or (sample and sample.position)
         return position is not None and reader.position is not None and reader.position.lsn >= position.lsn
 
-    monkeypatch.setattr(selection, "satisfies", careless)
+    monkeypatch.setattr(selection, "satisfies_requirement", careless)
     assert "does not see" in found("b", 1000)
 
 
@@ -180,14 +180,14 @@ def test_a_lag_without_its_margin_of_time_is_found(monkeypatch):
 
 def test_an_old_lag_that_counts_in_a_new_epoch_is_found(monkeypatch):
     """The invariants find a lag behind the old writer that counts in the new epoch."""
-    satisfies = selection.satisfies
+    satisfies = selection.satisfies_requirement
 
     def hopeful(reader, requirement, found, pin_seconds, now):
         if reader.position is None and reader.lag is not None and requirement.epoch == found.epoch:
             return requirement.after < min(seen.asked_at for seen in reader.seen) - reader.lag - selection.LAG_MARGIN
         return satisfies(reader, requirement, found, pin_seconds, now)
 
-    monkeypatch.setattr(selection, "satisfies", hopeful)
+    monkeypatch.setattr(selection, "satisfies_requirement", hopeful)
     assert "does not see" in found("b")
 
 
@@ -318,7 +318,7 @@ def test_a_lost_read_raised_to_the_application_is_found(monkeypatch):
     def timidly(failure, phase):
         return Action.RAISE if (failure, phase) == (Failure.LOST, Phase.READ) else rightly(failure, phase)
 
-    monkeypatch.setattr(failures, "decide", timidly)
+    monkeypatch.setattr(read_retry, "decide", timidly)
     assert "ends with an error: the connection was lost" in found("i")
 
 

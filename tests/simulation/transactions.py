@@ -173,7 +173,7 @@ class Transactions:
         self.s.process.when_trusted(lambda: self.ask(client, note))
 
     def ask(self, client: Client, note: Note) -> None:
-        """Ask the newest writer for the outcome of the transaction, as commits.ByXid does."""
+        """Ask the newest writer for the outcome of the transaction, as commits.XidOutcomeQuery does."""
         again = PAUSE * (1 + self.s.rnd.random())
         writer = self.s.to_writer().instance
         link = self.s.connect(writer) if writer is not None else None

@@ -155,7 +155,7 @@ def fixed_address(options, arguments):
     return ""
 
 
-def watch_connecting(dialect, connecting, longest=None):
+def track_connecting_socket(dialect, connecting, longest=None):
     """Connecting takes no time."""
 
 
@@ -281,5 +281,5 @@ def remove_leftovers(connection, query):
     """There are none."""
 
 
-def refuse_aborted(connection):
+def raise_aborted(connection):
     raise Error("25P02")

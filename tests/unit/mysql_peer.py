@@ -85,7 +85,7 @@ class Peer(threading.Thread):
 
 def connected(peer: Peer, connecting=lambda _: contextlib.nullcontext(), longest=None, **options):
     dialect = create_engine("mysql+pymysql://").dialect
-    pymysql_driver.watch_connecting(dialect, connecting, longest)
+    pymysql_driver.track_connecting_socket(dialect, connecting, longest)
     arguments, given = dialect.create_connect_args(make_url(f"mysql+pymysql://u@127.0.0.1:{peer.port}/d"))
     return dialect.connect(*arguments, **{**given, "ssl_disabled": True, **options})
 

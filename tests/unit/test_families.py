@@ -14,7 +14,7 @@ from aurora_router.drivers import DRIVERS, driver_of
 from aurora_router.drivers import psycopg as psycopg_driver
 from aurora_router.drivers import pymysql as pymysql_driver
 from aurora_router.errors import AmbiguousWriter, NoWriterAvailable
-from aurora_router.servers import knows_xids, mysql, postgresql, usual
+from aurora_router.servers import mysql, postgresql, supports_xid_status, usual
 
 
 class Own(pymysql.OperationalError):
@@ -41,7 +41,7 @@ def test_each_driver_has_a_usual_family():
 
 
 def test_postgresql_alone_knows_what_became_of_a_transaction_id():
-    assert [knows_xids(family) for family in (postgresql, mysql)] == [True, False]
+    assert [supports_xid_status(family) for family in (postgresql, mysql)] == [True, False]
 
 
 def met(original, statement=None, *, disconnected=False):

@@ -357,7 +357,7 @@ def test_too_many_domains_for_a_token_are_none():
 )
 def test_a_writer_outdoes_another_of_its_epoch_that_has_less(kind, mine, other, more):
     some = f"{ONE}:1-5" if kind is GtidSet else "0-1-5"
-    assert kind.parse(mine.format(a=some)).outdoes(kind.parse(other.format(a=some))) is more
+    assert kind.parse(mine.format(a=some)).supersedes(kind.parse(other.format(a=some))) is more
 
 
 @pytest.mark.parametrize(
@@ -394,7 +394,7 @@ def test_a_writer_outdoes_another_of_its_epoch_that_has_less(kind, mine, other, 
 )
 def test_of_two_equal_writers_the_later_one_is_newer(mine, other, newer):
     """If two writers have the same transactions, the one that became a writer later is newer."""
-    assert mine.outdoes(other) is newer
+    assert mine.supersedes(other) is newer
 
 
 @pytest.mark.parametrize(
@@ -410,8 +410,8 @@ def test_of_two_equal_writers_the_later_one_is_newer(mine, other, newer):
     ],
 )
 def test_a_writer_predates_one_that_was_opened_later_and_wrote(claims, last, before):
-    """A writer predates another one that became a writer later and has written since."""
-    assert claims.predates(last) is before
+    """A writer is_of_former_writer another one that became a writer later and has written since."""
+    assert claims.is_of_former_writer(last) is before
 
 
 def test_mariadbs_epoch_is_where_the_newest_writer_began():

@@ -113,7 +113,7 @@ class Database:
 def test_a_transaction_is_signed_in_the_database_of_the_url(db, table):
     """A transaction is signed in the database of the URL, whatever database it has used since."""
     sent = []
-    assert mysql.sign(lambda *given: sent.append(given), UUID, pymysql_driver.database(Database(db)), False) == ""
+    assert mysql.insert_commit_row(lambda *given: sent.append(given), UUID, pymysql_driver.database(Database(db)), False) == ""
     assert sent == [(f"INSERT INTO {table} (id) VALUES (%(id)s)", {"id": UUID})]
 
 

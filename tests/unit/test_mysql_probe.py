@@ -7,7 +7,7 @@ import pytest
 
 from aurora_router.core.gtid import GtidSet, MariadbGtid
 from aurora_router.core.instance import Role, Server, ServerId
-from aurora_router.servers import Unsuitable, mysql
+from aurora_router.servers import UnsupportedServer, mysql
 from aurora_router.servers.mysql import parse_functions, parse_identity, parse_version
 
 MARIADB = ("10.11.6-MariaDB-0+deb12u1", 1)
@@ -99,7 +99,7 @@ def test_a_server_says_which_of_the_two_it_is(row, found):
 )
 def test_an_unsuitable_server_error_says_why(row, said):
     """A server that is too old, or does not say who it is, is unsuitable, and the error says why."""
-    with pytest.raises(Unsuitable, match=said):
+    with pytest.raises(UnsupportedServer, match=said):
         parse_identity((*row, 3306, 0, 0))
 
 
@@ -278,7 +278,7 @@ def test_a_group_with_several_writers_is_unsuitable():
     """A group with several writers is unsuitable, and the error says what to do."""
     members = [(UUID, "ONLINE", "PRIMARY"), (OTHER, "ONLINE", "PRIMARY")]
     with pytest.raises(
-        Unsuitable, match="has several writers, and may have one only: group_replication_switch_to_single_primary"
+        UnsupportedServer, match="has several writers, and may have one only: group_replication_switch_to_single_primary"
     ):
         mysql.probe(oracle(group=GROUP, members=members), asynchronous_commits=False)
     found = mysql.probe(oracle(group=GROUP, members=[(UUID, "ONLINE", "PRIMARY"), (OTHER, "ONLINE")]), asynchronous_commits=False)
@@ -291,13 +291,13 @@ def test_a_group_member_is_newer_than_one_that_left():
     left = mysql.probe(oracle(group=GROUP, executed=executed, members=[(UUID, "OFFLINE")]), asynchronous_commits=False)
     member = mysql.probe(oracle(group=GROUP, executed=executed, members=[(UUID, "ONLINE")]), asynchronous_commits=False)
     assert left.role is member.role is Role.WRITER
-    assert member.position.outdoes(left.position)
-    assert not left.position.outdoes(member.position)
+    assert member.position.supersedes(left.position)
+    assert not left.position.supersedes(member.position)
 
 
 def test_a_writer_without_its_groups_majority_is_unsuitable():
     """A writer whose group cannot be reached can commit nothing, so it is unsuitable."""
-    with pytest.raises(Unsuitable, match="accepts writes, but most of its group cannot be reached"):
+    with pytest.raises(UnsupportedServer, match="accepts writes, but most of its group cannot be reached"):
         mysql.probe(oracle(group=GROUP, members=[(UUID, "ONLINE"), (OTHER, "UNREACHABLE")]), asynchronous_commits=False)
 
 

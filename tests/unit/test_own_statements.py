@@ -47,16 +47,40 @@ GRAMMAR |= {"coalesce", "extract", "greatest"}  # expressions: a function of suc
 
 def test_the_statements_are_found():
     """The statements are found, because a check of none would pass."""
-    known = {"IDENTITY", "greeting", "PROBE", "NOTE", "EVIDENCE", "STATUS", "SEAL", "END_IDLE", "HAS_COMMITS", "SIGN", "THERE"}
-    assert known | {"FENCE", "SIGNED", "PRUNE", "FUNCTIONS", "CREATE_COMMITS[0]", "CREATE_COMMITS[1]"} <= {*OF_POSTGRESQL}
-    assert {"IDENTITY", "PROBE", "MEMBERS", "HAS_COMMITS", "FENCE", "SIGNED", "SEAL", "PRUNE", "FUNCTIONS"} <= {*OF_MYSQL}
+    known = {
+        "IDENTITY",
+        "greeting",
+        "PROBE",
+        "NOTE",
+        "EVIDENCE",
+        "STATUS",
+        "SYNC_BARRIER",
+        "END_IDLE",
+        "HAS_COMMIT_TABLE",
+        "SIGN",
+        "LOOKUP_SETTINGS",
+    }
+    assert known | {"FENCE", "HAS_COMMIT_ROW", "PRUNE", "FUNCTIONS", "CREATE_COMMIT_TABLE[0]", "CREATE_COMMIT_TABLE[1]"} <= {
+        *OF_POSTGRESQL
+    }
+    assert {
+        "IDENTITY",
+        "PROBE",
+        "MEMBERS",
+        "HAS_COMMIT_TABLE",
+        "FENCE",
+        "HAS_COMMIT_ROW",
+        "SYNC_BARRIER",
+        "PRUNE",
+        "FUNCTIONS",
+    } <= {*OF_MYSQL}
 
 
 @pytest.mark.parametrize("name", OF_POSTGRESQL)
 def test_functions_operators_and_types_are_of_pg_catalog(name):
     """The search path resolves no name, so nothing of another schema runs with the router's rights."""
     text = OF_POSTGRESQL[name]
-    table = postgresql.COMMITS
+    table = postgresql.COMMIT_TABLE
     for schema, function in re.findall(r"(\w+\.)?(\w+)\s*\(", text):
         assert schema == "pg_catalog." or function in GRAMMAR or function.startswith(table), function
     assert not re.search(r"::(?!pg_catalog\.\w)", text)
@@ -72,8 +96,8 @@ def test_functions_operators_and_types_are_of_pg_catalog(name):
 def test_functions_are_built_in_and_tables_have_their_schema(name):
     """No function has a space before its parenthesis, so none can be a stored function in place of a built-in one."""
     text = OF_MYSQL[name]
-    keywords = {"IN", "AND", "EXISTS", "VALUES", "KEY", mysql.COMMITS, f"{mysql.COMMITS}_at"}
+    keywords = {"IN", "AND", "EXISTS", "VALUES", "KEY", mysql.COMMIT_TABLE, f"{mysql.COMMIT_TABLE}_at"}
     for function, space in re.findall(r"(\w+)(\s*)\(", text):
         assert not space or function in keywords, function
     for relation in re.findall(r"(?i)\b(?:FROM|JOIN|INTO|TABLE IF NOT EXISTS)\s+([\w.]+)", text):
-        assert relation == mysql.COMMITS or relation.startswith(("information_schema.", "performance_schema.")), relation
+        assert relation == mysql.COMMIT_TABLE or relation.startswith(("information_schema.", "performance_schema.")), relation

@@ -39,7 +39,7 @@ def test_a_position_covers_earlier_ones_of_its_epoch(mine, other, covered):
 
 def test_neither_of_two_writers_on_one_timeline_is_newer():
     """Neither of two writers on one timeline is known to have more."""
-    assert not at(10).outdoes(at(9))
+    assert not at(10).supersedes(at(9))
 
 
 @pytest.mark.parametrize("text", ["1:0/0", "3:16/B374D848", "255:FFFFFFFF/FFFFFFFF"])

@@ -146,7 +146,7 @@ def connect(peer: Peer) -> Iterator[Callable[..., Any]]:
 
         def make(*, shared: bool = False, longest: int | None = None, **options: Any) -> Any:
             dialect = create_engine(peer.url).dialect
-            psycopg_driver.watch_connecting(dialect, lambda number: contextlib.nullcontext(), longest)
+            psycopg_driver.track_connecting_socket(dialect, lambda number: contextlib.nullcontext(), longest)
             arguments, given = dialect.create_connect_args(make_url(peer.url))
             connection: Any = dialect.connect(*arguments, **given, **options)
             stack.callback(connection.close)

@@ -5,7 +5,7 @@ import pytest
 from aurora_router.core.instance import Role, Server, ServerId
 from aurora_router.core.positions import WalPosition
 from aurora_router.servers.postgresql import (
-    Unsuitable,
+    UnsupportedServer,
     parse_functions,
     parse_identity,
     parse_probe,
@@ -26,9 +26,9 @@ def test_a_unix_socket_has_no_address_and_a_start_may_be_text():
 
 def test_a_server_older_than_12_is_unsuitable():
     """A server older than version 12 is unsuitable, and the error says what is needed."""
-    with pytest.raises(Unsuitable, match="runs PostgreSQL 11; version 12 or newer is needed"):
+    with pytest.raises(UnsupportedServer, match="runs PostgreSQL 11; version 12 or newer is needed"):
         parse_identity((110022, *IDENTITY[1:], False))
-    with pytest.raises(Unsuitable):
+    with pytest.raises(UnsupportedServer):
         parse_probe((110022, *writer_row()[1:]), asynchronous_commits=False)
 
 

@@ -121,7 +121,7 @@ def test_a_transaction_is_signed_by_a_row_whose_schema_is_told():
         heard.append((text, values))
         return ("public",)
 
-    assert postgresql.sign(execute, "an id", None, False) == "public"
+    assert postgresql.insert_commit_row(execute, "an id", None, False) == "public"
     assert heard == [(postgresql.SIGN, {"id": "an id"})]
 
 
@@ -135,14 +135,14 @@ def test_a_transaction_that_is_declared_read_only_is_asked(state):
         return answers.pop(0)
 
     declared = psycopg_driver.declared_read_only(types.SimpleNamespace(read_only=True))
-    assert postgresql.sign(execute, "an id", None, declared) == (None if state == "on" else "public")
+    assert postgresql.insert_commit_row(execute, "an id", None, declared) == (None if state == "on" else "public")
     assert heard == ["SHOW transaction_read_only", postgresql.SIGN][: 1 if state == "on" else 2]
     assert not postgresql.is_read_only("25006")
 
 
 def test_a_failed_transaction_is_asked_for_its_error():
     connection = Talk()
-    psycopg_driver.refuse_aborted(connection)
+    psycopg_driver.raise_aborted(connection)
     assert connection.heard == [("SELECT 1", None)]
 
 
@@ -391,7 +391,7 @@ def test_while_it_connects_a_connections_socket_is_shown() -> None:
             let_in.set()
             yield
 
-        psycopg_driver.watch_connecting(dialect, connecting)
+        psycopg_driver.track_connecting_socket(dialect, connecting)
         arguments, options = dialect.create_connect_args(make_url(url))
         with dialect.connect(*arguments, **options) as c:
             assert set(numbers) == {c.fileno()}
@@ -410,7 +410,7 @@ def test_a_wait_for_a_connection_ends_when_its_socket_is_shut() -> None:
                 twins.append(twin)
                 yield
 
-        psycopg_driver.watch_connecting(dialect, connecting)
+        psycopg_driver.track_connecting_socket(dialect, connecting)
         arguments, options = dialect.create_connect_args(make_url(url))
         with pytest.raises(OperationalError):
             dialect.connect(*arguments, **options)
@@ -421,7 +421,7 @@ def test_a_replaced_connect_function_is_left_alone(monkeypatch: pytest.MonkeyPat
     """A connect function that replaces the driver's is left alone."""
     dialect = create_engine("postgresql+psycopg://").dialect
     monkeypatch.setattr(dialect, "dbapi", types.SimpleNamespace(connect=lambda: "traced"))
-    psycopg_driver.watch_connecting(dialect, contextlib.nullcontext)
+    psycopg_driver.track_connecting_socket(dialect, contextlib.nullcontext)
     assert dialect.connect() == "traced"
 
 

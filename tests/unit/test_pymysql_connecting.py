@@ -280,7 +280,7 @@ def test_a_replaced_connect_function_is_left_alone(monkeypatch: pytest.MonkeyPat
     """A connect function that replaces the driver's is left alone."""
     dialect = create_engine("mysql+pymysql://").dialect
     monkeypatch.setattr(dialect, "dbapi", types.SimpleNamespace(connect=lambda: "traced"))
-    pymysql_driver.watch_connecting(dialect, contextlib.nullcontext)
+    pymysql_driver.track_connecting_socket(dialect, contextlib.nullcontext)
     assert dialect.connect() == "traced"
 
 

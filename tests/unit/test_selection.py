@@ -20,9 +20,9 @@ from aurora_router.core.selection import (
     fastest,
     least_busy,
     reason_to_write,
-    resolve,
     round_robin,
-    satisfies,
+    satisfies_requirement,
+    with_proof,
 )
 from aurora_router.core.statements import Effect, Hint, Verdict
 from aurora_router.core.topology import Topology, add, observe
@@ -91,7 +91,7 @@ def test_a_unit_goes_where_its_need_is_met_with_the_reason(found, need, instance
 
 
 def ok(found, reader, requirement, now=100.0):
-    return satisfies(found.by_id[reader], requirement, found, PIN, now)
+    return satisfies_requirement(found.by_id[reader], requirement, found, PIN, now)
 
 
 def test_a_unit_adds_its_conditions_to_a_need():
@@ -117,18 +117,18 @@ def test_a_requirement_with_its_proof_needs_no_sample():
 
 def test_resolve_adds_the_oldest_proof_and_keeps_a_present_one():
     """Resolving adds the oldest proof to a requirement and keeps a proof that is there."""
-    assert resolve(Requirement(0.5, 1), WELL).position == WalPosition(1, 100)
-    assert resolve(Requirement(1.5, 1), WELL) == Requirement(1.5, 1, WalPosition(1, 120))
+    assert with_proof(Requirement(0.5, 1), WELL).position == WalPosition(1, 100)
+    assert with_proof(Requirement(1.5, 1), WELL) == Requirement(1.5, 1, WalPosition(1, 120))
     for settled in (Requirement(0.5, 1, WalPosition(1, 7)), Requirement(2.5, 1)):
-        assert resolve(settled, WELL) is settled
+        assert with_proof(settled, WELL) is settled
 
 
 def test_resolve_replaces_a_proof_of_an_older_epoch():
     """Resolving replaces the proof of an older epoch by one of the current epoch."""
     for unproven in (Requirement(5.0, 1), Requirement(5.0, None), Requirement(5.0, 1, WalPosition(1, 10))):
-        assert resolve(unproven, PROMOTED) == Requirement(5.0, unproven.epoch, WalPosition(2, 200))
+        assert with_proof(unproven, PROMOTED) == Requirement(5.0, unproven.epoch, WalPosition(2, 200))
     too_new = Requirement(11.5, 1, WalPosition(1, 10))
-    assert resolve(too_new, PROMOTED) is too_new
+    assert with_proof(too_new, PROMOTED) is too_new
 
 
 PROMOTED = topology(said("a", 10, WRITER, 200, epoch=2), said("a", 11, WRITER, 300, epoch=2), said("b", 11, READER, 250, epoch=2),
@@ -311,27 +311,27 @@ def test_a_given_position_counts_before_any_own_sample():
     """A token's position counts before any sample of the router's own."""
     assert ok(WELL, "b", given(50.0, 1, 120))
     assert not ok(WELL, "c", given(50.0, 1, 120))
-    assert resolve(given(50.0, 1, 10**6), WELL) == given(50.0, 1, 10**6), "the writer may have got there since it was asked"
+    assert with_proof(given(50.0, 1, 10**6), WELL) == given(50.0, 1, 10**6), "the writer may have got there since it was asked"
 
 
 def test_a_position_that_the_writer_has_not_got_to_was_made_up():
-    assert resolve(given(1.5, 1, 120), WELL) == given(1.5, 1, 120)
-    assert resolve(given(1.5, 1, 10**6), WELL) == Requirement(1.5, 1, WalPosition(1, 120))
+    assert with_proof(given(1.5, 1, 120), WELL) == given(1.5, 1, 120)
+    assert with_proof(given(1.5, 1, 10**6), WELL) == Requirement(1.5, 1, WalPosition(1, 120))
 
 
 def test_an_unknown_epoch_is_believed_until_all_were_asked():
     """An epoch that no instance has reported is believed until all instances were asked."""
     claim = given(2.5, 7, 10)
     assert not ok(WELL, "b", claim)
-    assert resolve(claim, WELL) is claim
+    assert with_proof(claim, WELL) is claim
     claim = given(1.5, 7, 10)
-    assert resolve(claim, WELL) == Requirement(1.5, 1, WalPosition(1, 120))
+    assert with_proof(claim, WELL) == Requirement(1.5, 1, WalPosition(1, 120))
     assert not ok(WELL, "b", given(2.0, 7, 10)), "all were asked, but the writer's position is still to come"
 
 
 def test_a_given_position_of_an_older_epoch_is_not_compared():
     assert not ok(PROMOTED, "b", given(10.5, 1, 1))
-    assert resolve(given(9.0, 1, 1), PROMOTED) == Requirement(9.0, 1, WalPosition(2, 200))
+    assert with_proof(given(9.0, 1, 1), PROMOTED) == Requirement(9.0, 1, WalPosition(2, 200))
 
 
 def test_a_strategy_may_be_any_function():

@@ -3,7 +3,7 @@
 from aurora_router.core.gtid import MariadbGtid
 from aurora_router.core.instance import Server
 from aurora_router.core.positions import Requirement
-from aurora_router.core.selection import satisfies
+from aurora_router.core.selection import satisfies_requirement
 from tests.unit.topologies import (
     ABC,
     READER,
@@ -35,10 +35,10 @@ def test_a_writer_whose_log_was_begun_anew_is_the_writer_still():
     assert ANEW.by_id["b"].position is None
     assert "RESET MASTER" in ANEW.by_id["b"].unproven
     own = Requirement(1.5, 1)
-    assert not satisfies(ANEW.by_id["b"], own, ANEW, 5.0, 10**6)
+    assert not satisfies_requirement(ANEW.by_id["b"], own, ANEW, 5.0, 10**6)
     going_on = after(ANEW, said("a", 3, mariadb("A", WRITER, "0-1-70", 1, "0-1-70")))
     still = after(going_on, said("b", 4, mariadb("B", READER, "0-1-50", 2, "0-1-50")))
-    assert not satisfies(still.by_id["b"], own, still, 5.0, 10**6)
+    assert not satisfies_requirement(still.by_id["b"], own, still, 5.0, 10**6)
 
 
 def test_a_reader_with_filters_serves_who_has_written_nothing():
@@ -47,7 +47,7 @@ def test_a_reader_with_filters_serves_who_has_written_nothing():
     assert [i.id for i in found.readers] == ["b", "c"]
     assert (found.by_id["c"].unproven, found.by_id["c"].position) == ("it has filters", None)
     own = Requirement(1.5, 1)
-    assert [satisfies(found.by_id[i], own, found, 5.0, 10**6) for i in "bc"] == [True, False]
+    assert [satisfies_requirement(found.by_id[i], own, found, 5.0, 10**6) for i in "bc"] == [True, False]
     down = after(found, silent("c", 3, identity("C"), REFUSED))
     assert down.by_id["c"].unproven == "it has filters", "nobody is warned again when it is back"
 
@@ -56,7 +56,7 @@ def test_a_writer_with_filters_keeps_who_has_written():
     found = after(WELL, said("a", 2, writer("A")._replace(unproven="its log has filters")), said("b", 2, reader("B")))
     assert (found.writer.id, found.writer.position, found.samples[-1].asked_at) == ("a", None, 1)
     own = Requirement(1.5, 1)
-    assert not any(satisfies(found.by_id[i], own, found, 5.0, 10**6) for i in "bc")
+    assert not any(satisfies_requirement(found.by_id[i], own, found, 5.0, 10**6) for i in "bc")
 
 
 def test_a_reader_that_went_back_or_restarted_is_proven_again():
@@ -69,7 +69,7 @@ def test_a_reader_that_went_back_or_restarted_is_proven_again():
 
 
 def own_writes_are_proved(found):
-    return satisfies(found.by_id["b"], Requirement(0.9, 1), found, 5.0, 10**6)
+    return satisfies_requirement(found.by_id["b"], Requirement(0.9, 1), found, 5.0, 10**6)
 
 
 def line(asked, number, *, took=0.001):
