@@ -92,7 +92,7 @@ class Router:
         connection = core.acquire(unit, _CONNECTION)
         unit.wrote = not read_only  # because the driver's own cursors may write
         watch(connection, core.interceptor.driver)
-        if not read_only and (unit.scopes or core.causality.is_global):
+        if not read_only and (unit.marks.scopes or core.causality.is_global):
             core.interceptor.hand_out(unit, connection.connection)
         return connection
 

@@ -34,7 +34,7 @@ from aurora_router.routing.connector import Connector
 from aurora_router.routing.failed_reads import FailedReads
 from aurora_router.routing.interceptor import Interceptor
 from aurora_router.routing.token_service import TokenService
-from aurora_router.routing.unit import READ_ONLY, READ_WRITE, Intent, Unit
+from aurora_router.routing.unit import AUTOMATIC, READ_ONLY, READ_WRITE, Intent, Unit
 from aurora_router.telemetry.listeners import EventDispatcher
 from aurora_router.telemetry.log import Log
 from aurora_router.telemetry.stats import Counters, RouterStats
@@ -217,7 +217,7 @@ class RouterCore:
             write = Reason.DECLARED_WRITE
         elif read_only is None:
             write = reason_to_write(found, effect, None, known.has_learned(sql))
-        unit = Unit(Intent(read_only))
+        unit = Unit(AUTOMATIC if read_only is None else Intent(read_only))
         self.causality.on_begin(unit)
         return self.checkout.decide(unit, write)._replace(effect=effect)
 

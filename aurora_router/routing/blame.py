@@ -20,7 +20,7 @@ def breaks_everywhere(unit: Unit, failure: Failure) -> bool:
     True for the second broken instance. True at once on the writer, because no other server could run the statement.
     """
     trouble = _meets(unit, failure)
-    return unit.on_writer or (trouble is not None and trouble.times > MAX_BROKEN)
+    return unit.place.on_writer or (trouble is not None and trouble.times > MAX_BROKEN)
 
 
 def loses_everywhere(
@@ -41,9 +41,9 @@ def loses_everywhere(
     if now.times >= MAX_LOSSES:
         return f"the same statement has lost its connection {now.times} times"
     if before is None or now.times == 1:
-        is_killed = unit.run is None and code in server.KILLED
+        is_killed = unit.intent.run is None and code in server.KILLED
         return _ALIVE if is_killed and monitor.confirm_role(now.instance, now.server) is not None else None
-    until = unit.run.deadline if unit.run is not None else None
+    until = unit.intent.run.deadline if unit.intent.run is not None else None
     if until is None:
         until = now.at + patience
     both = (monitor.survived(each.instance, each.server, each.at, until) for each in (before, now))
@@ -52,17 +52,21 @@ def loses_everywhere(
 
 def _meets(unit: Unit, failure: Failure) -> Trouble | None:
     """Record that the unit's statement met a failure after which it would be retried. None if nobody retries it."""
-    if unit.instance is None or unit.server is None or not (unit.owned_by_session or unit.run is not None):
+    if (
+        unit.place.instance is None
+        or unit.place.server is None
+        or not (unit.intent.owned_by_session or unit.intent.run is not None)
+    ):
         return None
     before = _last(unit)
     again = before is not None and (before.sql, before.failure) == (unit.last_sql, failure)
     times = before.times + 1 if before is not None and again else 1
-    unit.trouble = Trouble(unit.last_sql, failure, unit.instance.id, unit.server, time.monotonic(), times)
-    if unit.run is not None:
-        unit.run.trouble = unit.trouble
+    unit.trouble = Trouble(unit.last_sql, failure, unit.place.instance.id, unit.place.server, time.monotonic(), times)
+    if unit.intent.run is not None:
+        unit.intent.run.trouble = unit.trouble
     return unit.trouble
 
 
 def _last(unit: Unit) -> Trouble | None:
     """The last trouble of the unit, or else of its run and the runs before."""
-    return unit.trouble or (unit.run.trouble if unit.run is not None else None)
+    return unit.trouble or (unit.intent.run.trouble if unit.intent.run is not None else None)

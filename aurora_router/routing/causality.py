@@ -68,19 +68,19 @@ class Causality:
 
     def must_leave_reader(self, unit: Unit) -> bool:
         """Whether others have written since this unit began, or have read what its reader may not show."""
-        known = unit.requirement.after if unit.requirement is not None else 0.0
+        known = unit.marks.requirement.after if unit.marks.requirement is not None else 0.0
         if self.is_global:
             newest = self._of_all()
             if newest is not None and newest.after > known:
                 return True
-        for scope in unit.scopes:
+        for scope in unit.marks.scopes:
             scope.collect_from_open_units(unit)
             if scope.requirement is not None and scope.requirement.after > known:
                 return True
-            for last in scope.last_reads - unit.last_reads if scope.last_reads else ():
-                if last.server != unit.server and unit.instance is not None:
+            for last in scope.last_reads - unit.marks.last_reads if scope.last_reads else ():
+                if last.server != unit.place.server and unit.place.instance is not None:
                     topology = self._topology()
-                    reader = topology.by_id.get(unit.instance.id)
+                    reader = topology.by_id.get(unit.place.instance.id)
                     if reader is None or not satisfies_monotonic_read(reader, last, topology, math.inf, time.monotonic()):
                         return True
         return False
@@ -93,7 +93,7 @@ class Causality:
         if self.consistency == "eventual" or not unit.wrote:
             return
         unit.commit_started, unit.recorded = True, False
-        for scope in unit.scopes:
+        for scope in unit.marks.scopes:
             scope.wrote = True
         if self.is_global:
             with self._lock:
@@ -115,9 +115,9 @@ class Causality:
 
     def on_reader_left(self, unit: Unit) -> None:
         """Note what a unit has read on the instance that it leaves, so that no later read elsewhere shows less."""
-        if self.consistency != "eventual" and unit.has_results and unit.server is not None:
-            read = LastRead(unit.server, time.monotonic(), unit.place.epoch)
-            unit.marks = unit.marks._replace(last_reads=unit.last_reads | {read})
+        if self.consistency != "eventual" and unit.has_results and unit.place.server is not None:
+            read = LastRead(unit.place.server, time.monotonic(), unit.place.epoch)
+            unit.marks = unit.marks._replace(last_reads=unit.marks.last_reads | {read})
             for context in unit.marks.contexts:
                 context.record(None, read)
 
@@ -139,7 +139,7 @@ class Causality:
             at = None if wrote or (unit.commit is CommitState.COMMITTED and unit.may_write) else unit.read_at
             requirement, last_read = unit.causal_footprint(at)
             for context in unit.marks.contexts:
-                context.record(requirement, last_read, known=unit.last_reads, wrote=wrote)
+                context.record(requirement, last_read, known=unit.marks.last_reads, wrote=wrote)
 
     def on_end(self, unit: Unit) -> None:
         """Note what a unit leaves behind, unless that is `recorded`.
@@ -154,8 +154,8 @@ class Causality:
             with self._lock:
                 self._committing.discard(unit)
                 self._in_hands.discard(unit)
-        if unit.scopes:
-            for scope in unit.scopes:
+        if unit.marks.scopes:
+            for scope in unit.marks.scopes:
                 scope.units.discard(unit)
 
     def _of_all(self) -> Requirement | None:

@@ -146,11 +146,11 @@ class Checkout:
 
         write: why the unit must be on the writer, if it must.
         """
-        if write is None and unit.read_only is False:
+        if write is None and unit.intent.read_only is False:
             write = Reason.DECLARED_WRITE
         if self._dispatcher.listeners:
             unit.checkout_began = time.monotonic()
-            self._dispatcher.publish(events.CheckoutStarted(unit.read_only, unit=unit.number))
+            self._dispatcher.publish(events.CheckoutStarted(unit.intent.read_only, unit=unit.number))
         try:
             try:
                 return self._try_acquire(unit, connector, write, None)
@@ -237,7 +237,7 @@ class Checkout:
         counters = self._counters
         if attempt.write is not None:
             counters.writes[instance.id] += 1
-        elif unit.on_writer:
+        elif unit.place.on_writer:
             counters.reads_as_writer[instance.id] += 1
         else:
             counters.reads_as_reader[instance.id] += 1
@@ -340,7 +340,7 @@ class Checkout:
         # Otherwise a listener of the application has sent something there already, and the mode is set.
         if raw.info[STATE].unit is not unit:
             self._modes.set_mode(raw, mode, unit.isolation)
-        if unit.read_only and not unit.owned_by_session:
+        if unit.intent.read_only and not unit.intent.owned_by_session:
             self._modes.keep_read_only(raw)
         bind_unit(unit, connection, raw)
         self._throttle.record_unit(now)
@@ -355,7 +355,7 @@ class Checkout:
         """
         # An error that has a statement comes from a listener of the application, not from connecting.
         connects = not is_connected and getattr(error, "statement", None) is None
-        phase = (_CONNECTING if connects else _UNSENT)[unit.on_writer]
+        phase = (_CONNECTING if connects else _UNSENT)[unit.place.on_writer]
         failure = self._engines.failure(error, phase)
         if connects and not isinstance(error, WrongServer):  # that one was reported already
             self._dispatcher.publish(events.ConnectFailed(instance.id, self._engines.explain(error), unit=unit.number))
@@ -364,7 +364,7 @@ class Checkout:
             self._monitor.suspect(instance.id)
         if connects and (mistake := self._engines.mistake(error)) is not None:
             raise mistake from None
-        step = after_connecting(failure, phase, on_writer=unit.on_writer)
+        step = after_connecting(failure, phase, on_writer=unit.place.on_writer)
         if step is Step.RAISE:
             return False
         if means.is_last_word:
@@ -411,16 +411,16 @@ class Checkout:
             self._monitor.wait_until_trusted()
         topology = self._monitor.topology
         if write is not None:
-            if unit.requirement is not None and unit.requirement.given:  # maybe of a newer writer than any known here
-                topology = self._resolve(unit, unit.requirement, topology)
+            if unit.marks.requirement is not None and unit.marks.requirement.given:  # maybe of a newer writer than any known here
+                topology = self._resolve(unit, unit.marks.requirement, topology)
             return to_writer(topology, write)
-        if unit.read_only and self._interceptor.isolation.beyond_readers(unit.isolation):
+        if unit.intent.read_only and self._interceptor.isolation.beyond_readers(unit.isolation):
             return to_writer(topology, Reason.ISOLATION) if self._need.writer_serves_reads else Decision(None, Reason.ISOLATION)
-        need = self._declared_need if unit.read_only else self._need
-        if unit.requirement is not None or unit.last_reads or unit.avoid:
-            if unit.requirement is not None:
-                topology = self._resolve(unit, unit.requirement, topology)
-            need = need.of_unit(unit.requirement, unit.last_reads, unit.avoid)
+        need = self._declared_need if unit.intent.read_only else self._need
+        if unit.marks.requirement is not None or unit.marks.last_reads or unit.avoid:
+            if unit.marks.requirement is not None:
+                topology = self._resolve(unit, unit.marks.requirement, topology)
+            need = need.of_unit(unit.marks.requirement, unit.marks.last_reads, unit.avoid)
         load = self._load
         load.turn += 1
         decision = choose(topology, need, self._balance, load, random.random(), time.monotonic())
@@ -440,7 +440,7 @@ class Checkout:
                 lambda t: t.epoch >= epoch or was_looked_for(claim, t), self._token_epoch_timeout, haste=Haste.SHARED
             )
             requirement = with_proof(requirement, topology)
-        if requirement is not unit.requirement:
+        if requirement is not unit.marks.requirement:
             unit.marks = unit.marks._replace(requirement=requirement)
         return topology
 
@@ -455,7 +455,7 @@ class Checkout:
 
 def _mode(unit: Unit, on_writer: bool) -> Mode:
     """The mode that the unit's connection needs."""
-    if unit.read_only:
+    if unit.intent.read_only:
         return _READ_ONLY
     if on_writer:
         return _DEFAULT

@@ -64,8 +64,8 @@ class CommitHandler:
         state = state_of(raw)
         unit = state.unit
         # A stream that began on the reader keeps its connection when the unit moves. There is nothing to commit on it.
-        if unit is None or not (unit.wrote or unit.may_write) or unit.instance is None or state.server != unit.server:
-            if unit is not None and unit.owned_by_session and self._driver.blocks(raw.dbapi_connection):
+        if unit is None or not (unit.wrote or unit.may_write) or unit.place.instance is None or state.server != unit.place.server:
+            if unit is not None and unit.intent.owned_by_session and self._driver.blocks(raw.dbapi_connection):
                 raw.invalidate()  # otherwise the driver would read the stream to its end
             else:
                 self._commit_reads(unit, raw, send)
@@ -73,7 +73,7 @@ class CommitHandler:
         if unit.ends is not None:
             self._note_unseen_ends(unit)
         self._causality.on_commit_sent(unit)
-        ask = self._prepare(unit, raw) if unit.intent.commit_check is not None or unit.run is not None else None
+        ask = self._prepare(unit, raw) if unit.intent.commit_check is not None or unit.intent.run is not None else None
         unit.commit = CommitState.SENT
         try:
             send(raw)
@@ -81,7 +81,7 @@ class CommitHandler:
             self.on_rollback(raw)  # a refused COMMIT is a rollback
             if decide(self._commit_failure(error, raw), Phase.COMMIT) is not Action.RESOLVE:
                 raise
-            if not self._found_committed(unit, unit.instance.id, ask):
+            if not self._found_committed(unit, unit.place.instance.id, ask):
                 raise
             raw.invalidate(error)
         self._committed(unit)
@@ -91,9 +91,9 @@ class CommitHandler:
         try:
             send(raw)
         except self._error as error:
-            if unit is None or unit.instance is None or not traits(self._commit_failure(error, raw)).suspicious:
+            if unit is None or unit.place.instance is None or not traits(self._commit_failure(error, raw)).suspicious:
                 raise
-            self._monitor.suspect(unit.instance.id)
+            self._monitor.suspect(unit.place.instance.id)
             raw.invalidate(error)
 
     def _prepare(self, unit: Unit, raw: PoolProxiedConnection) -> Ask | None:
@@ -113,19 +113,19 @@ class CommitHandler:
     def ends_with_rollback(self, raw: PoolProxiedConnection) -> bool:
         """Whether a rollback ends the unit of a connection. It ends a session's unit. Others may go on with their connection."""
         unit = unit_of(raw)
-        return unit is not None and unit.owned_by_session
+        return unit is not None and unit.intent.owned_by_session
 
     def on_rollback(self, raw: PoolProxiedConnection) -> None:
         """Note whether a rollback, or a COMMIT that became one, has left writes in place. They must not be written again."""
         if self._driver.was_not_undone(raw.dbapi_connection):
             unit = unit_of(raw)
-            if unit is not None and unit.run is not None:
-                unit.run.is_undoable = False
+            if unit is not None and unit.intent.run is not None:
+                unit.intent.run.is_undoable = False
 
     def _note_unseen_ends(self, unit: Unit) -> None:
         """Note that a run cannot be undone if the driver's own connection has committed something in it."""
-        if unit.run is not None and unit.unseen_end() is not None:
-            unit.run.is_undoable = False
+        if unit.intent.run is not None and unit.unseen_end() is not None:
+            unit.intent.run.is_undoable = False
 
     def commit_in_two_phases(self, connection: Connection, send: Callable[[], None]) -> None:
         """Send PREPARE TRANSACTION or COMMIT PREPARED.
@@ -134,7 +134,7 @@ class CommitHandler:
         """
         state_of(connection.connection)  # raises for one that was open at a fork
         unit: Unit | None = getattr(connection, UNIT, None)
-        if unit is None or unit.instance is None:
+        if unit is None or unit.place.instance is None:
             send()
             return
         self._causality.on_commit_sent(unit)
@@ -143,8 +143,8 @@ class CommitHandler:
             send()
         except self._error as error:
             if decide(self._commit_failure(error, connection.connection), Phase.COMMIT) is Action.RESOLVE:
-                noted = f"in two phases; what is prepared is in {self._families.at(unit.instance.id).PREPARED}"
-                unit.lose_commit(OutcomeUnknown(unit.instance.id, noted))
+                noted = f"in two phases; what is prepared is in {self._families.at(unit.place.instance.id).PREPARED}"
+                unit.lose_commit(OutcomeUnknown(unit.place.instance.id, noted))
             raise
         self._committed(unit)
 
@@ -155,9 +155,9 @@ class CommitHandler:
         """
         unit.commit = CommitState.COMMITTED
         self._causality.on_committed(unit)
-        unit.recorded = unit.owned_by_session and not unit.connection_exposed
-        if unit.run is not None:
-            unit.run.is_undoable = False
+        unit.recorded = unit.intent.owned_by_session and not unit.connection_exposed
+        if unit.intent.run is not None:
+            unit.intent.run.is_undoable = False
 
     def _commit_failure(self, error: Any, raw: PoolProxiedConnection) -> Failure:
         driver: Any = raw.dbapi_connection
@@ -181,8 +181,8 @@ class CommitHandler:
                 self._causality.on_committed(unit)  # maybe long after its session believed it to be over
             return found
 
-        if unit.run is not None:
-            left = self._failover_timeout if unit.run.deadline is None else unit.run.deadline - time.monotonic()
+        if unit.intent.run is not None:
+            left = self._failover_timeout if unit.intent.run.deadline is None else unit.intent.run.deadline - time.monotonic()
             found = resolve(max(left, LEAST_PATIENCE))
             if found is Outcome.COMMITTED:
                 return True

@@ -40,14 +40,14 @@ def prepare(connection: Any, unit: Unit, driver: Driver, server: ServerFamily, t
     Raises the driver's errors. Nothing has been committed then.
     """
     check = unit.intent.commit_check
-    if check is None or unit.instance is None:
-        if unit.run is not None and driver.is_aborted(connection):
+    if check is None or unit.place.instance is None:
+        if unit.intent.run is not None and driver.is_aborted(connection):
             driver.raise_aborted(connection)  # COMMIT would roll back, and the run would pass for done
         return None
     if check == "xid" and supports_xid_status(server):
         with connection.cursor() as cursor:
             cursor.execute(server.NOTE)
-            return XidOutcomeQuery(cursor.fetchone(), unit.instance, topology, server)
+            return XidOutcomeQuery(cursor.fetchone(), unit.place.instance, topology, server)
     signature, signed_at = uuid4(), time.monotonic()
     try:
         if driver.is_aborted(connection):
@@ -68,7 +68,7 @@ def prepare(connection: Any, unit: Unit, driver: Driver, server: ServerFamily, t
             raise ConfigurationError(
                 f'commit_check="{check}" needs the table {server.COMMIT_TABLE}'
                 f"{'' if server.HAS_XID_STATUS else ' on this database'}, and "
-                f"{unit.instance.id} has none that this user sees; create it with `aurora-router init-commit-table URL` or "
+                f"{unit.place.instance.id} has none that this user sees; create it with `aurora-router init-commit-table URL` or "
                 "router.init_commit_table(), or do without: commit_check=None"
             ) from None
         raise

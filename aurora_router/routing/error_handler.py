@@ -56,23 +56,23 @@ class ErrorHandler:
             context.invalidate_pool_on_disconnect = False
         meaning = facts(failure, phase, is_final=is_final, not_committed=unit.commit is CommitState.NOT_COMMITTED)
         instead: RouterError | None = unit.commit_error
-        if means.refuses_writes and unit.read_only and unit.instance is not None:
-            instead = ReadOnlyViolation(Effect.WRITE.name, unit.instance.id, sent=True)
+        if means.refuses_writes and unit.intent.read_only and unit.place.instance is not None:
+            instead = ReadOnlyViolation(Effect.WRITE.name, unit.place.instance.id, sent=True)
             meaning = classify_error(instead)
-        if unit.run is not None:
-            unit.run.failed = meaning
+        if unit.intent.run is not None:
+            unit.intent.run.failed = meaning
         setattr(instead or context.sqlalchemy_exception, FACTS, meaning)
         return instead
 
     def _react(self, failure: Failure, unit: Unit, context: ExceptionContext) -> None:
         """Do what a failure asks for at once: suspect the instance, forget what was prepared there."""
         means, connection = traits(failure), context.connection
-        if means.suspicious and unit.instance is not None:
-            self._monitor.suspect(unit.instance.id)
+        if means.suspicious and unit.place.instance is not None:
+            self._monitor.suspect(unit.place.instance.id)
         if means.disconnects:
             context.is_disconnect = True  # SQLAlchemy does not always notice
-        if means.is_outdated and unit.instance is not None:
-            self._engines.forget_prepared(unit.instance.id)
+        if means.is_outdated and unit.place.instance is not None:
+            self._engines.forget_prepared(unit.place.instance.id)
         if connection is not None and not (context.is_disconnect or connection.invalidated):
             driver: Any = connection.connection.dbapi_connection
             # In autocommit there will be no rollback, at which a driver forgets its prepared statements.
@@ -87,16 +87,16 @@ class ErrorHandler:
                 return self._confirm_role(unit) is None
             case Question.IS_WRITER:
                 # Ask the server even outside of run_transaction, so that the next unit knows if it is deposed.
-                is_writer = unit.on_writer and not unit.read_only and self._confirm_role(unit) is Role.WRITER
-                if unit.run is not None:
-                    unit.run.read_only_refusals += is_writer
+                is_writer = unit.place.on_writer and not unit.intent.read_only and self._confirm_role(unit) is Role.WRITER
+                if unit.intent.run is not None:
+                    unit.intent.run.read_only_refusals += is_writer
                 return is_writer
             case Question.BREAKS_EVERYWHERE:
                 return breaks_everywhere(unit, failure)
             case Question.LOSES_EVERYWHERE:
                 return self._loses_everywhere(failure, unit, context)
             case Question.WAS_MISLED:
-                return unit.run is not None and unit.run.is_misled()
+                return unit.intent.run is not None and unit.intent.run.is_misled()
 
     def _loses_everywhere(self, failure: Failure, unit: Unit, context: ExceptionContext) -> bool:
         """Whether the statement would lose the next connection, too. If so, say why in the error."""
@@ -112,15 +112,15 @@ class ErrorHandler:
 
     def _confirm_role(self, unit: Unit) -> Role | None:
         """Ask the server of a unit for its role now. None if the server is lost."""
-        if unit.instance is None or unit.server is None:
+        if unit.place.instance is None or unit.place.server is None:
             return None
-        return self._monitor.confirm_role(unit.instance.id, unit.server)
+        return self._monitor.confirm_role(unit.place.instance.id, unit.place.server)
 
     def phase(self, unit: Unit) -> Phase:
         """How far the unit was when a statement or a COMMIT of it failed."""
         if unit.is_commit_in_doubt:
             return Phase.COMMIT
-        if unit.only_reads and unit.on_writer and unit.read_only is False:
+        if unit.only_reads and unit.place.on_writer and unit.intent.read_only is False:
             # The unit was declared to write, and a statement that looks like a read may write, too. Then the error has cost the
             # whole transaction, not this read alone.
             if self._isolation.is_autocommit(unit):
@@ -128,13 +128,14 @@ class ErrorHandler:
             if not unit.has_results:
                 return Phase.READ
         elif unit.only_reads and (
-            (unit.read_only is None and not unit.on_writer) or not (unit.has_results and self._isolation.has_snapshot(unit))
+            (unit.intent.read_only is None and not unit.place.on_writer)
+            or not (unit.has_results and self._isolation.has_snapshot(unit))
         ):
             return Phase.READ
-        if not unit.on_writer:
+        if not unit.place.on_writer:
             return Phase.READER_TRANSACTION
         return Phase.WRITER_STATEMENT if unit.has_results or unit.connection_exposed else Phase.WRITER_FIRST
 
     def _family(self, unit: Unit) -> ServerFamily:
         """The family of the server of a unit."""
-        return self._families.at(unit.instance.id) if unit.instance is not None else self._families.leading
+        return self._families.at(unit.place.instance.id) if unit.place.instance is not None else self._families.leading

@@ -35,13 +35,15 @@ class FailedReads:
 
     def handle(self, unit: Unit, error: DBAPIError) -> Step:
         """Return what to do about an error of a statement of this unit: one of RAISE, TO_WRITER, ELSEWHERE and AGAIN."""
-        instance, known = unit.instance, classify_error(error)
+        instance, known = unit.place.instance, classify_error(error)
         if instance is None:
             return Step.RAISE
         step = Step.RAISE
         if known.safe_to_repeat:
             phase = self._interceptor.phase(unit)
-            step = after_statement(known.failure, phase, read_only=unit.read_only, on_writer=unit.on_writer, retries=unit.retries)
+            step = after_statement(
+                known.failure, phase, read_only=unit.intent.read_only, on_writer=unit.place.on_writer, retries=unit.retries
+            )
         if step is Step.TO_WRITER:
             self._move_to_writer(unit, instance, error, known.failure)
         elif step in (Step.ELSEWHERE, Step.AGAIN):
@@ -51,7 +53,7 @@ class FailedReads:
             if step is Step.ELSEWHERE:
                 unit.avoid |= {instance.id}
             self._count(unit, instance, error)
-        elif unit.on_writer and unit.refused is not None and unit.refused == error.statement:
+        elif unit.place.on_writer and unit.refused is not None and unit.refused == error.statement:
             self._interceptor.known.forget(unit.refused)  # the reader was not at fault: the writer refuses it, too
         return step
 

@@ -113,7 +113,7 @@ class Interceptor:
         attempt = self.attempt()
         if attempt is not None:
             unit = attempt.unit
-            if not unit.on_writer and not unit.queues:
+            if not unit.place.on_writer and not unit.queues:
                 raise PoolFull
 
     def on_checkout(self, raw: PoolProxiedConnection) -> None:
@@ -155,7 +155,7 @@ class Interceptor:
         unit.has_results = unit.last_sql is not None
         unit.last_sql = text
         unit.commit = _NO_COMMIT
-        read_only, on_writer = unit.read_only, unit.on_writer
+        read_only, on_writer = unit.intent.read_only, unit.place.on_writer
         found = verdict(text, self.families.dialect)
         effect = self.known.effect(found) if found.functions else found.effect
         if effect is not _READ and found.in_doubt and (read_only or not on_writer or found.ends):
@@ -181,7 +181,7 @@ class Interceptor:
                 check_route(hint)
         text = unit.last_sql
         reason = reason_to_write(found, effect, hint, text in self.known.learned and self.known.has_learned(text))
-        if reason is None and (unit.scopes or self._is_global) and self.causality.must_leave_reader(unit):
+        if reason is None and (unit.marks.scopes or self._is_global) and self.causality.must_leave_reader(unit):
             reason = Reason.OWN_WRITES
         if reason is not None:
             if reason is Reason.NOT_A_READ and self._only_sets(unit, found, effect):
@@ -193,15 +193,17 @@ class Interceptor:
             unit.only_reads = False  # no other connection has the same history
         if context.execution_options.get("stream_results"):
             unit.streaming = unit.watched = True
-        if unit.run is not None:
-            unit.run.has_read_on_reader = True
+        if unit.intent.run is not None:
+            unit.intent.run.has_read_on_reader = True
 
     def _in_read_only_unit(self, unit: Unit, found: Verdict, effect: Effect) -> None:
         """Look at a statement of a read-only unit that may not be a read. Raises ReadOnlyViolation."""
         # On the writer only this module stands between an unknown function and the data.
-        writes = found.effect is Effect.WRITE and (found.known is Effect.WRITE or (unit.on_writer and effect is Effect.WRITE))
+        writes = found.effect is Effect.WRITE and (
+            found.known is Effect.WRITE or (unit.place.on_writer and effect is Effect.WRITE)
+        )
         if writes or found.locks or found.unguards:
-            where = unit.instance.id if unit.instance is not None else "?"
+            where = unit.place.instance.id if unit.place.instance is not None else "?"
             raise ReadOnlyViolation(effect.name, where, unguards=found.unguards and not (writes or found.locks))
         unit.only_reads = False
 
@@ -213,13 +215,13 @@ class Interceptor:
         if not self.families.asynchronous_commits and _names_synchronous_commit(unit.last_sql or "", parameters):
             self.families.asynchronous_commits = True
         # A read may leave traces, too, because a view may call any function.
-        if unit.run is not None and (effect is _READ or not found.traceless):
+        if unit.intent.run is not None and (effect is _READ or not found.traceless):
             unit.leaves_traces = True
         driver: Any = connection.connection.dbapi_connection  # also if it is detached from its pool
         if found.ends or driver.autocommit:  # it may commit unseen by SQLAlchemy
             unit.commit = CommitState.SENT
-            if unit.run is not None:
-                unit.run.is_undoable = False
+            if unit.intent.run is not None:
+                unit.intent.run.is_undoable = False
             self.causality.on_commit_sent(unit)
 
     def _look(self, unit: Unit, connection: Connection) -> None:
@@ -227,9 +229,9 @@ class Interceptor:
 
         Raises MustMoveToWriter.
         """
-        if unit.streaming and connection.info[STATE].server != unit.server:
+        if unit.streaming and connection.info[STATE].server != unit.place.server:
             raise MustMoveToWriter(_READ, Reason.NOT_A_READ)  # the unit has moved, and only its stream is here
-        if unit.read_only:
+        if unit.intent.read_only:
             self._modes.guard_again(connection.connection)
 
     def _asks_for_writer(self, unit: Unit, effect: Effect) -> None:
@@ -240,11 +242,11 @@ class Interceptor:
 
         Raises MustMoveToWriter for the first statement of a session, else ConfigurationError.
         """
-        if unit.owned_by_session and not unit.has_results and not unit.connection_exposed:
+        if unit.intent.owned_by_session and not unit.has_results and not unit.connection_exposed:
             raise MustMoveToWriter(effect, Reason.HINT)
-        where = unit.instance.id if unit.instance is not None else "?"
+        where = unit.place.instance.id if unit.place.instance is not None else "?"
         what = f'a statement asks for the writer (route="writer"), and its unit is in a read-only transaction on {where}'
-        if not unit.owned_by_session:
+        if not unit.intent.owned_by_session:
             raise ConfigurationError(f"{what}. Use router.connect(), which leads to the writer.")
         raise ConfigurationError(f"{what}. Begin the unit with such a statement, or leave read_only out.")
 
@@ -267,13 +269,13 @@ class Interceptor:
         if unit is None:
             attempt = self.attempt()
             unit = attempt.unit if attempt is not None else None
-        if unit is None or not unit.read_only or unit.instance is None:
+        if unit is None or not unit.intent.read_only or unit.place.instance is None:
             send()
             return
         if not options.get("postgresql_readonly", True):
-            raise ReadOnlyViolation("postgresql_readonly=False", unit.instance.id)
+            raise ReadOnlyViolation("postgresql_readonly=False", unit.place.instance.id)
         level = options.get("isolation_level")
-        if level is not None and not unit.on_writer and self.isolation.beyond_readers(level):
+        if level is not None and not unit.place.on_writer and self.isolation.beyond_readers(level):
             raise NoReaderAvailable(self._monitor.topology.said(), beyond=True, connected=True)
         alone = level is not None and as_servers_say(level) == "autocommit"
         if alone and state_of(connection.connection).is_shared:
@@ -307,13 +309,13 @@ class Interceptor:
             unit, mode = self._nobodys(), Mode.DEFAULT
         else:
             self._refuse_replacement(unit, found, state)
-            mode = Mode.READ_ONLY if unit.read_only else Mode.DEFAULT
+            mode = Mode.READ_ONLY if unit.intent.read_only else Mode.DEFAULT
             unit.commit, unit.commit_error = _NO_COMMIT, None  # they are about a COMMIT on the lost connection
             if unit.ends is not None:
                 ended_at, unit.ends = unit.ends.noticed_at, None
                 self.hand_out(unit, raw, ended_at)
         self._modes.set_mode(raw, mode, unit.isolation)
-        if unit.read_only and not unit.owned_by_session:
+        if unit.intent.read_only and not unit.intent.owned_by_session:
             self._modes.keep_read_only(raw)
         bind_unit(unit, connection, raw)
         return unit
@@ -327,11 +329,15 @@ class Interceptor:
             found.recorded = True
             self.causality.on_end(found)
         writer = self._monitor.topology.writer
-        is_writer = writer is not None and unit.instance is not None and writer.id == unit.instance.id
-        if unit.on_writer and not is_writer:
+        is_writer = writer is not None and unit.place.instance is not None and writer.id == unit.place.instance.id
+        if unit.place.on_writer and not is_writer:
             raise self._writer_lost(unit)
-        if not unit.on_writer and state.server != unit.server and (unit.marks.contexts or unit.requirement is not None):
-            where = unit.instance.id if unit.instance is not None else "?"
+        if (
+            not unit.place.on_writer
+            and state.server != unit.place.server
+            and (unit.marks.contexts or unit.marks.requirement is not None)
+        ):
+            where = unit.place.instance.id if unit.place.instance is not None else "?"
             why = "it is another server than before, which may not have all that this connection must see; make a new one"
             raise WrongServer(where, why)
 
@@ -348,10 +354,10 @@ class Interceptor:
 
     def _writer_lost(self, unit: Unit) -> NoWriterAvailable:
         """Make the error of a unit that has lost its connection, and whose instance is the writer no longer."""
-        error = NoWriterAvailable(0.0, (f"{unit.instance.id if unit.instance else '?'} is the writer no longer",))
-        if unit.run is not None:
-            unit.run.failed = WRITER_IS_GONE
-            setattr(error, FACTS, unit.run.failed)
+        error = NoWriterAvailable(0.0, (f"{unit.place.instance.id if unit.place.instance else '?'} is the writer no longer",))
+        if unit.intent.run is not None:
+            unit.intent.run.failed = WRITER_IS_GONE
+            setattr(error, FACTS, unit.intent.run.failed)
         return error
 
 
@@ -365,8 +371,8 @@ def bind_unit(unit: Unit, connection: object, raw: PoolProxiedConnection) -> Non
     place = unit.place
     unit.place = Place(place.instance, place.on_writer, place.epoch, state.server)
     unit.recorded = False
-    if unit.scopes:
-        for scope in unit.scopes:
+    if unit.marks.scopes:
+        for scope in unit.marks.scopes:
             # Units that begin from now on must see what it does, although it has not ended.
             scope.units.add(unit)
     if raw is not connection:

@@ -60,7 +60,7 @@ class Isolation:
         An automatic unit has not asked for a snapshot if only the family's own default gives one.
         """
         level = unit.isolation or self._default
-        if level is None and unit.read_only is not None:
+        if level is None and unit.intent.read_only is not None:
             level = self._servers_level()
         return self.above_read_committed(level)
 

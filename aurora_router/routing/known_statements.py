@@ -71,7 +71,7 @@ class KnownStatements:
         found = verdict(text, self._families.dialect)
         effect = self.effect(found) if found.functions else found.effect
         if effect is not _READ and not thorough:
-            past = unit.instance is not None and unit.last_sql is not None
+            past = unit.place.instance is not None and unit.last_sql is not None
             if found.in_doubt or recalls_reads(unit, found, effect, past):
                 return None  # the reader's connection decides
         return reason_to_write(found, effect, unit.hint, text in self.learned and self.has_learned(text))
@@ -127,7 +127,7 @@ class KnownStatements:
         read-only unit that would be an error, so the router asks the server all the same.
         """
         found = verdict(text, in_mode(self._families.dialect, self._modes.literal_mode(raw, ask=False)))
-        if found.in_doubt and (unit.read_only or not unit.has_results):
+        if found.in_doubt and (unit.intent.read_only or not unit.has_results):
             found = verdict(text, in_mode(self._families.dialect, self._modes.literal_mode(raw, ask=True)))
         return found
 

@@ -188,58 +188,18 @@ class Unit:
         self.intent = intent
 
     def __repr__(self) -> str:
-        kind = {None: "automatic", True: "read-only", False: "read-write"}[self.read_only]
-        where = f"at {self.instance.id}" if self.instance is not None else "nowhere"
-        role = " (writer)" if self.on_writer else ""
+        kind = {None: "automatic", True: "read-only", False: "read-write"}[self.intent.read_only]
+        where = f"at {self.place.instance.id}" if self.place.instance is not None else "nowhere"
+        role = " (writer)" if self.place.on_writer else ""
         state = [said for said, holds in (("has written", self.wrote), ("streams", self.streaming)) if holds]
         if self.commit is not CommitState.NONE:
             state.append(f"COMMIT: {self.commit.value}")
         return f"<Unit {', '.join([kind, where + role, *state])}>"
 
     @property
-    def read_only(self) -> bool | None:
-        """What the user declared. None: the router decides."""
-        return self.intent.read_only
-
-    @property
-    def owned_by_session(self) -> bool:
-        """Whether it ends when its session says so, and not with its connection."""
-        return self.intent.owned_by_session
-
-    @property
-    def run(self) -> RetryContext | None:
-        """The attempt of run_transaction() that it belongs to."""
-        return self.intent.run
-
-    @property
-    def instance(self) -> Instance | None:
-        """The instance where it is."""
-        return self.place.instance
-
-    @property
-    def on_writer(self) -> bool:
-        """Whether it is, or was last, on the writer."""
-        return self.place.on_writer
-
-    @property
-    def server(self) -> ServerId | None:
-        """The server behind its connection."""
-        return self.place.server
-
-    @property
-    def requirement(self) -> Requirement | None:
-        """What a reader must have replayed."""
-        return self.marks.requirement
-
-    @property
     def last_reads(self) -> frozenset[LastRead]:
         """Earlier reads; it may show no less."""
         return self.marks.last_reads
-
-    @property
-    def scopes(self) -> tuple[Scope, ...]:
-        """The scopes around it, unless consistency is "eventual"."""
-        return self.marks.scopes
 
     @property
     def number(self) -> int:
@@ -251,7 +211,7 @@ class Unit:
     @property
     def may_write(self) -> bool:
         """Whether its statements may have written, even if all look like reads. A view may call a function that writes."""
-        return self.on_writer and not self.read_only and self.last_sql is not None
+        return self.place.on_writer and not self.intent.read_only and self.last_sql is not None
 
     @property
     def is_commit_in_doubt(self) -> bool:
@@ -261,12 +221,12 @@ class Unit:
     @property
     def spoils_connection(self) -> bool:
         """Whether its connection has traces of a failed run, which the next unit must not meet."""
-        return self.leaves_traces and self.run is not None and self.commit is not CommitState.COMMITTED
+        return self.leaves_traces and self.intent.run is not None and self.commit is not CommitState.COMMITTED
 
     @property
     def has_unrecorded_effects(self) -> bool:
         """Whether it may have read or committed something that was not recorded yet."""
-        told = self.wrote or self.read_at is not None or not self.owned_by_session
+        told = self.wrote or self.read_at is not None or not self.intent.owned_by_session
         sent = self.connection_exposed or (self.last_sql is not None and told)
         return not self.recorded and (sent or (self.ends is not None and self.unseen_end() is not None))
 
@@ -289,11 +249,12 @@ class Unit:
             return Requirement(at, place.epoch), None
         if place.server is None:
             return None, None
-        return self.requirement, LastRead(place.server, at, place.epoch)
+        return self.marks.requirement, LastRead(place.server, at, place.epoch)
 
     def leave(self) -> None:
         """Note that it has left its instance, to go to another one."""
-        self.place = self.place._replace(instance=None)
+        place = self.place
+        self.place = Place(None, place.on_writer, place.epoch, place.server)
 
     def lose_commit(self, error: OutcomeUnknown) -> None:
         """Note that nobody knows whether its COMMIT has succeeded.

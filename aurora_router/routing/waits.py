@@ -92,13 +92,13 @@ class Waits:
         """Wait until a reader has what the unit must see, or until wait_for_reader is over."""
         unit.waited = True
         self._counters.reader_waits += 1
-        need = self._need.of_unit(unit.requirement, unit.last_reads, unit.avoid)
+        need = self._need.of_unit(unit.marks.requirement, unit.marks.last_reads, unit.avoid)
 
         def found(topology: Topology) -> bool:
             return choose(topology, need, round_robin, self._load, 0.0, time.monotonic()).reason is not _OWN_WRITES
 
         # Anybody may write a token. What the session or the scope has written since is no claim of others.
-        made_up = (unit.requirement is not None and unit.requirement.given) or any(
+        made_up = (unit.marks.requirement is not None and unit.marks.requirement.given) or any(
             context.initial_token is not None and not context.wrote for context in unit.marks.contexts
         )
         with self._told(unit, "reader"):
@@ -130,8 +130,8 @@ class Waits:
         began: when it began to wait, seconds, monotonic.
         """
         until = began + self._failover_timeout
-        if unit.run is not None and unit.run.deadline is not None:
-            until = unit.run.deadline
+        if unit.intent.run is not None and unit.intent.run.deadline is not None:
+            until = unit.intent.run.deadline
         return max(until - time.monotonic(), 0.0)
 
     def for_writer(self, unit: Unit, decision: Decision, began: float) -> Instance | None:
@@ -145,8 +145,8 @@ class Waits:
             raise NoReaderAvailable(self._monitor.topology.said(avoided=unit.avoid))
         since = time.monotonic()
         timeout, lapses = self.time_left(unit, began), False
-        if unit.requirement is not None and unit.requirement.given and decision.reason is Reason.NO_WRITER:
-            left = unit.requirement.since + self._token_ttl - since
+        if unit.marks.requirement is not None and unit.marks.requirement.given and decision.reason is Reason.NO_WRITER:
+            left = unit.marks.requirement.since + self._token_ttl - since
             timeout, lapses = min(timeout, max(left, 0.0)), left < timeout
         with self._told(unit, "writer"):
             topology = self._wait_until_decided(since + timeout)

@@ -84,7 +84,7 @@ class SessionBinds(SessionUnits):
         Only classes that choose among several engines have this listener.
         """
         unit = self.routing_state.unit
-        if unit is None or unit.instance is None or connection.engine is not self._engine(unit):
+        if unit is None or unit.place.instance is None or connection.engine is not self._engine(unit):
             self._was_elsewhere = True
         elif self._chosen_options:
             connection.execution_options(**self._chosen_options)
@@ -127,7 +127,7 @@ class SessionBinds(SessionUnits):
             )
         self._chosen_options = options
         unit = self.routing_state.unit
-        connection = connection_to(self, self._engine(unit)) if unit is not None and unit.instance is not None else None
+        connection = connection_to(self, self._engine(unit)) if unit is not None and unit.place.instance is not None else None
         if connection is not None:
             connection.execution_options(**{**dict.fromkeys(before), **options})
 

@@ -68,7 +68,7 @@ class RoutingMixin(SessionStatements):
         self.router_core = core = core_of(router)
         self._causal_context = CausalContext() if after is None else core.tokens.context(after)
         bind = options.get("bind")
-        intent = Intent(read_only, owned_by_session=True, commit_check=commit_check)
+        intent = Intent(read_only, True, None, commit_check)
         self.routing_state = SessionState(intent, core.settings.stale_write_guard and bind is None)
         if options.get("binds"):
             self._elsewhere = self._was_elsewhere = True
@@ -128,10 +128,10 @@ class RoutingMixin(SessionStatements):
             if self._joined is not None:
                 return self._joined
         unit = self._current_unit()
-        if read_only is False and unit.read_only:
+        if read_only is False and unit.intent.read_only:
             unit.hint = "writer"
-        instance = unit.instance
-        if instance is not None and (unit.on_writer or unit.read_only):
+        instance = unit.place.instance
+        if instance is not None and (unit.place.on_writer or unit.intent.read_only):
             engine = self.router_core.engines.engine(instance)
         else:
             engine = self._engine_for(unit, mapper, clause, read_only)
@@ -170,8 +170,8 @@ class RoutingMixin(SessionStatements):
             unit.leaves_traces = True
             connection = super().connection(bind_arguments, execution_options)
             watch(connection, self.router_core.interceptor.driver)
-            is_whole = not connection.invalidated and unit.instance is not None and connection.engine is self._engine(unit)
-            if is_whole and unit.on_writer and not unit.read_only:
+            is_whole = not connection.invalidated and unit.place.instance is not None and connection.engine is self._engine(unit)
+            if is_whole and unit.place.on_writer and not unit.intent.read_only:
                 unit.wrote = True  # because the user may do anything with the connection
                 self.router_core.interceptor.hand_out(unit, connection.connection)
             return connection

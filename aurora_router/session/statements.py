@@ -36,11 +36,11 @@ class SessionStatements(SessionWrites):
         clause = self._clause(mapper, clause)
         if mapper is None and clause is None:
             return self.router_core.writer_engine()  # the caller wants to look at an engine, not to connect
-        if unit.read_only:
+        if unit.intent.read_only:
             return self._enter(unit, Reason.HINT if unit.hint == "writer" or self._names_writer(clause) else None)
         # A text() is the same on every engine. So most texts that write are known before a reader is chosen.
         judging: Engine | None = None
-        if isinstance(clause, TextClause) and unit.read_only is None and read_only is None and unit.hint is None:
+        if isinstance(clause, TextClause) and unit.intent.read_only is None and read_only is None and unit.hint is None:
             if clause.text in self.router_core.interceptor.known.writes:
                 return self._move(unit, Reason.NOT_A_READ)
             judging = self.router_core.connected_writer_engine()
@@ -66,7 +66,7 @@ class SessionStatements(SessionWrites):
 
         is_judged: whether the text was looked at already.
         """
-        if unit.instance is None:
+        if unit.place.instance is None:
 
             def judge(engine: Engine, thorough: bool) -> Reason | None:
                 return self._judge(unit, clause, engine, thorough) if thorough or not is_judged else None
@@ -78,19 +78,19 @@ class SessionStatements(SessionWrites):
 
     def _reason_to_write(self, unit: Unit, clause: Any, read_only: bool | None) -> Reason | None:
         """Return why the unit must be on the writer for this clause; None if it may be a read, as the text will show."""
-        if unit.read_only is False or read_only is False:
+        if unit.intent.read_only is False or read_only is False:
             return Reason.DECLARED_WRITE
         if unit.hint == "writer":
             return Reason.HINT
         if clause is None or is_no_read(clause) or self.twophase or self.in_nested_transaction():
             return Reason.NOT_A_READ  # a flush, connection(), or SQL that says so itself
-        if unit.run is not None and unit.run.on_writer:
+        if unit.intent.run is not None and unit.intent.run.on_writer:
             return Reason.STALE_READ
         call, flush = self._call, self.routing_state.flush_context
         if self._loads_for_write or flush is not None or (call is not None and call.of_write):
             # merge(), delete(), a flush and a bulk statement load rows that decide the coming writes.
             return Reason.NOT_A_READ
-        if unit.instance is None and self.router_core.above_read_committed(self._isolation()):
+        if unit.place.instance is None and self.router_core.above_read_committed(self._isolation()):
             return Reason.ISOLATION
         if read_only:
             unit.hint = "reader"
@@ -195,12 +195,12 @@ class SessionStatements(SessionWrites):
     def _recovered(self, error: Exception, call: Call) -> bool:
         """Move the unit if a retry elsewhere may succeed. Return whether the statement can be retried."""
         unit = self.routing_state.unit
-        if unit is None or unit.instance is None:
+        if unit is None or unit.place.instance is None:
             return False
         if call.times_left is not None and call.times_left != self._times_left and _lacks_connection(error):
             # The unit has moved because the statement's parameters loaded something. Nothing of the statement was sent.
             return True
-        if isinstance(error, MustMoveToWriter) and not unit.on_writer:
+        if isinstance(error, MustMoveToWriter) and not unit.place.on_writer:
             self._move(unit, error.reason)
             return True
         if not isinstance(error, DBAPIError) or isinstance(error, RouterError) or error.statement is not unit.last_sql:

@@ -18,7 +18,7 @@ from aurora_router.routing.causal_context import CausalContext
 from aurora_router.routing.connector import Judge
 from aurora_router.routing.retry_context import RetryContext
 from aurora_router.routing.session_state import SessionState
-from aurora_router.routing.unit import CommitCheck, MustMoveToWriter, Unit
+from aurora_router.routing.unit import CommitCheck, Intent, MustMoveToWriter, Unit
 from aurora_router.session.call import Call
 from aurora_router.session.connections import SessionConnector, connection_to, leave
 
@@ -45,7 +45,7 @@ class SessionUnits(_Base):
     def join_retry(self, run: RetryContext, commit_check: CommitCheck | None) -> None:
         """Make this session's units part of a run of Router.run_transaction()."""
         state = self.routing_state
-        state.intent = state.intent._replace(run=run, commit_check=commit_check)
+        state.intent = Intent(state.intent.read_only, True, run, commit_check)
 
     def _current_unit(self) -> Unit:
         """Return the unit of the transaction that is under way, or a new one."""
@@ -71,8 +71,8 @@ class SessionUnits(_Base):
         state.unit = self._unit_of = None
 
     def _engine(self, unit: Unit) -> Engine:
-        assert unit.instance is not None
-        return self.router_core.engines.engine(unit.instance)
+        assert unit.place.instance is not None
+        return self.router_core.engines.engine(unit.place.instance)
 
     def _isolation(self) -> str | None:
         level: str | None = self.execution_options.get("isolation_level")
@@ -98,8 +98,8 @@ class SessionUnits(_Base):
             leave(self, connector.engine)
             connection = self.router_core.acquire(unit, connector, Reason.NOT_A_READ)
         self._unit_of = self.get_transaction()
-        if unit.on_writer and not unit.read_only:
-            if unit.read_only is False:
+        if unit.place.on_writer and not unit.intent.read_only:
+            if unit.intent.read_only is False:
                 unit.wrote = True  # because it is declared, whatever its texts look like
             stale_writes.on_moved_to_writer(unit, connection)
         return connection.engine
@@ -109,19 +109,19 @@ class SessionUnits(_Base):
 
         Return whether the unit went there just now.
         """
-        if unit.read_only:
-            if unit.instance is not None:
+        if unit.intent.read_only:
+            if unit.place.instance is not None:
                 return False
             self._enter(unit, None, options)
             return True
-        if unit.on_writer and unit.instance is not None:
+        if unit.place.on_writer and unit.place.instance is not None:
             return False
         self._move(unit, Reason.NOT_A_READ, options)
         return True
 
     def _move(self, unit: Unit, reason: Reason, options: Mapping[str, Any] | None = None) -> Engine:
         """Move the unit from its reader, if it has one, to the writer, where it stays."""
-        left = unit.instance
+        left = unit.place.instance
         if left is not None:
             connection = connection_to(self, self._engine(unit))
             if connection is not None and not connection.invalidated:

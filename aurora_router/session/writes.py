@@ -103,7 +103,7 @@ class SessionWrites(SessionBinds):
         states, self._in_bulk = self._in_bulk or [], None
         engine = self.get_bind(mapper, clause=clause)
         unit = self.routing_state.unit
-        if unit is not None and unit.instance is not None and unit.on_writer and engine is self._engine(unit):
+        if unit is not None and unit.place.instance is not None and unit.place.on_writer and engine is self._engine(unit):
             stale_writes.check_bulk(self, Session.connection(self, bind_arguments={"bind": engine}), states)
         else:
             self._in_bulk = states

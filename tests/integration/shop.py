@@ -241,16 +241,16 @@ def stock(cluster: PostgresCluster) -> int:
 def place(session: RoutingSession) -> str:
     """The place of the session's unit: "nowhere", "reader" or "writer"."""
     unit = session.routing_state.unit
-    if unit is None or unit.instance is None or session.get_transaction() is None:
+    if unit is None or unit.place.instance is None or session.get_transaction() is None:
         return "nowhere"
-    return "writer" if unit.on_writer else "reader"
+    return "writer" if unit.place.on_writer else "reader"
 
 
 def instance_id(session: RoutingSession) -> str:
     """The instance of the session's unit."""
     assert session.routing_state.unit is not None
-    assert session.routing_state.unit.instance is not None
-    return session.routing_state.unit.instance.id
+    assert session.routing_state.unit.place.instance is not None
+    return session.routing_state.unit.place.instance.id
 
 
 def eventually(condition: Callable[[], object], timeout: float = 30.0) -> None:

@@ -130,10 +130,10 @@ def test_a_read_only_transaction_is_not_signed(number):
     unit.place = Place(Instance("db-1:3306", "db-1", 3306))
     assert not pymysql_driver.declared_read_only(database)
     if number == 1792:
-        assert str(prepare(database, unit, pymysql_driver, mysql, Topology((unit.instance,)))) == "a read-only transaction"
+        assert str(prepare(database, unit, pymysql_driver, mysql, Topology((unit.place.instance,)))) == "a read-only transaction"
     else:
         with pytest.raises(pymysql.OperationalError, match="refused"):
-            prepare(database, unit, pymysql_driver, mysql, Topology((unit.instance,)))
+            prepare(database, unit, pymysql_driver, mysql, Topology((unit.place.instance,)))
 
 
 def test_other_locked_tables_keep_the_row_out():

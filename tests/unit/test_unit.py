@@ -50,15 +50,13 @@ def test_what_a_unit_is_meant_to_do_never_changes() -> None:
     unit = Unit(Intent(None, owned_by_session=True))
     with pytest.raises(AttributeError):
         unit.intent.read_only = True  # type: ignore[misc]
-    with pytest.raises(AttributeError):
-        unit.read_only = True  # type: ignore[misc]
 
 
 def test_a_place_is_replaced_as_a_whole() -> None:
     unit = Unit(AUTOMATIC)
     assert unit.place is NOWHERE
     with pytest.raises(AttributeError):
-        unit.instance = READER  # type: ignore[misc]
+        unit.place.instance = READER  # type: ignore[misc]
     with pytest.raises(AttributeError):
         unit.place.on_writer = True  # type: ignore[misc]
 
@@ -68,7 +66,7 @@ def test_a_unit_that_has_left_still_knows_what_it_has_seen() -> None:
     unit = Unit(AUTOMATIC)
     unit.place = Place(READER, False, 3, SERVER)
     unit.leave()
-    assert unit.instance is None
+    assert unit.place.instance is None
     assert unit.causal_footprint(17.0) == (None, LastRead(SERVER, 17.0, 3))
 
 

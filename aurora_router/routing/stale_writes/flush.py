@@ -69,12 +69,12 @@ def _before_write(connection: Connection, state: InstanceState[Any], *, deleted:
     session: Any = state.session
     unit: Unit = getattr(connection, UNIT)
     routing: SessionState | None = getattr(session, "routing_state", None)  # other sessions have none
-    if routing is None or not routing.check_stale_writes or unit.read_only or unit is not routing.unit:
+    if routing is None or not routing.check_stale_writes or unit.intent.read_only or unit is not routing.unit:
         return
     if routing.flush_unchecked:
         routing.flush_unchecked = False
         if len(session.identity_map):  # else all is new
-            if unit.run is not None and not unit.run.on_writer:
+            if unit.intent.run is not None and not unit.intent.run.on_writer:
                 check_members(session, unit, routing.flush_context.states)
             _check(session, connection, unit, _to_be_written(routing))
     if state.key is None:
@@ -90,7 +90,7 @@ def _before_write(connection: Connection, state: InstanceState[Any], *, deleted:
 def check_bulk(session: Any, connection: Connection, states: list[InstanceState[Any]]) -> None:
     """Check objects before a bulk statement changes their rows. Raises StaleRead."""
     unit: Unit | None = getattr(connection, UNIT, None)
-    if unit is not None and not unit.read_only:
+    if unit is not None and not unit.intent.read_only:
         _check(session, connection, unit, states)
 
 
@@ -120,10 +120,10 @@ def _check(session: Any, connection: Connection, unit: Unit, states: Iterable[In
     unsent = {row_of(state) for state in to_check if _is_unsent(session, state)}
     found = _find_differences(session, connection, to_check, unsent)
     if found:
-        if unit.run is not None and has_written:
+        if unit.intent.run is not None and has_written:
             # The unit's own statements may have changed these rows, and may change more rows of the same kind.
-            unit.run.stale_rows_found = unit.run.stale_rows_found.union(_rows_of_the_same_kind(session, found))
-        raise stale_read(unit.run, found)
+            unit.intent.run.stale_rows_found = unit.intent.run.stale_rows_found.union(_rows_of_the_same_kind(session, found))
+        raise stale_read(unit.intent.run, found)
     for state in to_check:
         if row_of(state) not in unsent:
             mark_checked(state)

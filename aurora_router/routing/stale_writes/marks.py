@@ -61,11 +61,13 @@ def _needs_check(routing: SessionState, state: InstanceState[Any], asked: int) -
     unit = routing.unit
     if unit is None:
         return routing.read_only is None
-    if unit.read_only is not None:
+    if unit.intent.read_only is not None:
         return False
-    if not unit.on_writer or asked < unit.on_writer_since:
+    if not unit.place.on_writer or asked < unit.on_writer_since:
         return True
-    return unit.run is not None and bool(unit.run.rows_to_lock) and row_of(state) not in unit.run.rows_to_lock
+    return (
+        unit.intent.run is not None and bool(unit.intent.run.rows_to_lock) and row_of(state) not in unit.intent.run.rows_to_lock
+    )
 
 
 def on_moved_to_writer(unit: Unit, connection: Connection) -> None:
@@ -74,8 +76,8 @@ def on_moved_to_writer(unit: Unit, connection: Connection) -> None:
     From here on the unit reads on the writer. The locks keep others from changing those rows before this run does.
     """
     unit.on_writer_since = _new_runid()
-    if unit.run is not None and unit.run.rows_to_lock:
-        stale = by_mapper(unit.run.rows_to_lock)
+    if unit.intent.run is not None and unit.intent.run.rows_to_lock:
+        stale = by_mapper(unit.intent.run.rows_to_lock)
         with_locks(connection, [mapper for mapper, _ in stale], lambda: [lock_rows(connection, *each) for each in stale])
 
 

@@ -32,7 +32,7 @@ def check_members(session: Any, unit: Unit, flushed: Mapping[InstanceState[Any],
                 if child not in shown.get(key, ()) and not _is_own(session, child):
                     found[mapper, key] = (*found.get((mapper, key), ()), relationship.key)
     if found:
-        raise stale_read(unit.run, {row: (*dict.fromkeys(names),) for row, names in found.items()})
+        raise stale_read(unit.intent.run, {row: (*dict.fromkeys(names),) for row, names in found.items()})
 
 
 def _changed(
