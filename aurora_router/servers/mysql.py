@@ -29,9 +29,7 @@ OLDEST_MARIADB = (10, 6)  # nothing older is maintained or tested
 # MariaDB's comments, and MariaDB skips those for MySQL 5.7 and newer.
 _MARIADB, _MYSQL = "/*M!100600", "/*!80000"
 # When the server was started, to the second. The difference never changes, because both times are of one statement.
-_STARTED = (
-    "CAST(UNIX_TIMESTAMP() - (SELECT variable_value FROM {}.global_status WHERE variable_name = 'Uptime') AS HAS_COMMIT_ROW)"
-)
+_STARTED = "CAST(UNIX_TIMESTAMP() - (SELECT variable_value FROM {}.global_status WHERE variable_name = 'Uptime') AS SIGNED)"
 _GROUP = "SELECT variable_value FROM performance_schema.global_variables WHERE variable_name = 'group_replication_group_name'"
 _OPENED = (
     "SELECT UNIX_TIMESTAMP(MAX(set_time)) FROM performance_schema.variables_info "

@@ -114,9 +114,9 @@ def test_what_a_read_has_left_is_asked_where_it_ran(make_router: MakeRouter) -> 
         s.scalars(select(Item)).all()
         ((_, cost),) = s.execute(text("SHOW STATUS LIKE 'Last_query_cost'")).all()
         assert float(cost) > 0
-        assert s.scalar(text("SELECT CAST('x' AS HAS_COMMIT_ROW)")) == 0
+        assert s.scalar(text("SELECT CAST('x' AS SIGNED)")) == 0
         assert s.scalar(text("SELECT @@warning_count")) == 1
-        s.scalar(text("SELECT CAST('x' AS HAS_COMMIT_ROW)"))
+        s.scalar(text("SELECT CAST('x' AS SIGNED)"))
         assert [code for _, code, _ in s.execute(text("SHOW WARNINGS"))] == [1292]
         assert s.scalar(text("SHOW COUNT(*) WARNINGS")) == 1
         s.execute(text("GET DIAGNOSTICS @number = NUMBER"))
@@ -140,7 +140,7 @@ def test_no_question_of_ours_comes_between_two_statements(make_router: MakeRoute
         with sessions(router)(read_only=read_only) as s:
             assert len(s.scalars(select(Item)).all()) == 3
             assert s.execute(found).one()[0] == 3
-            s.scalar(text("SELECT CAST('x' AS HAS_COMMIT_ROW)"))
+            s.scalar(text("SELECT CAST('x' AS SIGNED)"))
             assert s.scalar(text(r"SELECT @@warning_count, 'it\'s' -- 'connection_id()")) == 1
             assert place(s) == ("writer" if read_only is False else "reader")
     with router.connect(read_only=True) as connection:

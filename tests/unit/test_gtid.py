@@ -410,7 +410,7 @@ def test_of_two_equal_writers_the_later_one_is_newer(mine, other, newer):
     ],
 )
 def test_a_writer_predates_one_that_was_opened_later_and_wrote(claims, last, before):
-    """A writer is_of_former_writer another one that became a writer later and has written since."""
+    """A writer precedes another one that became a writer later and has written since."""
     assert claims.is_of_former_writer(last) is before
 
 

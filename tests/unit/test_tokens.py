@@ -106,22 +106,22 @@ def test_signatures_stop_forged_tokens_and_old_keys_still_count():
         new.read(after + "\u00e9", "7")
 
 
-HAS_COMMIT_ROW = Tokens(["key"], 60.0).write("7", Requirement(time.monotonic(), 1, WalPosition(1, 10)))
+SIGNED = Tokens(["key"], 60.0).write("7", Requirement(time.monotonic(), 1, WalPosition(1, 10)))
 ALTERED = sorted(
     {
-        HAS_COMMIT_ROW[:at] + new + HAS_COMMIT_ROW[at + cut :]
-        for at in range(len(HAS_COMMIT_ROW) + 1)
+        SIGNED[:at] + new + SIGNED[at + cut :]
+        for at in range(len(SIGNED) + 1)
         for new in ("", *map(chr, range(128)))
         for cut in (0, 1)
     }
-    - {HAS_COMMIT_ROW}
+    - {SIGNED}
 )
 
 
 def test_a_signed_token_with_any_character_altered_is_refused():
     """A signed token is refused after any omission, addition or change."""
     tokens = Tokens(["key"], 86400.0)
-    assert tokens.read(HAS_COMMIT_ROW, "7") is not None
+    assert tokens.read(SIGNED, "7") is not None
     for altered in ALTERED:
         with pytest.raises(TokenRefused):
             tokens.read(altered, "7")
@@ -129,13 +129,13 @@ def test_a_signed_token_with_any_character_altered_is_refused():
 
 def test_merging_hands_on_nothing_that_a_header_cannot_hold():
     """A merge does not verify signatures, but refuses one with characters that no signature has."""
-    before, signature = HAS_COMMIT_ROW.rsplit(".", 1)
+    before, signature = SIGNED.rsplit(".", 1)
     for altered in (
         f"{before}.{signature[:9]}\r\n{signature[9:]}",
         f"{before}.\r\nX: y",
-        f"{HAS_COMMIT_ROW}\n",
-        f"{HAS_COMMIT_ROW}=",
-        f"{HAS_COMMIT_ROW}.x",
+        f"{SIGNED}\n",
+        f"{SIGNED}=",
+        f"{SIGNED}.x",
     ):
         with pytest.raises(ConfigurationError, match="cannot be merged"):
             merge_tokens(altered)
