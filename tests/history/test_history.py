@@ -22,7 +22,7 @@ from tests.integration.shop import BOTH
 OPERATIONS = int(os.environ.get("AURORA_ROUTER_OPERATIONS", "50000"))
 WITHIN = 6_000  # operations within which a planted bug must be found
 
-pytestmark = pytest.mark.timeout(120 + OPERATIONS // 100)
+pytestmark = [pytest.mark.timeout(120 + OPERATIONS // 100), pytest.mark.no_cover]  # it does the same again and again
 
 
 @pytest.fixture(scope="module")

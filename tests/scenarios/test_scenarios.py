@@ -27,7 +27,7 @@ import pytest
 from aurora_router.core.gtid import GtidSet, MariadbGtid, began, behind
 from aurora_router.core.instance import Instance, Observation, Role, Server, ServerId, Silence
 from aurora_router.core.positions import Requirement, WalPosition
-from aurora_router.core.selection import Load, Need, Reason, choose, resolve, round_robin, to_writer
+from aurora_router.core.selection import Load, Need, Reason, choose, round_robin, to_writer, with_proof
 from aurora_router.core.topology import Topology, add, forget, observe
 
 SOURCE = "-71ca-11e1-9e33-c80aa9429562"
@@ -100,7 +100,7 @@ def decided(topology, given):
         decision = to_writer(topology, Reason.NOT_A_READ)
         return (decision.instance.id if decision.instance is not None else None, decision.reason.name)
     after = given.get("read_after")
-    requirement = None if after is None else resolve(Requirement(after, given["epoch"]), topology)
+    requirement = None if after is None else with_proof(Requirement(after, given["epoch"]), topology)
     need = Need(
         requirement=requirement,
         max_lag=given.get("max_lag"),
