@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
@@ -28,8 +27,7 @@ from aurora_router.telemetry.listeners import EventDispatcher
 from aurora_router.telemetry.stats import Counters
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Surroundings:
+class Surroundings(NamedTuple):
     """What the connections of a router share.
 
     allowed_servers: gives the servers that an instance may lead to at this moment, in its role.

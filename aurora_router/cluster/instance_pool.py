@@ -9,8 +9,7 @@ import socket
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import create_engine, event, exc
 from sqlalchemy.engine import URL, Connection, Engine
@@ -57,8 +56,7 @@ class RoutedConnection(Connection):
         super()._handle_dbapi_exception(e, statement, parameters, cursor, context, *more, **options)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Connecting:
+class Connecting(NamedTuple):
     """How the engines of a router are made.
 
     url_of: gives the URL of an instance for the arguments of the driver's connect().

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from uuid import UUID, uuid4
 
 import tenacity
@@ -84,7 +83,6 @@ def _executing(cursor: Any) -> Execute:
     return execute
 
 
-@dataclass(slots=True)
 class XidOutcomeQuery:
     """A question for the outcome of a transaction by its id.
 
@@ -95,11 +93,14 @@ class XidOutcomeQuery:
         forget the proof, but not the COMMIT. A promoted reader has on its disk what it has replayed.
     """
 
-    row: Sequence[Any]
-    writer: Instance
-    topology: Topology
-    server: XidFamily
-    last_confirmed_by: tuple[int, str | None, int | None] | None = None
+    __slots__ = ("last_confirmed_by", "row", "server", "topology", "writer")
+
+    def __init__(self, row: Sequence[Any], writer: Instance, topology: Topology, server: XidFamily) -> None:
+        self.row = row
+        self.writer = writer
+        self.topology = topology
+        self.server = server
+        self.last_confirmed_by: tuple[int, str | None, int | None] | None = None
 
     @property
     def note(self) -> Note:
@@ -135,8 +136,7 @@ class XidOutcomeQuery:
         return f"transaction {note.xid}, noted at {note.position}"
 
 
-@dataclass(frozen=True, slots=True)
-class CommitRowOutcomeQuery:
+class CommitRowOutcomeQuery(NamedTuple):
     """A question for the outcome by the row that the transaction wrote. It keeps a missing row from being written later.
 
     schema: the schema of the row's table, quoted if it must be.
@@ -163,8 +163,7 @@ class CommitRowOutcomeQuery:
         return f"a transaction with the row {self.id} in {self.server.COMMIT_TABLE}"
 
 
-@dataclass(frozen=True, slots=True)
-class Nothing:
+class Nothing(NamedTuple):
     """No question, because the transaction is read-only: it has written nothing, and may be made again."""
 
     server: ServerFamily
