@@ -455,18 +455,25 @@ def test_no_read_is_stale_under_many_threads_and_lag(cluster: PostgresCluster, m
 
     def work(number: int) -> None:
         with sessions(router)() as s:
+
+            def read(expected: int) -> str:
+                found = s.scalar(select(Item.stock).where(Item.id == 100 + number))
+                where = place(s)
+                served[where] += 1
+                s.rollback()
+                if found != expected:
+                    stale.append((expected, found))
+                return where
+
             s.execute(insert(Item).values(id=100 + number, stock=0))
             s.commit()
             for expected in range(1, 101):
                 s.execute(update(Item).where(Item.id == 100 + number).values(stock=expected))
                 s.commit()
                 for _ in range(3):
-                    found = s.scalar(select(Item.stock).where(Item.id == 100 + number))
-                    served[place(s)] += 1
-                    s.rollback()
-                    if found != expected:
-                        stale.append((expected, found))
+                    read(expected)
                     time.sleep(0.005)
+            eventually(lambda: read(100) == "reader")
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
     for thread in threads:
