@@ -167,7 +167,6 @@ class Router:
         and errors are those of run_transaction().
         """
         checks.check_run(Session, deadline=deadline, stop=stop, wait=wait, commit_check=commit_check)
-
         core = self._core
         stop = stop or tenacity.stop_after_delay(deadline or core.settings.failover_timeout)
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""A unit of work: what it is meant to do, where it is, what it must see, and what has come of it so far.
+"""Units of work: the intent, the place, the causal marks and the progress of each.
 
 A unit is what one transaction does, or one statement in autocommit. SQLAlchemy calls something else its unit of work: a flush.
 """

@@ -221,7 +221,7 @@ class ServerFamily(Identity, Probing, ErrorCodes, CommitTable, Protocol):
 
 
 class XidFamily(ServerFamily, Protocol):
-    """The module of a family whose servers report the outcome of a transaction by its id (`HAS_XID_STATUS`)."""
+    """The module of a family with `HAS_XID_STATUS`: its servers report the outcome of a transaction by its id."""
 
     @property
     def NOTE(self) -> str: ...

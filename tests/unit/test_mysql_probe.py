@@ -296,7 +296,7 @@ def test_a_group_member_is_newer_than_one_that_left():
 
 
 def test_a_writer_without_its_groups_majority_is_unsuitable():
-    """A writer whose group cannot be reached can commit nothing, so it is unsuitable."""
+    """Without its group a writer can commit nothing, so it is unsuitable."""
     with pytest.raises(UnsupportedServer, match="accepts writes, but most of its group cannot be reached"):
         mysql.probe(oracle(group=GROUP, members=[(UUID, "ONLINE"), (OTHER, "UNREACHABLE")]), asynchronous_commits=False)
 

@@ -398,7 +398,7 @@ def test_a_rollback_of_the_servers_says_what_it_has_left(peer: Peer) -> None:
 
 
 def test_a_refused_commit_says_what_it_has_left(peer: Peer) -> None:
-    """A refused COMMIT is a rollback that says what it has left, and a later transaction that commits is not affected."""
+    """A refused COMMIT is a rollback. It says what it has left, and does not affect a later transaction."""
     refused = packet(1, b"\xff" + (1290).to_bytes(2, "little") + b"#HY000The server is running with the --read-only option")
     peer.answers["SHOW WARNINGS"] = warnings(1290, 1196)
     connection = connected(peer)
