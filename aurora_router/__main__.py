@@ -26,7 +26,7 @@ except ModuleNotFoundError as missing:
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from aurora_router.core.statements import Effect, Verdict, verdict
+from aurora_router.core.statements import Analysis, Effect, analyze
 from aurora_router.core.topology import Topology
 from aurora_router.drivers import DRIVERS
 from aurora_router.errors import ConfigurationError, RouterError
@@ -302,29 +302,29 @@ def classify(sql: str, dialect: str, harmless: tuple[str, ...]) -> int:
         sql = sys.stdin.read()
     if not sql.strip():
         raise click.UsageError('there is no statement; give one in quotes, or "-" and one on stdin')
-    found = verdict(sql, dialect)
+    found = analyze(sql, dialect)
     effect = found.effect_given(harmless)
     click.echo(f"dialect:               {dialect}")
     click.echo(f"effect:                {effect.name} ({_EFFECTS[effect]})")
     click.echo(f"in an automatic unit:  {_automatic(found, effect)}")
     click.echo(f"in a read-only unit:   {_read_only(found)}")
     unknown = sorted(found.functions - frozenset(harmless))
-    if unknown and effect is not found.known:
+    if unknown and effect is not found.effect_if_functions_pure:
         click.echo(f"because of:            {', '.join(unknown)}: not known to be harmless, and so it counts as a write;")
         click.echo("                       list it in read_only_functions if it is")
     return FINE
 
 
-def _automatic(found: Verdict, effect: Effect) -> str:
+def _automatic(found: Analysis, effect: Effect) -> str:
     if effect is Effect.READ:
         return "the writer, as the hint asks" if found.hint == "writer" else "a reader"
-    if found.hint == "reader" and found.known is Effect.READ:
+    if found.hint == "reader" and found.effect_if_functions_pure is Effect.READ:
         return "a reader, as the hint asks"
     return "the writer"
 
 
-def _read_only(found: Verdict) -> str:
-    return "refused, and not sent" if found.known is Effect.WRITE else "a reader"
+def _read_only(found: Analysis) -> str:
+    return "refused, and not sent" if found.effect_if_functions_pure is Effect.WRITE else "a reader"
 
 
 # -- all of them -----------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from aurora_router.core import events
 from aurora_router.core.instance import ServerId
 from aurora_router.core.pacing import writer_read_slots
 from aurora_router.core.selection import Decision, Reason, reason_to_write
-from aurora_router.core.statements import verdict
+from aurora_router.core.statements import analyze
 from aurora_router.core.topology import Topology
 from aurora_router.errors import ConfigurationError, RouterError
 from aurora_router.routing.causality import Causality
@@ -102,7 +102,7 @@ class RouterCore:
         # A fault that made the last start fail may have been repaired since, so wait for newer answers.
         since = self._refused_at
         timeout = self.settings.probe_timeout + 1.0
-        topology = self.monitor.wait_for(lambda t: all(i.heard_at > since for i in t), timeout, haste=Haste.SHARED)
+        topology = self.monitor.wait_for(lambda t: all(i.last_observed_at > since for i in t), timeout, haste=Haste.SHARED)
         self.log.started(topology)
         strangers = [i for i in topology if i.stranger]
         if strangers or topology.in_vain:
@@ -210,13 +210,13 @@ class RouterCore:
         """Say where a unit that begins with this statement would go now, and why. See Router.explain()."""
         self.start()
         known = self.interceptor.known
-        found = verdict(sql, self.interceptor.families.dialect)
+        found = analyze(sql, self.interceptor.families.dialect)
         effect = known.effect(found)
         write: Reason | None = None
         if read_only is False:
             write = Reason.DECLARED_WRITE
         elif read_only is None:
-            write = reason_to_write(found, effect, None, known.has_learned(sql))
+            write = reason_to_write(found, effect, None, known.was_rejected(sql))
         unit = Unit(AUTOMATIC if read_only is None else Intent(read_only))
         self.causality.on_begin(unit)
         return self.checkout.decide(unit, write)._replace(effect=effect)

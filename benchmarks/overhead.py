@@ -43,7 +43,7 @@ from sqlalchemy import Executable, String, bindparam, create_engine, make_url, s
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from aurora_router import Effect, Router, RoutingSession, classify
-from aurora_router.core.statements import verdict
+from aurora_router.core.statements import analyze
 from aurora_router.drivers import drivers_for
 from aurora_router.local import FaultProxy
 from aurora_router.local.cluster import Cluster
@@ -266,7 +266,7 @@ def deciding(report: Report, how: Options, cluster: Cluster[Any]) -> None:
 
         def decide() -> None:
             for _ in calls:
-                found = verdict(text, how.engine)
+                found = analyze(text, how.engine)
                 effect = core.interceptor.known.effect(found) if found.functions else found.effect
                 if effect is Effect.READ:
                     core.checkout.decide(Unit(AUTOMATIC), None)

@@ -38,7 +38,7 @@ from sqlalchemy.orm import sessionmaker
 
 from aurora_router import Router, RoutingSession
 from aurora_router.core import topology as core
-from aurora_router.core.instance import Instance, Observation, Role, Server, ServerId, Silence
+from aurora_router.core.instance import Instance, Observation, ProbeFailure, Role, ServerId, ServerStatus
 from aurora_router.core.pacing import MOST, connect_jitter
 from aurora_router.core.selection import Reason, to_writer
 from aurora_router.core.topology import Topology
@@ -124,7 +124,7 @@ class Process:
         self.world.at(self.world.rnd.random() * HURRY, self.probe)
 
     def hear(self, number: int, asked_at: float, role: Role, epoch: int) -> None:
-        server = Server(ServerId("1", f"db-{number}", 5432, "0"), role, epoch)
+        server = ServerStatus(ServerId("1", f"db-{number}", 5432, "0"), role, epoch)
         self.topology = core.observe(self.topology, Observation(f"db-{number}", asked_at, asked_at, server=server))
 
     def probe(self) -> None:
@@ -132,7 +132,7 @@ class Process:
         now = self.world.now
         about = ServerId("1", "db-0", 5432, "0")
         self.topology = core.observe(
-            self.topology, Observation("db-0", now, now, about=about, silence=Silence.REFUSED, error="refused")
+            self.topology, Observation("db-0", now, now, about=about, probe_failure=ProbeFailure.REFUSED, error="refused")
         )
         for number in range(1, READERS + 1):
             promoted = self.world.is_writer(number)

@@ -158,23 +158,23 @@ class ConnectionEvents:
         default_autocommit = driver.autocommit(dbapi)
         family = self._shared.families.at(place)
         with driver.alone(dbapi):
-            greeting = family.greet(self._shared.modes.ask_on(dbapi), driver.process_id(dbapi), self._shared.pooler)
-        driver.note_guard(dbapi, greeting.guarded)
+            identified = family.identify(self._shared.modes.ask_on(dbapi), driver.process_id(dbapi), self._shared.pooler)
+        driver.note_default_read_only(dbapi, identified.default_read_only)
         tracked.since = time.monotonic()
-        if greeting.server not in self._shared.allowed_servers(place):
+        if identified.server not in self._shared.allowed_servers(place):
             raise WrongServer(place, "it reached a server that is not known there in this role")
-        driver.prepare(dbapi, greeting.shared, self._names, self._is_listened_to)
-        self._owner.note_connected(self._engine, is_shared=greeting.shared)
+        driver.prepare_connection(dbapi, identified.shared, self._names, self._is_listened_to)
+        self._owner.note_connected(self._engine, is_shared=identified.shared)
         return ConnectionState(
-            greeting.server,
+            identified.server,
             family,
             poll_of(tracked),
-            mode=None if greeting.role is Role.READER else Mode.DEFAULT,
+            mode=None if identified.role is Role.READER else Mode.DEFAULT,
             default_autocommit=default_autocommit,
-            is_guarded=greeting.guarded,
+            default_read_only=identified.default_read_only,
             # The application's listeners come after this one.
             is_handed_out=len(self._engine.pool.dispatch.connect) > self._own_connects,
-            is_shared=greeting.shared,
+            is_shared=identified.shared,
         )
 
     def _is_listened_to(self) -> bool:

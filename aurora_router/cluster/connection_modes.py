@@ -60,7 +60,7 @@ class ConnectionModes:
         """Switch a connection that was just checked out to a mode. This sends something in two cases only.
 
         - A connection was made to a reader and is to write, or the other way round, after a promotion in place.
-        - The guard may have been removed, and the server does not report that. Then the guard is set again.
+        - The read-only default may have been changed, and the server does not report that. Then it is set again.
 
         isolation: the level that SQLAlchemy has already set on the connection for this unit.
         """
@@ -69,46 +69,46 @@ class ConnectionModes:
         if state.mode is mode and (mode is Mode.DEFAULT or self._driver.is_settled(driver, mode is Mode.AUTOCOMMIT)):
             return
         if mode is Mode.AUTOCOMMIT and state.is_shared:
-            # A shared connection has no guard. If the reader is promoted, only a read-only transaction prevents writes.
+            # The default of a shared connection is not set. Only a read-only transaction prevents writes after a promotion.
             self.set_mode(connection, Mode.READ_ONLY)
             return
         state.mode = None  # unknown if the switch fails half-way
         self._driver.end_transaction(driver)
-        guarded, outdated = state.is_guarded, state.is_outdated
-        guard = guarded if mode is Mode.READ_ONLY else mode is Mode.AUTOCOMMIT
-        if guarded is not guard or (guard and (outdated or not self._driver.is_guarded(driver, state.is_handed_out))):
-            self._guard(connection, guard)
-            state.is_guarded = guard
+        is_on, outdated = state.default_read_only, state.is_outdated
+        wanted = is_on if mode is Mode.READ_ONLY else mode is Mode.AUTOCOMMIT
+        if is_on is not wanted or (wanted and (outdated or not self._driver.is_default_read_only(driver, state.is_handed_out))):
+            self._set_default_read_only(connection, wanted)
+            state.default_read_only = wanted
         if outdated:
             self._driver.forget_prepared(driver)
             state.is_outdated = False
         state.is_handed_out = False
-        lasts = self._driver.set_mode(driver, mode, state.default_autocommit, state.is_guarded)
+        lasts = self._driver.set_mode(driver, mode, state.default_autocommit, state.default_read_only)
         if isolation is not None and mode is Mode.DEFAULT:
             self._dialect.set_isolation_level(driver, isolation)
         if lasts:
             state.mode = mode
 
-    def keep_guarded(self, connection: PoolProxiedConnection) -> None:
-        """Guard the connection of a read-only unit whose transactions are not read-only by themselves."""
+    def ensure_default_read_only(self, connection: PoolProxiedConnection) -> None:
+        """Make a connection refuse writes if the transactions of its read-only unit are not read-only by themselves."""
         state: ConnectionState = connection.info[STATE]
         driver: Any = connection.dbapi_connection
         state.mode = None
-        if not (state.is_guarded and self._driver.is_guarded(driver, state.is_handed_out)):
-            self._guard(connection, True)
-            state.is_guarded = True
+        if not (state.default_read_only and self._driver.is_default_read_only(driver, state.is_handed_out)):
+            self._set_default_read_only(connection, True)
+            state.default_read_only = True
 
     def keep_read_only(self, connection: PoolProxiedConnection) -> None:
         """Have each transaction of a connection be read-only if its mode holds only for the first one."""
         state: ConnectionState = connection.info[STATE]
         if state.mode is None and not state.is_shared:
-            self.keep_guarded(connection)
+            self.ensure_default_read_only(connection)
 
-    def guard_again(self, connection: PoolProxiedConnection) -> None:
-        """Guard a connection in autocommit again if its unit has removed the guard. Nothing else keeps the unit from writing."""
+    def restore_read_only(self, connection: PoolProxiedConnection) -> None:
+        """Set the read-only default again if a unit in autocommit has changed it. Nothing else keeps it from writing."""
         driver: Any = connection.dbapi_connection
-        if self._driver.has_lost_guard(driver):
-            self._guard(connection, True)
+        if self._driver.has_lost_read_only(driver):
+            self._set_default_read_only(connection, True)
 
     def literal_mode(self, connection: PoolProxiedConnection, *, ask: bool) -> str | None:
         """The setting for backslashes in texts of this connection, as it is now: see `Driver.literal_mode`.
@@ -128,7 +128,7 @@ class ConnectionModes:
         state: ConnectionState = record.info[STATE]
         state.mode = None
         try:
-            self._driver.set_mode(dbapi, Mode.DEFAULT, state.default_autocommit, state.is_guarded)
+            self._driver.set_mode(dbapi, Mode.DEFAULT, state.default_autocommit, state.default_read_only)
         except self._error:
             record.invalidate()
 
@@ -143,13 +143,13 @@ class ConnectionModes:
             if not isinstance(error, self._error):
                 raise
 
-    def _guard(self, connection: PoolProxiedConnection, on: bool) -> None:
+    def _set_default_read_only(self, connection: PoolProxiedConnection, on: bool) -> None:
         """Make an idle connection refuse writes outside of transactions, or accept them again."""
         dbapi = connection.dbapi_connection
         state: ConnectionState = connection.info[STATE]
         with self._driver.alone(dbapi):
-            self.ask_on(dbapi)(state.family.GUARD if on else state.family.UNGUARD)
-        self._driver.note_guard(dbapi, on)
+            self.ask_on(dbapi)(state.family.SET_DEFAULT_READ_ONLY if on else state.family.SET_DEFAULT_READ_WRITE)
+        self._driver.note_default_read_only(dbapi, on)
 
 
 def asking(dbapi: Any, driver: Driver) -> Query:

@@ -30,7 +30,7 @@ class ConnectionState:
     poll: tells what there is to read on its socket, as select.poll.poll() does.
     server: where it leads; None since a rollback on it has failed.
     mode: what it was switched to; None if that is unknown.
-    is_guarded: whether it refuses writes outside of transactions.
+    default_read_only: whether it refuses writes outside of transactions.
     is_handed_out: whether somebody else may have set something on it since the router did.
     is_outdated: whether what it had prepared is out of date.
     is_inherited: whether it was open at a fork, and belongs to the parent.
@@ -42,8 +42,8 @@ class ConnectionState:
         "__weakref__",
         "checked_out_at",
         "default_autocommit",
+        "default_read_only",
         "family",
-        "is_guarded",
         "is_handed_out",
         "is_inherited",
         "is_outdated",
@@ -62,7 +62,7 @@ class ConnectionState:
         *,
         mode: Mode | None,
         default_autocommit: bool,
-        is_guarded: bool,
+        default_read_only: bool,
         is_handed_out: bool,
         is_shared: bool,
     ) -> None:
@@ -71,7 +71,7 @@ class ConnectionState:
         self.poll = poll
         self.mode = mode
         self.default_autocommit = default_autocommit
-        self.is_guarded = is_guarded
+        self.default_read_only = default_read_only
         self.is_handed_out = is_handed_out
         self.is_shared = is_shared
         self.is_outdated = False
@@ -82,7 +82,7 @@ class ConnectionState:
     def __repr__(self) -> str:
         where = "inherited by a fork" if self.is_inherited else f"to {self.server}"
         mode = "unknown" if self.mode is None else self.mode.name
-        marks = ("is_guarded", "is_handed_out", "is_outdated", "is_shared")
+        marks = ("default_read_only", "is_handed_out", "is_outdated", "is_shared")
         return f"<ConnectionState {where}, mode {mode}, {', '.join(m for m in marks if getattr(self, m)) or 'unmarked'}>"
 
     def distrust(self) -> None:

@@ -17,8 +17,8 @@ from aurora_router.core.failures import (
     traits,
     while_connecting,
 )
-from aurora_router.core.instance import Silence
-from aurora_router.core.statements import verdict
+from aurora_router.core.instance import ProbeFailure
+from aurora_router.core.statements import analyze
 from aurora_router.drivers import driver_of
 from aurora_router.errors import RouterError
 from aurora_router.servers import ServerFamily, usual
@@ -48,7 +48,7 @@ def classify_error(error: BaseException) -> Facts:
         if driver is None:
             return UNKNOWN._replace(outcome_known=not error.connection_invalidated)
         if error.statement is not None:
-            ends = verdict(error.statement, usual(driver.PROTOCOL).DIALECT).ends
+            ends = analyze(error.statement, usual(driver.PROTOCOL).DIALECT).may_end_transaction
             phase = Phase.COMMIT if ends else Phase.WRITER_STATEMENT
         else:
             unanswered = driver.code(original) is None and not error.connection_invalidated
@@ -87,7 +87,7 @@ def failure_of(
     failure = driver.own_failure(code, words) or server.failure(code, words, disconnected=disconnected)
     if phase not in (Phase.READER_CONNECTING, Phase.WRITER_CONNECTING):
         return failure
-    is_refusal = driver.explain(error)[1] != "" or server.explain_refusal(code, words)[0] is Silence.MISCONFIGURED
+    is_refusal = driver.explain(error)[1] != "" or server.explain_refusal(code, words)[0] is ProbeFailure.MISCONFIGURED
     return while_connecting(failure, is_refusal=is_refusal, has_code=code is not None)
 
 

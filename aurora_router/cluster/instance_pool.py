@@ -30,7 +30,7 @@ from aurora_router.cluster.pooling import RouterPool
 from aurora_router.cluster.probe import ProbeError
 from aurora_router.cluster.probe_connection import Probe
 from aurora_router.cluster.sockets import Opening, TrackedSocket
-from aurora_router.core.instance import Instance, Role, Silence
+from aurora_router.core.instance import Instance, ProbeFailure, Role
 from aurora_router.drivers import Driver
 from aurora_router.errors import ConfigurationError, Signal
 from aurora_router.telemetry.stats import PoolUsage
@@ -227,7 +227,7 @@ class InstancePool:
     def forget_prepared(self) -> None:
         """Have each pooled connection drop its prepared statements at its next checkout.
 
-        A statement that is out of date on one connection is out of date on all. A reader's guard is set again, too.
+        A statement that is out of date on one connection is out of date on all. A reader's read-only default is set again, too.
         Connections that are not marked pay nothing for this.
         """
         with self._lock:
@@ -326,7 +326,7 @@ class InstancePool:
         It counts as a mistake unless a probe has connected before. Then the trouble may pass, so a unit that waits for a writer
         should go on waiting.
         """
-        return ProbeError(said, Silence.REFUSED if self._is_reached else Silence.MISCONFIGURED)
+        return ProbeError(said, ProbeFailure.REFUSED if self._is_reached else ProbeFailure.MISCONFIGURED)
 
     def _probing_engine(self) -> Engine:
         with self._lock:

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from aurora_router.cluster.probe import ProbeError
-from aurora_router.core.instance import Silence
+from aurora_router.core.instance import ProbeFailure
 from aurora_router.core.redaction import hide
 from aurora_router.drivers import Driver
 from aurora_router.errors import ConfigurationError
@@ -55,7 +55,7 @@ def probe_error(error: Exception, driver: Driver, server: ServerFamily) -> Probe
     code = driver.code(original)
     words, advice = driver.explain(original)
     if advice:
-        return ProbeError(f"{words}; {advice}", Silence.MISCONFIGURED)
+        return ProbeError(f"{words}; {advice}", ProbeFailure.MISCONFIGURED)
     kind, explained = server.explain_refusal(code, words)
     return ProbeError(explained, kind, busy=server.is_busy(code, words))
 
@@ -76,5 +76,5 @@ def mistake(error: Exception, driver: Driver) -> ProbeError:
         words = " ".join(str(error).split())
         said += f": {_VALUE.sub('...', words) if isinstance(error, ValueError | LookupError) else words}"
     usual = "check the URL and its query, and connect_args"
-    advice = next((advice for pattern, advice in driver.MISTAKES if re.search(pattern, said)), usual)
-    return ProbeError(f"{driver.NAME} could not connect ({said}); {advice}", Silence.MISCONFIGURED)
+    advice = next((advice for pattern, advice in driver.ARGUMENT_ERRORS if re.search(pattern, said)), usual)
+    return ProbeError(f"{driver.NAME} could not connect ({said}); {advice}", ProbeFailure.MISCONFIGURED)

@@ -226,11 +226,11 @@ class Monitor:
         self.suspect(instance)
 
         def told(topology: Topology) -> bool:
-            seen = pure.behind(topology, instance, server)
+            seen = pure.find_server(topology, instance, server)
             return seen is None or seen.asked_at > now
 
         topology = self.wait_for(told, self._timing.lost_after, haste=Haste.ALONE)
-        seen = pure.behind(topology, instance, server)
+        seen = pure.find_server(topology, instance, server)
         return seen.server.role if seen is not None and seen.asked_at > now else None
 
     def survived(self, instance: str, server: ServerId, since: float, until: float) -> bool:
@@ -366,7 +366,7 @@ class Monitor:
         if isinstance(news, Observation):
             self._observed(news)
         else:
-            self._publish(lambda topology: pure.forget(topology, news.instance, news.server))
+            self._publish(lambda topology: pure.forget_server(topology, news.instance, news.server))
 
     def is_recheck_due(self, instance: Instance, rechecked_at: float, now: float) -> bool:
         """Tell whether to find out anew where the instance's name leads."""

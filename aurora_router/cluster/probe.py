@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from aurora_router.core.instance import Server, Silence
+from aurora_router.core.instance import ProbeFailure, ServerStatus
 
 
 class ProbeConnection(Protocol):
@@ -13,7 +13,7 @@ class ProbeConnection(Protocol):
     All methods but cut() and close() may raise ProbeError.
     """
 
-    def ask(self) -> Server:
+    def ask(self) -> ServerStatus:
         """Ask the server for its state."""
         ...
 
@@ -38,7 +38,7 @@ class ProbeError(Exception):
     busy: the server lives, but has no room for one more connection.
     """
 
-    def __init__(self, message: str, silence: Silence = Silence.REFUSED, *, busy: bool = False) -> None:
+    def __init__(self, message: str, silence: ProbeFailure = ProbeFailure.REFUSED, *, busy: bool = False) -> None:
         super().__init__(message)
-        self.silence = silence
+        self.probe_failure = silence
         self.busy = busy

@@ -13,7 +13,7 @@ from aurora_router.cluster.mistakes import probe_error
 from aurora_router.cluster.probe import ProbeError
 from aurora_router.cluster.sockets import TrackedSocket
 from aurora_router.core.failures import traits
-from aurora_router.core.instance import Role, Server, Silence
+from aurora_router.core.instance import ProbeFailure, Role, ServerStatus
 from aurora_router.drivers import Driver, Mode
 from aurora_router.servers import UnsupportedServer
 
@@ -35,7 +35,7 @@ class Probe:
         driver.set_mode(dbapi, Mode.AUTOCOMMIT, True, False)
         self._server = families.find(instance_id, self._ask)
 
-    def ask(self) -> Server:
+    def ask(self) -> ServerStatus:
         """Ask the server for its state. Raises ProbeError."""
         try:
             said = self._server.probe(self._ask, asynchronous_commits=self._families.asynchronous_commits)
@@ -45,7 +45,7 @@ class Probe:
                     self._omissions = self._omitted()
                 said = said._replace(unproven=self._omissions)
         except UnsupportedServer as error:
-            raise ProbeError(str(error), Silence.REFUSED if error.passing else Silence.MISCONFIGURED) from None
+            raise ProbeError(str(error), ProbeFailure.REFUSED if error.passing else ProbeFailure.MISCONFIGURED) from None
         except self._error as error:
             raise probe_error(error, self._driver, self._server) from None
         self._families.dialect = self._server.dialect(said.id)  # no unit comes to a server that was not probed

@@ -13,7 +13,7 @@ from typing import Any
 
 from aurora_router.cluster.connection_state import ConnectionState
 from aurora_router.cluster.probe import ProbeError
-from aurora_router.core.instance import Silence
+from aurora_router.core.instance import ProbeFailure
 
 
 class TrackedSocket:
@@ -111,7 +111,7 @@ class Opening:
             self.close()
             self._socket = TrackedSocket(number)
         if self._is_shut:
-            raise ProbeError("no answer in time", Silence.TIMEOUT)
+            raise ProbeError("no answer in time", ProbeFailure.TIMEOUT)
 
     def shut_down(self) -> None:
         """Shut the socket down, and every later one."""

@@ -118,7 +118,7 @@ def _warnings(before: Instance | None, now: Instance) -> Iterator[Callable[[], o
 
 
 def _runs(instance: Instance) -> set[object]:
-    return {server.run for server in instance.servers}
+    return {server.process for server in instance.servers}
 
 
 def _is_new_trouble(before: Instance, now: Instance) -> bool:

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 from aurora_router.cluster.probe import ProbeConnection, ProbeError
 from aurora_router.core import watching
-from aurora_router.core.instance import Instance, ServerId, Silence
+from aurora_router.core.instance import Instance, ProbeFailure, ServerId
 from aurora_router.core.pacing import Rate, more
 from aurora_router.core.watching import Change, Link, News, Watch
 
@@ -191,7 +191,7 @@ class Watcher:
                     self.report("the probe of %s came to an unexpected end")
                     text = f"the probe came to an unexpected end: {type(error).__name__}"
                     now = time.monotonic()
-                    self._tell(watching.failed(self._watch, Silence.MISCONFIGURED, text, now, now))
+                    self._tell(watching.failed(self._watch, ProbeFailure.MISCONFIGURED, text, now, now))
                 if not self._is_current:
                     return
                 self.asked_at = None
@@ -227,7 +227,7 @@ class Watcher:
             server = link.connection.ask()
         except ProbeError as error:
             self._asking = None
-            change = watching.broke(self._watch, link, error.silence, str(error), asked_at, time.monotonic())
+            change = watching.broke(self._watch, link, error.probe_failure, str(error), asked_at, time.monotonic())
             self._apply(change)
             if change.must_connect:
                 self._reach()
@@ -254,7 +254,7 @@ class Watcher:
             # An overdue probe was reported as silent already, and this error comes from its cut.
             if self.asked_at == asked_at:
                 now = time.monotonic()
-                self._tell(watching.unreached(self._watch, error.silence, str(error), asked_at, now, is_busy=error.busy))
+                self._tell(watching.unreached(self._watch, error.probe_failure, str(error), asked_at, now, is_busy=error.busy))
             return False
         finally:
             self._asking = None

@@ -63,11 +63,11 @@ def outcome(note: Note, evidence: Evidence) -> Outcome:
     """
     if evidence.server.cluster != note.server.cluster:
         return Outcome.UNKNOWN  # the cluster was made anew, so the xid is another one's
-    same_life = evidence.server.life == note.server.life
+    same_life = evidence.server.incarnation == note.server.incarnation
     if evidence.epoch == note.position.epoch:
         if same_life and evidence.recovered == note.recovered:
             return _STATUS.get(evidence.status or "", Outcome.UNKNOWN)
-    elif evidence.epoch != note.position.epoch + 1 or all(evidence.server.life != r.life for r in note.readers):
+    elif evidence.epoch != note.position.epoch + 1 or all(evidence.server.incarnation != r.incarnation for r in note.readers):
         return Outcome.UNKNOWN
     if evidence.recovered is None:
         return Outcome.UNKNOWN

@@ -29,36 +29,38 @@ class Recall(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Analysis:
     """What is known about one text.
 
     effect: the safe answer, in which unknown functions count as writes.
-    known: the answer if every unknown function were harmless; equal to `effect` if nothing is undecidable.
+    effect_if_functions_pure: the answer if every unknown function were harmless; equal to `effect` if nothing is undecidable.
     functions: the unknown functions, lower case unless quoted (MySQL: always), `schema.name` if the text says so; empty
-        if `known` equals `effect`. A quoted name that contains a dot or a quote keeps its quotes.
-    ends: it may end a transaction by itself: COMMIT, ROLLBACK, an implicit commit, or a text that cannot be read.
-    unguards: it may remove what keeps a read-only transaction, or its connection, from writing: the access mode, or the
-        transaction itself. If the effect is WRITE, this means nothing.
-    locks: it takes a lock by name; its effect is CONNECTION. The lock has a meaning only on the writer, but any server gives it.
+        if `effect_if_functions_pure` equals `effect`. A quoted name that contains a dot or a quote keeps its quotes.
+    may_end_transaction: it may end a transaction by itself: COMMIT, ROLLBACK, an implicit commit, or a text that cannot be read.
+    may_unset_read_only: it may remove what keeps a read-only transaction, or its connection, from writing: the access mode,
+        or the transaction itself. If the effect is WRITE, this means nothing.
+    takes_named_lock: it takes a lock by name; its effect is CONNECTION. The lock has a meaning only on the writer, but any
+        server gives it.
     recalls: what it asks of the connection's past, if nothing else makes it more than a read; its effect is CONNECTION.
     traceless: it reads, writes or locks rows, and leaves nothing else on its connection: no lock by name, setting or variable.
-    in_doubt: its effect might be weaker under a setting of the connection that the text does not show (`statements.in_mode`).
+    in_doubt: its effect might be weaker under a setting of the connection that the text does not show
+        (`statements.dialect_for_setting`).
     hint: what a comment `/*@writer*/` or `/*@reader*/` asks for; it changes nothing else here. If the text
         has both, the writer.
 
-    Two verdicts are equal if they agree on what the text does. Whether its connection has to be asked first does not matter.
+    Two analyses are equal if they agree on what the text does. Whether its connection has to be asked first does not matter.
     """
 
     effect: Effect
-    known: Effect
+    effect_if_functions_pure: Effect
     functions: frozenset[str] = frozenset()
     hint: Hint | None = None
-    ends: bool = False
+    may_end_transaction: bool = False
     traceless: bool = field(default=False, compare=False)
     in_doubt: bool = field(default=False, compare=False)
     recalls: Recall | None = field(default=None, compare=False)
-    unguards: bool = field(default=False, compare=False)
-    locks: bool = field(default=False, compare=False)
+    may_unset_read_only: bool = field(default=False, compare=False)
+    takes_named_lock: bool = field(default=False, compare=False)
 
     def effect_given(self, read_only_functions: Container[str]) -> Effect:
         """The effect if the functions named are known to be harmless.
@@ -67,5 +69,5 @@ class Verdict:
         name in another schema may be another function. To allow both, name both.
         """
         if all(name in read_only_functions for name in self.functions):
-            return self.known
+            return self.effect_if_functions_pure
         return self.effect

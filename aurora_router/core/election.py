@@ -19,11 +19,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from aurora_router.core.instance import Ahead, Instance, Place, Role, Seen, Server, ServerId
-from aurora_router.core.positions import Position, minimum
+from aurora_router.core.instance import Ahead, Instance, Location, Role, ServerId, ServerStatus, TrackedServer
+from aurora_router.core.positions import Position, lowest_common
 
-CALM = 300.0  # seconds without a loss after which earlier ones are forgotten
-LONGEST_HOLD = 60.0  # seconds
+FLAP_WINDOW = 300.0  # seconds without a loss after which earlier ones are forgotten
+MAX_HOLD_DOWN = 60.0  # seconds
 
 
 class Claim(NamedTuple):
@@ -33,12 +33,12 @@ class Claim(NamedTuple):
     """
 
     at: str
-    seen: Seen
+    tracked: TrackedServer
 
     @property
     def server(self) -> ServerId:
         """The server."""
-        return self.seen.server.id
+        return self.tracked.server.id
 
 
 class Claims(NamedTuple):
@@ -50,11 +50,11 @@ class Claims(NamedTuple):
     """
 
     able: tuple[Claim, ...]
-    outdated: frozenset[Place]
+    outdated: frozenset[Location]
     barred: frozenset[object]
 
 
-def claims(instances: Sequence[Instance], epoch: int, peak: int, deposed: Collection[Place], last: Position | None) -> Claims:
+def claims(instances: Sequence[Instance], epoch: int, peak: int, deposed: Collection[Location], last: Position | None) -> Claims:
     """Find the servers that accept writes.
 
     epoch: the newest one.
@@ -63,36 +63,36 @@ def claims(instances: Sequence[Instance], epoch: int, peak: int, deposed: Collec
     last: the last position of the writer.
     """
     able: dict[object, Claim] = {}
-    outdated: set[Place] = set()
+    outdated: set[Location] = set()
     barred: set[object] = set()
-    for at, seen in ((each.id, seen) for each in instances if not each.reader_only for seen in each.seen):
+    for at, seen in ((each.id, seen) for each in instances if not each.reader_only for seen in each.tracked):
         server = seen.server
         if server.role is not Role.WRITER:
             continue
         if server.epoch < epoch:
-            outdated.add(server.id.place)
-        elif (server.epoch < peak and server.id.place in deposed) or _predates(server, last):
-            barred.add(server.id.life)
+            outdated.add(server.id.location)
+        elif (server.epoch < peak and server.id.location in deposed) or _predates(server, last):
+            barred.add(server.id.incarnation)
         else:
-            able.setdefault(server.id.life, Claim(at, seen))
+            able.setdefault(server.id.incarnation, Claim(at, seen))
     return Claims(tuple(able.values()), frozenset(outdated), frozenset(barred))
 
 
-def _predates(server: Server, last: Position | None) -> bool:
+def _predates(server: ServerStatus, last: Position | None) -> bool:
     return last is not None and server.position is not None and server.position.is_of_former_writer(last)
 
 
 def elect(able: Sequence[Claim]) -> Claim | None:
     """Find the writer among the servers that may be it; None if it is undecided."""
     for claim in able:
-        position = claim.seen.server.position
-        others = [other.seen.server.position for other in able if other is not claim]
+        position = claim.tracked.server.position
+        others = [other.tracked.server.position for other in able if other is not claim]
         if not others or (position is not None and all(other is not None and position.supersedes(other) for other in others)):
             return claim
     return None
 
 
-def compare(instance: Instance, writer: Seen, last: Position | None) -> Instance:
+def compare(instance: Instance, writer: TrackedServer, last: Position | None) -> Instance:
     """Compare the transactions of an instance's readers to the writer's answer.
 
     last: the last position of the writer before that answer.
@@ -102,7 +102,7 @@ def compare(instance: Instance, writer: Seen, last: Position | None) -> Instance
         return instance
     began_anew = last is not None and position.lacks(last)
 
-    def compared(seen: Seen) -> Seen:
+    def compared(seen: TrackedServer) -> TrackedServer:
         has, ahead, confirmed = seen.server.position, seen.ahead, seen.confirmed
         if has is None or seen.server.role is not Role.READER:
             return seen
@@ -117,8 +117,8 @@ def compare(instance: Instance, writer: Seen, last: Position | None) -> Instance
             return seen
         return seen._replace(confirmed=confirmed, ahead=ahead, astray=astray)
 
-    servers = tuple(compared(seen) for seen in instance.seen)
-    return instance if servers == instance.seen else instance._replace(seen=servers)
+    servers = tuple(compared(seen) for seen in instance.tracked)
+    return instance if servers == instance.tracked else instance._replace(tracked=servers)
 
 
 def derive(instance: Instance, epoch: int, elected: Claim | None, barred: Collection[object]) -> Instance:
@@ -133,24 +133,24 @@ def derive(instance: Instance, epoch: int, elected: Claim | None, barred: Collec
     return instance._replace(
         role=role,
         error="" if role is not None else _unused(instance, epoch, elected, barred),
-        position=None if instance.pooled or unproven else minimum(tuple(_proof(s) for s in use)),
+        position=None if instance.pooled or unproven else lowest_common(tuple(_proof(s) for s in use)),
         unproven=unproven,
         lag=max(lags) if lags and len(lags) == len(use) else None,
         latency=max((s.latency for s in use), default=0.0),
         servers=frozenset(s.server.id for s in use),
-        epoch=max((s.server.epoch for s in instance.seen), default=0),
+        epoch=max((s.server.epoch for s in instance.tracked), default=0),
     )
 
 
-def _use(instance: Instance, elected: Claim | None) -> tuple[Role | None, tuple[Seen, ...]]:
+def _use(instance: Instance, elected: Claim | None) -> tuple[Role | None, tuple[TrackedServer, ...]]:
     """The role of an instance, and those of its servers that have it."""
     if elected is not None and instance.id == elected.at:
-        return Role.WRITER, tuple(s for s in instance.seen if s.server.id == elected.server)
-    replaying = tuple(s for s in instance.seen if s.server.role is Role.READER and not s.server.stopped)
+        return Role.WRITER, tuple(s for s in instance.tracked if s.server.id == elected.server)
+    replaying = tuple(s for s in instance.tracked if s.server.role is Role.READER and not s.server.replication_error)
     return (Role.READER, replaying) if replaying and not _held(instance) else (None, ())
 
 
-def _unproven(seen: Seen) -> str:
+def _unproven(seen: TrackedServer) -> str:
     """Why a server's answers do not prove that it has what a session has written; "" if they do."""
     if seen.astray:
         return (
@@ -160,7 +160,7 @@ def _unproven(seen: Seen) -> str:
     return seen.server.unproven
 
 
-def _proof(seen: Seen) -> Position | None:
+def _proof(seen: TrackedServer) -> Position | None:
     """The position by which a server proves that it has what a session has written; None if it proves nothing yet.
 
     Every later position of a confirmed reader is a proof: the reader may be further than the writer's last answer. An
@@ -169,34 +169,36 @@ def _proof(seen: Seen) -> Position | None:
     return seen.server.position if seen.confirmed or seen.ahead is None else None
 
 
-def hold(losses: int) -> float:
+def hold_down_seconds(losses: int) -> float:
     """Seconds for which a reader must answer before it is used again, after so many losses."""
-    return 0.0 if losses < 2 else min(2.0 ** min(losses - 2, 10), LONGEST_HOLD)
+    return 0.0 if losses < 2 else min(2.0 ** min(losses - 2, 10), MAX_HOLD_DOWN)
 
 
 def _held(instance: Instance) -> bool:
     """Whether the instance answers, but has not yet done so for long enough."""
-    return bool(instance.seen) and max(s.asked_at for s in instance.seen) - instance.back_at < hold(instance.losses)
+    return bool(instance.tracked) and max(s.asked_at for s in instance.tracked) - instance.recovered_at < hold_down_seconds(
+        instance.flap_count
+    )
 
 
 def _unused(instance: Instance, epoch: int, elected: Claim | None, barred: Collection[object]) -> str:
     """Why an instance without a role has none."""
-    if not instance.seen:
+    if not instance.tracked:
         return instance.error
-    readers = [s.server for s in instance.seen if s.server.role is Role.READER]
-    if readers and all(server.stopped for server in readers):
-        return f"a reader that is not used, for it falls behind: {readers[0].stopped}"
+    readers = [s.server for s in instance.tracked if s.server.role is Role.READER]
+    if readers and all(server.replication_error for server in readers):
+        return f"a reader that is not used, for it falls behind: {readers[0].replication_error}"
     if readers:
-        times = f"{instance.losses} times within {CALM:g} s of each other"
-        return f"answers, but was lost {times}; used again when it has answered for {hold(instance.losses):g} s"
-    if all(s.server.epoch < epoch for s in instance.seen):
+        times = f"{instance.flap_count} times within {FLAP_WINDOW:g} s of each other"
+        return f"answers, but was lost {times}; used again when it has answered for {hold_down_seconds(instance.flap_count):g} s"
+    if all(s.server.epoch < epoch for s in instance.tracked):
         return f"deposed: it still accepts writes, but the cluster is at epoch {epoch}"
     if instance.reader_only:
         return "accepts writes, but is a reader endpoint"
-    if any(s.server.id.life in barred for s in instance.seen):
+    if any(s.server.id.incarnation in barred for s in instance.tracked):
         return "deposed: it still accepts writes, but lacks some of a writer that came after it"
     if elected is None:
         return "accepts writes, and so does another instance of the same epoch"
-    if any(s.server.id.life == elected.server.life for s in instance.seen):
+    if any(s.server.id.incarnation == elected.server.incarnation for s in instance.tracked):
         return f"the writer under another name, used as {elected.at}"
     return f"deposed: it still accepts writes, but {elected.at} does so, too, and is newer: it has all that this one has"

@@ -38,16 +38,16 @@ class GtidSet:
     """A set of MySQL's GTIDs.
 
     sources: the numbers of each source, sorted by source. A source is a UUID in lower case, with ":" and its tag if it has one.
-    own: the source as which the server of this position writes. "" if that is unknown, if the server both accepts writes and
-        replicates, or if it belongs to a group that it is not in now. Only `compact()` and the comparisons of writers use it.
-    opened: when that server was last told to accept writes, in seconds since 1970; 0 if nobody did so while it ran. Only
+    origin: the source as which the server of this position writes. "" if that is unknown, if the server both accepts writes and
+        replicates, or if it belongs to a group that it is not in now. Only `to_token()` and the comparisons of writers use it.
+    writable_since: when that server was last told to accept writes, in seconds since 1970; 0 if nobody did so while it ran. Only
         `supersedes()` and `is_of_former_writer()` use it.
     """
 
     epoch: int
     sources: tuple[tuple[str, Runs], ...] = ()
-    own: str = field(default="", compare=False)
-    opened: float = field(default=0.0, compare=False)
+    origin: str = field(default="", compare=False)
+    writable_since: float = field(default=0.0, compare=False)
 
     def covers(self, other: Position) -> bool:
         """True if this contains every GTID of `other`; never true across epochs."""
@@ -69,13 +69,13 @@ class GtidSet:
         if not isinstance(other, GtidSet) or self.epoch != other.epoch:
             return False
         if other._follows(self) or self._follows(other):
-            return self.own != ""
+            return self.origin != ""
         if not self.covers(other) or not other.covers(self):
             return self.covers(other)
-        if self.own == "" or other.own == "":
+        if self.origin == "" or other.origin == "":
             return False
-        if self.opened != other.opened:
-            return self.opened > other.opened
+        if self.writable_since != other.writable_since:
+            return self.writable_since > other.writable_since
         return other._has_written() and not self._has_written()
 
     def is_of_former_writer(self, last: Position) -> bool:
@@ -83,7 +83,12 @@ class GtidSet:
 
         A server that was promoted with the loss of transactions was told even later, so this is False for it.
         """
-        return isinstance(last, GtidSet) and self.own != last.own and self.opened < last.opened and not self.covers(last)
+        return (
+            isinstance(last, GtidSet)
+            and self.origin != last.origin
+            and self.writable_since < last.writable_since
+            and not self.covers(last)
+        )
 
     def placed(self, last: Position) -> GtidSet:  # noqa: ARG002
         return self  # there is one epoch only
@@ -93,16 +98,16 @@ class GtidSet:
 
     def lacks(self, known: Position) -> bool:
         """True if `known` is of the same server, and that server has lost transactions since."""
-        return isinstance(known, GtidSet) and self.own == known.own != "" and not self.covers(known)
+        return isinstance(known, GtidSet) and self.origin == known.origin != "" and not self.covers(known)
 
     def _follows(self, other: GtidSet) -> bool:
         """True if this server replicates, and all that `other` lacks was made by the server of `other`, after it was asked."""
         theirs = dict(other.sources)
         more = (name for name, runs in self.sources if not _contains(theirs.get(name, ()), runs))
-        return self.own == "" != other.own and all(name.partition(":")[0] == other.own for name in more)
+        return self.origin == "" != other.origin and all(name.partition(":")[0] == other.origin for name in more)
 
     def _has_written(self) -> bool:
-        return any(source == self.own for source, _ in self.sources)
+        return any(source == self.origin for source, _ in self.sources)
 
     def union(self, other: Position) -> GtidSet | None:
         """The GTIDs of both; None for a position of another kind or epoch."""
@@ -111,15 +116,15 @@ class GtidSet:
         together = {source: [*runs] for source, runs in self.sources}
         for source, runs in other.sources:
             together.setdefault(source, []).extend(runs)
-        return GtidSet(self.epoch, _normal(together), self.own, self.opened)
+        return GtidSet(self.epoch, _normal(together), self.origin, self.writable_since)
 
-    def compact(self) -> str:
+    def to_token(self) -> str:
         """The text for a token; "" if there is none of at most `SHORT` characters.
 
         Only one source fits in. If there are several, it is the one as which the server writes. Its transactions come after
         those that the server has from others, and are replayed after them.
         """
-        one = next((each for each in self.sources if len(self.sources) == 1 or each[0] == self.own), None)
+        one = next((each for each in self.sources if len(self.sources) == 1 or each[0] == self.origin), None)
         if one is None:
             return ""
         name, _, tag = one[0].partition(":")
@@ -128,8 +133,8 @@ class GtidSet:
         return text if len(text) <= SHORT else ""
 
     @classmethod
-    def expand(cls, text: str) -> GtidSet:
-        """The inverse of `compact()`, for the one source in the text. Raises ValueError."""
+    def from_token(cls, text: str) -> GtidSet:
+        """The inverse of `to_token()`, for the one source in the text. Raises ValueError."""
         found = _COMPACT_SET.fullmatch(text)
         if found is None:
             raise ValueError(f"not a compact GTID set: {text[:SHORT]!r}")
@@ -151,13 +156,13 @@ class GtidSet:
     def parse(cls, text: str) -> GtidSet:
         """The inverse of str(). Raises ValueError."""
         epoch, said = _epoch(text)
-        return cls.said(epoch, said)
+        return cls.from_server(epoch, said)
 
     @classmethod
-    def said(cls, epoch: int, text: str, own: str = "", opened: float = 0.0) -> GtidSet:
+    def from_server(cls, epoch: int, text: str, origin: str = "", writable_since: float = 0.0) -> GtidSet:
         """Parse a set as a server writes it: `uuid:1-5:7:tag:3,uuid:1`, with white space between.
 
-        own, opened: as the fields.
+        origin, writable_since: as the fields.
         Raises ValueError.
         """
         together: dict[str, list[tuple[int, int]]] = {}
@@ -174,7 +179,7 @@ class GtidSet:
                     empty = False
             if empty:
                 raise ValueError(f"a tag without a number: {text[:100]!r}")
-        return cls(epoch, _normal(together), own.lower(), opened)
+        return cls(epoch, _normal(together), origin.lower(), writable_since)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,14 +189,14 @@ class MariadbGtid:
     Positions compare by domain and number, as servers do. Only `supersedes()`, `placed()` and `lacks()` look at the
     server as well.
 
-    own: the id of the server of this position. -1 if it is unknown, or if the server both accepts writes and replicates.
-    others: the result of `behind()`. Only `placed()` uses it.
+    origin: the id of the server of this position. -1 if it is unknown, or if the server both accepts writes and replicates.
+    writer_starts: the result of `writer_starts()`. Only `placed()` uses it.
     """
 
     epoch: int
     last: tuple[tuple[int, int, int], ...] = ()
-    own: int = field(default=-1, compare=False)
-    others: tuple[tuple[int, int], ...] = field(default=(), compare=False)
+    origin: int = field(default=-1, compare=False)
+    writer_starts: tuple[tuple[int, int], ...] = field(default=(), compare=False)
 
     def covers(self, other: Position) -> bool:
         """True if `other` is not further in any domain; never true across epochs."""
@@ -221,7 +226,7 @@ class MariadbGtid:
         if not isinstance(other, MariadbGtid) or self.epoch != other.epoch:
             return False
         if other._follows(self) or self._follows(other):
-            return self.own != -1
+            return self.origin != -1
         if not self.covers(other):
             return False
         return not other.covers(self) or (other._wrote_last() and not self._wrote_last())
@@ -237,23 +242,23 @@ class MariadbGtid:
         """
         if not isinstance(last, MariadbGtid) or not last.last or self.epoch == last.epoch:
             return self
-        mine, others, began = {domain: gtid for domain, *gtid in self.last}, dict(self.others), dict(last.others)
+        mine, others, began = {domain: gtid for domain, *gtid in self.last}, dict(self.writer_starts), dict(last.writer_starts)
         for domain, writer, _ in last.last:
             server, number = mine.get(domain, (-1, 0))
             start = began.get(domain, 0)
             if server != writer or number <= start or others.get(domain, 0) not in (0, start):
                 return self
-        return replace(self, epoch=last.epoch, others=last.others)
+        return replace(self, epoch=last.epoch, writer_starts=last.writer_starts)
 
     def resumes(self, last: Position) -> bool:
-        return isinstance(last, MariadbGtid) and self.own == last.own != -1
+        return isinstance(last, MariadbGtid) and self.origin == last.origin != -1
 
     def lacks(self, known: Position) -> bool:
         """True if `known` has transactions of this server that the server has lost since, or if it numbers them anew."""
         if not isinstance(known, MariadbGtid):
             return False
         mine = {domain: number for domain, _, number in self.last}
-        made = {domain: number for domain, server, number in known.last if server == self.own}
+        made = {domain: number for domain, server, number in known.last if server == self.origin}
         if not mine.keys() & made.keys():
             return bool(made)
         return any(number > mine.get(domain, number) for domain, number in made.items())
@@ -262,10 +267,10 @@ class MariadbGtid:
         """True if this server replicates, and all that `other` lacks was made by the server of `other`, after it was asked."""
         theirs = {domain: number for domain, _, number in other.last}
         more = (server for domain, server, number in self.last if number > theirs.get(domain, -1))
-        return self.own == -1 != other.own and all(server == other.own for server in more)
+        return self.origin == -1 != other.origin and all(server == other.origin for server in more)
 
     def _wrote_last(self) -> bool:
-        return any(server == self.own for _, server, _ in self.last)
+        return any(server == self.origin for _, server, _ in self.last)
 
     def union(self, other: Position) -> MariadbGtid | None:
         """The further of the two in each domain; None for a position of another kind or epoch."""
@@ -277,20 +282,20 @@ class MariadbGtid:
         for domain, server, number in (*self.last, *other.last):
             last[domain] = max(last.get(domain, (-1, 0)), (number, server))
         together = tuple((domain, server, number) for domain, (number, server) in sorted(last.items()))
-        return MariadbGtid(self.epoch, together, self.own, self.others)
+        return MariadbGtid(self.epoch, together, self.origin, self.writer_starts)
 
-    def compact(self) -> str:
+    def to_token(self) -> str:
         """The text for a token; "" if it would be longer than `SHORT`, or if there are no transactions."""
         text = f"a{self.epoch}-{self._write('_')}"
         return text if self.last and len(text) <= SHORT else ""
 
     @classmethod
-    def expand(cls, text: str) -> MariadbGtid:
-        """The inverse of `compact()`. Raises ValueError."""
+    def from_token(cls, text: str) -> MariadbGtid:
+        """The inverse of `to_token()`. Raises ValueError."""
         found = _COMPACT_GTID.fullmatch(text)
         if found is None:
             raise ValueError(f"not a compact GTID: {text[:SHORT]!r}")
-        return cls.said(int(found[1]), found[2].replace("_", ","))
+        return cls.from_server(int(found[1]), found[2].replace("_", ","))
 
     def __str__(self) -> str:
         return f"{self.epoch}:{self._write(',')}"
@@ -302,22 +307,22 @@ class MariadbGtid:
     def parse(cls, text: str) -> MariadbGtid:
         """The inverse of str(). Raises ValueError."""
         epoch, said = _epoch(text)
-        return cls.said(epoch, said)
+        return cls.from_server(epoch, said)
 
     @classmethod
-    def said(cls, epoch: int, text: str, own: int = -1, others: tuple[tuple[int, int], ...] = ()) -> MariadbGtid:
+    def from_server(cls, epoch: int, text: str, origin: int = -1, starts: tuple[tuple[int, int], ...] = ()) -> MariadbGtid:
         """Parse a position as a server writes it: `0-1-100,1-2-55`.
 
-        own, others: as the fields.
+        origin, starts: as the fields.
         Raises ValueError.
         """
         last = tuple(sorted(_gtids(text)))
         if len({domain for domain, _, _ in last}) < len(last):
             raise ValueError(f"a domain occurs twice: {text[:100]!r}")
-        return cls(epoch, last, own, others)
+        return cls(epoch, last, origin, starts)
 
 
-def began(binlog_state: str, reader: int | None = None) -> int:
+def mariadb_epoch(binlog_state: str, reader: int | None = None) -> int:
     """The number of the first transaction of the newest writer; 0 if there is none.
 
     binlog_state: a server's `@@gtid_binlog_state`, which holds the last number of each server in each domain.
@@ -327,13 +332,13 @@ def began(binlog_state: str, reader: int | None = None) -> int:
     The transactions of the newest writer begin after all those of others. The number is the same on every server that has logged
     it, and higher after each promotion. With several domains it is the sum.
     """
-    return sum(number + 1 for _, number in behind(binlog_state, reader))
+    return sum(number + 1 for _, number in writer_starts(binlog_state, reader))
 
 
-def behind(binlog_state: str, reader: int | None = None) -> tuple[tuple[int, int], ...]:
+def writer_starts(binlog_state: str, reader: int | None = None) -> tuple[tuple[int, int], ...]:
     """The last number before the newest writer began, for each domain; 0 if no other server is known to have written.
 
-    binlog_state, reader: as `began()` takes them.
+    binlog_state, reader: as `mariadb_epoch()` takes them.
     Raises ValueError.
     """
     domains: dict[int, list[tuple[int, int]]] = {}

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 from aurora_router.core.positions import Position
 
-Place: TypeAlias = tuple[str | None, int | None]
+Location: TypeAlias = tuple[str | None, int | None]
 """The address and port of a server: the same for all its lives."""
 
 
@@ -37,29 +37,29 @@ class ServerId(NamedTuple):
     started: str
 
     @property
-    def life(self) -> tuple[str, int | None, str]:
+    def incarnation(self) -> tuple[str, int | None, str]:
         """The same for one life of a server at all its addresses: no two servers of a cluster have the same `started`."""
         return (self.cluster, self.port, self.started)
 
     @property
-    def run(self) -> tuple[str | None, int | None, str]:
+    def process(self) -> tuple[str | None, int | None, str]:
         """The same for one life of one server, whatever its cluster is called."""
         return (self.address, self.port, self.started)
 
     @property
-    def place(self) -> Place:
+    def location(self) -> Location:
         """The same for all lives of one server."""
         return (self.address, self.port)
 
 
-class Server(NamedTuple):
+class ServerStatus(NamedTuple):
     """The answer of one server to a probe.
 
     epoch: the newest that the server is known to be on.
     position: written (writer) or replayed (reader); None if the server gives none.
     lag: seconds behind the writer; None for a writer, or if it is unknown.
     isolation: its default level.
-    stopped: why a reader no longer replays; "" if it does, and for a writer.
+    replication_error: why a reader no longer replays; "" if it does, and for a writer.
     unproven: why a position does not prove that readers have what was written; "" if it does. A reader may replicate only a
         part, or the log of a writer may have only a part.
     """
@@ -70,11 +70,11 @@ class Server(NamedTuple):
     position: Position | None = None
     lag: float | None = None
     isolation: str = "read committed"
-    stopped: str = ""
+    replication_error: str = ""
     unproven: str = ""
 
 
-class Silence(enum.Enum):
+class ProbeFailure(enum.Enum):
     """How a probe failed."""
 
     REFUSED = "refused"  # certain: the server said no, or the connection broke
@@ -94,9 +94,9 @@ class Observation(NamedTuple):
     instance: str
     asked_at: float
     answered_at: float
-    server: Server | None = None
+    server: ServerStatus | None = None
     about: ServerId | None = None
-    silence: Silence | None = None
+    probe_failure: ProbeFailure | None = None
     error: str = ""
     pooled: bool = False
 
@@ -111,10 +111,10 @@ class Ahead(NamedTuple):
     told_at: float
 
 
-class Seen(NamedTuple):
+class TrackedServer(NamedTuple):
     """A server behind an instance, and the last probe that it answered.
 
-    misses: the number of silent probes in a row since then.
+    missed_probes: the number of silent probes in a row since then.
     missed_at: when the last silent probe was sent: monotonic seconds.
 
     The other fields are about a reader, and hold until it goes back in its log or is started again.
@@ -123,10 +123,10 @@ class Seen(NamedTuple):
     astray: whether the writer was asked after the reader had given `ahead`, and did not have it.
     """
 
-    server: Server
+    server: ServerStatus
     asked_at: float
     latency: float
-    misses: int = 0
+    missed_probes: int = 0
     missed_at: float = float("-inf")
     confirmed: bool = False
     ahead: Ahead | None = None
@@ -143,25 +143,25 @@ class Instance(NamedTuple):
     lag: seconds; None if it is unknown.
     latency: seconds that the last probe took.
     error: why it is not healthy; "" if it is.
-    heard_at: when the newest probe that has ended was sent.
+    last_observed_at: when the newest probe that has ended was sent.
     pooled: whether the servers behind it cannot be told apart. Then their positions prove nothing.
     foreign: the other cluster that it says it belongs to; None if it does not.
     unproven: why its answers do not prove that it has what a session has written; "" if they do. It is used for other reads
         even then. An instance that is not used keeps its last value.
     epoch: the newest that a server behind it is known to be on; 0 if none answers.
-    losses: how often it was lost, without a calm time in between.
+    flap_count: how often it was lost, without a calm time in between.
     lost_at: when the probe that showed the last loss was sent.
-    back_at: when the first probe was sent that has been answered since.
+    recovered_at: when the first probe was sent that has been answered since.
     """
 
     id: str
     host: str
     port: int
     reader_only: bool = False
-    seen: tuple[Seen, ...] = ()
+    tracked: tuple[TrackedServer, ...] = ()
     error: str = "not probed yet"
-    silence: Silence | None = None
-    heard_at: float = float("-inf")
+    probe_failure: ProbeFailure | None = None
+    last_observed_at: float = float("-inf")
     pooled: bool = False
     foreign: str | None = None
     unproven: str = ""
@@ -171,9 +171,9 @@ class Instance(NamedTuple):
     latency: float = 0.0
     servers: frozenset[ServerId] = frozenset()
     epoch: int = 0
-    losses: int = 0
+    flap_count: int = 0
     lost_at: float = float("-inf")
-    back_at: float = float("-inf")
+    recovered_at: float = float("-inf")
 
     @property
     def healthy(self) -> bool:
@@ -186,14 +186,14 @@ class Instance(NamedTuple):
         return self.foreign is not None
 
     @property
-    def misses(self) -> int:
+    def missed_probes(self) -> int:
         """The number of silent probes in a row, of the server that has most."""
-        return max((seen.misses for seen in self.seen), default=0)
+        return max((seen.missed_probes for seen in self.tracked), default=0)
 
     @property
     def probed(self) -> bool:
         """Whether at least one probe has ended."""
-        return self.heard_at > float("-inf")
+        return self.last_observed_at > float("-inf")
 
     def __str__(self) -> str:
         if self.role is None:

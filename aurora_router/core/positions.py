@@ -65,7 +65,7 @@ class Position(Protocol):
         """
         ...
 
-    def compact(self) -> str:
+    def to_token(self) -> str:
         """A short text for a token, of characters that are safe in URLs and headers; "" if there is no text so short."""
         ...
 
@@ -104,12 +104,12 @@ class WalPosition:
     def lacks(self, known: Position) -> bool:  # noqa: ARG002
         return False  # a crash may cut the end of the log, but no reader was sent that end
 
-    def compact(self) -> str:
+    def to_token(self) -> str:
         return f"{self.epoch}-{self.lsn:X}"
 
     @classmethod
-    def expand(cls, text: str) -> WalPosition:
-        """The inverse of `compact()`. Raises ValueError."""
+    def from_token(cls, text: str) -> WalPosition:
+        """The inverse of `to_token()`. Raises ValueError."""
         found = _COMPACT.fullmatch(text)
         if found is None:
             raise ValueError(f"not a compact position: {text[:40]!r}")
@@ -159,27 +159,27 @@ class Sample(NamedTuple):
 
 
 class Requirement(NamedTuple):
-    """The commits that a reader must have replayed: all up to `after`, made in `epoch`.
+    """The commits that a reader must have replayed: all up to `acknowledged_at`, made in `epoch`.
 
-    after: when the commit had been acknowledged, or, for a token, that moment or later: monotonic seconds.
+    acknowledged_at: when the commit had been acknowledged, or, for a token, that moment or later: monotonic seconds.
     epoch: None if it is unknown.
     position: the writer's position that proves it; None until one was asked for after that moment.
-    given: whether position and epoch came with a token. Then they prove the token's commits, but not all commits up to `after`,
-        and may be made up.
-    heard_at: when the token arrived: monotonic seconds. `after` comes from a date by another host's clock, so it counts only if
-        there is no other evidence.
+    is_from_token: whether position and epoch came with a token. Then they prove the token's commits, but not all commits
+        up to `acknowledged_at`, and may be made up.
+    received_at: when the token arrived: monotonic seconds. `acknowledged_at` comes from a date by another host's clock,
+        so it counts only if there is no other evidence.
     """
 
-    after: float
+    acknowledged_at: float
     epoch: int | None
     position: Position | None = None
-    given: bool = False
-    heard_at: float = float("-inf")
+    is_from_token: bool = False
+    received_at: float = float("-inf")
 
     @property
     def since(self) -> float:
         """Monotonic seconds, by this host's clock only. A position of the writer that is asked for later proves all."""
-        return max(self.after, self.heard_at)
+        return max(self.acknowledged_at, self.received_at)
 
 
 def merge(mine: Requirement | None, other: Requirement | None) -> Requirement | None:
@@ -188,17 +188,17 @@ def merge(mine: Requirement | None, other: Requirement | None) -> Requirement | 
         return mine
     if mine is None:
         return other
-    if not mine.given and not other.given:
-        return mine if mine.after > other.after else other
+    if not mine.is_from_token and not other.is_from_token:
+        return mine if mine.acknowledged_at > other.acknowledged_at else other
     later, earlier = (mine, other) if mine.since > other.since else (other, mine)
-    if not later.given:
+    if not later.is_from_token:
         return later
     position = None
     if later.position is not None and earlier.position is not None and later.epoch == earlier.epoch:
         position = later.position.union(earlier.position)
-    after = later.since if position is None else max(later.after, earlier.after)
-    heard_at = max(later.heard_at, earlier.heard_at)
-    return Requirement(after, max(later.epoch or 0, earlier.epoch or 0), position, given=True, heard_at=heard_at)
+    after = later.since if position is None else max(later.acknowledged_at, earlier.acknowledged_at)
+    heard_at = max(later.received_at, earlier.received_at)
+    return Requirement(after, max(later.epoch or 0, earlier.epoch or 0), position, is_from_token=True, received_at=heard_at)
 
 
 class LastRead(NamedTuple):
@@ -214,7 +214,7 @@ class LastRead(NamedTuple):
     epoch: int
 
 
-def evidence(samples: tuple[Sample, ...], after: float) -> Sample | None:
+def first_sample_after(samples: tuple[Sample, ...], after: float) -> Sample | None:
     """The first sample that was asked for at `after` or later; None if there is none.
 
     Its position is the smallest that is known to contain every commit acknowledged by `after`.
@@ -225,7 +225,7 @@ def evidence(samples: tuple[Sample, ...], after: float) -> Sample | None:
     return None
 
 
-def minimum(positions: tuple[P | None, ...]) -> P | None:
+def lowest_common(positions: tuple[P | None, ...]) -> P | None:
     """The position that all the others cover; None if one is unknown or they do not compare."""
     least: P | None = None
     for position in positions:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NamedTuple
 
-from aurora_router.core.instance import Instance, Observation, Role, Silence
+from aurora_router.core.instance import Instance, Observation, ProbeFailure, Role
 from aurora_router.core.topology import MISSES, Topology
 
 LATE_FRACTION = 0.25  # the part of probe_timeout after which a silent writer makes all instances be probed fast
@@ -107,12 +107,12 @@ def pace(topology: Topology, instance_id: str, last_at: float, demand: Demand, t
     is_writer_doubtful = _is_writer_doubtful(topology, demand, timing, now)
     if instance is None:
         return timing.fast_interval if is_writer_doubtful else timing.interval
-    answers = bool(instance.seen)
-    if answers and (instance.misses or instance_id in demand.suspects):
+    answers = bool(instance.tracked)
+    if answers and (instance.missed_probes or instance_id in demand.suspects):
         return timing.fast_interval
     # Each probe of a misconfigured instance may be a login with a wrong password. Those who start the router share one, to see
     # whether it was mended.
-    is_hopeless = instance.silence is Silence.MISCONFIGURED and not answers
+    is_hopeless = instance.probe_failure is ProbeFailure.MISCONFIGURED and not answers
     if is_writer_doubtful and not is_hopeless:
         return timing.fast_interval
     if demand.own_since is not None and instance.healthy:
@@ -136,7 +136,7 @@ def _is_writer_doubtful(topology: Topology, demand: Demand, timing: Timing, now:
         return demand.is_awaited or now - demand.writerless_since < timing.failover_timeout
     asked_at = demand.writer_asked_at
     is_late = asked_at is not None and now - asked_at >= timing.late_after
-    return writer.id in demand.suspects or writer.misses > 0 or is_late
+    return writer.id in demand.suspects or writer.missed_probes > 0 or is_late
 
 
 def queue_timeout(instance: Instance | None, timing: Timing) -> float:
@@ -145,7 +145,7 @@ def queue_timeout(instance: Instance | None, timing: Timing) -> float:
     The probe may wait in the pooler's queue. Then its silence says nothing of the server. For the writer there is time, because
     the promotion of another server shows its loss. Nothing else shows a reader's loss.
     """
-    if instance is None or not instance.healthy or instance.misses:
+    if instance is None or not instance.healthy or instance.missed_probes:
         return timing.timeout
     return max(timing.timeout, timing.failover_timeout if instance.role is Role.WRITER else timing.queue_timeout)
 
@@ -169,7 +169,7 @@ def wake_at(asked_at: float | None, last_at: float, every: float, timeout: float
 
 def clears(observation: Observation, suspected_at: float) -> bool:
     """Whether an observation ends the suspicion of its instance. A later probe does, unless it is silent."""
-    return observation.silence is not Silence.TIMEOUT and suspected_at <= observation.asked_at
+    return observation.probe_failure is not ProbeFailure.TIMEOUT and suspected_at <= observation.asked_at
 
 
 # -- trust --------------------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def is_trusted(trust: Trust, wall: float) -> bool:
 
 def heard_again(topology: Topology, since: float) -> bool:
     """Whether a newer probe of each instance has ended."""
-    return all(instance.heard_at >= since for instance in topology)
+    return all(instance.last_observed_at >= since for instance in topology)
 
 
 def keep(trust: Trust, topology: Topology, timing: Timing, now: float, wall: float) -> Trust:

@@ -34,22 +34,22 @@ class Mark(enum.Enum):
 
 #: The effect of a statement with this first word: always the same one, or a function of its tokens. The function takes the
 #: `Reading`, the index of the first token behind that word, and the index behind the last token.
-Head: TypeAlias = "Effect | Callable[[Reading, int, int], Effect]"
+StatementHandler: TypeAlias = "Effect | Callable[[Reading, int, int], Effect]"
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Dialect:
     """All that there is to know about one SQL dialect.
 
-    cut: every way in which a server may cut a text up into tokens; none if that is beyond us.
-    heads: effects by a statement's first word.
+    tokenizations: every way in which a server may cut a text up into tokens; none if that is beyond us.
+    statement_handlers: effects by a statement's first word.
     marks: what to look at in a query, or the effect of a word alone.
-    quiet: what may stand before "(" without being a call that matters.
-    grammar: the same, for words whose place decides; a function looks at the place.
+    non_calls: what may stand before "(" without being a call that matters.
+    contextual_non_calls: the same, for words whose place decides; a function looks at the place.
     functions: effects of the built-in functions.
     prefixes: how the names of more functions begin, which ask one server.
     unquoted: functions that are part of the grammar, so that such a name in quotes is a user's function.
-    looks: effects of functions whose arguments matter, from the index of the closing parenthesis.
+    argument_checks: effects of functions whose arguments matter, from the index of the closing parenthesis.
     recalled: functions and system variables about the statements before.
     locks: functions that take a lock by name, and are no writes.
     schemas: of the server itself, with the effects of their relations. A relation that is not named asks one server.
@@ -59,20 +59,20 @@ class Dialect:
     variables: system variables that one server has, and none of its connections.
     transient: functions that write, and whose work ends with the transaction or belongs to no connection.
     targets: INTO these stays with the connection.
-    other: the effect of a first word that `heads` lacks.
+    default_handler: for a first word that `statement_handlers` lacks.
     system_schema: where the built-in functions live.
     folds_quoted: the case of a quoted function name does not matter.
     """
 
-    cut: Callable[[str], Sequence[list[str]]]
-    heads: Mapping[str, Head]
+    tokenizations: Callable[[str], Sequence[list[str]]]
+    statement_handlers: Mapping[str, StatementHandler]
     marks: Mapping[str, Mark | Effect]
-    quiet: frozenset[str]
-    grammar: Mapping[str, Callable[[Reading, int], bool]]
+    non_calls: frozenset[str]
+    contextual_non_calls: Mapping[str, Callable[[Reading, int], bool]]
     functions: Mapping[str, Effect]
     prefixes: tuple[str, ...] = ()
     unquoted: frozenset[str] = frozenset()
-    looks: Mapping[str, Callable[[Reading, int], Effect]]
+    argument_checks: Mapping[str, Callable[[Reading, int], Effect]]
     recalled: frozenset[str] = frozenset()
     locks: frozenset[str] = frozenset()
     schemas: Mapping[str, Mapping[str, Effect]] = field(default_factory=dict)
@@ -82,7 +82,7 @@ class Dialect:
     variables: frozenset[str] = frozenset()
     transient: frozenset[str] = frozenset()
     targets: frozenset[str]
-    other: Head = Effect.WRITE
+    default_handler: StatementHandler = Effect.WRITE
     system_schema: str = ""
     folds_quoted: bool = False
 
@@ -120,7 +120,7 @@ class Reading:
 
     functions: the called functions that are not known to be harmless.
     recalls: what the text asks of its connection's past.
-    ends, locks, unguards: as in a `Verdict`.
+    may_end_transaction, may_unset_read_only, takes_named_lock: as in an `Analysis`.
     leaves_traces: whether it leaves anything but rows on its connection.
     """
 
@@ -128,14 +128,14 @@ class Reading:
         "_selects_all",
         "_words",
         "dialect",
-        "ends",
         "functions",
         "leaves_traces",
-        "locks",
         "low",
+        "may_end_transaction",
+        "may_unset_read_only",
         "raw",
         "recalls",
-        "unguards",
+        "takes_named_lock",
     )
 
     def __init__(self, raw: list[str], low: list[str], dialect: Dialect) -> None:
@@ -144,7 +144,7 @@ class Reading:
         self.low = low
         self.dialect = dialect
         self.functions: set[str] = set()
-        self.ends = self.unguards = self.locks = self.leaves_traces = False
+        self.may_end_transaction = self.may_unset_read_only = self.takes_named_lock = self.leaves_traces = False
         self.recalls: Recall | None = None
         self._words: frozenset[str] | None = None
         self._selects_all: bool | None = None
@@ -170,7 +170,7 @@ class Reading:
             self.functions -= _CHANGES_WORDS
         else:
             self.leaves_traces = True
-        handler = self.dialect.heads.get(head, self.dialect.other)
+        handler = self.dialect.statement_handlers.get(head, self.dialect.default_handler)
         return handler if isinstance(handler, Effect) else handler(self, start + 1, stop)
 
     def preparable(self, start: int, stop: int) -> Effect:
@@ -186,7 +186,7 @@ class Reading:
 
     def query(self, start: int, stop: int) -> Effect:
         """The effect of SELECT, VALUES, TABLE or WITH, with everything in it, at any depth, behind a write as well."""
-        low, marks, quiet, looks = self.low, self.dialect.marks, self.dialect.quiet, self.dialect.looks
+        low, marks, non_calls, checks = self.low, self.dialect.marks, self.dialect.non_calls, self.dialect.argument_checks
         effect = Effect.READ
         # For each open parenthesis: the token before it, and whether the list of a WITH goes on after it.
         opened: list[tuple[str, bool]] = []
@@ -198,7 +198,7 @@ class Reading:
             found = Effect.READ
             if mark is Mark.OPEN:
                 before = low[at - 1]
-                if (before not in quiet or low[at - 2] == ".") and at > start:
+                if (before not in non_calls or low[at - 2] == ".") and at > start:
                     found = self.call(at - 1, listing, closed)
                     if found is Effect.WRITE and low[at - 1].strip('`"') not in self.dialect.transient:
                         self.leaves_traces = True
@@ -208,8 +208,8 @@ class Reading:
                 if not opened:
                     return Effect.WRITE
                 closed, listing = opened.pop()
-                if closed in looks:
-                    found = looks[closed](self, at)
+                if closed in checks:
+                    found = checks[closed](self, at)
             elif isinstance(mark, Effect):
                 found = mark
             elif mark is Mark.WITH:
@@ -222,7 +222,7 @@ class Reading:
             elif low[at - 1] == ".":
                 continue  # a column may have any name
             elif mark is Mark.WRITES:
-                found = Effect.READ if low[at + 1] == "(" and token in quiet else Effect.WRITE  # the function INSERT()
+                found = Effect.READ if low[at + 1] == "(" and token in non_calls else Effect.WRITE  # the function INSERT()
             elif mark is Mark.INTO:
                 found = Effect.WRITE if self.dialect.targets.isdisjoint(low[at + 1 : at + 3]) else Effect.CONNECTION
             elif mark is Mark.VARIABLE:
@@ -266,7 +266,7 @@ class Reading:
         if not schema or schema == [self.dialect.system_schema]:
             effect = self.dialect.functions.get(name)
             if effect is not None and (name not in self.dialect.unquoted or self.low[at] == name):
-                self.locks = self.locks or name in self.dialect.locks
+                self.takes_named_lock = self.takes_named_lock or name in self.dialect.locks
                 return self.recall(Recall.STATEMENT) if name in self.dialect.recalled else effect
             if name.startswith(self.dialect.prefixes):
                 return Effect.SERVER
@@ -277,7 +277,7 @@ class Reading:
         """Whether the unqualified name at `at`, with a parenthesis behind it, is part of the grammar."""
         low = self.low
         word = low[at]
-        construct = self.dialect.grammar.get(word)
+        construct = self.dialect.contextual_non_calls.get(word)
         if construct is not None and construct(self, at):
             return True
         if before in ("with", "recursive") or (listing and before == ","):
@@ -288,7 +288,7 @@ class Reading:
         if before == "ordinality":
             return True
         # FROM table alias (columns)
-        return low[at - 2] in ("from", "join") and before not in self.dialect.quiet
+        return low[at - 2] in ("from", "join") and before not in self.dialect.non_calls
 
     def relation(self, at: int) -> Effect:
         """The effect of reading a relation of the system schema at `at`; READ if no relation of it follows."""
@@ -324,7 +324,7 @@ class Reading:
 
     def end(self) -> None:
         """Note that a transaction may end here, and its read-only mode with it."""
-        self.ends = self.unguards = True
+        self.may_end_transaction = self.may_unset_read_only = True
 
     def recall(self, what: Recall) -> Effect:
         """Note a question about the connection's past. By itself it is no more than a read."""

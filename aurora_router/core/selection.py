@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from aurora_router.core.instance import Instance
-from aurora_router.core.positions import LastRead, Requirement, evidence
-from aurora_router.core.statements import Effect, Hint, Verdict
+from aurora_router.core.positions import LastRead, Requirement, first_sample_after
+from aurora_router.core.statements import Analysis, Effect, Hint
 from aurora_router.core.topology import Topology
 
 # Seconds added to a measured lag if the lag is the only evidence.
@@ -135,10 +135,10 @@ STRATEGIES: Mapping[Strategy, Balance] = {
 }
 
 
-def reason_to_write(found: Verdict, effect: Effect, hint: Hint | None, refused: bool) -> Reason | None:
+def reason_to_write(found: Analysis, effect: Effect, hint: Hint | None, refused: bool) -> Reason | None:
     """Why an automatic unit must be on the writer for a statement; None if a reader may serve it.
 
-    found: the verdict on its text.
+    found: the analysis of its text.
     effect: the effect, with what is known of its functions.
     hint: what the application asks for. It never sends a write to a reader.
     refused: whether a reader has refused this text before.
@@ -148,7 +148,7 @@ def reason_to_write(found: Verdict, effect: Effect, hint: Hint | None, refused: 
             return Reason.HINT
         return Reason.NOT_A_READ if refused else None
     asked = hint == "reader" or (found.hint == "reader" and hint is None)
-    return None if asked and found.known is _IS_READ and not refused else Reason.NOT_A_READ
+    return None if asked and found.effect_if_functions_pure is _IS_READ and not refused else Reason.NOT_A_READ
 
 
 def to_writer(topology: Topology, reason: Reason, without: Reason = Reason.NO_WRITER) -> Decision:
@@ -209,7 +209,7 @@ def satisfies_requirement(reader: Instance, requirement: Requirement, topology: 
     if reader.position is not None:
         position = requirement.position
         if position is None or position.epoch != topology.epoch:
-            found = evidence(topology.samples, requirement.since)
+            found = first_sample_after(topology.samples, requirement.since)
             position = found.position if found is not None else None
         if position is not None:
             return reader.position.covers(position)
@@ -223,13 +223,13 @@ def satisfies_requirement(reader: Instance, requirement: Requirement, topology: 
 def _is_late_enough(reader: Instance, requirement: Requirement, topology: Topology, pin_seconds: float, now: float) -> bool:
     """Whether the reader has had the time to replay every commit of the requirement, because no position proves that."""
     if not reader.pooled:
-        used = [seen for seen in reader.seen if seen.server.id in reader.servers]
+        used = [seen for seen in reader.tracked if seen.server.id in reader.servers]
         if any(seen.server.epoch != topology.epoch for seen in used):
             # One of them does not follow the newest writer yet, so its lag is the lag behind another one.
             return False
         if reader.lag is not None and requirement.epoch == topology.epoch:
-            return requirement.after < min(seen.asked_at for seen in used) - reader.lag - LAG_MARGIN
-    return now - requirement.after >= pin_seconds
+            return requirement.acknowledged_at < min(seen.asked_at for seen in used) - reader.lag - LAG_MARGIN
+    return now - requirement.acknowledged_at >= pin_seconds
 
 
 def satisfies_monotonic_read(reader: Instance, last: LastRead, topology: Topology, pin_seconds: float, now: float) -> bool:
@@ -241,7 +241,7 @@ def satisfies_monotonic_read(reader: Instance, last: LastRead, topology: Topolog
     if reader.servers == {last.server}:
         return True
     if reader.position is not None:
-        for seen in (seen for instance in topology.instances for seen in instance.seen):
+        for seen in (seen for instance in topology.instances for seen in instance.tracked):
             shown = seen.server.position if seen.server.id == last.server and seen.asked_at >= last.at else None
             if shown is not None and reader.position.covers(shown):
                 return True
@@ -257,14 +257,14 @@ def with_proof(requirement: Requirement, topology: Topology) -> Requirement:
     writer's own position replaces it. The writer must have been asked after the token arrived, because the date of the token
     may be wrong.
     """
-    epoch, position, given = requirement.epoch, requirement.position, requirement.given
+    epoch, position, given = requirement.epoch, requirement.position, requirement.is_from_token
     if position is not None and position.epoch == topology.epoch:
         newest = topology.samples[-1] if given and topology.samples else None
         if newest is None or newest.asked_at < requirement.since or newest.position.covers(position):
             return requirement
     elif given and epoch is not None and epoch > topology.epoch and not was_looked_for(requirement, topology):
         return requirement  # somebody may be the writer of that epoch
-    found = evidence(topology.samples, requirement.since)
+    found = first_sample_after(topology.samples, requirement.since)
     if found is None:
         return requirement
     return Requirement(requirement.since, min(epoch, topology.epoch) if epoch is not None else None, found.position)
@@ -275,7 +275,7 @@ def was_looked_for(requirement: Requirement, topology: Topology) -> bool:
 
     All instances that answer must have been asked since the token arrived, and each other one must have had its first probe.
     """
-    return all(i.heard_at >= requirement.since for i in topology.instances if i.seen or not i.probed)
+    return all(i.last_observed_at >= requirement.since for i in topology.instances if i.tracked or not i.probed)
 
 
 def _too_late(reader: Instance, max_lag: float | None, now: float) -> bool:
@@ -284,4 +284,4 @@ def _too_late(reader: Instance, max_lag: float | None, now: float) -> bool:
         return False
     if reader.lag is None:
         return True
-    return reader.lag + max(now - min(seen.asked_at for seen in reader.seen), 0.0) > max_lag
+    return reader.lag + max(now - min(seen.asked_at for seen in reader.tracked), 0.0) > max_lag

@@ -15,12 +15,12 @@ from typing import Final
 
 from aurora_router.core import lexer
 from aurora_router.core.dialects import mysql, postgresql
-from aurora_router.core.effects import Effect, Hint, Recall, Verdict
+from aurora_router.core.effects import Analysis, Effect, Hint, Recall
 from aurora_router.core.queries import Dialect, Reading
 
-__all__ = ["Effect", "Hint", "Recall", "Verdict", "classify", "in_mode", "verdict"]
+__all__ = ["Analysis", "Effect", "Hint", "Recall", "analyze", "classify", "dialect_for_setting"]
 
-_UNREADABLE: Final = Verdict(Effect.WRITE, Effect.WRITE, ends=True)
+_UNREADABLE: Final = Analysis(Effect.WRITE, Effect.WRITE, may_end_transaction=True)
 _DIALECTS: Final[Mapping[str, Callable[[], Dialect]]] = {
     **{"mariadb" + known: partial(mysql.mariadb, known) for known in mysql.MODES},
     **{"mysql" + known: partial(mysql.mysql, known) for known in mysql.MODES},
@@ -30,8 +30,8 @@ _MODE: Final = {"mariadb": mysql.mode, "mysql": mysql.mode, "postgresql": postgr
 _NOT_KNOWN: Final = frozenset({*_MODE, *(in_doubt + mysql.mode(None) for in_doubt in ("mariadb", "mysql"))})
 
 
-def verdict(sql: str, dialect: str = "postgresql") -> Verdict:
-    """What is known about this text; the verdicts of the texts used last are cached.
+def analyze(sql: str, dialect: str = "postgresql") -> Analysis:
+    """Analyze a text; the analyses of the texts used last are cached.
 
     Raises ValueError for an unknown dialect, and nothing else, whatever the text is.
     """
@@ -42,18 +42,19 @@ def classify(sql: str, dialect: str = "postgresql", *, read_only_functions: Iter
     """Return the effect of a statement, or the strongest effect of several statements in one text.
 
     sql: the text.
-    dialect: "postgresql", "mysql" or "mariadb", or one of them with what is known of a connection's setting (see `in_mode`).
-    read_only_functions: functions that only read, spelled as the statement calls them; see `Verdict.effect_given`.
+    dialect: "postgresql", "mysql" or "mariadb", or one of them with what is known of a connection's setting (see
+        `dialect_for_setting`).
+    read_only_functions: functions that only read, spelled as the statement calls them; see `Analysis.effect_given`.
 
     Raises ValueError for an unknown dialect, and nothing else, whatever the text is.
     """
-    return verdict(sql, dialect).effect_given(frozenset(read_only_functions))
+    return analyze(sql, dialect).effect_given(frozenset(read_only_functions))
 
 
-def in_mode(dialect: str, setting: str | None) -> str:
+def dialect_for_setting(dialect: str, setting: str | None) -> str:
     """The dialect of a connection whose setting is known, so that texts with backslashes before quotes have one meaning.
 
-    Without it, such a text counts as the strongest of its possible effects, and its verdict is `in_doubt`.
+    Without it, such a text counts as the strongest of its possible effects, and its analysis is `in_doubt`.
 
     dialect: "postgresql", "mysql" or "mariadb".
     setting: the server's `standard_conforming_strings` (PostgreSQL) or `@@sql_mode`. None: the latter is only known to lack
@@ -62,12 +63,12 @@ def in_mode(dialect: str, setting: str | None) -> str:
     return dialect + _MODE[dialect](setting)
 
 
-def _judge(sql: str, dialect_name: str) -> Verdict:
+def _analyze(sql: str, dialect_name: str) -> Analysis:
     make = _DIALECTS.get(dialect_name)
     if make is None:
         raise ValueError(f"unknown SQL dialect: known are {', '.join(name for name in _DIALECTS if ':' not in name)}")
     dialect = make()
-    cuts = dialect.cut(sql)
+    cuts = dialect.tokenizations(sql)
     if len(cuts) == 1:
         return _read(sql, cuts[0], dialect)
     found = _strongest([_read(sql, raw, dialect) for raw in cuts]) if cuts else _UNREADABLE
@@ -76,27 +77,27 @@ def _judge(sql: str, dialect_name: str) -> Verdict:
 
 
 class Cache:
-    """Verdicts of the texts used last. The bytes of all texts together are bounded, not their number or length.
+    """Analyses of the texts used last. The bytes of all texts together are bounded, not their number or length.
 
     There are two generations. A text that is used enters the younger one, `recent`. When that is full, it becomes the elder
     one, and the former elder one is dropped with all texts that were not used since. So a hit is one lookup in a dictionary,
-    without a lock. Threads that meet while a generation ends may lose some verdicts, which are made again.
+    without a lock. Threads that meet while a generation ends may lose some analyses, which are made again.
 
-    judge: makes the verdict on a text in a dialect.
+    analyze: analyzes a text in a dialect.
     size: bytes of both generations together. A text that would fill more than half a generation is not kept.
     """
 
-    def __init__(self, judge: Callable[[str, str], Verdict], size: int) -> None:
-        self.recent: dict[tuple[str, str], Verdict] = {}
+    def __init__(self, analyze: Callable[[str, str], Analysis], size: int) -> None:
+        self.recent: dict[tuple[str, str], Analysis] = {}
         self._elder = self.recent
-        self._judge = judge
+        self._analyze = analyze
         self._generation = size // 2
         self._room = self._generation
 
-    def recall(self, sql: str, dialect: str) -> Verdict:
-        """The verdict on a text that is not in `recent`."""
+    def recall(self, sql: str, dialect: str) -> Analysis:
+        """The analysis of a text that is not in `recent`."""
         key = (sql, dialect)
-        found = self._elder.get(key) or self._judge(sql, dialect)
+        found = self._elder.get(key) or self._analyze(sql, dialect)
         size = getsizeof(sql) + _ENTRY
         if size <= self._generation // 2:
             if size > self._room:
@@ -106,11 +107,11 @@ class Cache:
         return found
 
 
-_ENTRY: Final = 400  # about the bytes of a verdict, its key and its dictionary entry
-_cache: Final = Cache(_judge, 32 * 2**20)
+_ENTRY: Final = 400  # about the bytes of an analysis, its key and its dictionary entry
+_cache: Final = Cache(_analyze, 32 * 2**20)
 
 
-def _read(sql: str, raw: list[str], dialect: Dialect) -> Verdict:
+def _read(sql: str, raw: list[str], dialect: Dialect) -> Analysis:
     """What is known about a text that is cut up in this way."""
     hint: Hint | None = None
     if "/*" in sql:
@@ -125,19 +126,26 @@ def _read(sql: str, raw: list[str], dialect: Dialect) -> Verdict:
         effect, functions = known, frozenset[str]()
     else:
         traceless, effect, functions = False, Effect.WRITE, frozenset(reading.functions)
-    flags = {"ends": reading.ends, "unguards": reading.unguards, "locks": reading.locks}
-    return Verdict(effect, known, functions, hint, recalls=recalls, traceless=traceless, **flags)
+    flags = {
+        "may_end_transaction": reading.may_end_transaction,
+        "may_unset_read_only": reading.may_unset_read_only,
+        "takes_named_lock": reading.takes_named_lock,
+    }
+    return Analysis(effect, known, functions, hint, recalls=recalls, traceless=traceless, **flags)
 
 
-def _strongest(verdicts: list[Verdict]) -> Verdict:
-    """The verdict that holds whichever of these is right."""
-    effect = max(each.effect for each in verdicts)
-    known = max(each.known for each in verdicts)
-    functions = frozenset[str]() if known is effect else frozenset[str]().union(*(each.functions for each in verdicts))
-    hints = {each.hint for each in verdicts}
+def _strongest(analyses: list[Analysis]) -> Analysis:
+    """The analysis that holds whichever of these is right."""
+    effect = max(each.effect for each in analyses)
+    known = max(each.effect_if_functions_pure for each in analyses)
+    functions = frozenset[str]() if known is effect else frozenset[str]().union(*(each.functions for each in analyses))
+    hints = {each.hint for each in analyses}
     hint: Hint | None = "writer" if "writer" in hints else hints.pop() if len(hints) == 1 else None
-    recalled = {each.recalls for each in verdicts if each.effect is not Effect.READ}  # a read may stay with the connection, too
+    recalled = {each.recalls for each in analyses if each.effect is not Effect.READ}  # a read may stay with the connection, too
     recalls = recalled.pop() if len(recalled) == 1 else None
-    flags = {what: any(getattr(each, what) for each in verdicts) for what in ("ends", "unguards", "locks")}
-    traceless = all(each.traceless for each in verdicts)
-    return Verdict(effect, known, functions, hint, recalls=recalls, traceless=traceless, **flags)
+    flags = {
+        what: any(getattr(each, what) for each in analyses)
+        for what in ("may_end_transaction", "may_unset_read_only", "takes_named_lock")
+    }
+    traceless = all(each.traceless for each in analyses)
+    return Analysis(effect, known, functions, hint, recalls=recalls, traceless=traceless, **flags)

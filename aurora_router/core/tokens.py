@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from aurora_router.core.gtid import GtidSet, MariadbGtid
-from aurora_router.core.positions import Position, Requirement, Sample, WalPosition, evidence
+from aurora_router.core.positions import Position, Requirement, Sample, WalPosition, first_sample_after
 
 LONGEST = 120  # characters, including the signature
 SIGNATURE = 44  # characters of a signature and the dot before it
@@ -21,7 +21,7 @@ SKEW = 1.0  # seconds that the clocks of two hosts may differ
 _FORM = re.compile(r"1\.([0-9A-Za-z_-]{1,36})\.([0-9A-Za-z_-]{1,60})\.([0-9]{1,15})", re.ASCII)
 # 32 bytes in base64. The last character has two unused bits. They must be zero, so that there is only one spelling.
 _SIGNATURE = re.compile(r"[0-9A-Za-z_-]{42}[048AEIMQUYcgkosw]", re.ASCII)
-_KINDS: Final[Mapping[str, Callable[[str], Position]]] = {"a": MariadbGtid.expand, "m": GtidSet.expand}
+_KINDS: Final[Mapping[str, Callable[[str], Position]]] = {"a": MariadbGtid.from_token, "m": GtidSet.from_token}
 
 
 class Token(NamedTuple):
@@ -37,7 +37,7 @@ class Token(NamedTuple):
     made_at: int
 
     def __str__(self) -> str:
-        if self.position is not None and (short := self.position.compact()):
+        if self.position is not None and (short := self.position.to_token()):
             text = f"1.{self.cluster}.{short}.{self.made_at}"
             if len(text) <= LONGEST - SIGNATURE:
                 return text
@@ -51,7 +51,7 @@ class Token(NamedTuple):
             raise ValueError("not a consistency token")
         cluster, short, made_at = found.groups()
         try:
-            position = None if short == "0" else _KINDS.get(short[0], WalPosition.expand)(short)
+            position = None if short == "0" else _KINDS.get(short[0], WalPosition.from_token)(short)
         except ValueError:
             raise ValueError("not a consistency token") from None
         return cls(cluster, position, int(made_at))
@@ -104,7 +104,9 @@ def renewed(requirement: Requirement, samples: tuple[Sample, ...], since: float,
     samples: the writer's, oldest first.
     since, now: monotonic seconds.
     """
-    proof = evidence(samples, max(requirement.since, since))
+    proof = first_sample_after(samples, max(requirement.since, since))
     if proof is not None and (requirement.position is None or proof.position.covers(requirement.position)):
         return Requirement(proof.asked_at, proof.position.epoch, proof.position)
-    return requirement if requirement.given or requirement.after >= since else Requirement(now, requirement.epoch)
+    return (
+        requirement if requirement.is_from_token or requirement.acknowledged_at >= since else Requirement(now, requirement.epoch)
+    )

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from aurora_router.core.election import CALM, claims, compare, derive, elect
-from aurora_router.core.instance import Instance, Observation, Place, Role, Seen, Server, ServerId, Silence
+from aurora_router.core.election import FLAP_WINDOW, claims, compare, derive, elect
+from aurora_router.core.instance import Instance, Location, Observation, ProbeFailure, Role, ServerId, ServerStatus, TrackedServer
 from aurora_router.core.positions import Position, Sample
 
 # How many positions of the writer are kept: about 13 s with a probe every 50 ms, more than 4 min with one a second.
@@ -51,7 +51,7 @@ class Topology:
     cluster: str | None = None
     samples: tuple[Sample, ...] = ()
     elected: ServerId | None = None
-    deposed: frozenset[Place] = frozenset()
+    deposed: frozenset[Location] = frozenset()
     peak: int = 0
     by_id: dict[str, Instance] = field(default_factory=dict, compare=False, repr=False)
     isolation: str | None = None
@@ -72,7 +72,7 @@ class Topology:
         An instance of another cluster could be the writer only if there are no readers.
         """
         idle = tuple(i for i in self.instances if not (i.role is Role.READER or i.reader_only or (i.stranger and self.readers)))
-        wrong = self.writer is None and all(i.silence is Silence.MISCONFIGURED for i in idle)
+        wrong = self.writer is None and all(i.probe_failure is ProbeFailure.MISCONFIGURED for i in idle)
         return idle if wrong else ()
 
     @property
@@ -137,7 +137,7 @@ def observe(topology: Topology, observation: Observation) -> Topology:
             topology,
             cluster=topology.cluster or server.id.cluster,
             epoch=server.epoch if _forgot(server, last) else max(topology.epoch, server.epoch),
-            deposed=topology.deposed - {server.id.place} if follows else topology.deposed,
+            deposed=topology.deposed - {server.id.location} if follows else topology.deposed,
         ),
         _swap(topology, new),
     )
@@ -158,8 +158,8 @@ def _is_member(topology: Topology, server: ServerId) -> bool:
     if server.cluster.isdigit():
         # This is PostgreSQL's system identifier. No server changes it while it runs.
         return False
-    known = [seen.server.id.run for instance in topology.instances for seen in instance.seen]
-    return server.run in known or (topology.elected is not None and server.run == topology.elected.run)
+    known = [seen.server.id.process for instance in topology.instances for seen in instance.tracked]
+    return server.process in known or (topology.elected is not None and server.process == topology.elected.process)
 
 
 def _estranged(old: Instance, observation: Observation, server: ServerId, cluster: str | None) -> Instance:
@@ -167,19 +167,19 @@ def _estranged(old: Instance, observation: Observation, server: ServerId, cluste
 
     The server that was known at that place is forgotten. Only a reader endpoint may have other servers, and those stay.
     """
-    if observation.asked_at <= old.heard_at:
+    if observation.asked_at <= old.last_observed_at:
         return old
-    left = tuple(s for s in old.seen if old.reader_only and s.server.id.place != server.place)
+    left = tuple(s for s in old.tracked if old.reader_only and s.server.id.location != server.location)
     return old._replace(
-        seen=left,
+        tracked=left,
         foreign=server.cluster,
         error=f"belongs to another cluster ({server.cluster}, not {cluster})",
-        silence=Silence.MISCONFIGURED,
-        heard_at=observation.asked_at,
+        probe_failure=ProbeFailure.MISCONFIGURED,
+        last_observed_at=observation.asked_at,
     )
 
 
-def _placed(server: Server, last: Position | None, newest: int) -> Server:
+def _placed(server: ServerStatus, last: Position | None, newest: int) -> ServerStatus:
     """The server in the epoch that its position shows. last: the last position of the writer."""
     if last is None or server.position is None or (server.role is Role.WRITER and server.epoch >= newest):
         return server
@@ -189,7 +189,7 @@ def _placed(server: Server, last: Position | None, newest: int) -> Server:
     return server._replace(position=position, epoch=newest if server.role is Role.WRITER else server.epoch)
 
 
-def _forgot(server: Server, last: Position | None) -> bool:
+def _forgot(server: ServerStatus, last: Position | None) -> bool:
     """Whether this is the last writer, which may have forgotten its epoch. Then the epoch that it gives counts."""
     return server.role is Role.WRITER and last is not None and server.position is not None and server.position.resumes(last)
 
@@ -198,70 +198,70 @@ def _swap(topology: Topology, new: Instance) -> tuple[Instance, ...]:
     return tuple(new if instance.id == new.id else instance for instance in topology.instances)
 
 
-def _answered(old: Instance, observation: Observation, server: Server) -> Instance:
+def _answered(old: Instance, observation: Observation, server: ServerStatus) -> Instance:
     # A server at the same address is the same server or a newer life of it, so it replaces the known one.
     place = (server.id.address, server.id.port)
-    known = next((s for s in old.seen if (s.server.id.address, s.server.id.port) == place), None)
-    newest = old.heard_at if known is None else max(known.asked_at, known.missed_at)
+    known = next((s for s in old.tracked if (s.server.id.address, s.server.id.port) == place), None)
+    newest = old.last_observed_at if known is None else max(known.asked_at, known.missed_at)
     if newest >= observation.asked_at:
         return old  # the server was silent since, or a newer answer is known
     latency = max(observation.answered_at - observation.asked_at, 0.0)
-    seen = Seen(server, observation.asked_at, latency)
+    seen = TrackedServer(server, observation.asked_at, latency)
     if known is not None and _goes_on(known.server, server):
         seen = seen._replace(confirmed=known.confirmed, ahead=known.ahead, astray=known.astray)
     return old._replace(
-        seen=(*(s for s in old.seen if s is not known), seen),
-        silence=None,
+        tracked=(*(s for s in old.tracked if s is not known), seen),
+        probe_failure=None,
         foreign=None,
-        heard_at=max(old.heard_at, observation.asked_at),
+        last_observed_at=max(old.last_observed_at, observation.asked_at),
         pooled=old.pooled or observation.pooled,
-        back_at=observation.asked_at if old.lost_at > old.back_at else old.back_at,
+        recovered_at=observation.asked_at if old.lost_at > old.recovered_at else old.recovered_at,
     )
 
 
-def _goes_on(before: Server, now: Server) -> bool:
+def _goes_on(before: ServerStatus, now: ServerStatus) -> bool:
     """Whether a server is in the same life as before, and still has all that it had."""
-    if before.position is None or now.position is None or before.id.life != now.id.life:
+    if before.position is None or now.position is None or before.id.incarnation != now.id.incarnation:
         return False
     return now.position.reaches(before.position)
 
 
 def _failed(old: Instance, observation: Observation) -> Instance:
     # If the servers cannot be told apart, the silence of one counts for all.
-    about = old.seen if old.pooled else tuple(s for s in old.seen if s.server.id == observation.about)
-    if old.seen and not about:
+    about = old.tracked if old.pooled else tuple(s for s in old.tracked if s.server.id == observation.about)
+    if old.tracked and not about:
         # One more connection could not be made, but the servers that are known still answer.
         return old
-    if observation.asked_at < old.heard_at if not about else any(_is_late(s, observation) for s in about):
+    if observation.asked_at < old.last_observed_at if not about else any(_is_late(s, observation) for s in about):
         return old
-    misses = 1 if observation.silence is Silence.TIMEOUT else MISSES
+    misses = 1 if observation.probe_failure is ProbeFailure.TIMEOUT else MISSES
     left = tuple(
-        s._replace(misses=s.misses + misses, missed_at=observation.asked_at) if s in about else s
-        for s in old.seen
-        if s not in about or s.misses + misses < MISSES
+        s._replace(missed_probes=s.missed_probes + misses, missed_at=observation.asked_at) if s in about else s
+        for s in old.tracked
+        if s not in about or s.missed_probes + misses < MISSES
     )
-    if old.seen and not left:
-        calm = observation.asked_at - old.lost_at > CALM
-        old = old._replace(losses=1 if calm else old.losses + 1, lost_at=observation.asked_at)
+    if old.tracked and not left:
+        calm = observation.asked_at - old.lost_at > FLAP_WINDOW
+        old = old._replace(flap_count=1 if calm else old.flap_count + 1, lost_at=observation.asked_at)
     return old._replace(
-        seen=left,
+        tracked=left,
         error="" if left else observation.error,
-        silence=None if left else observation.silence,
+        probe_failure=None if left else observation.probe_failure,
         foreign=None,
-        heard_at=max(old.heard_at, observation.asked_at),
+        last_observed_at=max(old.last_observed_at, observation.asked_at),
     )
 
 
-def _is_late(seen: Seen, observation: Observation) -> bool:
+def _is_late(seen: TrackedServer, observation: Observation) -> bool:
     # One probe may be reported twice, with the same asked_at: first as overdue, then as refused.
     return seen.asked_at >= observation.asked_at or seen.missed_at > observation.asked_at
 
 
-def behind(topology: Topology, instance_id: str, server: ServerId) -> Seen | None:
+def find_server(topology: Topology, instance_id: str, server: ServerId) -> TrackedServer | None:
     """The last answer of this server behind this instance; None if the server does not stand there."""
     instance = topology.by_id.get(instance_id)
-    seen = instance.seen if instance is not None else ()
-    return next((s for s in seen if s.server.id.life == server.life), None)
+    seen = instance.tracked if instance is not None else ()
+    return next((s for s in seen if s.server.id.incarnation == server.incarnation), None)
 
 
 def survived(topology: Topology, instance_id: str, server: ServerId, since: float) -> bool | None:
@@ -273,10 +273,10 @@ def survived(topology: Topology, instance_id: str, server: ServerId, since: floa
     instance = topology.by_id.get(instance_id)
     if instance is None:
         return False
-    seen = behind(topology, instance_id, server)
+    seen = find_server(topology, instance_id, server)
     if seen is not None:
         return True if seen.asked_at > since else None
-    return None if may_recover(instance) or instance.heard_at <= since + SETTLES else False
+    return None if may_recover(instance) or instance.last_observed_at <= since + SETTLES else False
 
 
 def may_recover(instance: Instance) -> bool:
@@ -285,16 +285,16 @@ def may_recover(instance: Instance) -> bool:
     A reader of PostgreSQL may let clients in before it has replayed all that it had before the crash. It may lack the database
     until then, so it looks misconfigured.
     """
-    return instance.silence in (Silence.NOT_NOW, Silence.MISCONFIGURED)
+    return instance.probe_failure in (ProbeFailure.NOT_NOW, ProbeFailure.MISCONFIGURED)
 
 
-def forget(topology: Topology, instance_id: str, server: ServerId) -> Topology:
+def forget_server(topology: Topology, instance_id: str, server: ServerId) -> Topology:
     """Forget a server behind an instance, because the instance's name no longer leads there."""
     old = topology.by_id.get(instance_id)
-    if old is None or all(seen.server.id != server for seen in old.seen):
+    if old is None or all(seen.server.id != server for seen in old.tracked):
         return topology
-    left = tuple(seen for seen in old.seen if seen.server.id != server)
-    return _settle(topology, _swap(topology, old._replace(seen=left, error="the name leads elsewhere")))
+    left = tuple(seen for seen in old.tracked if seen.server.id != server)
+    return _settle(topology, _swap(topology, old._replace(tracked=left, error="the name leads elsewhere")))
 
 
 def _settle(topology: Topology, instances: tuple[Instance, ...]) -> Topology:
@@ -307,9 +307,9 @@ def _settle(topology: Topology, instances: tuple[Instance, ...]) -> Topology:
     writer = elect(found.able)
     deposed = topology.deposed | found.outdated
     if writer is not None:
-        instances = tuple(compare(i, writer.seen, last) for i in instances)
-        before = frozenset() if topology.elected is None else {topology.elected.place}
-        deposed = (deposed | before) - {writer.server.place}
+        instances = tuple(compare(i, writer.tracked, last) for i in instances)
+        before = frozenset() if topology.elected is None else {topology.elected.location}
+        deposed = (deposed | before) - {writer.server.location}
     settled = tuple(derive(i, epoch, writer, found.barred) for i in instances)
     serving = next((i for i in settled if i.role is Role.WRITER), None)
     return Topology(
@@ -324,7 +324,7 @@ def _settle(topology: Topology, instances: tuple[Instance, ...]) -> Topology:
         deposed=deposed,
         peak=peak,
         by_id={i.id: i for i in settled},
-        isolation=next((i.seen[0].server.isolation for i in settled if i.seen), None),
+        isolation=next((i.tracked[0].server.isolation for i in settled if i.tracked), None),
     )
 
 
@@ -332,7 +332,7 @@ def _sampled(samples: tuple[Sample, ...], writer: Instance) -> tuple[Sample, ...
     """The samples of the writer's positions, with its newest one."""
     if writer.position is None:
         return samples
-    asked_at = max(seen.asked_at for seen in writer.seen if seen.server.id in writer.servers)
+    asked_at = max(seen.asked_at for seen in writer.tracked if seen.server.id in writer.servers)
     if samples and not writer.position.covers(samples[-1].position):
         # The writes of earlier writers in this epoch were lost with them, so no reader will ever have them.
         samples = ()

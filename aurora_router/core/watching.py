@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
-from aurora_router.core.instance import Observation, Server, ServerId, Silence
+from aurora_router.core.instance import Observation, ProbeFailure, ServerId, ServerStatus
 
 C = TypeVar("C")
 
@@ -73,10 +73,10 @@ class Change(NamedTuple, Generic[C]):
     must_connect: bool = False
 
 
-def answered(watch: Watch[C], link: Link[C], server: Server, asked_at: float, now: float) -> Change[C]:
+def answered(watch: Watch[C], link: Link[C], server: ServerStatus, asked_at: float, now: float) -> Change[C]:
     """Take in the answer on a connection."""
     before = link.server
-    pooled = server.id.run != before.run
+    pooled = server.id.process != before.process
     news: tuple[News, ...] = (Observation(watch.instance, asked_at, now, server=server, pooled=pooled),)
     # Only one server stands there. So it has another name now, or it is another server.
     if pooled and not watch.several:
@@ -90,7 +90,7 @@ def answered(watch: Watch[C], link: Link[C], server: Server, asked_at: float, no
     return Change(watch, news)
 
 
-def broke(watch: Watch[C], link: Link[C], silence: Silence, error: str, asked_at: float, now: float) -> Change[C]:
+def broke(watch: Watch[C], link: Link[C], silence: ProbeFailure, error: str, asked_at: float, now: float) -> Change[C]:
     """Take in that a connection broke. If it was the only one, only it may be broken: the server is down if a fresh one fails."""
     links = tuple(each for each in watch.links if each is not link)
     if links:
@@ -99,12 +99,12 @@ def broke(watch: Watch[C], link: Link[C], silence: Silence, error: str, asked_at
     return Change(watch._replace(links=(), lost=(*watch.lost, link.server)), (), (link.connection,), must_connect=True)
 
 
-def reached(watch: Watch[C], connection: C, server: Server, asked_at: float, now: float) -> Change[C]:
+def reached(watch: Watch[C], connection: C, server: ServerStatus, asked_at: float, now: float) -> Change[C]:
     """Take in the first answer on a fresh connection. Unless several servers may stand there, it is the only one."""
     replaced = [each for each in watch.links if each.server == server.id or not watch.several]
     links = (*(each for each in watch.links if each not in replaced), Link(connection, server.id, asked_at))
     others = dict.fromkeys((*(each.server for each in replaced), *watch.lost))
-    news: list[News] = [Forgotten(watch.instance, other) for other in others if other.run != server.id.run]
+    news: list[News] = [Forgotten(watch.instance, other) for other in others if other.process != server.id.process]
     news.append(Observation(watch.instance, asked_at, now, server=server))
     if len(links) > MAX_SERVERS:
         replaced.append(links[0])
@@ -113,7 +113,7 @@ def reached(watch: Watch[C], connection: C, server: Server, asked_at: float, now
 
 
 def unreached(
-    watch: Watch[C], silence: Silence, error: str, asked_at: float, now: float, *, is_busy: bool = False
+    watch: Watch[C], silence: ProbeFailure, error: str, asked_at: float, now: float, *, is_busy: bool = False
 ) -> tuple[News, ...]:
     """The news of a fresh connection that failed. It says nothing of the servers to which there are connections.
 
@@ -124,7 +124,7 @@ def unreached(
     return failed(watch, silence, error, asked_at, now)
 
 
-def failed(watch: Watch[C], silence: Silence, error: str, asked_at: float, now: float) -> tuple[News, ...]:
+def failed(watch: Watch[C], silence: ProbeFailure, error: str, asked_at: float, now: float) -> tuple[News, ...]:
     """The news that the servers without a connection do not answer."""
     return _failures(watch.instance, watch.lost or (None,), silence, error, asked_at, now)
 
@@ -137,11 +137,11 @@ def silent(watch: Watch[C], link: Link[C] | None, timeout: float, asked_at: floa
     """
     error = f"no answer within {timeout:g} s"
     if link is not None:
-        return _failures(watch.instance, (link.server,), Silence.TIMEOUT, error, asked_at, now)
-    return unreached(watch, Silence.TIMEOUT, error, asked_at, now)
+        return _failures(watch.instance, (link.server,), ProbeFailure.TIMEOUT, error, asked_at, now)
+    return unreached(watch, ProbeFailure.TIMEOUT, error, asked_at, now)
 
 
 def _failures(
-    instance: str, about: Iterable[ServerId | None], silence: Silence, error: str, asked_at: float, now: float
+    instance: str, about: Iterable[ServerId | None], silence: ProbeFailure, error: str, asked_at: float, now: float
 ) -> tuple[News, ...]:
-    return tuple(Observation(instance, asked_at, now, about=server, silence=silence, error=error) for server in about)
+    return tuple(Observation(instance, asked_at, now, about=server, probe_failure=silence, error=error) for server in about)

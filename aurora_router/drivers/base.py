@@ -103,7 +103,7 @@ class Connecting(Protocol):
         """Make SQLAlchemy's first look at a server succeed, whatever the server's role and settings."""
         ...
 
-    def prepare(self, connection: Any, shared: bool, given: Collection[str], listened: Callable[[], bool]) -> None:
+    def prepare_connection(self, connection: Any, shared: bool, given: Collection[str], listened: Callable[[], bool]) -> None:
         """Set up whatever else a new pooled connection needs.
 
         given: names of the arguments that the user gives to the driver's connect().
@@ -149,7 +149,7 @@ class ErrorReading(Protocol):
         ...
 
     @property
-    def MISTAKES(self) -> Sequence[tuple[str, str]]:
+    def ARGUMENT_ERRORS(self) -> Sequence[tuple[str, str]]:
         """Advice for TypeError and the like, which connect() raises if it cannot use its arguments.
 
         Each is a pattern of the error's type and message, and the advice.
@@ -179,9 +179,9 @@ class ConnectionState(Protocol):
         ...
 
     def literal_mode(self, connection: Any) -> str | None:
-        """The setting that decides what a backslash means in texts of this connection, as `statements.in_mode` takes it.
+        """The setting that decides what a backslash means in texts of this connection. None if only the server knows.
 
-        None if only the server knows.
+        `statements.dialect_for_setting` takes it.
         """
         ...
 
@@ -212,23 +212,23 @@ class ConnectionState(Protocol):
     def is_settled(self, connection: Any, alone: bool) -> bool:
         """Whether a connection that was switched before can be used as it is.
 
-        Listeners of the application may have begun a transaction on it, or removed its guard.
+        Listeners of the application may have begun a transaction on it, or changed its read-only default.
 
         alone: each statement is to be on its own, so no transaction may be open.
         """
         ...
 
-    def is_guarded(self, connection: Any, handed_out: bool) -> bool:
-        """Whether a guard that was set is known to be still on.
+    def is_default_read_only(self, connection: Any, handed_out: bool) -> bool:
+        """Whether a read-only default that was set is known to hold still.
 
         handed_out: users have had the driver's connection since then.
         """
         ...
 
-    def has_lost_guard(self, connection: Any) -> bool:
-        """Whether the guard of a connection in autocommit was removed, or may have been, and can be set again now.
+    def has_lost_read_only(self, connection: Any) -> bool:
+        """Whether a connection in autocommit has lost its read-only default, or may have, and it can be set again now.
 
-        The interceptor did not see the removal. The guard can be set again because no transaction is open.
+        The interceptor did not see the change. The default can be set again because no transaction is open.
         """
         ...
 
@@ -261,15 +261,15 @@ class ConnectionSwitches(Protocol):
         """Have each statement be on its own while the connection, which is idle, is asked."""
         ...
 
-    def set_mode(self, connection: Any, mode: Mode, default_autocommit: bool, guarded: bool) -> bool:
+    def set_mode(self, connection: Any, mode: Mode, default_autocommit: bool, default_read_only: bool) -> bool:
         """Switch an idle connection; returns whether the mode stays for its next units. Sends nothing unless the driver must.
 
-        guarded: whether the connection was set to refuse writes.
+        default_read_only: whether the connection was set to refuse writes.
         """
         ...
 
-    def note_guard(self, connection: Any, on: bool) -> None:
-        """Note that a guard was set on a connection, or removed."""
+    def note_default_read_only(self, connection: Any, on: bool) -> None:
+        """Note that a connection's read-only default was set or removed."""
         ...
 
     def end_transaction(self, connection: Any) -> None:

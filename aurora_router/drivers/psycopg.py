@@ -179,7 +179,7 @@ _ADVICE = (
     (UNUSABLE, "check the URL's query and connect_args"),
 )
 """Messages of libpq and psycopg that are no server's refusal, and the advice."""
-MISTAKES = (("determine version", "rows must be tuples; leave row_factory out of connect_args"),)
+ARGUMENT_ERRORS = (("determine version", "rows must be tuples; leave row_factory out of connect_args"),)
 _VALUE = re.compile(r"""((?:value|number|value for connect_timeout):? )(["']).*\2(?= for connection option|$)""")
 """An option's value that libpq cannot use. It may be a password in the wrong place."""
 
@@ -252,8 +252,8 @@ def raise_aborted(connection: Any) -> None:
     connection.execute("SELECT 1")
 
 
-def note_guard(connection: Any, on: bool) -> None:
-    """Do nothing: the server reports the guard."""
+def note_default_read_only(connection: Any, on: bool) -> None:
+    """Do nothing: the server reports the default."""
 
 
 def is_settled(connection: Any, alone: bool) -> bool:
@@ -264,14 +264,14 @@ def is_settled(connection: Any, alone: bool) -> bool:
     if connection.autocommit is not alone or connection.pgconn.transaction_status != _IDLE:
         return False
     if alone:
-        return is_guarded(connection, False)
+        return is_default_read_only(connection, False)
     return connection.read_only is True  # SQLAlchemy's postgresql_readonly leaves another value
 
 
-def is_guarded(connection: Any, handed_out: bool) -> bool:
-    """Whether a guard that was set is known to be on.
+def is_default_read_only(connection: Any, handed_out: bool) -> bool:
+    """Whether a read-only default that was set is known to hold.
 
-    PostgreSQL 14 and newer report each change. On an older server the guard is trusted as long as nobody can have changed it.
+    PostgreSQL 14 and newer report each change. On an older server the default is trusted as long as nobody can have changed it.
     """
     status: bytes | None = connection.pgconn.parameter_status(b"default_transaction_read_only")
     if status is None:
@@ -279,8 +279,8 @@ def is_guarded(connection: Any, handed_out: bool) -> bool:
     return status != b"off"
 
 
-def has_lost_guard(connection: Any) -> bool:
-    """Whether a guarded connection in autocommit has lost its guard and can get it back. PostgreSQL 14 and newer report it."""
+def has_lost_read_only(connection: Any) -> bool:
+    """Whether a connection in autocommit has lost its read-only default and can get it back. PostgreSQL 14 reports it."""
     driver = connection.pgconn
     is_off = driver.parameter_status(b"default_transaction_read_only") == b"off"
     return is_off and bool(connection.autocommit) and bool(driver.transaction_status == _IDLE)
@@ -310,7 +310,7 @@ def forget_prepared(connection: Any) -> None:
     connection.execute("BEGIN; ROLLBACK", prepare=False)
 
 
-def set_mode(connection: Any, mode: Mode, default_autocommit: bool, guarded: bool) -> bool:
+def set_mode(connection: Any, mode: Mode, default_autocommit: bool, default_read_only: bool) -> bool:
     """Switch an idle psycopg connection; only attributes change, nothing is sent."""
     connection.autocommit = default_autocommit if mode is Mode.DEFAULT else mode is Mode.AUTOCOMMIT
     connection.read_only = True if mode is Mode.READ_ONLY else None
@@ -402,7 +402,7 @@ def look_anywhere(dialect: Any) -> None:
     dialect.get_default_isolation_level = default_level
 
 
-def prepare(connection: Any, shared: bool, given: Collection[str], listened: Callable[[], bool]) -> None:
+def prepare_connection(connection: Any, shared: bool, given: Collection[str], listened: Callable[[], bool]) -> None:
     """Let server-side cursors of an autocommit connection outlive their statement (WITH HOLD).
 
     So a streamed read needs no transaction. On a shared connection it does, and nothing is prepared there unless the user asks

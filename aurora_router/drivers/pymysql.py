@@ -142,7 +142,7 @@ _ADVICE = (
 """Messages without a number, of PyMySQL and of SQLAlchemy, that are no server's refusal, and the advice."""
 UNUSABLE = "(?!)"  # PyMySQL raises Python's own errors
 _TLS = "write ssl_ca=FILE to encrypt and to verify the server, or ssl_check_hostname=false alone to encrypt only"
-MISTAKES = (
+ARGUMENT_ERRORS = (
     ("unexpected keyword argument '(ssl|tls)|no attribute 'get'", f"that is no ssl option of PyMySQL; {_TLS}"),
     ("unexpected keyword argument", "PyMySQL has no such option; check the URL's query and connect_args"),
     ("^KeyError", "rows must be tuples; leave cursorclass out of connect_args"),
@@ -240,19 +240,19 @@ def is_settled(connection: Any, alone: bool) -> bool:
     status = connection.server_status
     if bool(status & AUTOCOMMIT) is not alone or (alone and status & _IN_TRANSACTION):
         return False
-    return is_guarded(connection, False)
+    return is_default_read_only(connection, False)
 
 
-def is_guarded(connection: Any, handed_out: bool) -> bool:
-    """Whether a guard that was set is known to be on.
+def is_default_read_only(connection: Any, handed_out: bool) -> bool:
+    """Whether a read-only default that was set is known to hold.
 
-    No server reports a change, so the guard is trusted as long as nobody can have changed it.
+    No server reports a change, so the default is trusted as long as nobody can have changed it.
     """
     return not (handed_out or getattr(connection, "touched", False) or connection.aurora_router_listened())
 
 
-def has_lost_guard(connection: Any) -> bool:
-    """Whether a guarded connection in autocommit may have lost its guard unseen, and can get it back."""
+def has_lost_read_only(connection: Any) -> bool:
+    """Whether a connection in autocommit may have lost its read-only default unseen, and can get it back."""
     is_touched = bool(getattr(connection, "touched", False))
     return is_touched and autocommit(connection) and not connection.server_status & _IN_TRANSACTION
 
@@ -271,14 +271,14 @@ def forget_prepared(connection: Any) -> None:
     """Do nothing: PyMySQL prepares no statements, and the server has forgotten its own."""
 
 
-def set_mode(connection: Any, mode: Mode, default_autocommit: bool, guarded: bool) -> bool:
+def set_mode(connection: Any, mode: Mode, default_autocommit: bool, default_read_only: bool) -> bool:
     """Switch an idle connection.
 
     A read-only transaction takes one round trip, and autocommit none if it is as it must be. With autocommit off, the transaction
-    begins by itself. On a guarded connection that is a read-only one, so the mode lasts.
+    begins by itself. If the default is read-only, so is that one, so the mode lasts.
     """
     if mode is Mode.READ_ONLY:
-        if guarded and not autocommit(connection):
+        if default_read_only and not autocommit(connection):
             return True
         connection.query(SNAPSHOT)
         return False
@@ -288,7 +288,7 @@ def set_mode(connection: Any, mode: Mode, default_autocommit: bool, guarded: boo
     return True
 
 
-def prepare(connection: Any, shared: bool, given: Collection[str], listened: Callable[[], bool]) -> None:
+def prepare_connection(connection: Any, shared: bool, given: Collection[str], listened: Callable[[], bool]) -> None:
     """Remember whom to ask about listeners. Streamed reads need no transaction, so nothing else is set up."""
     connection.aurora_router_listened = listened
 
@@ -333,8 +333,8 @@ def track_connecting_socket(
         dialect.connect = type("Connection", (Connection,), own)
 
 
-def note_guard(connection: Any, on: bool) -> None:
-    """Make a connection notice from now on whether its guard may have been removed, or no longer notice it."""
+def note_default_read_only(connection: Any, on: bool) -> None:
+    """Make a connection notice from now on whether its read-only default may have been changed, or no longer notice it."""
     if hasattr(connection, "touched"):
         connection.touched = False if on else None
 

@@ -132,8 +132,8 @@ class Connection(connections.Connection):  # type: ignore[misc,unused-ignore]
     not_undone: a rollback has left writes to a table without transactions.
     ends: how many transactions have ended, other than by rollback(). A statement outside of one counts, too, if it may have
         written. None if nobody wants to know.
-    touched: somebody has sent a SET, or its like, past the interceptor since the connection was guarded. None if it is not
-        guarded.
+    touched: somebody has sent a SET, or its like, past the interceptor since the read-only default was set. None if it
+        is not set.
     unanswered: a command was sent, or is about to be, and its answer was not read to its end. If an exception keeps the
         answer from being read, the connection is closed instead of being used again.
     """

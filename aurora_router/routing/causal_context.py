@@ -64,9 +64,9 @@ class CausalContext:
                     others = reads - known
                     same = [other for other in others if other.server == last_read.server]
                     left = others.difference(same) | {max(last_read, *same, key=_at) if same else last_read}
-                elif reads and requirement is not None and not requirement.given:
+                elif reads and requirement is not None and not requirement.is_from_token:
                     # A reader that has replayed the requirement shows all that any reader had shown by that time.
-                    left = frozenset(read for read in reads if read.at > requirement.after)
+                    left = frozenset(read for read in reads if read.at > requirement.acknowledged_at)
                 # Otherwise the garbage collector has ended a unit meanwhile, which called this method: begin again.
                 if self.requirement is mine and self.last_reads is reads:
                     self.requirement, self.last_reads = both, left
@@ -75,7 +75,7 @@ class CausalContext:
     def drop_token(self) -> None:
         """Drop the requirement of the token, which was honoured for long enough."""
         with CausalContext._lock:
-            if self.requirement is not None and self.requirement.given:
+            if self.requirement is not None and self.requirement.is_from_token:
                 self.requirement = None
 
 

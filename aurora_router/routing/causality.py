@@ -68,14 +68,14 @@ class Causality:
 
     def must_leave_reader(self, unit: Unit) -> bool:
         """Whether others have written since this unit began, or have read what its reader may not show."""
-        known = unit.marks.requirement.after if unit.marks.requirement is not None else 0.0
+        known = unit.marks.requirement.acknowledged_at if unit.marks.requirement is not None else 0.0
         if self.is_global:
             newest = self._of_all()
-            if newest is not None and newest.after > known:
+            if newest is not None and newest.acknowledged_at > known:
                 return True
         for scope in unit.marks.scopes:
             scope.collect_from_open_units(unit)
-            if scope.requirement is not None and scope.requirement.after > known:
+            if scope.requirement is not None and scope.requirement.acknowledged_at > known:
                 return True
             for last in scope.last_reads - unit.marks.last_reads if scope.last_reads else ():
                 if last.server != unit.place.server and unit.place.instance is not None:

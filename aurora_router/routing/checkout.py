@@ -411,7 +411,9 @@ class Checkout:
             self._monitor.wait_until_trusted()
         topology = self._monitor.topology
         if write is not None:
-            if unit.marks.requirement is not None and unit.marks.requirement.given:  # maybe of a newer writer than any known here
+            if (
+                unit.marks.requirement is not None and unit.marks.requirement.is_from_token
+            ):  # maybe of a newer writer than any known here
                 topology = self._resolve(unit, unit.marks.requirement, topology)
             return to_writer(topology, write)
         if unit.intent.read_only and self._interceptor.isolation.beyond_readers(unit.isolation):
@@ -432,7 +434,7 @@ class Checkout:
         """Add the position that proves the unit's requirement, if one can be had, and return the topology that has it."""
         requirement = with_proof(requirement, topology)
         epoch = requirement.epoch
-        if requirement.given and epoch is not None and epoch > topology.epoch:
+        if requirement.is_from_token and epoch is not None and epoch > topology.epoch:
             # The token names a newer epoch than any known here. Probe all instances that answer before doubting the token.
             # Anybody may make up such a token. So probe once for all waiting units, and not more often than for positions.
             claim = requirement

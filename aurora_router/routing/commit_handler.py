@@ -20,7 +20,7 @@ from aurora_router.core import events
 from aurora_router.core.failures import Action, Failure, Phase, decide, traits
 from aurora_router.errors import NoWriterAvailable, Outcome, OutcomeUnknown
 from aurora_router.routing.causality import Causality
-from aurora_router.routing.commits import Ask, prepare, resolve_outcome
+from aurora_router.routing.commits import OutcomeQuery, prepare_commit_check, resolve_outcome
 from aurora_router.routing.unit import CommitState, Unit
 from aurora_router.telemetry.listeners import EventDispatcher
 from aurora_router.waiting import Waiting
@@ -96,13 +96,13 @@ class CommitHandler:
             self._monitor.suspect(unit.place.instance.id)
             raw.invalidate(error)
 
-    def _prepare(self, unit: Unit, raw: PoolProxiedConnection) -> Ask | None:
+    def _prepare(self, unit: Unit, raw: PoolProxiedConnection) -> OutcomeQuery | None:
         """Note something by which the outcome of the coming COMMIT can be looked up. Roll back if that fails."""
         server = self._families.leading
         if unit.intent.commit_check == "table" or (unit.intent.commit_check == "xid" and not server.HAS_XID_STATUS):
             self._monitor.prunes = True
         try:
-            return prepare(raw.dbapi_connection, unit, self._driver, server, self._monitor.topology)
+            return prepare_commit_check(raw.dbapi_connection, unit, self._driver, server, self._monitor.topology)
         except Exception:
             with contextlib.suppress(self._error):
                 # SQLAlchemy assumes that a failed COMMIT has ended the transaction.
@@ -163,7 +163,7 @@ class CommitHandler:
         driver: Any = raw.dbapi_connection
         return failure_of(error, self._families.leading, disconnected=self._driver.is_closed(driver))
 
-    def _found_committed(self, unit: Unit, instance_id: str, ask: Ask | None) -> bool:
+    def _found_committed(self, unit: Unit, instance_id: str, ask: OutcomeQuery | None) -> bool:
         """Whether the transaction of an unanswered COMMIT has committed. If not, note in the unit what is known."""
         self._monitor.suspect(instance_id)
         if ask is None:

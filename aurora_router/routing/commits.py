@@ -20,7 +20,7 @@ from aurora_router.routing.unit import Unit
 from aurora_router.servers import Execute, ServerFamily, XidFamily, supports_xid_status
 
 
-class Ask(Protocol):
+class OutcomeQuery(Protocol):
     """A question about one transaction, for the newest writer."""
 
     @property
@@ -29,7 +29,9 @@ class Ask(Protocol):
     def __call__(self, connection: Connection, /) -> Outcome: ...
 
 
-def prepare(connection: Any, unit: Unit, driver: Driver, server: ServerFamily, topology: Topology) -> Ask | None:
+def prepare_commit_check(
+    connection: Any, unit: Unit, driver: Driver, server: ServerFamily, topology: Topology
+) -> OutcomeQuery | None:
     """Note something by which the outcome of the transaction can be looked up. None if the unit has no commit check.
 
     The note is part of the transaction that is about to commit, and takes one round trip.
@@ -175,7 +177,9 @@ class Nothing(NamedTuple):
         return "a read-only transaction"
 
 
-def resolve_outcome(connect: Callable[[float], Connection], ask: Ask, timeout: float, sleep: Callable[[float], None]) -> Outcome:
+def resolve_outcome(
+    connect: Callable[[float], Connection], ask: OutcomeQuery, timeout: float, sleep: Callable[[float], None]
+) -> Outcome:
     """Ask the newest writer until the answer is certain. UNKNOWN after `timeout` seconds.
 
     If COMMITs wait for a reader here, and there is none, this waits, too.

@@ -19,10 +19,10 @@ from aurora_router.telemetry.stats import Counters
 class FailedReads:
     """The failed reads of one router's sessions.
 
-    interceptor: knows the phase of a unit, and what was learned of texts.
+    interceptor: knows the phase of a unit, and which texts were rejected.
     counters: counts retries.
     throttle: says whether one more retry is allowed.
-    dispatcher: tells of retries and of learned texts.
+    dispatcher: tells of retries and of rejected texts.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class FailedReads:
             return
         self._counters.retries[instance.id] += 1
         unit.refused = error.statement
-        self._interceptor.known.learn(error.statement)
+        self._interceptor.known.remember_rejected(error.statement)
         if self._dispatcher.listeners:
             self._dispatcher.publish(events.Learned(instance.id, self._interceptor.driver.code(error.orig), unit=unit.number))
 

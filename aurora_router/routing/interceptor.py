@@ -27,7 +27,7 @@ from aurora_router.core.failures import (
     WRITER_IS_GONE,
 )
 from aurora_router.core.selection import Reason, reason_to_write
-from aurora_router.core.statements import Effect, Verdict, verdict
+from aurora_router.core.statements import Analysis, Effect, analyze
 from aurora_router.drivers import Driver, Mode
 from aurora_router.errors import (
     ConfigurationError,
@@ -156,9 +156,9 @@ class Interceptor:
         unit.last_sql = text
         unit.commit = _NO_COMMIT
         read_only, on_writer = unit.intent.read_only, unit.place.on_writer
-        found = verdict(text, self.families.dialect)
+        found = analyze(text, self.families.dialect)
         effect = self.known.effect(found) if found.functions else found.effect
-        if effect is not _READ and found.in_doubt and (read_only or not on_writer or found.ends):
+        if effect is not _READ and found.in_doubt and (read_only or not on_writer or found.may_end_transaction):
             found = self.known.in_mode_of(text, connection.connection, unit)
             effect = self.known.effect(found)
         if read_only is None and not on_writer:
@@ -168,10 +168,10 @@ class Interceptor:
                 self._asks_for_writer(unit, effect)
             if effect is not _READ:
                 self._in_read_only_unit(unit, found, effect)
-        elif effect is not _READ or (text in self.known.learned and self.known.has_learned(text)):
+        elif effect is not _READ or (text in self.known.rejected and self.known.was_rejected(text)):
             self._on_writer(unit, found, effect, rest[0], connection)
 
-    def _on_reader(self, unit: Unit, found: Verdict, effect: Effect, context: Any) -> None:
+    def _on_reader(self, unit: Unit, found: Analysis, effect: Effect, context: Any) -> None:
         """Look at a statement of an automatic unit on a reader. Raises MustMoveToWriter if it must be on the writer."""
         hint = unit.hint
         if hint is None:
@@ -180,7 +180,7 @@ class Interceptor:
             if hint is not None:
                 check_route(hint)
         text = unit.last_sql
-        reason = reason_to_write(found, effect, hint, text in self.known.learned and self.known.has_learned(text))
+        reason = reason_to_write(found, effect, hint, text in self.known.rejected and self.known.was_rejected(text))
         if reason is None and (unit.marks.scopes or self._is_global) and self.causality.must_leave_reader(unit):
             reason = Reason.OWN_WRITES
         if reason is not None:
@@ -196,18 +196,20 @@ class Interceptor:
         if unit.intent.run is not None:
             unit.intent.run.has_read_on_reader = True
 
-    def _in_read_only_unit(self, unit: Unit, found: Verdict, effect: Effect) -> None:
+    def _in_read_only_unit(self, unit: Unit, found: Analysis, effect: Effect) -> None:
         """Look at a statement of a read-only unit that may not be a read. Raises ReadOnlyViolation."""
         # On the writer only this module stands between an unknown function and the data.
         writes = found.effect is Effect.WRITE and (
-            found.known is Effect.WRITE or (unit.place.on_writer and effect is Effect.WRITE)
+            found.effect_if_functions_pure is Effect.WRITE or (unit.place.on_writer and effect is Effect.WRITE)
         )
-        if writes or found.locks or found.unguards:
+        if writes or found.takes_named_lock or found.may_unset_read_only:
             where = unit.place.instance.id if unit.place.instance is not None else "?"
-            raise ReadOnlyViolation(effect.name, where, unguards=found.unguards and not (writes or found.locks))
+            raise ReadOnlyViolation(
+                effect.name, where, unguards=found.may_unset_read_only and not (writes or found.takes_named_lock)
+            )
         unit.only_reads = False
 
-    def _on_writer(self, unit: Unit, found: Verdict, effect: Effect, parameters: Any, connection: Connection) -> None:
+    def _on_writer(self, unit: Unit, found: Analysis, effect: Effect, parameters: Any, connection: Connection) -> None:
         """Note what a statement on the writer does that is not known to be a read."""
         unit.wrote = True
         unit.only_reads = False
@@ -218,7 +220,7 @@ class Interceptor:
         if unit.intent.run is not None and (effect is _READ or not found.traceless):
             unit.leaves_traces = True
         driver: Any = connection.connection.dbapi_connection  # also if it is detached from its pool
-        if found.ends or driver.autocommit:  # it may commit unseen by SQLAlchemy
+        if found.may_end_transaction or driver.autocommit:  # it may commit unseen by SQLAlchemy
             unit.commit = CommitState.SENT
             if unit.intent.run is not None:
                 unit.intent.run.is_undoable = False
@@ -232,7 +234,7 @@ class Interceptor:
         if unit.streaming and connection.info[STATE].server != unit.place.server:
             raise MustMoveToWriter(_READ, Reason.NOT_A_READ)  # the unit has moved, and only its stream is here
         if unit.intent.read_only:
-            self._modes.guard_again(connection.connection)
+            self._modes.restore_read_only(connection.connection)
 
     def _asks_for_writer(self, unit: Unit, effect: Effect) -> None:
         """Refuse a statement that asks for the writer in a read-only unit on a reader.
@@ -250,14 +252,14 @@ class Interceptor:
             raise ConfigurationError(f"{what}. Use router.connect(), which leads to the writer.")
         raise ConfigurationError(f"{what}. Begin the unit with such a statement, or leave read_only out.")
 
-    def _only_sets(self, unit: Unit, found: Verdict, effect: Effect) -> bool:
+    def _only_sets(self, unit: Unit, found: Analysis, effect: Effect) -> bool:
         """Whether a listener of the application sets something on a reader's connection for the unit that is entering.
 
         The setting holds for the unit, in a transaction, as on any engine. SET LOCAL does not count, because it is part of its
         unit's transaction, and that runs on the writer.
         """
         attempt = self.attempt()
-        is_setting = effect in (Effect.SERVER, Effect.SESSION) and not found.unguards
+        is_setting = effect in (Effect.SERVER, Effect.SESSION) and not found.may_unset_read_only
         return is_setting and attempt is not None and attempt.unit is unit
 
     def set_options(self, connection: Connection, options: Mapping[str, Any], send: Callable[[], None]) -> None:
@@ -283,7 +285,7 @@ class Interceptor:
             raise ConfigurationError(f"AUTOCOMMIT on a read-only connection: {why}. Leave isolation_level out.")
         send()
         if alone:
-            self._modes.keep_guarded(connection.connection)
+            self._modes.keep_read_only(connection.connection)
             unit.watched = True
 
     def _rebind(self, connection: Connection, unit: Unit | None) -> Unit | None:
@@ -396,11 +398,11 @@ class _WatchedConnection(RoutedConnection):
 def watch(connection: Connection, driver: Driver) -> None:
     """Notice from now on if the user of a connection takes the driver's connection out.
 
-    This is not needed if the server reports by itself whether the guard is on.
+    This is not needed if the server reports by itself whether the read-only default is on.
     """
     if type(connection) is not RoutedConnection or connection.invalidated:
         return
-    if not driver.is_guarded(connection.connection.dbapi_connection, True):
+    if not driver.is_default_read_only(connection.connection.dbapi_connection, True):
         connection.__class__ = _WatchedConnection
 
 

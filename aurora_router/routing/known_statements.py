@@ -12,16 +12,16 @@ from aurora_router.cluster.families import Families
 from aurora_router.cluster.monitor import Monitor
 from aurora_router.config.settings import Settings
 from aurora_router.core.selection import Reason, reason_to_write
-from aurora_router.core.statements import Effect, Recall, Verdict, in_mode, verdict
+from aurora_router.core.statements import Analysis, Effect, Recall, analyze, dialect_for_setting
 from aurora_router.routing.unit import Unit
 
 WRITES = 1000  # texts of text() that are known to write
 READS = 1000  # statements that are known to read
 LONGEST_WRITE = 10_000  # characters of one text that is known to write
-LEARNED = 1000  # statements remembered because a reader refused them
-LEARNED_LENGTH = 4 * 2**20  # characters of all of them
+MAX_REJECTED = 1000  # statements remembered because a reader refused them
+MAX_REJECTED_LENGTH = 4 * 2**20  # characters of all of them
 # Seconds. It is limited because somebody may replace a function or a view, or install an extension.
-LEARNED_FOR = 600.0
+REJECTED_SECONDS = 600.0
 
 _READ = Effect.READ  # an enum's members are slow to look up on the request path
 
@@ -31,13 +31,13 @@ class KnownStatements:
 
     writes: texts of text() that certainly write.
     reads: keys of statements that only read.
-    learned: texts that looked like reads, and when a reader refused them, oldest first.
+    rejected: texts that looked like reads, and when a reader refused them, oldest first.
     """
 
     def __init__(self, settings: Settings, families: Families, monitor: Monitor, modes: ConnectionModes) -> None:
         self.writes: set[str] = set()
         self.reads: set[object] = set()
-        self.learned: dict[str, float] = {}
+        self.rejected: dict[str, float] = {}
         self._families = families
         self._monitor = monitor
         self._modes = modes
@@ -50,7 +50,7 @@ class KnownStatements:
         """Make a new lock in a forked child, in which no thread holds the old one."""
         self._lock = threading.Lock()
 
-    def effect(self, found: Verdict) -> Effect:
+    def effect(self, found: Analysis) -> Effect:
         """The effect of a statement. It depends on what the user and the catalog say of the statement's functions."""
         if not found.functions:
             return found.effect
@@ -59,7 +59,7 @@ class KnownStatements:
             self._catalog = catalog
             self._harmless = self._allowed | catalog
         effect = found.effect_given(self._harmless)
-        if effect is not found.known:
+        if effect is not found.effect_if_functions_pure:
             self._monitor.request_catalog()
         return effect
 
@@ -68,21 +68,21 @@ class KnownStatements:
 
         thorough: whether a text in doubt counts as the strongest of its possible effects, because no reader has room to tell.
         """
-        found = verdict(text, self._families.dialect)
+        found = analyze(text, self._families.dialect)
         effect = self.effect(found) if found.functions else found.effect
         if effect is not _READ and not thorough:
             past = unit.place.instance is not None and unit.last_sql is not None
             if found.in_doubt or recalls_reads(unit, found, effect, past):
                 return None  # the reader's connection decides
-        return reason_to_write(found, effect, unit.hint, text in self.learned and self.has_learned(text))
+        return reason_to_write(found, effect, unit.hint, text in self.rejected and self.was_rejected(text))
 
     def note_write(self, text: str, sent: str) -> None:
         """Remember the text of a text() that certainly writes. It need not be compiled any more to be judged.
 
         sent: the text that SQLAlchemy sends for it.
         """
-        found = verdict(sent, self._families.dialect)
-        if found.known is Effect.WRITE and not found.in_doubt and len(text) <= LONGEST_WRITE:
+        found = analyze(sent, self._families.dialect)
+        if found.effect_if_functions_pure is Effect.WRITE and not found.in_doubt and len(text) <= LONGEST_WRITE:
             if len(self.writes) >= WRITES:
                 self.writes.clear()
             self.writes.add(text)
@@ -94,45 +94,45 @@ class KnownStatements:
 
         sent: the text that SQLAlchemy sends for it.
         """
-        found = verdict(sent, self._families.dialect)
+        found = analyze(sent, self._families.dialect)
         if found.effect is _READ and found.hint is None:
             if len(self.reads) >= READS:
                 self.reads.clear()
             self.reads.add(key)
 
-    def learn(self, text: str | None) -> None:
+    def remember_rejected(self, text: str | None) -> None:
         """Remember for some minutes that a reader has refused this text, which looked like a read. It goes to the writer."""
         if text is not None:
             with self._lock:
-                self.learned.pop(text, None)
-                self.learned[text] = time.monotonic()
-                while len(self.learned) > LEARNED or sum(map(len, self.learned)) > LEARNED_LENGTH:
-                    del self.learned[next(iter(self.learned))]
+                self.rejected.pop(text, None)
+                self.rejected[text] = time.monotonic()
+                while len(self.rejected) > MAX_REJECTED or sum(map(len, self.rejected)) > MAX_REJECTED_LENGTH:
+                    del self.rejected[next(iter(self.rejected))]
 
     def forget(self, text: str) -> None:
         """Forget that a reader has refused this text, because the writer has refused it, too."""
         with self._lock:
-            self.learned.pop(text, None)
+            self.rejected.pop(text, None)
 
-    def has_learned(self, text: str) -> bool:
+    def was_rejected(self, text: str) -> bool:
         """Whether a reader has refused this text in the last minutes."""
-        refused_at = self.learned.get(text)
-        return refused_at is not None and time.monotonic() - refused_at < LEARNED_FOR
+        refused_at = self.rejected.get(text)
+        return refused_at is not None and time.monotonic() - refused_at < REJECTED_SECONDS
 
-    def in_mode_of(self, text: str, raw: PoolProxiedConnection, unit: Unit) -> Verdict:
-        """The verdict on a text that is in doubt, as the text's connection reads it.
+    def in_mode_of(self, text: str, raw: PoolProxiedConnection, unit: Unit) -> Analysis:
+        """Analyze a text that is in doubt as its connection reads it.
 
         The router sends nothing between two statements of the unit. The second one may ask what the first one has left
         (FOUND_ROWS(), SHOW WARNINGS). So a text that is still in doubt then counts as the strongest of its possible effects. In a
         read-only unit that would be an error, so the router asks the server all the same.
         """
-        found = verdict(text, in_mode(self._families.dialect, self._modes.literal_mode(raw, ask=False)))
+        found = analyze(text, dialect_for_setting(self._families.dialect, self._modes.literal_mode(raw, ask=False)))
         if found.in_doubt and (unit.intent.read_only or not unit.has_results):
-            found = verdict(text, in_mode(self._families.dialect, self._modes.literal_mode(raw, ask=True)))
+            found = analyze(text, dialect_for_setting(self._families.dialect, self._modes.literal_mode(raw, ask=True)))
         return found
 
 
-def recalls_reads(unit: Unit, found: Verdict, effect: Effect, past: bool) -> bool:
+def recalls_reads(unit: Unit, found: Analysis, effect: Effect, past: bool) -> bool:
     """Whether a statement asks for what the unit's reads have left on its reader, because no other connection knows.
 
     A user's variable counts if such a statement came before, because only GET DIAGNOSTICS sets one on a reader.

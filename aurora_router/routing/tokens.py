@@ -47,8 +47,8 @@ class Tokens:
 
     def write(self, cluster: str, requirement: Requirement) -> str:
         """Return a token that carries the requirement."""
-        ago = time.monotonic() - requirement.after
-        if requirement.given and requirement.position is not None:
+        ago = time.monotonic() - requirement.acknowledged_at
+        if requirement.is_from_token and requirement.position is not None:
             # read() has taken this off the age. Undo that, because the position does not prove later commits.
             ago += MARGIN
         made_at = math.ceil((time.time() - ago) * 1000)
@@ -82,7 +82,7 @@ class Tokens:
         after = now - max(age - MARGIN, 0.0)
         if token.position is None:
             return Requirement(after, None)
-        return Requirement(after, token.position.epoch, token.position, given=True, heard_at=now)
+        return Requirement(after, token.position.epoch, token.position, is_from_token=True, received_at=now)
 
     def _parse(self, text: str) -> Token:
         if self._signer is not None:

@@ -168,7 +168,7 @@ class Unit:
     waited = False  # for a reader
     queues = False  # for its reader's pool, because no other reader has room
     writer_read_slot: Slot | None = None  # in the writer's pool, until the unit ends
-    # The interceptor must look before each statement: the unit streams, or only a guard keeps it from writing.
+    # The interceptor must look before each statement: the unit streams, or only a read-only default keeps it from writing.
     watched = False
     # It holds a read-only transaction on its reader, because a listener of the application has set something there.
     holds = False

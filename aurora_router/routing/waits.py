@@ -98,7 +98,7 @@ class Waits:
             return choose(topology, need, round_robin, self._load, 0.0, time.monotonic()).reason is not _OWN_WRITES
 
         # Anybody may write a token. What the session or the scope has written since is no claim of others.
-        made_up = (unit.marks.requirement is not None and unit.marks.requirement.given) or any(
+        made_up = (unit.marks.requirement is not None and unit.marks.requirement.is_from_token) or any(
             context.initial_token is not None and not context.wrote for context in unit.marks.contexts
         )
         with self._told(unit, "reader"):
@@ -145,7 +145,7 @@ class Waits:
             raise NoReaderAvailable(self._monitor.topology.said(avoided=unit.avoid))
         since = time.monotonic()
         timeout, lapses = self.time_left(unit, began), False
-        if unit.marks.requirement is not None and unit.marks.requirement.given and decision.reason is Reason.NO_WRITER:
+        if unit.marks.requirement is not None and unit.marks.requirement.is_from_token and decision.reason is Reason.NO_WRITER:
             left = unit.marks.requirement.since + self._token_ttl - since
             timeout, lapses = min(timeout, max(left, 0.0)), left < timeout
         with self._told(unit, "writer"):

@@ -9,13 +9,21 @@ from typing import Final
 
 from aurora_router.core.query import Query
 from aurora_router.servers import mysql, postgresql
-from aurora_router.servers.base import Execute, Greeting, Pooler, ServerFamily, UnsupportedServer, XidFamily, supports_xid_status
+from aurora_router.servers.base import (
+    Execute,
+    Identification,
+    Pooler,
+    ServerFamily,
+    UnsupportedServer,
+    XidFamily,
+    supports_xid_status,
+)
 
 __all__ = [
     "FAMILIES",
     "WHO",
     "Execute",
-    "Greeting",
+    "Identification",
     "Pooler",
     "ServerFamily",
     "UnsupportedServer",

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeGuard
 
 from aurora_router.core.commits import Evidence, Note
 from aurora_router.core.failures import Failure
-from aurora_router.core.instance import Instance, Role, Server, ServerId, Silence
+from aurora_router.core.instance import Instance, ProbeFailure, Role, ServerId, ServerStatus
 from aurora_router.core.query import Query
 from aurora_router.core.topology import Topology
 
@@ -19,7 +19,7 @@ Execute: TypeAlias = Callable[[str, Mapping[str, Any] | None], Sequence[Any] | N
 """Sends one statement with its parameters. Returns the first row of the answer, if it has any."""
 
 
-class Greeting(NamedTuple):
+class Identification(NamedTuple):
     """What a fresh connection has reached.
 
     shared: whether a pooler may give the server's side to other clients between two transactions. Nothing that outlives a
@@ -31,8 +31,8 @@ class Greeting(NamedTuple):
     shared: bool
 
     @property
-    def guarded(self) -> bool:
-        """Whether `greet` has guarded the connection."""
+    def default_read_only(self) -> bool:
+        """Whether `identify` has made the connection refuse writes outside of transactions."""
         return self.role is Role.READER and not self.shared
 
 
@@ -70,7 +70,7 @@ class Identity(Protocol):
         ...
 
     def dialect(self, server: ServerId) -> str:
-        """The SQL dialect of a server, as `statements.verdict` takes it."""
+        """The SQL dialect of a server, as `statements.analyze` takes it."""
         ...
 
     @property
@@ -78,8 +78,8 @@ class Identity(Protocol):
         """Asks for the setting that decides what a backslash means in texts, if the driver does not know it."""
         ...
 
-    def greet(self, query: Query, process: int, pooler: Pooler | None) -> Greeting:
-        """Find out which server a fresh connection has reached. Guard a reader's connection, unless it is shared.
+    def identify(self, query: Query, process: int, pooler: Pooler | None) -> Identification:
+        """Find out which server a fresh connection has reached. Make a reader's connection refuse writes, unless it is shared.
 
         process: the number of the server's process, as the client got it at login.
         pooler: the user's word on a pooler before the servers.
@@ -89,18 +89,18 @@ class Identity(Protocol):
         ...
 
     @property
-    def GUARD(self) -> str:
+    def SET_DEFAULT_READ_ONLY(self) -> str:
         """Makes a connection refuse writes outside of transactions."""
         ...
 
     @property
-    def UNGUARD(self) -> str: ...
+    def SET_DEFAULT_READ_WRITE(self) -> str: ...
 
 
 class Probing(Protocol):
     """What the monitor asks."""
 
-    def probe(self, query: Query, *, asynchronous_commits: bool) -> Server:
+    def probe(self, query: Query, *, asynchronous_commits: bool) -> ServerStatus:
         """A server's own report of its state.
 
         Raises UnsupportedServer, and whatever `query` raises.
@@ -141,7 +141,7 @@ class ErrorCodes(Protocol):
         """What to do about a statement whose connection was ended by a server that is alive."""
         ...
 
-    def explain_refusal(self, code: Any, message: str) -> tuple[Silence, str]:
+    def explain_refusal(self, code: Any, message: str) -> tuple[ProbeFailure, str]:
         """A failed probe in words for the user, and whether another try can help."""
         ...
 
@@ -201,7 +201,7 @@ class CommitTable(Protocol):
         ...
 
     def is_read_only(self, code: Any) -> bool:
-        """Whether the code of an error to `sign` says that the transaction is read-only, and still as it was."""
+        """Whether the code of an error to `insert_commit_row` says that the transaction is read-only, and still as it was."""
         ...
 
     def is_locked_out(self, code: Any) -> bool:

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from aurora_router.core.failures import Failure
-from aurora_router.core.gtid import GtidSet, MariadbGtid, began, behind
-from aurora_router.core.instance import Role, Server, ServerId, Silence
+from aurora_router.core.gtid import GtidSet, MariadbGtid, mariadb_epoch, writer_starts
+from aurora_router.core.instance import ProbeFailure, Role, ServerId, ServerStatus
 from aurora_router.core.positions import Position
 from aurora_router.core.query import Query
-from aurora_router.servers.base import Execute, Greeting, Pooler, UnsupportedServer
+from aurora_router.servers.base import Execute, Identification, Pooler, UnsupportedServer
 
 DIALECT = "mysql"
 DEFAULT_ISOLATION = "repeatable read"
@@ -59,8 +59,8 @@ connection, because the settings that it shows change only with a restart."""
 MEMBERS = "SELECT member_id, member_state, member_role FROM performance_schema.replication_group_members"
 """Asked if there is a group; needs SELECT on that table."""
 
-GUARD = "SET SESSION TRANSACTION READ ONLY"
-UNGUARD = "SET SESSION TRANSACTION READ WRITE"
+SET_DEFAULT_READ_ONLY = "SET SESSION TRANSACTION READ ONLY"
+SET_DEFAULT_READ_WRITE = "SET SESSION TRANSACTION READ WRITE"
 
 COMMIT_TABLE = "aurora_router_commits"
 CREATE_COMMIT_TABLE = (
@@ -135,22 +135,22 @@ def parse_identity(row: Sequence[Any]) -> tuple[ServerId, Role]:
     return identity, Role.READER if any(map(_is_on, read_only)) else Role.WRITER
 
 
-def greet(query: Query, process: int, pooler: Pooler | None) -> Greeting:
+def identify(query: Query, process: int, pooler: Pooler | None) -> Identification:
     """Find out which server a fresh connection has reached.
 
-    A reader's connection is guarded, because a reader that is promoted in place would let a unit in autocommit write. Raises
+    A reader's connection refuses writes, because a reader that is promoted in place would let a unit in autocommit write. Raises
     UnsupportedServer.
 
     process: not used, because no pooler gives a server's connection to others unnoticed.
     """
     _, (row,) = query(IDENTITY)
-    greeting = Greeting(*parse_identity(row), shared=pooler == "transaction")
-    if greeting.guarded:
-        query(GUARD)
-    return greeting
+    found = Identification(*parse_identity(row), shared=pooler == "transaction")
+    if found.default_read_only:
+        query(SET_DEFAULT_READ_ONLY)
+    return found
 
 
-def probe(query: Query, *, asynchronous_commits: bool) -> Server:
+def probe(query: Query, *, asynchronous_commits: bool) -> ServerStatus:
     """A server's report of its state. Raises UnsupportedServer.
 
     asynchronous_commits: not used, because a commit is in the positions before it is acknowledged.
@@ -166,7 +166,7 @@ def probe(query: Query, *, asynchronous_commits: bool) -> Server:
     if members is not None:
         if members and role is Role.WRITER:
             raise UnsupportedServer(f"accepts writes, but {members}", passing=True)
-        return Server(identity, role, epoch, position, None, isolation, members if role is Role.READER else "")
+        return ServerStatus(identity, role, epoch, position, None, isolation, members if role is Role.READER else "")
     replicas = REPLICAS_MARIADB if server.mariadb else REPLICAS_MYSQL
     if not server.mariadb and server.number < (8, 0, 22):
         replicas = "SHOW SLAVE STATUS"
@@ -177,9 +177,9 @@ def probe(query: Query, *, asynchronous_commits: bool) -> Server:
         # It may be a reader that nobody has made read-only, or a restarted member that is not back in its group.
         epoch, position = read(role, identity._replace(cluster="mysql", address=None), said)
     if role is Role.WRITER or (shared and not rows):
-        return Server(identity, role, epoch, position, None, isolation)
+        return ServerStatus(identity, role, epoch, position, None, isolation)
     lag, stopped = parse_replicas(channels)
-    return Server(identity, role, epoch, position, lag, isolation, stopped, parse_filters(channels))
+    return ServerStatus(identity, role, epoch, position, lag, isolation, stopped, parse_filters(channels))
 
 
 def _is_group(identity: ServerId) -> bool:
@@ -198,19 +198,19 @@ def _mariadb(role: Role, identity: ServerId, said: Sequence[Any]) -> tuple[int, 
     logged, replayed, state, logs = said
     own = int(identity.address or -1)
     if role is Role.READER:
-        return 0, MariadbGtid.said(began(state or "", own), replayed or "", own, behind(state or "", own))
-    epoch = began(state or "")
+        return 0, MariadbGtid.from_server(mariadb_epoch(state or "", own), replayed or "", own, writer_starts(state or "", own))
+    epoch = mariadb_epoch(state or "")
     if not _is_on(logs):
         return epoch, None
-    written = MariadbGtid.said(epoch, logged or "", own, behind(state or ""))
-    return epoch, written.union(MariadbGtid.said(epoch, replayed or ""))
+    written = MariadbGtid.from_server(epoch, logged or "", own, writer_starts(state or ""))
+    return epoch, written.union(MariadbGtid.from_server(epoch, replayed or ""))
 
 
 def _mysql(role: Role, identity: ServerId, said: Sequence[Any]) -> tuple[int, Position | None]:
     """The epoch and the position of MySQL. There is no position unless all transactions have a GTID."""
     executed, mode, opened = said
     own = identity.cluster if _is_group(identity) else identity.address
-    return 1, GtidSet.said(1, executed or "", own or "", float(opened or 0)) if mode == "ON" else None
+    return 1, GtidSet.from_server(1, executed or "", own or "", float(opened or 0)) if mode == "ON" else None
 
 
 def parse_members(rows: Iterable[Sequence[Any]], me: str) -> str | None:
@@ -307,7 +307,7 @@ def _has_replayed_all(said: Mapping[str, Any]) -> bool:
     Its GTIDs are exact.
     """
     if said.get("Auto_Position"):
-        return GtidSet.said(1, said["Executed_Gtid_Set"]).covers(GtidSet.said(1, said["Retrieved_Gtid_Set"]))
+        return GtidSet.from_server(1, said["Executed_Gtid_Set"]).covers(GtidSet.from_server(1, said["Retrieved_Gtid_Set"]))
     received = said["Source_Log_File"], said["Read_Source_Log_Pos"]
     return received == (said["Relay_Source_Log_File"], said["Exec_Source_Log_Pos"])
 
@@ -420,12 +420,12 @@ _REFUSALS = (
 )
 
 
-def explain_refusal(code: int | None, message: str) -> tuple[Silence, str]:
+def explain_refusal(code: int | None, message: str) -> tuple[ProbeFailure, str]:
     """A failed probe in words for the user, and whether another try can help."""
     for codes, advice in _REFUSALS:
         if code in codes:
-            return Silence.MISCONFIGURED, f"{message}; {advice}"
-    return Silence.MISCONFIGURED if code in _REFUSED else Silence.REFUSED, message
+            return ProbeFailure.MISCONFIGURED, f"{message}; {advice}"
+    return ProbeFailure.MISCONFIGURED if code in _REFUSED else ProbeFailure.REFUSED, message
 
 
 def is_busy(code: int | None, message: str) -> bool:
@@ -447,7 +447,7 @@ def insert_commit_row(execute: Execute, signature: str, database: str | None, de
 
 
 def is_read_only(code: int | None) -> bool:
-    """Whether the code of an error to `sign` says that the transaction is read-only."""
+    """Whether the code of an error to `insert_commit_row` says that the transaction is read-only."""
     return code == _IN_READ_ONLY
 
 

@@ -8,11 +8,11 @@ from typing import Any, Final
 
 from aurora_router.core.commits import Evidence, Note
 from aurora_router.core.failures import Failure
-from aurora_router.core.instance import Instance, Role, Server, ServerId, Silence
+from aurora_router.core.instance import Instance, ProbeFailure, Role, ServerId, ServerStatus
 from aurora_router.core.positions import WalPosition, end_of_record, parse_lsn
 from aurora_router.core.query import Query
 from aurora_router.core.topology import Topology
-from aurora_router.servers.base import Execute, Greeting, Pooler, UnsupportedServer
+from aurora_router.servers.base import Execute, Identification, Pooler, UnsupportedServer
 
 DIALECT = "postgresql"
 DEFAULT_ISOLATION = "read committed"
@@ -43,26 +43,26 @@ connection. A reader refuses every statement at SERIALIZABLE, which may be the d
 _REFUSING = "pg_catalog.set_config('default_transaction_read_only', 'on', false)"
 _LOWERED = f"""CASE WHEN pg_catalog.current_setting('default_transaction_isolation') {_EQUAL} 'serializable'
   THEN pg_catalog.set_config('default_transaction_isolation', 'repeatable read', false) END"""
-GUARD = f"{AT_READ_COMMITTED}SELECT {_REFUSING}, {_LOWERED}"
-UNGUARD = "RESET default_transaction_read_only; RESET default_transaction_isolation"
-"""The guard of a reader's connection, and its removal. Without a guard, a reader that is promoted in place would let a unit in
-autocommit write. GUARD also lowers a default level of SERIALIZABLE: a reader would refuse statements although the unit has asked
-for a lower level."""
-GREETING = f"""{AT_READ_COMMITTED}{IDENTITY}, {{alone}},
+SET_DEFAULT_READ_ONLY = f"{AT_READ_COMMITTED}SELECT {_REFUSING}, {_LOWERED}"
+SET_DEFAULT_READ_WRITE = "RESET default_transaction_read_only; RESET default_transaction_isolation"
+"""The read-only default of a reader's connection, and its removal. Without it, a reader that is promoted in place would let a
+unit in autocommit write. SET_DEFAULT_READ_ONLY also lowers a default level of SERIALIZABLE: a reader would refuse statements
+although the unit has asked for a lower level."""
+IDENTIFY = f"""{AT_READ_COMMITTED}{IDENTITY}, {{alone}},
   CASE WHEN {_IN_RECOVERY} AND {{alone}} THEN {_REFUSING} END,
   CASE WHEN {_IN_RECOVERY} AND {{alone}} THEN {_LOWERED} END"""
-"""IDENTITY for a pooled connection, whether its server process is its own, and, if so, the guard of a reader's."""
+"""IDENTITY for a pooled connection, whether its server process is its own, and, if so, a reader's read-only default."""
 _ALONE = {"session": "true", "transaction": "false"}
 _OWN = "pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=) ({})"
 
 
-def greeting(process: int, pooler: Pooler | None) -> str:
-    """GREETING, with the condition that the server's process is the connection's own.
+def identify_sql(process: int, pooler: Pooler | None) -> str:
+    """IDENTIFY, with the condition that the server's process is the connection's own.
 
     process: the number of the server process, as the client got it at login. A pooler gives each client another number.
     pooler: the user's word on a pooler.
     """
-    return GREETING.format(alone=_OWN.format(process) if pooler is None else _ALONE[pooler])
+    return IDENTIFY.format(alone=_OWN.format(process) if pooler is None else _ALONE[pooler])
 
 
 _TIMELINE = (
@@ -194,16 +194,16 @@ def omissions(query: Query) -> str:
     return ""
 
 
-def greet(query: Query, process: int, pooler: Pooler | None) -> Greeting:
+def identify(query: Query, process: int, pooler: Pooler | None) -> Identification:
     """Find out which server a fresh connection has reached, in one round trip.
 
-    A reader's connection is guarded, unless a pooler stands before it. Raises UnsupportedServer.
+    A reader's connection refuses writes, unless a pooler stands before it. Raises UnsupportedServer.
     """
-    _, (row,) = query(greeting(process, pooler))
-    return Greeting(*parse_identity(row), shared=not row[6])
+    _, (row,) = query(identify_sql(process, pooler))
+    return Identification(*parse_identity(row), shared=not row[6])
 
 
-def probe(query: Query, *, asynchronous_commits: bool) -> Server:
+def probe(query: Query, *, asynchronous_commits: bool) -> ServerStatus:
     """A server's report of its state, in one round trip. Raises UnsupportedServer."""
     _, (row,) = query(PROBE)
     return parse_probe(row, asynchronous_commits=asynchronous_commits)
@@ -217,7 +217,7 @@ def parse_identity(row: Sequence[Any]) -> tuple[ServerId, Role]:
     return ServerId(cluster, address, port, started), Role.READER if in_recovery else Role.WRITER
 
 
-def parse_probe(row: Sequence[Any], *, asynchronous_commits: bool) -> Server:
+def parse_probe(row: Sequence[Any], *, asynchronous_commits: bool) -> ServerStatus:
     """The answer to PROBE.
 
     A commit is acknowledged once the log is written up to it, so `pg_current_wal_lsn()` covers it. An asynchronous commit is
@@ -247,11 +247,11 @@ def parse_probe(row: Sequence[Any], *, asynchronous_commits: bool) -> Server:
         else:
             lsn = parse_lsn(written)
         epoch = int(timeline, 16)
-        return Server(identity, role, epoch, WalPosition(epoch, lsn), None, isolation)
+        return ServerStatus(identity, role, epoch, WalPosition(epoch, lsn), None, isolation)
     epoch = max(control, tli or 0)
     position = WalPosition(epoch, parse_lsn(replayed)) if replayed else None
     lag = 0.0 if streaming and received is not None and received == replayed else (None if age is None else max(age, 0.0))
-    return Server(identity, role, epoch, position, lag, isolation)
+    return ServerStatus(identity, role, epoch, position, lag, isolation)
 
 
 def insert_commit_row(execute: Execute, signature: str, database: str | None, declared_read_only: bool) -> str | None:
@@ -267,7 +267,7 @@ def insert_commit_row(execute: Execute, signature: str, database: str | None, de
 
 
 def is_read_only(code: str | None) -> bool:
-    """Never, because `sign` asks before."""
+    """Never, because `insert_commit_row` asks before."""
     return False
 
 
@@ -295,7 +295,7 @@ def parse_note(row: Sequence[Any], writer: Instance, topology: Topology) -> Note
         None if recovered is None else parse_lsn(recovered),
         next(iter(writer.servers)),
         # This includes readers held back because they were lost again and again: one of them may still be promoted.
-        frozenset(s.server.id for instance in topology.instances for s in instance.seen if s.server.role is Role.READER),
+        frozenset(s.server.id for instance in topology.instances for s in instance.tracked if s.server.role is Role.READER),
     )
 
 
@@ -379,12 +379,12 @@ _MISTAKES = ("0A", "22", "34", "3B", "3F", "42", "25006", "25P01")
 """Beginnings of codes: the server lacks what a probe needs, or a listener of the application has sent something wrong."""
 
 
-def explain_refusal(sqlstate: str | None, message: str) -> tuple[Silence, str]:
+def explain_refusal(sqlstate: str | None, message: str) -> tuple[ProbeFailure, str]:
     """A failed probe in words for the user, and whether another try can help."""
     if sqlstate is not None and sqlstate.startswith((*_REFUSED, *_MISTAKES)):
         advice = next((advice for code, words, advice in _ADVICE if code == sqlstate and re.search(words, message)), "")
-        return Silence.MISCONFIGURED, f"{message}; {advice}" if advice else message
-    return Silence.NOT_NOW if sqlstate == "57P03" else Silence.REFUSED, message
+        return ProbeFailure.MISCONFIGURED, f"{message}; {advice}" if advice else message
+    return ProbeFailure.NOT_NOW if sqlstate == "57P03" else ProbeFailure.REFUSED, message
 
 
 def is_busy(sqlstate: str | None, message: str) -> bool:

@@ -15,7 +15,7 @@ from sqlalchemy.orm.exc import StaleDataError
 from aurora_router.config import checks
 from aurora_router.core.read_retry import Step
 from aurora_router.core.selection import Reason
-from aurora_router.core.statements import verdict
+from aurora_router.core.statements import analyze
 from aurora_router.errors import RouterError
 from aurora_router.routing import stale_writes
 from aurora_router.routing.unit import NOWHERE, MustMoveToWriter, Unit
@@ -102,7 +102,7 @@ class SessionStatements(SessionWrites):
         It is None if the text may be a read, or is not known yet. Then the interceptor looks at the text.
         """
         known = self.router_core.interceptor.known
-        key = None if thorough or known.learned else key_of(clause)
+        key = None if thorough or known.rejected else key_of(clause)
         if key is not None and key in known.reads:
             return None
         call = self._call
@@ -124,7 +124,7 @@ class SessionStatements(SessionWrites):
     def _names_writer(self, clause: Any) -> bool:
         """Return whether the text of a text() has a hint that asks for the writer."""
         text = clause.text if isinstance(clause, TextClause) else ""
-        return "@writer" in text and verdict(text, self.router_core.interceptor.families.dialect).hint == "writer"
+        return "@writer" in text and analyze(text, self.router_core.interceptor.families.dialect).hint == "writer"
 
     def _option(self, name: str, statement: Any, given: Mapping[str, Any] | None) -> Any:
         """Return an execution option of a statement, by SQLAlchemy's order of precedence; None without one."""

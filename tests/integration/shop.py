@@ -177,7 +177,7 @@ def a_position(cluster: Cluster[Any], epoch: int, number: int) -> Position:
     positions: dict[str, Position] = {
         "postgresql": WalPosition(epoch, number),
         "mariadb": MariadbGtid(epoch, ((0, 1, number),)),
-        "mysql": GtidSet.said(epoch, f"00000000-0000-0000-0000-000000000001:1-{number}"),
+        "mysql": GtidSet.from_server(epoch, f"00000000-0000-0000-0000-000000000001:1-{number}"),
     }
     return positions[engine(cluster)]
 

@@ -152,7 +152,7 @@ def test_what_a_listener_sets_holds(
             s.rollback()
 
 
-def is_guarded(s: RoutingSession) -> bool:
+def is_default_read_only(s: RoutingSession) -> bool:
     """Whether the unit's connection, which is in autocommit, would refuse a write.
 
     The question goes past the interceptor, because the unit must stay on its reader.
@@ -189,7 +189,7 @@ def test_no_listener_takes_the_guard_off_unseen(
         until_readers_serve(router, 1)
         for _ in range(2):
             with sessions(router)() as s:
-                assert is_guarded(s)
+                assert is_default_read_only(s)
     finally:
         event.remove(Engine, name, reset)
 
@@ -204,7 +204,7 @@ def test_a_statement_takes_the_guard_off_for_its_unit_alone(make_router: MakeRou
             s.commit()
     for _ in range(2):
         with sessions(router)() as s:
-            assert is_guarded(s)
+            assert is_default_read_only(s)
 
 
 def test_a_listener_that_begins_by_word_disturbs_no_probe(make_router: MakeRouter, listen: Callable[..., None]) -> None:

@@ -40,13 +40,13 @@ def reads_its_own_writes(router: Router, table: str) -> set[str]:
             s.execute(text(f"INSERT INTO {table} VALUES (:n)"), {"n": number})
             s.commit()
             for _ in range(2):
-                asked = [i.heard_at for i in router.topology]
+                asked = [i.last_observed_at for i in router.topology]
                 heard = asked
                 while any(now <= before for now, before in zip(heard, asked, strict=True)):
                     assert s.scalar(text(f"SELECT count(*) FROM {table} WHERE id = :n"), {"n": number}) == 1
                     places.add(instance_id(s))
                     s.rollback()
-                    heard = [i.heard_at for i in router.topology]
+                    heard = [i.last_observed_at for i in router.topology]
     return places
 
 

@@ -414,8 +414,8 @@ def test_an_instance_that_cannot_be_probed_holds_up_no_other(
     monkeypatch.setattr(threading.Thread, "start", refuse)
     cluster.freeze(stuck)
     eventually(lambda: [r.id for r in router.topology.readers] == [current.address])
-    time_of = router.topology.by_id[current.address].heard_at
-    eventually(lambda: router.topology.by_id[current.address].heard_at > time_of + 0.5)
+    time_of = router.topology.by_id[current.address].last_observed_at
+    eventually(lambda: router.topology.by_id[current.address].last_observed_at > time_of + 0.5)
     assert f"{stuck.address} could not be attended to" in caplog.text
     monkeypatch.undo()
     cluster.thaw(stuck)

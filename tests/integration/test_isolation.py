@@ -212,4 +212,4 @@ def test_a_default_that_was_left_behind_is_set_back(make_router: MakeRouter, rea
         raw.driver_connection.commit()
         raw.close()
     assert [where(router, read_only=read_only) for _ in range(8)] == ["reader"] * 8
-    assert not core_of(router).interceptor.known.learned
+    assert not core_of(router).interceptor.known.rejected

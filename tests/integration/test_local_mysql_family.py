@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pymysql
 import pytest
 
-from aurora_router.core.gtid import began
+from aurora_router.core.gtid import mariadb_epoch
 from aurora_router.local import CLUSTERS, LocalClusterError, LocalInstance, MariadbCluster, MysqlCluster
 from tests.engines import here
 from tests.integration.shop import eventually
@@ -262,7 +262,7 @@ def test_all_instances_tell_when_the_newest_writer_began(cluster: Cluster) -> No
         cluster.promote()
         cluster.execute("INSERT INTO note VALUES ()")
         cluster.heal()
-        said = {began(cluster.execute("SELECT @@gtid_binlog_state", instance=i)[0][0]) for i in cluster.instances}
+        said = {mariadb_epoch(cluster.execute("SELECT @@gtid_binlog_state", instance=i)[0][0]) for i in cluster.instances}
         assert len(said) == 1
         epochs.extend(said)
     assert epochs[0] < epochs[1]

@@ -50,14 +50,14 @@ def began_anew(cluster: Cluster[Any], router: Router) -> None:
     (reader,) = cluster.readers
     ((replayed,),) = cluster.execute("SELECT @@gtid_slave_pos", instance=reader)
     cluster._order(reader, "STOP SLAVE", "RESET MASTER", f"SET GLOBAL gtid_slave_pos = '{replayed}'", "START SLAVE")  # type: ignore[attr-defined]
-    eventually(lambda: router.topology.by_id[reader.address].seen[0].server.position.others == ((0, 5),))
+    eventually(lambda: router.topology.by_id[reader.address].tracked[0].server.position.writer_starts == ((0, 5),))
     until_readers_serve(router, 1)
 
 
 def until_heard(router: Router) -> None:
     """Wait until the router has heard all instances again."""
     now = time.monotonic()
-    eventually(lambda: all(i.heard_at > now for i in router.topology))
+    eventually(lambda: all(i.last_observed_at > now for i in router.topology))
 
 
 def forgets(cluster: Cluster[Any], domain: int) -> bool:
@@ -101,8 +101,10 @@ def test_a_reader_with_a_fresh_log_writes_once_promoted(aurora_cluster_factory: 
         write(Session, 2)
         assert cluster.execute("SELECT max(id) FROM t") == [(2,)]
         cluster.thaw(old)
-        looked = router.topology.by_id[old.address].heard_at
-        eventually(lambda: router.topology.by_id[old.address].heard_at > looked and router.topology.by_id[old.address].seen)
+        looked = router.topology.by_id[old.address].last_observed_at
+        eventually(
+            lambda: router.topology.by_id[old.address].last_observed_at > looked and router.topology.by_id[old.address].tracked
+        )
         assert "deposed" in router.topology.by_id[old.address].error
         assert router.topology.writer is not None
         assert router.topology.writer.id == new.address

@@ -152,7 +152,7 @@ def test_a_readers_own_transaction_deposes_no_writer(cluster: Family, make_route
             s.commit()
     cluster.wait_in_sync()
     looked = time.monotonic()
-    eventually(lambda: all(i.heard_at > looked for i in router.topology))
+    eventually(lambda: all(i.last_observed_at > looked for i in router.topology))
     assert router.topology.writer is not None
     assert router.topology.writer.id == cluster.writer.address
     with sessions(router)() as s:

@@ -24,7 +24,7 @@ def test_a_unit_reads_in_autocommit_despite_repeatable_read(router: Router) -> N
     with sessions(router)() as s:
         assert s.scalar(STOCK) == 10
         assert place(s) == "reader"
-    assert router.topology.readers[0].seen[0].server.isolation == "repeatable read"
+    assert router.topology.readers[0].tracked[0].server.isolation == "repeatable read"
 
 
 def test_who_asks_for_repeatable_read_gets_it_on_the_writer(make_router: MakeRouter) -> None:

@@ -18,7 +18,7 @@ from aurora_router.cluster.monitor import Monitor
 from aurora_router.cluster.probe import ProbeConnection, ProbeError
 from aurora_router.config.settings import Settings
 from aurora_router.core import events
-from aurora_router.core.instance import Instance, Role, Server, ServerId, Silence
+from aurora_router.core.instance import Instance, ProbeFailure, Role, ServerId, ServerStatus
 from aurora_router.core.positions import WalPosition
 from aurora_router.local import PostgresCluster
 from aurora_router.router import core_of
@@ -228,7 +228,7 @@ def test_a_stopped_monitor_waits_for_no_thread_of_its_own() -> None:
 def test_a_warning_that_cannot_be_logged_costs_no_instance(monkeypatch: pytest.MonkeyPatch) -> None:
     """A log handler that raises on the warning about the catalog takes no instance out of use."""
     said: list[str] = []
-    known: list[Silence | None] = []
+    known: list[ProbeFailure | None] = []
 
     class Broken(logging.Handler):
         def handle(self, record: logging.LogRecord) -> bool:
@@ -236,8 +236,8 @@ def test_a_warning_that_cannot_be_logged_costs_no_instance(monkeypatch: pytest.M
             raise OSError
 
     class WithoutCatalog:
-        def ask(self) -> Server:
-            return Server(ServerId("cluster", None, None, "run"), Role.WRITER, 1, WalPosition(1, 1), None, "read committed")
+        def ask(self) -> ServerStatus:
+            return ServerStatus(ServerId("cluster", None, None, "run"), Role.WRITER, 1, WalPosition(1, 1), None, "read committed")
 
         def functions(self) -> frozenset[str]:
             raise ProbeError("permission denied")
@@ -254,7 +254,7 @@ def test_a_warning_that_cannot_be_logged_costs_no_instance(monkeypatch: pytest.M
     try:
         settings = Settings("postgresql+psycopg://app@db-1/shop", probe_interval=0.05)
         monitor = Monitor(settings, lambda _: WithoutCatalog(), lambda _: None, lambda *_: (), lambda _: False, Threads())
-        monkeypatch.setattr(monitor, "take", lambda news: known.append(news.silence))
+        monkeypatch.setattr(monitor, "take", lambda news: known.append(news.probe_failure))
         monitor.start()
         eventually(lambda: any("could not be read" in line for line in said))
         asked = len(known)

@@ -150,7 +150,7 @@ def test_no_statement_is_prepared_where_another_client_is_next(behind: Behind) -
                 assert place(s) == "reader"
 
     at_once(*[often] * 4)
-    assert not core_of(router).interceptor.known.learned
+    assert not core_of(router).interceptor.known.rejected
 
 
 def test_a_full_pooler_is_not_a_silent_server(behind: Behind, heard: list[events.Event]) -> None:
@@ -185,7 +185,7 @@ def test_a_full_pooler_is_not_a_silent_server(behind: Behind, heard: list[events
     lost = (events.InstanceDown, events.ConnectionsDiscarded, events.WriterChanged)
     assert not [event for event in heard if isinstance(event, lost)]
     at = time.monotonic()
-    eventually(lambda: router.topology.writer is not None and router.topology.writer.heard_at > at)
+    eventually(lambda: router.topology.writer is not None and router.topology.writer.last_observed_at > at)
 
 
 def test_a_frozen_reader_behind_a_pooler_is_found(behind: Behind, monkeypatch: pytest.MonkeyPatch) -> None:

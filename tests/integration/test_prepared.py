@@ -71,7 +71,7 @@ def test_a_read_outlives_a_change_of_its_table(
             assert place(s) == "reader"
     assert kinds(heard).count("Repeated") == 1, "the first that failed has told the other connections"
     assert "Learned" not in kinds(heard)
-    assert not core_of(prepared).interceptor.known.learned
+    assert not core_of(prepared).interceptor.known.rejected
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_a_read_outlives_a_type_that_is_made_anew(
             assert len(s.execute(text(sql), given).all()) == 1
             assert place(s) == ("writer" if read_only is False else "reader")
     assert kinds(heard).count("Repeated") == 1
-    assert not core_of(prepared).interceptor.known.learned
+    assert not core_of(prepared).interceptor.known.rejected
 
 
 @pytest.fixture
@@ -280,7 +280,7 @@ def test_a_statement_that_a_pooler_has_lost_is_repeated(prepared: Router, heard:
         assert read(s) == "one"
         assert place(s) == "reader"
     assert kinds(heard)[0] == "Repeated"
-    assert not core_of(prepared).interceptor.known.learned
+    assert not core_of(prepared).interceptor.known.rejected
 
 
 def test_an_application_that_prepares_nothing_itself_fails_once(prepared: Router) -> None:
@@ -314,17 +314,17 @@ def test_what_a_reader_refused_is_tried_again_later(
     cluster: PostgresCluster, make_router: MakeRouter, heard: list[events.Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A text that a reader has refused goes to the writer for a while, and then to a reader again."""
-    monkeypatch.setattr(known_statements, "LEARNED_FOR", 600.0)
+    monkeypatch.setattr(known_statements, "REJECTED_SECONDS", 600.0)
     router = make_router(listeners=[heard.append])
     until_readers_serve(router, 2)
     sql = "SELECT count(*) FROM item"
-    core_of(router).interceptor.known.learn(sql)
+    core_of(router).interceptor.known.remember_rejected(sql)
     Session = sessionmaker(class_=RoutingSession, router=router)
     with Session() as s:
         s.execute(text(sql))
         assert place(s) == "writer"
     assert router.explain(sql).instance is router.topology.writer
-    monkeypatch.setattr(known_statements, "LEARNED_FOR", 0.0)
+    monkeypatch.setattr(known_statements, "REJECTED_SECONDS", 0.0)
     eventually(lambda: router.explain(sql).instance is not router.topology.writer)
     with Session() as s:
         s.execute(text(sql))

@@ -358,7 +358,7 @@ def test_a_second_sleep_before_all_were_heard_asks_all_again(
     monkeypatch.setattr(time, "time", lambda: clock() + 3600)
     woke = time.monotonic()
     core_of(router).monitor.suspect(old.address)
-    eventually(lambda: router.topology.by_id[old.address].heard_at >= woke)
+    eventually(lambda: router.topology.by_id[old.address].last_observed_at >= woke)
     assert not core_of(router).monitor.is_current  # The frozen one still has time to answer.
     cluster.promote(promoted)
     monkeypatch.setattr(time, "time", lambda: clock() + 7200)
@@ -397,7 +397,7 @@ def test_a_silent_instance_delays_a_woken_process_for_a_while(
     with router.connect() as connection:
         assert connection.scalar(text("SELECT 1")) == 1
     assert core_of(router).monitor.is_current
-    assert router.topology.by_id[frozen.address].misses or not router.topology.by_id[frozen.address].healthy
+    assert router.topology.by_id[frozen.address].missed_probes or not router.topology.by_id[frozen.address].healthy
 
 
 @pytest.mark.parametrize("fault", ["frozen", "black hole"])

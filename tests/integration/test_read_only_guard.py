@@ -37,7 +37,7 @@ _MADE = {
         "CREATE SQL SECURITY INVOKER VIEW noting AS SELECT noted() AS a",
     ),
 }
-UNGUARD = {
+SET_DEFAULT_READ_WRITE = {
     "postgresql": "SET default_transaction_read_only = off",
     "mysql": "SET SESSION TRANSACTION READ WRITE",
 }
@@ -200,7 +200,7 @@ REFUSED = "(?i)read.only"
 """Matches the refusals of the router and of the servers."""
 
 
-def is_guarded(s: RoutingSession) -> bool:
+def is_default_read_only(s: RoutingSession) -> bool:
     """Whether a read in autocommit would refuse to write; asks on the driver's own cursor."""
     transaction = s.get_transaction()
     assert transaction is not None
@@ -213,7 +213,7 @@ def is_guarded(s: RoutingSession) -> bool:
 
 def listener(driver: Any, *_: Any) -> None:
     with driver.cursor() as cursor:
-        cursor.execute(UNGUARD["mysql" if hasattr(driver, "server_status") else "postgresql"])
+        cursor.execute(SET_DEFAULT_READ_WRITE["mysql" if hasattr(driver, "server_status") else "postgresql"])
 
 
 def by_raw_connection(router: Router) -> None:
@@ -245,7 +245,7 @@ def by_result(router: Router) -> None:
 def by_cursor_of_a_session(router: Router) -> None:
     with sessions(router)() as s:
         cursor = s.execute(COUNT).cursor
-        cursor.execute(UNGUARD["mysql" if hasattr(cursor.connection, "server_status") else "postgresql"])
+        cursor.execute(SET_DEFAULT_READ_WRITE["mysql" if hasattr(cursor.connection, "server_status") else "postgresql"])
 
 
 def read_only_session(router: Router) -> None:
@@ -311,7 +311,7 @@ def test_a_guard_taken_off_unseen_is_set_again(
         with sessions(router)() as s:
             assert s.scalar(COUNT) == 3
             assert place(s) == "reader"
-            assert is_guarded(s)
+            assert is_default_read_only(s)
         if not isinstance(how, str):
             how(router)
         cluster.kill(cluster.writer)
@@ -423,7 +423,7 @@ TAKING_OFF = {
 
 
 @pytest.fixture
-def unguards(cluster: PostgresCluster) -> Iterator[None]:
+def may_unset_read_only(cluster: PostgresCluster) -> Iterator[None]:
     """A function, and a view of it, that take the guard off but look like reads."""
     cluster.execute(
         "CREATE FUNCTION unguards() RETURNS text LANGUAGE plpgsql STABLE AS "
@@ -437,7 +437,7 @@ def unguards(cluster: PostgresCluster) -> Iterator[None]:
 
 
 def test_no_statement_takes_a_guard_off_in_autocommit(
-    make_router: MakeRouter, cluster: PostgresCluster, noted: Callable[[], int], unguards: None
+    make_router: MakeRouter, cluster: PostgresCluster, noted: Callable[[], int], may_unset_read_only: None
 ) -> None:
     """Each statement of a read-only connection in autocommit refuses to write, whatever those before it have set."""
     router = make_router(cluster.url, read_only_functions=["unguards"])

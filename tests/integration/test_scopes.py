@@ -15,7 +15,7 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import DataError
 
 from aurora_router import OutcomeUnknown, Router
-from aurora_router.core.positions import evidence
+from aurora_router.core.positions import first_sample_after
 from aurora_router.local import FaultProxy, PostgresCluster
 from aurora_router.router import core_of
 from aurora_router.routing.causal_context import open_scopes
@@ -225,7 +225,7 @@ def until_proven(router: Router) -> None:
 
     def proven() -> bool:
         topology = router.topology
-        found = evidence(topology.samples, now)
+        found = first_sample_after(topology.samples, now)
         return found is not None and all(r.position is not None and r.position.covers(found.position) for r in topology.readers)
 
     eventually(proven)

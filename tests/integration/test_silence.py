@@ -209,8 +209,8 @@ def test_a_name_that_resolves_late_delays_no_other_instance(
         new = cluster.promote()
         eventually(lambda: router.topology.writer is not None and router.topology.writer.id == new.address)
         for _ in range(3):
-            heard_at = router.topology.by_id[new.address].heard_at
-            eventually(lambda heard_at=heard_at: router.topology.by_id[new.address].heard_at > heard_at)
+            heard_at = router.topology.by_id[new.address].last_observed_at
+            eventually(lambda heard_at=heard_at: router.topology.by_id[new.address].last_observed_at > heard_at)
         router.close()
     finally:
         hangs.set()

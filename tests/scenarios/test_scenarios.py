@@ -24,11 +24,11 @@ from pathlib import Path
 
 import pytest
 
-from aurora_router.core.gtid import GtidSet, MariadbGtid, began, behind
-from aurora_router.core.instance import Instance, Observation, Role, Server, ServerId, Silence
+from aurora_router.core.gtid import GtidSet, MariadbGtid, mariadb_epoch, writer_starts
+from aurora_router.core.instance import Instance, Observation, ProbeFailure, Role, ServerId, ServerStatus
 from aurora_router.core.positions import Requirement, WalPosition
 from aurora_router.core.selection import Load, Need, Reason, choose, round_robin, to_writer, with_proof
-from aurora_router.core.topology import Topology, add, forget, observe
+from aurora_router.core.topology import Topology, add, forget_server, observe
 
 SOURCE = "-71ca-11e1-9e33-c80aa9429562"
 STORIES = sorted(Path(__file__).parent.glob("*.json"))
@@ -43,10 +43,12 @@ def position(given):
     epoch = given["epoch"]
     if "gtid" in given:
         state = given.get("state", "")
-        return MariadbGtid.said(began(state) if state else epoch, given["gtid"], given.get("own", -1), behind(state))
+        return MariadbGtid.from_server(
+            mariadb_epoch(state) if state else epoch, given["gtid"], given.get("own", -1), writer_starts(state)
+        )
     if "gtids" in given:
         whole = re.sub(r"\b[a-f](?=:)", lambda name: name[0] * 8 + SOURCE, given["gtids"])
-        return GtidSet.said(epoch, whole, given["own"] * 8 + SOURCE if "own" in given else "")
+        return GtidSet.from_server(epoch, whole, given["own"] * 8 + SOURCE if "own" in given else "")
     return WalPosition(epoch, given["lsn"]) if "lsn" in given else None
 
 
@@ -60,15 +62,17 @@ def heard(topology, given):
     who = ("server", "started", "cluster")
     if "forgotten" in given:
         check_keys(given, *who, needed=("instance", "forgotten"))
-        return forget(topology, given["instance"], identity(given))
+        return forget_server(topology, given["instance"], identity(given))
     asked = given["asked"]
     if "silence" in given:
         check_keys(given, "error", *who, needed=("instance", "asked", "silence"))
-        known = topology.by_id[given["instance"]].seen
+        known = topology.by_id[given["instance"]].tracked
         about = identity(given) if "server" in given or known else None
         error = given.get("error", f"connection {given['silence']}")
-        silence = Silence(given["silence"])
-        return observe(topology, Observation(given["instance"], asked, asked + 1, about=about, silence=silence, error=error))
+        silence = ProbeFailure(given["silence"])
+        return observe(
+            topology, Observation(given["instance"], asked, asked + 1, about=about, probe_failure=silence, error=error)
+        )
     check_keys(
         given,
         "lsn",
@@ -82,13 +86,13 @@ def heard(topology, given):
         *who,
         needed=("instance", "asked", "role", "epoch"),
     )
-    server = Server(
+    server = ServerStatus(
         identity(given),
         Role(given["role"]),
         given["epoch"],
         position(given),
         given.get("lag"),
-        stopped=given.get("stopped", ""),
+        replication_error=given.get("stopped", ""),
     )
     return observe(topology, Observation(given["instance"], asked, asked, server, pooled=given.get("pooled", False)))
 

@@ -8,9 +8,9 @@ from typing import Any
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from aurora_router.core.gtid import GtidSet, MariadbGtid, began
+from aurora_router.core.gtid import GtidSet, MariadbGtid, mariadb_epoch
 
-Ask = Callable[..., Any]
+OutcomeQuery = Callable[..., Any]
 SETTINGS = settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SOURCES = [f"{n:08x}-71ca-11e1-9e33-c80aa942956{n}" for n in range(3)]
 
@@ -25,23 +25,23 @@ texts = st.lists(part, max_size=4).map(",\n".join)
 
 @SETTINGS
 @given(one=texts, two=texts)
-def test_mysql_contains_and_unites_sets_as_we_do(mysql: Ask, one: str, two: str) -> None:
+def test_mysql_contains_and_unites_sets_as_we_do(mysql: OutcomeQuery, one: str, two: str) -> None:
     if "blue" in one + two or "_1" in one + two:
         assume(tuple(map(int, mysql("SELECT @@version").split("-")[0].split("."))) >= (8, 3))
-    mine, other = GtidSet.said(1, one), GtidSet.said(1, two)
+    mine, other = GtidSet.from_server(1, one), GtidSet.from_server(1, two)
     assert mine.covers(other) is bool(mysql("SELECT GTID_SUBSET(%s, %s)", two, one))
-    assert GtidSet.said(1, mysql("SELECT GTID_SUBTRACT(%s, '')", one)) == mine
+    assert GtidSet.from_server(1, mysql("SELECT GTID_SUBTRACT(%s, '')", one)) == mine
     assert str(mine) == "1:" + mysql("SELECT GTID_SUBTRACT(%s, '')", one).replace("\n", "")
     both = mine.union(other)
     assert both is not None
-    assert GtidSet.said(1, mysql("SELECT GTID_SUBTRACT(%s, '')", f"{one},{two}".strip(","))) == both
+    assert GtidSet.from_server(1, mysql("SELECT GTID_SUBTRACT(%s, '')", f"{one},{two}".strip(","))) == both
 
 
 @SETTINGS
 @given(text=st.lists(st.sampled_from([*SOURCES, ":", "-", ",", "0", "1", "5", "9", "\n", " ", "x"]), max_size=8).map("".join))
-def test_what_mysql_refuses_is_refused(mysql: Ask, text: str) -> None:
+def test_what_mysql_refuses_is_refused(mysql: OutcomeQuery, text: str) -> None:
     try:
-        GtidSet.said(1, text)
+        GtidSet.from_server(1, text)
     except ValueError:
         return  # the server takes more than it ever writes
     mysql("SELECT GTID_SUBSET(%s, '')", text)
@@ -54,15 +54,15 @@ positions = st.dictionaries(st.integers(0, 3), st.tuples(st.integers(1, 3), st.i
 
 @settings(SETTINGS, max_examples=100)
 @given(one=positions, two=positions)
-def test_mariadb_waits_for_a_position_that_is_not_covered(mariadb: Ask, one: str, two: str) -> None:
+def test_mariadb_waits_for_a_position_that_is_not_covered(mariadb: OutcomeQuery, one: str, two: str) -> None:
     mariadb("RESET MASTER")
     mariadb("SET GLOBAL gtid_slave_pos = %s", one)
-    assert MariadbGtid.said(1, mariadb("SELECT @@gtid_slave_pos")) == MariadbGtid.said(1, one)
+    assert MariadbGtid.from_server(1, mariadb("SELECT @@gtid_slave_pos")) == MariadbGtid.from_server(1, one)
     reached = mariadb("SELECT MASTER_GTID_WAIT(%s, 0)", two) == 0
-    assert MariadbGtid.said(1, one).covers(MariadbGtid.said(1, two)) is reached
+    assert MariadbGtid.from_server(1, one).covers(MariadbGtid.from_server(1, two)) is reached
 
 
-def test_mariadbs_binlog_state_tells_the_newest_writers_start(mariadb: Ask) -> None:
+def test_mariadbs_binlog_state_tells_the_newest_writers_start(mariadb: OutcomeQuery) -> None:
     """MariaDB's binlog state says at which number the newest writer began."""
     mariadb("RESET MASTER")
     mariadb("SET GLOBAL gtid_slave_pos = ''")
@@ -71,7 +71,7 @@ def test_mariadbs_binlog_state_tells_the_newest_writers_start(mariadb: Ask) -> N
         mariadb("SET SESSION server_id = %s", server)
         for turn in range(3):
             mariadb("CREATE OR REPLACE TABLE mysql.aurora_router_gtid (a INT)")
-            now = began(mariadb("SELECT @@gtid_binlog_state"))
+            now = mariadb_epoch(mariadb("SELECT @@gtid_binlog_state"))
             assert now > before if turn == 0 else now == before
             before = now
     assert before == 13

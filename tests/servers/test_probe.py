@@ -30,7 +30,7 @@ def test_a_server_says_who_and_how_far_it_is(family: str, kind: type, monkeypatc
                 old = old.replace(f"({mysql._OPENED})", "NULL").replace("80000", "50600")
                 old = old.replace("performance_schema.", "information_schema.").replace("transaction_isolation", "tx_isolation")
                 monkeypatch.setattr(mysql, question, old)
-        identity, role, _ = mysql.greet(ask, 0, None)
+        identity, role, _ = mysql.identify(ask, 0, None)
         server = mysql.probe(ask, asynchronous_commits=False)
         assert (server.id, server.role, role) == (identity, Role.WRITER, Role.WRITER)
         assert server.isolation == "repeatable read"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from aurora_router.core.statements import Effect, in_mode, verdict
+from aurora_router.core.statements import Effect, analyze, dialect_for_setting
 from tests.servers.conftest import connected
 
 TEXTS = 30_000
@@ -120,9 +120,9 @@ def test_nothing_that_is_taken_for_a_read_leaves_anything_behind(server: Server)
     rnd, before, accepted = random.Random(0), server.state(), 0
     for _ in range(TEXTS):
         sql = text(rnd)
-        unknown = verdict(sql, server.family).effect
+        unknown = analyze(sql, server.family).effect
         for mode in MODES:
-            if Effect.READ not in (unknown, verdict(sql, in_mode(server.family, mode)).effect):
+            if Effect.READ not in (unknown, analyze(sql, dialect_for_setting(server.family, mode)).effect):
                 continue
             worked, variable = server.execute(sql, mode)
             accepted += worked

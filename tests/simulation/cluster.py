@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from aurora_router.core.instance import Role, Server, ServerId
+from aurora_router.core.instance import Role, ServerId, ServerStatus
 from aurora_router.core.positions import WalPosition
 
 CLUSTER = "7001"
@@ -184,14 +184,14 @@ class Machine:
             self.lsn = max(self.lsn, up.timeline.end_at(moment))
             self.fresh_as_of = moment
 
-    def says(self, now: float, *, positions: bool) -> Server:
+    def says(self, now: float, *, positions: bool) -> ServerStatus:
         """The server's answer to a probe."""
         self.replay(now)
         epoch = self.timeline.epoch
         if self.role is Role.WRITER:
-            return Server(self.id, self.role, epoch, WalPosition(epoch, self.lsn) if positions else None)
+            return ServerStatus(self.id, self.role, epoch, WalPosition(epoch, self.lsn) if positions else None)
         lag = max(now - self.fresh_as_of, 0.0)
-        return Server(self.id, self.role, epoch, WalPosition(epoch, self.lsn) if positions else None, lag)
+        return ServerStatus(self.id, self.role, epoch, WalPosition(epoch, self.lsn) if positions else None, lag)
 
 
 class Cluster:

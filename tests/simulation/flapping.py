@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from aurora_router.core.instance import Instance, Observation, Role, ServerId, Silence
+from aurora_router.core.instance import Instance, Observation, ProbeFailure, Role, ServerId
 
 if TYPE_CHECKING:
     from tests.simulation.simulation import Simulation
@@ -79,7 +79,7 @@ class Account:
                 if asked_at <= silent.asked_at or asked_at < silent.silent_at:
                     return
                 silent.silent_at = asked_at
-                silent.silent += 1 if observation.silence is Silence.TIMEOUT else 2
+                silent.silent += 1 if observation.probe_failure is ProbeFailure.TIMEOUT else 2
                 if silent.silent >= 2:
                     del self.up[silent.server.address]
                     if not self.up:

@@ -240,7 +240,7 @@ class Sessions:
             if session.read is not None:
                 self.in_time(session.read)
             need = session.requirement
-            if self.s.topology.readers and need is not None and need.after < now - 1.0 - PIN:
+            if self.s.topology.readers and need is not None and need.acknowledged_at < now - 1.0 - PIN:
                 needs = [need]
                 samples = self.s.topology.samples
                 # If the samples reach back less than that, a reader may be further behind than they reach.
@@ -248,4 +248,6 @@ class Sessions:
                     needs.append(need._replace(position=None))
                 for each in needs:
                     if self.s.decide(Need(requirement=each, pin_seconds=PIN)).reason is not Reason.READ:
-                        self.s.violated("d", f"{session.name}, which wrote at {need.after:.3f}, is still kept on the writer")
+                        self.s.violated(
+                            "d", f"{session.name}, which wrote at {need.acknowledged_at:.3f}, is still kept on the writer"
+                        )

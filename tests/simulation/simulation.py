@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from aurora_router.core import probing, selection, topology, watching
-from aurora_router.core.instance import Instance, Observation, Role, Server, ServerId, Silence
+from aurora_router.core.instance import Instance, Observation, ProbeFailure, Role, ServerId, ServerStatus
 from aurora_router.core.probing import Demand
 from aurora_router.core.selection import STRATEGIES, Load, Need, Reason
 from aurora_router.core.topology import Topology
@@ -190,7 +190,7 @@ class Simulation:
             suspects=frozenset(self.suspects),
             positions_since=self.positions_since,
             doubted_at=self.process.trust.doubted_at,
-            writer_asked_at=None if writer is None or writer.heard_at >= asked_at else asked_at,
+            writer_asked_at=None if writer is None or writer.last_observed_at >= asked_at else asked_at,
         )
 
     def suspect(self, instance: str) -> None:
@@ -225,7 +225,7 @@ class Simulation:
             self.broke(watcher, link, asked_at)
             return
 
-        def heard(server: Server) -> None:
+        def heard(server: ServerStatus) -> None:
             if not link.closed:
                 now = self.process.clock()
                 link.answered = max(link.answered, asked_at)
@@ -233,7 +233,7 @@ class Simulation:
 
         self.send(watcher, link, asked_at, heard)
 
-    def send(self, watcher: Watcher, link: Link, asked_at: float, heard: Callable[[Server], None]) -> None:
+    def send(self, watcher: Watcher, link: Link, asked_at: float, heard: Callable[[ServerStatus], None]) -> None:
         """Send a question. The answer may come late, or not at all."""
         there = self.rnd.random() * 0.005
         back = self.rnd.random() * 0.005
@@ -244,7 +244,7 @@ class Simulation:
         if there < 99.0:
             self.at(there, lambda: self.answer(link, back, heard), outside=True)
 
-    def answer(self, link: Link, back: float, heard: Callable[[Server], None]) -> None:
+    def answer(self, link: Link, back: float, heard: Callable[[ServerStatus], None]) -> None:
         if link.broken or not link.machine.reachable:
             return
         server = link.machine.says(self.now, positions=self.positions)
@@ -271,7 +271,7 @@ class Simulation:
 
     def broke(self, watcher: Watcher, link: Link, asked_at: float) -> None:
         now = self.process.clock()
-        change = watching.broke(watcher.watch, self.known(watcher, link), Silence.REFUSED, "refused", asked_at, now)
+        change = watching.broke(watcher.watch, self.known(watcher, link), ProbeFailure.REFUSED, "refused", asked_at, now)
         self.apply(watcher, change)
         if change.must_connect:
             self.reach(watcher)
@@ -291,14 +291,14 @@ class Simulation:
         else:
             link = Link(machine, machine.id)
 
-            def heard(server: Server) -> None:
+            def heard(server: ServerStatus) -> None:
                 if not link.closed:
                     self.apply(watcher, watching.reached(watcher.watch, link, server, asked_at, self.process.clock()))
 
             self.send(watcher, link, asked_at, heard)
 
     def refused(self, watcher: Watcher, asked_at: float) -> None:
-        self.tell(watching.unreached(watcher.watch, Silence.REFUSED, "refused", asked_at, self.process.clock()))
+        self.tell(watching.unreached(watcher.watch, ProbeFailure.REFUSED, "refused", asked_at, self.process.clock()))
 
     def apply(self, watcher: Watcher, change: Change[Link]) -> None:
         watcher.watch = change.watch
@@ -313,7 +313,7 @@ class Simulation:
             else:
                 self.log(f"forget {each.server.started} behind {each.instance}")
                 self.flapping.accounts[each.instance].forget(each.server)
-                self.publish(topology.forget(self.topology, each.instance, each.server))
+                self.publish(topology.forget_server(self.topology, each.instance, each.server))
 
     def observed(self, observation: Observation) -> None:
         suspected_at = self.suspects.get(observation.instance)
@@ -330,17 +330,21 @@ class Simulation:
             late = known is not None and (
                 known.asked_at > observation.asked_at or (known.asked_at == observation.asked_at and server is not None)
             )
-            if observation.silence is not Silence.TIMEOUT and not late and not other_life:
+            if observation.probe_failure is not ProbeFailure.TIMEOUT and not late and not other_life:
                 self.newest[key] = observation
         new = topology.observe(self.topology, observation)
         if server is not None and new is not self.topology:
             self.highest = max(self.highest, server.epoch)
         if self.say is not None:
-            what = observation.silence.value if server is None else f"{server.role.value} {server.id.started} {server.position}"
+            what = (
+                observation.probe_failure.value
+                if server is None
+                else f"{server.role.value} {server.id.started} {server.position}"
+            )
             late = " (changes nothing)" if new is self.topology else ""
             self.log(f"heard of {observation.instance}, asked at {observation.asked_at:.3f}: {what}{late}")
         if server is None and about is not None and new is not self.topology:
-            left = new.by_id[observation.instance].seen
+            left = new.by_id[observation.instance].tracked
             if all(seen.server.id.address != about.address for seen in left):
                 key = (observation.instance, about.address)
                 self.floors[key] = max(self.floors.get(key, -1.0), observation.asked_at)
@@ -357,14 +361,14 @@ class Simulation:
         if new.epoch != self.highest:
             self.violated("c", f"the epoch is {new.epoch}, but {self.highest} was seen")
         for instance in new:
-            for seen in instance.seen:
+            for seen in instance.tracked:
                 key = (instance.id, seen.server.id.address)
                 floor = self.floors.get(key, -1.0)
                 if seen.asked_at < floor:
                     self.violated("c", f"{key} was heard of at {floor:.3f}, now counts as of {seen.asked_at:.3f}")
                 self.floors[key] = seen.asked_at
-            if len(instance.seen) > len(self.cluster.machines):
-                self.violated("e", f"{instance.id} has {len(instance.seen)} servers")
+            if len(instance.tracked) > len(self.cluster.machines):
+                self.violated("e", f"{instance.id} has {len(instance.tracked)} servers")
         if len(new.samples) > topology.SAMPLES:
             self.violated("e", f"{len(new.samples)} samples")
         if self.say is not None and new.said() != old.said():

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from aurora_router.core import commits, election, failures, probing, read_retry, selection, topology, watching
-from aurora_router.core.election import hold
+from aurora_router.core.election import hold_down_seconds
 from aurora_router.core.failures import Action, Failure, Phase
 from aurora_router.core.instance import Role
 from aurora_router.core.positions import Sample
@@ -68,7 +68,7 @@ def test_invariants_hold_with_samples_of_less_than_a_second(monkeypatch):
 
 def test_invariants_hold_when_losses_are_forgotten_quickly(monkeypatch):
     """The invariants hold when losses are forgotten within seconds."""
-    monkeypatch.setattr(topology, "CALM", 1.5)
+    monkeypatch.setattr(topology, "FLAP_WINDOW", 1.5)
     monkeypatch.setattr(flapping, "CALM", 1.5)
     for seed in range(CHUNK):
         traced(seed)
@@ -101,7 +101,7 @@ def test_a_deposed_writer_that_wins_is_found(monkeypatch):
         if after.writer is not None:
             return after
         for instance in after.instances:
-            used = frozenset(s.server.id for s in instance.seen if s.server.role is Role.WRITER)
+            used = frozenset(s.server.id for s in instance.tracked if s.server.role is Role.WRITER)
             if used:
                 return replace(after, writer=instance._replace(role=Role.WRITER, servers=used))
         return after
@@ -117,10 +117,10 @@ def test_a_dead_writer_that_is_never_given_up_is_found(monkeypatch):
 
 def credulous(answered):
     def answer(old, observation, server):
-        gullible = old._replace(seen=tuple(s._replace(asked_at=float("-inf"), missed_at=float("-inf")) for s in old.seen))
-        new = answered(gullible._replace(heard_at=float("-inf")), observation, server)
-        others = tuple(s for s in old.seen if s.server.id.address != server.id.address)
-        return new._replace(seen=(*others, new.seen[-1]), heard_at=max(old.heard_at, new.heard_at))
+        gullible = old._replace(tracked=tuple(s._replace(asked_at=float("-inf"), missed_at=float("-inf")) for s in old.tracked))
+        new = answered(gullible._replace(last_observed_at=float("-inf")), observation, server)
+        others = tuple(s for s in old.tracked if s.server.id.address != server.id.address)
+        return new._replace(tracked=(*others, new.tracked[-1]), last_observed_at=max(old.last_observed_at, new.last_observed_at))
 
     return answer
 
@@ -146,7 +146,7 @@ def test_an_epoch_that_follows_the_newest_answer_is_found(monkeypatch):
 
 def test_positions_that_are_compared_across_epochs_are_found(monkeypatch):
     def careless(reader, requirement, found, pin_seconds, now):
-        sample = selection.evidence(found.samples, requirement.after)
+        sample = selection.first_sample_after(found.samples, requirement.acknowledged_at)
         position = requirement.position or (sample and sample.position)
         return position is not None and reader.position is not None and reader.position.lsn >= position.lsn
 
@@ -158,7 +158,7 @@ def test_evidence_that_was_asked_for_before_the_commit_is_found(monkeypatch):
     def newest(samples, after) -> Sample | None:
         return samples[-1] if samples else None
 
-    monkeypatch.setattr(selection, "evidence", newest)
+    monkeypatch.setattr(selection, "first_sample_after", newest)
     assert "does not see" in found("b")
 
 
@@ -169,7 +169,7 @@ def test_an_endpoint_as_far_as_its_best_server_is_found(monkeypatch):
         known = [position for position in positions if position is not None]
         return max(known, key=lambda position: (position.epoch, position.lsn), default=None)
 
-    monkeypatch.setattr(election, "minimum", best)
+    monkeypatch.setattr(election, "lowest_common", best)
     assert "does not see" in found("b")
 
 
@@ -184,7 +184,7 @@ def test_an_old_lag_that_counts_in_a_new_epoch_is_found(monkeypatch):
 
     def hopeful(reader, requirement, found, pin_seconds, now):
         if reader.position is None and reader.lag is not None and requirement.epoch == found.epoch:
-            return requirement.after < min(seen.asked_at for seen in reader.seen) - reader.lag - selection.LAG_MARGIN
+            return requirement.acknowledged_at < min(seen.asked_at for seen in reader.tracked) - reader.lag - selection.LAG_MARGIN
         return satisfies(reader, requirement, found, pin_seconds, now)
 
     monkeypatch.setattr(selection, "satisfies_requirement", hopeful)
@@ -195,18 +195,18 @@ def test_a_restarted_server_that_stays_a_stranger_is_found(monkeypatch):
     answered = topology._answered
 
     def loyal(old, observation, server):
-        if any(s.server.id.address == server.id.address and s.server.id != server.id for s in old.seen):
+        if any(s.server.id.address == server.id.address and s.server.id != server.id for s in old.tracked):
             return old
         return answered(old, observation, server)
 
     monkeypatch.setattr(topology, "_answered", loyal)
-    monkeypatch.setattr(topology, "forget", lambda before, instance, server: before)
+    monkeypatch.setattr(topology, "forget_server", lambda before, instance, server: before)
     assert "at 13.000 s" in found("d")
 
 
 def test_servers_that_are_never_let_go_are_found(monkeypatch):
     monkeypatch.setattr(topology, "_failed", lambda old, observation: old)
-    monkeypatch.setattr(topology, "forget", lambda before, instance, server: before)
+    monkeypatch.setattr(topology, "forget_server", lambda before, instance, server: before)
     assert "at 13.000 s" in found("d")
 
 
@@ -239,7 +239,7 @@ def test_a_list_of_servers_that_grows_with_each_answer_is_found(monkeypatch):
 
     def hoarding(old, observation, server):
         new = answered(old, observation, server)
-        return new if new is old else new._replace(seen=(*old.seen, new.seen[-1]))
+        return new if new is old else new._replace(tracked=(*old.tracked, new.tracked[-1]))
 
     monkeypatch.setattr(topology, "_answered", hoarding)
     assert "servers" in found("e")
@@ -330,12 +330,12 @@ def test_a_read_that_hangs_on_a_lost_server_is_found(monkeypatch):
 
 def test_a_flapping_reader_used_again_at_once_is_found(monkeypatch):
     """The invariants find a reader that is used again at once, however often it was lost."""
-    monkeypatch.setattr(election, "hold", lambda losses: 0.0)
+    monkeypatch.setattr(election, "hold_down_seconds", lambda losses: 0.0)
     assert "chosen too soon" in found("h")
 
 
 def test_a_wait_that_does_not_grow_is_found(monkeypatch):
-    monkeypatch.setattr(election, "hold", lambda losses: 1.0 if losses > 1 else 0.0)
+    monkeypatch.setattr(election, "hold_down_seconds", lambda losses: 1.0 if losses > 1 else 0.0)
     assert "chosen too soon" in found("h")
 
 
@@ -345,7 +345,7 @@ def test_a_hold_time_that_counts_silence_is_found(monkeypatch):
 
     def lenient(old, observation, server):
         new = answered(old, observation, server)
-        return new._replace(back_at=new.lost_at) if new is not old and new.back_at > old.back_at else new
+        return new._replace(recovered_at=new.lost_at) if new is not old and new.recovered_at > old.recovered_at else new
 
     monkeypatch.setattr(topology, "_answered", lenient)
     assert "chosen too soon" in found("h")
@@ -367,14 +367,14 @@ def test_a_wait_that_begins_anew_with_each_restart_is_found(monkeypatch):
 
     def strict(old, observation, server):
         new = answered(old, observation, server)
-        return new if new is old or old.seen else new._replace(back_at=observation.asked_at)
+        return new if new is old or old.tracked else new._replace(recovered_at=observation.asked_at)
 
     monkeypatch.setattr(topology, "_answered", strict)
     assert "not taken back" in found("h")
 
 
 def test_a_reader_that_waits_longer_than_it_should_is_found(monkeypatch):
-    monkeypatch.setattr(election, "hold", lambda losses: 2.0 * hold(losses))
+    monkeypatch.setattr(election, "hold_down_seconds", lambda losses: 2.0 * hold_down_seconds(losses))
     assert "not taken back" in found("h")
 
 
@@ -426,7 +426,9 @@ def test_a_commit_question_to_the_writer_before_sleep_is_found(monkeypatch):
 
 def test_one_instance_that_speaks_for_all_is_found(monkeypatch):
     """The invariants find a process that trusts all instances again after an answer of one."""
-    monkeypatch.setattr(probing, "heard_again", lambda found, since: any(instance.heard_at >= since for instance in found))
+    monkeypatch.setattr(
+        probing, "heard_again", lambda found, since: any(instance.last_observed_at >= since for instance in found)
+    )
     assert "decided on what was heard long ago" in found("j")
 
 
@@ -436,7 +438,7 @@ def test_an_answer_that_counts_from_when_it_was_read_is_found(monkeypatch):
 
     def eager(old, observation, server):
         new = answered(old, observation, server)
-        return new if new is old else new._replace(heard_at=max(new.heard_at, observation.answered_at))
+        return new if new is old else new._replace(last_observed_at=max(new.last_observed_at, observation.answered_at))
 
     monkeypatch.setattr(topology, "_answered", eager)
     assert "decided on what was heard long ago" in found("j", 1000)

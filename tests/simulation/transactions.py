@@ -121,7 +121,7 @@ class Transactions:
             machine.open.pop(xid, None)
             self.failed(client, Failure.LOST, Phase.WRITER_STATEMENT)
             return
-        seen = (seen.server for instance in self.s.topology for seen in instance.seen)
+        seen = (seen.server for instance in self.s.topology for seen in instance.tracked)
         readers = frozenset(server.id for server in seen if server.role is Role.READER)
         position = WalPosition(machine.timeline.epoch, machine.timeline.end)
         note = Note(xid, position, machine.recovered, machine.id, readers)

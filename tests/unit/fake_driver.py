@@ -140,7 +140,7 @@ BARE: dict[str, Any] = {}
 ONCE: dict[str, Any] = {}
 ROLLS_ALL_BACK = True
 UNUSABLE = "(?!)"
-MISTAKES = ()
+ARGUMENT_ERRORS = ()
 
 
 def options():
@@ -163,7 +163,7 @@ def look_anywhere(dialect):
     """Its servers answer whatever they are."""
 
 
-def prepare(connection, shared, given, listened):
+def prepare_connection(connection, shared, given, listened):
     """Nothing is left to set up."""
 
 
@@ -239,11 +239,11 @@ def is_settled(connection, alone):
     return connection.alone is alone
 
 
-def is_guarded(connection, handed_out):
+def is_default_read_only(connection, handed_out):
     return True
 
 
-def has_lost_guard(connection):
+def has_lost_read_only(connection):
     return False
 
 
@@ -259,13 +259,13 @@ def alone(connection):
     return contextlib.nullcontext()
 
 
-def set_mode(connection, mode, default_autocommit, guarded):
+def set_mode(connection, mode, default_autocommit, default_read_only):
     connection.alone = default_autocommit or mode.name == "AUTOCOMMIT"
     connection.read_only = mode.name == "READ_ONLY"
     return True
 
 
-def note_guard(connection, on):
+def note_default_read_only(connection, on):
     """The server remembers."""
 
 

@@ -7,7 +7,7 @@ import pytest
 from psycopg.pq import TransactionStatus
 
 from aurora_router.core.commits import Evidence, Note, outcome
-from aurora_router.core.instance import Instance, Role, Seen, Server, ServerId
+from aurora_router.core.instance import Instance, Role, ServerId, ServerStatus, TrackedServer
 from aurora_router.core.positions import WalPosition
 from aurora_router.core.topology import Topology
 from aurora_router.drivers.psycopg import is_aborted
@@ -99,9 +99,9 @@ def test_a_server_at_another_address_is_the_same_server():
 
 def test_a_note_has_the_writers_epoch_and_the_current_readers():
     """A note is read with the epoch of its writer and the readers of that moment."""
-    seen = {i: Seen(Server(i, role, 3), 1.0, 0.0) for i, role in ((OLD, Role.WRITER), (READER, Role.READER))}
-    writer = Instance("a:1", "a", 1, seen=(seen[OLD],), role=Role.WRITER, servers=frozenset({OLD}), epoch=3)
-    reader = Instance("b:1", "b", 1, seen=(seen[READER],), role=Role.READER, servers=frozenset({READER}), epoch=3)
+    seen = {i: TrackedServer(ServerStatus(i, role, 3), 1.0, 0.0) for i, role in ((OLD, Role.WRITER), (READER, Role.READER))}
+    writer = Instance("a:1", "a", 1, tracked=(seen[OLD],), role=Role.WRITER, servers=frozenset({OLD}), epoch=3)
+    reader = Instance("b:1", "b", 1, tracked=(seen[READER],), role=Role.READER, servers=frozenset({READER}), epoch=3)
     topology = Topology(instances=(writer, reader), writer=writer, readers=(reader,), epoch=3)
     assert parse_note((777, "0/3E8", None), writer, topology) == note()
     assert parse_note((777, "0/3E8", "0/32"), writer, topology) == note(recovered=50)
@@ -109,9 +109,9 @@ def test_a_note_has_the_writers_epoch_and_the_current_readers():
 
 def test_a_note_includes_a_reader_that_is_held_back():
     """A reader that is held back is noted as well, because it may be promoted all the same."""
-    seen = {i: Seen(Server(i, role, 3), 1.0, 0.0) for i, role in ((OLD, Role.WRITER), (READER, Role.READER))}
-    writer = Instance("a:1", "a", 1, seen=(seen[OLD],), role=Role.WRITER, servers=frozenset({OLD}), epoch=3)
-    held = Instance("b:1", "b", 1, seen=(seen[READER],), losses=5)
+    seen = {i: TrackedServer(ServerStatus(i, role, 3), 1.0, 0.0) for i, role in ((OLD, Role.WRITER), (READER, Role.READER))}
+    writer = Instance("a:1", "a", 1, tracked=(seen[OLD],), role=Role.WRITER, servers=frozenset({OLD}), epoch=3)
+    held = Instance("b:1", "b", 1, tracked=(seen[READER],), flap_count=5)
     topology = Topology(instances=(writer, held), writer=writer, epoch=3)
     assert parse_note((777, "0/3E8", None), writer, topology) == note()
 

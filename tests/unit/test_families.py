@@ -9,7 +9,7 @@ from aurora_router import Failure, classify_error
 from aurora_router.cluster.error_classification import failure_of, is_contention
 from aurora_router.cluster.mistakes import mistake
 from aurora_router.core.failures import Phase
-from aurora_router.core.instance import Silence
+from aurora_router.core.instance import ProbeFailure
 from aurora_router.drivers import DRIVERS, driver_of
 from aurora_router.drivers import psycopg as psycopg_driver
 from aurora_router.drivers import pymysql as pymysql_driver
@@ -96,7 +96,7 @@ def test_errors_of_either_driver_are_classified(error, failure, sent, outcome_kn
 def test_a_foreign_error_from_connecting_is_a_misconfiguration(error, driver, said):
     """An error from connecting that is not the driver's own is a mistake in the arguments, and the message says what to do."""
     found = mistake(error, driver)
-    assert found.silence is Silence.MISCONFIGURED
+    assert found.probe_failure is ProbeFailure.MISCONFIGURED
     assert str(found).startswith(f"{driver.NAME} could not connect (")
     assert said in str(found)
 

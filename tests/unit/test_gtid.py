@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aurora_router.core.gtid import LAST, LONGEST, SHORT, GtidSet, MariadbGtid, began, behind
-from aurora_router.core.positions import Requirement, WalPosition, merge, minimum
+from aurora_router.core.gtid import LAST, LONGEST, SHORT, GtidSet, MariadbGtid, mariadb_epoch, writer_starts
+from aurora_router.core.positions import Requirement, WalPosition, lowest_common, merge
 from aurora_router.core.tokens import LONGEST as LONGEST_TOKEN
 from aurora_router.core.tokens import SIGNATURE, Token, latest
 
@@ -32,7 +32,7 @@ def written(content):
     return ",".join(f"{source}:" + ":".join(f"{first}-{last}" for first, last in runs) for source, runs in content.items())
 
 
-gtid_sets = st.builds(lambda epoch, content: GtidSet.said(epoch, written(content)), st.just(1), contents)
+gtid_sets = st.builds(lambda epoch, content: GtidSet.from_server(epoch, written(content)), st.just(1), contents)
 mariadb_numbers = st.integers(0, 40) | st.integers(0, 2**64 - 1)
 mariadb = st.dictionaries(
     st.integers(0, 3) | st.integers(0, 2**32 - 1), st.tuples(st.integers(0, 2**32 - 1), mariadb_numbers)
@@ -40,8 +40,8 @@ mariadb = st.dictionaries(
 positions = pytest.mark.parametrize("kind", [gtid_sets, mariadb], ids=["mysql", "mariadb"])
 
 
-def mysql(text, epoch=1, own=""):
-    return GtidSet.said(epoch, text, own)
+def mysql(text, epoch=1, origin=""):
+    return GtidSet.from_server(epoch, text, origin)
 
 
 def members(gtids):
@@ -52,7 +52,7 @@ small = st.dictionaries(
     st.sampled_from([A, B, f"{A}:t"]),
     st.lists(st.tuples(st.integers(1, 30), st.integers(0, 6)).map(lambda run: (run[0], sum(run))), min_size=1, max_size=5),
     max_size=3,
-).map(lambda content: GtidSet.said(1, written(content)))
+).map(lambda content: GtidSet.from_server(1, written(content)))
 
 
 # ---------------------------------------------------------------- rules of both kinds
@@ -118,11 +118,11 @@ def test_nothing_compares_across_epochs_or_kinds(kind, data, mine, other):
 def test_a_compact_position_is_short_and_never_claims_more(kind, data):
     """A compact form is short, fit for URLs, and never claims more than the position."""
     one = data.draw(kind)
-    short = one.compact()
+    short = one.to_token()
     assert len(short) <= SHORT
     assert set(short) <= URL_SAFE
     if short:
-        assert one.covers(type(one).expand(short))
+        assert one.covers(type(one).from_token(short))
 
 
 @positions
@@ -144,8 +144,8 @@ def test_a_token_is_short_and_reads_as_far_as_it_goes(kind, data, cluster, made_
 @given(st.data())
 def test_requirements_of_two_tokens_merge_to_what_covers_both(kind, data):
     one, two = data.draw(kind), data.draw(kind)
-    together = merge(Requirement(1.0, 1, one, given=True), Requirement(2.0, 1, two, given=True))
-    assert together == Requirement(2.0, 1, one.union(two), given=True)
+    together = merge(Requirement(1.0, 1, one, is_from_token=True), Requirement(2.0, 1, two, is_from_token=True))
+    assert together == Requirement(2.0, 1, one.union(two), is_from_token=True)
 
 
 # ---------------------------------------------------------------- MySQL
@@ -230,7 +230,15 @@ def test_a_position_without_an_epoch_raises_value_error(kind, text):
 @SETTINGS
 @given(st.text() | st.text(alphabet="0123456789abcdef-:,_ \n" + A, max_size=120))
 def test_no_text_raises_anything_else(text):
-    for read in (GtidSet.parse, MariadbGtid.parse, GtidSet.expand, MariadbGtid.expand, mysql, began, WalPosition.expand):
+    for read in (
+        GtidSet.parse,
+        MariadbGtid.parse,
+        GtidSet.from_token,
+        MariadbGtid.from_token,
+        mysql,
+        mariadb_epoch,
+        WalPosition.from_token,
+    ):
         with contextlib.suppress(ValueError):
             read(text)
 
@@ -243,21 +251,21 @@ def test_a_gtid_set_with_many_gaps_is_handled_quickly():
     assert odd.union(even) == mysql(f"{A}:1-279999")
     assert not odd.covers(even)
     assert odd.covers(odd)
-    assert odd.compact() == ""
+    assert odd.to_token() == ""
     assert time.process_time() - started < 5
 
 
 def test_a_compact_set_holds_one_source_or_the_writers_own():
     """A compact set holds the transactions of the only source, or else of the writer's own."""
-    assert GtidSet.expand(mysql(f"{A}:1-99999999").compact()) == mysql(f"{A}:1-99999999")
-    assert GtidSet.expand(mysql(f"{A}:1-5:7").compact()) == mysql(f"{A}:1-5:7")
-    assert GtidSet.expand(mysql(f"{A}:tag:1-5").compact()) == mysql(f"{A}:tag:1-5")
-    assert mysql(f"{A}:1-5,{B}:1-7").compact() == ""
-    assert GtidSet.expand(mysql(f"{A}:1-5,{B}:1-7", own=B.upper()).compact()) == mysql(f"{B}:1-7")
-    assert mysql(f"{A}:1-5,{B}:1-7", own=C).compact() == ""
-    assert mysql("").compact() == ""
-    assert mysql(f"{A}:1-5", own=A) == mysql(f"{A}:1-5")
-    assert mysql(f"{A}:1-5", own=B).union(mysql(f"{A}:6", own=A)).own == B
+    assert GtidSet.from_token(mysql(f"{A}:1-99999999").to_token()) == mysql(f"{A}:1-99999999")
+    assert GtidSet.from_token(mysql(f"{A}:1-5:7").to_token()) == mysql(f"{A}:1-5:7")
+    assert GtidSet.from_token(mysql(f"{A}:tag:1-5").to_token()) == mysql(f"{A}:tag:1-5")
+    assert mysql(f"{A}:1-5,{B}:1-7").to_token() == ""
+    assert GtidSet.from_token(mysql(f"{A}:1-5,{B}:1-7", origin=B.upper()).to_token()) == mysql(f"{B}:1-7")
+    assert mysql(f"{A}:1-5,{B}:1-7", origin=C).to_token() == ""
+    assert mysql("").to_token() == ""
+    assert mysql(f"{A}:1-5", origin=A) == mysql(f"{A}:1-5")
+    assert mysql(f"{A}:1-5", origin=B).union(mysql(f"{A}:6", origin=A)).origin == B
 
 
 @pytest.mark.parametrize(
@@ -286,7 +294,7 @@ def test_what_is_not_compact_is_refused_and_is_no_token(text):
     text = text.strip()
     for kind in (GtidSet, MariadbGtid, WalPosition):
         with pytest.raises(ValueError):
-            kind.expand(text)
+            kind.from_token(text)
     with pytest.raises(ValueError, match="not a consistency token"):
         Token.parse(f"1.7.{text}.1")
 
@@ -322,14 +330,14 @@ def test_the_latest_token_covers_the_other_or_is_newer():
     ],
 )
 def test_mariadbs_positions_compare_by_number_in_each_domain(mine, other, covered):
-    assert MariadbGtid.said(1, mine).covers(MariadbGtid.said(1, other)) is covered
+    assert MariadbGtid.from_server(1, mine).covers(MariadbGtid.from_server(1, other)) is covered
 
 
 def test_mariadbs_position_is_read_as_servers_write_it():
-    assert str(MariadbGtid.said(3, "1-2-55,0-1-100")) == "3:0-1-100,1-2-55"
-    assert str(MariadbGtid.said(3, "")) == "3:"
+    assert str(MariadbGtid.from_server(3, "1-2-55,0-1-100")) == "3:0-1-100,1-2-55"
+    assert str(MariadbGtid.from_server(3, "")) == "3:"
     largest = f"{2**32 - 1}-{2**32 - 1}-{2**64 - 1}"
-    assert str(MariadbGtid.said(3, largest)) == f"3:{largest}"
+    assert str(MariadbGtid.from_server(3, largest)) == f"3:{largest}"
 
 
 @pytest.mark.parametrize(
@@ -342,13 +350,15 @@ def test_mariadbs_position_is_read_as_servers_write_it():
 )
 def test_what_is_no_position_of_mariadb_raises_value_error(text):
     with pytest.raises(ValueError):
-        MariadbGtid.said(1, text)
+        MariadbGtid.from_server(1, text)
 
 
 def test_too_many_domains_for_a_token_are_none():
-    assert MariadbGtid.expand(MariadbGtid.said(12, "0-1-100,1-2-55").compact()) == MariadbGtid.said(12, "0-1-100,1-2-55")
-    assert MariadbGtid.said(1, ",".join(f"{domain}-1-1000" for domain in range(9))).compact() == ""
-    assert MariadbGtid.said(1, "").compact() == ""
+    assert MariadbGtid.from_token(MariadbGtid.from_server(12, "0-1-100,1-2-55").to_token()) == MariadbGtid.from_server(
+        12, "0-1-100,1-2-55"
+    )
+    assert MariadbGtid.from_server(1, ",".join(f"{domain}-1-1000" for domain in range(9))).to_token() == ""
+    assert MariadbGtid.from_server(1, "").to_token() == ""
 
 
 @pytest.mark.parametrize("kind", [GtidSet, MariadbGtid])
@@ -363,33 +373,37 @@ def test_a_writer_outdoes_another_of_its_epoch_that_has_less(kind, mine, other, 
 @pytest.mark.parametrize(
     ("mine", "other", "newer"),
     [
-        (MariadbGtid.said(1, "0-1-5", own=2), MariadbGtid.said(1, "0-1-5", own=1), True),
-        (MariadbGtid.said(1, "0-1-5", own=1), MariadbGtid.said(1, "0-1-5", own=2), False),
-        (MariadbGtid.said(1, "0-1-5", own=3), MariadbGtid.said(1, "0-1-5", own=2), False),
-        (MariadbGtid.said(1, "0-1-5", own=2), MariadbGtid.said(1, "0-1-6", own=1), False),
-        (MariadbGtid.said(1, "0-1-5"), MariadbGtid.said(1, "0-1-5", own=1), False),
-        (MariadbGtid.said(1, "0-1-5", own=1), MariadbGtid.said(1, "0-1-5"), True),
-        (MariadbGtid.said(1, "0-1-5"), MariadbGtid.said(1, "0-1-5"), False),
-        (MariadbGtid.said(1, "0-1-6"), MariadbGtid.said(1, "0-1-5", own=1), False),
-        (MariadbGtid.said(1, "0-1-6,9-8-7"), MariadbGtid.said(1, "0-1-5", own=1), True),
-        (MariadbGtid.said(1, "0-1-6", own=2), MariadbGtid.said(1, "0-1-5", own=1), True),
-        (GtidSet.said(1, f"{ONE}:1-6:tag:1"), GtidSet.said(1, f"{ONE}:1-5", own=ONE), False),
-        (GtidSet.said(1, f"{ONE}:1-6,{TWO}:1"), GtidSet.said(1, f"{ONE}:1-5", own=ONE), True),
-        (GtidSet.said(1, f"{ONE}:1-5"), GtidSet.said(1, f"{ONE}:1-5", own=ONE), False),
-        (GtidSet.said(1, f"{ONE}:1-5", own=ONE), GtidSet.said(1, f"{ONE}:1-5"), True),
-        (GtidSet.said(1, f"{ONE}:1-5"), GtidSet.said(1, f"{ONE}:1-5"), False),
-        (GtidSet.said(1, f"{ONE}:1-5", own=TWO), GtidSet.said(1, f"{ONE}:1-5", own=ONE), True),
-        (GtidSet.said(1, f"{ONE}:1-5", own=ONE), GtidSet.said(1, f"{ONE}:1-5", own=TWO), False),
-        (GtidSet.said(1, f"{ONE}:1-5,{TWO}:1", own=TWO), GtidSet.said(1, f"{ONE}:1-5,{TWO}:1", own=ONE), False),
-        (GtidSet.said(1, f"{ONE}:1-5,{TWO}:1", ONE, 9.5), GtidSet.said(1, f"{ONE}:1-5,{TWO}:1", TWO, 8.5), True),
-        (GtidSet.said(1, f"{ONE}:1-5,{TWO}:1", TWO, 8.5), GtidSet.said(1, f"{ONE}:1-5,{TWO}:1", ONE, 9.5), False),
-        (GtidSet.said(1, f"{ONE}:1-5", ONE, 9.5), GtidSet.said(1, f"{ONE}:1-5", TWO), True),
-        (GtidSet.said(1, f"{ONE}:1-5", ONE), GtidSet.said(1, f"{ONE}:1-5", TWO, 9.5), False),
-        (GtidSet.said(1, f"{ONE}:1-5", "", 9.5), GtidSet.said(1, f"{ONE}:1-5", ONE, 8.5), False),
-        (GtidSet.said(1, f"{ONE}:1-5", ONE, 8.5), GtidSet.said(1, f"{ONE}:1-5", "", 9.5), True),
-        (GtidSet.said(1, f"{ONE}:1-5", ONE, 9.5), GtidSet.said(1, f"{ONE}:1-6", TWO, 8.5), False),
-        (GtidSet.said(1, f"{ONE}:1-5", own=TWO), MariadbGtid.said(1, "0-1-5", own=1), False),
-        (MariadbGtid.said(1, "0-1-5", own=2), GtidSet.said(1, f"{ONE}:1-5", own=ONE), False),
+        (MariadbGtid.from_server(1, "0-1-5", origin=2), MariadbGtid.from_server(1, "0-1-5", origin=1), True),
+        (MariadbGtid.from_server(1, "0-1-5", origin=1), MariadbGtid.from_server(1, "0-1-5", origin=2), False),
+        (MariadbGtid.from_server(1, "0-1-5", origin=3), MariadbGtid.from_server(1, "0-1-5", origin=2), False),
+        (MariadbGtid.from_server(1, "0-1-5", origin=2), MariadbGtid.from_server(1, "0-1-6", origin=1), False),
+        (MariadbGtid.from_server(1, "0-1-5"), MariadbGtid.from_server(1, "0-1-5", origin=1), False),
+        (MariadbGtid.from_server(1, "0-1-5", origin=1), MariadbGtid.from_server(1, "0-1-5"), True),
+        (MariadbGtid.from_server(1, "0-1-5"), MariadbGtid.from_server(1, "0-1-5"), False),
+        (MariadbGtid.from_server(1, "0-1-6"), MariadbGtid.from_server(1, "0-1-5", origin=1), False),
+        (MariadbGtid.from_server(1, "0-1-6,9-8-7"), MariadbGtid.from_server(1, "0-1-5", origin=1), True),
+        (MariadbGtid.from_server(1, "0-1-6", origin=2), MariadbGtid.from_server(1, "0-1-5", origin=1), True),
+        (GtidSet.from_server(1, f"{ONE}:1-6:tag:1"), GtidSet.from_server(1, f"{ONE}:1-5", origin=ONE), False),
+        (GtidSet.from_server(1, f"{ONE}:1-6,{TWO}:1"), GtidSet.from_server(1, f"{ONE}:1-5", origin=ONE), True),
+        (GtidSet.from_server(1, f"{ONE}:1-5"), GtidSet.from_server(1, f"{ONE}:1-5", origin=ONE), False),
+        (GtidSet.from_server(1, f"{ONE}:1-5", origin=ONE), GtidSet.from_server(1, f"{ONE}:1-5"), True),
+        (GtidSet.from_server(1, f"{ONE}:1-5"), GtidSet.from_server(1, f"{ONE}:1-5"), False),
+        (GtidSet.from_server(1, f"{ONE}:1-5", origin=TWO), GtidSet.from_server(1, f"{ONE}:1-5", origin=ONE), True),
+        (GtidSet.from_server(1, f"{ONE}:1-5", origin=ONE), GtidSet.from_server(1, f"{ONE}:1-5", origin=TWO), False),
+        (
+            GtidSet.from_server(1, f"{ONE}:1-5,{TWO}:1", origin=TWO),
+            GtidSet.from_server(1, f"{ONE}:1-5,{TWO}:1", origin=ONE),
+            False,
+        ),
+        (GtidSet.from_server(1, f"{ONE}:1-5,{TWO}:1", ONE, 9.5), GtidSet.from_server(1, f"{ONE}:1-5,{TWO}:1", TWO, 8.5), True),
+        (GtidSet.from_server(1, f"{ONE}:1-5,{TWO}:1", TWO, 8.5), GtidSet.from_server(1, f"{ONE}:1-5,{TWO}:1", ONE, 9.5), False),
+        (GtidSet.from_server(1, f"{ONE}:1-5", ONE, 9.5), GtidSet.from_server(1, f"{ONE}:1-5", TWO), True),
+        (GtidSet.from_server(1, f"{ONE}:1-5", ONE), GtidSet.from_server(1, f"{ONE}:1-5", TWO, 9.5), False),
+        (GtidSet.from_server(1, f"{ONE}:1-5", "", 9.5), GtidSet.from_server(1, f"{ONE}:1-5", ONE, 8.5), False),
+        (GtidSet.from_server(1, f"{ONE}:1-5", ONE, 8.5), GtidSet.from_server(1, f"{ONE}:1-5", "", 9.5), True),
+        (GtidSet.from_server(1, f"{ONE}:1-5", ONE, 9.5), GtidSet.from_server(1, f"{ONE}:1-6", TWO, 8.5), False),
+        (GtidSet.from_server(1, f"{ONE}:1-5", origin=TWO), MariadbGtid.from_server(1, "0-1-5", origin=1), False),
+        (MariadbGtid.from_server(1, "0-1-5", origin=2), GtidSet.from_server(1, f"{ONE}:1-5", origin=ONE), False),
     ],
 )
 def test_of_two_equal_writers_the_later_one_is_newer(mine, other, newer):
@@ -400,13 +414,13 @@ def test_of_two_equal_writers_the_later_one_is_newer(mine, other, newer):
 @pytest.mark.parametrize(
     ("claims", "last", "before"),
     [
-        (GtidSet.said(1, f"{ONE}:1-5", ONE), GtidSet.said(1, f"{ONE}:1-5,{TWO}:1", TWO, 9.5), True),
-        (GtidSet.said(1, f"{ONE}:1-7", ONE, 8.5), GtidSet.said(1, f"{ONE}:1-5,{TWO}:1", TWO, 9.5), True),
-        (GtidSet.said(1, f"{ONE}:1-5", ONE, 10.5), GtidSet.said(1, f"{ONE}:1-5,{TWO}:1", TWO, 9.5), False),
-        (GtidSet.said(1, f"{ONE}:1-5,{TWO}:1", ONE), GtidSet.said(1, f"{ONE}:1-5,{TWO}:1", TWO, 9.5), False),
-        (GtidSet.said(1, f"{ONE}:1-5", TWO), GtidSet.said(1, f"{ONE}:1-5,{TWO}:1", TWO, 9.5), False),
-        (GtidSet.said(1, f"{ONE}:1-5", ONE), GtidSet.said(1, f"{ONE}:1-5,{TWO}:1", TWO), False),
-        (MariadbGtid.said(1, "0-1-5", own=1), MariadbGtid.said(1, "0-2-6", own=2), False),
+        (GtidSet.from_server(1, f"{ONE}:1-5", ONE), GtidSet.from_server(1, f"{ONE}:1-5,{TWO}:1", TWO, 9.5), True),
+        (GtidSet.from_server(1, f"{ONE}:1-7", ONE, 8.5), GtidSet.from_server(1, f"{ONE}:1-5,{TWO}:1", TWO, 9.5), True),
+        (GtidSet.from_server(1, f"{ONE}:1-5", ONE, 10.5), GtidSet.from_server(1, f"{ONE}:1-5,{TWO}:1", TWO, 9.5), False),
+        (GtidSet.from_server(1, f"{ONE}:1-5,{TWO}:1", ONE), GtidSet.from_server(1, f"{ONE}:1-5,{TWO}:1", TWO, 9.5), False),
+        (GtidSet.from_server(1, f"{ONE}:1-5", TWO), GtidSet.from_server(1, f"{ONE}:1-5,{TWO}:1", TWO, 9.5), False),
+        (GtidSet.from_server(1, f"{ONE}:1-5", ONE), GtidSet.from_server(1, f"{ONE}:1-5,{TWO}:1", TWO), False),
+        (MariadbGtid.from_server(1, "0-1-5", origin=1), MariadbGtid.from_server(1, "0-2-6", origin=2), False),
     ],
 )
 def test_a_writer_predates_one_that_was_opened_later_and_wrote(claims, last, before):
@@ -415,18 +429,18 @@ def test_a_writer_predates_one_that_was_opened_later_and_wrote(claims, last, bef
 
 
 def test_mariadbs_epoch_is_where_the_newest_writer_began():
-    assert began("") == 0
-    assert began("0-1-99") == 1
-    assert began("0-1-99,0-2-150") == 100
-    assert began("0-2-150,0-1-400") == 151  # the first writer is back
-    assert began("0-1-99,0-2-150,7-3-5") == 101
-    assert began("0-1-0") == 1
+    assert mariadb_epoch("") == 0
+    assert mariadb_epoch("0-1-99") == 1
+    assert mariadb_epoch("0-1-99,0-2-150") == 100
+    assert mariadb_epoch("0-2-150,0-1-400") == 151  # the first writer is back
+    assert mariadb_epoch("0-1-99,0-2-150,7-3-5") == 101
+    assert mariadb_epoch("0-1-0") == 1
 
 
 def test_what_a_reader_made_itself_begins_no_epoch():
-    assert began("0-1-99,0-3-100", reader=3) == began("0-1-99") == 1
-    assert began("0-1-99,9-3-1", reader=3) == 1
-    assert began("0-3-99,0-1-150", reader=3) == 100  # it was the writer before
+    assert mariadb_epoch("0-1-99,0-3-100", reader=3) == mariadb_epoch("0-1-99") == 1
+    assert mariadb_epoch("0-1-99,9-3-1", reader=3) == 1
+    assert mariadb_epoch("0-3-99,0-1-150", reader=3) == 100  # it was the writer before
 
 
 @SETTINGS
@@ -439,8 +453,8 @@ def test_mariadbs_epoch_grows_with_each_promotion_only(history):
             number += 1
             state[server] = number
             text = ",".join(f"0-{each}-{last}" for each, last in sorted(state.items()))
-            epochs.append((began(text), server))
-            assert all(began(text, reader=each) == began(text) for each in range(1, 5) if each != server)
+            epochs.append((mariadb_epoch(text), server))
+            assert all(mariadb_epoch(text, reader=each) == mariadb_epoch(text) for each in range(1, 5) if each != server)
     for (before, wrote), (after, writes) in itertools.pairwise(epochs):
         assert after == before if wrote == writes else after > before
 
@@ -450,15 +464,15 @@ def test_mariadbs_epoch_grows_with_each_promotion_only(history):
 
 def test_the_minimum_of_sets_is_one_that_all_cover_or_nothing():
     least, more, other = mysql(f"{A}:1-5"), mysql(f"{A}:1-5,{B}:1"), mysql(f"{A}:1-4,{B}:1-2")
-    assert minimum((more, least)) == least
-    assert minimum((least, other)) is None
+    assert lowest_common((more, least)) == least
+    assert lowest_common((least, other)) is None
 
 
 # ---------------------------------------------------------------- logs that were begun anew
 
 
-def mariadb_said(text, own=-1, state=""):
-    return MariadbGtid.said(began(state), text, own, behind(state))
+def mariadb_said(text, origin=-1, state=""):
+    return MariadbGtid.from_server(mariadb_epoch(state), text, origin, writer_starts(state))
 
 
 WRITER = mariadb_said("0-2-150,1-1-60", 2, "0-1-100,0-2-150,1-7-50,1-1-60")
@@ -466,9 +480,9 @@ WRITER = mariadb_said("0-2-150,1-1-60", 2, "0-1-100,0-2-150,1-7-50,1-1-60")
 
 def test_the_start_of_the_newest_writer_is_known_per_domain():
     """The last number before the newest writer is known for each domain."""
-    assert behind("") == ()
-    assert behind("0-1-99,0-2-150,7-3-5") == ((0, 99), (7, 0))
-    assert behind("0-1-99,0-3-100,9-3-1", reader=3) == ((0, 0),)
+    assert writer_starts("") == ()
+    assert writer_starts("0-1-99,0-2-150,7-3-5") == ((0, 99), (7, 0))
+    assert writer_starts("0-1-99,0-3-100,9-3-1", reader=3) == ((0, 0),)
 
 
 @pytest.mark.parametrize(
@@ -517,9 +531,9 @@ def test_a_writer_that_lost_its_own_transactions_lacks_them(mine, known, lost):
 
 def test_a_writer_of_mysql_lacks_what_it_said_itself():
     """Only the writer's own earlier answer counts, because a reader may have a transaction before the writer shows it."""
-    assert mysql(f"{A}:1-5", own=A).lacks(mysql(f"{A}:1-6", own=A))
-    assert not mysql(f"{A}:1-5", own=A).lacks(mysql(f"{A}:1-6", own=B))
-    assert not mysql(f"{A}:1-6", own=A).lacks(mysql(f"{A}:1-5", own=A))
+    assert mysql(f"{A}:1-5", origin=A).lacks(mysql(f"{A}:1-6", origin=A))
+    assert not mysql(f"{A}:1-5", origin=A).lacks(mysql(f"{A}:1-6", origin=B))
+    assert not mysql(f"{A}:1-6", origin=A).lacks(mysql(f"{A}:1-5", origin=A))
     assert not mysql(f"{A}:1-5").lacks(mysql(f"{A}:1-6"))
 
 
@@ -527,7 +541,7 @@ def test_only_the_writer_itself_resumes():
     assert mariadb_said("", 2).resumes(mariadb_said("0-2-150", 2))
     assert not mariadb_said("", 3).resumes(mariadb_said("0-2-150", 2))
     assert not mariadb_said("").resumes(mariadb_said("0-2-150"))
-    assert not mysql(f"{A}:1", own=A).resumes(mysql(f"{A}:1", own=A))
+    assert not mysql(f"{A}:1", origin=A).resumes(mysql(f"{A}:1", origin=A))
 
 
 @pytest.mark.parametrize("kind", [GtidSet, MariadbGtid, WalPosition])

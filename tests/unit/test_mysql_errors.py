@@ -11,10 +11,10 @@ import pytest
 from aurora_router.cluster.error_classification import failure_of
 from aurora_router.cluster.mistakes import probe_error
 from aurora_router.core.failures import Failure
-from aurora_router.core.instance import Instance, Silence
+from aurora_router.core.instance import Instance, ProbeFailure
 from aurora_router.core.topology import Topology
 from aurora_router.drivers import pymysql as pymysql_driver
-from aurora_router.routing.commits import prepare
+from aurora_router.routing.commits import prepare_commit_check
 from aurora_router.routing.unit import Intent, Place, Unit
 from aurora_router.servers import mysql, postgresql
 from aurora_router.servers.mysql import is_busy
@@ -57,7 +57,7 @@ def test_a_refused_probe_says_what_to_do_and_if_retry_helps(code, message, silen
     """The message of a refused probe says what to do, and its kind says whether trying again can help."""
     original = pymysql.OperationalError(*((code,) if code else ()), message)
     found = probe_error(original, pymysql_driver, mysql)
-    assert found.silence is Silence(silence)
+    assert found.probe_failure is ProbeFailure(silence)
     assert advice in str(found)
 
 
@@ -130,10 +130,13 @@ def test_a_read_only_transaction_is_not_signed(number):
     unit.place = Place(Instance("db-1:3306", "db-1", 3306))
     assert not pymysql_driver.declared_read_only(database)
     if number == 1792:
-        assert str(prepare(database, unit, pymysql_driver, mysql, Topology((unit.place.instance,)))) == "a read-only transaction"
+        assert (
+            str(prepare_commit_check(database, unit, pymysql_driver, mysql, Topology((unit.place.instance,))))
+            == "a read-only transaction"
+        )
     else:
         with pytest.raises(pymysql.OperationalError, match="refused"):
-            prepare(database, unit, pymysql_driver, mysql, Topology((unit.place.instance,)))
+            prepare_commit_check(database, unit, pymysql_driver, mysql, Topology((unit.place.instance,)))
 
 
 def test_other_locked_tables_keep_the_row_out():

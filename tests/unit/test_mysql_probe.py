@@ -6,7 +6,7 @@ from decimal import Decimal
 import pytest
 
 from aurora_router.core.gtid import GtidSet, MariadbGtid
-from aurora_router.core.instance import Role, Server, ServerId
+from aurora_router.core.instance import Role, ServerId, ServerStatus
 from aurora_router.servers import UnsupportedServer, mysql
 from aurora_router.servers.mysql import parse_functions, parse_identity, parse_version
 
@@ -135,9 +135,9 @@ def test_a_new_connection_to_a_reader_is_set_read_only():
     """A new connection to a reader is guarded by a read-only session, and a new one to the writer is not."""
     identity = ServerId("mariadb-0", "3", 3306, f"{STARTED}/3")
     ask = asking(("gtid_domain_id", (*MARIADB, 0, 3, STARTED, 3306, 0, 0)))
-    assert mysql.greet(ask, 7, None) == (identity, Role.WRITER, False)
+    assert mysql.identify(ask, 7, None) == (identity, Role.WRITER, False)
     ask = asking(("gtid_domain_id", (*MARIADB, 0, 3, STARTED, 3306, 1, 0)), ("SET SESSION TRANSACTION READ ONLY", []))
-    assert mysql.greet(ask, 7, None) == (identity, Role.READER, False)
+    assert mysql.identify(ask, 7, None) == (identity, Role.READER, False)
 
 
 # -- MariaDB ------------------------------------------------------------------------------------------------------
@@ -147,14 +147,14 @@ def test_a_mariadb_writers_position_comes_from_its_log():
     """The position of a MariaDB writer is the end of its log, in the epoch that its first transaction began."""
     found = mysql.probe(mariadb(logged="0-3-12", state="0-1-10,0-3-12"), asynchronous_commits=False)
     identity = ServerId("mariadb-0", "3", 3306, f"{STARTED}/3")
-    assert found == Server(identity, Role.WRITER, 11, MariadbGtid(11, ((0, 3, 12),)), None, "repeatable read")
+    assert found == ServerStatus(identity, Role.WRITER, 11, MariadbGtid(11, ((0, 3, 12),)), None, "repeatable read")
 
 
 def test_a_foreign_server_id_takes_no_mariadb_writer_back():
     """A writer's position goes on with a transaction that was written with another server's id."""
     found = mysql.probe(mariadb(logged="0-77-13", replayed="0-1-10", state="0-1-10,0-3-12,0-77-13"), asynchronous_commits=False)
     assert (found.epoch, found.position) == (13, MariadbGtid(13, ((0, 77, 13),)))
-    assert (found.position.own, found.position.others) == (3, ((0, 12),))
+    assert (found.position.origin, found.position.writer_starts) == (3, ((0, 12),))
 
 
 def test_a_promoted_mariadb_server_has_what_it_has_replayed():
@@ -168,16 +168,16 @@ def test_a_mariadb_readers_epoch_counts_only_for_its_position():
     ask = mariadb(read_only=1, logged="0-3-13", replayed="0-2-12", state="0-1-10,0-2-12", channels=[RUNS])
     found = mysql.probe(ask, asynchronous_commits=False)
     assert (found.role, found.epoch, found.position) == (Role.READER, 0, MariadbGtid(11, ((0, 2, 12),)))
-    assert (found.lag, found.stopped) == (0.0, "")
+    assert (found.lag, found.replication_error) == (0.0, "")
 
 
 @pytest.mark.parametrize(("running", "own"), [("Yes", False), ("No", True)])
 def test_a_writable_replica_is_not_taken_for_a_promoted_one(running, own):
     """A server that accepts writes while it replicates is not taken for a promoted one."""
     found = mysql.probe(mariadb(channels=[{**RUNS, "Slave_SQL_Running": running}]), asynchronous_commits=False)
-    assert (found.role, found.position.own) == (Role.WRITER, 3 if own else -1)
+    assert (found.role, found.position.origin) == (Role.WRITER, 3 if own else -1)
     found = mysql.probe(oracle(channels=[{**NEWER, "Replica_SQL_Running": running}]), asynchronous_commits=False)
-    assert (found.role, found.position.own) == (Role.WRITER, UUID if own else "")
+    assert (found.role, found.position.origin) == (Role.WRITER, UUID if own else "")
 
 
 def test_a_readers_own_transaction_deposes_no_writer():
@@ -231,14 +231,14 @@ def test_what_a_writer_leaves_out_of_its_log_is_known(server, show):
 
 def test_a_server_of_mysql_is_as_far_as_what_it_has_executed():
     found = mysql.probe(oracle(), asynchronous_commits=False)
-    assert found.position == GtidSet.said(1, f"{UUID}:1-5")
-    assert (found.role, found.epoch, found.position.own, found.isolation) == (Role.WRITER, 1, UUID, "repeatable read")
+    assert found.position == GtidSet.from_server(1, f"{UUID}:1-5")
+    assert (found.role, found.epoch, found.position.origin, found.isolation) == (Role.WRITER, 1, UUID, "repeatable read")
 
 
 def test_a_mysql_server_says_when_it_became_writable():
     """A MySQL server says when it became writable."""
     for opened, said in ((None, 0.0), (Decimal("1795703689.289830"), 1795703689.28983)):
-        assert mysql.probe(oracle(opened=opened), asynchronous_commits=False).position.opened == said
+        assert mysql.probe(oracle(opened=opened), asynchronous_commits=False).position.writable_since == said
 
 
 @pytest.mark.parametrize("mode", ["OFF", "OFF_PERMISSIVE", "ON_PERMISSIVE"])
@@ -253,7 +253,7 @@ def test_without_gtids_for_all_transactions_no_position(mode):
 def test_replication_is_asked_in_the_words_of_the_version(version, show, channel):
     """A reader is asked for its replication in the words of its version."""
     found = mysql.probe(oracle(read_only=1, version=version, show=show, channels=[channel]), asynchronous_commits=False)
-    assert (found.role, found.lag, found.stopped) == (Role.READER, 0.0, "")
+    assert (found.role, found.lag, found.replication_error) == (Role.READER, 0.0, "")
 
 
 @pytest.mark.parametrize(
@@ -270,8 +270,8 @@ def test_replication_is_asked_in_the_words_of_the_version(version, show, channel
 def test_a_group_member_needs_to_be_online_in_a_majority(read_only, members, role, stopped):
     """A member of a group is used while it is online and most of its group can be reached."""
     found = mysql.probe(oracle(read_only=read_only, group=GROUP, members=members), asynchronous_commits=False)
-    assert (found.role, found.stopped) == (role, stopped)
-    assert found.position.own == GROUP
+    assert (found.role, found.replication_error) == (role, stopped)
+    assert found.position.origin == GROUP
 
 
 def test_a_group_with_several_writers_is_unsuitable():
@@ -308,14 +308,14 @@ def test_a_reader_on_shared_storage_needs_no_replication():
         ("SHOW REPLICA STATUS", []),
     )
     found = mysql.probe(ask, asynchronous_commits=False)
-    assert (found.role, found.position, found.lag, found.stopped) == (Role.READER, None, None, "")
+    assert (found.role, found.position, found.lag, found.replication_error) == (Role.READER, None, None, "")
 
 
 @pytest.mark.parametrize("members", [[("", "OFFLINE")], []])
 def test_a_server_that_left_its_group_is_asked_for_replication(members):
     """A server that has left its group is asked for its replication."""
     ask = oracle(read_only=1, group=GROUP, members=members, channels=[{**NEWER, "Replica_SQL_Running": "No"}])
-    assert "SQL thread" in mysql.probe(ask, asynchronous_commits=False).stopped
+    assert "SQL thread" in mysql.probe(ask, asynchronous_commits=False).replication_error
 
 
 # -- replication --------------------------------------------------------------------------------------------------

@@ -22,8 +22,8 @@ def statements(module):
 
 
 OF_POSTGRESQL, OF_MYSQL = statements(postgresql), statements(mysql)
-OF_POSTGRESQL["GREETING"] = LITERAL.sub(" 0 ", postgresql.greeting(7, None))
-OF_POSTGRESQL["greeting"] = LITERAL.sub(" 0 ", postgresql.greeting(4711, None))
+OF_POSTGRESQL["IDENTIFY"] = LITERAL.sub(" 0 ", postgresql.identify_sql(7, None))
+OF_POSTGRESQL["identify_sql"] = LITERAL.sub(" 0 ", postgresql.identify_sql(4711, None))
 GRAMMAR = {
     "ALL",
     "AND",
@@ -49,7 +49,7 @@ def test_the_statements_are_found():
     """The statements are found, because a check of none would pass."""
     known = {
         "IDENTITY",
-        "greeting",
+        "identify_sql",
         "PROBE",
         "NOTE",
         "EVIDENCE",

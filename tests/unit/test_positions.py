@@ -7,9 +7,9 @@ from aurora_router.core.positions import (
     Sample,
     WalPosition,
     end_of_record,
-    evidence,
+    first_sample_after,
+    lowest_common,
     merge,
-    minimum,
     parse_lsn,
 )
 
@@ -97,11 +97,11 @@ def test_merging_requirements_keeps_the_later_commit():
 def test_evidence_is_the_first_sample_after_the_commit():
     """Evidence is the oldest sample that was asked for after the commit."""
     samples = (Sample(1.0, at(10)), Sample(2.0, at(20)), Sample(3.0, at(30)))
-    assert evidence(samples, 1.5) is samples[1]
-    assert evidence(samples, 2.0) is samples[1]
-    assert evidence(samples, 0.0) is samples[0]
-    assert evidence(samples, 3.1) is None
-    assert evidence((), 0.0) is None
+    assert first_sample_after(samples, 1.5) is samples[1]
+    assert first_sample_after(samples, 2.0) is samples[1]
+    assert first_sample_after(samples, 0.0) is samples[0]
+    assert first_sample_after(samples, 3.1) is None
+    assert first_sample_after((), 0.0) is None
 
 
 @pytest.mark.parametrize(
@@ -116,4 +116,4 @@ def test_evidence_is_the_first_sample_after_the_commit():
     ],
 )
 def test_the_minimum_is_what_all_cover_or_nothing(positions, least):
-    assert minimum(positions) == least
+    assert lowest_common(positions) == least

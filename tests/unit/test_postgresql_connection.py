@@ -150,7 +150,7 @@ def connect(peer: Peer) -> Iterator[Callable[..., Any]]:
             arguments, given = dialect.create_connect_args(make_url(peer.url))
             connection: Any = dialect.connect(*arguments, **given, **options)
             stack.callback(connection.close)
-            psycopg_driver.prepare(connection, shared, (), lambda: False)
+            psycopg_driver.prepare_connection(connection, shared, (), lambda: False)
             return connection
 
         yield make

@@ -8,7 +8,7 @@ from psycopg import OperationalError
 from aurora_router.cluster.error_classification import failure_of
 from aurora_router.cluster.mistakes import probe_error
 from aurora_router.core.failures import Failure, Phase
-from aurora_router.core.instance import Silence
+from aurora_router.core.instance import ProbeFailure
 from aurora_router.drivers import psycopg as psycopg_driver
 from aurora_router.servers import postgresql
 from tests.unit.tables import table
@@ -34,7 +34,7 @@ def refused(sqlstate, message):
 def test_a_refused_probe_says_what_to_do_and_if_retry_helps(sqlstate, message, silence, advice):
     """The message of a refused probe says what to do, and its kind says whether trying again can help."""
     found = probe_error(refused(sqlstate, message), psycopg_driver, postgresql)
-    assert found.silence is Silence(silence)
+    assert found.probe_failure is ProbeFailure(silence)
     assert advice in str(found)
     assert not str(found).startswith("connection failed: ")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from aurora_router.core.instance import Role, Server, ServerId
+from aurora_router.core.instance import Role, ServerId, ServerStatus
 from aurora_router.core.positions import WalPosition
 from aurora_router.servers.postgresql import (
     UnsupportedServer,
@@ -35,7 +35,7 @@ def test_a_server_older_than_12_is_unsuitable():
 def test_a_writers_position_is_hexadecimal_on_its_timeline():
     """A writer's position is its write position on its timeline, both read as hexadecimal."""
     found = parse_probe(writer_row(), asynchronous_commits=False)
-    assert found == Server(ID, Role.WRITER, 10, WalPosition(10, 0x5000), None, "read committed")
+    assert found == ServerStatus(ID, Role.WRITER, 10, WalPosition(10, 0x5000), None, "read committed")
 
 
 @pytest.mark.parametrize(("synchronous", "elsewhere"), [("off", False), ("on", True), ("off", True)])
@@ -64,7 +64,7 @@ def test_an_insert_position_after_a_header_is_moved_back(inserted, page, segment
 def test_a_caught_up_reader_has_no_lag_after_idle_time():
     """A reader that has replayed all it received has no lag, however old the last commit is."""
     found = parse_probe(reader_row(age=3600.0), asynchronous_commits=False)
-    assert found == Server(ID, Role.READER, 1, WalPosition(1, 0x5000), 0.0, "repeatable read")
+    assert found == ServerStatus(ID, Role.READER, 1, WalPosition(1, 0x5000), 0.0, "repeatable read")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_router.core import probing
-from aurora_router.core.instance import Instance, Observation, Role, Server, ServerId, Silence
+from aurora_router.core.instance import Instance, Observation, ProbeFailure, Role, ServerId, ServerStatus
 from aurora_router.core.probing import STALE_AFTER, Demand, Timing, Trust
 from aurora_router.core.topology import Topology, add, observe
 
@@ -14,7 +14,7 @@ CALM = Demand(writerless_since=-1000.0)
 
 
 def server(address, role):
-    return Server(ServerId("7001", address, 5432, "started"), role, 1)
+    return ServerStatus(ServerId("7001", address, 5432, "started"), role, 1)
 
 
 def answered(topology, instance, asked_at, role):
@@ -22,14 +22,14 @@ def answered(topology, instance, asked_at, role):
 
 
 def silent(topology, instance, asked_at, silence, about=None):
-    return observe(topology, Observation(instance, asked_at, asked_at, about=about, silence=silence, error="no"))
+    return observe(topology, Observation(instance, asked_at, asked_at, about=about, probe_failure=silence, error="no"))
 
 
 NEW = add(add(add(Topology(), Instance("a", "a", 5432)), Instance("b", "b", 5432)), Instance("r", "r", 5432, reader_only=True))
 WELL = answered(answered(answered(NEW, "a", 1, Role.WRITER), "b", 1, Role.READER), "r", 1, Role.READER)
-NO_WRITER = silent(WELL, "a", 2, Silence.REFUSED, server("a", Role.WRITER).id)
-LATE_WRITER = silent(WELL, "a", 2, Silence.TIMEOUT, server("a", Role.WRITER).id)
-HOPELESS = silent(NEW, "b", 2, Silence.MISCONFIGURED)
+NO_WRITER = silent(WELL, "a", 2, ProbeFailure.REFUSED, server("a", Role.WRITER).id)
+LATE_WRITER = silent(WELL, "a", 2, ProbeFailure.TIMEOUT, server("a", Role.WRITER).id)
+HOPELESS = silent(NEW, "b", 2, ProbeFailure.MISCONFIGURED)
 
 
 def pace(topology=WELL, instance="b", last_at=9.0, now=10.0, **demand):
@@ -120,11 +120,16 @@ def test_what_waiting_cannot_heal_is_probed_in_no_hurry():
 
 @pytest.mark.parametrize(
     ("asked_at", "silence", "clears"),
-    [(9.9, Silence.REFUSED, False), (10.0, None, True), (11.0, Silence.REFUSED, True), (11.0, Silence.TIMEOUT, False)],
+    [
+        (9.9, ProbeFailure.REFUSED, False),
+        (10.0, None, True),
+        (11.0, ProbeFailure.REFUSED, True),
+        (11.0, ProbeFailure.TIMEOUT, False),
+    ],
 )
 def test_a_suspicion_lasts_until_a_later_probe_has_ended(asked_at, silence, clears):
     """A suspicion ends with a later probe, unless that one is silent."""
-    assert probing.clears(Observation("b", asked_at, asked_at + 1, silence=silence), 10.0) is clears
+    assert probing.clears(Observation("b", asked_at, asked_at + 1, probe_failure=silence), 10.0) is clears
 
 
 # -- deadlines ----------------------------------------------------------------------------------------------------
@@ -185,7 +190,7 @@ def test_a_process_that_stood_still_doubts_until_all_are_heard():
     assert doubting == Trust(10.0, 1011.0, 1005.0)
     some = answered(answered(WELL, "a", 11, Role.WRITER), "b", 11, Role.READER)
     assert probing.keep(doubting, some, TIMING, 11.0, 1007.0) == Trust(10.0, 1012.0, 1005.0)
-    every = silent(some, "r", 10, Silence.REFUSED, server("r", Role.READER).id)
+    every = silent(some, "r", 10, ProbeFailure.REFUSED, server("r", Role.READER).id)
     assert probing.keep(doubting, every, TIMING, 11.0, 1007.0) == Trust(None, 1012.0, 1012.0)
 
 

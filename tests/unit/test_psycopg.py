@@ -71,9 +71,9 @@ def test_a_new_connection_is_greeted_in_one_round_trip():
     connection = Talk((*IDENTITY, True, True))
     connection.pgconn = types.SimpleNamespace(backend_pid=7)
     with psycopg_driver.alone(connection):
-        found = postgresql.greet(connection.ask, psycopg_driver.process_id(connection), None)
+        found = postgresql.identify(connection.ask, psycopg_driver.process_id(connection), None)
     assert found == (ID, Role.READER, False)
-    assert connection.heard == [(postgresql.greeting(7, None), True)]
+    assert connection.heard == [(postgresql.identify_sql(7, None), True)]
     assert connection.autocommit is False
 
 
@@ -83,19 +83,19 @@ def test_a_new_connection_is_greeted_in_one_round_trip():
 )
 def test_a_pooler_is_found_out_or_said(process, pooler, condition):
     """A pooler is found by its process number, which is not the server's, unless the user names one."""
-    assert condition in postgresql.greeting(process, pooler)
+    assert condition in postgresql.identify_sql(process, pooler)
 
 
 def test_a_shared_connection_is_not_guarded():
     """A shared connection is not guarded, because the setting would also hold for the pooler's next client."""
     connection = Talk((*IDENTITY, True, False))
-    found = postgresql.greet(connection.ask, -7, None)
+    found = postgresql.identify(connection.ask, -7, None)
     assert found.shared
-    assert not found.guarded
-    psycopg_driver.prepare(connection, True, (), nobody)
+    assert not found.default_read_only
+    psycopg_driver.prepare_connection(connection, True, (), nobody)
     assert connection.prepare_threshold is None
     connection.prepare_threshold = 5
-    psycopg_driver.prepare(connection, True, ("prepare_threshold",), nobody)
+    psycopg_driver.prepare_connection(connection, True, ("prepare_threshold",), nobody)
     assert connection.prepare_threshold == 5
 
 
@@ -170,7 +170,7 @@ def test_a_connection_is_encrypted_unless_the_user_says_how(given, mode):
 )
 def test_a_mode_is_two_attributes_of_the_connection(mode, usual, autocommit, read_only):
     connection = Switches()
-    assert set_mode(connection, mode, usual, guarded=False)
+    assert set_mode(connection, mode, usual, default_read_only=False)
     assert (connection.autocommit, connection.read_only) == (autocommit, read_only)
 
 
@@ -182,14 +182,14 @@ def test_a_streamed_read_is_held_if_there_is_no_transaction(autocommit, asked, h
     monkeypatch.setattr(ServerCursor, "__del__", lambda self: None)
     connection = Switches()
     connection.autocommit = autocommit
-    psycopg_driver.prepare(connection, False, (), nobody)
+    psycopg_driver.prepare_connection(connection, False, (), nobody)
     factory = connection.server_cursor_factory
-    psycopg_driver.prepare(connection, False, (), nobody)
+    psycopg_driver.prepare_connection(connection, False, (), nobody)
     assert connection.server_cursor_factory is factory
     assert issubclass(factory, ServerCursor)
     factory(connection, "c1", withhold=asked)
     assert seen == {"name": "c1", "withhold": hold}
-    psycopg_driver.prepare(connection, True, (), nobody)
+    psycopg_driver.prepare_connection(connection, True, (), nobody)
     connection.autocommit = True
     factory(connection, "c2")
     assert seen == {"name": "c2", "withhold": False}, "a pooler would keep it for others"
@@ -200,7 +200,7 @@ def test_a_connection_notices_the_crash_of_another(sqlstate, is_bystander):
     """The notice with which the server ends all connections after a crash is remembered, and no other is."""
     connection = Switches()
     assert not psycopg_driver.is_bystander(connection)
-    psycopg_driver.prepare(connection, False, (), nobody)
+    psycopg_driver.prepare_connection(connection, False, (), nobody)
     connection.notice_handler(types.SimpleNamespace(sqlstate=sqlstate))
     assert psycopg_driver.is_bystander(connection) is is_bystander
     assert not pymysql_driver.is_bystander(connection)
@@ -216,7 +216,7 @@ def test_cursors_that_were_left_are_closed(monkeypatch):
     monkeypatch.setattr(ServerCursor, "close", lambda self: None)
     monkeypatch.setattr(ServerCursor, "name", None)
     connection = Talk(())
-    psycopg_driver.prepare(connection, False, (), nobody)
+    psycopg_driver.prepare_connection(connection, False, (), nobody)
     connection.autocommit = True
     assert not psycopg_driver.has_leftovers(connection)
     kept = connection.server_cursor_factory(connection, "kept")
@@ -241,7 +241,7 @@ def test_cursors_that_were_left_are_closed(monkeypatch):
 @pytest.mark.parametrize(("status", "is_left"), [("IDLE", False), ("ACTIVE", True), ("INTRANS", True), ("INERROR", True)])
 def test_a_transaction_that_was_not_ended_is_a_leftover(status, is_left):
     connection = Talk()
-    psycopg_driver.prepare(connection, False, (), nobody)
+    psycopg_driver.prepare_connection(connection, False, (), nobody)
     connection.pgconn = types.SimpleNamespace(transaction_status=pq.TransactionStatus[status])
     assert psycopg_driver.has_leftovers(connection) is is_left
 
@@ -287,13 +287,13 @@ def test_a_connection_that_a_listener_has_used_is_seen(alone, status, guard, set
     connection = Switches()
     connection.autocommit = alone
     connection.read_only = None if alone else True
-    psycopg_driver.prepare(connection, False, (), nobody)
+    psycopg_driver.prepare_connection(connection, False, (), nobody)
     connection.pgconn = types.SimpleNamespace(
         transaction_status=pq.TransactionStatus[status], parameter_status=lambda name: guard
     )
     assert psycopg_driver.is_settled(connection, alone) is settled
     assert not psycopg_driver.is_settled(connection, not alone)
-    assert psycopg_driver.is_guarded(connection, False) is (guard != b"off")
+    assert psycopg_driver.is_default_read_only(connection, False) is (guard != b"off")
 
 
 @pytest.mark.parametrize("found", [None, False])
@@ -311,9 +311,9 @@ def test_another_access_mode_is_seen(found):
 def test_an_old_server_tells_nothing_of_its_guard(handed_out, listened, believed):
     """Before PostgreSQL 14 a guard is believed while nobody can have taken it off."""
     connection = Switches()
-    psycopg_driver.prepare(connection, False, (), lambda: listened)
+    psycopg_driver.prepare_connection(connection, False, (), lambda: listened)
     connection.pgconn = types.SimpleNamespace(parameter_status=lambda name: None)
-    assert psycopg_driver.is_guarded(connection, handed_out) is believed
+    assert psycopg_driver.is_default_read_only(connection, handed_out) is believed
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_a_guard_that_was_lost_in_autocommit_is_seen(alone, status, guard, lost)
     connection.pgconn = types.SimpleNamespace(
         transaction_status=pq.TransactionStatus[status], parameter_status=lambda name: guard
     )
-    assert psycopg_driver.has_lost_guard(connection) is lost
+    assert psycopg_driver.has_lost_read_only(connection) is lost
 
 
 @pytest.mark.parametrize(("status", "ended"), [("IDLE", []), ("INTRANS", ["commit"]), ("INERROR", ["rollback"])])
@@ -365,7 +365,7 @@ def server_that_waits() -> Iterator[tuple[str, threading.Event]]:
     let_in = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as server:
 
-        def greet() -> None:
+        def identify() -> None:
             client, _ = server.accept()
             with client:
                 client.recv(1024)
@@ -373,7 +373,7 @@ def server_that_waits() -> Iterator[tuple[str, threading.Event]]:
                 client.sendall(b"R\0\0\0\x08\0\0\0\0" + b"Z\0\0\0\x05I")  # AuthenticationOk, ReadyForQuery
                 client.recv(1024)
 
-        thread = threading.Thread(target=greet)
+        thread = threading.Thread(target=identify)
         thread.start()
         yield f"postgresql+psycopg://u@127.0.0.1:{server.getsockname()[1]}/d?sslmode=disable&gssencmode=disable", let_in
         let_in.set()

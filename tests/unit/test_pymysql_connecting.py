@@ -75,18 +75,18 @@ def test_autocommit_can_be_set_and_asked_for(peer: Peer) -> None:
 def test_a_mode_costs_a_round_trip_where_something_changes(peer: Peer, mode: Mode, usual: bool, sent: list[str]) -> None:
     connection = connected(peer)
     peer.heard.clear()
-    lasts = pymysql_driver.set_mode(connection, mode, usual, guarded=False)
+    lasts = pymysql_driver.set_mode(connection, mode, usual, default_read_only=False)
     assert peer.heard == sent
     assert lasts is (mode is not Mode.READ_ONLY)
     if mode is not Mode.READ_ONLY:
-        pymysql_driver.set_mode(connection, mode, usual, guarded=False)
+        pymysql_driver.set_mode(connection, mode, usual, default_read_only=False)
         assert peer.heard == sent
 
 
 def test_a_connection_that_a_listener_has_used_is_seen(peer: Peer) -> None:
     """A transaction that a listener has left open shows in the server's last answer, and is committed."""
     connection = connected(peer, autocommit=True)
-    pymysql_driver.prepare(connection, False, (), lambda: False)
+    pymysql_driver.prepare_connection(connection, False, (), lambda: False)
     assert pymysql_driver.is_settled(connection, alone=True)
     assert not pymysql_driver.is_settled(connection, alone=False)
     pymysql_driver.end_transaction(connection)
@@ -95,61 +95,63 @@ def test_a_connection_that_a_listener_has_used_is_seen(peer: Peer) -> None:
     assert not pymysql_driver.is_settled(connection, alone=True)
     pymysql_driver.end_transaction(connection)
     assert peer.heard[-1] == "COMMIT"
-    assert pymysql_driver.is_guarded(connection, False)
-    assert not pymysql_driver.is_guarded(connection, True), "who has had the driver's connection may have taken the guard off"
-    pymysql_driver.prepare(connection, False, (), lambda: True)
-    assert not pymysql_driver.is_guarded(connection, False), "and so may a listener"
+    assert pymysql_driver.is_default_read_only(connection, False)
+    assert not pymysql_driver.is_default_read_only(connection, True), (
+        "who has had the driver's connection may have taken the guard off"
+    )
+    pymysql_driver.prepare_connection(connection, False, (), lambda: True)
+    assert not pymysql_driver.is_default_read_only(connection, False), "and so may a listener"
     assert not pymysql_driver.is_settled(connection, alone=True)
 
 
 def test_a_guarded_connection_knows_who_has_set_something(peer: Peer) -> None:
     """A SET by SQLAlchemy has passed the interceptor, but a SET by anybody else may have taken the guard off."""
     connection = connected(peer, autocommit=True)
-    pymysql_driver.prepare(connection, False, (), lambda: False)
+    pymysql_driver.prepare_connection(connection, False, (), lambda: False)
     for touch in (connection.query, connection.cursor().execute):
-        pymysql_driver.note_guard(connection, True)
+        pymysql_driver.note_default_read_only(connection, True)
         DefaultDialect().do_execute(connection.cursor(), "SET @a = 1", ())
-        assert pymysql_driver.is_guarded(connection, False)
-        assert not pymysql_driver.is_guarded(connection, True)
-        assert not pymysql_driver.has_lost_guard(connection)
+        assert pymysql_driver.is_default_read_only(connection, False)
+        assert not pymysql_driver.is_default_read_only(connection, True)
+        assert not pymysql_driver.has_lost_read_only(connection)
         touch("SET @b = 1")
         DefaultDialect().do_execute(connection.cursor(), "SET @a = 1", ())
-        assert not pymysql_driver.is_guarded(connection, False)
-        assert pymysql_driver.has_lost_guard(connection)
+        assert not pymysql_driver.is_default_read_only(connection, False)
+        assert pymysql_driver.has_lost_read_only(connection)
     connection.query("START TRANSACTION READ ONLY")
-    assert not pymysql_driver.has_lost_guard(connection), "until that has ended"
+    assert not pymysql_driver.has_lost_read_only(connection), "until that has ended"
     connection.rollback()
-    assert pymysql_driver.has_lost_guard(connection)
-    pymysql_driver.note_guard(connection, False)
-    assert not pymysql_driver.has_lost_guard(connection)
+    assert pymysql_driver.has_lost_read_only(connection)
+    pymysql_driver.note_default_read_only(connection, False)
+    assert not pymysql_driver.has_lost_read_only(connection)
 
 
 def test_a_connection_of_pymysqls_own_does_not_know(peer: Peer) -> None:
     """A connection that a tracer has made cannot tell, so its guard is believed while nobody has had it."""
     connection = pymysql.connect(host="127.0.0.1", port=peer.port, user="u", autocommit=True, ssl_disabled=True)
-    pymysql_driver.prepare(connection, False, (), lambda: False)
-    pymysql_driver.note_guard(connection, True)
+    pymysql_driver.prepare_connection(connection, False, (), lambda: False)
+    pymysql_driver.note_default_read_only(connection, True)
     connection.query("SET @a = 1")
-    assert pymysql_driver.is_guarded(connection, False)
-    assert not pymysql_driver.has_lost_guard(connection)
-    pymysql_driver.prepare(connection, False, (), lambda: True)
-    assert not pymysql_driver.is_guarded(connection, False)
+    assert pymysql_driver.is_default_read_only(connection, False)
+    assert not pymysql_driver.has_lost_read_only(connection)
+    pymysql_driver.prepare_connection(connection, False, (), lambda: True)
+    assert not pymysql_driver.is_default_read_only(connection, False)
 
 
 def test_a_guarded_connection_begins_read_only_by_itself(peer: Peer) -> None:
     """On a guarded connection without autocommit a read-only transaction begins by itself."""
     connection = connected(peer)
     peer.heard.clear()
-    assert pymysql_driver.set_mode(connection, Mode.READ_ONLY, False, guarded=True), "and lasts"
+    assert pymysql_driver.set_mode(connection, Mode.READ_ONLY, False, default_read_only=True), "and lasts"
     assert peer.heard == []
-    pymysql_driver.set_mode(connection, Mode.AUTOCOMMIT, False, guarded=True)
-    pymysql_driver.set_mode(connection, Mode.READ_ONLY, False, guarded=True)
+    pymysql_driver.set_mode(connection, Mode.AUTOCOMMIT, False, default_read_only=True)
+    pymysql_driver.set_mode(connection, Mode.READ_ONLY, False, default_read_only=True)
     assert peer.heard == ["SET AUTOCOMMIT = 1", "START TRANSACTION READ ONLY"]
 
 
 def test_a_connection_has_a_socket_until_it_is_closed(peer: Peer) -> None:
     connection = connected(peer)
-    pymysql_driver.prepare(connection, False, (), lambda: False)
+    pymysql_driver.prepare_connection(connection, False, (), lambda: False)
     assert os.fstat(pymysql_driver.fileno(connection))
     assert not pymysql_driver.is_closed(connection)
     connection.close()

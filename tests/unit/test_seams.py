@@ -27,7 +27,7 @@ URL = "postgresql+fakepg://app@db-1/shop"
 class Parrot:
     """The module of a family that repeats what PostgreSQL says, except where it has words of its own."""
 
-    GUARD = "SELECT 'guard the parrot'"
+    SET_DEFAULT_READ_ONLY = "SELECT 'guard the parrot'"
 
     def __getattr__(self, name: str) -> Any:
         return getattr(postgresql, name)
@@ -109,13 +109,13 @@ def test_the_server_says_which_family_it_is_of(servers, parrot):
 
 
 def test_a_readers_connection_is_guarded_in_its_familys_words(servers, parrot, monkeypatch):
-    monkeypatch.setattr(fake_driver, "is_guarded", lambda *_: False)
+    monkeypatch.setattr(fake_driver, "is_default_read_only", lambda *_: False)
     servers["db-2"].version = ("Parrot 3", False)
     with Router(URL, instances=["db-2"]) as router:
         connection = router.raw_connection(read_only=True)
-        core_of(router).engines.modes.keep_guarded(connection)
+        core_of(router).engines.modes.keep_read_only(connection)
         connection.close()
-    assert parrot.GUARD in servers["db-2"].heard
+    assert parrot.SET_DEFAULT_READ_ONLY in servers["db-2"].heard
 
 
 def test_each_connection_of_the_monitor_asks_the_server_anew(servers, parrot):

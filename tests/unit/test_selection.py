@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from aurora_router.core.instance import Instance, Observation, Role, Server, ServerId
+from aurora_router.core.instance import Instance, Observation, Role, ServerId, ServerStatus
 from aurora_router.core.positions import LastRead, Requirement, WalPosition
 from aurora_router.core.selection import (
     LAG_MARGIN,
@@ -24,7 +24,7 @@ from aurora_router.core.selection import (
     satisfies_requirement,
     with_proof,
 )
-from aurora_router.core.statements import Effect, Hint, Verdict
+from aurora_router.core.statements import Analysis, Effect, Hint
 from aurora_router.core.topology import Topology, add, observe
 
 WRITER, READER = Role
@@ -33,7 +33,7 @@ PIN = 5.0
 
 def said(instance, asked, role, lsn=None, *, epoch=1, lag=None, server=None, took=0.001, pooled=False, unproven=""):
     position = None if lsn is None else WalPosition(epoch, lsn)
-    answer = Server(ServerId("7001", server or instance, 5432, "t0"), role, epoch, position, lag, unproven=unproven)
+    answer = ServerStatus(ServerId("7001", server or instance, 5432, "t0"), role, epoch, position, lag, unproven=unproven)
     return Observation(instance, asked, asked + took, answer, pooled=pooled)
 
 
@@ -304,7 +304,7 @@ def test_without_positions_a_reader_serves_when_its_lag_is_over():
 
 
 def given(after, epoch, lsn):
-    return Requirement(after, epoch, WalPosition(epoch, lsn), given=True)
+    return Requirement(after, epoch, WalPosition(epoch, lsn), is_from_token=True)
 
 
 def test_a_given_position_counts_before_any_own_sample():
@@ -350,9 +350,9 @@ def test_a_full_reader_is_not_chosen_while_another_has_room(strategy):
         load.turn += 1
 
 
-READ = Verdict(Effect.READ, Effect.READ)
-WRITE = Verdict(Effect.WRITE, Effect.WRITE)
-UNKNOWN = Verdict(Effect.WRITE, Effect.READ, frozenset({"f"}))
+READ = Analysis(Effect.READ, Effect.READ)
+WRITE = Analysis(Effect.WRITE, Effect.WRITE)
+UNKNOWN = Analysis(Effect.WRITE, Effect.READ, frozenset({"f"}))
 
 
 @pytest.mark.parametrize(
@@ -374,6 +374,6 @@ UNKNOWN = Verdict(Effect.WRITE, Effect.READ, frozenset({"f"}))
         (replace(UNKNOWN, hint="reader"), "writer", False, Reason.NOT_A_READ),
     ],
 )
-def test_what_must_be_on_the_writer(found: Verdict, hint: Hint | None, refused: bool, reason: Reason | None) -> None:
+def test_what_must_be_on_the_writer(found: Analysis, hint: Hint | None, refused: bool, reason: Reason | None) -> None:
     """A hint sends a read to the writer, or a statement with unknown functions to a reader, but never a write."""
     assert reason_to_write(found, found.effect, hint, refused) is reason

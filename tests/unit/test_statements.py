@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from aurora_router.core.statements import Effect, Verdict, classify, in_mode, verdict
+from aurora_router.core.statements import Analysis, Effect, analyze, classify, dialect_for_setting
 
 READ, SERVER, TRANSACTION, SESSION, CONNECTION, WRITE = Effect
 ROWS = json.loads((Path(__file__).parents[1] / "data" / "statements.json").read_text())
@@ -19,7 +19,7 @@ def names(rows):
 @pytest.mark.parametrize("row", POSTGRESQL, ids=names(POSTGRESQL))
 def test_tried_postgresql_statements_get_the_seen_effect(row):
     """Statements that were tried on PostgreSQL get the effect that was seen there."""
-    found = verdict(row["sql"])
+    found = analyze(row["sql"])
     expected = Effect[row["effect"]]
     if row["undecidable"]:
         assert found.effect is expected is WRITE
@@ -34,7 +34,7 @@ def test_tried_postgresql_statements_get_the_seen_effect(row):
 
 def test_functions_of_extensions_are_unknown_from_the_text_alone():
     sql = "SELECT crypt('a', gen_salt('bf',4))"
-    assert verdict(sql) == Verdict(WRITE, READ, frozenset({"crypt", "gen_salt"}))
+    assert analyze(sql) == Analysis(WRITE, READ, frozenset({"crypt", "gen_salt"}))
     assert classify(sql, read_only_functions=["crypt"]) is WRITE
     assert classify(sql, read_only_functions=["crypt", "gen_salt"]) is READ
     assert classify("SELECT * FROM ut") is READ
@@ -260,7 +260,7 @@ SELECT 'größe' AS größe, "Größe" FROM straße
 
 @pytest.mark.parametrize("sql", READS)
 def test_what_orms_and_people_write_to_read_is_a_read(sql):
-    assert verdict(sql) == Verdict(READ, READ)
+    assert analyze(sql) == Analysis(READ, READ)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_what_orms_and_people_write_to_read_is_a_read(sql):
     ],
 )
 def test_unknown_functions_are_named_as_the_text_calls_them(sql, functions):
-    assert verdict(sql).functions == frozenset(functions)
+    assert analyze(sql).functions == frozenset(functions)
 
 
 def test_a_name_vouches_for_the_same_spelling_only():
@@ -300,7 +300,7 @@ def test_a_name_vouches_for_the_same_spelling_only():
     ],
 )
 def test_hints_are_read_from_comments_and_change_no_effect(sql, hint):
-    found = verdict(sql)
+    found = analyze(sql)
     assert found.hint == hint
     assert found.effect is (WRITE if sql.endswith("' /*@writer*/") else READ)
 
@@ -391,9 +391,9 @@ def test_reading_an_applications_own_setting_is_a_read(sql, effect):
 )
 def test_a_known_setting_takes_the_doubt_from_a_backslash(sql, known):
     """A backslash before a quote is in doubt, unless the connection's standard_conforming_strings is known to be on."""
-    assert (verdict(sql).effect, verdict(sql).in_doubt) == (WRITE, True)
-    assert verdict(sql, in_mode("postgresql", "off")).in_doubt
-    on = verdict(sql, in_mode("postgresql", "on"))
+    assert (analyze(sql).effect, analyze(sql).in_doubt) == (WRITE, True)
+    assert analyze(sql, dialect_for_setting("postgresql", "off")).in_doubt
+    on = analyze(sql, dialect_for_setting("postgresql", "on"))
     assert (on.effect, on.in_doubt) == (known, False)
 
 
@@ -420,16 +420,16 @@ RESET app.tenant | DISCARD PLANS | SAVEPOINT a | ROLLBACK TO a | RELEASE a | SEL
 def test_what_takes_a_read_only_guard_away_is_seen():
     """A text that loosens the access mode or ends the transaction says so, and a text that only tightens the mode does not."""
     for sql in UNGUARDING.split(" | "):
-        found = verdict(sql)
-        assert found.unguards, sql
+        found = analyze(sql)
+        assert found.may_unset_read_only, sql
         assert found.effect is not READ, sql
     for sql in GUARDING.split(" | "):
-        assert not verdict(sql).unguards, sql
+        assert not analyze(sql).may_unset_read_only, sql
 
 
 def test_an_unknown_dialect_is_the_only_thing_that_raises():
     with pytest.raises(ValueError, match=r"unknown SQL dialect: known are mariadb, mysql, postgresql$"):
-        verdict("SELECT 1", "oracle")
+        analyze("SELECT 1", "oracle")
 
 
 @pytest.mark.parametrize(
@@ -491,7 +491,7 @@ def test_huge_and_deep_texts_are_read_in_linear_time(text, effect):
 )
 def test_a_change_of_rows_leaves_no_traces(sql: str) -> None:
     """A text that only reads, writes or locks rows leaves no traces, because a rollback takes them all off the connection."""
-    found = verdict(sql)
+    found = analyze(sql)
     assert found.effect is Effect.WRITE
     assert found.traceless
 
@@ -520,4 +520,4 @@ def test_a_change_of_rows_leaves_no_traces(sql: str) -> None:
 )
 def test_what_may_stay_on_a_connection_leaves_traces(sql: str) -> None:
     """A lock by name, a setting or the call of an unknown function may leave traces, however the call is written."""
-    assert not verdict(sql).traceless
+    assert not analyze(sql).traceless

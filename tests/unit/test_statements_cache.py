@@ -1,4 +1,4 @@
-"""The cache of verdicts: it has those of the texts used last, within a number of bytes."""
+"""The cache of analyses: it has those of the texts used last, within a number of bytes."""
 
 import threading
 import tracemalloc
@@ -9,10 +9,10 @@ from sqlalchemy import Column, Integer, MetaData, Table, select
 from sqlalchemy.dialects import mysql, postgresql
 
 from aurora_router import Router
-from aurora_router.core.statements import Cache, Effect, Verdict, verdict
+from aurora_router.core.statements import Analysis, Cache, Effect, analyze
 from aurora_router.router import core_of
 
-READ = Verdict(Effect.READ, Effect.READ)
+READ = Analysis(Effect.READ, Effect.READ)
 SIZE = 200_000
 
 
@@ -43,12 +43,12 @@ def test_an_in_of_thousands_of_values_is_judged_once(name, module):
         return str(select(table).where(clause).compile(dialect=module.dialect(), compile_kwargs={"render_postcompile": True}))
 
     assert len(text()) > 16_384
-    assert verdict(text(), name) is verdict(text(), name)
+    assert analyze(text(), name) is analyze(text(), name)
 
 
 def test_the_bytes_of_all_texts_are_bounded():
     """The cache does not grow beyond its size, however many texts there are and however long they are."""
-    cache = Cache(lambda sql, dialect: Verdict(Effect.READ, Effect.READ), SIZE)
+    cache = Cache(lambda sql, dialect: Analysis(Effect.READ, Effect.READ), SIZE)
     tracemalloc.start()
     try:
         for turn in range(200):
@@ -83,9 +83,9 @@ def test_a_text_of_more_than_its_share_is_not_kept():
     assert judge.asked == {"small": 1, "x" * (SIZE // 2): 3}
 
 
-def test_threads_get_the_verdict_on_their_own_text():
-    """Threads that meet in the cache get no verdict of another text or dialect, and the cache stays bounded."""
-    cache = Cache(lambda sql, dialect: Verdict(Effect.READ, Effect.READ, frozenset({sql, dialect})), SIZE)
+def test_threads_get_the_analysis_of_their_own_text():
+    """Threads that meet in the cache get no analysis of another text or dialect, and the cache stays bounded."""
+    cache = Cache(lambda sql, dialect: Analysis(Effect.READ, Effect.READ, frozenset({sql, dialect})), SIZE)
     wrong = []
 
     def work(first):
@@ -110,9 +110,9 @@ def test_refused_texts_are_bounded_by_their_length_in_all():
     known = core_of(Router("postgresql+psycopg://app@db-1/shop")).interceptor.known
     long = "SELECT 1 FROM writes /*" + 2**20 * "x" + "*/ LIMIT "
     for number in range(20):
-        known.learn(f"{long}{number}")
-    assert known.has_learned(f"{long}19")
-    assert sum(map(len, known.learned)) <= 4 * 2**20
+        known.remember_rejected(f"{long}{number}")
+    assert known.was_rejected(f"{long}19")
+    assert sum(map(len, known.rejected)) <= 4 * 2**20
     for number in range(3000):
-        known.learn(f"SELECT {number} FROM writes")
-    assert [*known.learned] == [f"SELECT {number} FROM writes" for number in range(2000, 3000)]
+        known.remember_rejected(f"SELECT {number} FROM writes")
+    assert [*known.rejected] == [f"SELECT {number} FROM writes" for number in range(2000, 3000)]

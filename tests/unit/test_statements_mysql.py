@@ -2,7 +2,7 @@
 
 import pytest
 
-from aurora_router.core.statements import Effect, Verdict, classify, verdict
+from aurora_router.core.statements import Analysis, Effect, analyze, classify
 from tests.unit.mysql_statements import MEANT, READS, TRICKY, TRIED, both
 
 READ, SERVER, TRANSACTION, SESSION, CONNECTION, WRITE = Effect
@@ -11,11 +11,11 @@ READ, SERVER, TRANSACTION, SESSION, CONNECTION, WRITE = Effect
 @both
 @pytest.mark.parametrize("row", TRIED, ids=[row["id"] for row in TRIED])
 def test_statements_that_were_tried_get_the_effect_that_was_seen(row, dialect):
-    found = verdict(MEANT.get(row["id"], row["sql"]), dialect)
+    found = analyze(MEANT.get(row["id"], row["sql"]), dialect)
     assert found.effect is Effect[row["effect"]]
     if row["undecidable"]:
         assert found.functions
-        assert found.known is READ
+        assert found.effect_if_functions_pure is READ
 
 
 @both
@@ -48,4 +48,4 @@ def test_what_only_one_family_has_is_unknown_to_the_other(sql, mysql, mariadb):
 @both
 @pytest.mark.parametrize("sql", READS)
 def test_what_orms_and_people_write_to_read_is_a_read(sql, dialect):
-    assert verdict(sql, dialect) == Verdict(READ, READ)
+    assert analyze(sql, dialect) == Analysis(READ, READ)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from aurora_router.core.statements import Effect, Recall, Verdict, classify, in_mode, verdict
+from aurora_router.core.statements import Analysis, Effect, Recall, analyze, classify, dialect_for_setting
 from tests.unit.mysql_statements import DIALECTS, both
 
 READ, SERVER, TRANSACTION, SESSION, CONNECTION, WRITE = Effect
@@ -58,20 +58,20 @@ READ, SERVER, TRANSACTION, SESSION, CONNECTION, WRITE = Effect
 )
 def test_what_asks_for_the_connections_past_is_told(sql, recalls, dialect):
     """A statement that only asks for its connection's past says so, because no other connection can answer it."""
-    found = verdict(sql, dialect)
+    found = analyze(sql, dialect)
     assert (found.effect, found.recalls) == (CONNECTION, recalls)
 
 
 @both
 def test_a_change_that_asks_for_the_past_is_a_change(dialect):
     """A statement that asks for the past and also writes, or sets the session, is judged by its change."""
-    assert verdict("INSERT INTO t VALUES (LAST_INSERT_ID())", dialect) == Verdict(WRITE, WRITE)
-    assert verdict("SELECT LAST_INSERT_ID(5)", dialect) == Verdict(SESSION, SESSION)
-    assert verdict("SELECT FOUND_ROWS() FROM t FOR UPDATE", dialect) == Verdict(WRITE, WRITE)
-    found = verdict("SELECT FOUND_ROWS(), f(1)", dialect)
-    assert found == Verdict(WRITE, CONNECTION, frozenset({"f"}))
+    assert analyze("INSERT INTO t VALUES (LAST_INSERT_ID())", dialect) == Analysis(WRITE, WRITE)
+    assert analyze("SELECT LAST_INSERT_ID(5)", dialect) == Analysis(SESSION, SESSION)
+    assert analyze("SELECT FOUND_ROWS() FROM t FOR UPDATE", dialect) == Analysis(WRITE, WRITE)
+    found = analyze("SELECT FOUND_ROWS(), f(1)", dialect)
+    assert found == Analysis(WRITE, CONNECTION, frozenset({"f"}))
     assert found.recalls is Recall.STATEMENT
-    hidden = verdict("SELECT FOUND_ROWS() /*!50000 , GET_LOCK('a', 1) */", dialect)
+    hidden = analyze("SELECT FOUND_ROWS() /*!50000 , GET_LOCK('a', 1) */", dialect)
     assert (hidden.effect, hidden.recalls) == (CONNECTION, None)
 
 
@@ -128,39 +128,39 @@ def test_what_a_server_says_of_itself_asks_the_server(sql, effect, dialect):
 def test_a_backslash_before_a_quote_is_read_by_sql_mode(sql, unknown, plain, ansi, without):
     """A backslash before a quote means what sql_mode says, or the strongest meaning if the mode is unknown."""
     for dialect in DIALECTS:
-        assert classify(sql, in_mode(dialect, "STRICT_TRANS_TABLES")) is plain
-        assert classify(sql, in_mode(dialect, "ansi_quotes,ansi")) is ansi
-        assert classify(sql, in_mode(dialect, "ANSI_QUOTES,NO_BACKSLASH_ESCAPES")) is without
+        assert classify(sql, dialect_for_setting(dialect, "STRICT_TRANS_TABLES")) is plain
+        assert classify(sql, dialect_for_setting(dialect, "ansi_quotes,ansi")) is ansi
+        assert classify(sql, dialect_for_setting(dialect, "ANSI_QUOTES,NO_BACKSLASH_ESCAPES")) is without
         if sql != r"SELECT '\'":
             assert classify(sql, dialect) is unknown
-        found = verdict(sql, dialect)
+        found = analyze(sql, dialect)
         assert found.in_doubt or found.effect <= min(plain, ansi, without)
-        assert not verdict(sql, in_mode(dialect, "")).in_doubt
+        assert not analyze(sql, dialect_for_setting(dialect, "")).in_doubt
 
 
 def test_a_mode_that_is_known_in_part_settles_most_texts():
     """Without NO_BACKSLASH_ESCAPES only a text with backslashes in double quotes is in doubt."""
     for dialect in DIALECTS:
-        in_part = in_mode(dialect, None)
+        in_part = dialect_for_setting(dialect, None)
         settled = r"SELECT 'a\', connection_id() -- '"
-        assert verdict(settled, dialect).in_doubt
-        assert (classify(settled, in_part), verdict(settled, in_part).in_doubt) == (READ, False)
+        assert analyze(settled, dialect).in_doubt
+        assert (classify(settled, in_part), analyze(settled, in_part).in_doubt) == (READ, False)
         for sql in (r'SELECT "a\"; DELETE FROM t; -- "', r'SELECT "a\", get_lock(1, 2) -- "'):
-            found = verdict(sql, in_part)
+            found = analyze(sql, in_part)
             assert found.in_doubt
-            assert found.effect == max(classify(sql, in_mode(dialect, mode)) for mode in ("", "ANSI_QUOTES"))
+            assert found.effect == max(classify(sql, dialect_for_setting(dialect, mode)) for mode in ("", "ANSI_QUOTES"))
 
 
 def test_without_a_mode_a_text_gets_its_strongest_meaning():
-    """If the mode is unknown, no mode makes more of a text than the verdict says."""
-    found = verdict(r"SELECT g(2), 'a\', f(1) -- '", "mysql")
-    assert found == Verdict(WRITE, READ, frozenset({"f", "g"}))
+    """If the mode is unknown, no mode makes more of a text than the analysis says."""
+    found = analyze(r"SELECT g(2), 'a\', f(1) -- '", "mysql")
+    assert found == Analysis(WRITE, READ, frozenset({"f", "g"}))
     assert found.in_doubt
-    assert verdict(r"SELECT g(2), 'a\', nextval(s) -- '", "mysql") == Verdict(WRITE, WRITE)
-    assert verdict(r"SELECT 'a\', 1; COMMIT -- '", "mysql").ends
-    assert verdict(r"SELECT '\', 1 /*@writer*/ -- '", "mysql").hint == "writer"
-    assert verdict(r"SELECT '\', 1 /*@reader*/ -- '", "mysql").hint is None
-    assert verdict(r"/*@reader*/ SELECT '\', 1 -- '", "mysql").hint == "reader"
+    assert analyze(r"SELECT g(2), 'a\', nextval(s) -- '", "mysql") == Analysis(WRITE, WRITE)
+    assert analyze(r"SELECT 'a\', 1; COMMIT -- '", "mysql").may_end_transaction
+    assert analyze(r"SELECT '\', 1 /*@writer*/ -- '", "mysql").hint == "writer"
+    assert analyze(r"SELECT '\', 1 /*@reader*/ -- '", "mysql").hint is None
+    assert analyze(r"/*@reader*/ SELECT '\', 1 -- '", "mysql").hint == "reader"
 
 
 # -- ends of transactions ---------------------------------------------------------------------------------------------
@@ -184,9 +184,9 @@ CHECKSUM TABLE t
 @both
 def test_what_commits_implicitly_ends_a_transaction(dialect):
     for sql in ENDING.split(" | "):
-        assert verdict(sql, dialect).ends, sql
+        assert analyze(sql, dialect).may_end_transaction, sql
     for sql in KEEPING.split(" | "):
-        assert not verdict(sql, dialect).ends, sql
+        assert not analyze(sql, dialect).may_end_transaction, sql
 
 
 # -- guards, locks and traces -----------------------------------------------------------------------------------------
@@ -214,11 +214,11 @@ SAVEPOINT a | ROLLBACK TO a | SELECT 'COMMIT' | USE app | SET STATEMENT max_stat
 def test_what_takes_a_read_only_guard_away_is_seen(dialect):
     """A text that loosens the access mode or ends the transaction says so, unless the next one is read-only for certain."""
     for sql in UNGUARDING.split(" | "):
-        found = verdict(sql, dialect)
-        assert found.unguards, sql
+        found = analyze(sql, dialect)
+        assert found.may_unset_read_only, sql
         assert found.effect is not READ, sql
     for sql in GUARDING.split(" | "):
-        assert not verdict(sql, dialect).unguards, sql
+        assert not analyze(sql, dialect).may_unset_read_only, sql
 
 
 LOCKING = """
@@ -235,11 +235,11 @@ SELECT 'get_lock(1)' | SELECT app.get_lock('a', 1) | SELECT get_lock FROM t | SE
 def test_a_lock_by_name_is_told_from_other_connections_state(dialect):
     """A text that takes a lock by name says so, because no read-only unit may do that, and its effect is CONNECTION."""
     for sql in LOCKING.split(" | "):
-        found = verdict(sql, dialect)
-        assert found.locks, sql
-        assert found.known is CONNECTION, sql
+        found = analyze(sql, dialect)
+        assert found.takes_named_lock, sql
+        assert found.effect_if_functions_pure is CONNECTION, sql
     for sql in NOT_LOCKING.split(" | "):
-        assert not verdict(sql, dialect).locks, sql
+        assert not analyze(sql, dialect).takes_named_lock, sql
 
 
 @pytest.mark.parametrize(
@@ -260,4 +260,4 @@ def test_a_lock_by_name_is_told_from_other_connections_state(dialect):
 @pytest.mark.parametrize("dialect", ["mysql", "mariadb"])
 def test_only_a_change_of_rows_leaves_no_traces(dialect: str, sql: str, traceless: bool) -> None:
     """Only a change of rows leaves no traces, because locks by name and variables stay, however they are spelled."""
-    assert verdict(sql, dialect).traceless is traceless
+    assert analyze(sql, dialect).traceless is traceless

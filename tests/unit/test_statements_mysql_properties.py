@@ -1,10 +1,10 @@
-"""Rules for any text in the dialects of MySQL and MariaDB: nothing around a statement ever weakens its verdict."""
+"""Rules for any text in the dialects of MySQL and MariaDB: nothing around a statement ever weakens its effect."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aurora_router.core.statements import Effect, Verdict, classify, in_mode, verdict
+from aurora_router.core.statements import Analysis, Effect, analyze, classify, dialect_for_setting
 from tests.unit.mysql_statements import DIALECTS, MEANT, READS, TRICKY, TRIED
 
 READ, SERVER, TRANSACTION, SESSION, CONNECTION, WRITE = Effect
@@ -42,21 +42,21 @@ def spaced(sql, space):
 
 @SETTINGS
 @given(STATEMENTS, SPACES, SPACES, SPACES, st.sampled_from(["", ";", " ; ", ";;"]), NAMES)
-def test_comments_space_and_semicolons_change_no_verdict(sql, before, within, behind, end, dialect):
-    """Comments, white space and a trailing semicolon never change a verdict."""
-    assert verdict(before + spaced(sql, within) + behind + end, dialect) == verdict(sql, dialect)
+def test_comments_space_and_semicolons_change_no_analysis(sql, before, within, behind, end, dialect):
+    """Comments, white space and a trailing semicolon never change an analysis."""
+    assert analyze(before + spaced(sql, within) + behind + end, dialect) == analyze(sql, dialect)
 
 
 @SETTINGS
 @given(STATEMENTS, NAMES)
-def test_case_never_changes_a_verdict(sql, dialect):
-    assert verdict(sql.lower(), dialect) == verdict(sql.upper(), dialect) == verdict(sql, dialect)
+def test_case_never_changes_an_analysis(sql, dialect):
+    assert analyze(sql.lower(), dialect) == analyze(sql.upper(), dialect) == analyze(sql, dialect)
 
 
 @SETTINGS
 @given(ANY_QUERY, st.integers(1, 4), NAMES)
-def test_parentheses_around_a_query_never_change_a_verdict(sql, depth, dialect):
-    assert verdict("(" * depth + sql + ")" * depth, dialect) == verdict(sql, dialect)
+def test_parentheses_around_a_query_never_change_an_analysis(sql, depth, dialect):
+    assert analyze("(" * depth + sql + ")" * depth, dialect) == analyze(sql, dialect)
 
 
 @SETTINGS
@@ -92,7 +92,7 @@ def test_a_quoted_or_commented_keyword_never_counts(text, dialect):
         "SELECT 1 -- " + text,
         "SELECT 1 # " + text,
     ):
-        assert verdict(sql, dialect) == Verdict(READ, READ) or versions
+        assert analyze(sql, dialect) == Analysis(READ, READ) or versions
 
 
 NESTINGS = [
@@ -119,14 +119,14 @@ NESTINGS = [
 @SETTINGS
 @given(ANY_QUERY, st.lists(st.sampled_from(NESTINGS[:9]), max_size=4), st.sampled_from(NESTINGS), NAMES)
 def test_nesting_never_weakens_a_query(sql, inner, outer, dialect):
-    alone = verdict(sql, dialect)
+    alone = analyze(sql, dialect)
     nested = sql
     for nesting in inner:
         nested = nesting.format(nested)
-    found = verdict(outer.format(nested), dialect)
+    found = analyze(outer.format(nested), dialect)
     assert found.effect >= alone.effect
-    assert found.known >= alone.known
-    assert found.known is WRITE or found.functions >= alone.functions
+    assert found.effect_if_functions_pure >= alone.effect_if_functions_pure
+    assert found.effect_if_functions_pure is WRITE or found.functions >= alone.functions
 
 
 CHANGES = ["DELETE FROM t", "INSERT INTO t VALUES (1)", "UPDATE t SET a = 1", "replace t values (1)", "CALL p()"]
@@ -145,19 +145,19 @@ def test_nothing_in_front_weakens_a_change(sql, nesting, dialect):
 @SETTINGS
 @given(st.lists(STATEMENTS, min_size=1, max_size=4), NAMES)
 def test_several_statements_give_the_strongest(statements, dialect):
-    found = verdict("; ".join(statements), dialect)
-    each = [verdict(sql, dialect) for sql in statements]
+    found = analyze("; ".join(statements), dialect)
+    each = [analyze(sql, dialect) for sql in statements]
     assert found.effect is max(one.effect for one in each)
-    assert found.known is max(one.known for one in each)
-    assert found.ends is any(one.ends for one in each)
+    assert found.effect_if_functions_pure is max(one.effect_if_functions_pure for one in each)
+    assert found.may_end_transaction is any(one.may_end_transaction for one in each)
 
 
 @SETTINGS
 @given(ANY_QUERY, NAMES)
 def test_vouching_for_all_unknown_functions_gives_what_is_known(sql, dialect):
-    found = verdict(sql, dialect)
-    assert found.effect_given(found.functions) is found.known
-    assert bool(found.functions) is (found.known is not found.effect)
+    found = analyze(sql, dialect)
+    assert found.effect_given(found.functions) is found.effect_if_functions_pure
+    assert bool(found.functions) is (found.effect_if_functions_pure is not found.effect)
     assert found.effect_given(()) is found.effect
 
 
@@ -172,10 +172,10 @@ MODES = st.sampled_from(["", "ANSI_QUOTES", "NO_BACKSLASH_ESCAPES"])
 def test_no_text_raises_and_no_mode_makes_more_of_it(pieces, dialect, mode):
     """No text raises, and no known mode makes more of a text that can be executed in it."""
     text = "".join(sql[start : start + length] for sql, start, length in pieces)
-    unknown, known = verdict(text, dialect), verdict(text, in_mode(dialect, mode))
-    assert unknown.effect >= unknown.known
-    refused = known == Verdict(WRITE, WRITE, ends=True)
-    assert refused or (known.effect <= unknown.effect and known.known <= unknown.known)
+    unknown, known = analyze(text, dialect), analyze(text, dialect_for_setting(dialect, mode))
+    assert unknown.effect >= unknown.effect_if_functions_pure
+    refused = known == Analysis(WRITE, WRITE, may_end_transaction=True)
+    assert refused or (known.effect <= unknown.effect and known.effect_if_functions_pure <= unknown.effect_if_functions_pure)
 
 
 @SETTINGS

@@ -6,7 +6,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aurora_router.core.statements import Effect, Verdict, classify, verdict
+from aurora_router.core.statements import Analysis, Effect, analyze, classify
 
 settings.register_profile("statements", deadline=None, max_examples=150)
 SETTINGS = settings.get_profile("statements")
@@ -44,22 +44,22 @@ def spaced(sql, space):
 
 @SETTINGS
 @given(STATEMENTS, SPACES, SPACES, SPACES, st.sampled_from(["", ";", " ; ", ";;"]))
-def test_comments_space_and_semicolons_change_no_verdict(sql, before, within, behind, end):
-    """Comments, white space and a trailing semicolon never change a verdict."""
-    assert verdict(before + spaced(sql, within) + behind + end) == verdict(sql)
+def test_comments_space_and_semicolons_change_no_analysis(sql, before, within, behind, end):
+    """Comments, white space and a trailing semicolon never change an analysis."""
+    assert analyze(before + spaced(sql, within) + behind + end) == analyze(sql)
 
 
 @SETTINGS
 @given(STATEMENTS)
-def test_case_never_changes_a_verdict(sql):
+def test_case_never_changes_an_analysis(sql):
     if '"' not in sql:  # quoted names keep their case
-        assert verdict(sql.lower()) == verdict(sql.upper().replace("E'", "e'")) == verdict(sql)
+        assert analyze(sql.lower()) == analyze(sql.upper().replace("E'", "e'")) == analyze(sql)
 
 
 @SETTINGS
 @given(ANY_QUERY, st.integers(1, 4))
-def test_parentheses_around_a_query_never_change_a_verdict(sql, depth):
-    assert verdict("(" * depth + sql + ")" * depth) == verdict(sql)
+def test_parentheses_around_a_query_never_change_an_analysis(sql, depth):
+    assert analyze("(" * depth + sql + ")" * depth) == analyze(sql)
 
 
 @SETTINGS
@@ -72,7 +72,7 @@ def test_a_quoted_or_commented_keyword_never_counts(text):
         f"SELECT $${text}$$, $tag${text} $$ {text}$tag$ FROM t",
         "SELECT 1 -- " + text,
     ):
-        assert verdict(sql) == Verdict(Effect.READ, Effect.READ)
+        assert analyze(sql) == Analysis(Effect.READ, Effect.READ)
 
 
 NESTINGS = [
@@ -94,14 +94,14 @@ NESTINGS = [
 @SETTINGS
 @given(ANY_QUERY, st.lists(st.sampled_from(NESTINGS[:8] + NESTINGS[-1:]), max_size=4), st.sampled_from(NESTINGS))
 def test_nesting_never_weakens_a_query(sql, inner, outer):
-    alone = verdict(sql)
+    alone = analyze(sql)
     nested = sql
     for nesting in inner:
         nested = nesting.format(nested)
-    found = verdict(outer.format(nested))
+    found = analyze(outer.format(nested))
     assert found.effect >= alone.effect
-    assert found.known >= alone.known
-    assert found.known is Effect.WRITE or found.functions >= alone.functions
+    assert found.effect_if_functions_pure >= alone.effect_if_functions_pure
+    assert found.effect_if_functions_pure is Effect.WRITE or found.functions >= alone.functions
 
 
 CHANGES = ["DELETE FROM t", "INSERT INTO t VALUES (1) RETURNING *", "UPDATE t SET a = 1", "merge INTO t USING u ON a = b"]
@@ -122,18 +122,18 @@ def test_explain_analyze_and_copy_never_weaken_any_statement(sql, nesting):
 @SETTINGS
 @given(st.lists(STATEMENTS, min_size=1, max_size=4))
 def test_several_statements_give_the_strongest(statements):
-    found = verdict("; ".join(statements))
-    each = [verdict(sql) for sql in statements]
+    found = analyze("; ".join(statements))
+    each = [analyze(sql) for sql in statements]
     assert found.effect is max(one.effect for one in each)
-    assert found.known is max(one.known for one in each)
+    assert found.effect_if_functions_pure is max(one.effect_if_functions_pure for one in each)
 
 
 @SETTINGS
 @given(ANY_QUERY)
 def test_vouching_for_all_unknown_functions_gives_what_is_known(sql):
-    found = verdict(sql)
-    assert found.effect_given(found.functions) is found.known
-    assert bool(found.functions) is (found.known is not found.effect)
+    found = analyze(sql)
+    assert found.effect_given(found.functions) is found.effect_if_functions_pure
+    assert bool(found.functions) is (found.effect_if_functions_pure is not found.effect)
     assert found.effect_given(()) is found.effect
 
 
@@ -148,7 +148,7 @@ JUNK = st.one_of(
 @settings(SETTINGS, max_examples=400)
 @given(JUNK, st.sampled_from(["postgresql", "mysql"]))
 def test_nothing_ever_raises(text, dialect):
-    assert verdict(text, dialect).effect >= verdict(text, dialect).known
+    assert analyze(text, dialect).effect >= analyze(text, dialect).effect_if_functions_pure
 
 
 @settings(SETTINGS, max_examples=400)
@@ -156,7 +156,7 @@ def test_nothing_ever_raises(text, dialect):
 def test_nothing_raises_on_pieces_of_statements_put_together(pieces, junk):
     text = junk.join(sql[start : start + length] for sql, start, length in pieces)
     for dialect in ("postgresql", "mysql"):
-        assert isinstance(verdict(text, dialect), Verdict)
+        assert isinstance(analyze(text, dialect), Analysis)
 
 
 @SETTINGS

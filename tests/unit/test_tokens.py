@@ -22,7 +22,7 @@ positions = st.builds(WalPosition, st.integers(1, 2**32 - 1), st.integers(0, 2**
 tokens = st.builds(Token, st.just(CLUSTER), st.none() | positions, st.integers(0, 10**14))
 
 
-def written(position, *keys, ttl=60.0, after=0.0, given=False):
+def written(position, *keys, ttl=60.0, after=0.0, is_from_token=False):
     """A token of all that is committed until `after` seconds from now."""
     epoch = position.epoch if position is not None else 1
     return Tokens(keys, ttl).write("7", Requirement(time.monotonic() + after, epoch, position, given))
@@ -157,21 +157,21 @@ def test_a_new_token_is_a_requirement_from_its_arrival_on():
     before = time.monotonic()
     found = read(written(WalPosition(3, 77)))
     assert found[1:4] == (3, WalPosition(3, 77), True)
-    assert before <= found.after <= found.heard_at <= time.monotonic()
+    assert before <= found.acknowledged_at <= found.received_at <= time.monotonic()
 
 
 def test_a_token_counts_from_its_sample_minus_clock_skew():
     """A token counts from the moment when its position was asked for, less the possible difference of clocks."""
     for position in (WalPosition(3, 77), None):
         now = time.monotonic()
-        assert read(written(position, after=-10)).after == pytest.approx(now - 10 + MARGIN, abs=0.2)
-        assert read(written(position)).after >= now
+        assert read(written(position, after=-10)).acknowledged_at == pytest.approx(now - 10 + MARGIN, abs=0.2)
+        assert read(written(position)).acknowledged_at >= now
 
 
 def test_a_token_that_is_handed_on_does_not_get_younger():
     given = read(written(WalPosition(3, 77), after=-10))
     again = read(Tokens((), 60.0).write("7", given))
-    assert again.after == pytest.approx(given.after, abs=0.05)
+    assert again.acknowledged_at == pytest.approx(given.acknowledged_at, abs=0.05)
 
 
 def test_a_token_that_is_older_than_its_time_asks_for_nothing():
@@ -211,7 +211,7 @@ OLD = Requirement(10.0, 1, WalPosition(1, 50))
         (OLD, (Sample(98.0, WalPosition(2, 60)),), Requirement(100.0, 1)),
         (OLD, (), Requirement(100.0, 1)),
         (OLD._replace(after=95.0), (Sample(98.0, WalPosition(1, 50)),), OLD._replace(after=98.0)),
-        (OLD._replace(given=True), (Sample(98.0, WalPosition(1, 40)),), OLD._replace(given=True)),
+        (OLD._replace(is_from_token=True), (Sample(98.0, WalPosition(1, 40)),), OLD._replace(is_from_token=True)),
     ],
 )
 def test_what_was_proven_long_ago_is_proven_anew_for_a_token(requirement, samples, expected):
@@ -271,7 +271,7 @@ def test_a_third_host_sees_two_hosts_commits_by_their_tokens(placed, blank, one,
     if chosen is tokens[0]:
         assert blank <= placed, "its position was asked for behind the other one's commit"
     else:
-        assert requirement.after >= now + max(placed, blank) - 0.002
+        assert requirement.acknowledged_at >= now + max(placed, blank) - 0.002
 
 
 @given(st.floats(-50, 50), st.floats(0, 5), st.floats(0.001, 5), st.sampled_from([WalPosition(1, 50), WalPosition(2, 50)]))
@@ -280,7 +280,7 @@ def test_what_a_position_proves_does_not_depend_on_clocks(ahead, commit, heard, 
     now = time.monotonic()
     token = Token("7", position, math.ceil((time.time() - commit - ahead) * 1000))
     requirement = Tokens((), 60.0).read(str(token), "7")
-    assert requirement.heard_at >= now
+    assert requirement.received_at >= now
     old = Sample(now - heard, WalPosition(2, 40))
     found = Topology(epoch=2, samples=(old,))
     assert with_proof(requirement, found) == requirement
@@ -292,10 +292,10 @@ def test_what_a_position_proves_does_not_depend_on_clocks(ahead, commit, heard, 
 @given(st.floats(0, 10), st.floats(0, 10), st.floats(0, 10))
 def test_a_merged_requirement_is_proven_only_since_both_moments(date, heard, own):
     """A merged requirement is proven only after the own commit and the token's arrival, however wrong the token's date is."""
-    token = Requirement(min(date, heard), 1, WalPosition(1, 50), given=True, heard_at=heard)
+    token = Requirement(min(date, heard), 1, WalPosition(1, 50), is_from_token=True, received_at=heard)
     for both in (merge(token, Requirement(own, 1)), merge(Requirement(own, 1), token)):
         assert both.since >= max(own, heard)
-        assert both.after >= own
+        assert both.acknowledged_at >= own
         assert both.position is None, "nothing proves both yet"
 
 
@@ -317,24 +317,24 @@ def test_no_commit_is_lost_when_tokens_are_merged(commits, reader, at_once):
             sample = Sample(1000 + commit + waited, WalPosition(1, int((1000 + commit + waited) * 10**6)))
             requirement = renewed(requirement, (sample,), since=990, now=1000)
             position = requirement.position
-        tokens.append(Token("7", position, math.ceil((requirement.after + ahead) * 1000)))
+        tokens.append(Token("7", position, math.ceil((requirement.acknowledged_at + ahead) * 1000)))
     chosen = latest(tokens) if at_once else functools.reduce(lambda one, other: latest([one, other]), tokens)
     # Without a position, evidence is a sample that is asked for after the token's moment by the reading host's clock.
     shown = chosen.position.lsn / 10**6 if chosen.position is not None else chosen.made_at / 1000 - reader + MARGIN
     assert shown >= 1000 + max(commit for commit, _, _ in commits) - 0.001
 
 
-GIVEN = Requirement(5.0, 1, WalPosition(1, 50), given=True)
+GIVEN = Requirement(5.0, 1, WalPosition(1, 50), is_from_token=True)
 
 
 def test_a_given_position_proves_no_earlier_local_write():
     """A token's position proves no write of this host from before the token was read."""
     unproven = Requirement(4.0, 1)
-    assert merge(GIVEN, unproven) == merge(unproven, GIVEN) == Requirement(5.0, 1, None, given=True)
+    assert merge(GIVEN, unproven) == merge(unproven, GIVEN) == Requirement(5.0, 1, None, is_from_token=True)
     proven = Requirement(4.0, 1, WalPosition(1, 80))
-    assert merge(GIVEN, proven) == Requirement(5.0, 1, WalPosition(1, 80), given=True)
+    assert merge(GIVEN, proven) == Requirement(5.0, 1, WalPosition(1, 80), is_from_token=True)
     assert merge(GIVEN, Requirement(4.0, 1, WalPosition(1, 20))) == GIVEN
-    assert merge(GIVEN, Requirement(4.0, 2, WalPosition(2, 20))) == Requirement(5.0, 2, None, given=True)
+    assert merge(GIVEN, Requirement(4.0, 2, WalPosition(2, 20))) == Requirement(5.0, 2, None, is_from_token=True)
 
 
 def test_what_is_written_after_a_token_was_heard_of_implies_it():

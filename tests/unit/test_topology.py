@@ -4,9 +4,9 @@ from functools import reduce
 
 import pytest
 
-from aurora_router.core.instance import Instance, Observation, Role, Server, ServerId
+from aurora_router.core.instance import Instance, Observation, Role, ServerId, ServerStatus
 from aurora_router.core.positions import WalPosition
-from aurora_router.core.topology import SAMPLES, Topology, add, behind, observe, remove, survived
+from aurora_router.core.topology import SAMPLES, Topology, add, find_server, observe, remove, survived
 from tests.unit.topologies import (
     ABC,
     MISCONFIGURED,
@@ -48,7 +48,7 @@ def test_before_the_first_answer_nobody_has_a_role():
 def test_an_instance_says_its_role_position_and_lag_or_its_error():
     found = after(WELL, said("b", 2, reader("B", 0x1A, lag=0.25)), silent("c", 2, identity("C"), REFUSED))
     assert found.said() == ("a: writer at 1:0/64", "b: reader at 1:0/1A, 250 ms behind", "c: refused at 2")
-    unknown = after(ABC, said("a", 1, Server(identity("A"), WRITER, 1)))
+    unknown = after(ABC, said("a", 1, ServerStatus(identity("A"), WRITER, 1)))
     assert unknown.said()[0] == "a: writer at an unknown position"
 
 
@@ -85,18 +85,18 @@ def test_a_late_silence_never_wins():
 def test_silence_once_makes_suspect_and_twice_takes_out_of_use():
     once = after(WELL, silent("b", 2, identity("B")))
     assert once.by_id["b"].healthy
-    assert once.by_id["b"].misses == 1
+    assert once.by_id["b"].missed_probes == 1
     twice = after(once, silent("b", 3, identity("B")))
     assert not twice.by_id["b"].healthy
-    assert twice.by_id["b"].misses == 0
+    assert twice.by_id["b"].missed_probes == 0
     assert twice.by_id["b"].error == "timeout at 3"
-    assert twice.by_id["b"].silence is TIMEOUT
+    assert twice.by_id["b"].probe_failure is TIMEOUT
 
 
 def test_an_answer_between_two_silences_starts_the_count_again():
     found = after(WELL, silent("b", 2, identity("B")), said("b", 3, reader("B")), silent("b", 4, identity("B")))
     assert found.by_id["b"].healthy
-    assert found.by_id["b"].misses == 1
+    assert found.by_id["b"].missed_probes == 1
 
 
 def test_an_answer_of_one_server_hides_no_silence_of_another():
@@ -110,7 +110,7 @@ def test_an_answer_of_one_server_hides_no_silence_of_another():
 def test_a_refusal_takes_out_of_use_at_once(silence):
     found = after(WELL, silent("b", 2, identity("B"), silence))
     assert not found.by_id["b"].healthy
-    assert found.by_id["b"].silence is silence
+    assert found.by_id["b"].probe_failure is silence
     assert [i.id for i in found.readers] == ["c"]
 
 
@@ -170,7 +170,7 @@ def test_samples_start_anew_with_a_new_epoch():
 
 
 def test_a_writer_without_a_position_leaves_no_samples():
-    assert after(ABC, said("a", 1, Server(identity("A"), WRITER, 1))).samples == ()
+    assert after(ABC, said("a", 1, ServerStatus(identity("A"), WRITER, 1))).samples == ()
 
 
 def test_samples_are_bounded_and_the_oldest_go_first():
@@ -189,7 +189,7 @@ def test_an_instances_epoch_is_the_newest_of_its_servers() -> None:
     """An instance is on the newest epoch of its servers, and on none before it answers."""
     silent = Instance("db:5432", "db", 5432)
     assert silent.epoch == 0
-    server = Server(ServerId("7001", "10.0.0.1", 5432, "1"), Role.READER, 7)
+    server = ServerStatus(ServerId("7001", "10.0.0.1", 5432, "1"), Role.READER, 7)
     answered = observe(add(Topology(), silent), Observation("db:5432", 1.0, 1.1, server=server))
     assert answered.by_id["db:5432"].epoch == 7
 
@@ -213,7 +213,7 @@ def test_a_server_has_survived_if_it_answers_in_the_same_life():
 
 def test_a_reader_that_stopped_replaying_is_not_used():
     """A reader that has stopped replaying is not used and says why."""
-    stopped = reader("B", lag=None)._replace(stopped="its SQL thread has stopped (error 1062)")
+    stopped = reader("B", lag=None)._replace(replication_error="its SQL thread has stopped (error 1062)")
     found = after(WELL, said("b", 2, stopped))
     assert [i.id for i in found.readers] == ["c"]
     assert found.by_id["b"].error == "a reader that is not used, for it falls behind: its SQL thread has stopped (error 1062)"
@@ -222,14 +222,14 @@ def test_a_reader_that_stopped_replaying_is_not_used():
 
 def test_a_servers_last_report_is_found_at_any_address():
     """The last report of a server is found at any address, and never that of another life."""
-    (seen,) = WELL.by_id["b"].seen
-    assert behind(WELL, "b", identity("B")) is seen
-    assert behind(WELL, "b", identity("B")._replace(address="another of its addresses")) is seen
-    assert behind(WELL, "b", identity("B", started="later")) is None
-    assert behind(WELL, "c", identity("B")) is None
-    assert behind(WELL, "nowhere", identity("B")) is None
+    (seen,) = WELL.by_id["b"].tracked
+    assert find_server(WELL, "b", identity("B")) is seen
+    assert find_server(WELL, "b", identity("B")._replace(address="another of its addresses")) is seen
+    assert find_server(WELL, "b", identity("B", started="later")) is None
+    assert find_server(WELL, "c", identity("B")) is None
+    assert find_server(WELL, "nowhere", identity("B")) is None
     lost = after(WELL, silent("b", 2, identity("B"), REFUSED))
-    assert behind(lost, "b", identity("B")) is None
+    assert find_server(lost, "b", identity("B")) is None
 
 
 def test_waiting_is_in_vain_where_all_that_could_write_refuse():

@@ -1,7 +1,7 @@
 """A log that begins anew, or has filters: its servers go on serving, and their positions prove nothing to anybody."""
 
 from aurora_router.core.gtid import MariadbGtid
-from aurora_router.core.instance import Server
+from aurora_router.core.instance import ServerStatus
 from aurora_router.core.positions import Requirement
 from aurora_router.core.selection import satisfies_requirement
 from tests.unit.topologies import (
@@ -108,12 +108,14 @@ def test_a_reader_that_once_had_the_same_line_proves_ahead_of_it():
 
 
 def test_a_server_without_a_position_is_in_no_epoch_but_its_own():
-    found = after(ANEW, said("c", 3, Server(identity("C"), READER, 0)), said("a", 4, Server(identity("A"), WRITER, 0)))
+    found = after(
+        ANEW, said("c", 3, ServerStatus(identity("C"), READER, 0)), said("a", 4, ServerStatus(identity("A"), WRITER, 0))
+    )
     assert (found.writer.id, found.by_id["c"].role) == ("a", READER)
 
 
 def test_a_mysql_writer_that_lost_transactions_misleads_readers():
     """A MySQL writer that has fewer transactions than it said before leads its readers astray."""
-    b = Server(identity("B"), READER, 1, mysql("B", "A9").position, 0.0)
+    b = ServerStatus(identity("B"), READER, 1, mysql("B", "A9").position, 0.0)
     found = after(ABC, said("a", 1, mysql("A", "A9")), said("b", 1, b), said("a", 2, mysql("A", "A2")))
     assert "RESET MASTER" in found.by_id["b"].unproven

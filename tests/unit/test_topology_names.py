@@ -3,7 +3,7 @@
 import pytest
 
 from aurora_router.core.positions import WalPosition
-from aurora_router.core.topology import Topology, forget, observe, renewed
+from aurora_router.core.topology import Topology, forget_server, observe, renewed
 from tests.unit.topologies import (
     MISCONFIGURED,
     READER,
@@ -79,7 +79,7 @@ def test_an_instance_of_another_cluster_is_refused():
     found = after(WELL, silent("c", 2, identity("C"), REFUSED), said("c", 3, reader("C", cluster="9")))
     assert not found.by_id["c"].healthy
     assert found.by_id["c"].error == "belongs to another cluster (9, not 7001)"
-    assert found.by_id["c"].silence is MISCONFIGURED
+    assert found.by_id["c"].probe_failure is MISCONFIGURED
     assert found.epoch == 1
     assert after(WELL, said("c", 3, writer("C", cluster="9", epoch=7))).epoch == 1
 
@@ -171,19 +171,19 @@ def test_behind_a_pooler_a_failure_speaks_for_all_servers():
 def test_a_server_to_which_the_name_leads_no_longer_is_forgotten():
     found = after(WELL, said("a", 2, writer("D", 120, epoch=2)))
     assert found.by_id["a"].servers == {identity("D")}
-    gone = forget(found, "a", identity("A"))
-    assert [seen.server.id for seen in gone.by_id["a"].seen] == [identity("D")]
-    nobody = forget(gone, "a", identity("D"))
+    gone = forget_server(found, "a", identity("A"))
+    assert [seen.server.id for seen in gone.by_id["a"].tracked] == [identity("D")]
+    nobody = forget_server(gone, "a", identity("D"))
     assert nobody.by_id["a"].error == "the name leads elsewhere"
     assert nobody.writer is None
 
 
 @pytest.mark.parametrize(("instance", "address"), [("z", "A"), ("a", "Z")])
 def test_what_is_not_known_cannot_be_forgotten(instance, address):
-    assert forget(WELL, instance, identity(address)) is WELL
+    assert forget_server(WELL, instance, identity(address)) is WELL
 
 
 def test_a_name_follows_to_another_server_of_the_same_epoch():
     """An instance whose name leads to another server of the same epoch follows it."""
-    moved = observe(forget(WELL, "b", identity("B")), said("b", 2, reader("D", 95)))
+    moved = observe(forget_server(WELL, "b", identity("B")), said("b", 2, reader("D", 95)))
     assert moved.by_id["b"].servers == {identity("D")}

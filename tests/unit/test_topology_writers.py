@@ -3,7 +3,7 @@
 import pytest
 
 from aurora_router.core.gtid import GtidSet, MariadbGtid
-from aurora_router.core.instance import Server
+from aurora_router.core.instance import ServerStatus
 from aurora_router.core.topology import remove
 from tests.unit.topologies import (
     ABC,
@@ -119,8 +119,8 @@ def test_a_writer_that_came_back_before_the_reset_stays_deposed():
     assert after(follows, said("a", 7, mariadb("A", WRITER, "0-2-1", 1, "0-2-1"))).writer.id == "a"
 
 
-def gtids(text, own):
-    return GtidSet.said(1, text, own)
+def gtids(text, origin):
+    return GtidSet.from_server(1, text, origin)
 
 
 A1, B1 = "a" * 8 + "-aaaa-aaaa-aaaa-" + "a" * 12, "b" * 8 + "-bbbb-bbbb-bbbb-" + "b" * 12
@@ -128,8 +128,8 @@ A1, B1 = "a" * 8 + "-aaaa-aaaa-aaaa-" + "a" * 12, "b" * 8 + "-bbbb-bbbb-bbbb-" +
 
 def test_of_two_writers_the_one_with_all_transactions_wins():
     """If one of two writers of an epoch has all transactions of the other, it is the writer, and the other is deposed."""
-    old = Server(identity("A"), WRITER, 1, gtids(f"{A1}:1-9", A1))
-    new = Server(identity("B"), WRITER, 1, gtids(f"{A1}:1-9,{B1}:1-2", B1))
+    old = ServerStatus(identity("A"), WRITER, 1, gtids(f"{A1}:1-9", A1))
+    new = ServerStatus(identity("B"), WRITER, 1, gtids(f"{A1}:1-9,{B1}:1-2", B1))
     found = after(topology("a", "b"), said("a", 1, old), said("b", 1, new))
     assert found.writer.id == "b"
     assert found.ambiguous == ()
@@ -138,8 +138,8 @@ def test_of_two_writers_the_one_with_all_transactions_wins():
 
 def test_samples_start_anew_if_a_new_writer_lacks_transactions():
     """Samples begin anew if a new writer lacks transactions that an earlier one of its epoch had."""
-    old = Server(identity("A"), WRITER, 1, gtids(f"{A1}:1-9", A1))
-    new = Server(identity("B"), WRITER, 1, gtids(f"{A1}:1-7,{B1}:1", B1))
+    old = ServerStatus(identity("A"), WRITER, 1, gtids(f"{A1}:1-9", A1))
+    new = ServerStatus(identity("B"), WRITER, 1, gtids(f"{A1}:1-7,{B1}:1", B1))
     found = after(topology("a", "b"), said("a", 1, old), silent("a", 2, identity("A"), REFUSED), said("b", 3, new))
     assert found.writer.id == "b"
     assert [sample.asked_at for sample in found.samples] == [3]

@@ -3,14 +3,14 @@
 import pytest
 
 from aurora_router.core import watching
-from aurora_router.core.instance import Observation, Role, Server, ServerId, Silence
+from aurora_router.core.instance import Observation, ProbeFailure, Role, ServerId, ServerStatus
 from aurora_router.core.watching import CONNECTS_PER_RECHECK, FORGET_AFTER, MAX_SERVERS, Change, Forgotten, Link, Watch
 
-REFUSED, _, TIMEOUT, _ = Silence
+REFUSED, _, TIMEOUT, _ = ProbeFailure
 
 
 def server(address, started="first"):
-    return Server(ServerId("7001", address, 5432, started), Role.READER, 1)
+    return ServerStatus(ServerId("7001", address, 5432, started), Role.READER, 1)
 
 
 def link(name, address, reached_at=0.0):
@@ -21,9 +21,9 @@ def heard(address, *, started="first", pooled=False):
     return Observation("db", 10.0, 10.5, server(address, started), pooled=pooled)
 
 
-def no(address, silence=REFUSED, error="no"):
+def no(address, probe_failure=REFUSED, error="no"):
     about = None if address is None else server(address).id
-    return Observation("db", 10.0, 10.5, about=about, silence=silence, error=error)
+    return Observation("db", 10.0, 10.5, about=about, probe_failure=probe_failure, error=error)
 
 
 def gone(address):

@@ -3,13 +3,13 @@
 from functools import reduce
 
 from aurora_router.core import gtid
-from aurora_router.core.gtid import GtidSet, MariadbGtid, began
-from aurora_router.core.instance import Instance, Observation, Role, Server, ServerId, Silence
+from aurora_router.core.gtid import GtidSet, MariadbGtid, mariadb_epoch
+from aurora_router.core.instance import Instance, Observation, ProbeFailure, Role, ServerId, ServerStatus
 from aurora_router.core.positions import WalPosition
 from aurora_router.core.topology import Topology, add, observe
 
 WRITER, READER = Role
-REFUSED, NOT_NOW, TIMEOUT, MISCONFIGURED = Silence
+REFUSED, NOT_NOW, TIMEOUT, MISCONFIGURED = ProbeFailure
 
 
 def identity(address, started=None, cluster="7001"):
@@ -17,19 +17,21 @@ def identity(address, started=None, cluster="7001"):
 
 
 def writer(address, lsn=100, *, epoch=1, **options):
-    return Server(identity(address, **options), WRITER, epoch, WalPosition(epoch, lsn))
+    return ServerStatus(identity(address, **options), WRITER, epoch, WalPosition(epoch, lsn))
 
 
 def reader(address, lsn=100, *, epoch=1, lag=0.0, **options):
-    return Server(identity(address, **options), READER, epoch, WalPosition(epoch, lsn), lag)
+    return ServerStatus(identity(address, **options), READER, epoch, WalPosition(epoch, lsn), lag)
 
 
 def said(instance, asked, server, *, pooled=False, took=0.001):
     return Observation(instance, asked, asked + took, server, pooled=pooled)
 
 
-def silent(instance, asked, about=None, silence=TIMEOUT):
-    return Observation(instance, asked, asked + 1.0, about=about, silence=silence, error=f"{silence.value} at {asked:g}")
+def silent(instance, asked, about=None, probe_failure=TIMEOUT):
+    return Observation(
+        instance, asked, asked + 1.0, about=about, probe_failure=probe_failure, error=f"{probe_failure.value} at {asked:g}"
+    )
 
 
 def topology(*ids, reader_endpoint=None):
@@ -48,10 +50,12 @@ WELL = after(ABC, said("a", 1, writer("A")), said("b", 1, reader("B")), said("c"
 def mysql(address, text, opened=0.0):
     made = {"A": 1, "B": 2, "C": 3}
     sources = ",".join(f"00000000-0000-0000-0000-{made[name]:012}:1-{text[n + 1]}" for n, name in enumerate(text) if name in made)
-    return Server(identity(address), WRITER, 1, GtidSet.said(1, sources, f"00000000-0000-0000-0000-{made[address]:012}", opened))
+    return ServerStatus(
+        identity(address), WRITER, 1, GtidSet.from_server(1, sources, f"00000000-0000-0000-0000-{made[address]:012}", opened)
+    )
 
 
 def mariadb(address, role, text, own, state):
-    epoch = began(state, own if role is READER else None)
-    position = MariadbGtid.said(epoch, text, own, gtid.behind(state, own if role is READER else None))
-    return Server(identity(address), role, epoch if role is WRITER else 0, position, 0.0 if role is READER else None)
+    epoch = mariadb_epoch(state, own if role is READER else None)
+    position = MariadbGtid.from_server(epoch, text, own, gtid.writer_starts(state, own if role is READER else None))
+    return ServerStatus(identity(address), role, epoch if role is WRITER else 0, position, 0.0 if role is READER else None)

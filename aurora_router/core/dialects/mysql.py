@@ -27,7 +27,7 @@ from typing import Final
 from aurora_router.core import lexer
 from aurora_router.core.dialects import mysql_functions as words
 from aurora_router.core.effects import Effect, Recall
-from aurora_router.core.queries import CHANGES, MARKS, QUERY_HEADS, Dialect, Head, Mark, Reading, after, after_literal
+from aurora_router.core.queries import CHANGES, MARKS, QUERY_HEADS, Dialect, Mark, Reading, StatementHandler, after, after_literal
 
 # ---------------------------------------------------------------- cutting a text up
 
@@ -123,7 +123,7 @@ def _content(raw: list[str]) -> list[str] | None:
 
 # ---------------------------------------------------------------- statements that are no queries
 
-# `start` is the token after the first word. Each statement that commits implicitly `ends` a transaction.
+# `start` is the token after the first word. Each statement that commits implicitly ends a transaction.
 
 _TABLES: Final = frozenset({"table", "tables"})
 _EXPLAIN_OPTIONS: Final = frozenset({"analyze", "extended", "partitions"})
@@ -149,11 +149,11 @@ def _begin(reading: Reading, start: int, stop: int) -> Effect:
 
 
 def _start(reading: Reading, start: int, stop: int) -> Effect:
-    reading.ends = True
+    reading.may_end_transaction = True
     if reading.low[start] != "transaction":
         return Effect.WRITE  # START SLAVE
     if "only" not in reading.low[start:stop]:  # a read-only one guards as well as the one before
-        reading.unguards = True
+        reading.may_unset_read_only = True
     return Effect.TRANSACTION
 
 
@@ -225,14 +225,14 @@ def _set(reading: Reading, start: int, stop: int) -> Effect:
         if inner == stop or low[inner + 1] == "set":
             return Effect.WRITE
         if not _ACCESS_MODES.isdisjoint(word.strip('`"') for word in low[start:inner]):
-            reading.unguards = True
+            reading.may_unset_read_only = True
             return max(scope, reading.statement(inner + 1, stop))
         return max(reading.query(start + 1, inner), reading.statement(inner + 1, stop))
     if low[start + 1 : start + 2] == ["transaction"] and word == "global":
         return Effect.SERVER
     if "transaction" in low[start : start + 2]:
         if "write" in low[start:stop]:
-            reading.unguards = True
+            reading.may_unset_read_only = True
         return Effect.TRANSACTION if word == "transaction" else scope
     effect = Effect.SERVER
     while start < stop:
@@ -243,7 +243,7 @@ def _set(reading: Reading, start: int, stop: int) -> Effect:
             reading.end()
         scope = Effect.SERVER if not _GLOBAL.isdisjoint(low[start : start + 2]) and value < end else Effect.SESSION
         if scope is Effect.SESSION and not _ACCESS_MODES.isdisjoint(target) and low[value + 1 : end] not in _ON:
-            reading.unguards = True
+            reading.may_unset_read_only = True
         effect = max(effect, scope, reading.query(min(value + 1, end), end))
         start = end + 1
     return effect
@@ -309,7 +309,7 @@ def _with_connection(reading: Reading, start: int, stop: int) -> Effect:
     return max(Effect.CONNECTION, reading.query(start, stop))
 
 
-_HEADS: Final[Mapping[str, Head]] = {
+_HEADS: Final[Mapping[str, StatementHandler]] = {
     "analyze": _analyze,
     "backup": _backup,
     "begin": _begin,
@@ -443,15 +443,15 @@ def mariadb(known: str) -> Dialect:
 
 def _dialect(known: str, read: frozenset[str], keywords: frozenset[str], marks: Mapping[str, Effect]) -> Dialect:
     return Dialect(
-        cut=_Cut(MODES[known]),
-        heads=_HEADS,
-        other=_ending,
+        tokenizations=_Cut(MODES[known]),
+        statement_handlers=_HEADS,
+        default_handler=_ending,
         marks={**_MARKS, **marks},
-        quiet=lexer.SIGNS | words.KEYWORDS | keywords | words.READ | read,
-        grammar=_GRAMMAR,
+        non_calls=lexer.SIGNS | words.KEYWORDS | keywords | words.READ | read,
+        contextual_non_calls=_GRAMMAR,
         functions={**_FUNCTIONS, **dict.fromkeys(read, Effect.READ)},
         unquoted=words.UNQUOTED,
-        looks={quote + "last_insert_id" + quote: _last_insert_id for quote in ("", "`", '"')},
+        argument_checks={quote + "last_insert_id" + quote: _last_insert_id for quote in ("", "`", '"')},
         schemas=_SCHEMAS,
         server_columns=_SERVER_COLUMNS,
         server_relations=words.SERVER_RELATIONS,

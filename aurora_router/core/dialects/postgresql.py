@@ -18,7 +18,17 @@ from typing import Final
 from aurora_router.core import lexer
 from aurora_router.core.dialects import postgresql_functions as words
 from aurora_router.core.effects import Effect
-from aurora_router.core.queries import CHANGES, MARKS, QUERY_HEADS, TEMPORARY, Dialect, Head, Reading, after, after_literal
+from aurora_router.core.queries import (
+    CHANGES,
+    MARKS,
+    QUERY_HEADS,
+    TEMPORARY,
+    Dialect,
+    Reading,
+    StatementHandler,
+    after,
+    after_literal,
+)
 
 _TOKENS: Final = (
     rf"{lexer.SPACE}|--[^\n\r]*+",
@@ -109,7 +119,7 @@ _ON: Final = frozenset({"1", "on", "true", "'1'", "'on'", "'true'"})
 
 def _set_config(reading: Reading, closing: int) -> Effect:
     if any("transaction_read_only" in token for token in reading.low[max(closing - _READ_BACK, 0) : closing]):
-        reading.unguards = reading.unguards or reading.low[closing - 3] not in _ON
+        reading.may_unset_read_only = reading.may_unset_read_only or reading.low[closing - 3] not in _ON
     return Effect.TRANSACTION if reading.low[closing - 2 : closing] == [",", "true"] else Effect.SESSION
 
 
@@ -210,7 +220,7 @@ def _prepare(reading: Reading, start: int, stop: int) -> Effect:
 
 def _begin(reading: Reading, start: int, stop: int) -> Effect:
     if "write" in reading.low[start:stop]:  # within a transaction it changes that transaction
-        reading.unguards = True
+        reading.may_unset_read_only = True
     return Effect.TRANSACTION
 
 
@@ -222,7 +232,7 @@ def _set(reading: Reading, start: int, stop: int) -> Effect:
         changes = "write" in low[start:stop]
     else:
         changes = _is_access_mode(low[name]) and low[stop - 1] not in _ON
-    reading.unguards = reading.unguards or changes
+    reading.may_unset_read_only = reading.may_unset_read_only or changes
     return Effect.TRANSACTION if local else Effect.SESSION
 
 
@@ -232,12 +242,12 @@ def _is_access_mode(name: str) -> bool:
 
 
 def _reset(reading: Reading, start: int, _stop: int) -> Effect:
-    reading.unguards = reading.unguards or _is_access_mode(reading.low[start])
+    reading.may_unset_read_only = reading.may_unset_read_only or _is_access_mode(reading.low[start])
     return Effect.SESSION
 
 
 def _discard(reading: Reading, start: int, _stop: int) -> Effect:
-    reading.unguards = reading.unguards or reading.low[start] == "all"
+    reading.may_unset_read_only = reading.may_unset_read_only or reading.low[start] == "all"
     return Effect.SESSION
 
 
@@ -268,7 +278,7 @@ def _alter(reading: Reading, start: int, _stop: int) -> Effect:
     return Effect.SERVER if reading.low[start] == "system" else Effect.WRITE
 
 
-_HEADS: Final[Mapping[str, Head]] = {
+_HEADS: Final[Mapping[str, StatementHandler]] = {
     "abort": _finish,
     "alter": _alter,
     "begin": _begin,
@@ -322,18 +332,18 @@ def mode(standard_conforming_strings: str | None) -> str:
 def dialect(known: str) -> Dialect:
     """PostgreSQL, as all its versions read it, with what is known of its setting (one of `MODES`)."""
     return Dialect(
-        cut=_Cut(lexer.pattern(*_TOKENS), known == ":standard"),
-        heads=_HEADS,
+        tokenizations=_Cut(lexer.pattern(*_TOKENS), known == ":standard"),
+        statement_handlers=_HEADS,
         marks={
             **MARKS,
             **{quote + name + quote: Effect.SERVER for name in words.SERVER_RELATIONS for quote in ("", '"')},
             **{quote + name + quote: Effect.CONNECTION for name in words.CONNECTION_RELATIONS for quote in ("", '"')},
         },
-        quiet=words.KEYWORDS | lexer.SIGNS | words.READ,
-        grammar=_GRAMMAR,
+        non_calls=words.KEYWORDS | lexer.SIGNS | words.READ,
+        contextual_non_calls=_GRAMMAR,
         functions={name: effect for effect, names in _EFFECTS.items() for name in names},
         prefixes=("pg_stat_get_",),  # some 130 counters of one server
-        looks={
+        argument_checks={
             quote + name + quote: look
             for name, look in (("current_setting", _current_setting), ("set_config", _set_config))
             for quote in ("", '"')

@@ -44,7 +44,7 @@ def test_a_killed_writer_is_a_pause_and_no_error(cluster: PostgresCluster, make_
     old = cluster.writer
     # A frozen writer is like a killed one, but it acknowledges no commit that would be lost.
     cluster.freeze(old)
-    eventually(lambda: router.topology.writer is None or router.topology.by_id[old.address].misses)
+    eventually(lambda: router.topology.writer is None or router.topology.by_id[old.address].missed_probes)
     cluster.kill(old)
     cluster.promote()
     count = len(done)
