@@ -25,10 +25,11 @@ from aurora_router.core.selection import Decision
 from aurora_router.core.topology import Topology
 from aurora_router.errors import ConfigurationError
 from aurora_router.router_core import RouterCore
+from aurora_router.routing.backoff import DEFAULT_BACKOFF, TenacityPolicy
 from aurora_router.routing.causal_context import CausalContext, Scope
 from aurora_router.routing.connector import Judge
 from aurora_router.routing.interceptor import watch
-from aurora_router.routing.retries import DEFAULT_BACKOFF, Attempt, TenacityPolicy, attempts
+from aurora_router.routing.retries import Attempt, attempts
 from aurora_router.routing.unit import CommitCheck
 from aurora_router.telemetry.stats import RouterStats
 

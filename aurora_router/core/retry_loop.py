@@ -1,6 +1,7 @@
-"""The loop of run_transaction, in pure steps: whether an attempt is retried, and what comes next.
+"""The loops of run_transaction and of a checkout, in pure steps: which attempt is retried, and what comes next.
 
-This module is pure. A driver makes the attempts, and does what a step says. `retries.attempts()` is the driver for threads.
+This module is pure. A driver makes the attempts, and does what a step says. `retries.attempts()` is the
+driver of run_transaction for threads, and `Checkout` that of a checkout.
 """
 
 from __future__ import annotations

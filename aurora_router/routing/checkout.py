@@ -6,6 +6,7 @@ This is the request path. It never blocks on discovery.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import time
 import weakref
@@ -30,6 +31,7 @@ from aurora_router.core.instance import Instance, Role
 from aurora_router.core.pacing import Rate
 from aurora_router.core.positions import Requirement
 from aurora_router.core.read_retry import Step, after_connecting
+from aurora_router.core.retry_loop import Sleep, next_step
 from aurora_router.core.selection import (
     STRATEGIES,
     Balance,
@@ -49,6 +51,7 @@ from aurora_router.errors import (
     RouterError,
     WrongServer,
 )
+from aurora_router.routing.backoff import CONNECT_BACKOFF, TenacityPolicy
 from aurora_router.routing.connector import Connector
 from aurora_router.routing.interceptor import Connecting, Interceptor, bind_unit
 from aurora_router.routing.unit import READ_WRITE, Place, Unit
@@ -176,30 +179,22 @@ class Checkout:
         """Connect a unit to the writer, after a first attempt has failed, as soon as one can be reached."""
         began = failed.began
         self._throttle.allow(failed.instance.id, first=True)
+        now = time.monotonic()
         left = self.waits.time_left(unit, began)
-        until = time.monotonic() + left
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(WriterUnreachable),
-            wait=tenacity.wait_random_exponential(multiplier=0.02, max=1.0),
-            stop=tenacity.stop_after_delay(left),
-            sleep=lambda seconds: self._pause(seconds, failed, until),
-            reraise=True,
-        )
-
-        def once() -> T:
-            nonlocal failed
+        # The retry budget is asked while the loop sleeps, because a refused retry waits for its turn.
+        policy = TenacityPolicy(tenacity.stop_after_delay(left), CONNECT_BACKOFF, lambda *_: True, now)
+        for number in itertools.count(1):
             self._counters.retries[failed.instance.id] += 1
             try:
                 return self._try_acquire(unit, connector, write, began)
             except WriterUnreachable as again:
                 failed = again
-                raise
-
-        try:
-            connection: T = retrying(once)
-            return connection
-        except WriterUnreachable as again:
-            raise self.waits.no_writer(began, again) from again.cause
+            match next_step(number, failed, policy):
+                case Sleep(seconds):
+                    self._pause(seconds, failed, now + left)
+                case _:
+                    break
+        raise self.waits.no_writer(began, failed) from failed.cause
 
     def _pause(self, seconds: float, failed: WriterUnreachable, until: float) -> None:
         """Sleep, but only until the monitor sees another writer than the failed one, or none.

@@ -9,11 +9,8 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar, cast
 
-import tenacity
 from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.orm import Session
-from tenacity.stop import stop_base
-from tenacity.wait import wait_base
 
 from aurora_router.cluster.error_classification import FACTS
 from aurora_router.core import events
@@ -25,8 +22,6 @@ from aurora_router.routing.unit import CommitCheck
 S = TypeVar("S", bound=Session)
 
 _transactions = itertools.count(1)
-
-DEFAULT_BACKOFF = tenacity.wait_random_exponential(multiplier=0.02, max=2.0)
 
 
 class RetryableSession(Protocol):
@@ -143,40 +138,6 @@ class Attempt(Generic[S]):
         known = run.failed if isinstance(error, PendingRollbackError) else getattr(error, FACTS, None)
         failed = Failed(error, known, run.failed, run.is_undoable, run.read_only_refusals, may_have_committed_elsewhere)
         return is_retried(failed)
-
-
-class TenacityPolicy:
-    """Asks tenacity's policies, which judge by a state of tenacity's own.
-
-    stop: whether to stop after a failure.
-    wait: how long to wait between two attempts, in seconds.
-    allows: whether the retry budget allows another attempt, by the number of the one that failed and its error.
-    began: since when `stop` counts the time, in seconds, monotonic. None: since the first failure.
-    """
-
-    def __init__(self, stop: stop_base, wait: wait_base, allows: Callable[[int, Exception], bool], began: float | None) -> None:
-        self._stop = stop
-        self._wait = wait
-        self._began = began
-        self._state: tenacity.RetryCallState | None = None  # most units succeed at once, and need none
-        self.allows = allows
-
-    def wait(self, error: Exception) -> float:
-        state = self._state
-        if state is None:
-            state = self._state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
-            if self._began is not None:
-                state.start_time = self._began
-        else:
-            state.idle_for += state.upcoming_sleep
-            state.prepare_for_next_attempt()
-        state.set_exception((type(error), error, error.__traceback__))
-        state.upcoming_sleep = self._wait(state)
-        return state.upcoming_sleep
-
-    def stop(self) -> bool:
-        assert self._state is not None  # wait() comes first
-        return self._stop(self._state)
 
 
 def attempts(

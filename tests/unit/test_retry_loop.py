@@ -10,7 +10,8 @@ from aurora_router.cluster.error_classification import FACTS
 from aurora_router.core.failures import Failure, Phase, facts
 from aurora_router.core.retry_loop import Done, Failed, Raise, Sleep, is_retried, next_step
 from aurora_router.errors import AmbiguousWriter, ConfigurationError, NoWriterAvailable, RouterError, StaleRead
-from aurora_router.routing.retries import TenacityPolicy, attempts
+from aurora_router.routing.backoff import TenacityPolicy
+from aurora_router.routing.retries import attempts
 
 DEADLOCK = facts(Failure.DEADLOCK, Phase.WRITER_STATEMENT)
 READ_ONLY = facts(Failure.READ_ONLY, Phase.WRITER_STATEMENT)
