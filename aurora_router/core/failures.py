@@ -158,6 +158,7 @@ class Question(enum.Enum):
     LOSES_EVERYWHERE = "would the same statement lose the next connection, too?"
     BREAKS_EVERYWHERE = "would the same statement break the next instance, too?"
     WAS_MISLED = "has a unit of run_transaction read on a reader?"
+    MUST_STAY = "is the unit on the writer already, or declared read-only?"
 
 
 class Inquiry(NamedTuple):
@@ -193,6 +194,9 @@ _INQUIRIES = {
     Failure.LOST: Inquiry(Question.LOSES_EVERYWHERE, _STATEMENTS, becomes=Failure.ENDED),
     Failure.BROKEN: Inquiry(Question.BREAKS_EVERYWHERE, _STATEMENTS, is_final=True),
     Failure.CONSTRAINT: Inquiry(Question.WAS_MISLED, _ANY, becomes=Failure.MISLED),
+    # The next run would meet the same.
+    Failure.NOT_HERE: Inquiry(Question.MUST_STAY, frozenset({Phase.READ}), is_final=True),
+    Failure.MISSING: Inquiry(Question.MUST_STAY, frozenset({Phase.READ}), is_final=True),
 }
 
 

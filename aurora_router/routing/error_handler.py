@@ -97,6 +97,8 @@ class ErrorHandler:
                 return self._loses_everywhere(failure, unit, context)
             case Question.WAS_MISLED:
                 return unit.intent.run is not None and unit.intent.run.is_misled()
+            case Question.MUST_STAY:
+                return unit.place.on_writer or unit.intent.read_only is not None
 
     def _loses_everywhere(self, failure: Failure, unit: Unit, context: ExceptionContext) -> bool:
         """Whether the statement would lose the next connection, too. If so, say why in the error."""

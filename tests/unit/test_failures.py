@@ -160,6 +160,8 @@ QUESTIONS = {
     (Failure.LOST, Phase.WRITER_FIRST): (Question.LOSES_EVERYWHERE, Failure.ENDED),
     (Failure.BROKEN, Phase.READER_TRANSACTION): (Question.BREAKS_EVERYWHERE, Failure.BROKEN),
     (Failure.CONSTRAINT, Phase.COMMIT): (Question.WAS_MISLED, Failure.MISLED),
+    (Failure.NOT_HERE, Phase.READ): (Question.MUST_STAY, Failure.NOT_HERE),
+    (Failure.MISSING, Phase.READ): (Question.MUST_STAY, Failure.MISSING),
 }
 
 
@@ -183,6 +185,13 @@ def test_a_commit_is_not_to_blame_for_its_server(failure, phase):
 def test_a_time_limit_in_a_commit_asks_nothing():
     """A COMMIT whose time limit is over is looked up, whether its server answers or not."""
     assert inquiry(Failure.TIMED_OUT, Phase.COMMIT) is None
+
+
+@pytest.mark.parametrize("failure", [Failure.NOT_HERE, Failure.MISSING])
+def test_what_the_writer_has_not_got_is_not_retried(failure):
+    """A reader's refusal sends the unit to the writer. A unit that cannot move would meet the same again."""
+    assert facts(failure, Phase.READ).safe_to_retry
+    assert not confirmed_facts(failure, Phase.READ).safe_to_retry
 
 
 def test_what_breaks_everywhere_is_not_retried():
