@@ -168,6 +168,7 @@ class ConnectionEvents:
         return ConnectionState(
             identified.server,
             family,
+            driver,
             poll_of(tracked),
             mode=None if identified.role is Role.READER else Mode.DEFAULT,
             default_autocommit=default_autocommit,

@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.pool import PoolProxiedConnection
 
 from aurora_router.core.instance import ServerId
-from aurora_router.drivers import Mode
+from aurora_router.drivers import Driver, Mode
 from aurora_router.errors import RouterError
 from aurora_router.servers import ServerFamily
 
@@ -25,6 +25,7 @@ class ConnectionState:
     """The state of one pooled connection.
 
     family: of its server.
+    driver: the module of its driver.
     default_autocommit: whether the driver's connection was in autocommit when it was made.
     is_shared: whether a pooler gives the server's connection to other clients, too.
     poll: tells what there is to read on its socket, as select.poll.poll() does.
@@ -43,6 +44,7 @@ class ConnectionState:
         "checked_out_at",
         "default_autocommit",
         "default_read_only",
+        "driver",
         "family",
         "is_handed_out",
         "is_inherited",
@@ -58,6 +60,7 @@ class ConnectionState:
         self,
         server: ServerId,
         family: ServerFamily,
+        driver: Driver,
         poll: Callable[[int], list[Any]],
         *,
         mode: Mode | None,
@@ -68,6 +71,7 @@ class ConnectionState:
     ) -> None:
         self.server: ServerId | None = server
         self.family = family
+        self.driver = driver
         self.poll = poll
         self.mode = mode
         self.default_autocommit = default_autocommit

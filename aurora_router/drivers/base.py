@@ -157,7 +157,7 @@ class ErrorReading(Protocol):
         ...
 
 
-class ConnectionState(Protocol):
+class ConnectionReading(Protocol):
     """What a connection of the driver knows. Nothing is sent."""
 
     def fileno(self, connection: Any) -> int:
@@ -295,5 +295,5 @@ class ConnectionSwitches(Protocol):
         ...
 
 
-class Driver(UrlReading, Connecting, ErrorReading, ConnectionState, ConnectionSwitches, Protocol):
+class Driver(UrlReading, Connecting, ErrorReading, ConnectionReading, ConnectionSwitches, Protocol):
     """The module of a driver. It knows nothing of what a server says. A `connection` is always the driver's."""

@@ -45,22 +45,6 @@ def _is_by_others() -> bool:
     return not name.startswith(_JUDGED)
 
 
-class _Autocommit:
-    """PyMySQL's method of that name, which can also be read, because psycopg has an attribute there."""
-
-    __slots__ = ("_connection", "_set")
-
-    def __init__(self, connection: Any, set_: Callable[[Any], None]) -> None:
-        self._connection = connection
-        self._set = set_
-
-    def __call__(self, value: Any) -> None:
-        self._set(value)
-
-    def __bool__(self) -> bool:
-        return autocommit(self._connection)
-
-
 _contexts: list[Any] = []
 
 
@@ -150,10 +134,6 @@ class Connection(connections.Connection):  # type: ignore[misc,unused-ignore]
     touched: bool | None = None
     unanswered = False
     _warnings = 0
-
-    @property
-    def autocommit(self) -> _Autocommit:
-        return _Autocommit(self, super().autocommit)
 
     def connect(self, sock: Any = None) -> None:
         patience = self._read_timeout, self._write_timeout

@@ -219,8 +219,8 @@ class Interceptor:
         # A read may leave traces, too, because a view may call any function.
         if unit.intent.run is not None and (effect is _READ or not found.traceless):
             unit.leaves_traces = True
-        driver: Any = connection.connection.dbapi_connection  # also if it is detached from its pool
-        if found.may_end_transaction or driver.autocommit:  # it may commit unseen by SQLAlchemy
+        raw = connection.connection.dbapi_connection  # also if it is detached from its pool
+        if found.may_end_transaction or self.driver.autocommit(raw):  # it may commit unseen by SQLAlchemy
             unit.commit = CommitState.SENT
             if unit.intent.run is not None:
                 unit.intent.run.is_undoable = False

@@ -153,7 +153,7 @@ def read_several(connection: Any) -> None:
         read_several,
         lambda connection: connection.ping(reconnect=False),
         lambda connection: connection.select_db("d"),
-        lambda connection: connection.autocommit(not connection.autocommit),
+        lambda connection: connection.autocommit(not connection.get_autocommit()),
         lambda connection: connection.show_warnings(),
         lambda connection: connection.set_character_set("utf8mb4"),
     ],

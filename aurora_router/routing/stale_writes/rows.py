@@ -14,6 +14,7 @@ from sqlalchemy.orm import InstanceState, Mapper
 from sqlalchemy.schema import sort_tables_and_constraints
 from sqlalchemy.sql.expression import ColumnElement
 
+from aurora_router.cluster.connection_state import state_of
 from aurora_router.routing.retry_context import Row
 
 R = TypeVar("R")
@@ -133,8 +134,8 @@ def with_locks(connection: Connection, mappers: Collection[Mapper[Any]], read: C
     locks = _locks_at(connection)
     if connection.dialect.name != "postgresql" or all(mapper in locks for mapper in mappers):
         return read()
-    driver: Any = connection.connection.dbapi_connection
-    is_first = driver.info.transaction_status.name == "IDLE"  # a rollback loses nothing else
+    raw: Any = connection.connection.dbapi_connection
+    is_first = state_of(connection.connection).driver.is_idle(raw)  # a rollback loses nothing else
     while True:
         tried = len(locks)
         try:
@@ -144,4 +145,4 @@ def with_locks(connection: Connection, mappers: Collection[Mapper[Any]], read: C
             if len(locks) == tried:
                 raise
             if is_first:
-                driver.rollback()
+                raw.rollback()
