@@ -6,48 +6,29 @@ A router uses both as it is. What they talk to is a fake.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-from sqlalchemy.dialects import registry
 from sqlalchemy.exc import DBAPIError
 
 from aurora_router import ConfigurationError, Failure, Router, classify_error
 from aurora_router.cluster.families import Families
-from aurora_router.drivers import DRIVERS, driver_of, drivers_for
+from aurora_router.drivers import driver_of, drivers_for
 from aurora_router.drivers import psycopg as psycopg_driver
 from aurora_router.router import core_of
 from aurora_router.servers import FAMILIES, WHO, mysql, postgresql, recognize, usual
-from tests.unit import fake_driver
-from tests.unit.fake_driver import ROW, Dialect, Server
+from tests.fakes import driver as fake_driver
+from tests.fakes.cluster import READ, FakeCluster, FakeServer
+from tests.fakes.family import VERSION, Parrot
 
 URL = "postgresql+fakepg://app@db-1/shop"
 
 
-class Parrot:
-    """The module of a family that repeats what PostgreSQL says, except where it has words of its own."""
-
-    SET_DEFAULT_READ_ONLY = "SELECT 'guard the parrot'"
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(postgresql, name)
-
-    def is_said_by(self, row: Any) -> bool:
-        return row == ("Parrot 3", False)
-
-    def failure(self, code: Any, message: str, *, disconnected: bool) -> Failure:
-        return Failure.DEADLOCK if code == "PECKS" else postgresql.failure(code, message, disconnected=disconnected)
-
-
 @pytest.fixture
-def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Server]]:
+def servers() -> Iterator[dict[str, FakeServer]]:
     """The servers of the fake driver, by host: db-1 is the writer."""
-    registry.register("postgresql.fakepg", "tests.unit.fake_driver", "Dialect")
-    monkeypatch.setattr(Dialect, "servers", {"db-1": Server(1, follows=False), "db-2": Server(2, follows=True)})
-    DRIVERS.append(fake_driver)
-    yield Dialect.servers
-    DRIVERS.remove(fake_driver)
-    registry.impls.pop("postgresql.fakepg", None)
+    cluster = FakeCluster()
+    with fake_driver.installed(cluster):
+        yield cluster.servers
 
 
 @pytest.fixture
@@ -69,13 +50,13 @@ def test_a_second_driver_reads_and_writes_on_the_same_servers(servers):
     """A router with another driver sends the same questions, and finds writer and reader by the same rows."""
     with Router(URL, instances=["db-2"]) as router:
         with router.connect() as connection:
-            assert connection.exec_driver_sql(ROW).scalar_one() == 42
+            assert connection.exec_driver_sql(READ).scalar_one() == 10
         with router.connect(read_only=True) as connection:
-            assert connection.exec_driver_sql(ROW).scalar_one() == 42
+            assert connection.exec_driver_sql(READ).scalar_one() == 10
         assert {core_of(router).interceptor.families.at(place) for place in ("db-1:5432", "db-2:5432")} == {postgresql}
         assert (router.topology.writer.id, [r.id for r in router.topology.readers]) == ("db-1:5432", ["db-2:5432"])
     for server in servers.values():
-        assert server.heard.count(ROW) == 1
+        assert server.heard.count(READ) == 1
         assert postgresql.PROBE in server.heard
         assert WHO["postgresql"] not in server.heard  # there is one family only
 
@@ -86,7 +67,7 @@ def test_a_second_driver_reads_and_writes_on_the_same_servers(servers):
 def test_the_codes_of_the_server_mean_the_same_on_any_driver(servers, code, failure):
     servers["db-1"].refuses = code
     with Router(URL) as router, router.connect() as connection, pytest.raises(DBAPIError) as caught:
-        connection.exec_driver_sql(ROW)
+        connection.exec_driver_sql(READ)
     assert driver_of(caught.value.orig) is fake_driver
     assert classify_error(caught.value).failure is failure
     assert classify_error(fake_driver.Error(code)).failure is failure
@@ -94,13 +75,13 @@ def test_the_codes_of_the_server_mean_the_same_on_any_driver(servers, code, fail
 
 def test_the_server_says_which_family_it_is_of(servers, parrot):
     """Each instance is asked, and the answer decides what is sent there and what its errors mean."""
-    servers["db-2"].version = ("Parrot 3", False)
+    servers["db-2"].version = VERSION
     servers["db-2"].refuses = servers["db-1"].refuses = "PECKS"
     found = {}
     with Router(URL, instances=["db-2"]) as router:
         for read_only in (False, True):
             with router.connect(read_only=read_only) as connection, pytest.raises(DBAPIError) as caught:
-                connection.exec_driver_sql(ROW)
+                connection.exec_driver_sql(READ)
             found[read_only] = classify_error(caught.value).failure
         assert core_of(router).interceptor.families.at("db-1:5432") is core_of(router).interceptor.families.leading is postgresql
         assert core_of(router).interceptor.families.at("db-2:5432") is parrot
@@ -110,7 +91,7 @@ def test_the_server_says_which_family_it_is_of(servers, parrot):
 
 def test_a_readers_connection_is_guarded_in_its_familys_words(servers, parrot, monkeypatch):
     monkeypatch.setattr(fake_driver, "is_default_read_only", lambda *_: False)
-    servers["db-2"].version = ("Parrot 3", False)
+    servers["db-2"].version = VERSION
     with Router(URL, instances=["db-2"]) as router:
         connection = router.raw_connection(read_only=True)
         core_of(router).engines.modes.keep_read_only(connection)
@@ -120,7 +101,7 @@ def test_a_readers_connection_is_guarded_in_its_familys_words(servers, parrot, m
 
 def test_each_connection_of_the_monitor_asks_the_server_anew(servers, parrot):
     """No change of a server leaves the monitor's connection open, so the next one finds the new family."""
-    servers["db-1"].version = ("Parrot 3", False)
+    servers["db-1"].version = VERSION
     with Router(URL) as router:
         router.start()
         assert core_of(router).interceptor.families.at("db-1:5432") is core_of(router).interceptor.families.leading is parrot

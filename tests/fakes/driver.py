@@ -1,6 +1,6 @@
-"""A driver that nobody has written, `fakepg`, with the servers that it talks to; below it, what a driver's module must provide.
+"""A driver that nobody has written, `fakepg`, for the servers of `cluster`; below it, what a driver's module must provide.
 
-Its servers speak like PostgreSQL. Each connection has a real socket, because the router watches it.
+Each connection has a real socket, because the router watches it.
 """
 
 from __future__ import annotations
@@ -8,73 +8,46 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
+import sys
 import types
+from collections.abc import Iterator
 from typing import Any
 
+from sqlalchemy.dialects import registry
 from sqlalchemy.engine.default import DefaultDialect
 
 from aurora_router.core.failures import Failure
-from aurora_router.servers import WHO, postgresql
-
-ROW = "SELECT amount FROM account"
+from aurora_router.drivers import DRIVERS
+from tests.fakes.cluster import FakeCluster, FakeServer, Lost, Refused, Row
 
 
 class Error(Exception):
-    """An error of the driver, with the code of the server."""
+    """An error of the driver, with the code of the server; None if there is no answer."""
 
     def __init__(self, code: str | None) -> None:
-        super().__init__(f"refused with {code}")
+        super().__init__("no answer" if code is None else f"refused with {code}")
         self.sqlstate = code
 
 
 Error.__module__ = "fakepg"
 
 
-class Server:
-    """One server.
-
-    version: what it answers to the question what it is.
-    heard: the texts that it got, oldest first.
-    refuses: the code with which it refuses to say what is in ROW; None if it does not.
-    """
-
-    def __init__(self, number: int, follows: bool) -> None:
-        self.version = ("PostgreSQL 16.4 on x86_64", False)
-        self.heard: list[str] = []
-        self.refuses: str | None = None
-        self._identity = (160004, "7001", f"10.0.0.{number}", 5432, "1772600767.000089", follows)
-        log = (None, None, None, "0/5000", "0/5000") if follows else ("0/5000", "0/5000", "00000001", None, None)
-        self._state = (*self._identity, "on", "read committed", 8192, "16MB", *log, 1, 1, follows, None)
-
-    def answer(self, text: str) -> list[tuple[Any, ...]]:
-        self.heard.append(text)
-        if text == ROW and self.refuses is not None:
-            raise Error(self.refuses)
-        if text == WHO["postgresql"]:
-            return [self.version]
-        if text == postgresql.PROBE:
-            return [self._state]
-        if postgresql.IDENTITY in text:
-            return [(*self._identity, True, None, None)]
-        return [(42,)] if text.startswith("SELECT") else []
-
-
 class Cursor:
     rowcount, arraysize, lastrowid = -1, 1, None
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._rows: list[tuple[Any, ...]] = []
-        self.description: list[tuple[Any, ...]] | None = None
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._rows: list[Row] = []
+        self.description: list[Row] | None = None
 
     def execute(self, text: str, parameters: Any = None) -> None:
-        self._rows = self._server.answer(text)
+        self._rows = self._connection.send(text, parameters)
         self.description = [(f"c{n}", *[None] * 6) for n in range(len(self._rows[0]))] if self._rows else None
 
-    def fetchone(self) -> tuple[Any, ...] | None:
+    def fetchone(self) -> Row | None:
         return self._rows.pop(0) if self._rows else None
 
-    def fetchall(self) -> list[tuple[Any, ...]]:
+    def fetchall(self) -> list[Row]:
         rows, self._rows = self._rows, []
         return rows
 
@@ -92,30 +65,58 @@ class Cursor:
 
 
 class Connection:
-    def __init__(self, server: Server, autocommit: bool) -> None:
+    """A connection to one server.
+
+    pending: how many WRITEs its transaction has made.
+    xid: the id of its transaction, once it was asked for.
+    is_dead: whether nobody answers on it any more.
+    """
+
+    def __init__(self, server: FakeServer, autocommit: bool) -> None:
         self.server = server
         self.alone, self.read_only = autocommit, False
+        self.pending = 0
+        self.xid: int | None = None
+        self.is_dead = False
         self.ours, self._theirs = socket.socketpair()
+        server.connections.add(self)
+
+    def send(self, text: str, values: Any = None) -> list[Row]:
+        try:
+            return self.server.answer(text, values, self)
+        except Refused as refused:
+            raise Error(str(refused)) from None
+        except Lost:
+            self.close()
+            raise Error(None) from None
+
+    def drop(self) -> None:
+        """The server's end of the connection is gone."""
+        self.is_dead = True
+        self.server.connections.discard(self)
+        self._theirs.close()
 
     def cursor(self) -> Cursor:
-        return Cursor(self.server)
+        return Cursor(self)
 
     def commit(self) -> None:
-        self.server.heard.append("COMMIT")
+        if not self.alone:
+            self.send("COMMIT")
 
     def rollback(self) -> None:
-        self.server.heard.append("ROLLBACK")
+        if not self.alone and not self.is_dead:
+            self.send("ROLLBACK")
 
     def close(self) -> None:
         self.ours.close()
-        self._theirs.close()
+        self.drop()
 
 
 class Dialect(DefaultDialect):
-    """SQLAlchemy's dialect for the driver. `servers` has its servers, by host."""
+    """SQLAlchemy's dialect for the driver. `cluster` has its servers, by host."""
 
     name, driver, supports_statement_cache = "postgresql", "fakepg", True
-    servers: dict[str, Server] = {}
+    cluster: FakeCluster
 
     @classmethod
     def import_dbapi(cls) -> Any:
@@ -123,7 +124,27 @@ class Dialect(DefaultDialect):
 
     @classmethod
     def dial(cls, host: str, autocommit: bool = False, **_: Any) -> Connection:
-        return Connection(cls.servers[host], autocommit)
+        server = cls.cluster.servers[host]
+        if server.is_down:
+            raise Error(None)
+        return Connection(server, autocommit)
+
+    def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
+        return isinstance(e, Error) and e.sqlstate is None
+
+
+@contextlib.contextmanager
+def installed(cluster: FakeCluster) -> Iterator[Any]:
+    """The driver, for as long as the block runs; `postgresql+fakepg://app@db-1/shop` leads to the cluster."""
+    driver = sys.modules[__name__]
+    Dialect.cluster = cluster
+    registry.register("postgresql.fakepg", __name__, "Dialect")
+    DRIVERS.append(driver)
+    try:
+        yield driver
+    finally:
+        DRIVERS.remove(driver)
+        registry.impls.pop("postgresql.fakepg", None)
 
 
 # -- what the module of a driver must provide ----------------------------------------------------------------------

@@ -1,0 +1,112 @@
+"""What a unit does when a server refuses its statement or loses its connection, on fakes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import sessionmaker
+
+from aurora_router import ReadOnlyViolation, Router, RoutingSession
+from aurora_router.core import events
+from tests.fakes.cluster import READ, STOCK, FakeCluster
+from tests.fakes.driver import installed
+
+DEADLOCK, NOT_ON_A_STANDBY, NO_SUCH_TABLE, UNIQUE = "40P01", "25006", "42P01", "23505"
+
+
+@pytest.fixture
+def cluster() -> Iterator[FakeCluster]:
+    cluster = FakeCluster(readers=2)
+    with installed(cluster):
+        yield cluster
+
+
+@pytest.fixture
+def heard() -> list[events.Event]:
+    return []
+
+
+@pytest.fixture
+def router(cluster: FakeCluster, heard: list[events.Event]) -> Iterator[Router]:
+    url = "postgresql+fakepg://app@db-1/shop"
+    with Router(url, instances=["db-2", "db-3"], listeners=[heard.append]) as router:
+        router.start()
+        yield router
+
+
+def read(router: Router, **options: Any) -> int | None:
+    with sessionmaker(class_=RoutingSession, router=router, **options)() as s:
+        return s.scalar(text(READ))
+
+
+def names(heard: list[events.Event]) -> list[str]:
+    """The events that tell what a unit did after a failure."""
+    kinds = (events.Moved, events.Repeated, events.Learned, events.RunAgain)
+    return [type(event).__name__ for event in heard if isinstance(event, kinds)]
+
+
+@pytest.mark.parametrize(
+    ("code", "done"),
+    [
+        (NOT_ON_A_STANDBY, ["Learned", "Moved"]),
+        (NO_SUCH_TABLE, ["Moved", "Repeated"]),  # the reader may not have the migration yet
+    ],
+)
+def test_what_readers_refuse_is_read_on_the_writer(cluster, router, heard, code, done):
+    """An automatic unit reads on the writer what its reader refuses. Only what no reader can do is remembered."""
+    for reader in cluster.readers:
+        reader.refuses = code
+    assert read(router) == STOCK
+    assert sorted(names(heard)) == done
+    asked = sum(reader.heard.count(READ) for reader in cluster.readers)
+    assert read(router) == STOCK
+    asked_again = sum(reader.heard.count(READ) for reader in cluster.readers) > asked
+    assert asked_again is ("Learned" not in done)
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [(NOT_ON_A_STANDBY, ReadOnlyViolation), (NO_SUCH_TABLE, DBAPIError), (UNIQUE, DBAPIError), (DEADLOCK, DBAPIError)],
+)
+def test_a_read_only_unit_gets_the_errors_of_its_reader(cluster, router, code, error):
+    """A declared unit never moves, so it gets the reader's error."""
+    for reader in cluster.readers:
+        reader.refuses = code
+    with pytest.raises(error):
+        read(router, read_only=True)
+    assert READ not in cluster.writer.heard
+
+
+@pytest.mark.parametrize(("code", "runs"), [(DEADLOCK, 3), ("40001", 3), (UNIQUE, 1), (NO_SUCH_TABLE, 1)])
+def test_a_run_is_repeated_for_what_another_run_may_not_meet(cluster, router, heard, code, runs):
+    """run_transaction runs a unit again after a deadlock or a conflict. It does not after an error that would come again."""
+    count = 0
+
+    def unit(session: RoutingSession) -> None:
+        nonlocal count
+        count += 1
+        cluster.writer.refuses = code if count < 3 else None
+        session.execute(text(READ), execution_options={"route": "writer"})
+
+    sessions = sessionmaker(class_=RoutingSession, router=router)
+    if runs == 1:
+        with pytest.raises(DBAPIError):
+            router.run_transaction(sessions, unit)
+    else:
+        router.run_transaction(sessions, unit)
+    assert count == runs
+    assert names(heard).count("RunAgain") == runs - 1
+
+
+def test_a_read_whose_connection_is_lost_goes_to_another_reader(cluster, router, heard):
+    """A reader that breaks off is avoided by the unit, and the other reader answers."""
+    assert read(router) == STOCK
+    lost = next(reader for reader in cluster.readers if READ in reader.heard)
+    cluster.kill(lost)
+    assert read(router) == STOCK
+    assert READ not in cluster.writer.heard
+    assert router.topology.writer is not None
