@@ -172,7 +172,7 @@ class Router:
         stop = stop or tenacity.stop_after_delay(deadline or core.settings.failover_timeout)
         now = time.monotonic()
         began, until = (None, None) if deadline is None else (now, now + deadline)
-        policy = TenacityPolicy(stop, wait or DEFAULT_BACKOFF, core.may_run_again, began)
+        policy = TenacityPolicy(stop, wait or DEFAULT_BACKOFF, began, core.may_run_again)
         publish = core.dispatcher.publish if core.dispatcher.listeners else None
         return attempts(self, Session, commit_check, until, policy, core.waiting.sleep, publish)
 

@@ -1,7 +1,7 @@
-"""The loops of run_transaction and of a checkout, in pure steps: which attempt is retried, and what comes next.
+"""The loops of run_transaction, of a checkout and of a lost COMMIT, in pure steps: which attempt is retried, and what comes next.
 
 This module is pure. A driver makes the attempts, and does what a step says. `retries.attempts()` is the
-driver of run_transaction for threads, and `Checkout` that of a checkout.
+driver of run_transaction for threads, `Checkout` that of a checkout, and `commits.resolve_outcome()` that of a lost COMMIT.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from tenacity.wait import wait_base
 
 DEFAULT_BACKOFF = tenacity.wait_random_exponential(multiplier=0.02, max=2.0)
 CONNECT_BACKOFF = tenacity.wait_random_exponential(multiplier=0.02, max=1.0)
+RESOLVE_BACKOFF = tenacity.wait_random_exponential(multiplier=0.02, max=0.5)
 
 
 class TenacityPolicy:
@@ -17,11 +18,17 @@ class TenacityPolicy:
 
     stop: whether to stop after a failure.
     wait: how long to wait between two attempts, in seconds.
-    allows: whether the retry budget allows another attempt, by the number of the one that failed and its error.
     began: since when `stop` counts the time, in seconds, monotonic. None: since the first failure.
+    allows: whether the retry budget allows another attempt, by the number of the one that failed and its error.
     """
 
-    def __init__(self, stop: stop_base, wait: wait_base, allows: Callable[[int, Exception], bool], began: float | None) -> None:
+    def __init__(
+        self,
+        stop: stop_base,
+        wait: wait_base,
+        began: float | None,
+        allows: Callable[[int, Exception], bool] = lambda *_: True,
+    ) -> None:
         self._stop = stop
         self._wait = wait
         self._began = began

@@ -182,18 +182,17 @@ class Checkout:
         now = time.monotonic()
         left = self.waits.time_left(unit, began)
         # The retry budget is asked while the loop sleeps, because a refused retry waits for its turn.
-        policy = TenacityPolicy(tenacity.stop_after_delay(left), CONNECT_BACKOFF, lambda *_: True, now)
+        policy = TenacityPolicy(tenacity.stop_after_delay(left), CONNECT_BACKOFF, now)
         for number in itertools.count(1):
             self._counters.retries[failed.instance.id] += 1
             try:
                 return self._try_acquire(unit, connector, write, began)
             except WriterUnreachable as again:
                 failed = again
-            match next_step(number, failed, policy):
-                case Sleep(seconds):
-                    self._pause(seconds, failed, now + left)
-                case _:
-                    break
+            step = next_step(number, failed, policy)
+            if not isinstance(step, Sleep):
+                break
+            self._pause(step.seconds, failed, now + left)
         raise self.waits.no_writer(began, failed) from failed.cause
 
     def _pause(self, seconds: float, failed: WriterUnreachable, until: float) -> None:

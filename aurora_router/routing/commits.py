@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -13,9 +14,11 @@ from sqlalchemy.exc import DBAPIError
 
 from aurora_router.core.commits import Note, outcome
 from aurora_router.core.instance import Instance
+from aurora_router.core.retry_loop import Sleep, next_step
 from aurora_router.core.topology import Topology
 from aurora_router.drivers import Driver, driver_of
 from aurora_router.errors import ConfigurationError, NoWriterAvailable, Outcome, RouterError, WrongServer
+from aurora_router.routing.backoff import RESOLVE_BACKOFF, TenacityPolicy
 from aurora_router.routing.unit import Unit
 from aurora_router.servers import Execute, ServerFamily, XidFamily, supports_xid_status
 
@@ -187,29 +190,40 @@ def resolve_outcome(
     connect: makes a connection to the newest writer, within the seconds that it is called with.
     sleep: waits for some seconds between two questions.
     """
-    deadline = time.monotonic() + timeout
+    began = time.monotonic()
+    policy = TenacityPolicy(tenacity.stop_after_delay(timeout), RESOLVE_BACKOFF, began)
+    for number in itertools.count(1):
+        failed: Exception = _Pending()
+        try:
+            found = _ask(connect, ask, began + timeout)
+            if found is not Outcome.PENDING:
+                return found
+        except NoWriterAvailable:  # until the timeout
+            break
+        except (DBAPIError, WrongServer) as error:
+            if isinstance(error, RouterError) and not isinstance(error, WrongServer):
+                raise
+            failed = error  # another connection may find the outcome
+        step = next_step(number, failed, policy)
+        if not isinstance(step, Sleep):
+            break
+        sleep(step.seconds)
+    return Outcome.UNKNOWN
 
-    def once() -> Outcome:
-        with connect(max(deadline - time.monotonic(), 0.0)) as connection:
-            found = ask(connection)
-            if found is Outcome.COMMITTED:
-                # The writer has the COMMIT. Synchronous readers have it, too, when this later COMMIT is answered.
-                connection.exec_driver_sql(ask.server.SYNC_BARRIER)
-                connection.commit()
-            return found
 
-    retrying = tenacity.Retrying(
-        sleep=sleep,
-        retry=tenacity.retry_if_result(lambda found: found is Outcome.PENDING) | tenacity.retry_if_exception(_may_pass),
-        wait=tenacity.wait_random_exponential(multiplier=0.02, max=0.5),
-        stop=tenacity.stop_after_delay(timeout),
-        retry_error_callback=lambda _: Outcome.UNKNOWN,
-    )
-    try:
-        found: Outcome = retrying(once)
-    except NoWriterAvailable:  # until the timeout
-        return Outcome.UNKNOWN
-    return found
+class _Pending(Exception):
+    """The writer does not know the outcome yet."""
+
+
+def _ask(connect: Callable[[float], Connection], ask: OutcomeQuery, until: float) -> Outcome:
+    """Ask the newest writer once. until: seconds, monotonic."""
+    with connect(max(until - time.monotonic(), 0.0)) as connection:
+        found = ask(connection)
+        if found is Outcome.COMMITTED:
+            # The writer has the COMMIT. Synchronous readers have it, too, when this later COMMIT is answered.
+            connection.exec_driver_sql(ask.server.SYNC_BARRIER)
+            connection.commit()
+        return found
 
 
 def create_table(connection: Connection, server: ServerFamily, driver: Driver) -> None:
@@ -230,8 +244,3 @@ def create_table(connection: Connection, server: ServerFamily, driver: Driver) -
             raise
         message = f"the URL names no database to make {server.COMMIT_TABLE} in; write it like {driver.EXAMPLE}"
         raise ConfigurationError(message) from None
-
-
-def _may_pass(error: BaseException) -> bool:
-    """Whether another connection may find the outcome, because this one has failed."""
-    return isinstance(error, WrongServer) or (isinstance(error, DBAPIError) and not isinstance(error, RouterError))

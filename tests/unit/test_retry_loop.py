@@ -93,14 +93,14 @@ def test_tenacitys_policies_see_what_tenacity_shows_them():
         seen.append((state.attempt_number, state.idle_for, state.seconds_since_start >= 100.0))
         return float(state.attempt_number)
 
-    policy = TenacityPolicy(tenacity.stop_after_attempt(3), wait, lambda number, error: True, time.monotonic() - 100.0)
+    policy = TenacityPolicy(tenacity.stop_after_attempt(3), wait, time.monotonic() - 100.0)
     steps = [next_step(number, ERROR, policy) for number in (1, 2, 3)]
     assert steps == [Sleep(1.0), Sleep(2.0), Raise(ERROR)]
     assert seen == [(1, 0.0, True), (2, 1.0, True), (3, 3.0, True)]
 
 
 def test_without_a_deadline_time_counts_from_the_first_failure():
-    policy = TenacityPolicy(tenacity.stop_after_delay(60.0), tenacity.wait_none(), lambda number, error: True, None)
+    policy = TenacityPolicy(tenacity.stop_after_delay(60.0), tenacity.wait_none(), None)
     assert next_step(1, ERROR, policy) == Sleep(0.0)
     assert policy._state.seconds_since_start < 60.0
 
