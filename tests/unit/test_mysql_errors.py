@@ -53,11 +53,11 @@ def test_some_errors_are_only_met_while_connecting():
 
 
 @table("mysql_refused_probes")
-def test_a_refused_probe_says_what_to_do_and_if_retry_helps(code, message, silence, advice):
+def test_a_refused_probe_says_what_to_do_and_if_retry_helps(code, message, probe_failure, advice):
     """The message of a refused probe says what to do, and its kind says whether trying again can help."""
     original = pymysql.OperationalError(*((code,) if code else ()), message)
     found = probe_error(original, pymysql_driver, mysql)
-    assert found.probe_failure is ProbeFailure(silence)
+    assert found.probe_failure is ProbeFailure(probe_failure)
     assert advice in str(found)
 
 

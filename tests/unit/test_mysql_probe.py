@@ -9,6 +9,7 @@ from aurora_router.core.gtid import GtidSet, MariadbGtid
 from aurora_router.core.instance import Role, ServerId, ServerStatus
 from aurora_router.servers import UnsupportedServer, mysql
 from aurora_router.servers.mysql import parse_functions, parse_identity, parse_version
+from tests.unit.tables import table
 
 MARIADB = ("10.11.6-MariaDB-0+deb12u1", 1)
 MYSQL = ("8.4.0", 0)
@@ -74,16 +75,7 @@ def oracle(
 # -- identity and address -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("row", "found"),
-    [
-        (MARIADB, "MariaDB 10.11.6"),
-        (("11.8.2", 1), "MariaDB 11.8.2"),
-        (("8.0.36", 0), "MySQL 8.0.36"),
-        (("9.1.0-commercial", 0), "MySQL 9.1.0"),
-        (("8.4", 0), "MySQL 8.4.0"),
-    ],
-)
+@table("mysql_versions")
 def test_a_server_says_which_of_the_two_it_is(row, found):
     assert str(parse_version(row)) == found
 
@@ -190,20 +182,7 @@ def test_a_writer_without_a_binary_log_has_no_position():
     assert mysql.probe(mariadb(logs=0, state=None), asynchronous_commits=False).position is None
 
 
-@pytest.mark.parametrize(
-    ("settings", "why"),
-    [
-        ({}, ""),
-        ({"Replicate_Ignore_Table": "", "Replicate_Do_DB": None}, ""),
-        ({"Replicate_Ignore_Table": "app.logs"}, "Replicate_Ignore_Table: app.logs"),
-        ({"Replicate_Do_DB": "app", "Replicate_Rewrite_DB": "a->b"}, "Replicate_Do_DB: app; Replicate_Rewrite_DB: a->b"),
-        ({"Replicate_Wild_Do_Table": "app.%"}, "Replicate_Wild_Do_Table: app.%"),
-        ({"Replicate_Ignore_Domain_Ids": "(5)"}, "Replicate_Ignore_Domain_Ids: (5)"),
-        ({"Replicate_Ignore_Table": "mysql.plugin,innodb_memcache.config_options", "Replicate_Ignore_DB": "mysql, sys"}, ""),
-        ({"Replicate_Wild_Ignore_Table": "mysql.%, other.%"}, "Replicate_Wild_Ignore_Table: other.%"),
-        ({"Replicate_Do_DB": "mysql"}, "Replicate_Do_DB: mysql"),
-    ],
-)
+@table("mysql_filters")
 def test_a_reader_with_replication_filters_says_so(settings, why):
     """A reader with replication filters says so, unless they leave out only the servers' own schemas."""
     ask = mariadb(read_only=1, channels=[{**RUNS, **settings}])
@@ -256,21 +235,12 @@ def test_replication_is_asked_in_the_words_of_the_version(version, show, channel
     assert (found.role, found.lag, found.replication_error) == (Role.READER, 0.0, "")
 
 
-@pytest.mark.parametrize(
-    ("read_only", "members", "role", "stopped"),
-    [
-        (0, [(UUID, "ONLINE"), (OTHER, "ONLINE")], Role.WRITER, ""),
-        (0, [(UUID, "ONLINE"), (OTHER, "RECOVERING")], Role.WRITER, ""),
-        (1, [(UUID, "ONLINE"), (OTHER, "ONLINE")], Role.READER, ""),
-        (1, [(UUID, "RECOVERING"), (OTHER, "ONLINE")], Role.READER, "it is RECOVERING in its group"),
-        (1, [(UUID, "ERROR")], Role.READER, "it is ERROR in its group"),
-        (1, [(UUID, "ONLINE"), (OTHER, "UNREACHABLE")], Role.READER, "most of its group cannot be reached"),
-    ],
-)
-def test_a_group_member_needs_to_be_online_in_a_majority(read_only, members, role, stopped):
+@table("mysql_group_members")
+def test_a_group_member_needs_to_be_online_in_a_majority(read_only, members, role, error):
     """A member of a group is used while it is online and most of its group can be reached."""
-    found = mysql.probe(oracle(read_only=read_only, group=GROUP, members=members), asynchronous_commits=False)
-    assert (found.role, found.replication_error) == (role, stopped)
+    named = [({"self": UUID, "other": OTHER}[who], state) for who, state in members]
+    found = mysql.probe(oracle(read_only=read_only, group=GROUP, members=named), asynchronous_commits=False)
+    assert (found.role, found.replication_error) == (Role(role), error)
     assert found.position.origin == GROUP
 
 
@@ -322,19 +292,7 @@ def test_a_server_that_left_its_group_is_asked_for_replication(members):
 
 
 @pytest.mark.parametrize("said", [RUNS, NEWER], ids=["Slave", "Replica"])
-@pytest.mark.parametrize(
-    ("changes", "lag"),
-    [
-        ({}, 0.0),
-        ({"Exec_Master_Log_Pos": 8, "Seconds_Behind_Master": 0}, 1.0),
-        ({"Relay_Master_Log_File": "b.0", "Seconds_Behind_Master": 4}, 5.0),
-        ({"Slave_IO_Running": "Connecting", "Seconds_Behind_Master": None}, None),
-        ({"Slave_IO_Running": "Connecting", "Seconds_Behind_Master": 0}, None),
-        ({"Slave_IO_Running": "No", "Last_IO_Errno": 2003, "Seconds_Behind_Master": 0}, None),
-        ({"Slave_IO_Running": "No", "Exec_Master_Log_Pos": 8, "Seconds_Behind_Master": None}, None),
-        ({"Slave_IO_Running": "Connecting", "Exec_Master_Log_Pos": 8, "Seconds_Behind_Master": 2}, 3.0),
-    ],
-)
+@table("mysql_lags")
 def test_lag_is_zero_when_caught_up_and_else_rounded_up(said, changes, lag):
     """A reader that has replayed all it received has no lag, and other lags are a second more than the server says."""
     if said is NEWER:

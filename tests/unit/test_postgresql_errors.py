@@ -31,10 +31,10 @@ def refused(sqlstate, message):
 
 
 @table("postgresql_refused_probes")
-def test_a_refused_probe_says_what_to_do_and_if_retry_helps(sqlstate, message, silence, advice):
+def test_a_refused_probe_says_what_to_do_and_if_retry_helps(sqlstate, message, probe_failure, advice):
     """The message of a refused probe says what to do, and its kind says whether trying again can help."""
     found = probe_error(refused(sqlstate, message), psycopg_driver, postgresql)
-    assert found.probe_failure is ProbeFailure(silence)
+    assert found.probe_failure is ProbeFailure(probe_failure)
     assert advice in str(found)
     assert not str(found).startswith("connection failed: ")
 
