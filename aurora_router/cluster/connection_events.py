@@ -11,11 +11,11 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from aurora_router.cluster.connect_errors import refusal
 from aurora_router.cluster.connection_hooks import ConnectionHooks
 from aurora_router.cluster.connection_modes import ConnectionModes
 from aurora_router.cluster.connection_state import STATE, ConnectionState
 from aurora_router.cluster.families import Families
-from aurora_router.cluster.mistakes import refusal
 from aurora_router.cluster.pooling import RouterPool
 from aurora_router.cluster.sockets import TrackedSocket, poll_of, socket_of, track
 from aurora_router.core import events

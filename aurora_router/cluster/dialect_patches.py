@@ -10,10 +10,10 @@ from typing import Any
 
 from sqlalchemy.engine import Connection, Engine
 
+from aurora_router.cluster.connect_errors import refusal
 from aurora_router.cluster.connection_hooks import ConnectionHooks
 from aurora_router.cluster.connection_state import STATE, ConnectionState
 from aurora_router.cluster.limits import FairSemaphore, Slot
-from aurora_router.cluster.mistakes import refusal
 from aurora_router.cluster.sockets import socket_of
 from aurora_router.core.pacing import connect_jitter
 from aurora_router.drivers import Driver
@@ -102,7 +102,7 @@ def put_around_options(engine: Engine, interceptor: ConnectionHooks) -> None:
     dialect.set_connection_execution_options = do
 
 
-def explain_mistakes(engine: Engine, driver: Driver, options: Mapping[str, Any]) -> None:
+def explain_argument_errors(engine: Engine, driver: Driver, options: Mapping[str, Any]) -> None:
     """Hide the values of options in errors of connecting, and raise ConfigurationError if the driver cannot use a value.
 
     This includes SQLAlchemy's first look at a server.

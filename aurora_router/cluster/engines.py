@@ -16,13 +16,13 @@ from typing import Any, NoReturn
 from sqlalchemy import create_engine, event, exc, text
 from sqlalchemy.engine import URL, Connection, Engine
 
+from aurora_router.cluster.connect_errors import is_refused, probe_error
 from aurora_router.cluster.connection_events import Surroundings
 from aurora_router.cluster.connection_hooks import ConnectionHooks
 from aurora_router.cluster.connection_modes import ConnectionModes
 from aurora_router.cluster.error_classification import failure_of
 from aurora_router.cluster.families import Families
 from aurora_router.cluster.instance_pool import Connecting, InstancePool
-from aurora_router.cluster.mistakes import is_refused, probe_error
 from aurora_router.cluster.pooling import RouterPool
 from aurora_router.cluster.probe_connection import Probe
 from aurora_router.config.checks import get_pool_limits
@@ -252,7 +252,7 @@ class Engines:
             return failure_of(error.orig, self._families.leading, disconnected=error.connection_invalidated, phase=phase)
         return failure_of(error, self._families.leading, disconnected=True, phase=phase)
 
-    def mistake(self, error: Exception) -> ConfigurationError | None:
+    def argument_error(self, error: Exception) -> ConfigurationError | None:
         """The error to raise in place of the driver's for an option that it cannot use; None for other errors.
 
         The driver's error may repeat the option's value, which may be a password in the wrong place.

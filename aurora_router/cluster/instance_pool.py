@@ -15,17 +15,17 @@ from sqlalchemy import create_engine, event, exc
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.pool import NullPool, Pool, QueuePool
 
+from aurora_router.cluster.connect_errors import UNKNOWN_HOST, argument_error, hide_values, is_refused, probe_error
 from aurora_router.cluster.connection_events import ConnectionEvents, Surroundings
 from aurora_router.cluster.dialect_patches import (
     ask_for_password,
-    explain_mistakes,
+    explain_argument_errors,
     limit_connects,
     put_around_commits,
     put_around_options,
     put_around_rollbacks,
 )
 from aurora_router.cluster.limits import FairSemaphore
-from aurora_router.cluster.mistakes import UNKNOWN_HOST, hide_values, is_refused, mistake, probe_error
 from aurora_router.cluster.pooling import RouterPool
 from aurora_router.cluster.probe import ProbeError
 from aurora_router.cluster.probe_connection import Probe
@@ -308,7 +308,7 @@ class InstancePool:
             self.password_error = error.__cause__
             raise self._unasked(str(error)) from None
         except Exception as error:
-            raise mistake(error, self._driver) from None
+            raise argument_error(error, self._driver) from None
         self._is_reached = True
         self.password_error = None
         try:
@@ -340,7 +340,7 @@ class InstancePool:
                 self._check_connect_timeout(engine.url)
                 self._driver.look_anywhere(engine.dialect)
                 self._driver.track_connecting_socket(engine.dialect, self._watch_opening, LONGEST_ANSWER)
-                explain_mistakes(engine, self._driver, options)
+                explain_argument_errors(engine, self._driver, options)
                 ask_for_password(engine, self._connecting.password, options)
                 self._probing = engine
             return self._probing
@@ -380,7 +380,7 @@ class InstancePool:
             if not is_refused(error):
                 raise
             hide_values(error, [*url.query.values(), *options.values()], {*url.query, *options})
-            refused = ConfigurationError(str(mistake(error, self._driver)))
+            refused = ConfigurationError(str(argument_error(error, self._driver)))
         raise refused
 
     def _make(self, options: Mapping[str, Any]) -> Engine:
@@ -393,7 +393,7 @@ class InstancePool:
         put_around_rollbacks(engine, self._driver, hooks)
         self._driver.look_anywhere(engine.dialect)
         ConnectionEvents(engine, options, self, self._shared).listen()
-        explain_mistakes(engine, self._driver, options)
+        explain_argument_errors(engine, self._driver, options)
         ask_for_password(engine, connecting.password, options)
         limit_connects(engine, self._connect_slots, connecting.connect_turn_timeout, connecting.waiting)
         # These are events of the dialect. One listener for the connection's events makes SQLAlchemy check for all of them,

@@ -38,7 +38,7 @@ class ProbeError(Exception):
     busy: the server lives, but has no room for one more connection.
     """
 
-    def __init__(self, message: str, silence: ProbeFailure = ProbeFailure.REFUSED, *, busy: bool = False) -> None:
+    def __init__(self, message: str, failure: ProbeFailure = ProbeFailure.REFUSED, *, busy: bool = False) -> None:
         super().__init__(message)
-        self.probe_failure = silence
+        self.probe_failure = failure
         self.busy = busy

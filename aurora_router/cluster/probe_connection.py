@@ -7,9 +7,9 @@ import contextlib
 from sqlalchemy import exc
 from sqlalchemy.engine import Connection
 
+from aurora_router.cluster.connect_errors import probe_error
 from aurora_router.cluster.connection_modes import asking
 from aurora_router.cluster.families import Families
-from aurora_router.cluster.mistakes import probe_error
 from aurora_router.cluster.probe import ProbeError
 from aurora_router.cluster.sockets import TrackedSocket
 from aurora_router.core.failures import traits

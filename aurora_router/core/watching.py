@@ -90,11 +90,11 @@ def answered(watch: Watch[C], link: Link[C], server: ServerStatus, asked_at: flo
     return Change(watch, news)
 
 
-def broke(watch: Watch[C], link: Link[C], silence: ProbeFailure, error: str, asked_at: float, now: float) -> Change[C]:
+def broke(watch: Watch[C], link: Link[C], failure: ProbeFailure, error: str, asked_at: float, now: float) -> Change[C]:
     """Take in that a connection broke. If it was the only one, only it may be broken: the server is down if a fresh one fails."""
     links = tuple(each for each in watch.links if each is not link)
     if links:
-        news = _failures(watch.instance, (link.server,), silence, error, asked_at, now)
+        news = _failures(watch.instance, (link.server,), failure, error, asked_at, now)
         return Change(watch._replace(links=links), news, (link.connection,))
     return Change(watch._replace(links=(), lost=(*watch.lost, link.server)), (), (link.connection,), must_connect=True)
 
@@ -113,7 +113,7 @@ def reached(watch: Watch[C], connection: C, server: ServerStatus, asked_at: floa
 
 
 def unreached(
-    watch: Watch[C], silence: ProbeFailure, error: str, asked_at: float, now: float, *, is_busy: bool = False
+    watch: Watch[C], failure: ProbeFailure, error: str, asked_at: float, now: float, *, is_busy: bool = False
 ) -> tuple[News, ...]:
     """The news of a fresh connection that failed. It says nothing of the servers to which there are connections.
 
@@ -121,12 +121,12 @@ def unreached(
     """
     if watch.links or (is_busy and watch.lost):
         return ()
-    return failed(watch, silence, error, asked_at, now)
+    return failed(watch, failure, error, asked_at, now)
 
 
-def failed(watch: Watch[C], silence: ProbeFailure, error: str, asked_at: float, now: float) -> tuple[News, ...]:
+def failed(watch: Watch[C], failure: ProbeFailure, error: str, asked_at: float, now: float) -> tuple[News, ...]:
     """The news that the servers without a connection do not answer."""
-    return _failures(watch.instance, watch.lost or (None,), silence, error, asked_at, now)
+    return _failures(watch.instance, watch.lost or (None,), failure, error, asked_at, now)
 
 
 def silent(watch: Watch[C], link: Link[C] | None, timeout: float, asked_at: float, now: float) -> tuple[News, ...]:
@@ -142,6 +142,6 @@ def silent(watch: Watch[C], link: Link[C] | None, timeout: float, asked_at: floa
 
 
 def _failures(
-    instance: str, about: Iterable[ServerId | None], silence: ProbeFailure, error: str, asked_at: float, now: float
+    instance: str, about: Iterable[ServerId | None], failure: ProbeFailure, error: str, asked_at: float, now: float
 ) -> tuple[News, ...]:
-    return tuple(Observation(instance, asked_at, now, about=server, probe_failure=silence, error=error) for server in about)
+    return tuple(Observation(instance, asked_at, now, about=server, probe_failure=failure, error=error) for server in about)

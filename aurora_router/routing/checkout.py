@@ -356,8 +356,8 @@ class Checkout:
         means = traits(failure)
         if means.suspicious:
             self._monitor.suspect(instance.id)
-        if connects and (mistake := self._engines.mistake(error)) is not None:
-            raise mistake from None
+        if connects and (refused := self._engines.argument_error(error)) is not None:
+            raise refused from None
         step = after_connecting(failure, phase, on_writer=unit.place.on_writer)
         if step is Step.RAISE:
             return False

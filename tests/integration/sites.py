@@ -60,7 +60,7 @@ class Answer(NamedTuple):
         return bool(self.all("set-cookie") or self.all(HEADER))
 
 
-OutcomeQuery = Callable[..., Answer]
+Ask = Callable[..., Answer]
 """ask(method, path, headers={}) -> Answer"""
 
 
@@ -91,12 +91,12 @@ async def asked(app: Any, method: str, path: str, headers: Headers | None = None
     return Answer(begun["status"], text, [(n.decode("latin-1"), v.decode("latin-1")) for n, v in begun.get("headers", ())])
 
 
-def asking(app: Any) -> OutcomeQuery:
+def asking(app: Any) -> Ask:
     """A function that sends requests to an ASGI application."""
     return lambda *what, **more: asyncio.run(asked(app, *what, **more))
 
 
-def asking_wsgi(app: Any) -> OutcomeQuery:
+def asking_wsgi(app: Any) -> Ask:
     """A function that sends requests to a WSGI application. The standard library's validator checks each answer."""
     client = Client(validator(app), use_cookies=False)
 
@@ -174,11 +174,11 @@ def starlette_app(router: Router) -> Starlette:
     return Starlette(routes=[Route(path, page(show), methods=METHODS) for path, show in PAGES.items()])
 
 
-def starlette_site(router: Router, **options: Any) -> OutcomeQuery:
+def starlette_site(router: Router, **options: Any) -> Ask:
     return asking(AsgiMiddleware(starlette_app(router), router, **options))
 
 
-def fastapi_site(router: Router, **options: Any) -> OutcomeQuery:
+def fastapi_site(router: Router, **options: Any) -> Ask:
     def page(show: Page) -> Any:
         def serve() -> Any:  # not async, so FastAPI calls it in a thread
             found = in_session(router, show)
@@ -196,7 +196,7 @@ def flask_answer(found: str | int) -> Any:
     return found if isinstance(found, str) else ("", found)
 
 
-def flask_site(router: Router, **options: Any) -> OutcomeQuery:
+def flask_site(router: Router, **options: Any) -> Ask:
     app = Flask("shop")
 
     for path, show in PAGES.items():
@@ -209,7 +209,7 @@ class FlaskSession(RoutingMixin, flask_sqlalchemy.session.Session):
     pass
 
 
-def flask_sqlalchemy_site(router: Router, **options: Any) -> OutcomeQuery:
+def flask_sqlalchemy_site(router: Router, **options: Any) -> Ask:
     app = Flask("shop")
     app.config["SQLALCHEMY_DATABASE_URI"] = core_of(router).writer_engine().url  # required, but the sessions never use it
     db = flask_sqlalchemy.SQLAlchemy(app, session_options={"class_": FlaskSession, "router": router})
@@ -238,7 +238,7 @@ def _django_pages() -> None:
     urls.urlpatterns = [django_path(path[1:], page(show)) for path, show in PAGES.items()]  # type: ignore[attr-defined]
 
 
-def django_site(router: Router, **options: Any) -> OutcomeQuery:
+def django_site(router: Router, **options: Any) -> Ask:
     _django_pages()
     django = get_wsgi_application()
 
@@ -248,7 +248,7 @@ def django_site(router: Router, **options: Any) -> OutcomeQuery:
     return asking_wsgi(WsgiMiddleware(app, router, **options))
 
 
-def django_asgi_site(router: Router, **options: Any) -> OutcomeQuery:
+def django_asgi_site(router: Router, **options: Any) -> Ask:
     _django_pages()
     django = get_asgi_application()
 

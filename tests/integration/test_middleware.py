@@ -12,25 +12,25 @@ from aurora_router import Router
 from aurora_router.core import events
 from aurora_router.local import PostgresCluster
 from tests.integration.shop import until_readers_serve
-from tests.integration.sites import COOKIE, HEADER, SITES, OutcomeQuery, with_cookie
+from tests.integration.sites import COOKIE, HEADER, SITES, Ask, with_cookie
 
 MakeRouter = Callable[..., Router]
 
 
 @pytest.fixture(params=SITES, ids=lambda site: site.__name__)
-def site(request: pytest.FixtureRequest, make_router: MakeRouter, heard: list[events.Event]) -> Callable[..., OutcomeQuery]:
+def site(request: pytest.FixtureRequest, make_router: MakeRouter, heard: list[events.Event]) -> Callable[..., Ask]:
     """Make hosts that serve the site, each with a router of its own."""
 
-    def host(router_options: dict[str, Any] | None = None, **options: Any) -> OutcomeQuery:
+    def host(router_options: dict[str, Any] | None = None, **options: Any) -> Ask:
         router = make_router(listeners=[heard.append], **(router_options or {}))
         until_readers_serve(router, 2)
-        ask: OutcomeQuery = request.param(router, **options)
+        ask: Ask = request.param(router, **options)
         return ask
 
     return host
 
 
-def test_a_writing_client_sees_its_write_on_another_host(paused: PostgresCluster, site: Callable[..., OutcomeQuery]) -> None:
+def test_a_writing_client_sees_its_write_on_another_host(paused: PostgresCluster, site: Callable[..., Ask]) -> None:
     """A client that has written sees its write on another host, and other clients may see it later."""
     here, there = site(), site()
     written = here("POST", "/more")
@@ -44,7 +44,7 @@ def test_a_writing_client_sees_its_write_on_another_host(paused: PostgresCluster
     assert here("GET", "/stock", with_cookie(again.cookie)).text == "12"
 
 
-def test_what_wrote_nothing_sets_nothing(cluster: PostgresCluster, site: Callable[..., OutcomeQuery]) -> None:
+def test_what_wrote_nothing_sets_nothing(cluster: PostgresCluster, site: Callable[..., Ask]) -> None:
     host = site()
     for path in ("/stock", "/broken", "/nowhere"):
         answer = host("GET", path)
@@ -53,7 +53,7 @@ def test_what_wrote_nothing_sets_nothing(cluster: PostgresCluster, site: Callabl
     assert host("GET", "/broken").status == 500
 
 
-def test_what_has_committed_and_fails_then_still_sets_it(paused: PostgresCluster, site: Callable[..., OutcomeQuery]) -> None:
+def test_what_has_committed_and_fails_then_still_sets_it(paused: PostgresCluster, site: Callable[..., Ask]) -> None:
     host = site()
     failed = host("POST", "/more-and-broken")
     assert failed.status == 500
@@ -62,7 +62,7 @@ def test_what_has_committed_and_fails_then_still_sets_it(paused: PostgresCluster
     assert "private" in failed.all("cache-control")[0]
 
 
-def test_the_token_goes_back_the_way_it_came(paused: PostgresCluster, site: Callable[..., OutcomeQuery]) -> None:
+def test_the_token_goes_back_the_way_it_came(paused: PostgresCluster, site: Callable[..., Ask]) -> None:
     host = site()
     first = host("POST", "/more", {HEADER: ""})  # The first time there is no token to send.
     (token,) = first.all(HEADER)
@@ -75,7 +75,7 @@ def test_the_token_goes_back_the_way_it_came(paused: PostgresCluster, site: Call
     assert second.cookie is None
 
 
-def test_the_cookie_is_hidden_from_scripts_and_ends_in_time(cluster: PostgresCluster, site: Callable[..., OutcomeQuery]) -> None:
+def test_the_cookie_is_hidden_from_scripts_and_ends_in_time(cluster: PostgresCluster, site: Callable[..., Ask]) -> None:
     """The cookie is of no use to scripts and other sites, and ends with the token."""
     host = site({"token_ttl": 29.5})
     (cookie,) = host("POST", "/more").all("set-cookie")
@@ -85,7 +85,7 @@ def test_the_cookie_is_hidden_from_scripts_and_ends_in_time(cluster: PostgresClu
     assert cookie.endswith("; Secure")
 
 
-def test_the_cookies_name_and_secure_flag_can_be_set(cluster: PostgresCluster, site: Callable[..., OutcomeQuery]) -> None:
+def test_the_cookies_name_and_secure_flag_can_be_set(cluster: PostgresCluster, site: Callable[..., Ask]) -> None:
     """The cookie's name, and whether it is for https alone, can be set."""
     host = site(secure=True, cookie="__Host-shop", header="x-shop")
     (cookie,) = host("POST", "/more").all("set-cookie")
@@ -96,7 +96,7 @@ def test_the_cookies_name_and_secure_flag_can_be_set(cluster: PostgresCluster, s
 
 
 def test_a_token_that_does_not_count_is_an_event_and_no_error(
-    paused: PostgresCluster, site: Callable[..., OutcomeQuery], heard: list[events.Event]
+    paused: PostgresCluster, site: Callable[..., Ask], heard: list[events.Event]
 ) -> None:
     host, signing = site({"token_ttl": 60.0}), site({"token_keys": ["a secret"]})
     token = host("POST", "/more").cookie
@@ -135,7 +135,7 @@ STRANGE = [
 ]
 
 
-def test_strange_tokens_neither_break_a_page_nor_slow_it_down(paused: PostgresCluster, site: Callable[..., OutcomeQuery]) -> None:
+def test_strange_tokens_neither_break_a_page_nor_slow_it_down(paused: PostgresCluster, site: Callable[..., Ask]) -> None:
     host = site()
     token = host("POST", "/more").cookie
     assert host("GET", "/stock", {"cookie": f'{COOKIE}="{token}"; {COOKIE}=other'}).text == "11", "quoted, and twice"
@@ -148,7 +148,7 @@ def test_strange_tokens_neither_break_a_page_nor_slow_it_down(paused: PostgresCl
             assert time.monotonic() - began < 5, "nobody is asked or waited for"
 
 
-def test_an_answer_without_a_body_is_told_as_well(paused: PostgresCluster, site: Callable[..., OutcomeQuery]) -> None:
+def test_an_answer_without_a_body_is_told_as_well(paused: PostgresCluster, site: Callable[..., Ask]) -> None:
     host = site()
     not_modified = host("GET", "/more-not-modified")
     assert not_modified.status == 304

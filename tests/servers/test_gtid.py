@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from aurora_router.core.gtid import GtidSet, MariadbGtid, mariadb_epoch
 
-OutcomeQuery = Callable[..., Any]
+Ask = Callable[..., Any]
 SETTINGS = settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SOURCES = [f"{n:08x}-71ca-11e1-9e33-c80aa942956{n}" for n in range(3)]
 
@@ -25,7 +25,7 @@ texts = st.lists(part, max_size=4).map(",\n".join)
 
 @SETTINGS
 @given(one=texts, two=texts)
-def test_mysql_contains_and_unites_sets_as_we_do(mysql: OutcomeQuery, one: str, two: str) -> None:
+def test_mysql_contains_and_unites_sets_as_we_do(mysql: Ask, one: str, two: str) -> None:
     if "blue" in one + two or "_1" in one + two:
         assume(tuple(map(int, mysql("SELECT @@version").split("-")[0].split("."))) >= (8, 3))
     mine, other = GtidSet.from_server(1, one), GtidSet.from_server(1, two)
@@ -39,7 +39,7 @@ def test_mysql_contains_and_unites_sets_as_we_do(mysql: OutcomeQuery, one: str, 
 
 @SETTINGS
 @given(text=st.lists(st.sampled_from([*SOURCES, ":", "-", ",", "0", "1", "5", "9", "\n", " ", "x"]), max_size=8).map("".join))
-def test_what_mysql_refuses_is_refused(mysql: OutcomeQuery, text: str) -> None:
+def test_what_mysql_refuses_is_refused(mysql: Ask, text: str) -> None:
     try:
         GtidSet.from_server(1, text)
     except ValueError:
@@ -54,7 +54,7 @@ positions = st.dictionaries(st.integers(0, 3), st.tuples(st.integers(1, 3), st.i
 
 @settings(SETTINGS, max_examples=100)
 @given(one=positions, two=positions)
-def test_mariadb_waits_for_a_position_that_is_not_covered(mariadb: OutcomeQuery, one: str, two: str) -> None:
+def test_mariadb_waits_for_a_position_that_is_not_covered(mariadb: Ask, one: str, two: str) -> None:
     mariadb("RESET MASTER")
     mariadb("SET GLOBAL gtid_slave_pos = %s", one)
     assert MariadbGtid.from_server(1, mariadb("SELECT @@gtid_slave_pos")) == MariadbGtid.from_server(1, one)
@@ -62,7 +62,7 @@ def test_mariadb_waits_for_a_position_that_is_not_covered(mariadb: OutcomeQuery,
     assert MariadbGtid.from_server(1, one).covers(MariadbGtid.from_server(1, two)) is reached
 
 
-def test_mariadbs_binlog_state_tells_the_newest_writers_start(mariadb: OutcomeQuery) -> None:
+def test_mariadbs_binlog_state_tells_the_newest_writers_start(mariadb: Ask) -> None:
     """MariaDB's binlog state says at which number the newest writer began."""
     mariadb("RESET MASTER")
     mariadb("SET GLOBAL gtid_slave_pos = ''")

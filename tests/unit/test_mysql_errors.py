@@ -8,8 +8,8 @@ from pathlib import Path
 import pymysql
 import pytest
 
+from aurora_router.cluster.connect_errors import probe_error
 from aurora_router.cluster.error_classification import failure_of
-from aurora_router.cluster.mistakes import probe_error
 from aurora_router.core.failures import Failure
 from aurora_router.core.instance import Instance, ProbeFailure
 from aurora_router.core.topology import Topology

@@ -5,8 +5,8 @@ import types
 import pytest
 from psycopg import OperationalError
 
+from aurora_router.cluster.connect_errors import probe_error
 from aurora_router.cluster.error_classification import failure_of
-from aurora_router.cluster.mistakes import probe_error
 from aurora_router.core.failures import Failure, Phase
 from aurora_router.core.instance import ProbeFailure
 from aurora_router.drivers import psycopg as psycopg_driver

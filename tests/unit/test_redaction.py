@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aurora_router.cluster.mistakes import hide_values, is_mistake
+from aurora_router.cluster.connect_errors import hide_values, is_argument_error
 from aurora_router.core.redaction import hide
 
 
@@ -89,4 +89,4 @@ def test_an_error_and_those_that_it_holds_on_to_forget_a_value():
     ],
 )
 def test_what_a_signal_handler_may_raise_is_no_mistake(error, found):
-    assert is_mistake(error) is found
+    assert is_argument_error(error) is found

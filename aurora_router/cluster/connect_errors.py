@@ -33,10 +33,10 @@ def hide_values(error: BaseException, values: Iterable[object], shown: Collectio
 def refusal(error: Exception, driver: Driver, values: Iterable[object], shown: Collection[object]) -> ConfigurationError | None:
     """The error to raise in place of an error of connecting; None if that is to stay. Hides the values in both."""
     hide_values(error, values, shown)
-    return ConfigurationError(str(mistake(error, driver))) if is_mistake(error) else None
+    return ConfigurationError(str(argument_error(error, driver))) if is_argument_error(error) else None
 
 
-def is_mistake(error: BaseException) -> bool:
+def is_argument_error(error: BaseException) -> bool:
     """Whether an error says that the driver, or SQLAlchemy, cannot use its arguments."""
     original = getattr(error, "orig", None) or error
     if isinstance(original, OSError):
@@ -46,7 +46,7 @@ def is_mistake(error: BaseException) -> bool:
 
 def is_refused(error: Exception) -> bool:
     """Whether an error of create_engine() says that it cannot use its arguments. Others come from a signal handler."""
-    return isinstance(error, SQLAlchemyError) or is_mistake(error)
+    return isinstance(error, SQLAlchemyError) or is_argument_error(error)
 
 
 def probe_error(error: Exception, driver: Driver, server: ServerFamily) -> ProbeError:
@@ -68,7 +68,7 @@ _VALUE = re.compile(r"""(['"])(?![a-z]{1,5}\1$).*\1""")
 """A quoted value that could not be parsed. It may be a password in the wrong place, unless it is a short word ("soon")."""
 
 
-def mistake(error: Exception, driver: Driver) -> ProbeError:
+def argument_error(error: Exception, driver: Driver) -> ProbeError:
     """An error for arguments that the driver cannot use, as one line for the user. It is not the driver's own error."""
     error = getattr(error, "orig", None) or error
     said = type(error).__name__
