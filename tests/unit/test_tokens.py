@@ -204,13 +204,13 @@ OLD = Requirement(10.0, 1, WalPosition(1, 50))
 @pytest.mark.parametrize(
     ("requirement", "samples", "expected"),
     [
-        (OLD._replace(after=95.0), (), OLD._replace(after=95.0)),
+        (OLD._replace(acknowledged_at=95.0), (), OLD._replace(acknowledged_at=95.0)),
         (OLD, (Sample(98.0, WalPosition(1, 60)),), Requirement(98.0, 1, WalPosition(1, 60))),
         (OLD._replace(position=None), (Sample(98.0, WalPosition(1, 60)),), Requirement(98.0, 1, WalPosition(1, 60))),
         (OLD, (Sample(40.0, WalPosition(1, 60)),), Requirement(100.0, 1)),
         (OLD, (Sample(98.0, WalPosition(2, 60)),), Requirement(100.0, 1)),
         (OLD, (), Requirement(100.0, 1)),
-        (OLD._replace(after=95.0), (Sample(98.0, WalPosition(1, 50)),), OLD._replace(after=98.0)),
+        (OLD._replace(acknowledged_at=95.0), (Sample(98.0, WalPosition(1, 50)),), OLD._replace(acknowledged_at=98.0)),
         (OLD._replace(is_from_token=True), (Sample(98.0, WalPosition(1, 40)),), OLD._replace(is_from_token=True)),
     ],
 )
