@@ -25,7 +25,7 @@ tokens = st.builds(Token, st.just(CLUSTER), st.none() | positions, st.integers(0
 def written(position, *keys, ttl=60.0, after=0.0, is_from_token=False):
     """A token of all that is committed until `after` seconds from now."""
     epoch = position.epoch if position is not None else 1
-    return Tokens(keys, ttl).write("7", Requirement(time.monotonic() + after, epoch, position, given))
+    return Tokens(keys, ttl).write("7", Requirement(time.monotonic() + after, epoch, position, is_from_token))
 
 
 def read(text, ttl=60.0):
