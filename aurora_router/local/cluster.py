@@ -20,6 +20,7 @@ from aurora_router.local.host import Host, Server
 from aurora_router.local.system import LocalClusterError, free_addresses, until
 
 APP = "app"  # the application's user, and its database
+CONNECT_TIMEOUT = 30  # seconds; a busy machine may need long
 
 S = TypeVar("S", bound=Server)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from aurora_router.core.positions import Position
-from aurora_router.local.cluster import APP, Cluster, LocalInstance
+from aurora_router.local.cluster import APP, CONNECT_TIMEOUT, Cluster, LocalInstance
 from aurora_router.local.host import Host
 from aurora_router.local.late import LateLine
 from aurora_router.local.mysqld import Mysqld, Words
@@ -475,7 +475,7 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
                 "port": instance.port,
                 "user": self._superuser,
                 "password": self.superuser_password,
-                "connect_timeout": 10,
+                "connect_timeout": CONNECT_TIMEOUT,
                 "read_timeout": 60,  # also for the greeting, which a frozen server never sends
                 "autocommit": True,
                 "ssl_disabled": True,  # loading certificates takes longer than all else

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aurora_router.local.cluster import APP, Cluster, LocalInstance
+from aurora_router.local.cluster import APP, CONNECT_TIMEOUT, Cluster, LocalInstance
 from aurora_router.local.host import Host, Server
 from aurora_router.local.system import (
     PROGRAMS,
@@ -435,7 +435,7 @@ class PostgresCluster(Cluster[PostgresServer]):
                 "password": self.superuser_password,
                 "dbname": "postgres",
                 "sslmode": "disable",
-                "connect_timeout": 10,
+                "connect_timeout": CONNECT_TIMEOUT,
                 "autocommit": True,
                 **options,
             }

@@ -91,7 +91,10 @@ def test_a_certificate_of_another_name_is_not_trusted(cluster: Cluster[Any], cer
     """A certificate of another name is not trusted unless the URL says so."""
     cluster.heal()
     url = make_url(cluster.url).update_query_dict({"ssl_ca": str(certificates / "ca.pem")})
-    with Router(url) as router, pytest.raises(ConfigurationError, match=r"IP address mismatch.*; check the ssl options"):
+    with (
+        Router(url, probe_timeout=10.0) as router,
+        pytest.raises(ConfigurationError, match=r"IP address mismatch.*; check the ssl options"),
+    ):
         router.start()
 
 
@@ -106,5 +109,5 @@ def test_without_an_authority_traffic_is_encrypted_unverified(cluster: Cluster[A
 def test_a_server_that_lets_nobody_in_unencrypted_says_so(cluster: Cluster[Any]) -> None:
     cluster.heal()
     url = make_url(cluster.url).update_query_dict({"ssl_disabled": "true"})
-    with Router(url) as router, pytest.raises(ConfigurationError, match="Access denied"):
+    with Router(url, probe_timeout=10.0) as router, pytest.raises(ConfigurationError, match="Access denied"):
         router.start()
