@@ -15,7 +15,7 @@ one, a plain unit three (counted on the wire), and that saving counts for more a
   connect           with router.connect(read_only=True) and one statement, against engine.connect()
   request           an ASGI application that makes one ORM read, behind AsgiMiddleware against bare: without a cookie, and with a
                     signed token in one. The difference of each round, not a ratio: what a server adds around it is the same
-  decision          for a text seen before, three instances: the unit, the verdict on its text, and where it goes
+  decision          for a text seen before, three instances: the unit, the analysis of its text, and where it goes
   classify          texts of 366 bytes, each of them new
   import            CPU time of `import aurora_router` in new processes that have imported sqlalchemy.orm and the driver (files
                     are in memory by then; wall-clock time is the same where nobody else wants the core)
