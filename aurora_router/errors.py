@@ -24,7 +24,7 @@ class RouterError(Exception):
     """The base of every error that this library raises on its own account.
 
     sent: whether anything of the failed call may have reached a server.
-    outcome_known: whether it is known what the servers made of it.
+    outcome_known: whether the outcome of the call on the servers is known.
     safe_to_retry: whether the unit may run again, from its beginning, without doing anything twice.
     """
 
@@ -33,30 +33,33 @@ class RouterError(Exception):
     safe_to_retry: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Have a copy, in this process or in another, keep the message and the attributes. Functions become None."""
+        """Keep the message and the attributes in a copy, in this process or in another. Functions become None."""
         kept = {name: None if callable(value) else value for name, value in vars(self).items()}
         return _made_anew, (type(self), self.args), kept
 
 
 def _made_anew(kind: type[RouterError], args: tuple[object, ...]) -> RouterError:
-    """Return an error with these args. Exception would give them to `__init__`, which takes others."""
+    """Return an error with these args. By default a copy would give them to `__init__`, which takes other arguments."""
     return kind.__new__(kind, *args)
 
 
 class _Unavailable(OperationalError):
     """Lets handlers of SQLAlchemy's OperationalError catch an error of the router, as they catch a refused connection.
 
-    sqlstate: what psycopg's errors have, so handlers may ask `error.orig` for it. No server has given one.
+    sqlstate: an attribute that psycopg's errors have, so handlers may read it from `error.orig`. It is None, because no server
+        has given one.
     """
 
     sqlstate: str | None = None
 
     def __init__(self, message: str) -> None:
-        Exception.__init__(self, message)  # SQLAlchemy's own wants a statement, parameters and a driver's error
+        # SQLAlchemy's own `__init__` wants a statement, parameters and a driver's error.
+        Exception.__init__(self, message)
         self.detail = []
 
     def __str__(self) -> str:
-        return Exception.__str__(self)  # without SQLAlchemy's link to a page about the driver's errors
+        # SQLAlchemy would add a link to a page about the driver's errors.
+        return Exception.__str__(self)
 
     @property
     def orig(self) -> Exception:  # type: ignore[override]
@@ -94,7 +97,7 @@ class NoWriterAvailable(RouterError, _Unavailable):
 class NoReaderAvailable(RouterError, _Unavailable):
     """No reader qualifies, and the writer may not be used. Nothing was sent.
 
-    Either `no_reader="error"` forbids the writer, or other reads use all of its connections that are for reads.
+    Either `no_reader="error"` forbids the writer, or other reads use all connections that the writer has for reads.
 
     said: what each instance last said.
     waited: seconds that the unit waited for a connection to the writer; None if the writer is forbidden.
@@ -123,9 +126,9 @@ class NoReaderAvailable(RouterError, _Unavailable):
 
 
 class AmbiguousWriter(RouterError, _Unavailable):
-    """Several instances accept writes, and nothing tells which is the newest. Writes are refused until it resolves.
+    """Several instances accept writes, and nothing tells which is the newest. Writes are refused until that is known.
 
-    instances: their names.
+    instances: the names of these instances.
     """
 
     safe_to_retry = True
@@ -142,8 +145,8 @@ class ReadOnlyViolation(RouterError):
     """A statement in a unit that is declared `read_only=True` writes, or would let the unit write.
 
     instance: where the unit was.
-    sent: whether the server refused the statement. Otherwise its text showed what it does, and it was not sent.
-    unguards: whether the statement would end the unit's transaction, or let this one or later ones of the connection write.
+    sent: whether the server refused the statement. Otherwise its text showed its effect, and it was not sent.
+    unguards: whether the statement would end the unit's transaction, or let this or a later transaction of the connection write.
     """
 
     def __init__(self, effect: str, instance: str, *, sent: bool = False, unguards: bool = False) -> None:
@@ -190,7 +193,7 @@ class OutcomeUnknown(RouterError):
 
     instance: where the COMMIT was sent.
     noted: what is known of the transaction, in words.
-    resolve: asks for the outcome, for at most so many seconds; None if nothing can tell.
+    resolve: asks for the outcome, and takes the timeout in seconds; None if nothing can tell.
     """
 
     sent = True
@@ -210,8 +213,8 @@ class OutcomeUnknown(RouterError):
         """Ask the newest writer for the outcome of the transaction.
 
         COMMITTED and NOT_COMMITTED are certain. UNKNOWN means that nothing can tell, for example because the session has no
-        `commit_check`, or that no writer could be asked in time. A copy of this error, in another process too, always says
-        UNKNOWN. If a COMMIT waits until a reader has the transaction, the answer COMMITTED waits for that, too.
+        `commit_check`. It also means that no writer could be asked in time. A copy of this error always says UNKNOWN, in another
+        process too. If a COMMIT waits until a reader has the transaction, the answer COMMITTED waits for that, too.
 
         timeout: seconds, at most.
         """
@@ -222,11 +225,12 @@ class WrongServer(RouterError, _Unavailable):
     """A new connection reached a server that the topology does not know there, or in another role. It was closed.
 
     instance: the instance that was connected to.
-    why: what the server is.
+    why: the reason, in words.
     """
 
     safe_to_retry = True
-    instance: str  # type: ignore[assignment]  # SQLAlchemy's class has a method of this name, and calls it on the class
+    # SQLAlchemy's class has a method of this name, and calls it on the class.
+    instance: str  # type: ignore[assignment]
 
     def __init__(self, instance: str, why: str) -> None:
         self.instance = instance

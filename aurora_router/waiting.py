@@ -1,6 +1,6 @@
-"""The one seam for waiting: bells, sleep, what is local to the code that connects, and a shield for COMMIT.
+"""The one seam for waiting: bells, sleep, values that are local to a thread or task, and a shield for COMMIT.
 
-Everything that a unit waits for goes through a `Waiting`. `Threads` is its only form.
+Each wait of a unit goes through a `Waiting`. `Threads` is its only implementation.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Bell(Protocol):
     """Wakes the one caller that waits for it. It is made by the caller."""
 
     def wait(self, timeout: float) -> None:
-        """Wait for a ring since the last wait, for at most `timeout` seconds."""
+        """Wait until the bell is rung, for at most `timeout` seconds. A ring since the last wait ends the wait at once."""
 
     def ring(self) -> None:
         """Wake the caller, or let its next wait end at once. Any thread may call it, as often as it likes."""
@@ -44,11 +44,11 @@ class Waiting(Protocol):
         """Make a place for a value that no other thread or task sees. The value is None at first."""
 
     def shielded(self, send: Callable[P, T]) -> Callable[P, T]:
-        """Make a form of `send`, which commits. If its caller is cancelled meanwhile, it still waits for the answer."""
+        """Wrap `send`, which sends a COMMIT. If the caller is cancelled meanwhile, the wrapper still waits for the answer."""
 
 
 class Threads:
-    """The waiting of threads. An exception of a signal handler may end each wait at any moment."""
+    """The waiting of threads. An exception of a signal handler may end any wait at any moment."""
 
     def bell(self) -> ThreadBell:
         return ThreadBell()
@@ -66,7 +66,8 @@ class Threads:
 class ThreadBell:
     """A bell for one thread.
 
-    It is a lock that the waiting thread finds held. An Event can be left half-done by an exception of a signal handler.
+    It is a lock that is held until the bell is rung. A threading.Event would not do, because an exception of a signal handler can
+    leave it half-done.
     """
 
     __slots__ = ("_lock",)

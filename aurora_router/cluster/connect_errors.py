@@ -1,4 +1,4 @@
-"""Errors of connecting, in words for the user that repeat no value of an option."""
+"""Errors of connecting, in words for the user. The words repeat no value of an option."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from aurora_router.servers import ServerFamily
 
 
 def hide_values(error: BaseException, values: Iterable[object], shown: Collection[object]) -> None:
-    """Hide these values in an error, and in its causes and contexts. shown: see `hide()`."""
+    """Hide these values in an error, and in its causes and contexts.
+
+    shown: names that everybody may see, as in `hide()`.
+    """
     found, left = [*values], [error]
     done: list[BaseException] = []
     while left:
@@ -31,13 +34,16 @@ def hide_values(error: BaseException, values: Iterable[object], shown: Collectio
 
 
 def refusal(error: Exception, driver: Driver, values: Iterable[object], shown: Collection[object]) -> ConfigurationError | None:
-    """The error to raise in place of an error of connecting; None if that is to stay. Hides the values in both."""
+    """Return the error to raise in place of an error of connecting; None if the original one is to stay.
+
+    Neither error shows the values.
+    """
     hide_values(error, values, shown)
     return ConfigurationError(str(argument_error(error, driver))) if is_argument_error(error) else None
 
 
 def is_argument_error(error: BaseException) -> bool:
-    """Whether an error says that the driver, or SQLAlchemy, cannot use its arguments."""
+    """Return whether an error says that the driver, or SQLAlchemy, cannot use its arguments."""
     original = getattr(error, "orig", None) or error
     if isinstance(original, OSError):
         return not isinstance(original, TimeoutError | ConnectionError)  # signal handlers raise TimeoutError
@@ -45,12 +51,15 @@ def is_argument_error(error: BaseException) -> bool:
 
 
 def is_refused(error: Exception) -> bool:
-    """Whether an error of create_engine() says that it cannot use its arguments. Others come from a signal handler."""
+    """Return whether create_engine() raised this error because it cannot use its arguments.
+
+    Any other error comes from a signal handler.
+    """
     return isinstance(error, SQLAlchemyError) or is_argument_error(error)
 
 
 def probe_error(error: Exception, driver: Driver, server: ServerFamily) -> ProbeError:
-    """The driver's error as one line for the user."""
+    """Return the driver's error as one line for the user."""
     original: Any = getattr(error, "orig", None) or error
     code = driver.code(original)
     words, advice = driver.explain(original)
@@ -69,7 +78,10 @@ _VALUE = re.compile(r"""(['"])(?![a-z]{1,5}\1$).*\1""")
 
 
 def argument_error(error: Exception, driver: Driver) -> ProbeError:
-    """An error for arguments that the driver cannot use, as one line for the user. It is not the driver's own error."""
+    """Return an error of arguments that the driver cannot use, as one line for the user.
+
+    error: for example a TypeError. It is not of the driver's own class.
+    """
     error = getattr(error, "orig", None) or error
     said = type(error).__name__
     if not isinstance(error, UnicodeError):  # a UnicodeError shows parts of the password

@@ -32,10 +32,10 @@ class Surroundings(NamedTuple):
 
     allowed_servers: gives the servers that an instance may lead to at this moment, in its role.
     on_wrong_server: called with an instance that led to another server, and the reason.
-    pooler: what the user says stands before the servers; None if the router finds that out.
+    pooler: the user's word on a pooler before the servers; None if the router must find out whether there is one.
     counters: counts connections that were made.
-    dispatcher: tells of connections that were made.
-    tell_closed: tells of connections that were closed, maybe later.
+    dispatcher: publishes an event for each connection that was made.
+    tell_closed: called with an event for each connection that was closed. It may publish the event later.
     """
 
     driver: Driver
@@ -112,7 +112,7 @@ class ConnectionEvents:
     def _watch(self, number: int) -> TrackedSocket:
         """Have a socket shut down when the instance is lost.
 
-        Raises WrongServer if the instance was lost already, because the loss would miss the socket.
+        Raises WrongServer if the instance is lost already, because the shutdown of its sockets may have missed this one.
         """
         tracked = TrackedSocket(number)
         self._owner.add_socket(tracked)
@@ -121,14 +121,17 @@ class ConnectionEvents:
         return tracked
 
     def _made(self, dbapi: Any, _: Any) -> None:
-        """Let a loss wake a thread that hangs in SQLAlchemy's first look at a server, which comes before _connected()."""
+        """Track the socket during SQLAlchemy's first look at a server, which comes before _connected().
+
+        If the instance is lost meanwhile, a thread that hangs there wakes.
+        """
         with contextlib.suppress(OSError, self._error):  # closed already, as _connected() will find
             tracked = TrackedSocket(self._driver.fileno(dbapi))
             track(dbapi, tracked)
             self._owner.add_socket(tracked)
 
     def _connected(self, dbapi: Any, record: Any) -> None:
-        """Find out which server this is. It must be one that the topology knows here."""
+        """Find out which server a new connection has reached, and close it unless the topology knows that server here."""
         place = self._owner.id
         try:
             tracked = self._watch(self._driver.fileno(dbapi))
@@ -202,7 +205,7 @@ class ConnectionEvents:
             self._shared.modes.make_as_new(dbapi, record)
 
     def _detached(self, _: Any, record: ConnectionPoolEntry) -> None:
-        """Note that a unit has ended, whose connection goes on without a pool and keeps its state."""
+        """Note that a unit has ended. Its connection goes on without a pool, and keeps its ConnectionState."""
         state: ConnectionState | None = record.info.pop(STATE, None)
         if state is not None and state.unit is not None:
             self._shared.hooks.on_release(state.unit, self._owner.id)

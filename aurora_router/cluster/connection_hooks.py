@@ -1,4 +1,4 @@
-"""What the connections of a router call: the layer of the units gives it, and the layer of the pools knows nothing more of it."""
+"""The functions that a router's connections call. `routing` implements them, and `cluster` knows nothing else of `routing`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ConnectionHooks(Protocol):
     def before_execute(self, cursor: Any, text: str, /, *rest: Any) -> None: ...
 
     def ends_with_rollback(self, raw: PoolProxiedConnection, /) -> bool:
-        """Whether a rollback ends the unit of a connection, so nothing more is sent in the unit."""
+        """Return whether a rollback ends the unit of a connection. If so, nothing more is sent in the unit."""
         ...
 
     def on_error(self, context: ExceptionContext, /) -> BaseException | None: ...

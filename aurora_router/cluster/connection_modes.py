@@ -30,15 +30,15 @@ class ConnectionModes:
         self._error: type[Exception] = dialect.loaded_dbapi.Error
 
     def ask_on(self, dbapi: Any) -> Query:
-        """Make a function that asks on a driver's connection."""
+        """Make a function that asks the server on a driver's connection: see `asking()`."""
         return asking(dbapi, self._driver)
 
     def is_usable(self, connection: PoolProxiedConnection, instance: Instance, now: float) -> bool:
-        """Whether a connection that was just checked out leads to the right server and seems alive.
+        """Return whether a connection that was just checked out leads to the right server and seems alive.
 
         Sends a ping only if the socket has something to read.
 
-        instance: the instance when it was chosen, with the servers behind it.
+        instance: as it was when it was chosen, with the servers that stood behind it then.
         now: seconds, monotonic.
         """
         state: ConnectionState = connection.info[STATE]
@@ -47,11 +47,11 @@ class ConnectionModes:
         if now - state.checked_out_at < FRESH:
             return True
         state.checked_out_at = now
-        # An idle connection that has something to read was closed, or got a notice. Only then is a ping worth it.
+        # If an idle connection has something to read, it was closed, or it got a notice. A ping tells the two apart.
         return not state.poll(0) or _alive(self._dialect, connection.dbapi_connection)
 
     def is_alive(self, connection: PoolProxiedConnection) -> bool:
-        """Whether a connection that was just checked out is new or seems alive."""
+        """Return whether a connection that was just checked out is new or seems alive."""
         state: ConnectionState = connection.info[STATE]
         before, state.checked_out_at = state.checked_out_at, time.monotonic()
         return before == -math.inf or not state.poll(0) or _alive(self._dialect, connection.dbapi_connection)
@@ -59,8 +59,8 @@ class ConnectionModes:
     def set_mode(self, connection: PoolProxiedConnection, mode: Mode, isolation: str | None = None) -> None:
         """Switch a connection that was just checked out to a mode. This sends something in two cases only.
 
-        - A connection was made to a reader and is to write, or the other way round, after a promotion in place.
-        - The read-only default may have been changed, and the server does not report that. Then it is set again.
+        - After a promotion in place, a connection that was made to a reader is to write, or the other way round.
+        - The read-only default may have been changed, and the server does not report such changes. Then the default is set again.
 
         isolation: the level that SQLAlchemy has already set on the connection for this unit.
         """
@@ -90,7 +90,10 @@ class ConnectionModes:
             state.mode = mode
 
     def ensure_default_read_only(self, connection: PoolProxiedConnection) -> None:
-        """Make a connection refuse writes if the transactions of its read-only unit are not read-only by themselves."""
+        """Make the connection of a read-only unit refuse writes.
+
+        Call this if the unit's transactions are not read-only by themselves.
+        """
         state: ConnectionState = connection.info[STATE]
         driver: Any = connection.dbapi_connection
         state.mode = None
@@ -99,21 +102,24 @@ class ConnectionModes:
             state.default_read_only = True
 
     def keep_read_only(self, connection: PoolProxiedConnection) -> None:
-        """Have each transaction of a connection be read-only if its mode holds only for the first one."""
+        """Make each transaction of a connection read-only if the connection's mode holds only for the first transaction.
+
+        A connection that a pooler shares stays as it is.
+        """
         state: ConnectionState = connection.info[STATE]
         if state.mode is None and not state.is_shared:
             self.ensure_default_read_only(connection)
 
     def restore_read_only(self, connection: PoolProxiedConnection) -> None:
-        """Set the read-only default again if a unit in autocommit has changed it. Nothing else keeps it from writing."""
+        """Set the read-only default again if a unit in autocommit has changed it. Nothing else keeps the unit from writing."""
         driver: Any = connection.dbapi_connection
         if self._driver.has_lost_read_only(driver):
             self._set_default_read_only(connection, True)
 
     def literal_mode(self, connection: PoolProxiedConnection, *, ask: bool) -> str | None:
-        """The setting for backslashes in texts of this connection, as it is now: see `Driver.literal_mode`.
+        """Return the current setting for backslashes in texts of this connection: see `Driver.literal_mode`.
 
-        ask: whether the server may be asked.
+        ask: whether the server may be asked. If not, the result is None if only the server knows the setting.
         """
         driver: Any = connection.dbapi_connection
         found = self._driver.literal_mode(driver)
@@ -124,7 +130,7 @@ class ConnectionModes:
         return found
 
     def make_as_new(self, dbapi: Any, record: ConnectionPoolEntry) -> None:
-        """Set the mode of a new connection, because listeners of the application expect it at the next checkout."""
+        """Give a connection the mode of a new one again, because listeners of the application expect it at the next checkout."""
         state: ConnectionState = record.info[STATE]
         state.mode = None
         try:
@@ -153,7 +159,7 @@ class ConnectionModes:
 
 
 def asking(dbapi: Any, driver: Driver) -> Query:
-    """Make a function that asks on a driver's connection. It returns the answer to the last statement of a text."""
+    """Make a function that sends a text on a driver's connection, and returns the answer to its last statement."""
 
     def ask(sql: str) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
         with contextlib.closing(dbapi.cursor()) as cursor:

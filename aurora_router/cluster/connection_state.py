@@ -1,4 +1,4 @@
-"""What the router knows of one pooled connection: one object in the connection's `info`."""
+"""The router's knowledge of one pooled connection: one object in the connection's `info`."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ UNIT: Final = "aurora_router_unit"
 class ConnectionState:
     """The state of one pooled connection.
 
-    family: of its server.
+    family: the family of its server.
     driver: the module of its driver.
     default_autocommit: whether the driver's connection was in autocommit when it was made.
     is_shared: whether a pooler gives the server's connection to other clients, too.
     poll: tells what there is to read on its socket, as select.poll.poll() does.
-    server: where it leads; None since a rollback on it has failed.
-    mode: what it was switched to; None if that is unknown.
+    server: the server that it leads to; None after a rollback on it has failed.
+    mode: the mode that it was switched to; None if its mode is unknown.
     default_read_only: whether it refuses writes outside of transactions.
-    is_handed_out: whether somebody else may have set something on it since the router did.
-    is_outdated: whether what it had prepared is out of date.
-    is_inherited: whether it was open at a fork, and belongs to the parent.
-    checked_out_at: when it was last checked: seconds, monotonic. -inf for a new one.
-    unit: what it was checked out for; None in the pool. Only the hooks know its class.
+    is_handed_out: whether the application may have changed its settings since the router last set them.
+    is_outdated: whether its prepared statements are out of date.
+    is_inherited: whether it was open at a fork, and so belongs to the parent process.
+    checked_out_at: when it was last checked (seconds, monotonic); -inf for a new connection.
+    unit: the unit that has checked it out; None in the pool. Only the hooks know the unit's class.
     """
 
     __slots__ = (
@@ -106,6 +106,6 @@ def state_of(raw: PoolProxiedConnection) -> ConnectionState:
 
 
 def unit_of(connection: Connection | PoolProxiedConnection) -> Any:
-    """Return what a pooled connection was checked out for; None if that has ended."""
+    """Return the unit that has checked out a pooled connection; None if the unit has ended."""
     state: ConnectionState | None = connection.info.get(STATE)
     return state.unit if state is not None else None

@@ -24,8 +24,8 @@ def put_around_rollbacks(engine: Engine, driver: Driver, interceptor: Connection
     """Close a connection if its rollback fails or would take long, and skip a rollback that would send nothing.
 
     - A rollback fails if the connection is gone, or if a signal handler's exception interrupted its last statement. The
-      server rolls back when the connection ends. A unit that only read need not learn of it. The connection is replaced at
-      its next checkout.
+      server rolls back when the connection ends. A unit that only read need not learn of the failure. The connection is
+      replaced at its next checkout.
     - A rollback takes long at the end of a unit that has not read its stream to the end. PyMySQL would read the rest first.
     """
     dialect: Any = engine.dialect
@@ -38,7 +38,7 @@ def put_around_rollbacks(engine: Engine, driver: Driver, interceptor: Connection
         try:
             plain(connection)
         finally:
-            # The server may have rolled back before the connection was lost.
+            # Call this after an error, too, because the server may have rolled back before the connection was lost.
             interceptor.on_rollback(connection)
 
     rollback = plain if driver.ROLLS_ALL_BACK else careful
@@ -69,9 +69,10 @@ def put_around_rollbacks(engine: Engine, driver: Driver, interceptor: Connection
 
 
 def put_around_commits(engine: Engine, interceptor: ConnectionHooks, waiting: Waiting) -> None:
-    """Have each COMMIT go through the interceptor, and both steps of a COMMIT in two phases. All are shielded.
+    """Send each COMMIT, and both steps of a COMMIT in two phases, through the interceptor.
 
-    The engine's own event comes only before a COMMIT, and slows down every statement.
+    All of them are shielded: see `Waiting.shielded`. SQLAlchemy's event "commit" is no substitute. It comes only before a
+    COMMIT, and a listener to it slows down every statement.
     """
     dialect: Any = engine.dialect
 
@@ -89,9 +90,9 @@ def put_around_commits(engine: Engine, interceptor: ConnectionHooks, waiting: Wa
 
 
 def put_around_options(engine: Engine, interceptor: ConnectionHooks) -> None:
-    """Have execution options that change something in the driver's connection go through the interceptor.
+    """Send execution options that change the driver's connection through the interceptor.
 
-    The engine's own event slows down every statement.
+    A listener to SQLAlchemy's own event would slow down every statement.
     """
     dialect: Any = engine.dialect
     set_options = dialect.set_connection_execution_options
@@ -122,7 +123,7 @@ def explain_argument_errors(engine: Engine, driver: Driver, options: Mapping[str
                 refused = refusal(error, driver, [*of_engine, *given.values()], shown | given.keys())
                 if refused is None:
                     raise
-            # Not from the driver's error, because that may hold more than its message says.
+            # Raise it outside of `except`, so that it does not chain the driver's error, which may hold more than its message.
             raise refused
 
         return do

@@ -1,6 +1,6 @@
 """The connections of a router, by instance.
 
-SQLAlchemy's engine, pool and dialect are the connection layer; the router only listens to their events.
+SQLAlchemy's engine, pool and dialect are the connection layer. The router listens to their events, and wraps some functions.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Engines:
 
     allowed_servers: gives the servers that an instance may lead to at this moment, in its role.
     on_wrong_server: called with an instance that led to another server, and the reason.
-    hooks: gives what the connections call. It is asked for when the first connection is made.
+    hooks: returns the hooks that the connections call. It is called when a pool is made, because the hooks need the engines.
     waiting: how units wait for their connections.
-    dispatcher: tells of connections that were made and closed.
+    dispatcher: publishes events of connections that were made or closed.
     counters: counts connections that were made, and units that waited for a pool.
     modes: check and switch the connections of all instances.
     stand_in: an engine that stands for the cluster if a session class chooses among several engines. It never connects.
@@ -133,7 +133,7 @@ class Engines:
         )
 
     def pool(self, instance: Instance) -> InstancePool:
-        """The connections to an instance."""
+        """Return the connections to an instance."""
         pool = self._pools.get(instance.id)
         if pool is None:
             with self._lock:
@@ -142,17 +142,17 @@ class Engines:
         return pool
 
     def engine(self, instance: Instance) -> Engine:
-        """The engine that connects to this instance in its role, made at first use."""
+        """Return the engine that connects to this instance in its role, made at first use."""
         return (self._pools.get(instance.id) or self.pool(instance)).engine(instance.role)
 
     def in_use(self, instance_id: str) -> int:
-        """Connections of this instance that are checked out of the pool for reads."""
+        """Return how many connections of this instance are checked out of the pool for reads."""
         pool = self._pools.get(instance_id)
         return pool.reads_in_use() if pool is not None else 0
 
     @contextlib.contextmanager
     def telling_later(self) -> Iterator[list[events.Event]]:
-        """Collect the events of connections that this thread closes meanwhile, because it must not wait for listeners."""
+        """Collect the events of connections that this thread closes meanwhile. The thread must not wait for listeners."""
         told = self._untold.value = []
         try:
             yield told
@@ -166,7 +166,7 @@ class Engines:
             self._dispatcher.publish(event)
 
     def pool_usage(self, instance: Instance) -> PoolUsage:
-        """The connections of an instance at this moment, in the pools of both roles."""
+        """Count the connections of an instance at this moment, in the pools of both roles."""
         options = self._connecting.reader_options if instance.role is Role.READER else self._connecting.options
         limit, _ = get_pool_limits(options)
         return self.pool(instance).usage(None if math.isinf(limit) else int(limit))
@@ -233,7 +233,7 @@ class Engines:
             pool.shut_down_probes()
 
     def may_queue(self, instance_id: str) -> bool:
-        """Whether a probe of an instance may wait in a pooler's queue because units of this router have the places."""
+        """Return whether a probe of an instance may wait in a pooler's queue because units of this router use its connections."""
         pool = self._pools.get(instance_id)
         return pool is not None and pool.may_queue()
 
@@ -245,7 +245,7 @@ class Engines:
     # -- errors of connecting -------------------------------------------------------------------------------------
 
     def failure(self, error: BaseException, phase: Phase) -> Failure:
-        """The kind of failure that an exception from SQLAlchemy or the driver stands for."""
+        """Return the kind of failure that an exception from SQLAlchemy or the driver stands for."""
         if isinstance(error, WrongServer):
             return own_error(error).failure
         if isinstance(error, exc.DBAPIError):
@@ -253,9 +253,9 @@ class Engines:
         return failure_of(error, self._families.leading, disconnected=True, phase=phase)
 
     def argument_error(self, error: Exception) -> ConfigurationError | None:
-        """The error to raise in place of the driver's for an option that it cannot use; None for other errors.
+        """Return the error to raise in place of the driver's if an option cannot be used; None for other errors.
 
-        The driver's error may repeat the option's value, which may be a password in the wrong place.
+        The driver's error may repeat the option's value. The value may be a password in the wrong place.
         """
         original: Any = getattr(error, "orig", None) or error
         if re.search(self._driver.UNUSABLE, str(original)) or self._driver.code(original) in self._families.leading.UNUSABLE:
@@ -263,7 +263,7 @@ class Engines:
         return None
 
     def explain(self, error: Exception) -> str:
-        """An error of connecting as one line for the user."""
+        """Return an error of connecting as one line for the user."""
         return str(probe_error(error, self._driver, self._families.leading))
 
 

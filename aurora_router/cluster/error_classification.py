@@ -24,14 +24,16 @@ from aurora_router.errors import RouterError
 from aurora_router.servers import ServerFamily, usual
 
 FACTS = "aurora_router_facts"
-"""An attribute of errors that passed through a router: what it knew when the error happened. The error itself shows less."""
+"""An attribute of errors that passed through a router: the facts that the router knew. The error itself shows less."""
 
 
 def classify_error(error: BaseException) -> Facts:
-    """Say what is known of a failed call: was anything sent, is the outcome known, may the unit run again from its beginning.
+    """Return the facts about a failed call.
 
-    For an error that did not pass through a router, it assumes that statements run in a transaction. The driver's own error does
-    not say whether it came in COMMIT. So if the connection was lost, it may have been a COMMIT.
+    They say if anything was sent, if the outcome is known, and if the unit may run again from its beginning.
+
+    An error that did not pass through a router shows less. The function then assumes that statements run in a transaction. The
+    driver's own error does not say whether it came in COMMIT. So if the connection was lost, the call may have been a COMMIT.
 
     error: from a router's session or connection, or any other error of SQLAlchemy or the driver.
     """
@@ -77,7 +79,7 @@ def failure_of(
 ) -> Failure:
     """Return the failure that an error of the driver stands for.
 
-    server: the family that the error came from; None stands for the usual one.
+    server: the family of the server that the error came from; None for the usual family.
     """
     driver = driver_of(error)
     if error is None or driver is None:
@@ -92,6 +94,10 @@ def failure_of(
 
 
 def is_contention(error: BaseException) -> bool:
-    """Return whether a run failed without any trouble of an instance. Then the waits between the runs spare the instances."""
+    """Return whether another run after this error spends nothing of the retry budget.
+
+    It spends nothing if no instance is in trouble, because the waits between the runs spare the instances enough. It also spends
+    nothing if the error is waited out: see `OwnError`.
+    """
     is_waited_out = isinstance(error, RouterError) and own_error(error).is_waited_out
     return is_waited_out or traits(classify_error(error).failure).is_contention

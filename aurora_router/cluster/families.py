@@ -1,4 +1,4 @@
-"""Which server family answers at each instance. It is found out by asking, because a URL names the driver alone."""
+"""The server family of each instance. The router asks each server for it, because a URL names only the driver."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class Families:
     def find(self, instance_id: str, query: Query) -> ServerFamily:
         """Find out which family answers at an instance now.
 
-        The monitor does so on each of its connections, because no change of a server leaves them open.
+        The monitor calls this once on each of its connections. Once is enough, because no connection survives a change of its
+        server.
 
         Raises whatever `query` raises.
         """
@@ -32,5 +33,5 @@ class Families:
         return found
 
     def at(self, instance_id: str) -> ServerFamily:
-        """The family that answered at an instance last; the leading one before the first answer."""
+        """Return the family that answered at an instance last; the leading one before the first answer."""
         return self._found.get(instance_id, self.leading)

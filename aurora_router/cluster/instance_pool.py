@@ -39,7 +39,8 @@ from aurora_router.waiting import Waiting
 log = logging.getLogger("aurora_router")
 
 _READER = Role.READER  # an enum's members are slow to look up on the request path
-LONGEST_ANSWER = 1 << 26  # bytes, of a probe's question; the catalog's functions take about 100 each
+# Bytes that the answer to a probe may have. Each function of the catalog takes about 100.
+LONGEST_ANSWER = 1 << 26
 _PROBE_OPTIONS = ("connect_args", "creator", "module", "paramstyle", "client_encoding")
 
 
@@ -60,7 +61,7 @@ class Connecting(NamedTuple):
     """How the engines of a router are made.
 
     url_of: gives the URL of an instance for the arguments of the driver's connect().
-    options, reader_options: of create_engine(), for the writer and for readers.
+    options, reader_options: options of create_engine(), for the writer and for readers.
     password: gives the password for each new connection; None if the URL or `connect_args` have it.
     connects_at_once: how many connects to one instance run at once.
     connect_turn_timeout: seconds that a connect waits for its turn.
@@ -95,7 +96,7 @@ class InstancePool:
         self._driver: Driver = shared.driver
         self._has_one_engine = connecting.options is connecting.reader_options
         self._lock = threading.Lock()
-        # By whether it is for reads. Both are the same if readers have no options of their own.
+        # The key says whether the engine is for reads only. If readers have no options of their own, the only key is False.
         self._engines: dict[bool, Engine] = {}
         self._unpooled: Engine | None = None
         self._probing: Engine | None = None
@@ -135,9 +136,9 @@ class InstancePool:
         return [engine.pool for engine in [*self._engines.values()] if isinstance(engine.pool, QueuePool)]
 
     def usage(self, limit: int | None) -> PoolUsage:
-        """The connections at this moment, in the pools of both roles.
+        """Count the connections at this moment, in the pools of both roles.
 
-        limit: how many the pool of the instance's role may have; None if there is no limit.
+        limit: how many connections the pool of the instance's role may have; None if there is no limit.
         """
         pools = self._pools()
         in_use, idle = sum(pool.checkedout() for pool in pools), sum(pool.checkedin() for pool in pools)
@@ -167,10 +168,10 @@ class InstancePool:
             self._count(is_for_reads, engine)
 
     def _shut_down(self, before: float) -> int:
-        """Shut all sockets down that were made before that time. Some are outside of the pool, and there may be no others.
+        """Shut down all sockets that were made before that time, also those outside of the pools.
 
-        Call this after the pool is replaced. The threads that wake return their connections to the old pool. Nothing empties
-        that pool any more, so the threads that wait there get the slots.
+        Call this after the pools are replaced. The threads that wake return their connections to the old pool. Nothing empties
+        the old pool any more, so the threads that wait there get the places of these connections.
         """
         with self._lock:
             sockets = sum(tracked.shut_down() for tracked in self._sockets if tracked.since < before)
@@ -201,7 +202,8 @@ class InstancePool:
     def forked(self, dead: socket.socket) -> None:
         """In a forked child, begin without connections. The parent's connections stay open, and nothing is sent on them.
 
-        The parent's pools are kept and not emptied. psycopg does not end another process's session, nor may the router.
+        The parent's pools are kept and not emptied, because the router must not end another process's sessions. psycopg does not
+        end them either.
 
         dead: a socket that leads nowhere.
         """
@@ -228,7 +230,7 @@ class InstancePool:
         """Have each pooled connection drop its prepared statements at its next checkout.
 
         A statement that is out of date on one connection is out of date on all. A reader's read-only default is set again, too.
-        Connections that are not marked pay nothing for this.
+        This costs nothing on connections that are not marked.
         """
         with self._lock:
             for tracked in self._sockets:
@@ -263,7 +265,7 @@ class InstancePool:
     # -- the monitor's connections --------------------------------------------------------------------------------
 
     def may_queue(self) -> bool:
-        """Whether a probe may wait in a pooler's queue because units of this router have its slots."""
+        """Return whether a probe may wait in a pooler's queue because units of this router use the pooler's connections."""
         has_pooler = self._has_pooler or self._shared.pooler is not None
         return has_pooler and any(pool.checkedout() for pool in self._pools())
 
@@ -284,7 +286,7 @@ class InstancePool:
             opening.close()
 
     def shut_down_probes(self) -> None:
-        """Shut the sockets of the probes down that are connecting, and let them open no others.
+        """Shut down the sockets of the probes that are connecting, and let these probes open no others.
 
         This ends their threads. Otherwise a server that never stops sending would keep the threads, and fill the memory.
         """
@@ -323,8 +325,8 @@ class InstancePool:
     def _unasked(self, said: str) -> ProbeError:
         """The error of a probe that found no such host, or got no password.
 
-        It counts as a mistake unless a probe has connected before. Then the trouble may pass, so a unit that waits for a writer
-        should go on waiting.
+        It counts as a mistake in the configuration if no probe has connected before. Otherwise the trouble may pass, so units
+        that wait for a writer should go on waiting.
         """
         return ProbeError(said, ProbeFailure.REFUSED if self._is_reached else ProbeFailure.MISCONFIGURED)
 
@@ -334,7 +336,8 @@ class InstancePool:
                 options = self._bare_options()
                 # 2 is libpq's shortest timeout. It only frees the thread, because the monitor has a deadline of its own.
                 options["connect_args"] = {**options.get("connect_args", {}), "connect_timeout": 2}
-                # A probe's connection is not used again, so it needs no reset. If it is lost, SQLAlchemy would log an error.
+                # A probe's connection is not used again, so it needs no reset. SQLAlchemy would log an error at the reset of a
+                # lost one.
                 pool = {"poolclass": NullPool, "pool_reset_on_return": None}
                 engine = self._create({**pool, **self._driver.BARE, **options})
                 self._check_connect_timeout(engine.url)
@@ -351,9 +354,10 @@ class InstancePool:
         yield
 
     def _check_connect_timeout(self, url: URL) -> None:
-        """Raise ConfigurationError for a timeout that the driver cannot use, which may be a password in the wrong place.
+        """Raise ConfigurationError for a connect_timeout that the driver cannot use.
 
-        A probe has a timeout of its own, so only units would meet the driver's error.
+        The value may be a password in the wrong place, so the error does not repeat it. A probe has a timeout of its own, so only
+        units would meet the driver's error.
         """
         of_units = (self._connecting.options["connect_args"], self._connecting.reader_options["connect_args"])
         for given in (url.query, *of_units):
@@ -396,7 +400,7 @@ class InstancePool:
         explain_argument_errors(engine, self._driver, options)
         ask_for_password(engine, connecting.password, options)
         limit_connects(engine, self._connect_slots, connecting.connect_turn_timeout, connecting.waiting)
-        # These are events of the dialect. One listener for the connection's events makes SQLAlchemy check for all of them,
+        # These are events of the dialect. If the connection's own events had a listener, SQLAlchemy would check for all of them,
         # which takes 20 us a statement.
         for name in ("do_execute", "do_executemany", "do_execute_no_params"):
             event.listen(engine, name, hooks.before_execute)
@@ -406,7 +410,7 @@ class InstancePool:
         return engine
 
     def _before_waiting(self) -> None:
-        """Note that a thread is about to wait for a connection of a full pool."""
+        """Note that a thread is about to wait for a connection from a full pool."""
         self._shared.hooks.before_waiting()
         self._shared.counters.pool_waits[self.id] += 1
 

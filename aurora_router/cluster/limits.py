@@ -12,15 +12,16 @@ from aurora_router.core.budget import RetryBudget
 from aurora_router.telemetry.stats import Counters
 from aurora_router.waiting import Bell, Waiting
 
-# Seconds after which a waiting thread looks by itself, because an exception may have come before its bell was rung.
+# Seconds after which a waiting thread looks by itself if it has a slot. Its bell may not have been rung, because an exception
+# of a signal handler came first.
 LOOK = 0.5
 
 
 class FairSemaphore:
-    """A FIFO semaphore: all wait in one line, and those at its head have a slot.
+    """A FIFO semaphore: all turns stand in one line, and the first ones have a slot.
 
     There is no lock and no counter, because a signal handler may raise an exception at any moment. Each step is one
-    operation on a dict, which is then either done or not done.
+    operation on a dict, which no exception can leave half-done.
     """
 
     def __init__(self, number: float, waiting: Waiting) -> None:
@@ -44,14 +45,14 @@ class FairSemaphore:
         return len(self._line) - self.waiting
 
     def cancel_waiters(self) -> None:
-        """Have all that wait now give up, because a slot is of no use to them any more."""
+        """Make all waiting turns give up, because a slot is of no use to them any more."""
         if self.waiting:
             for turn in [*self._line][self._number :]:
                 turn.is_over = True
                 turn.bell.ring()
 
     def forked(self) -> None:
-        """In a forked child: all slots are free, and nobody waits."""
+        """Free all slots and forget all waiting turns, in a forked child."""
         self._line.clear()
 
     def _has_slot(self, turn: _Turn) -> bool:
@@ -70,8 +71,8 @@ class FairSemaphore:
 class Slot:
     """The owner of one slot, made before the slot is acquired, so that a slot always has an owner.
 
-    Call release() in the end. If an exception out of a signal handler prevents that, the slot is free again when this
-    object is collected.
+    Call release() in the end. If an exception of a signal handler prevents that, the slot is released when this object is
+    garbage-collected.
     """
 
     _turn: _Turn | None = None
@@ -88,7 +89,7 @@ class Slot:
         return self._turn is not None
 
     def acquire(self, timeout: float) -> bool:
-        """Acquire a slot, first come, first served. False after `timeout` seconds or cancel_waiters()."""
+        """Acquire a slot, first come, first served. Return False after `timeout` seconds or cancel_waiters()."""
         until = time.monotonic() + timeout
         self._turn = turn = _Turn(self._semaphore.bell())
         self._semaphore._enter(turn)
@@ -107,7 +108,7 @@ class Slot:
         return False
 
     def release(self) -> None:
-        """Release the slot. Does nothing if none was acquired."""
+        """Release the slot. Do nothing if none was acquired."""
         turn = self._turn
         if turn is not None:
             self._semaphore._leave(turn)
@@ -117,7 +118,7 @@ class Slot:
 class _Turn:
     """One entry in the line for slots.
 
-    is_over: it gives up unless it has a slot already.
+    is_over: whether the turn must give up, unless it has a slot already.
     """
 
     __slots__ = ("bell", "is_over")
@@ -130,7 +131,7 @@ class _Turn:
 class RetryThrottle:
     """Decides whether units may retry, and publishes an event if they may not.
 
-    count: counts a unit; takes the time in seconds, monotonic.
+    record_unit: counts a unit; takes the time in seconds, monotonic.
     publish: called with an event.
     counters: counts refusals.
     """
@@ -141,12 +142,15 @@ class RetryThrottle:
         self.forked()
 
     def forked(self) -> None:
-        """Begin to count anew, with a free lock: at first and in a forked child."""
+        """Begin to count anew, with a free lock. Called at first and in a forked child."""
         self.budget = RetryBudget(threading.Lock())
         self.record_unit = self.budget.record
 
     def allow(self, instance: str | None, *, first: bool) -> bool:
-        """Whether a unit may retry after a failure on that instance. first: whether this is the unit's first retry."""
+        """Return whether a unit may retry after a failure on that instance.
+
+        first: whether this is the unit's first retry.
+        """
         now = time.monotonic()
         if self.budget.try_spend(now, first=first):
             return True

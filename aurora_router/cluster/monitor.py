@@ -1,8 +1,8 @@
 """Watch the instances, publish frozen topologies, and wake waiting threads. No other code talks to servers on its own account.
 
 One thread is the scheduler, and each instance has a thread that only probes it. So a server that hangs, or a name that does not
-resolve, holds up no other instance. The scheduler declares an overdue probe silent and cuts its connection, even while that is
-being made. If the answer comes after all, it is dropped. When what is due, `core/probing` decides.
+resolve, holds up no other instance. The scheduler declares an overdue probe silent and cuts its connection, even if that is still
+being made. If the answer comes after all, it is dropped. `core/probing` decides when each task is due.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from aurora_router.core.topology import Topology
 from aurora_router.core.watching import News
 from aurora_router.waiting import Bell, Waiting
 
-# Topologies whose news may wait for a listener that does not return. Later news is left out.
+# How many pieces of news may wait for a listener that does not return. Later ones are dropped.
 MAX_UNTOLD = 1000
 
 _NO_FUNCTIONS = "the functions of %s could not be read: %s"
@@ -36,8 +36,8 @@ _NOT_PRUNED = "old rows of the commit table on %s could not be removed: %s"
 class Haste(enum.Enum):
     """How soon waiting threads want an answer.
 
-    ALONE: at once, and then in a hurry.
-    SHARED: once for all of them, and not more often than every position_interval.
+    ALONE: the instances are probed at once for each thread, and fast from then on.
+    SHARED: one probe serves all waiting threads, and comes not more often than every position_interval.
     """
 
     ALONE = 1
@@ -48,11 +48,11 @@ class Monitor:
     """Watch a set of instances.
 
     connect: opens a probe connection to an instance; raises ProbeError.
-    cut: ends a connect to an instance that is under way, by its id; called by another thread.
-    changed: called with the old topology, the new one and when that was published (seconds, monotonic), in a thread of its own.
-        All changes during one call become one change. The functions that it returns are called in another thread, which
-        listeners may hold up.
-    may_queue: whether a probe of an instance may wait in a pooler's queue for a place that units have.
+    cut: ends a connect that is under way; takes the instance's id. It is called from another thread.
+    changed: takes the old topology, the new one, and the time when the new one was published (seconds, monotonic). It is called
+        in a thread of its own. All changes during one call become one change. It returns functions, which are called in another
+        thread. Listeners may hold up that thread, but not the first one.
+    may_queue: whether a probe of an instance may wait in a pooler's queue because units use the pooler's connections.
     waiting: how units wait for a topology.
     told: called with the events of probes, in the thread that listeners may hold up; None if there are no listeners.
     """
@@ -93,7 +93,8 @@ class Monitor:
         self._announcer: threading.Thread | None = None
         self._teller: threading.Thread | None = None
         self._news: queue.SimpleQueue[Iterable[Callable[[], object]] | None] = queue.SimpleQueue()
-        self._moved = threading.Condition()  # guards the attributes below; tells the announcer of each new topology
+        # It guards the attributes below, and wakes the announcer at each new topology.
+        self._moved = threading.Condition()
         self._poke = threading.Event()
         self._watchers: dict[str, Watcher] = {}
         self._waiting: dict[Bell, None] = {}  # rung at each new topology, in the order in which they came
@@ -109,7 +110,7 @@ class Monitor:
         self._closed = False
 
     def start(self) -> None:
-        """Begin to probe. Do nothing if that has begun."""
+        """Begin to probe. Do nothing if probing has begun already."""
         with self._moved:
             if self._thread is not None or self._closed:
                 return
@@ -128,7 +129,7 @@ class Monitor:
             self._teller.start()
 
     def stop(self) -> list[Watcher]:
-        """Stop probing, and have the threads end soon. Return the watchers that have ended. It waits for nothing."""
+        """Stop probing, and make the threads end soon. Return the stopped watchers, and wait for nothing."""
         with self._moved:
             self._closed = True
             watchers = list(self._watchers.values())
@@ -142,7 +143,7 @@ class Monitor:
     def close(self) -> None:
         """Stop probing, close the probe connections, and join the threads. Idempotent.
 
-        If threads hang in a connect, the whole wait for them is no longer than probe_timeout.
+        The wait for all threads together is no longer than probe_timeout, even if threads hang in a connect.
         """
         watchers = self.stop()
         deadline = time.monotonic() + self._timing.timeout
@@ -164,13 +165,13 @@ class Monitor:
         self.trusted_until = self._trust.trusted_until
 
     def wait_for(self, satisfied: Callable[[Topology], bool], timeout: float, *, haste: Haste | None = None) -> Topology:
-        """Wait until the topology is trusted and satisfies the condition, and return the newest one.
+        """Wait until the topology is trusted and satisfies the condition, and return the newest topology.
 
-        The wait also ends at the timeout, or if the monitor is closed. If the machine sleeps during the wait, older observations
-        must not end it, so the topology must be trusted.
+        The wait also ends at the timeout, or if the monitor is closed. The topology must be trusted, because the machine may
+        sleep during the wait. Observations from before the sleep must not end it.
 
         timeout: seconds.
-        haste: probe all instances that answer sooner than they are due.
+        haste: how much sooner than usual to probe the instances that answer; None for the usual pace.
         """
         if self.is_current and satisfied(self.topology):
             return self.topology
@@ -202,7 +203,7 @@ class Monitor:
 
     @property
     def is_current(self) -> bool:
-        """Whether the topology is current. It is not after this process stood still: stopped, or its machine asleep."""
+        """Whether the topology is current. It is not after this process was stopped for a while, or its machine slept."""
         return probing.is_trusted(self._trust, time.time())
 
     def wait_until_trusted(self) -> None:
@@ -219,8 +220,8 @@ class Monitor:
     def confirm_role(self, instance: str, server: ServerId) -> Role | None:
         """Ask a server now, and return the role that it answers with.
 
-        Return None if it no longer stands behind the instance, or if it has not answered in time. That is the time after which a
-        silent server is known to be lost.
+        Return None if the server no longer stands behind the instance, or if it does not answer in time. The time is over when a
+        silent server would be known to be lost.
         """
         now = time.monotonic()
         self.suspect(instance)
@@ -259,14 +260,17 @@ class Monitor:
         self.suspect(instance)
 
     def request_positions(self) -> None:
-        """Ask for positions now, once for all sessions that have written and want to read, at most every position_interval."""
-        # Otherwise a round is wanted already that has not begun yet. It will do.
+        """Ask for positions now, but at most once every position_interval.
+
+        One round of probes serves all sessions that have written and want to read.
+        """
+        # If a round was requested and has not begun yet, that round will do.
         if self._wanted_at <= self._served_at:
             self._wanted_at = time.monotonic()
             self._poke.set()
 
     def request_catalog(self) -> None:
-        """Read the catalog soon, because a function was called that it did not list when it was last read."""
+        """Read the catalog soon, because a statement called a function that the catalog did not list when it was last read."""
         self._catalog_wanted = True
 
     def add(self, instance: Instance) -> None:
@@ -330,12 +334,12 @@ class Monitor:
             del news
 
     def _tell_later(self, event: events.Event) -> None:
-        """Have an event of a probe told, unless too many wait already. News of topologies has the rest of the room."""
+        """Publish an event of a probe later, unless too much news waits already. Half of the room is for news of topologies."""
         if self._told is not None and self._news.qsize() < MAX_UNTOLD // 2:
             self._news.put((partial(self._told, event),))
 
     def _tell_observed(self, observation: Observation) -> None:
-        """Have the end of a probe told."""
+        """Publish the end of a probe later."""
         where, server = observation.instance, observation.server
         took, at = observation.answered_at - observation.asked_at, time.time()
         if server is not None:
@@ -353,7 +357,7 @@ class Monitor:
         self._publish(lambda topology: self._accepted(pure.observe(topology, observation)))
 
     def _accepted(self, topology: Topology) -> Topology:
-        """Return the topology, or one that begins anew if all names lead to another cluster and that is accepted."""
+        """Return the topology. If all names lead to another cluster, and the settings accept it, return one that begins anew."""
         if not self._accept_new_cluster or (successor := topology.successor) is None:
             return topology
         warn("the cluster %s was replaced by %s under the same names: it is used from now on", topology.cluster, successor)
@@ -362,30 +366,30 @@ class Monitor:
     # -- what the watchers need ------------------------------------------------------------------------------------------
 
     def take(self, news: News) -> None:
-        """Take in what a probe has found."""
+        """Apply the news of a probe to the topology."""
         if isinstance(news, Observation):
             self._observed(news)
         else:
             self._publish(lambda topology: pure.forget_server(topology, news.instance, news.server))
 
     def is_recheck_due(self, instance: Instance, rechecked_at: float, now: float) -> bool:
-        """Tell whether to find out anew where the instance's name leads."""
+        """Return whether it is time to find out anew where the instance's name leads."""
         return probing.is_recheck_due(self.topology, instance, rechecked_at, self._timing, now)
 
     def side_tasks(self, instance_id: str, now: float) -> Iterator[SideTask]:
-        """Yield what else to do on a connection to the instance now, one after the other."""
+        """Yield the other tasks that are due on a connection to the instance now, one after the other."""
         if self._is_catalog_due(instance_id, now):
             yield SideTask(self._read_catalog, _NO_FUNCTIONS)
         if self.prunes and probing.is_prune_due(self.topology, instance_id, self.pruned_at, now):
             yield SideTask(self._prune, _NOT_PRUNED)
 
     def on_probe_end(self) -> None:
-        """Run the scheduler at once if threads that came during the probe need another one."""
+        """Run the scheduler at once if threads that came during the probe need another probe."""
         if any(self._hasty.values()):
             self._poke.set()
 
     def _is_catalog_due(self, instance_id: str, now: float) -> bool:
-        """Return whether the caller must read the catalog now. If so, nobody else must."""
+        """Return whether the caller must read the catalog now. If so, no other watcher reads it."""
         with self._moved:
             is_due = probing.is_catalog_due(self.topology, instance_id, self._catalog_at, is_wanted=self._catalog_wanted, now=now)
             if is_due:
@@ -416,7 +420,7 @@ class Monitor:
                 try:
                     wake = min(wake, self._service(watcher, demand, now))
                 except BaseException:
-                    # For example no thread can be started. This instance must wait then, but the others must not.
+                    # For example, no thread can be started. Then this instance must wait, but the others must not.
                     watcher.report("%s could not be attended to")
             self._poke.wait(max(wake - time.monotonic(), 0.0))
 
@@ -427,7 +431,7 @@ class Monitor:
         if stood_still:
             for watcher in watchers:
                 if watcher.asked_at is not None:
-                    watcher.asked_at = now  # the silence was not the instance's
+                    watcher.asked_at = now  # this process was silent, not the instance
         self._trust = probing.keep(before, self.topology, self._timing, now, wall)
         self.trusted_until = self._trust.trusted_until
         if self._trust.doubted_at is None and (stood_still or before.doubted_at is not None):

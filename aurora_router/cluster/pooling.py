@@ -1,4 +1,4 @@
-"""A pool of connections to one instance: SQLAlchemy's own, with three hooks, and fair after failed connects."""
+"""A pool of connections to one instance: SQLAlchemy's QueuePool with three hooks, which stays fair after failed connects."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RouterPool(QueuePool):
 
     __module__ = QueuePool.__module__  # SQLAlchemy names a pool's logger after it
 
-    # Set when the engine has a new pool. Connections that come back to this one are closed then.
+    # True once the engine has a new pool. From then on, connections that come back to this pool are closed.
     over = False
     before_waiting: Callable[[], None] | None = None  # may raise PoolFull
     checked_out: Callable[[PoolProxiedConnection], None] | None = None
@@ -58,7 +58,7 @@ class RouterPool(QueuePool):
         return pool
 
     def _create_connection(self) -> ConnectionPoolEntry:
-        # The record connects at checkout. If that fails, it comes back to the pool like any other.
+        # The record connects at checkout. If the connect fails, the record comes back to the pool like any other.
         return _ConnectionRecord(self, connect=False)
 
     def _return_conn(self, record: ConnectionPoolEntry) -> None:
@@ -66,7 +66,7 @@ class RouterPool(QueuePool):
             if self.checked_in is not None:
                 self.checked_in(record, self.over)
         except BaseException:
-            # A signal handler has raised it. Without a second call the unit would stay under way in its scopes.
+            # A signal handler has raised this. Without a second call, the unit would count as under way in its scopes.
             if self.checked_in is not None:
                 self.checked_in(record, True)
             raise
@@ -76,7 +76,7 @@ class RouterPool(QueuePool):
             self._close_late()
 
     def _close_late(self) -> None:
-        """Close a connection that came back just when this pool was disposed. Its place stays for a thread that waits."""
+        """Close a connection that came back just when this pool was disposed. A waiting thread gets its place."""
         with contextlib.suppress(Empty):
             record: Any = self._pool.get(False)
             record.close()

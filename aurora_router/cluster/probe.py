@@ -1,4 +1,4 @@
-"""What a probe needs of a connection, and how it fails."""
+"""The connection that a probe needs, and the error of a probe that failed."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Probe:
         self._error: type[Exception] = connection.dialect.loaded_dbapi.Error
         self._ask = asking(dbapi, driver)
         self._omissions: str | None = None
-        # Only now, because listeners of the application find the connection as on a plain engine.
+        # Do this only now, because listeners of the application must find the connection as on a plain engine.
         driver.end_transaction(dbapi)
         driver.set_mode(dbapi, Mode.AUTOCOMMIT, True, False)
         self._server = families.find(instance_id, self._ask)
@@ -52,7 +52,7 @@ class Probe:
         return said
 
     def _omitted(self) -> str:
-        """What the writer leaves out of its log; "" if it may not be asked."""
+        """The writer's omissions: see `ServerFamily.omissions`. "" if the user has no privilege to ask."""
         try:
             return self._server.omissions(self._ask)
         except self._error as error:
@@ -61,7 +61,7 @@ class Probe:
             raise
 
     def functions(self) -> frozenset[str]:
-        """The user functions that do not write, according to the catalog. Raises ProbeError."""
+        """Return the user functions that do not write, according to the catalog. Raises ProbeError."""
         try:
             _, rows = self._ask(self._server.FUNCTIONS)
             return self._server.parse_functions(rows)
@@ -81,7 +81,7 @@ class Probe:
         self.socket.shut_down()
 
     def close(self) -> None:
-        """Close; never raises."""
+        """Close the connection, and never raise."""
         with contextlib.suppress(Exception):
             self._connection.close()
         self.socket.duplicate.close()

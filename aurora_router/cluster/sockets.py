@@ -17,10 +17,10 @@ from aurora_router.core.instance import ProbeFailure
 
 
 class TrackedSocket:
-    """The socket of a connection: the driver's file descriptor, and a duplicate, which another thread may shut down at any time.
+    """The socket of a connection: the driver's file descriptor, and a duplicate that another thread may shut down at any time.
 
-    since: seconds, monotonic. Its server was last found in the topology then, or just after.
-    is_announced: whether the router has told that the connection can be used.
+    since: seconds, monotonic. At this time, or just after it, the topology was found to have the connection's server.
+    is_announced: whether the router has announced that the connection can be used.
     """
 
     is_announced = False
@@ -28,7 +28,8 @@ class TrackedSocket:
     def __init__(self, number: int) -> None:
         self._number = number
         self.since = time.monotonic()
-        # A file descriptor of os.dup() would have no owner until its socket is made, and a signal handler may raise before.
+        # A signal handler may raise at any moment. A file descriptor of os.dup() has no owner until its socket is made, so it
+        # could leak.
         self.duplicate = socket.socket()
         os.dup2(number, self.duplicate.fileno(), inheritable=False)
         # A strong reference would keep the connection alive, because its state may lead back to the driver's connection.
@@ -48,7 +49,7 @@ class TrackedSocket:
         self._state = weakref.ref(state)
 
     def leads_to(self, number: int) -> bool:
-        """Whether this file descriptor of the driver's still belongs to the same socket."""
+        """Return whether this file descriptor of the driver's still belongs to the same socket."""
         return self._number == number and os.path.sameopenfile(number, self.duplicate.fileno())
 
     def shut_down(self) -> bool:
@@ -70,7 +71,8 @@ class TrackedSocket:
             state.is_inherited, state.unit = True, None
 
 
-# By the driver's connections, because some have no room for an attribute. Each socket is held by its connection alone.
+# The keys are the driver's connections, because some of them have no room for an attribute. Each socket lives as long as its
+# connection.
 _sockets: weakref.WeakKeyDictionary[Any, TrackedSocket] = weakref.WeakKeyDictionary()
 
 

@@ -18,9 +18,9 @@ from aurora_router.core.topology import Topology
 log = logging.getLogger("aurora_router")
 
 MIXED = (
-    "%s: one and the same connection has led to different servers: positions prove nothing there, and sessions that have written "
-    "stay on the writer for pin_seconds. If somebody has set server_id there, make a new router; otherwise a pooler stands there "
-    "that chooses between servers: go around it"
+    "%s: one and the same connection has led to different servers. So positions prove nothing there, and sessions that have "
+    "written stay on the writer for pin_seconds. If somebody has set server_id there, make a new router. Otherwise a pooler "
+    "there chooses between servers: go around it"
 )
 
 
@@ -70,7 +70,8 @@ def take_in(
 class _Useless(NamedTuple):
     """Why the connections to an instance are of no use any more.
 
-    cut_before: those in use that were made before this moment lead nowhere (seconds, monotonic). None: they are still good.
+    cut_before: cut the connections in use that were made before this time (seconds, monotonic), because they lead nowhere. None
+        if all connections in use are still good.
     """
 
     reason: str

@@ -1,6 +1,6 @@
 """The thread of one instance, which only probes it. So a server that hangs holds up no other instance.
 
-Which servers stand behind the instance, and what an answer or a failure says of them, `core/watching` decides.
+`core/watching` decides which servers stand behind the instance, and what an answer or a failure says of them.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from aurora_router.core.watching import Change, Link, News, Watch
 
 log = logging.getLogger("aurora_router")
 
-# Threads of one instance that may hang (for example in name resolution). After that no more are started.
+# How many threads of one instance may hang, for example in name resolution. If as many hang, no more are started.
 MAX_STUCK_THREADS = 4
-REPORT_INTERVAL = 10.0  # seconds between two reports of the same unexpected exception
-WARNING_INTERVAL = 60.0  # seconds between two warnings that the same side task failed
+# Seconds between two reports of the same unexpected exception.
+REPORT_INTERVAL = 10.0
+# Seconds between two warnings that the same side task failed.
+WARNING_INTERVAL = 60.0
 
 _NOBODY = ServerId("", None, None, "")
 
@@ -31,8 +33,8 @@ _NOBODY = ServerId("", None, None, "")
 def report(rate: Rate, message: str, *values: object) -> None:
     """Log the exception that is being handled, in a thread of the monitor's, as often as the rate allows.
 
-    Code of the application may have raised it: a listener, a log handler, a way to connect. Nothing that it raises may end the
-    thread, SystemExit included.
+    Code of the application may have raised it: a listener, a log handler, a password function. No exception of such code may end
+    the thread, not even SystemExit.
     """
     came = rate.passes(time.monotonic())
     if came:
@@ -57,7 +59,7 @@ class SideTask(NamedTuple):
 
 
 class Owner(Protocol):
-    """What a watcher needs of the monitor. Its threads call these."""
+    """The part of the monitor that the threads of a watcher call."""
 
     def connect(self, instance: Instance) -> ProbeConnection:
         """Open a probe connection. Raises ProbeError."""
@@ -68,27 +70,27 @@ class Owner(Protocol):
         ...
 
     def take(self, news: News) -> None:
-        """Take in what a probe has found."""
+        """Apply the news of a probe to the topology."""
         ...
 
     def is_recheck_due(self, instance: Instance, rechecked_at: float, now: float) -> bool:
-        """Tell whether to find out anew where the instance's name leads."""
+        """Return whether it is time to find out anew where the instance's name leads."""
         ...
 
     def side_tasks(self, instance_id: str, now: float) -> Iterable[SideTask]:
-        """Return what else to do on a connection now, one after the other."""
+        """Return the other tasks that are due on a connection now, one after the other."""
         ...
 
     def on_probe_end(self) -> None:
-        """Take notice that a probe has ended."""
+        """Note that a probe has ended."""
         ...
 
 
 class Watcher:
     """The thread of one instance. On request it asks the servers behind it, and reports each answer as an observation.
 
-    If a thread hangs and cannot be cut (in name resolution), another replaces it and takes over its connections. A connection
-    that the old thread makes after all is closed by that thread.
+    If a thread hangs and cannot be cut, for example in name resolution, another one replaces it and takes over its connections.
+    If the old thread makes a connection after all, it closes that connection itself.
     """
 
     def __init__(self, owner: Owner, instance: Instance) -> None:
@@ -142,7 +144,7 @@ class Watcher:
         """Report an overdue probe as silent, and free its thread or replace it.
 
         asked_at: when the probe began; seconds, monotonic.
-        timeout: seconds that it had.
+        timeout: seconds that the probe had.
         """
         asking, watch = self._asking, self._watch
         self.asked_at = time.monotonic()

@@ -22,14 +22,14 @@ Check = Callable[[str, Any], Any]
 
 
 def optional(check: Check) -> Check:
-    """Return the same check, which accepts None as well."""
+    """Return a check that accepts None, and otherwise does what this check does."""
     return lambda name, value: None if value is None else check(name, value)
 
 
 def check_password(name: str, password: object) -> str | Callable[[], str] | None:
     """Return the password, or a function that asks for it and checks the answer.
 
-    Raises ConfigurationError, which does not repeat it.
+    Raises ConfigurationError, which does not repeat the password.
     """
     if isinstance(password, str):
         _refuse_nul(f"{name}=", password)
@@ -83,21 +83,21 @@ def named(name: str, value: object) -> str:
 
 
 def check_choice(name: str, value: T, choices: tuple[str | None, ...]) -> T:
-    """Raises ConfigurationError unless the value is one of the choices."""
+    """Raise ConfigurationError unless the value is one of the choices."""
     if value not in choices:
         raise ConfigurationError(f"{named(name, value)}: use one of {', '.join(map(repr, choices))}")
     return value
 
 
 def check_flag(name: str, value: T) -> T:
-    """Raises ConfigurationError unless the value is True or False."""
+    """Raise ConfigurationError unless the value is True or False."""
     if value is not True and value is not False:
         raise ConfigurationError(f"{named(name, value)}: use True or False")
     return value
 
 
 def check_seconds(name: str, value: T, *, or_zero: bool = False) -> T:
-    """Raises ConfigurationError unless the value is a positive, finite number, or 0 if that is allowed."""
+    """Raise ConfigurationError unless the value is a positive, finite number, or 0 if that is allowed."""
     if (
         isinstance(value, bool)
         or not isinstance(value, int | float)
@@ -110,28 +110,31 @@ def check_seconds(name: str, value: T, *, or_zero: bool = False) -> T:
 
 
 def check_share(name: str, value: T) -> T:
-    """Raises ConfigurationError unless the value is above 0 and at most 1."""
+    """Raise ConfigurationError unless the value is above 0 and at most 1."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
         raise ConfigurationError(f"{named(name, value)}: give a share above 0 and at most 1, like 0.5")
     return value
 
 
 def check_count(name: str, value: T) -> T:
-    """Raises ConfigurationError unless the value is a whole number of at least 1."""
+    """Raise ConfigurationError unless the value is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigurationError(f"{named(name, value)}: give a whole number, 1 or more")
     return value
 
 
 def check_addresses(name: str, value: Iterable[str]) -> tuple[str, ...]:
-    """Raises ConfigurationError, which does not repeat the value, unless it is a collection. The addresses are read later."""
+    """Raise ConfigurationError unless the value is a collection. The error does not repeat the value.
+
+    The addresses are parsed later.
+    """
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise ConfigurationError(f'{name} must be a list, like ["db-2:5432", "db-3:5432"]')
     return tuple(value)
 
 
 def check_names(name: str, value: Iterable[str]) -> tuple[str, ...]:
-    """Raises ConfigurationError unless the value is a collection of strings."""
+    """Raise ConfigurationError unless the value is a collection of strings."""
     listed = tuple(value) if isinstance(value, Iterable) else ()
     if isinstance(value, str) or not isinstance(value, Iterable) or not all(isinstance(item, str) for item in listed):
         raise ConfigurationError(f"{name}: give a list of names")
@@ -139,7 +142,7 @@ def check_names(name: str, value: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_keys(name: str, value: Iterable[str | bytes]) -> tuple[str | bytes, ...]:
-    """Raises ConfigurationError unless the value is a collection of secrets, which it does not repeat."""
+    """Raise ConfigurationError unless the value is an ordered collection of secrets. The error does not repeat them."""
     ordered = isinstance(value, Iterable) and not isinstance(value, str | bytes | Set | Mapping)
     listed = tuple(value) if ordered else ("",)
     if not all(isinstance(item, str | bytes) and item for item in listed):
@@ -148,13 +151,13 @@ def check_keys(name: str, value: Iterable[str | bytes]) -> tuple[str | bytes, ..
 
 
 def check_http_name(name: str, value: object) -> None:
-    """Raises ConfigurationError unless the value can be the name of a cookie and of a header."""
+    """Raise ConfigurationError unless the value can be the name of a cookie and of a header."""
     if not isinstance(value, str) or re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", value) is None:
         raise ConfigurationError(f"{named(name, value)}: give a name of letters, digits, - and _")
 
 
 def check_callables(name: str, value: Iterable[Callable[..., Any]]) -> tuple[Callable[..., Any], ...]:
-    """Raises ConfigurationError unless the value is a collection of callables."""
+    """Raise ConfigurationError unless the value is a collection of callables."""
     listed = tuple(value) if isinstance(value, Iterable) else ()
     if not isinstance(value, Iterable) or not all(callable(item) for item in listed):
         raise ConfigurationError(f"{name}: give a list of functions")
@@ -170,7 +173,10 @@ def check_run(
     commit_check: object = "xid",
     **unknown: object,
 ) -> None:
-    """Raises ConfigurationError for arguments that Router.run_transaction() cannot use: now, not at the next failover."""
+    """Raise ConfigurationError for arguments that Router.run_transaction() cannot use.
+
+    Without this check, the mistake would show only at the next failover.
+    """
     if unknown:
         names = ", ".join(f"{name}=" for name in unknown)
         raise ConfigurationError(f"transactional() does not know {names}: use deadline, stop, wait or commit_check")
@@ -185,16 +191,16 @@ def check_run(
 
 
 def check_route(route: object) -> None:
-    """Raises ConfigurationError unless the execution option `route` may have this value."""
+    """Raise ConfigurationError unless the execution option `route` may have this value."""
     if route not in (None, "writer", "reader"):
         raise ConfigurationError('execution option route=...: use "writer" or "reader"')
 
 
 def check_factory(factory: object) -> None:
-    """Raises ConfigurationError unless Router.transactional() can be sure that the factory makes sessions.
+    """Raise ConfigurationError unless Router.transactional() can be sure that the factory makes sessions.
 
-    If the parentheses are forgotten, the factory is the decorated function, which would never run. So a factory that could
-    take a session must say that it returns one.
+    If `@router.transactional` lacks its parentheses, the factory is the decorated function, which would never run. So a factory
+    that could take a session must be annotated to return one.
     """
     made: Any = factory
     while isinstance(made, functools.partial):
@@ -236,7 +242,7 @@ def _returned_by(function: Any) -> object:
 
 
 def check_function(fn: object) -> None:
-    """Raises ConfigurationError unless Router.transactional() can decorate the function."""
+    """Raise ConfigurationError unless Router.transactional() can decorate the function."""
     if not callable(fn):
         raise ConfigurationError("transactional() decorates a function; write @router.transactional(Session) above one")
     name = getattr(fn, "__name__", type(fn).__name__)
@@ -303,7 +309,7 @@ def check_reader_options(name: str, options: Mapping[str, Any]) -> dict[str, Any
     """Check options for readers alone, as check_engine_options() does."""
     checked = check_engine_options(name, options)
     if get_isolation(checked) is not None:
-        raise ConfigurationError(f"{name} cannot have an isolation level: units are sent by that of engine_options")
+        raise ConfigurationError(f"{name} cannot have an isolation level: the level of engine_options decides where units go")
     return checked
 
 
@@ -314,7 +320,10 @@ def merge_options(options: Mapping[str, Any], over: Mapping[str, Any]) -> dict[s
 
 
 def get_pool_limits(options: Mapping[str, Any]) -> tuple[float, float]:
-    """Return how many connections an instance's pool may have, and the seconds to wait for one, as create_engine() reads them."""
+    """Return how many connections an instance's pool may have, and the seconds to wait for one.
+
+    The options are read as create_engine() reads them.
+    """
     size, overflow, timeout = (options.get(name, usual) for name, usual in _POOL.items())
     return (math.inf if size <= 0 or overflow < 0 else size + overflow), max(timeout, 0.0)
 
@@ -324,6 +333,6 @@ _POOL = {"pool_size": 5, "max_overflow": 10, "pool_timeout": 30.0}
 
 
 def get_isolation(options: Mapping[str, Any]) -> str | None:
-    """The isolation level that the engine options ask for, None for the server's default."""
+    """Return the isolation level that the engine options ask for; None for the server's default."""
     level = options.get("isolation_level") or options.get("execution_options", {}).get("isolation_level")
     return None if level is None else str(level)

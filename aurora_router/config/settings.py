@@ -95,8 +95,8 @@ class Settings:
     password: str | Callable[[], str] | None = setting(
         None,
         check_password,
-        """in place of the URL's password: a text, or a function that returns one. The function is called without arguments for
-        each new connection, the monitor's too, in the thread that connects. If it fails, that is a `ConfigurationError`""",
+        """used in place of the URL's password: a text, or a function that returns one. The function is called without arguments
+        for each new connection, also of the monitor, in the thread that connects. If it fails, `ConfigurationError` is raised""",
     )
     consistency: Consistency = setting(
         "session",
@@ -107,8 +107,8 @@ class Settings:
     max_lag: float | None = setting(
         None,
         optional(check_seconds),
-        """a reader further behind, or whose lag is not known, is not used. The lag counts from the reader's last answer, and
-        readers are asked four times in that time""",
+        """a reader that is further behind, or whose lag is unknown, is not used. The time since a reader's last answer counts as
+        lag, so each reader is probed at least four times within `max_lag`""",
         "seconds",
     )
     balance: Strategy | Balance = setting(
@@ -120,90 +120,93 @@ class Settings:
     no_reader: NoReader = setting(
         "writer",
         partial(check_choice, choices=get_args(NoReader)),
-        """where reads go when no reader qualifies; `"error"`: `NoReaderAvailable`. While a session waits to see its own write
-        it reads from the writer in both cases""",
+        """where reads go if no reader qualifies. With `"error"` they raise `NoReaderAvailable`. While a session waits to see its
+        own write, it reads from the writer in both cases""",
     )
     writer_share_for_reads: float = setting(
         0.5,
         check_share,
-        """how much of the writer's pool reads may take while no reader qualifies. The others wait for a place, at most
-        `pool_timeout`, then get `NoReaderAvailable`. It does not count if only one instance is configured""",
+        """how much of the writer's pool reads may take while no reader qualifies. Other reads wait for a slot, at most
+        `pool_timeout`, and then raise `NoReaderAvailable`. It has no effect if only one instance is configured""",
         "share",
     )
     connects_at_once: int = setting(
         4,
         check_count,
-        """how many new connections to one instance may be under way. One that waits longer than `pool_timeout` (at least 3 s),
-        or while one of those fails, fails as if it could not connect""",
+        """how many connects to one instance may run at once; others wait. A waiting connect fails with an error of the driver
+        after `pool_timeout` (at least 3 s), or as soon as a running one fails""",
     )
     failover_timeout: float = setting(60.0, check_seconds, "how long a unit waits for a writer", "seconds")
     probe_interval: float = setting(
-        1.0, check_seconds, "between two probes of an instance; 0.02 while something is suspect", "seconds"
+        1.0, check_seconds, "time between two probes of an instance; 0.02 s while something is suspect", "seconds"
     )
     probe_timeout: float = setting(
-        1.0, check_seconds, "after which a probe counts as silent; two in a row take an instance out of use", "seconds"
+        1.0,
+        check_seconds,
+        "time for an answer, after which a probe counts as silent. Two silent probes in a row take an instance out of use",
+        "seconds",
     )
     position_interval: float = setting(
-        0.05, check_seconds, "between two probes while a session waits to see its own write", "seconds"
+        0.05, check_seconds, "time between two probes while a session waits to see its own write", "seconds"
     )
     pin_seconds: float = setting(
         5.0,
         check_seconds,
-        "how long a session that has written stays on the writer if nothing can be known of the readers",
+        "how long a session that has written stays on the writer if the readers give no evidence at all",
         "seconds",
     )
     wait_for_reader: float = setting(
         0.0,
         partial(check_seconds, or_zero=True),
-        "how long a read waits for a reader that has what it must see, before it goes to the writer",
+        "how long a read waits for a reader that has the data that the read must see. Then it goes to the writer",
         "seconds",
     )
     token_keys: Iterable[str | bytes] = setting(
         (),
         check_keys,
-        """secrets by which tokens are signed, which needs the extra `signing`. The last one signs and all are accepted, so that
-        they can be changed one host after the other. Without any, tokens are not signed""",
+        """secrets that sign tokens. This needs the extra `signing`. The last secret signs, and all are accepted, so you can
+        change them on one host after the other. Without any secret, tokens are not signed""",
         "texts or bytes",
     )
     token_ttl: float = setting(60.0, check_seconds, "how long a token is honoured after it was made", "seconds")
     read_only_functions: Iterable[str] = setting(
         (),
         check_names,
-        "functions that do not write, though the database does not say so (PostgreSQL: VOLATILE)",
+        "functions that do not write, although the database does not say so (on PostgreSQL: functions that are VOLATILE)",
         "names, as the statements spell them",
     )
     stale_write_guard: bool = setting(
         True,
         check_flag,
-        """objects that automatic units loaded from a reader are looked up on the writer before a flush writes them:
-        `StaleRead`""",
+        """before a flush writes objects that an automatic unit loaded from a reader, they are compared with the writer. If one
+        is stale, `StaleRead` is raised""",
     )
     accept_new_cluster: bool = setting(
         False,
         check_flag,
-        """a cluster that was made anew under the same names (another system identifier, group or GTID domain) is used once all
-        instances say that they belong to it. Otherwise that takes a new router, because names that lead to the wrong cluster
-        look the same""",
+        """whether a cluster that was made anew under the same names is used, once all instances say that they belong to it. It
+        has another system identifier, group or GTID domain. With `False` that takes a new router, because names that lead to the
+        wrong cluster look the same""",
     )
     engine_options: Mapping[str, Any] | None = setting(
         None,
         lambda name, value: check_engine_options(name, value or {}),
-        """for `create_engine()` of each instance: `pool_size`, `connect_args`, `echo` ... Not `poolclass`, `pool`, `creator`,
-        `pool_reset_on_return`""",
+        """options of `create_engine()` for each instance: `pool_size`, `connect_args`, `echo` ... Not allowed are `poolclass`,
+        `pool`, `creator` and `pool_reset_on_return`""",
     )
     reader_options: Mapping[str, Any] | None = setting(
         None,
         optional(check_reader_options),
-        """the same for readers alone, over `engine_options`: a smaller `pool_size`, other `connect_args` ... Not
-        `isolation_level`. They hold while an instance is a reader: when it is promoted, what it has pooled is closed, and it
-        connects with `engine_options`, as the monitor always does""",
+        """options for readers only, merged over `engine_options`: a smaller `pool_size`, other `connect_args` ... Not allowed is
+        `isolation_level`. They hold while an instance is a reader. When it is promoted, its pooled connections are closed, and
+        new ones use `engine_options`. The monitor always uses `engine_options`""",
     )
     pooler: Pooler | None = setting(
         None,
         partial(check_choice, choices=(None, *get_args(Pooler))),
-        """a pooler before each server: `"transaction"`: it may give the server's connection to others between two transactions;
-        `"session"`: a client keeps it. With `None` the router finds out on PostgreSQL whether there is one, which then counts
-        as `"transaction"`""",
+        """the kind of pooler before each server. `"transaction"`: it may give the server's connection to other clients between
+        two transactions. `"session"`: a client keeps the connection. With `None` the router finds out on PostgreSQL whether there
+        is a pooler, and treats it as `"transaction"`""",
     )
     listeners: Iterable[Callable[[events.Event], object]] = setting(
         (),
@@ -212,9 +215,9 @@ class Settings:
     )
 
     target: Target = field(init=False)
-    """The URL taken apart, with the password if that is a text."""
+    """The parsed URL. It contains the setting `password` if that is a text."""
     all_instances: tuple[Instance, ...] = field(init=False)
-    """The URL's, the others, and the reader endpoint."""
+    """The instances of the URL, the other ones, and the reader endpoint."""
 
     def __post_init__(self) -> None:
         target = parse_url(self.url)
@@ -246,7 +249,7 @@ SETTINGS = tuple(each for each in fields(Settings) if each.init)
 def takes_settings(make: Callable[P, Settings]) -> Callable[[Callable[[T, Settings], None]], Callable[Concatenate[T, P], None]]:
     """Let an `__init__(self, settings)` be called with the settings one by one, and document each of them.
 
-    make: Settings itself, whose parameters type checkers then know.
+    make: Settings itself. Type checkers take the parameters from it.
     """
 
     def decorate(init: Callable[[T, Settings], None]) -> Callable[Concatenate[T, P], None]:

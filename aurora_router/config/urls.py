@@ -15,7 +15,7 @@ from aurora_router.drivers import DRIVERS, Driver, UrlReading, drivers_for
 from aurora_router.errors import ConfigurationError
 
 _URL = re.compile(r"(?P<login>\w[\w+]*://(?:[^:/]*(?::[^@]*)?@)?)(?P<hosts>[^/?]*)(?P<rest>.*)", re.DOTALL)
-"""It splits a URL where SQLAlchemy does: the password ends at the first @."""
+"""It splits a URL as SQLAlchemy does: the password ends at the first @."""
 _HOST = re.compile(r"[\w.-]+")
 _IPV6 = re.compile(r"[0-9A-Fa-f:.]+(%[\w.-]+)?")
 _MANAGED = re.compile(
@@ -27,7 +27,7 @@ _ON, _OFF = ("1", "true", "yes", "on", "y", "t"), ("", "0", "false", "no", "off"
 _PASSWORDS = ("password", "passwd")
 """The drivers' names for the password."""
 _OTHER_SECRETS = ("sslpassword", "ssl_key_password", "oauth_client_secret", "scram_client_key", "scram_server_key")
-"""Their names for the password of a private key, and for other secrets."""
+"""The drivers' names for the password of a private key, and for other secrets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +35,10 @@ class Target:
     """A parsed URL of a cluster.
 
     url: how to connect.
-    driver: what talks to them.
-    dialect: the SQL dialect of its servers.
-    hosts: the hosts and ports that it names, in order.
-    secrets: arguments of the driver's connect() from the URL's query that must be in no repr.
+    driver: the driver that the URL names.
+    dialect: the SQL dialect of the cluster's servers.
+    hosts: the hosts and ports that the URL names, in order.
+    secrets: arguments of the driver's connect(), taken out of the URL's query. No repr shows them.
     """
 
     url: URL
@@ -50,7 +50,7 @@ class Target:
     def at(self, instance: Instance, arguments: Mapping[str, Any]) -> URL:
         """Return the URL of one instance. A connection to a managed host is encrypted unless the user says otherwise.
 
-        A managed host is remote, wherever its name comes from.
+        A managed host is remote, whether its name comes from the instance or from `connect_args`.
 
         arguments: `connect_args`. For the driver they override the URL.
         """
@@ -163,7 +163,7 @@ def _read_ssl_disabled(query: dict[str, Any]) -> None:
 def _with_quoted_query(given: str) -> str:
     """Return the URL with each @ of its query as %40, because SQLAlchemy may take one for the end of the login.
 
-    The URL is unchanged unless all names after the ? are options of the driver: the ? may be part of a password.
+    If not all names after the ? are options of the driver, the URL is unchanged, because the ? may be part of a password.
     """
     head, mark, query = given.partition("?")
     dialect, _, rest = head.partition("://")
@@ -234,7 +234,7 @@ def parse_instance(address: str, driver: UrlReading) -> Instance:
 
 
 def instance_id(url: URL, driver: UrlReading) -> str:
-    """The id of the instance that a URL names."""
+    """Return the id of the instance that a URL names."""
     return _id((url.host or "", url.port or driver.DEFAULT_PORT))
 
 

@@ -1,1 +1,1 @@
-"""What a router tells of itself: events for listeners, lines of the log, and numbers."""
+"""The reports of a router about itself: events for listeners, log lines, and numbers."""

@@ -14,14 +14,14 @@ _LOGGED = Log.KINDS
 
 
 class EventDispatcher:
-    """The log and the user's listeners, called as one with an event.
+    """The log and the user's listeners. One call gives an event to all of them.
 
-    An event that the log does not want need not be made if there are no listeners: look at `listeners` before.
+    If there are no listeners, do not make an event that the log does not want. So look at `listeners` first.
 
-    Exceptions of listeners are logged, at most once in 10 s for each listener and kind of event. But in the application's own
-    threads KeyboardInterrupt and SystemExit pass, because a signal handler may have raised them while a listener ran.
+    Exceptions of listeners are logged, at most once in 10 s for each listener and kind of event. But KeyboardInterrupt and
+    SystemExit pass in the application's own threads, because a signal handler may have raised them.
 
-    listeners: the user's.
+    listeners: the user's functions.
     log: gets only the events of its own kinds.
     """
 
@@ -31,11 +31,11 @@ class EventDispatcher:
         self._and_log: tuple[Callable[[events.Event], object], ...] = (log, *listeners)
 
     def publish(self, event: events.Event) -> None:
-        """Tell an event, in a thread of the application."""
+        """Publish an event in a thread of the application."""
         self._tell(event, Exception)
 
     def publish_from_own_thread(self, event: events.Event) -> None:
-        """Tell an event in a thread of the router's own. No listener may end that thread, so all that it raises is logged."""
+        """Publish an event in a thread of the router's own. No listener may end that thread, so every exception is logged."""
         self._tell(event, BaseException)
 
     def _tell(self, event: events.Event, harmless: type[BaseException]) -> None:

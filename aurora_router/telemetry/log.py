@@ -24,7 +24,7 @@ AGAIN: Final = 10.0
 class _Line:
     """A log line.
 
-    says: the state of its subject, in short. Of two lines of one level and state only one need be written.
+    says: the state of its subject, in short. Two lines of the same level and state are equal, so one of them is enough.
     """
 
     level: int
@@ -35,8 +35,8 @@ class _Line:
 class Log:
     """A listener that writes events to the logger `aurora_router`: WARNING for trouble, INFO for its end.
 
-    A change of an instance or of the writer is logged when it happens. Of many changes in a short time only the last state is
-    logged. If a trouble was logged, its end is logged at once. Other events are logged at most once in AGAIN seconds.
+    A change of an instance or of the writer is logged when it happens. If many changes come in a short time, only the last state
+    is logged. If a trouble was logged, its end is logged at once. Other events are logged at most once in AGAIN seconds.
 
     clock: returns seconds, monotonic.
     """
@@ -54,7 +54,7 @@ class Log:
             events.RetriesRefused,
         }
     )
-    """The events that it must get."""
+    """The kinds of events that this listener needs."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -70,7 +70,7 @@ class Log:
         self._failures: dict[tuple[type[events.Event], int], Rate] = {}
 
     def started(self, topology: Topology) -> None:
-        """Log the instances that are down at the end of start(), also if it failed."""
+        """Log the instances that are down at the end of start(), also if start() failed."""
         self._started = True
         for instance in topology:
             if instance.probed and not instance.healthy:
@@ -108,9 +108,11 @@ class Log:
                 self._again(event, None, f"too many units try again: {refused} were refused, the last one at {where}")
 
     def listener_failed(self, number: int, event: events.Event) -> None:
-        """Log the exception of a listener. Call this in the `except` clause. The rate is limited: each unit may meet it.
+        """Log the exception of a listener. Call this in the `except` clause.
 
-        number: which one of the listeners.
+        The rate is limited, because the listener may fail in each unit.
+
+        number: identifies the listener.
         """
         with self._lock:
             came = self._failures.setdefault((type(event), number), Rate(AGAIN)).passes(self._clock())
@@ -126,7 +128,7 @@ class Log:
             _write(line)
 
     def keep(self, instances: Collection[str]) -> None:
-        """Forget what was logged about other instances than these."""
+        """Forget the log's states and rates of all instances except these."""
         with self._lock:
             for subject in self._states.keys() - {"", *instances}:
                 del self._states[subject]
@@ -141,7 +143,7 @@ class Log:
         _write(now_said)
 
     def _again(self, event: events.Event, where: str | None, text: str) -> None:
-        """Log what may happen again and again at that instance, at most once in AGAIN seconds."""
+        """Log an event that may come again and again at that instance, at most once in AGAIN seconds."""
         with self._lock:
             came = self._rates.setdefault((type(event), where), Rate(AGAIN)).passes(self._clock())
         if came:

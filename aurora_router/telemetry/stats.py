@@ -1,4 +1,4 @@
-"""What a router has done so far, and what it holds now: counters, and the frozen records that `Router.stats()` makes of them."""
+"""The counters of a router, and the frozen records that `Router.stats()` makes of them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class InstanceStats:
     instance: "host:port".
     role: as in the topology; None if the instance is not used.
     lag: seconds; None if it is unknown.
-    pool_in_use, pool_idle: connections of its pool that units have, and that wait for units.
+    pool_in_use, pool_idle: connections of its pool that units use, and idle ones.
     pool_limit: the most connections that the pool may have; None if there is no limit.
     pool_waits: how often a unit found no free connection there, and waited for one. It only grows.
     connects: connections that were made for units. It only grows.
     connects_waiting: connects that wait for their turn, because connects_at_once others are under way.
-    retries: how often a unit failed there and was tried again, there or elsewhere. It only grows.
+    retries: how often a unit failed there and was retried, there or elsewhere. It only grows.
     reads_as_reader: units that came to read there while it was a reader. It only grows.
     reads_as_writer: units that came to read there because it was the writer and no reader could serve them. It only grows.
-    writes: units that had to be on the writer, because they may write or ask for it. An automatic unit that reads on a reader
-        first counts at both instances. It only grows.
+    writes: units that had to be on the writer, because they may write or ask for the writer. An automatic unit that reads on a
+        reader first counts at both instances. It only grows.
     """
 
     instance: str
@@ -53,9 +53,9 @@ class RouterStats:
     writer_waits: units that have waited for a writer. It only grows.
     reader_waits: units that have waited for a reader that shows what they must see (wait_for_reader). It only grows.
     writer_read_slots_in_use: units that came to read and have a connection of the writer's pool, because no reader qualifies.
-    reads_waiting_for_slot: units that wait for such a connection, because writer_share_for_reads leaves no more to reads.
+    reads_waiting_for_slot: units that wait for such a connection, because reads use all that writer_share_for_reads allows.
     transaction_retries: how often run_transaction() has run a function again. It only grows.
-    retries_refused: retries that were too many for the traffic. It only grows.
+    retries_refused: retries that were refused, because there were too many for the traffic. It only grows.
     """
 
     instances: tuple[InstanceStats, ...]
