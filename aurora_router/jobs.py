@@ -44,7 +44,7 @@ def scope_of(router: Router, headers: Headers) -> Scope:
 
     Use it as a block: `with scope_of(router, headers): ...`.
 
-    A token that does not count here (expired, malformed, of another cluster, not signed) is ignored, and a listener hears
+    A token that does not count here (expired, malformed, of another cluster, not signed) is ignored, and listeners get
     TokenIgnored.
 
     router: the Router whose sessions and connections are in the scope.

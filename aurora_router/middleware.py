@@ -1,12 +1,12 @@
-"""ASGI and WSGI middleware: one causal scope for each request, whose token goes with the client.
+"""ASGI and WSGI middleware: one causal scope for each request. The client carries its token to the next request.
 
     app.add_middleware(AsgiMiddleware, router=router)  # Starlette, FastAPI
     application = AsgiMiddleware(get_asgi_application(), router)  # Django
     flask.wsgi_app = WsgiMiddleware(flask.wsgi_app, router)
 
-A client's token comes in a cookie, or in a header if the client has no cookies. A response is touched only if its request has
-written before the headers left. Such a response gets a new token, by cookie or header as the old one came. No shared cache may
-keep the response.
+A client's token comes in a cookie, or in a header if the client has no cookies. A response is changed only if its request has
+written before the headers are sent. Such a response gets a new token: in the header if the request had it, else in the cookie.
+No shared cache may keep the response.
 """
 
 from __future__ import annotations
@@ -78,9 +78,9 @@ class AsgiMiddleware(_Middleware[AsgiApp]):
     router: the Router.
     cookie, header: the names of the cookie and of the header that carry the token. A request with the header, even an empty
         one, gets its token in the same header of the response. Any other request gets it in the cookie.
-    secure: whether the cookie is for https only. None: if the request came by https.
+    secure: whether the cookie is for https only. None: only if the request came by https.
 
-    A token that does not count here (malformed, expired, of another cluster, not signed) is ignored, and a listener hears
+    A token that does not count here (malformed, expired, of another cluster, not signed) is ignored, and listeners get
     TokenIgnored. If the request has written, the new token comes from a call in asyncio's default executor. The call takes at
     most `probe_timeout` seconds.
 
@@ -157,7 +157,7 @@ class WsgiMiddleware(_Middleware[WSGIApplication]):
             body = self.app(environ, response.start)
         wrapper = environ.get("wsgi.file_wrapper")
         if isinstance(body, list | tuple) or (isinstance(wrapper, type) and isinstance(body, wrapper)):
-            # No code of the application runs in such a body, and servers have special ways for these types.
+            # Iterating such a body runs no code of the application, and servers treat these types specially.
             response.leave()
             return body
         return response.of(body)
@@ -180,7 +180,7 @@ class _Response:
         self._write: Callable[[bytes], object] | None = None  # the server's
 
     def start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Callable[[bytes], object]:
-        """Take the status and headers from the application, as its start_response()."""
+        """Take the status and headers from the application. This is the start_response() that it calls."""
         if self._write is not None or (self._begun is not None and exc_info is None):
             self.leave()
             return self._start_response(status, headers, exc_info)  # the server decides what a second call means

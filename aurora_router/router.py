@@ -1,4 +1,4 @@
-"""The Router, of which a service makes one."""
+"""The Router. A service makes one of them."""
 
 from __future__ import annotations
 
@@ -51,8 +51,9 @@ class RunOptions(TypedDict, total=False):
 class Router:
     """Route units of work over the instances of one cluster. Its arguments are its settings: see `__init__()`.
 
-    It connects at its first use, not when it is made. It raises ConfigurationError at once for a mistake that can be seen at
-    once. Mistakes that only the servers can see (credentials, an instance of another cluster) are raised at the first use.
+    It connects at its first use, not when it is made. It raises ConfigurationError at once for a mistake in the
+    settings themselves. Mistakes that only the servers can see (credentials, an instance of another cluster) raise it at the
+    first use.
     """
 
     @takes_settings(Settings)
@@ -83,7 +84,7 @@ class Router:
         """Connect to the writer, or to a reader, as engine.connect() does.
 
         read_only: connect to a reader. Each transaction is read-only.
-        after: a consistency token. The connection sees what it speaks of.
+        after: a consistency token. The connection sees the writes that the token speaks of.
 
         Raises NoWriterAvailable, NoReaderAvailable, AmbiguousWriter, ConfigurationError.
         """
@@ -109,8 +110,8 @@ class Router:
     def raw_connection(self, read_only: bool = False, *, after: str | None = None) -> PoolProxiedConnection:
         """Check out a pooled connection of the driver, as engine.raw_connection() does.
 
-        Its statements are not classified. On a read-only one the server refuses writes. With consistency "global", a connection
-        to the writer counts as having written. Arguments and errors are those of connect().
+        Its statements are not classified. On a read-only connection the server refuses writes. With consistency "global", a
+        connection to the writer counts as having written. Arguments and errors are those of connect().
         """
         checks.check_flag("read_only", read_only)
         core = self._core
@@ -134,7 +135,7 @@ class Router:
         asyncio.to_thread() do. Scopes may be nested; an inner one counts for the outer ones, too. `scope.token` is the token for
         others that must see what was written here.
 
-        token: a consistency token. The units see what it speaks of.
+        token: a consistency token. The units see the writes that the token speaks of.
 
         Raises ConfigurationError for a token that is not of this cluster.
         """
@@ -163,9 +164,9 @@ class Router:
                 with attempt as session:
                     ...
 
-        The block is one unit, which commits when the loop goes on after it. A loop that is left by return or break has
-        committed nothing, and warns of it. Code in the loop after the block runs before the COMMIT, and each time. Arguments
-        and errors are those of run_transaction().
+        The block is one unit, which commits when the loop goes on after it. If the loop is left by return or break, nothing is
+        committed, and a warning says so. Code in the loop after the block runs before the COMMIT, in each run. Arguments and
+        errors are those of run_transaction().
         """
         checks.check_run(Session, deadline=deadline, stop=stop, wait=wait, commit_check=commit_check)
         core = self._core
@@ -189,10 +190,12 @@ class Router:
         """Run `fn(session)` as one unit, commit, and return what `fn` returns.
 
         The function runs again, with a new session, in these cases. Its writer failed or was demoted. It could not be
-        serialized with others (40001; 1020, 1205). It was the victim of a deadlock (40P01; 1213). A late reader misled it: it
-        was about to change rows of which the writer has another state (StaleRead; those rows are locked first), or a constraint
-        refused what it wrote. A misled function runs on the writer from the start. A function that removes something from a
-        collection counts as misled also if a filter of its own left out a part of the collection.
+        serialized with others (40001; 1020, 1205). It was the victim of a deadlock (40P01; 1213). A late reader misled it.
+
+        A function counts as misled if it was about to change rows that the writer has in another state (StaleRead). It also
+        counts as misled if it had read on a reader and a constraint refused its write. If it removes something from a collection,
+        a filter of its own that left out a part of the collection has the same effect. A misled function runs again on the writer
+        from the start, and the stale rows are locked first.
 
         So `fn` must have no effects outside of its session that may not happen twice. It must let the database's errors
         through, and leave commit() to run_transaction(). Its own errors are raised as they are. Mapped objects that it returns
@@ -224,7 +227,7 @@ class Router:
     ) -> Callable[[Callable[Concatenate[S, P], R]], Callable[P, R]]:
         """Decorate a function so that run_transaction() runs it. It gets the session as its first argument.
 
-        For a method call run_transaction(Session, lambda session: ...), because its first argument is its object.
+        For a method, call run_transaction(Session, lambda session: ...) instead, because its first argument is its object.
 
         Session: a sessionmaker, a scoped_session, a class of sessions, or a function without parameters that makes one. A
             function with parameters must be annotated as returning a session, because it might be the function to be decorated.
@@ -279,7 +282,7 @@ class Router:
         core.monitor.add(instance)
 
     def remove_instance(self, address: str) -> None:
-        """Use an instance no longer. Its idle connections are closed at once, those in use at their end.
+        """Stop using an instance. Its idle connections are closed at once, and those in use when they come back.
 
         address: "host:port".
 
@@ -296,7 +299,7 @@ class Router:
         self._core.close()
 
     def engine(self, instance: Instance) -> Engine:
-        """The engine of an instance."""
+        """Return the engine of an instance."""
         return self._core.engines.engine(instance)
 
     def __enter__(self) -> Router:

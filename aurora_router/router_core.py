@@ -46,7 +46,7 @@ T = TypeVar("T")
 class RouterCore:
     """The parts of one router.
 
-    They hold each other, but never the Router. So the Router can be garbage collected, and then it stops them.
+    They refer to each other, but never to the Router. So the Router can be garbage collected, and its finalizer stops them.
 
     is_started: whether start() has nothing to wait for.
     """
@@ -118,7 +118,7 @@ class RouterCore:
         self.engines.close()
 
     def abandon(self) -> None:
-        """Stop what a router has left running that was garbage collected. Wait for nothing, because this may run anywhere."""
+        """Stop the parts of a router that was garbage collected. Wait for nothing, because any thread may run this."""
         self.monitor.stop()
         self.engines.close()
 
@@ -150,7 +150,7 @@ class RouterCore:
     def acquire(self, unit: Unit, connector: Connector[T], write: Reason | None = None) -> T:
         """Connect a unit to the instance that it needs.
 
-        A reader that cannot be reached is passed over. For a writer the unit waits up to failover_timeout.
+        If a reader cannot be reached, the unit tries another instance. For a writer it waits up to failover_timeout.
 
         write: why the unit must be on the writer; None if it need not be.
         """
@@ -159,13 +159,16 @@ class RouterCore:
         return self.checkout.acquire(unit, connector, write)
 
     def above_read_committed(self, level: str | None) -> bool:
-        """Whether a unit at this isolation level (None: the engine's or the server's default) must be on the writer."""
+        """Return whether a unit at this isolation level must be on the writer.
+
+        level: None stands for the engine's or the server's default.
+        """
         if not self.is_started:
             self.start()
         return self.interceptor.isolation.above_read_committed(level)
 
     def may_run_again(self, number: int, error: Exception) -> bool:
-        """Whether the retry budget lets run_transaction() run a function again, after this many runs.
+        """Return whether the retry budget lets run_transaction() run a function again, after this many runs.
 
         error: what the last run has met.
         """
@@ -190,7 +193,7 @@ class RouterCore:
         return engine if engine is not None and engine.dialect.server_version_info is not None else None
 
     def is_database(self, url: URL) -> bool:
-        """Whether a URL leads to the router's database, as its user, on one of its instances."""
+        """Return whether a URL leads to the router's database, as its user, on one of its instances."""
         own = self.settings.target.url
         if (url.database, url.username) != (own.database, own.username) or url.host is None:
             return False

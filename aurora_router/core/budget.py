@@ -38,11 +38,11 @@ class RetryBudget:
         self._units[second % SECONDS] += 1
 
     def try_spend(self, now: float, *, first: bool) -> bool:
-        """Whether a unit may retry. If so, the retry is counted.
+        """Return whether a unit may retry, and count the retry if so.
 
         now: monotonic seconds.
-        first: whether it is the unit's first retry. That is always allowed, so that a failover is no error. There are never
-            more first retries than units in flight.
+        first: whether it is the unit's first retry. The first retry is always allowed, so that a failover causes no errors.
+            There are never more first retries than units in flight.
         """
         with self._lock:
             self._turn(int(now))
@@ -53,7 +53,12 @@ class RetryBudget:
             return True
 
     def take_refused(self, now: float) -> int:
-        """The number of retries refused since the last report; 0 if there are none or if it is too soon for a report."""
+        """Return the number of retries refused since the last report, and count anew.
+
+        The number is 0 if there are none, or if the last report was less than TELL seconds ago.
+
+        now: monotonic seconds.
+        """
         with self._lock:
             if now - self._told_at < TELL:
                 return 0
@@ -63,7 +68,7 @@ class RetryBudget:
             return refused
 
     def _turn(self, second: int) -> None:
-        """Clear the numbers that are too old. A thread whose second has passed changes nothing."""
+        """Clear the numbers that are too old. A call with an earlier second changes nothing."""
         for passed in range(max(self._second, second - SECONDS) + 1, second + 1):
             self._units[passed % SECONDS] = self._retries[passed % SECONDS] = 0
         self._second = max(self._second, second)

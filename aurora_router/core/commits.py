@@ -1,10 +1,10 @@
-"""The outcome of a COMMIT whose answer was lost: outcome(note, evidence), from an answer of the newest writer. Never a guess.
+"""The outcome of a COMMIT whose answer was lost. `outcome()` decides it by an answer of the newest writer, and never guesses.
 
-PostgreSQL knows of each 64-bit transaction id (xid) whether it committed, also after a promotion. Its answer is wrong in one
-case: the promoted reader never saw the transaction and has used its xid again. The note's position shows this case. Taking the
-note writes a record of the transaction. The note's position lies after that record and before the record of the COMMIT. If a
-server's recovery ended before that position, the server does not have the COMMIT. A server that replayed more knows that the
-xid is taken.
+PostgreSQL knows whether the transaction with a 64-bit id (xid) committed, also after a promotion. Its answer is wrong in one
+case: the promoted reader never saw the transaction, and has used the xid for another one. The note's position shows this case,
+because taking the note writes a record of the transaction. The note's position lies after that record and before the record of
+the COMMIT. If a server's recovery ended before that position, the server does not have the COMMIT. If a server replayed more, it
+knows that the xid is taken.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ class Evidence(NamedTuple):
     server: that writer.
     epoch: its epoch.
     recovered: the LSN at which its last recovery ended, by a promotion or in the restart after a crash; None if there is none.
-    followed: whether that recovery was a reader's, and replayed transactions. Then it was no crash.
-    status: of the xid: "committed", "aborted", "in progress"; None if the xid has not been assigned yet or was forgotten.
+    followed: whether that recovery was a reader's, and replayed transactions. Then it ended with a promotion, not after a crash.
+    status: the status of the xid, "committed", "aborted" or "in progress". None if the xid has not been assigned yet or was
+        forgotten.
     """
 
     server: ServerId
@@ -54,15 +55,15 @@ _STATUS = {"committed": Outcome.COMMITTED, "aborted": Outcome.NOT_COMMITTED, "in
 
 
 def outcome(note: Note, evidence: Evidence) -> Outcome:
-    """The outcome of the transaction.
+    """Decide the outcome of the transaction.
 
     On the timeline of the note, the status is true if the server has not recovered since. If the server has recovered, the end
     of that recovery decides whether the xid still belongs to the same transaction. The same holds after the promotion of a
-    server that was a reader at the time of the note. On any other timeline, the outcome cannot be known. Nor can it be known if
-    a restart has wiped out where the recovery ended.
+    server that was a reader at the time of the note. On any other timeline, the outcome cannot be known. It cannot be known
+    either if a restart has erased the end of the recovery.
     """
     if evidence.server.cluster != note.server.cluster:
-        return Outcome.UNKNOWN  # the cluster was made anew, so the xid is another one's
+        return Outcome.UNKNOWN  # the cluster was made anew: this xid is of another history
     same_life = evidence.server.incarnation == note.server.incarnation
     if evidence.epoch == note.position.epoch:
         if same_life and evidence.recovered == note.recovered:

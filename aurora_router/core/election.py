@@ -1,17 +1,17 @@
-"""Which server is the writer, and what each instance may be used for. topology.py applies both after each change.
+"""The election of the writer, and the use of each instance. topology.py applies both after each change.
 
 Rules:
 - The writer is the server of the newest epoch that accepts writes. A writer of an older epoch is deposed: it serves nothing.
-- Two servers of the newest epoch may both accept writes. The writer is the one whose position shows that it is newer. If
-  neither position shows that, there is no writer until that resolves.
+- Two servers of the newest epoch may both accept writes. Then the writer is the one whose position shows that it is newer. If
+  neither position shows that, there is no writer until this changes.
 - A server is also deposed if its position shows that it was the writer before the last one.
 - A reader that no longer replays is not used.
-- A reader may have transactions of the writer's that the writer, asked later, does not have. Such a reader is on another line:
-  its position proves nothing.
-- A reader's position also proves nothing before the writer was once seen to have what the reader has. A writer that was asked
-  before the reader cannot tell.
-- A reader that was lost once is used again at its first answer. A reader that is lost again and again must answer for a while
-  first, which doubles with each loss. The writer never waits, because without it nobody can write.
+- A reader may have transactions of the writer that the writer itself lacks, although it was asked later. Such a reader has gone
+  astray: its position proves nothing.
+- A reader's position also proves nothing until the writer was once seen to have all that the reader has. If the writer was asked
+  before the reader, its answer does not decide this.
+- A reader that was lost once is used again at its first answer. A reader that is lost again and again must first answer for some
+  time, and this time doubles with each loss. The writer never waits, because without it nobody can write.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import NamedTuple
 from aurora_router.core.instance import Ahead, Instance, Location, Role, ServerId, ServerStatus, TrackedServer
 from aurora_router.core.positions import Position, lowest_common
 
-FLAP_WINDOW = 300.0  # seconds without a loss after which earlier ones are forgotten
+FLAP_WINDOW = 300.0  # seconds without a loss until earlier losses are forgotten
 MAX_HOLD_DOWN = 60.0  # seconds
 
 
@@ -45,8 +45,8 @@ class Claims(NamedTuple):
     """What is known of the servers that accept writes.
 
     able: those that may be the writer, one claim for each.
-    outdated: the places of those of an older epoch.
-    barred: the lives of those of the newest epoch that were deposed before.
+    outdated: the locations of those of an older epoch.
+    barred: the lives of those that are of the newest epoch, but were deposed before.
     """
 
     able: tuple[Claim, ...]
@@ -58,8 +58,8 @@ def claims(instances: Sequence[Instance], epoch: int, peak: int, deposed: Collec
     """Find the servers that accept writes.
 
     epoch: the newest one.
-    peak: the highest one ever seen.
-    deposed: the places of servers that were deposed before.
+    peak: the highest epoch ever seen.
+    deposed: the locations of servers that were deposed before.
     last: the last position of the writer.
     """
     able: dict[object, Claim] = {}
@@ -125,7 +125,7 @@ def derive(instance: Instance, epoch: int, elected: Claim | None, barred: Collec
     """Derive role, position and lag of an instance from its servers and the election.
 
     epoch: the newest one.
-    barred: the lives of servers that accept writes in it, but were deposed before.
+    barred: the lives of servers that accept writes in the newest epoch, but were deposed before.
     """
     role, use = _use(instance, elected)
     lags = [s.server.lag for s in use if s.server.lag is not None]
@@ -164,13 +164,14 @@ def _proof(seen: TrackedServer) -> Position | None:
     """The position by which a server proves that it has what a session has written; None if it proves nothing yet.
 
     Every later position of a confirmed reader is a proof: the reader may be further than the writer's last answer. An
-    unconfirmed reader may follow another log. It proves nothing while it has what the writer is not yet seen to have.
+    unconfirmed reader may follow another log. It proves nothing while it has transactions that
+    the writer is not yet seen to have.
     """
     return seen.server.position if seen.confirmed or seen.ahead is None else None
 
 
 def hold_down_seconds(losses: int) -> float:
-    """Seconds for which a reader must answer before it is used again, after so many losses."""
+    """Return the seconds for which a reader must answer before it is used again, after so many losses."""
     return 0.0 if losses < 2 else min(2.0 ** min(losses - 2, 10), MAX_HOLD_DOWN)
 
 

@@ -13,14 +13,14 @@ from aurora_router.core.selection import Reason
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False, kw_only=True)
 class _Happened:
-    """An event. Two are equal if they say the same; when it happened, to which unit, and how long it took do not count.
+    """An event. Two events are equal if their types and the compared fields are equal. `at` and `unit` are not compared.
 
     at: seconds since 1970, as time.time() returns them. 0.0 in an event that no router has published.
     """
 
     at: float = field(default=0.0, compare=False)
 
-    # Of its own methods, a dataclass would make each anew for each class. That takes 5 ms of an import.
+    # A dataclass would make these methods anew for each class, which would take 5 ms of an import.
 
     def __eq__(self, other: object) -> bool:
         return self._said() == other._said() if type(other) is type(self) else NotImplemented
@@ -330,7 +330,7 @@ class ConnectionCheckedIn(_OfUnit):
 class WaitStarted(_OfUnit):
     """A unit waits. `WaitEnded` follows.
 
-    what: "writer"; "reader", that shows what the unit must see; or "slot", for a read in the writer's pool.
+    what: "writer", "reader" (one that shows all that the unit must see) or "slot" (for a read in the writer's pool).
     """
 
     what: Wait
@@ -338,7 +338,7 @@ class WaitStarted(_OfUnit):
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class WaitEnded(_OfUnit):
-    """A unit has waited, in vain or not.
+    """A unit's wait has ended, with success or without.
 
     what: as in `WaitStarted`.
     seconds: how long it waited.
@@ -394,7 +394,7 @@ class ConnectionCreated(_Happened):
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class ConnectionClosed(_Happened):
-    """A connection is closed, which `ConnectionCreated` told of.
+    """A connection that `ConnectionCreated` reported is closed.
 
     seconds: how long it was open.
     """

@@ -1,7 +1,7 @@
-"""All policy about failures: the action for each kind of failure in each phase of a unit, and what else a kind means.
+"""All policy about failures: the action for each kind of failure in each phase of a unit, and the other traits of a kind.
 
-This module is pure. Other modules sleep, retry and ask. They name no kind of failure: a new kind needs its rows here, and the
-codes in the server modules that stand for it. docs/failures.md has these tables, rendered.
+This module is pure. Other modules sleep, retry and ask servers, but name no kind of failure. So a new kind needs only its rows
+here, and the codes in the server modules that stand for it. docs/failures.md shows these tables.
 """
 
 from __future__ import annotations
@@ -107,16 +107,16 @@ TABLE: dict[tuple[Failure, Phase], Action] = {
 class Traits(NamedTuple):
     """What a kind of failure means, besides its action.
 
-    suspicious: it says something about the instance, so the monitor probes the instance at once.
-    is_contention: no instance is in trouble. The waits between two runs spare the instances enough, so another run spends
+    suspicious: the instance itself may be in trouble, so the monitor probes it at once.
+    is_contention: no instance is in trouble. The wait before another run spares the instances enough, so that run spends
         nothing of the retry budget.
     disconnects: the connection is gone, even if SQLAlchemy has not noticed.
     spares_pool: the other connections of the pool are still good, even if this one is gone.
     is_outdated: what the instance's pooled connections have prepared is out of date, too.
     refuses_writes: the statement writes, so a read-only unit gets ReadOnlyViolation.
     is_remembered: if a reader refuses a text in this way, the text goes to the writer for some minutes.
-    is_last_word: it says what somebody must change. If another instance is tried and none is left, this error is raised.
-    may_hide_commit: without the statement, nobody can tell whether the error is of a COMMIT.
+    is_last_word: it says what somebody must change. If no other instance is left to try, this error is raised.
+    may_hide_commit: if the statement is unknown, the error may be the error of a COMMIT.
     """
 
     suspicious: bool = False
@@ -146,7 +146,7 @@ _TRAITS = {
 
 
 def traits(failure: Failure) -> Traits:
-    """What a failure means, besides its action."""
+    """Return what a failure means, besides its action."""
     return _TRAITS.get(failure, _NOTHING_ELSE)
 
 
@@ -165,10 +165,10 @@ class Inquiry(NamedTuple):
     """A question about a failure, and what "yes" means.
 
     question: what the router finds out.
-    phases: the phases in which it does.
-    becomes: the failure that it is then. None: the same.
-    is_final: whether the unit is not retried then.
-    limit: after so many times "yes" the unit is not retried. None: no limit.
+    phases: the phases in which the router asks.
+    becomes: the kind of the failure after a "yes". None: the same.
+    is_final: whether the unit is not retried after a "yes".
+    limit: the number of "yes" after which the unit is not retried. None: no limit.
     """
 
     question: Question
@@ -179,35 +179,38 @@ class Inquiry(NamedTuple):
 
 
 MAX_LOSSES = 3
-"""So many connections may one statement lose, whatever has become of the servers."""
+"""After so many lost connections a statement is not retried, whatever has become of the servers."""
 MAX_BROKEN = 1
-"""So many instances may one statement break. One that breaks the writer has nowhere to go."""
+"""A statement that has broken more instances than this is not retried.
+
+On the writer it is never retried, because no other server could run it.
+"""
 
 _ANY = frozenset(Phase)
 _STATEMENTS = frozenset({Phase.READ, *_IN_TRANSACTION})
 _INQUIRIES = {
     # A slow statement would be slow elsewhere, too. A lost server is another matter.
     Failure.TIMED_OUT: Inquiry(Question.IS_SILENT, _ANY - {Phase.COMMIT}, becomes=Failure.LOST),
-    # The server may be deposed, unseen as yet. Otherwise the transaction itself is at fault.
+    # The server may be deposed, and the monitor has not seen it yet. Otherwise the transaction itself is at fault.
     Failure.READ_ONLY: Inquiry(Question.IS_WRITER, _ANY, limit=3),
     # Such a statement would take down one server after the other.
     Failure.LOST: Inquiry(Question.LOSES_EVERYWHERE, _STATEMENTS, becomes=Failure.ENDED),
     Failure.BROKEN: Inquiry(Question.BREAKS_EVERYWHERE, _STATEMENTS, is_final=True),
     Failure.CONSTRAINT: Inquiry(Question.WAS_MISLED, _ANY, becomes=Failure.MISLED),
-    # The next run would meet the same.
+    # The next run would meet the same error.
     Failure.NOT_HERE: Inquiry(Question.MUST_STAY, frozenset({Phase.READ}), is_final=True),
     Failure.MISSING: Inquiry(Question.MUST_STAY, frozenset({Phase.READ}), is_final=True),
 }
 
 
 def inquiry(failure: Failure, phase: Phase) -> Inquiry | None:
-    """What to find out about a failure in a phase before deciding. None: nothing."""
+    """Return the question to ask about a failure in a phase before deciding; None if there is none."""
     found = _INQUIRIES.get(failure)
     return found if found is not None and phase in found.phases else None
 
 
 def decide(failure: Failure, phase: Phase) -> Action:
-    """The action for a failure in a phase."""
+    """Return the action for a failure in a phase."""
     return TABLE.get((failure, phase), Action.RAISE)
 
 
@@ -232,7 +235,7 @@ class Facts(NamedTuple):
 
 
 def facts(failure: Failure, phase: Phase, *, is_final: bool = False, not_committed: bool = False) -> Facts:
-    """The facts about a failure in a phase.
+    """Return the facts about a failure in a phase.
 
     is_final: whether a retry would fail, too.
     not_committed: whether the writer has said that the unit's COMMIT has not happened.
@@ -249,7 +252,7 @@ def facts(failure: Failure, phase: Phase, *, is_final: bool = False, not_committ
 
 
 def confirmed_facts(failure: Failure, phase: Phase) -> Facts:
-    """The facts about a failure in a phase if the answer to its question is "yes"."""
+    """Return the facts about a failure in a phase if the answer to its question is "yes"."""
     asked = inquiry(failure, phase)
     if asked is None:
         return facts(failure, phase)
@@ -261,19 +264,19 @@ NOT_SENT = facts(Failure.OTHER, Phase.WRITER_UNSENT)
 UNKNOWN = facts(Failure.OTHER, Phase.WRITER_STATEMENT)
 """The facts about an error of which only its class is known."""
 POOL_IS_FULL = facts(Failure.BUSY, Phase.WRITER_CONNECTING)
-"""The facts about a pool that has had no connection to give."""
+"""The facts about a pool that had no free connection."""
 WRITER_IS_GONE = facts(Failure.LOST, Phase.WRITER_UNSENT)
-"""The facts about a unit that has lost its connection, and whose instance is the writer no longer."""
+"""The facts about a unit that has lost its connection, and whose instance is no longer the writer."""
 REFUSED_WRITE = Failure.CONSTRAINT
-"""A write that the writer refuses because of what is there: a constraint, or a row that others have changed."""
+"""A write that the writer refuses because of its data: a constraint, or a row that others have changed."""
 
 
 def while_connecting(failure: Failure, *, is_refusal: bool, has_code: bool) -> Failure:
-    """The failure that an error of connecting stands for.
+    """Return the failure that an error of connecting stands for.
 
-    failure: what it would be if it came later.
-    is_refusal: whether it lasts until somebody changes something.
-    has_code: whether the server gave it a code.
+    failure: the failure that the error would stand for if it came later.
+    is_refusal: whether the error lasts until somebody changes something.
+    has_code: whether the server gave the error a code.
     """
     if is_refusal and failure in (Failure.OTHER, Failure.CONNECT):
         return Failure.REFUSED
@@ -281,9 +284,9 @@ def while_connecting(failure: Failure, *, is_refusal: bool, has_code: bool) -> F
 
 
 def is_run_again(known: Facts, confirmed: int) -> bool:
-    """Whether run_transaction runs a unit again after a failure.
+    """Return whether run_transaction runs a unit again after a failure.
 
-    confirmed: how often in its runs the answer to the question about such a failure was "yes".
+    confirmed: how often the answer to the question about such a failure was "yes" in the unit's runs.
     """
     asked = _INQUIRIES.get(known.failure)
     return known.safe_to_repeat and (asked is None or asked.limit is None or confirmed < asked.limit)
@@ -310,21 +313,21 @@ OWN_ERRORS: dict[type[RouterError], OwnError] = {
     StaleRead: OwnError(Failure.SERIALIZATION),
     OutcomeUnknown: OwnError(Failure.LOST),
 }
-"""The policy for each of the router's own errors. One that is not here has that of its base class."""
+"""The policy for each of the router's own errors. An error that is not here has the policy of its base class."""
 
 
 def own_error(error: RouterError) -> OwnError:
-    """The policy for an error of the router's own."""
+    """Return the policy for an error of the router's own."""
     return next(OWN_ERRORS[kind] for kind in type(error).__mro__ if kind in OWN_ERRORS)
 
 
 def facts_of_own(error: RouterError) -> Facts:
-    """The facts about an error of the router's own."""
+    """Return the facts about an error of the router's own."""
     return Facts(own_error(error).failure, error.sent, error.outcome_known, error.safe_to_retry)
 
 
 def as_markdown() -> str:
-    """The table, for docs/failures.md: a row for each failure, a column for each phase."""
+    """Return the table for docs/failures.md: a row for each failure, a column for each phase."""
     lines = [
         f"| | {' | '.join(phase.value for phase in Phase)} |",
         f"|---|{'---|' * len(Phase)}",
@@ -334,7 +337,7 @@ def as_markdown() -> str:
 
 
 def policy_as_markdown() -> str:
-    """What the router does besides the action, for docs/failures.md: a row for each failure that has something of it."""
+    """Return the table of what else the router does, for docs/failures.md. A failure after which it does no more has no row."""
     rows = [(failure.value, [*_inquiry_in_words(failure), *_traits_in_words(failure)]) for failure in Failure]
     lines = [
         "| failure | what else the router does |",
@@ -345,7 +348,7 @@ def policy_as_markdown() -> str:
 
 
 def own_errors_as_markdown() -> str:
-    """The policy for the router's own errors, for docs/failures.md."""
+    """Return the table of the policy for the router's own errors, for docs/failures.md."""
     lines = [
         "| error | stands for | safe to retry | what run_transaction does |",
         "|---|---|---|---|",

@@ -16,7 +16,7 @@ from typing import Final, TypeAlias
 
 from aurora_router.core.positions import Position
 
-LONGEST: Final = 1_000_000  # characters of a text; a server's whole set has some thousands
+LONGEST: Final = 1_000_000  # characters of a text; a whole set has some thousands
 SHORT: Final = 40  # characters of a compact form
 LAST: Final = 2**63 - 2  # the last number that MySQL gives out
 
@@ -38,10 +38,11 @@ class GtidSet:
     """A set of MySQL's GTIDs.
 
     sources: the numbers of each source, sorted by source. A source is a UUID in lower case, with ":" and its tag if it has one.
-    origin: the source as which the server of this position writes. "" if that is unknown, if the server both accepts writes and
-        replicates, or if it belongs to a group that it is not in now. Only `to_token()` and the comparisons of writers use it.
-    writable_since: when that server was last told to accept writes, in seconds since 1970; 0 if nobody did so while it ran. Only
-        `supersedes()` and `is_of_former_writer()` use it.
+    origin: the source as which the server of this position writes. "" if that is unknown, or if the server both accepts writes
+        and replicates. It is also "" if the server accepts writes, but is not in its group now. Only `to_token()` and the
+        comparisons of writers use it.
+    writable_since: when that server was last made to accept writes, in seconds since 1970; 0 if this did not happen since its
+        start. Only `supersedes()` and `is_of_former_writer()` use it.
     """
 
     epoch: int
@@ -50,7 +51,7 @@ class GtidSet:
     writable_since: float = field(default=0.0, compare=False)
 
     def covers(self, other: Position) -> bool:
-        """True if this contains every GTID of `other`; never true across epochs."""
+        """Return whether this contains every GTID of `other`; never true across epochs."""
         if not isinstance(other, GtidSet) or self.epoch != other.epoch:
             return False
         mine = dict(self.sources)
@@ -60,11 +61,11 @@ class GtidSet:
         return isinstance(other, GtidSet) and self.covers(replace(other, epoch=self.epoch))
 
     def supersedes(self, other: Position) -> bool:
-        """True if this has all that `other` has, and more, or if the server of `other` only follows this one.
+        """Return whether this has all that `other` has, and more, or whether the server of `other` only follows this one.
 
-        If both have the same, the server that was told later to accept writes is newer. If that does not decide, the server that
-        has replayed the other's writes is newer: the other was the writer before. A server that replicates from the other only
-        follows, though it may have more by now because it was asked later.
+        If both have the same, the server that became writable later is newer. If that does not decide, the server that has
+        replayed the other's writes is newer: the other was the writer before. A server that replicates from the other one only
+        follows it. It may still have more, because it was asked later.
         """
         if not isinstance(other, GtidSet) or self.epoch != other.epoch:
             return False
@@ -79,9 +80,9 @@ class GtidSet:
         return other._has_written() and not self._has_written()
 
     def is_of_former_writer(self, last: Position) -> bool:
-        """True if another server was told later to accept writes, and has transactions that this one lacks.
+        """Return whether another server became writable later, and has transactions that this one lacks.
 
-        A server that was promoted with the loss of transactions was told even later, so this is False for it.
+        If a promotion lost transactions, the promoted server became writable even later, so this is False for it.
         """
         return (
             isinstance(last, GtidSet)
@@ -97,11 +98,11 @@ class GtidSet:
         return False  # there is one epoch only
 
     def lacks(self, known: Position) -> bool:
-        """True if `known` is of the same server, and that server has lost transactions since."""
+        """Return whether `known` is of the same server, and that server has lost transactions since."""
         return isinstance(known, GtidSet) and self.origin == known.origin != "" and not self.covers(known)
 
     def _follows(self, other: GtidSet) -> bool:
-        """True if this server replicates, and all that `other` lacks was made by the server of `other`, after it was asked."""
+        """Whether this server replicates, and has more than `other` only because the server of `other` wrote it later."""
         theirs = dict(other.sources)
         more = (name for name, runs in self.sources if not _contains(theirs.get(name, ()), runs))
         return self.origin == "" != other.origin and all(name.partition(":")[0] == other.origin for name in more)
@@ -110,7 +111,7 @@ class GtidSet:
         return any(source == self.origin for source, _ in self.sources)
 
     def union(self, other: Position) -> GtidSet | None:
-        """The GTIDs of both; None for a position of another kind or epoch."""
+        """Return the GTIDs of both; None for a position of another kind or epoch."""
         if not isinstance(other, GtidSet) or self.epoch != other.epoch:
             return None
         together = {source: [*runs] for source, runs in self.sources}
@@ -119,10 +120,10 @@ class GtidSet:
         return GtidSet(self.epoch, _normal(together), self.origin, self.writable_since)
 
     def to_token(self) -> str:
-        """The text for a token; "" if there is none of at most `SHORT` characters.
+        """Return the text for a token; "" if there is none of at most `SHORT` characters.
 
-        Only one source fits in. If there are several, it is the one as which the server writes. Its transactions come after
-        those that the server has from others, and are replayed after them.
+        Only one source fits in. If there are several, it is the source as which the server writes. The server's own
+        transactions come after those that it has from others, and are replayed after them.
         """
         one = next((each for each in self.sources if len(self.sources) == 1 or each[0] == self.origin), None)
         if one is None:
@@ -134,7 +135,7 @@ class GtidSet:
 
     @classmethod
     def from_token(cls, text: str) -> GtidSet:
-        """The inverse of `to_token()`, for the one source in the text. Raises ValueError."""
+        """Parse a text made by `to_token()`, which has only one source. Raises ValueError."""
         found = _COMPACT_SET.fullmatch(text)
         if found is None:
             raise ValueError(f"not a compact GTID set: {text[:SHORT]!r}")
@@ -154,7 +155,7 @@ class GtidSet:
 
     @classmethod
     def parse(cls, text: str) -> GtidSet:
-        """The inverse of str(). Raises ValueError."""
+        """Parse a text made by str(). Raises ValueError."""
         epoch, said = _epoch(text)
         return cls.from_server(epoch, said)
 
@@ -199,7 +200,7 @@ class MariadbGtid:
     writer_starts: tuple[tuple[int, int], ...] = field(default=(), compare=False)
 
     def covers(self, other: Position) -> bool:
-        """True if `other` is not further in any domain; never true across epochs."""
+        """Return whether this is as far as `other`, or further, in each domain of `other`; never true across epochs."""
         if not isinstance(other, MariadbGtid) or self.epoch != other.epoch:
             return False
         # Two loops build no dictionaries: each read with a token calls this, mostly for one domain.
@@ -217,11 +218,11 @@ class MariadbGtid:
         return isinstance(other, MariadbGtid) and self.covers(replace(other, epoch=self.epoch))
 
     def supersedes(self, other: Position) -> bool:
-        """True if this has all that `other` has, and more, or if the server of `other` only follows this one.
+        """Return whether this has all that `other` has, and more, or whether the server of `other` only follows this one.
 
-        If both have the same, the server that has replayed the other's last write is newer: the other was the writer before. If
-        a server writes after another, that begins an epoch. A server that replicates from the other only follows, though it may
-        have more by now because it was asked later.
+        If both have the same, the server that has replayed the other's last write is newer: the other was the writer before. As
+        soon as the newer one writes, an epoch begins. A server that replicates from the other one only follows it. It may still
+        have more, because it was asked later.
         """
         if not isinstance(other, MariadbGtid) or self.epoch != other.epoch:
             return False
@@ -235,10 +236,10 @@ class MariadbGtid:
         return False  # the epoch decides this
 
     def placed(self, last: Position) -> MariadbGtid:
-        """The same position in the epoch of `last`, if it shows that its server is of that epoch; else itself.
+        """Return this position in the epoch of `last` if it shows that its server is of that epoch; else return it unchanged.
 
-        It shows that if it has, in each domain of `last`, transactions that the writer has made since it began. The server may
-        not know that epoch: a log that was begun anew (RESET MASTER) forgets it.
+        It shows that if it has, in each domain of `last`, transactions that the writer made after it became the writer. The
+        server may not know that epoch, because a log that was begun anew (RESET MASTER) forgets it.
         """
         if not isinstance(last, MariadbGtid) or not last.last or self.epoch == last.epoch:
             return self
@@ -254,7 +255,7 @@ class MariadbGtid:
         return isinstance(last, MariadbGtid) and self.origin == last.origin != -1
 
     def lacks(self, known: Position) -> bool:
-        """True if `known` has transactions of this server that the server has lost since, or if it numbers them anew."""
+        """Return whether this server has lost transactions of its own that `known` has, or now numbers them anew."""
         if not isinstance(known, MariadbGtid):
             return False
         mine = {domain: number for domain, _, number in self.last}
@@ -264,7 +265,7 @@ class MariadbGtid:
         return any(number > mine.get(domain, number) for domain, number in made.items())
 
     def _follows(self, other: MariadbGtid) -> bool:
-        """True if this server replicates, and all that `other` lacks was made by the server of `other`, after it was asked."""
+        """Whether this server replicates, and has more than `other` only because the server of `other` wrote it later."""
         theirs = {domain: number for domain, _, number in other.last}
         more = (server for domain, server, number in self.last if number > theirs.get(domain, -1))
         return self.origin == -1 != other.origin and all(server == other.origin for server in more)
@@ -273,7 +274,7 @@ class MariadbGtid:
         return any(server == self.origin for _, server, _ in self.last)
 
     def union(self, other: Position) -> MariadbGtid | None:
-        """The further of the two in each domain; None for a position of another kind or epoch."""
+        """Return the further of the two in each domain; None for a position of another kind or epoch."""
         if not isinstance(other, MariadbGtid) or self.epoch != other.epoch:
             return None
         if self.last == other.last:
@@ -285,13 +286,13 @@ class MariadbGtid:
         return MariadbGtid(self.epoch, together, self.origin, self.writer_starts)
 
     def to_token(self) -> str:
-        """The text for a token; "" if it would be longer than `SHORT`, or if there are no transactions."""
+        """Return the text for a token; "" if it would be longer than `SHORT`, or if there are no transactions."""
         text = f"a{self.epoch}-{self._write('_')}"
         return text if self.last and len(text) <= SHORT else ""
 
     @classmethod
     def from_token(cls, text: str) -> MariadbGtid:
-        """The inverse of `to_token()`. Raises ValueError."""
+        """Parse a text made by `to_token()`. Raises ValueError."""
         found = _COMPACT_GTID.fullmatch(text)
         if found is None:
             raise ValueError(f"not a compact GTID: {text[:SHORT]!r}")
@@ -305,7 +306,7 @@ class MariadbGtid:
 
     @classmethod
     def parse(cls, text: str) -> MariadbGtid:
-        """The inverse of str(). Raises ValueError."""
+        """Parse a text made by str(). Raises ValueError."""
         epoch, said = _epoch(text)
         return cls.from_server(epoch, said)
 
@@ -323,20 +324,20 @@ class MariadbGtid:
 
 
 def mariadb_epoch(binlog_state: str, reader: int | None = None) -> int:
-    """The number of the first transaction of the newest writer; 0 if there is none.
+    """Return the number of the first transaction of the newest writer; 0 if there is none.
 
     binlog_state: a server's `@@gtid_binlog_state`, which holds the last number of each server in each domain.
-    reader: the `@@server_id` of that server if it is a reader, because a transaction that it made last itself is no writer's.
+    reader: the `@@server_id` of that server if it is a reader. If it made the last transaction itself, that one does not count.
     Raises ValueError.
 
-    The transactions of the newest writer begin after all those of others. The number is the same on every server that has logged
+    The newest writer numbers its transactions after those of all others. The number is the same on every server that has logged
     it, and higher after each promotion. With several domains it is the sum.
     """
     return sum(number + 1 for _, number in writer_starts(binlog_state, reader))
 
 
 def writer_starts(binlog_state: str, reader: int | None = None) -> tuple[tuple[int, int], ...]:
-    """The last number before the newest writer began, for each domain; 0 if no other server is known to have written.
+    """Return the last number before the newest writer began, for each domain; 0 if no other server is known to have written.
 
     binlog_state, reader: as `mariadb_epoch()` takes them.
     Raises ValueError.

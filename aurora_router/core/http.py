@@ -9,7 +9,10 @@ Headers = Iterable[tuple[str, str]]
 
 
 def cookie_reader(name: str) -> Callable[[str], str | None]:
-    """A function that finds the value of this cookie in a Cookie header: the first of several; None if there is none."""
+    """Return a function that finds the value of this cookie in a Cookie header.
+
+    If the header has several, the function returns the first one; if it has none, None.
+    """
     mine = re.compile(rf'(?:^|;)[ \t]*{re.escape(name)}[ \t]*=[ \t]*"?([^;"]*)')
 
     def read(cookies: str) -> str | None:
@@ -20,12 +23,12 @@ def cookie_reader(name: str) -> Callable[[str], str | None]:
 
 
 def cookie(name: str, value: str, max_age: int, *, secure: bool) -> str:
-    """The Set-Cookie header for a cookie that no script and no other site needs. max_age: seconds."""
+    """Return the Set-Cookie header for a cookie that no script and no other site needs. max_age: seconds."""
     return f"{name}={value}; Max-Age={max_age}; Path=/; HttpOnly; SameSite=Lax{'; Secure' if secure else ''}"
 
 
 def with_private_field(headers: Headers, field: tuple[str, str]) -> list[tuple[str, str]]:
-    """The headers of a response, with one more that is only for its client: no shared cache may keep the response."""
+    """Return the headers of a response, with one more that is only for its client. So no shared cache may keep the response."""
     said: list[str] = []
     others: list[tuple[str, str]] = []
     for name, value in headers:
@@ -39,7 +42,7 @@ def with_private_field(headers: Headers, field: tuple[str, str]) -> list[tuple[s
 
 
 def private(cache_control: str) -> str:
-    """The value of a Cache-Control header, changed only where a shared cache might keep the response."""
+    """Return the value of a Cache-Control header, changed only if a shared cache might keep the response."""
     directives = [found.strip() for found in re.findall(r'(?:"(?:\\.|[^"\\])*"|[^,"])+', cache_control)]
     if any(directive.lower() in ("private", "no-store") for directive in directives):
         return cache_control

@@ -1,7 +1,8 @@
 """What is known about one endpoint and the servers behind it, as frozen records.
 
-An instance is an endpoint. Usually one server stands behind it. Behind the name of a load balancer or in DNS there may be
-several. So each observation is of one *server*, and an instance is only as far as the least advanced of its servers.
+An instance is an endpoint. Usually one server stands behind it. If the name is a load balancer's, or has several addresses in
+DNS, several servers may stand there. So each observation is of one *server*, and an instance is only as far as the least
+advanced of its servers.
 """
 
 from __future__ import annotations
@@ -38,17 +39,17 @@ class ServerId(NamedTuple):
 
     @property
     def incarnation(self) -> tuple[str, int | None, str]:
-        """The same for one life of a server at all its addresses: no two servers of a cluster have the same `started`."""
+        """A key of one life of a server, the same at all its addresses. No two servers of a cluster have the same `started`."""
         return (self.cluster, self.port, self.started)
 
     @property
     def process(self) -> tuple[str | None, int | None, str]:
-        """The same for one life of one server, whatever its cluster is called."""
+        """A key of one life of a server, the same if its cluster gets another name."""
         return (self.address, self.port, self.started)
 
     @property
     def location(self) -> Location:
-        """The same for all lives of one server."""
+        """A key of a server, the same in all its lives."""
         return (self.address, self.port)
 
 
@@ -60,8 +61,8 @@ class ServerStatus(NamedTuple):
     lag: seconds behind the writer; None for a writer, or if it is unknown.
     isolation: its default level.
     replication_error: why a reader no longer replays; "" if it does, and for a writer.
-    unproven: why a position does not prove that readers have what was written; "" if it does. A reader may replicate only a
-        part, or the log of a writer may have only a part.
+    unproven: why a position does not prove that readers have all writes; "" if it does. A reader may replicate only a part of
+        them, or the log of a writer may have only a part.
     """
 
     id: ServerId
@@ -78,7 +79,7 @@ class ProbeFailure(enum.Enum):
     """How a probe failed."""
 
     REFUSED = "refused"  # certain: the server said no, or the connection broke
-    NOT_NOW = "not now"  # the server is starting, recovering from a crash, or stopping
+    NOT_NOW = "not now"  # the server starts, recovers from a crash, or stops
     TIMEOUT = "timeout"  # a suspicion: no answer came in time
     MISCONFIGURED = "misconfigured"  # the server will say no until somebody changes something
 
@@ -102,7 +103,7 @@ class Observation(NamedTuple):
 
 
 class Ahead(NamedTuple):
-    """A reader's position with transactions of the writer's that the writer is not yet seen to have.
+    """A reader's position with transactions that the writer made, but is not yet seen to have.
 
     told_at: when the reader gave the position: monotonic seconds.
     """
@@ -120,7 +121,7 @@ class TrackedServer(NamedTuple):
     The other fields are about a reader, and hold until it goes back in its log or is started again.
     confirmed: whether the writer was seen to have all that the reader had.
     ahead: the first position of the reader that the writer is not yet seen to have; None if there is none.
-    astray: whether the writer was asked after the reader had given `ahead`, and did not have it.
+    astray: whether the reader certainly has transactions that the writer lacks. Then its position proves nothing.
     """
 
     server: ServerStatus
@@ -145,9 +146,9 @@ class Instance(NamedTuple):
     error: why it is not healthy; "" if it is.
     last_observed_at: when the newest probe that has ended was sent.
     pooled: whether the servers behind it cannot be told apart. Then their positions prove nothing.
-    foreign: the other cluster that it says it belongs to; None if it does not.
-    unproven: why its answers do not prove that it has what a session has written; "" if they do. It is used for other reads
-        even then. An instance that is not used keeps its last value.
+    foreign: the other cluster to which it says that it belongs; None if it does not say so.
+    unproven: why its answers do not prove that it has a session's writes; "" if they do. The instance serves other reads even
+        then. If it is not used, it keeps the last value.
     epoch: the newest that a server behind it is known to be on; 0 if none answers.
     flap_count: how often it was lost, without a calm time in between.
     lost_at: when the probe that showed the last loss was sent.

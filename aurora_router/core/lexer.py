@@ -1,7 +1,7 @@
 r"""Cutting a text up into tokens: one pattern per dialect, made of the pieces here.
 
-Text that matches no token is garbage, and a statement with garbage counts as a write. As in the servers, only ASCII letters fold
-and only ASCII is white space: U+00A0 is part of a name, and U+212A is no K.
+Text that matches no token is garbage, and a statement with garbage counts as a write. As in the servers, only ASCII letters
+fold, and only ASCII characters are white space. So U+00A0 is part of a name, and U+212A is no K.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ _COMMENT_EDGE: Final = re.compile(r"/\*|\*/")
 
 
 def quoted(quote: str) -> str:
-    """Text between two of these quotes; inside, the quote is doubled."""
+    """Return a pattern for text between two of these quotes. A quote inside of the text is doubled."""
     return f"{quote}[^{quote}]*+(?:{quote}{quote}[^{quote}]*+)*{quote}(?!{quote})"
 
 
 def escaped(quote: str) -> str:
-    """The same, but inside a backslash also takes away the next character's meaning."""
+    """Return a pattern like that of `quoted()`, in which a backslash also escapes the next character."""
     return rf"{quote}[^{quote}\\]*+(?:(?:\\.|{quote}{quote})[^{quote}\\]*+)*{quote}(?!{quote})"
 
 
 def pattern(skipped: str, *alternatives: str) -> re.Pattern[str]:
-    """A pattern that finds the tokens: skipped text, then one token as group 1.
+    """Return a pattern that finds the tokens: skipped text, then one token as group 1.
 
     The end of the text is a token, "", so that trailing space is not tried again from each position. If nothing matches, the rest
     of the text is the group "garbage", and group 1 is None.
@@ -48,17 +48,17 @@ def pattern(skipped: str, *alternatives: str) -> re.Pattern[str]:
 
 
 def tokens(sql: str, found_by: re.Pattern[str]) -> list[str | Any]:
-    """The tokens of the text, with comments. If there is garbage, the last token or the one before it is None."""
+    """Return the tokens of the text, with comments. If there is garbage, the last token or the one before it is None."""
     return [token[1] for token in found_by.finditer(sql)]
 
 
 def garbage(sql: str, found_by: re.Pattern[str]) -> str:
-    """The part of the text that matches no token."""
+    """Return the part of the text that matches no token."""
     return next(token["garbage"] for token in found_by.finditer(sql) if token["garbage"])
 
 
 def folded(sql: str, raw: list[str]) -> list[str]:
-    """The tokens of the text in lower case; the end is there once."""
+    """Return the tokens of the text in lower case, with the end once only."""
     low = list(map(str.lower if sql.isascii() else _ascii_lower, raw))
     while len(low) > 1 and low[-2] == "":  # the end may have been matched twice
         low.pop()
@@ -70,16 +70,16 @@ def _ascii_lower(token: str) -> str:
 
 
 def without_comments(raw: list[str]) -> tuple[list[str], Hint | None]:
-    """The tokens that are no comments, and the hint that the comments give."""
+    """Return the tokens that are no comments, and the hint that the comments give."""
     asked = {match[1] for token in raw if token[:2] == "/*" and (match := _HINT.fullmatch(token))}
     kept = [token for token in raw if token[:2] != "/*"]
     return kept, "writer" if "writer" in asked else "reader" if asked else None
 
 
 def across_nested_comments(sql: str, found_by: re.Pattern[str]) -> list[str | Any]:
-    """The tokens of a text with comments in comments, which are left out.
+    """Return the tokens of a text, without the comments that hold other comments.
 
-    No pattern can match such comments: it finds garbage there. So the lexer starts again behind each.
+    No pattern can match such comments, so it finds garbage there. The lexer starts again behind each of them.
     """
     raw: list[str | Any] = []
     at = 0

@@ -15,7 +15,7 @@ MOST = 0.05  # seconds of spread at most
 
 
 def connect_jitter(ahead: int, rnd: float) -> float:
-    """The delay of a new connection, in seconds, once it is its turn. A connection that comes alone has none.
+    """Return the delay of a new connection, in seconds, when its turn has come. A connection that comes alone has no delay.
 
     ahead: how many connections to the same instance were under way or waited when it came.
     rnd: a random number in [0, 1).
@@ -26,7 +26,7 @@ def connect_jitter(ahead: int, rnd: float) -> float:
 
 
 def writer_read_slots(pool: float, share: float) -> float:
-    """The number of the writer's pooled connections that serve reads while no reader qualifies.
+    """Return the number of the writer's pooled connections that serve reads while no reader qualifies.
 
     pool: the size of the pool; infinity if it has no limit.
     share: above 0, at most 1.
@@ -37,7 +37,7 @@ def writer_read_slots(pool: float, share: float) -> float:
 
 
 class Rate:
-    """A limit: something passes at most once in `every` seconds. It also counts how often that something came."""
+    """A limit: a report passes at most once in `every` seconds. The limit also counts how often the report came."""
 
     __slots__ = ("_came", "_every", "_passed_at")
 
@@ -47,7 +47,7 @@ class Rate:
         self._came = 0
 
     def passes(self, now: float) -> int:
-        """How often it came since it last passed, this time included; 0 if it is too soon. now: monotonic seconds."""
+        """Return how often the report came since it last passed, with this time; 0 if it is too soon. now: monotonic seconds."""
         self._came += 1
         if now - self._passed_at < self._every:
             return 0
@@ -57,16 +57,16 @@ class Rate:
 
 
 def more(came: int) -> str:
-    """The end of a line that has passed a Rate: how many lines were held back. came: the result of passes()."""
+    """Return the end of a line that has passed a Rate: how many lines were held back. came: the result of passes()."""
     return f" ({came - 1} more like this since the last such line)" if came > 1 else ""
 
 
 class Steady(Generic[T]):
     """A state whose changes are reported, but at a limited rate.
 
-    AT_ONCE changes in a row are reported, and then one in APART seconds on average. A report has the state at that time. There
-    is none if that state was reported last. The end of a reported trouble is always reported at once, because the report of the
-    trouble has paid for it. A state that lasts for APART seconds is always reported.
+    AT_ONCE changes in a row are reported, and then one in APART seconds on average. A report has the state at that time. It
+    is left out if the last one had the same state. The end of a reported trouble is always reported at once, because the report
+    of the trouble has paid for it. A state that lasts for APART seconds is always reported.
     """
 
     AT_ONCE = 6
@@ -88,7 +88,7 @@ class Steady(Generic[T]):
         return self._state != self._told
 
     def change(self, state: T, now: float, *, trouble: bool = False) -> T | None:
-        """Record the state. Returns it if it is to be reported now.
+        """Record the state. Return it if it is to be reported now, else None.
 
         now: monotonic seconds.
         trouble: whether the state is a trouble, which should end.
@@ -99,7 +99,7 @@ class Steady(Generic[T]):
         return self.due(now)
 
     def due(self, now: float) -> T | None:
-        """The state, if it is to be reported now. Then it counts as reported. now: monotonic seconds."""
+        """Return the state if it is to be reported now, else None. Then it counts as reported. now: monotonic seconds."""
         self._may = min(self._may + (now - self._refilled_at) / self.APART, float(self.AT_ONCE))
         self._refilled_at = now
         price = (2.0 if self._is_trouble else 1.0) - self._paid

@@ -21,44 +21,49 @@ class Position(Protocol):
     def epoch(self) -> int: ...
 
     def covers(self, other: Position) -> bool:
-        """True if this contains everything up to `other`; never true across epochs."""
+        """Return whether this contains everything up to `other`; never true across epochs."""
         ...
 
     def reaches(self, other: Position) -> bool:
-        """Like `covers()`, but by the numbers alone, across epochs. For one server, False means that its log has gone back."""
+        """Compare like `covers()`, but by the numbers alone, across epochs.
+
+        For one server, False means that its log has gone back.
+        """
         ...
 
     def union(self, other: Position) -> Position | None:
-        """The smallest position that covers both; None if there is none, as across epochs."""
+        """Return the smallest position that covers both; None if there is none, as across epochs."""
         ...
 
     def supersedes(self, other: Position) -> bool:
-        """True if this server is provably the newer writer: it has all that the other one has. False if that is unknown.
+        """Return whether this server is provably the newer writer: it has all that the other one has. False if unknown.
 
         Both servers accept writes in one epoch.
         """
         ...
 
     def is_of_former_writer(self, last: Position) -> bool:
-        """True if this server was the writer before the one of `last`, and was not promoted since. False if that is unknown.
+        """Return whether this server was the writer before the one of `last`, and was not promoted since. False if unknown.
 
-        This server accepts writes. last: the last position of the writer.
+        This server accepts writes.
+
+        last: the last position of the writer.
         """
         ...
 
     def placed(self, last: Position) -> Position:
-        """The same position in the epoch of `last`, if this server is certainly of that epoch but does not know; else itself.
+        """Return this position in the epoch of `last` if this server is certainly of that epoch, but does not know; else itself.
 
         last: the last position of the writer.
         """
         ...
 
     def resumes(self, last: Position) -> bool:
-        """True if `last` is of the same server, and that server may have forgotten its epoch."""
+        """Return whether `last` is of the same server, and that server may have forgotten its epoch."""
         ...
 
     def lacks(self, known: Position) -> bool:
-        """True if `known` has transactions that the writer itself has made and that this position of the writer lacks.
+        """Return whether `known` has transactions that the writer itself made, and that this position of the writer lacks.
 
         Then the writer's log was begun anew, or has lost its end: the numbers are used again for something else.
         known: an earlier position of the writer or of a reader.
@@ -66,7 +71,7 @@ class Position(Protocol):
         ...
 
     def to_token(self) -> str:
-        """A short text for a token, of characters that are safe in URLs and headers; "" if there is no text so short."""
+        """Return a short text for a token, with characters that are safe in URLs and headers; "" if no short text is possible."""
         ...
 
 
@@ -90,7 +95,8 @@ class WalPosition:
         return self if self.covers(other) else other if other.covers(self) else None
 
     def supersedes(self, other: Position) -> bool:  # noqa: ARG002
-        return False  # two writers on one timeline use the same numbers for different contents
+        # Two writers on one timeline use the same numbers for different contents.
+        return False
 
     def is_of_former_writer(self, last: Position) -> bool:  # noqa: ARG002
         return False  # the timeline decides this
@@ -102,14 +108,15 @@ class WalPosition:
         return False  # a server never forgets its timeline
 
     def lacks(self, known: Position) -> bool:  # noqa: ARG002
-        return False  # a crash may cut the end of the log, but no reader was sent that end
+        # A crash may cut the end of the log, but no reader has received that end.
+        return False
 
     def to_token(self) -> str:
         return f"{self.epoch}-{self.lsn:X}"
 
     @classmethod
     def from_token(cls, text: str) -> WalPosition:
-        """The inverse of `to_token()`. Raises ValueError."""
+        """Parse a text made by `to_token()`. Raises ValueError."""
         found = _COMPACT.fullmatch(text)
         if found is None:
             raise ValueError(f"not a compact position: {text[:40]!r}")
@@ -120,13 +127,13 @@ class WalPosition:
 
     @classmethod
     def parse(cls, text: str) -> WalPosition:
-        """The inverse of str(). Raises ValueError."""
+        """Parse a text made by str(). Raises ValueError."""
         epoch, _, lsn = text.partition(":")
         return cls(int(epoch), parse_lsn(lsn))
 
 
 def parse_lsn(text: str) -> int:
-    """PostgreSQL's text form of an LSN ("16/B374D848") as a number. Raises ValueError."""
+    """Parse PostgreSQL's text form of an LSN ("16/B374D848") into a number. Raises ValueError."""
     high, slash, low = text.partition("/")
     if not slash:
         raise ValueError(f"not an LSN: {text!r}")
@@ -134,7 +141,7 @@ def parse_lsn(text: str) -> int:
 
 
 def end_of_record(insert_lsn: int, page: int = 8192, segment: int = 16 * 1024 * 1024) -> int:
-    """The end of the last record before an insert position.
+    """Return the end of the last record before an insert position.
 
     page, segment: their sizes in bytes.
 
@@ -151,7 +158,7 @@ def end_of_record(insert_lsn: int, page: int = 8192, segment: int = 16 * 1024 * 
 class Sample(NamedTuple):
     """A position of the writer.
 
-    asked_at: a moment right before it was *asked for*: monotonic seconds.
+    asked_at: a moment right before the writer was *asked* for it: monotonic seconds.
     """
 
     asked_at: float
@@ -161,9 +168,9 @@ class Sample(NamedTuple):
 class Requirement(NamedTuple):
     """The commits that a reader must have replayed: all up to `acknowledged_at`, made in `epoch`.
 
-    acknowledged_at: when the commit had been acknowledged, or, for a token, that moment or later: monotonic seconds.
+    acknowledged_at: when the last commit was acknowledged: monotonic seconds. With a token, it may be a later moment.
     epoch: None if it is unknown.
-    position: the writer's position that proves it; None until one was asked for after that moment.
+    position: the writer's position that proves them; None until one was asked for after `acknowledged_at`.
     is_from_token: whether position and epoch came with a token. Then they prove the token's commits, but not all commits
         up to `acknowledged_at`, and may be made up.
     received_at: when the token arrived: monotonic seconds. `acknowledged_at` comes from a date by another host's clock,
@@ -178,12 +185,12 @@ class Requirement(NamedTuple):
 
     @property
     def since(self) -> float:
-        """Monotonic seconds, by this host's clock only. A position of the writer that is asked for later proves all."""
+        """The moment after which a position must be asked for to prove all: monotonic seconds, by this host's clock."""
         return max(self.acknowledged_at, self.received_at)
 
 
 def merge(mine: Requirement | None, other: Requirement | None) -> Requirement | None:
-    """A requirement that implies both. A position that is asked for after the later moment proves both."""
+    """Return a requirement that implies both. A position that is asked for after the later moment proves both."""
     if other is None or mine is other:
         return mine
     if mine is None:
@@ -215,7 +222,7 @@ class LastRead(NamedTuple):
 
 
 def first_sample_after(samples: tuple[Sample, ...], after: float) -> Sample | None:
-    """The first sample that was asked for at `after` or later; None if there is none.
+    """Return the first sample that was asked for at `after` or later; None if there is none.
 
     Its position is the smallest that is known to contain every commit acknowledged by `after`.
     """
@@ -226,7 +233,7 @@ def first_sample_after(samples: tuple[Sample, ...], after: float) -> Sample | No
 
 
 def lowest_common(positions: tuple[P | None, ...]) -> P | None:
-    """The position that all the others cover; None if one is unknown or they do not compare."""
+    """Return the position that all the others cover; None if one is unknown or they do not compare."""
     least: P | None = None
     for position in positions:
         if position is None:

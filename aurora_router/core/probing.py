@@ -12,8 +12,10 @@ from typing import NamedTuple
 from aurora_router.core.instance import Instance, Observation, ProbeFailure, Role
 from aurora_router.core.topology import MISSES, Topology
 
-LATE_FRACTION = 0.25  # the part of probe_timeout after which a silent writer makes all instances be probed fast
-STALE_AFTER = 5.0  # seconds (at least) without the scheduler, after which earlier observations do not count
+# If the writer is silent for this part of probe_timeout, all instances are probed fast.
+LATE_FRACTION = 0.25
+# If the scheduler has not run for so many seconds (at least), earlier observations do not count.
+STALE_AFTER = 5.0
 SHORTEST_WAIT = 0.001  # seconds for which the scheduler sleeps at least
 CATALOG_INTERVAL = 30.0  # seconds between looks at the functions in the catalog
 CATALOG_FAST_INTERVAL = 1.0  # the same after a call of an unknown function
@@ -26,12 +28,12 @@ class Timing(NamedTuple):
     interval, position_interval, timeout, failover_timeout: the settings `probe_interval`, `position_interval`, `probe_timeout`
         and `failover_timeout`.
     fast_interval: between two probes while something is suspect.
-    queue_timeout: for a probe of a reader that may wait in a pooler's queue for a place that units of this router have.
+    queue_timeout: for a probe of a reader that may wait in a pooler's queue, because units of this router have all places.
     reconnect_interval: until a name is resolved and connected to afresh.
     endpoint_reconnect_interval: the same for a reader endpoint, because other servers may stand there.
     writerless_reconnect_interval: the same without a writer, because the writer's name may lead to another server by now.
-    stale_after: after which earlier observations do not count if the scheduler has not run, by the wall clock.
-    grace: beyond `timeout` that each instance then has for an answer.
+    stale_after: without a run of the scheduler, by the wall clock, after which earlier observations do not count.
+    grace: in addition to `timeout`, for the first answer of each instance after that.
     """
 
     interval: float
@@ -60,7 +62,7 @@ class Timing(NamedTuple):
 def timing(
     *, interval: float, position_interval: float, timeout: float, failover_timeout: float, max_lag: float | None
 ) -> Timing:
-    """The timing of these settings.
+    """Return the timing of these settings.
 
     An answer does not prove a lag below max_lag for longer than max_lag, so probes must come more often.
     """
@@ -79,7 +81,7 @@ class Demand(NamedTuple):
     is_awaited: whether any thread waits for a topology.
     suspects: the instances at which something failed.
     own_since: when a thread last began to wait for an answer at once; None if none waits for that.
-    shared_since: when a thread last began to wait for an answer that does for all; None if none waits for that.
+    shared_since: when a thread last began to wait for an answer that serves all threads; None if none waits for that.
     positions_since: when positions were last asked for.
     writerless_since: when the writer was lost, or the monitor was started.
     doubted_at: since when observations are not trusted; None if they are.
@@ -97,7 +99,7 @@ class Demand(NamedTuple):
 
 
 def pace(topology: Topology, instance_id: str, last_at: float, demand: Demand, timing: Timing, now: float) -> float:
-    """The seconds between two probes of an instance.
+    """Return the seconds between two probes of an instance.
 
     last_at: when the last one began.
     """
@@ -110,8 +112,8 @@ def pace(topology: Topology, instance_id: str, last_at: float, demand: Demand, t
     answers = bool(instance.tracked)
     if answers and (instance.missed_probes or instance_id in demand.suspects):
         return timing.fast_interval
-    # Each probe of a misconfigured instance may be a login with a wrong password. Those who start the router share one, to see
-    # whether it was mended.
+    # Each probe of a misconfigured instance may be a login with a wrong password. Threads that start the router share
+    # one probe, to see whether the instance was mended.
     is_hopeless = instance.probe_failure is ProbeFailure.MISCONFIGURED and not answers
     if is_writer_doubtful and not is_hopeless:
         return timing.fast_interval
@@ -122,7 +124,7 @@ def pace(topology: Topology, instance_id: str, last_at: float, demand: Demand, t
 
 
 def _shared_pace(demand: Demand, last_at: float, timing: Timing, *, shares: bool, is_healthy: bool) -> float:
-    """The seconds between two probes that serve all who wait."""
+    """The seconds between two probes that serve all waiting threads."""
     is_due = demand.shared_since is not None and shares and last_at < demand.shared_since
     if is_due or (is_healthy and last_at < demand.positions_since):
         return min(timing.position_interval, timing.interval)
@@ -130,7 +132,7 @@ def _shared_pace(demand: Demand, last_at: float, timing: Timing, *, shares: bool
 
 
 def _is_writer_doubtful(topology: Topology, demand: Demand, timing: Timing, now: float) -> bool:
-    """Whether another server may be the writer by now. Its promotion can be seen before it is certain that the old one hangs."""
+    """Whether another server may be the writer by now. Its promotion may show before it is certain that the old writer hangs."""
     writer = topology.writer
     if writer is None:
         return demand.is_awaited or now - demand.writerless_since < timing.failover_timeout
@@ -140,10 +142,10 @@ def _is_writer_doubtful(topology: Topology, demand: Demand, timing: Timing, now:
 
 
 def queue_timeout(instance: Instance | None, timing: Timing) -> float:
-    """The seconds for which a probe may be silent if units of this router have all places of a pooler.
+    """Return the seconds for which a probe may be silent if units of this router have all places of a pooler.
 
-    The probe may wait in the pooler's queue. Then its silence says nothing of the server. For the writer there is time, because
-    the promotion of another server shows its loss. Nothing else shows a reader's loss.
+    The probe may wait in the pooler's queue. Then its silence says nothing of the server. The writer gets
+    `failover_timeout`, because the promotion of another server also shows its loss. Nothing else shows a reader's loss.
     """
     if instance is None or not instance.healthy or instance.missed_probes:
         return timing.timeout
@@ -151,7 +153,7 @@ def queue_timeout(instance: Instance | None, timing: Timing) -> float:
 
 
 def wake_at(asked_at: float | None, last_at: float, every: float, timeout: float, timing: Timing, now: float) -> float:
-    """When the scheduler must look at an instance again.
+    """Return when the scheduler must look at an instance again.
 
     asked_at: when the probe that is under way began; None if none is.
     last_at: when the last probe began.
@@ -168,7 +170,7 @@ def wake_at(asked_at: float | None, last_at: float, every: float, timeout: float
 
 
 def clears(observation: Observation, suspected_at: float) -> bool:
-    """Whether an observation ends the suspicion of its instance. A later probe does, unless it is silent."""
+    """Return whether an observation ends the suspicion of its instance. A later probe does, unless it is silent."""
     return observation.probe_failure is not ProbeFailure.TIMEOUT and suspected_at <= observation.asked_at
 
 
@@ -176,12 +178,12 @@ def clears(observation: Observation, suspected_at: float) -> bool:
 
 
 class Trust(NamedTuple):
-    """Whether what was observed still counts. It does not after this process stood still: stopped, or its machine asleep.
+    """Whether earlier observations still count. They do not if this process stood still: it was stopped, or its machine slept.
 
     doubted_at: earlier observations are not trusted until all instances were observed since; None if they are trusted.
     awake_until: by the wall clock, which goes on while the process or its machine sleeps. If the scheduler runs later than that,
         the process has stood still.
-    trusted_until: until when observations count, by the wall clock.
+    trusted_until: the end of the time in which observations count, by the wall clock.
     """
 
     doubted_at: float | None = None
@@ -190,27 +192,30 @@ class Trust(NamedTuple):
 
 
 def doubted(now: float) -> Trust:
-    """The trust of a process that knows nothing for certain, as after a fork."""
+    """Return the trust of a process that knows nothing for certain, as after a fork."""
     return Trust(now, trusted_until=float("-inf"))
 
 
 def stood_still(trust: Trust, wall: float) -> bool:
-    """Whether the scheduler has not run for long. A doubt may be under way already: a machine may wake for only a moment."""
+    """Return whether the scheduler has not run for too long.
+
+    Observations may be in doubt already, because a machine may wake for only a moment.
+    """
     return wall > trust.awake_until
 
 
 def is_trusted(trust: Trust, wall: float) -> bool:
-    """Whether what was observed counts now."""
+    """Return whether earlier observations count now."""
     return wall <= trust.trusted_until
 
 
 def heard_again(topology: Topology, since: float) -> bool:
-    """Whether a newer probe of each instance has ended."""
+    """Return whether a newer probe of each instance has ended."""
     return all(instance.last_observed_at >= since for instance in topology)
 
 
 def keep(trust: Trust, topology: Topology, timing: Timing, now: float, wall: float) -> Trust:
-    """The trust after one more run of the scheduler.
+    """Return the trust after one more run of the scheduler.
 
     If the process stood still, the topology is doubted until each instance was observed again or has had its time.
     """
@@ -225,7 +230,7 @@ def keep(trust: Trust, topology: Topology, timing: Timing, now: float, wall: flo
 
 
 def is_recheck_due(topology: Topology, instance: Instance, rechecked_at: float, timing: Timing, now: float) -> bool:
-    """Whether to find out anew where an instance's name leads.
+    """Return whether to find out anew where an instance's name leads.
 
     rechecked_at: when that was last done.
     """
@@ -234,10 +239,10 @@ def is_recheck_due(topology: Topology, instance: Instance, rechecked_at: float, 
 
 
 def is_catalog_due(topology: Topology, instance_id: str, read_at: float, *, is_wanted: bool, now: float) -> bool:
-    """Whether to read the catalog at an instance. The writer's is read, or any while there is no writer.
+    """Return whether to read the catalog at an instance. The writer's is read, or any while there is no writer.
 
     read_at: when that was last done.
-    is_wanted: whether a function was called that it did not list then.
+    is_wanted: whether a function was called that the catalog did not list then.
     """
     writer = topology.writer
     if writer is not None and writer.id != instance_id:
@@ -246,5 +251,5 @@ def is_catalog_due(topology: Topology, instance_id: str, read_at: float, *, is_w
 
 
 def is_prune_due(topology: Topology, instance_id: str, pruned_at: float, now: float) -> bool:
-    """Whether to remove old rows of the commit table at an instance, which must be the writer."""
+    """Return whether to remove old rows of the commit table at an instance, which must be the writer."""
     return topology.writer is not None and topology.writer.id == instance_id and now - pruned_at >= PRUNE_INTERVAL

@@ -1,8 +1,8 @@
-"""What a query does: SELECT, VALUES, TABLE and WITH, and everything that stands in them, at any depth.
+"""The effect of a query: SELECT, VALUES, TABLE or WITH, with everything in it, at any depth.
 
 The first word decides, with the words, calls and parentheses behind it. Nothing is ever searched in raw text, so a keyword in a
-literal does not count. The particulars of a dialect are in its `Dialect`. The statements that are no queries are functions of
-its module.
+literal does not count. The particulars of a dialect are in its `Dialect`. Functions of the dialect's module decide on the
+statements that are no queries.
 """
 
 from __future__ import annotations
@@ -44,21 +44,22 @@ class Dialect:
     tokenizations: every way in which a server may cut a text up into tokens; none if that is beyond us.
     statement_handlers: effects by a statement's first word.
     marks: what to look at in a query, or the effect of a word alone.
-    non_calls: what may stand before "(" without being a call that matters.
-    contextual_non_calls: the same, for words whose place decides; a function looks at the place.
+    non_calls: the words and signs that may stand before "(" without a call that matters.
+    contextual_non_calls: the same for words whose place decides, each with a function that looks at the place.
     functions: effects of the built-in functions.
-    prefixes: how the names of more functions begin, which ask one server.
+    prefixes: the beginnings of the names of more functions. These functions ask one server.
     unquoted: functions that are part of the grammar, so that such a name in quotes is a user's function.
-    argument_checks: effects of functions whose arguments matter, from the index of the closing parenthesis.
+    argument_checks: for each function whose arguments matter, a function that returns the effect. It gets the index of the
+        closing parenthesis.
     recalled: functions and system variables about the statements before.
     locks: functions that take a lock by name, and are no writes.
-    schemas: of the server itself, with the effects of their relations. A relation that is not named asks one server.
+    schemas: the server's own schemas, with the effects of their relations. A relation that is not listed asks one server.
     server_columns: if a text names one of these, all relations of `schemas` in it ask one server.
     server_relations: relations of `schemas` that have such columns. If a text selects all columns, they ask one server.
     star_follows: the tokens before a `*` that selects all columns.
-    variables: system variables that one server has, and none of its connections.
+    variables: system variables of a server. Its connections have no values of their own for them.
     transient: functions that write, and whose work ends with the transaction or belongs to no connection.
-    targets: INTO these stays with the connection.
+    targets: words behind INTO that begin a target which stays with the connection.
     default_handler: for a first word that `statement_handlers` lacks.
     system_schema: where the built-in functions live.
     folds_quoted: the case of a quoted function name does not matter.
@@ -88,12 +89,12 @@ class Dialect:
 
 
 def after(*words: str) -> Callable[[Reading, int], bool]:
-    """A test whether a word is part of the grammar, because it follows one of these words."""
+    """Return a test whether a word is part of the grammar, because it follows one of these words."""
     return lambda reading, at: reading.low[at - 1] in words
 
 
 def after_literal(reading: Reading, at: int) -> bool:
-    """Whether a word is part of the grammar, because nothing can be called behind a literal or a parameter."""
+    """Return whether a word follows a literal or a parameter. Nothing can be called there, so it is part of the grammar."""
     return reading.is_literal(at - 1)
 
 
@@ -150,7 +151,7 @@ class Reading:
         self._selects_all: bool | None = None
 
     def statements(self) -> Iterator[Effect]:
-        """The effect of each statement between semicolons."""
+        """Yield the effect of each statement between semicolons."""
         low, start = self.low, 0
         if ";" in low:
             for at, sign in enumerate(low):
@@ -174,18 +175,21 @@ class Reading:
         return handler if isinstance(handler, Effect) else handler(self, start + 1, stop)
 
     def preparable(self, start: int, stop: int) -> Effect:
-        """A statement inside another one: a query, or else a write."""
+        """Return the effect of a statement inside another one: a query's, or else WRITE."""
         if self.head(start, stop) in QUERY_HEADS:
             return self.query(start, stop)
         self.leaves_traces = True
         return Effect.WRITE
 
     def head(self, start: int, stop: int) -> str:
-        """The first word behind any parentheses."""
+        """Return the first word behind any opening parentheses."""
         return next((word for word in self.low[start:stop] if word != "("), "")
 
     def query(self, start: int, stop: int) -> Effect:
-        """The effect of SELECT, VALUES, TABLE or WITH, with everything in it, at any depth, behind a write as well."""
+        """Return the effect of SELECT, VALUES, TABLE or WITH, with everything in it, at any depth.
+
+        A write does not end the search, because the functions and traces behind it count as well.
+        """
         low, marks, non_calls, checks = self.low, self.dialect.marks, self.dialect.non_calls, self.dialect.argument_checks
         effect = Effect.READ
         # For each open parenthesis: the token before it, and whether the list of a WITH goes on after it.
@@ -242,7 +246,7 @@ class Reading:
         return effect if not opened else Effect.WRITE
 
     def call(self, at: int, listing: bool, closed: str) -> Effect:
-        """The effect of `name (`.
+        """Return the effect of `name (`.
 
         at: the index of the name's last part.
         listing: whether this is in the list of a WITH.
@@ -274,7 +278,7 @@ class Reading:
         return Effect.READ
 
     def no_call(self, at: int, before: str, listing: bool, closed: str) -> bool:
-        """Whether the unqualified name at `at`, with a parenthesis behind it, is part of the grammar."""
+        """Return whether the unqualified name at `at`, with a parenthesis behind it, is part of the grammar."""
         low = self.low
         word = low[at]
         construct = self.dialect.contextual_non_calls.get(word)
@@ -291,7 +295,7 @@ class Reading:
         return low[at - 2] in ("from", "join") and before not in self.dialect.non_calls
 
     def relation(self, at: int) -> Effect:
-        """The effect of reading a relation of the system schema at `at`; READ if no relation of it follows."""
+        """Return the effect of reading a relation of the system schema at `at`; READ if no relation of it follows."""
         if self.low[at + 1] != ".":
             return Effect.READ
         schema, relation = (self.low[part].strip('`"') for part in (at, at + 2))
@@ -300,20 +304,22 @@ class Reading:
         return max(asks, Effect.SERVER) if shows else asks
 
     def selects_all_columns(self) -> bool:
-        """Whether a `*` of the text stands for columns. It may also count rows, or multiply."""
+        """Return whether a `*` of the text stands for columns. It may also count rows, or multiply."""
         if self._selects_all is None:
             self._selects_all = any(word == "*" and before in self.dialect.star_follows for before, word in pairwise(self.low))
         return self._selects_all
 
     def names_server_columns(self) -> bool:
-        """Whether the text names columns that each server fills in for itself."""
+        """Return whether the text names columns that each server fills in for itself."""
         if self._words is None:
             self._words = frozenset(self.low)
         return not self._words.isdisjoint(self.dialect.server_columns)
 
     def variable(self, at: int) -> Effect:
-        """The effect of reading the system variable at `at`: it asks one server, this connection, or about the statements
-        before."""
+        """Return the effect of reading the system variable at `at`.
+
+        Such a read asks one server, this connection, or about the statements before.
+        """
         name = self.low[at].strip("`")
         scoped = self.low[at + 1 : at + 2] == ["."]
         if scoped and name == "global":
@@ -333,7 +339,7 @@ class Reading:
         return Effect.READ
 
     def name(self, at: int) -> str | None:
-        """The name at `at` as the server sees it; "" if that is beyond us, None if it is no name."""
+        """Return the name at `at` as the server sees it; "" if that is beyond us, None if it is no name."""
         raw = self.raw[at]
         first = raw[:1]
         if first in ('"', "`") and len(raw) > 1:
@@ -349,14 +355,14 @@ class Reading:
         return self.low[at] if first == "_" or first.isalnum() or first >= "\x80" else None
 
     def is_literal(self, at: int) -> bool:
-        """Whether the token at `at` is a literal, or the end of a parameter."""
+        """Return whether the token at `at` is a literal, or the end of a parameter."""
         here, before = self.low[at], self.low[at - 1]
         if here[-1:] in ("'", '"', "?") or here[:1].isdecimal():
             return True
         return here[:2] == "%(" or before == ":" or (before == "%" and here == "s")
 
     def closing(self, start: int, stop: int) -> int:
-        """Where the parenthesis that opens at `start` is closed; `stop` if nowhere."""
+        """Return where the parenthesis that opens at `start` is closed; `stop` if nowhere."""
         depth = 0
         for at in range(start, stop):
             depth += (self.low[at] == "(") - (self.low[at] == ")")
@@ -365,7 +371,7 @@ class Reading:
         return stop
 
     def find(self, word: str, start: int, stop: int) -> int:
-        """Where `word` first stands outside parentheses; `stop` if nowhere."""
+        """Return where `word` first stands outside parentheses; `stop` if nowhere."""
         depth = 0
         for at in range(start, stop):
             here = self.low[at]

@@ -1,4 +1,4 @@
-"""What a unit does when it fails to connect, or when a read of it fails. This module is pure."""
+"""The next step of a unit that fails to connect, or whose read fails. This module is pure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Step(enum.Enum):
 
 
 def after_connecting(failure: Failure, phase: Phase, *, on_writer: bool) -> Step:
-    """What a unit does that could not connect, or whose connection was lost before anything was sent.
+    """Decide the next step of a unit that could not connect, or that lost its connection before anything was sent.
 
     phase: how far it was.
     on_writer: whether it was to connect to the writer.
@@ -39,10 +39,10 @@ def after_connecting(failure: Failure, phase: Phase, *, on_writer: bool) -> Step
 
 
 def after_statement(failure: Failure, phase: Phase, *, read_only: bool | None, on_writer: bool, retries: int) -> Step:
-    """What a unit does whose statement has failed.
+    """Decide the next step of a unit whose statement has failed.
 
     phase: how far it was.
-    read_only: what the unit is declared to be. None: it may move to the writer.
+    read_only: what the unit is declared to be. None: the unit is automatic, so it may move to the writer.
     on_writer: whether it is on the writer.
     retries: how many of its reads it has retried before.
     """

@@ -11,14 +11,14 @@ _BETWEEN: Final = re.compile(r"[^\w.@%$+-]+")
 """The separators of the parts of a value. A server may repeat one part alone, as in "-c app.token=secret"."""
 _QUOTED: Final = re.compile(r"""near '.*' at line|"[^"]*"|'[^']*'|`[^`]*`""", re.DOTALL)
 _WORD: Final = re.compile("[a-z]+")
-_LONG: Final = 8  # characters; a server may cut off the rest of a longer value
+_LONG: Final = 8  # characters; servers may cut off the rest of longer values
 
 
 def hide(text: str, values: Iterable[object], shown: Collection[object] = ()) -> str:
     """Replace these values, and parts of them, with "...".
 
     A part that looks like a word of a sentence is hidden only in quotes, in brackets and after a colon.
-    shown: names that everybody may see: those of options, of the user, the database and the host.
+    shown: names that everybody may see, which are those of options, of the user, the database and the host.
     """
     known = {str(each).lower() for each in shown}
     given = [each for value in values for said in _texts(value) for each in (said, repr(said)[1:-1])]

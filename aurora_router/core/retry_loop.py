@@ -1,7 +1,8 @@
-"""The loops of run_transaction, of a checkout and of a lost COMMIT, in pure steps: which attempt is retried, and what comes next.
+"""The loops of run_transaction, of a checkout and of a lost COMMIT, in pure steps.
 
-This module is pure. A driver makes the attempts, and does what a step says. `retries.attempts()` is the
-driver of run_transaction for threads, `Checkout` that of a checkout, and `commits.resolve_outcome()` that of a lost COMMIT.
+A step decides whether an attempt is retried, and what comes next. A driver makes the attempts, and carries out the steps.
+`retries.attempts()` is the driver of run_transaction for threads. `Checkout` is the driver of a checkout, and
+`commits.resolve_outcome()` that of a lost COMMIT.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from aurora_router.errors import RouterError, StaleRead
 
 
 class Failed(NamedTuple):
-    """How an attempt failed, as far as it decides about another one.
+    """How an attempt failed, as far as that decides whether another attempt follows.
 
     error: its error.
-    known: what the error itself says of its failure. None: it passed through no router.
-    last: what the last failure of the attempt's unit means. None: there was none.
+    known: the facts that belong to the error itself. None: the error passed through no router.
+    last: the facts about the last failure of the attempt's unit. None: there was none.
     is_undone: whether nothing of the attempt is left, as far as known.
     refusals: in how many attempts the server refused to write, although it is the writer.
     may_have_committed_elsewhere: whether the error is of a commit(), and the unit has written to other databases, too.
@@ -32,7 +33,7 @@ class Failed(NamedTuple):
 
 
 def is_retried(failed: Failed) -> bool:
-    """Whether the unit of a failed attempt may run again."""
+    """Return whether the unit of a failed attempt may run again."""
     # StaleRead comes from a flush, which is before any COMMIT.
     if failed.may_have_committed_elsewhere and not isinstance(failed.error, StaleRead):
         return False
@@ -70,20 +71,20 @@ class Policy(Protocol):
     """How long a loop waits, and when it ends."""
 
     def wait(self, error: Exception) -> float:
-        """Seconds to wait after a failed attempt. Asked once after each, before stop()."""
+        """Return the seconds to wait after a failed attempt. It is called once after each one, before stop()."""
 
     def stop(self) -> bool:
-        """Whether the attempt that failed last was the last one."""
+        """Return whether the attempt that has just failed was the last one."""
 
     def allows(self, number: int, error: Exception) -> bool:
-        """Whether the retry budget allows another attempt. Asked last, because it counts the retry.
+        """Return whether the retry budget allows another attempt. It is called last, because it counts the retry.
 
         number: of the attempt that failed, from 1.
         """
 
 
 def next_step(number: int, error: Exception | None, policy: Policy) -> Step:
-    """What comes after an attempt.
+    """Decide what comes after an attempt.
 
     number: of the attempt, from 1.
     error: the error for which it may be retried. None: its unit has committed.

@@ -59,7 +59,7 @@ class Need(NamedTuple):
     writer_serves_reads: bool = True
 
     def of_unit(self, requirement: Requirement | None, last_reads: Collection[LastRead], avoid: frozenset[str]) -> Need:
-        """The same need with a unit's own conditions. It takes a third of the time of `_replace()`."""
+        """Return the same need with a unit's own conditions. This takes a third of the time of `_replace()`."""
         return Need(self.declared, requirement, last_reads, self.max_lag, avoid, self.pin_seconds, self.writer_serves_reads)
 
 
@@ -67,7 +67,7 @@ class Decision(NamedTuple):
     """The instance for a unit, and the reason.
 
     instance: None if no instance will do.
-    effect: the statement's, if there was one to look at.
+    effect: the effect of the statement; None if there was none to look at.
     """
 
     instance: Instance | None
@@ -89,16 +89,16 @@ class Load:
     capacity: float = math.inf
 
     def has_room(self, instance_id: str) -> bool:
-        """Whether a unit would get a connection from that reader's pool without waiting."""
+        """Return whether a unit would get a connection from that reader's pool without waiting."""
         return self.in_use(instance_id) < self.capacity
 
 
 Balance = Callable[[Sequence[Instance], Load, float], Instance]
-"""(the readers that qualify, never empty; load; a random number in [0, 1)) -> one of them."""
+"""Takes the readers that qualify (never empty), the load and a random number in [0, 1). Returns one of the readers."""
 
 
 def least_busy(readers: Sequence[Instance], load: Load, rnd: float) -> Instance:
-    """The reader with the fewest connections in use. Equals come in turn."""
+    """The reader with the fewest connections in use. Readers with equally many come in turn."""
     best = readers[load.turn % len(readers)]
     least = load.in_use(best.id)
     if least:
@@ -136,11 +136,11 @@ STRATEGIES: Mapping[Strategy, Balance] = {
 
 
 def reason_to_write(found: Analysis, effect: Effect, hint: Hint | None, refused: bool) -> Reason | None:
-    """Why an automatic unit must be on the writer for a statement; None if a reader may serve it.
+    """Return why an automatic unit must be on the writer for a statement; None if a reader may serve it.
 
     found: the analysis of its text.
-    effect: the effect, with what is known of its functions.
-    hint: what the application asks for. It never sends a write to a reader.
+    effect: its effect, with regard to the functions that are known to be harmless.
+    hint: what the application asks for. No hint sends a write to a reader.
     refused: whether a reader has refused this text before.
     """
     if effect is _IS_READ:
@@ -199,10 +199,10 @@ def _with_room(able: Sequence[Instance], chosen: Instance, balance: Balance, loa
 
 
 def satisfies_requirement(reader: Instance, requirement: Requirement, topology: Topology, pin_seconds: float, now: float) -> bool:
-    """Whether the reader is known to have replayed every commit of the requirement.
+    """Return whether the reader is known to have replayed every commit of the requirement.
 
-    A position of an older epoch is never compared. The proof is then a position of the new writer that was asked for after the
-    commit. So the session stays on the writer until the reader has followed.
+    A position of an older epoch is never compared. Instead, the proof is a position of the new writer that was asked for after
+    the commit. So the session stays on the writer until the reader has followed.
     """
     if requirement.epoch is not None and requirement.epoch > topology.epoch:
         return False  # a token of a newer writer than any that is known here
@@ -221,11 +221,11 @@ def satisfies_requirement(reader: Instance, requirement: Requirement, topology: 
 
 
 def _is_late_enough(reader: Instance, requirement: Requirement, topology: Topology, pin_seconds: float, now: float) -> bool:
-    """Whether the reader has had the time to replay every commit of the requirement, because no position proves that."""
+    """Whether the reader has had the time to replay every commit of the requirement. No position proves that it has."""
     if not reader.pooled:
         used = [seen for seen in reader.tracked if seen.server.id in reader.servers]
         if any(seen.server.epoch != topology.epoch for seen in used):
-            # One of them does not follow the newest writer yet, so its lag is the lag behind another one.
+            # A server that does not follow the newest writer yet gives its lag behind another one.
             return False
         if reader.lag is not None and requirement.epoch == topology.epoch:
             return requirement.acknowledged_at < min(seen.asked_at for seen in used) - reader.lag - LAG_MARGIN
@@ -233,10 +233,10 @@ def _is_late_enough(reader: Instance, requirement: Requirement, topology: Topolo
 
 
 def satisfies_monotonic_read(reader: Instance, last: LastRead, topology: Topology, pin_seconds: float, now: float) -> bool:
-    """Whether the reader certainly shows what the session has read before.
+    """Return whether the reader certainly shows all that the session has read before.
 
-    It does if it is the server of that read. It also does if it has replayed a position of that server, or of the writer, that
-    was asked for since.
+    It does if it is the server of the earlier read. It also does if it has replayed a position of that server, or of the writer,
+    that was asked for since.
     """
     if reader.servers == {last.server}:
         return True
@@ -249,7 +249,7 @@ def satisfies_monotonic_read(reader: Instance, last: LastRead, topology: Topolog
 
 
 def with_proof(requirement: Requirement, topology: Topology) -> Requirement:
-    """The requirement with the position that proves it in this epoch, if the topology has one by now.
+    """Return the requirement with the position that proves it in this epoch, if the topology has one by now.
 
     Store the result: samples expire, and a reader lagging beyond the samples would never cover the later ones.
 
@@ -263,7 +263,7 @@ def with_proof(requirement: Requirement, topology: Topology) -> Requirement:
         if newest is None or newest.asked_at < requirement.since or newest.position.covers(position):
             return requirement
     elif given and epoch is not None and epoch > topology.epoch and not was_looked_for(requirement, topology):
-        return requirement  # somebody may be the writer of that epoch
+        return requirement  # some instance may be the writer of that epoch
     found = first_sample_after(topology.samples, requirement.since)
     if found is None:
         return requirement
@@ -271,7 +271,7 @@ def with_proof(requirement: Requirement, topology: Topology) -> Requirement:
 
 
 def was_looked_for(requirement: Requirement, topology: Topology) -> bool:
-    """Whether the writer of a token's epoch was looked for everywhere.
+    """Return whether the writer of a token's epoch was looked for everywhere.
 
     All instances that answer must have been asked since the token arrived, and each other one must have had its first probe.
     """

@@ -52,13 +52,14 @@ def classify(sql: str, dialect: str = "postgresql", *, read_only_functions: Iter
 
 
 def dialect_for_setting(dialect: str, setting: str | None) -> str:
-    """The dialect of a connection whose setting is known, so that texts with backslashes before quotes have one meaning.
+    """Return the dialect of a connection with this setting, which tells what a backslash before a quote means.
 
-    Without it, such a text counts as the strongest of its possible effects, and its analysis is `in_doubt`.
+    Without the setting, a text with such a backslash counts as the strongest of its possible effects. Its analysis is then
+    `in_doubt`.
 
     dialect: "postgresql", "mysql" or "mariadb".
-    setting: the server's `standard_conforming_strings` (PostgreSQL) or `@@sql_mode`. None: the latter is only known to lack
-        NO_BACKSLASH_ESCAPES, so a text with backslashes in "..." may still be in doubt.
+    setting: the server's `standard_conforming_strings` (PostgreSQL) or `@@sql_mode`. None: `@@sql_mode` is only known to lack
+        NO_BACKSLASH_ESCAPES, so a text with backslashes in "..." may still be in doubt. PostgreSQL's setting is unknown.
     """
     return dialect + _MODE[dialect](setting)
 
@@ -79,8 +80,8 @@ def _analyze(sql: str, dialect_name: str) -> Analysis:
 class Cache:
     """Analyses of the texts used last. The bytes of all texts together are bounded, not their number or length.
 
-    There are two generations. A text that is used enters the younger one, `recent`. When that is full, it becomes the elder
-    one, and the former elder one is dropped with all texts that were not used since. So a hit is one lookup in a dictionary,
+    There are two generations. A text that is used enters the younger one, `recent`. When `recent` is full, it becomes the
+    elder one. The former elder one is dropped, with all texts that were not used since. So a hit is one lookup in a dictionary,
     without a lock. Threads that meet while a generation ends may lose some analyses, which are made again.
 
     analyze: analyzes a text in a dialect.
@@ -95,7 +96,7 @@ class Cache:
         self._room = self._generation
 
     def recall(self, sql: str, dialect: str) -> Analysis:
-        """The analysis of a text that is not in `recent`."""
+        """Return the analysis of a text that is not in `recent`."""
         key = (sql, dialect)
         found = self._elder.get(key) or self._analyze(sql, dialect)
         size = getsizeof(sql) + _ENTRY
@@ -107,7 +108,7 @@ class Cache:
         return found
 
 
-_ENTRY: Final = 400  # about the bytes of an analysis, its key and its dictionary entry
+_ENTRY: Final = 400  # about the bytes of an analysis, its key and its entry
 _cache: Final = Cache(_analyze, 32 * 2**20)
 
 

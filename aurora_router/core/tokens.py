@@ -2,7 +2,7 @@
 
 The text is `1.<cluster>.<position>.<made at>`, in URL-safe characters: a version, the cluster's identity, a position, and
 unix milliseconds. A position of PostgreSQL is `<epoch>-<lsn>`. Other kinds of positions begin with a letter. If no position was
-known, or none is short enough, there is a `0` in its place. Such a token speaks of all that was committed when it was made. A
+known, or none is short enough, there is a `0` in its place. Such a token stands for all commits before it was made. A
 signature may follow after one more dot. This module knows only its form.
 """
 
@@ -45,7 +45,7 @@ class Token(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Token:
-        """The inverse of str(), for the parts that the text has. Raises ValueError."""
+        """Parse a text made by str(), which may lack the position. Raises ValueError."""
         found = _FORM.fullmatch(text)
         if found is None:
             raise ValueError("not a consistency token")
@@ -58,19 +58,19 @@ class Token(NamedTuple):
 
 
 def unsigned(text: str) -> str | None:
-    """The text before the signature; None if there is no signature in its only valid spelling."""
+    """Return the text before the signature; None if there is no signature in its only valid spelling."""
     before, _, signature = text.rpartition(".")
     return before if _SIGNATURE.fullmatch(signature) else None
 
 
 def latest(tokens: Sequence[Token]) -> Token:
-    """The token that implies the others.
+    """Return the token that implies the others.
 
     Raises ValueError for tokens of several clusters.
 
-    Of two tokens with positions, the newer epoch decides, and then the position. If neither position covers the other, the
-    writer has changed between them. Then the token that was made later decides, because its position came after the other.
-    A token without a position counts unless one with a position is certainly later: by more than clocks may differ.
+    Of two tokens with positions, the newer epoch decides, and then the further position. If neither position covers the other,
+    the writer has changed between them. Then the token that was made later decides, because its position came after the other.
+    A token without a position counts, unless one with a position is later by more than the clocks of two hosts may differ.
     """
     if any(token.cluster != tokens[0].cluster for token in tokens):
         raise ValueError("they are of two clusters")
@@ -97,7 +97,7 @@ def _is_later(one: Position, other: Position, made_later: bool) -> bool:
 
 
 def renewed(requirement: Requirement, samples: tuple[Sample, ...], since: float, now: float) -> Requirement:
-    """The requirement for a token, as of the moment at which its position was asked for.
+    """Return the requirement for a token, as of the moment at which its position was asked for.
 
     That moment is not before `since`, so that the token counts for long enough.
 

@@ -20,7 +20,7 @@ from aurora_router.core.positions import Position, Sample
 
 # How many positions of the writer are kept: about 13 s with a probe every 50 ms, more than 4 min with one a second.
 SAMPLES = 256
-# Seconds after a crash for which a server that goes on breaks connections instead of refusing them.
+# For so many seconds after a crash, a server that will recover may break connections instead of refusing them.
 SETTLES = 0.1
 MISSES = 2  # silent probes in a row that take an instance out of use
 
@@ -32,15 +32,15 @@ class Topology:
     instances: in the order in which you named them.
     writer: the instance that takes writes, if one does.
     readers: the healthy readers.
-    ambiguous: the instances that both accept writes, if nothing tells which is newer.
+    ambiguous: the instances that accept writes, if nothing shows which one is newer.
     epoch: the newest; 0 before the first answer.
     cluster: the identity of the cluster; None if it is unknown.
     samples: positions of the writer in this epoch, oldest first.
     elected: the server that was the writer last.
-    deposed: the places of servers that accepted writes before it, and have not been seen as readers since.
+    deposed: the locations of servers that accepted writes before the elected one, and were not seen as readers since.
     peak: the highest epoch ever seen.
     by_id: the instances by their ids.
-    isolation: the level of a transaction that asks for none, as the first instance that answers says; None if none answers.
+    isolation: the default isolation level, as the first instance that answers reports it; None if none answers.
     """
 
     instances: tuple[Instance, ...] = ()
@@ -68,8 +68,8 @@ class Topology:
     def in_vain(self) -> tuple[Instance, ...]:
         """The instances at which somebody must change something before there is a writer; empty if waiting may help.
 
-        They are all that could be the writer. A reader may be promoted, but while it is a reader, the writer is another instance.
-        An instance of another cluster could be the writer only if there are no readers.
+        They are all instances that could be the writer. A reader may be promoted, but while it is a reader, the writer is another
+        instance. An instance of another cluster could be the writer only if there are no readers.
         """
         idle = tuple(i for i in self.instances if not (i.role is Role.READER or i.reader_only or (i.stranger and self.readers)))
         wrong = self.writer is None and all(i.probe_failure is ProbeFailure.MISCONFIGURED for i in idle)
@@ -94,7 +94,7 @@ class Topology:
         )
 
     def trouble(self, instance: Instance) -> str:
-        """Why an instance is not used, and what to do if it is of another cluster."""
+        """Return why an instance is not used, and what to do if it is of another cluster."""
         return instance.error + self._advice(instance)
 
     def _advice(self, instance: Instance) -> str:
@@ -152,7 +152,7 @@ def renewed(topology: Topology) -> Topology:
 
 
 def _is_member(topology: Topology, server: ServerId) -> bool:
-    """Whether a server is of this cluster. A known one is, too, if only the name of its cluster has changed."""
+    """Whether a server is of this cluster. A known server is, too, if only the name of its cluster has changed."""
     if topology.cluster is None or server.cluster == topology.cluster:
         return True
     if server.cluster.isdigit():
@@ -258,14 +258,14 @@ def _is_late(seen: TrackedServer, observation: Observation) -> bool:
 
 
 def find_server(topology: Topology, instance_id: str, server: ServerId) -> TrackedServer | None:
-    """The last answer of this server behind this instance; None if the server does not stand there."""
+    """Return the last answer of this server behind this instance; None if the server does not stand there."""
     instance = topology.by_id.get(instance_id)
     seen = instance.tracked if instance is not None else ()
     return next((s for s in seen if s.server.id.incarnation == server.incarnation), None)
 
 
 def survived(topology: Topology, instance_id: str, server: ServerId, since: float) -> bool | None:
-    """Whether a server is still in the same life after an incident.
+    """Return whether a server is still in the same life after an incident.
 
     since: when the incident happened: monotonic seconds.
     Returns None while that is unknown: the server was not asked since, or does not accept connections yet.
@@ -280,7 +280,7 @@ def survived(topology: Topology, instance_id: str, server: ServerId, since: floa
 
 
 def may_recover(instance: Instance) -> bool:
-    """Whether the server of an instance may be recovering from a crash.
+    """Return whether the server of an instance may be recovering from a crash.
 
     A reader of PostgreSQL may let clients in before it has replayed all that it had before the crash. It may lack the database
     until then, so it looks misconfigured.

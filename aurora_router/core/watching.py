@@ -12,9 +12,11 @@ from aurora_router.core.instance import Observation, ProbeFailure, ServerId, Ser
 
 C = TypeVar("C")
 
-FORGET_AFTER = 60.0  # seconds without a fresh connection to a server behind a reader endpoint, after which it is forgotten
+# If no fresh connection has led to a server behind a reader endpoint for so many seconds, the server is forgotten.
+FORGET_AFTER = 60.0
 MAX_SERVERS = 16  # servers that are watched behind one reader endpoint
-CONNECTS_PER_RECHECK = 4  # fresh connections in a row, if other servers may stand behind a reader endpoint
+# Fresh connections in a row, if other servers may stand behind a reader endpoint.
+CONNECTS_PER_RECHECK = 4
 
 
 class Link(NamedTuple, Generic[C]):
@@ -38,7 +40,7 @@ class Watch(NamedTuple, Generic[C]):
     lost: tuple[ServerId, ...] = ()
 
     def connects(self, *, is_asked: bool, is_due: bool) -> int:
-        """The number of fresh connections that this probe may make.
+        """Return the number of fresh connections that this probe may make.
 
         is_asked: whether somebody met an unknown server there.
         is_due: whether it is time to find out where the name leads.
@@ -78,7 +80,7 @@ def answered(watch: Watch[C], link: Link[C], server: ServerStatus, asked_at: flo
     before = link.server
     pooled = server.id.process != before.process
     news: tuple[News, ...] = (Observation(watch.instance, asked_at, now, server=server, pooled=pooled),)
-    # Only one server stands there. So it has another name now, or it is another server.
+    # Only one server stands there. So the old one has another name now, or another server has replaced it.
     if pooled and not watch.several:
         news = (*news, Forgotten(watch.instance, before))
     if watch.several and len(watch.links) > 1 and asked_at - link.reached_at > FORGET_AFTER:
@@ -91,7 +93,10 @@ def answered(watch: Watch[C], link: Link[C], server: ServerStatus, asked_at: flo
 
 
 def broke(watch: Watch[C], link: Link[C], failure: ProbeFailure, error: str, asked_at: float, now: float) -> Change[C]:
-    """Take in that a connection broke. If it was the only one, only it may be broken: the server is down if a fresh one fails."""
+    """Take in that a connection broke.
+
+    If it was the only one, the server may still be well. The server is down only if a fresh connection fails as well.
+    """
     links = tuple(each for each in watch.links if each is not link)
     if links:
         news = _failures(watch.instance, (link.server,), failure, error, asked_at, now)
@@ -100,7 +105,7 @@ def broke(watch: Watch[C], link: Link[C], failure: ProbeFailure, error: str, ask
 
 
 def reached(watch: Watch[C], connection: C, server: ServerStatus, asked_at: float, now: float) -> Change[C]:
-    """Take in the first answer on a fresh connection. Unless several servers may stand there, it is the only one."""
+    """Take in the first answer on a fresh connection. Unless several servers may stand there, this one replaces the others."""
     replaced = [each for each in watch.links if each.server == server.id or not watch.several]
     links = (*(each for each in watch.links if each not in replaced), Link(connection, server.id, asked_at))
     others = dict.fromkeys((*(each.server for each in replaced), *watch.lost))
@@ -115,7 +120,7 @@ def reached(watch: Watch[C], connection: C, server: ServerStatus, asked_at: floa
 def unreached(
     watch: Watch[C], failure: ProbeFailure, error: str, asked_at: float, now: float, *, is_busy: bool = False
 ) -> tuple[News, ...]:
-    """The news of a fresh connection that failed. It says nothing of the servers to which there are connections.
+    """Return the news of a fresh connection that failed. It says nothing of the servers to which there are connections.
 
     is_busy: whether the server lives, but has no room for one more connection.
     """
@@ -125,12 +130,12 @@ def unreached(
 
 
 def failed(watch: Watch[C], failure: ProbeFailure, error: str, asked_at: float, now: float) -> tuple[News, ...]:
-    """The news that the servers without a connection do not answer."""
+    """Return the news that the servers without a connection do not answer."""
     return _failures(watch.instance, watch.lost or (None,), failure, error, asked_at, now)
 
 
 def silent(watch: Watch[C], link: Link[C] | None, timeout: float, asked_at: float, now: float) -> tuple[News, ...]:
-    """The news of a probe that has had its time.
+    """Return the news of a probe whose time is over.
 
     link: the connection that was asked; None if a fresh one was.
     timeout: seconds that it had.

@@ -14,12 +14,12 @@ RESOLVE_BACKOFF = tenacity.wait_random_exponential(multiplier=0.02, max=0.5)
 
 
 class TenacityPolicy:
-    """Asks tenacity's policies, which judge by a state of tenacity's own.
+    """A policy that asks tenacity's policies. They judge by a state of tenacity's own.
 
     stop: whether to stop after a failure.
     wait: how long to wait between two attempts, in seconds.
     began: since when `stop` counts the time, in seconds, monotonic. None: since the first failure.
-    allows: whether the retry budget allows another attempt, by the number of the one that failed and its error.
+    allows: whether the retry budget allows another attempt. Takes the number of the failed attempt and its error.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ _ALIVE = "the server is alive, and has ended the connection"
 
 
 def breaks_everywhere(unit: Unit, failure: Failure) -> bool:
-    """Whether a statement that broke its instance would break the next instance, too.
+    """Return whether a statement that broke its instance would break the next instance, too.
 
     True for the second broken instance. True at once on the writer, because no other server could run the statement.
     """
@@ -51,7 +51,7 @@ def loses_everywhere(
 
 
 def _meets(unit: Unit, failure: Failure) -> Trouble | None:
-    """Record that the unit's statement met a failure after which it would be retried. None if nobody retries it."""
+    """Record that the unit's statement met a failure, and return the record. None if nobody retries the statement."""
     if (
         unit.place.instance is None
         or unit.place.server is None

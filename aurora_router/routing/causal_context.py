@@ -67,7 +67,7 @@ class CausalContext:
                 elif reads and requirement is not None and not requirement.is_from_token:
                     # A reader that has replayed the requirement shows all that any reader had shown by that time.
                     left = frozenset(read for read in reads if read.at > requirement.acknowledged_at)
-                # Otherwise the garbage collector has ended a unit meanwhile, which called this method: begin again.
+                # If they differ, the garbage collector has ended a unit meanwhile, and that has called this method. Begin again.
                 if self.requirement is mine and self.last_reads is reads:
                     self.requirement, self.last_reads = both, left
                     return
@@ -102,8 +102,8 @@ class OpenUnit(Protocol):
 class Scope(CausalContext):
     """A causal scope: what all units inside it have written and read.
 
-    Inside are the units of this thread or task until the block ends. So are those of tasks and threads that start there with a
-    copy of its context.
+    The units of this thread or task are inside until the block ends. Tasks and threads that start in the block with a copy of
+    its context have their units inside, too.
 
     `with scope:` may be used again and again.
     """
@@ -144,7 +144,7 @@ class Scope(CausalContext):
         but: a unit to leave out.
         """
         if len(self.units) == (but is not None):
-            return  # `but` has a connection, so it is in the set, alone
+            return  # no unit, or only `but`, which has a connection
         for unit in [*self.units]:
             if unit is not but and unit.has_unrecorded_effects:
                 unseen = unit.unseen_end() is not None
@@ -155,6 +155,6 @@ _scopes: ContextVar[tuple[Scope, ...]] = ContextVar("aurora_router_scopes", defa
 
 
 def open_scopes(owner: object) -> tuple[Scope, ...]:
-    """The scopes of a router that are open in this context."""
+    """Return the scopes of a router that are open in this context."""
     scopes = _scopes.get()
     return tuple(scope for scope in scopes if scope.owner is owner) if scopes else ()

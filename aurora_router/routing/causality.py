@@ -67,7 +67,7 @@ class Causality:
         unit.marks = CausalMarks(requirement, last_reads, contexts, scopes)
 
     def must_leave_reader(self, unit: Unit) -> bool:
-        """Whether others have written since this unit began, or have read what its reader may not show."""
+        """Return whether others have written since this unit began, or have read something that its reader may lack."""
         known = unit.marks.requirement.acknowledged_at if unit.marks.requirement is not None else 0.0
         if self.is_global:
             newest = self._of_all()
@@ -88,7 +88,7 @@ class Causality:
     def on_commit_sent(self, unit: Unit) -> None:
         """Note that a unit's commit may be acknowledged from now on.
 
-        If consistency is "global", no unit that begins may see an older state until the connection comes back.
+        If consistency is "global", a unit that begins before the connection is back must see all commits up to its beginning.
         """
         if self.consistency == "eventual" or not unit.wrote:
             return

@@ -1,4 +1,4 @@
-"""How units enter: from what a unit needs to an instance and a connection there. If there is no writer, the unit waits for one.
+"""Connect units: choose the instance that a unit needs, and get a connection there. If there is no writer, the unit waits.
 
 This is the request path. It never blocks on discovery.
 """
@@ -75,9 +75,9 @@ class _Attempt(Generic[T]):
     """One attempt of a unit to connect, which may try several instances.
 
     write: why the unit must be on the writer; None if it need not be, as far as known.
-    began: when the first attempt began, seconds, monotonic; None if nothing has read the clock yet.
-    queued_at: when it began to wait for a slot in the writer's pool.
-    timeout: of a reader's pool that the unit has waited for.
+    began: when the first attempt began, seconds, monotonic; None if the clock was not read yet.
+    queued_at: when the unit began to wait for a slot in the writer's pool; seconds, monotonic.
+    timeout: the timeout error of a reader's pool that the unit has waited for.
     refused: the error of a reader that refused the credentials or the database.
     """
 
@@ -134,12 +134,12 @@ class Checkout:
         self._say_no_reader = Rate(REMIND)
 
     def close(self) -> None:
-        """End all waiting for slots. Units that wait for a topology see that when the monitor wakes them."""
+        """End all waiting for slots. Units that wait for a topology see `is_closed` when the monitor wakes them."""
         self.waits.is_closed = True
         self._for_reads.cancel_waiters()
 
     def forked(self) -> None:
-        """In a forked child, no unit waits."""
+        """Begin anew in a forked child, in which no unit waits."""
         self.waits.forked()
 
     def acquire(self, unit: Unit, connector: Connector[T], write: Reason | None = None) -> T:
@@ -168,7 +168,7 @@ class Checkout:
             raise
 
     def _tell_checkout(self, unit: Unit, instance: Instance, reason: Reason) -> None:
-        """Publish that a unit has its connection, and remember since when, for the event of its return."""
+        """Publish that a unit has its connection. Remember the time for the event of the connection's return."""
         now = time.monotonic()
         took = None if unit.checkout_began is None else now - unit.checkout_began
         unit.checked_out = {**(unit.checked_out or {}), instance.id: now}
@@ -181,7 +181,7 @@ class Checkout:
         self._throttle.allow(failed.instance.id, first=True)
         now = time.monotonic()
         left = self.waits.time_left(unit, began)
-        # The retry budget is asked while the loop sleeps, because a refused retry waits for its turn.
+        # This policy asks no retry budget. _pause() asks it, because a refused retry is no error here: the unit waits.
         policy = TenacityPolicy(tenacity.stop_after_delay(left), CONNECT_BACKOFF, now)
         for number in itertools.count(1):
             self._counters.retries[failed.instance.id] += 1
@@ -196,9 +196,9 @@ class Checkout:
         raise self.waits.no_writer(began, failed) from failed.cause
 
     def _pause(self, seconds: float, failed: WriterUnreachable, until: float) -> None:
-        """Sleep, but only until the monitor sees another writer than the failed one, or none.
+        """Sleep, but wake early if the monitor sees another writer than the failed one, or no writer.
 
-        While too many units retry already, sleep on. Waiting costs nothing, but an attempt at an instance in trouble does.
+        If the retry budget allows no attempt, sleep on. Waiting costs nothing, but an attempt loads an instance in trouble.
 
         until: seconds, monotonic.
         """
@@ -240,7 +240,7 @@ class Checkout:
         return connection
 
     def _choose(self, unit: Unit, attempt: _Attempt[T]) -> tuple[Instance, Reason] | None:
-        """Choose the instance, and wait for one if none is there. None if something has changed: decide again."""
+        """Choose the instance, and wait for one if there is none. Return None if the choice must be made again."""
         decision = self.decide(unit, attempt.write)
         if attempt.write is None:
             if attempt.connector.judge is not None:
@@ -258,13 +258,13 @@ class Checkout:
             attempt.began = attempt.began or time.monotonic()
             instance = self.waits.for_writer(unit, decision, attempt.began)
             if instance is None or reason is Reason.NO_INSTANCE:
-                return None  # the token has lapsed, or no reader would serve the read
+                return None  # the token has lapsed, or a reader may serve the read now
         if reason is _NO_READER and len(self._monitor.topology.instances) > 1 and not self._may_read(unit, attempt, instance):
             return None
         return instance, reason
 
     def _may_read(self, unit: Unit, attempt: _Attempt[T], writer: Instance) -> bool:
-        """Whether the unit has a slot for reads in the writer's pool. If not, it has waited for one."""
+        """Whether the unit has a slot for reads in the writer's pool. If not, wait for one; then the caller decides again."""
         if unit.writer_read_slot is not None and unit.writer_read_slot.acquired:
             return True
         reads = self._say_no_reader.passes(time.monotonic())
@@ -299,7 +299,8 @@ class Checkout:
         except (DBAPIError, WrongServer, self._engines.driver_error) as error:
             self._abandon(unit, connector, connection)
             if isinstance(error, RouterError) and not isinstance(error, WrongServer):
-                raise  # it is of another unit, which a listener of the application has begun
+                # The error is of another unit, which a listener of the application has begun.
+                raise
             if not self._can_try_another(unit, attempt, instance, error, is_connected=connection is not None):
                 raise
         except ConfigurationError as error:  # there is no password
@@ -331,7 +332,7 @@ class Checkout:
         now = time.monotonic()
         if not self._modes.is_usable(raw, instance, now):
             return False
-        # Otherwise a listener of the application has sent something there already, and the mode is set.
+        # If the unit is bound already, a listener of the application has sent something there, and the mode is set.
         if raw.info[STATE].unit is not unit:
             self._modes.set_mode(raw, mode, unit.isolation)
         if unit.intent.read_only and not unit.intent.owned_by_session:
@@ -345,7 +346,7 @@ class Checkout:
     ) -> bool:
         """Note a failure to connect. Return whether the unit is to try another instance.
 
-        Raises WriterUnreachable if it was the writer, and ConfigurationError for an option that the driver cannot use.
+        Raises WriterUnreachable if the writer was not reached, and ConfigurationError for an option that the driver cannot use.
         """
         # An error that has a statement comes from a listener of the application, not from connecting.
         connects = not is_connected and getattr(error, "statement", None) is None
@@ -372,7 +373,7 @@ class Checkout:
         return True
 
     def _judge(self, connector: Connector[T], decision: Decision) -> Reason | None:
-        """Why the statement for which a unit enters must be on the writer; None if it may be a read, as far as known.
+        """Why the statement of a connecting unit must be on the writer; None if it may be a read, as far as known.
 
         If no reader qualifies, find out at any price.
         """
@@ -380,7 +381,7 @@ class Checkout:
         topology = self._monitor.topology
         engine = self._engines.engine(decision.instance or topology.writer or topology.instances[0])
         if engine.dialect.server_version_info is None and topology.writer is not None:
-            # A process that only writes has never connected to that reader.
+            # A process that only writes has never connected to that reader, so the reader's dialect does not know its server.
             engine = self._engines.engine(topology.writer)
         return connector.judge(engine, decision.instance is None or decision.reason is _NO_READER)
 
@@ -390,7 +391,7 @@ class Checkout:
         return decision.instance is None or self._load.has_room(decision.instance.id)
 
     def _abandon(self, unit: Unit, connector: Connector[T], connection: T | None) -> None:
-        """Discard the connection of a failed attempt. Its error would keep the connection, and with it a place in the pool."""
+        """Discard the connection of a failed attempt. Otherwise the error would keep it, and so a place in the pool."""
         unit.leave()
         if connection is not None:
             with contextlib.suppress(Exception):
@@ -425,7 +426,7 @@ class Checkout:
         return decision
 
     def _resolve(self, unit: Unit, requirement: Requirement, topology: Topology) -> Topology:
-        """Add the position that proves the unit's requirement, if one can be had, and return the topology that has it."""
+        """Add the position that proves the unit's requirement, if there is one. Return the topology that has the position."""
         requirement = with_proof(requirement, topology)
         epoch = requirement.epoch
         if requirement.is_from_token and epoch is not None and epoch > topology.epoch:
@@ -459,7 +460,7 @@ def _mode(unit: Unit, on_writer: bool) -> Mode:
 
 
 def _checked(balance: Balance) -> Balance:
-    """The user's function, with an error that names it if it returns anything but one of the readers."""
+    """The user's function, with an error that names `balance=` if the result is not one of the readers."""
 
     def checked(readers: Sequence[Instance], load: Load, rnd: float) -> Instance:
         chosen = balance(readers, load, rnd)

@@ -1,4 +1,4 @@
-"""What becomes of a unit's transaction: COMMIT, also one whose answer is lost, rollback, and the return to the pool."""
+"""The end of a unit's transaction: a COMMIT, a COMMIT whose answer is lost, a rollback, and the return to the pool."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class CommitHandler:
     """The commits of one router's units.
 
     causality: what the router's units must see.
-    dispatcher: tells the events.
+    dispatcher: publishes the events.
     waiting: how units wait.
     """
 
@@ -57,7 +57,7 @@ class CommitHandler:
         self._sleep = waiting.sleep
 
     def commit(self, raw: PoolProxiedConnection, send: Callable[[Any], None]) -> None:
-        """Send a COMMIT. If its answer is lost, look up the outcome, if the unit has a commit check.
+        """Send a COMMIT. If its answer is lost and the unit has a commit check, look up the outcome.
 
         If the transaction has committed, go on as if the answer had come.
         """
@@ -87,7 +87,7 @@ class CommitHandler:
         self._committed(unit)
 
     def _commit_reads(self, unit: Unit | None, raw: PoolProxiedConnection, send: Callable[[Any], None]) -> None:
-        """Send a COMMIT of a transaction that cannot have written. If its connection is lost, nothing is lost with it."""
+        """Send a COMMIT of a transaction that cannot have written. A lost connection loses nothing, so it is no error."""
         try:
             send(raw)
         except self._error as error:
@@ -111,19 +111,19 @@ class CommitHandler:
             raise
 
     def ends_with_rollback(self, raw: PoolProxiedConnection) -> bool:
-        """Whether a rollback ends the unit of a connection. It ends a session's unit. Others may go on with their connection."""
+        """Return whether a rollback ends the unit of a connection: a session's unit. Others may go on with their connection."""
         unit = unit_of(raw)
         return unit is not None and unit.intent.owned_by_session
 
     def on_rollback(self, raw: PoolProxiedConnection) -> None:
-        """Note whether a rollback, or a COMMIT that became one, has left writes in place. They must not be written again."""
+        """Note that a run cannot be undone if a rollback, or a COMMIT that became one, has left writes in place."""
         if self._driver.was_not_undone(raw.dbapi_connection):
             unit = unit_of(raw)
             if unit is not None and unit.intent.run is not None:
                 unit.intent.run.is_undoable = False
 
     def _note_unseen_ends(self, unit: Unit) -> None:
-        """Note that a run cannot be undone if the driver's own connection has committed something in it."""
+        """Note that a run cannot be undone if a transaction has ended on the connection that the user has."""
         if unit.intent.run is not None and unit.unseen_end() is not None:
             unit.intent.run.is_undoable = False
 
@@ -143,7 +143,7 @@ class CommitHandler:
             send()
         except self._error as error:
             if decide(self._commit_failure(error, connection.connection), Phase.COMMIT) is Action.RESOLVE:
-                noted = f"in two phases; what is prepared is in {self._families.at(unit.place.instance.id).PREPARED}"
+                noted = f"in two phases; {self._families.at(unit.place.instance.id).PREPARED} lists the prepared transactions"
                 unit.lose_commit(OutcomeUnknown(unit.place.instance.id, noted))
             raise
         self._committed(unit)
@@ -151,7 +151,7 @@ class CommitHandler:
     def _committed(self, unit: Unit) -> None:
         """Note a commit at once.
 
-        Whatever comes next must see it: a listener of after_commit, or a unit that begins while the connection is still open.
+        Listeners of after_commit must see it, and so must units that begin while the connection is still open.
         """
         unit.commit = CommitState.COMMITTED
         self._causality.on_committed(unit)
@@ -167,7 +167,7 @@ class CommitHandler:
         """Whether the transaction of an unanswered COMMIT has committed. If not, note in the unit what is known."""
         self._monitor.suspect(instance_id)
         if ask is None:
-            unit.lose_commit(OutcomeUnknown(instance_id, "no commit_check was asked for, so nothing was noted that could tell"))
+            unit.lose_commit(OutcomeUnknown(instance_id, "no commit_check was asked for, so the outcome cannot be looked up"))
             return False
 
         def resolve(timeout: float) -> Outcome:
@@ -178,7 +178,7 @@ class CommitHandler:
                     events.CommitResolved(instance_id, found.value, time.monotonic() - began, unit=unit.number)
                 )
             if found is Outcome.COMMITTED:
-                self._causality.on_committed(unit)  # maybe long after its session believed it to be over
+                self._causality.on_committed(unit)  # maybe long after the unit has ended
             return found
 
         if unit.intent.run is not None:
@@ -205,7 +205,7 @@ class CommitHandler:
     def on_release(self, unit: Unit, instance: str) -> bool:
         """Note that a unit's connection is back in its pool. All commits on it have been acknowledged by now.
 
-        Return whether no other unit may get the connection.
+        Return whether the connection must be closed, because it has traces of a failed run.
         """
         if unit.writer_read_slot is not None:
             unit.release()

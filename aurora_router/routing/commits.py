@@ -46,7 +46,7 @@ def prepare_commit_check(
     check = unit.intent.commit_check
     if check is None or unit.place.instance is None:
         if unit.intent.run is not None and driver.is_aborted(connection):
-            driver.raise_aborted(connection)  # COMMIT would roll back, and the run would pass for done
+            driver.raise_aborted(connection)  # COMMIT would roll back, but the run would look committed
         return None
     if check == "xid" and supports_xid_status(server):
         with connection.cursor() as cursor:
@@ -169,7 +169,7 @@ class CommitRowOutcomeQuery(NamedTuple):
 
 
 class Nothing(NamedTuple):
-    """No question, because the transaction is read-only: it has written nothing, and may be made again."""
+    """No question, because the transaction is read-only: it has written nothing, and may run again."""
 
     server: ServerFamily
 
@@ -185,9 +185,9 @@ def resolve_outcome(
 ) -> Outcome:
     """Ask the newest writer until the answer is certain. UNKNOWN after `timeout` seconds.
 
-    If COMMITs wait for a reader here, and there is none, this waits, too.
+    If COMMITs on this writer wait for a reader and there is none, this waits, too.
 
-    connect: makes a connection to the newest writer, within the seconds that it is called with.
+    connect: connects to the newest writer. Takes the seconds to wait for a writer.
     sleep: waits for some seconds between two questions.
     """
     began = time.monotonic()
@@ -198,7 +198,7 @@ def resolve_outcome(
             found = _ask(connect, ask, began + timeout)
             if found is not Outcome.PENDING:
                 return found
-        except NoWriterAvailable:  # until the timeout
+        except NoWriterAvailable:  # connect() has waited until the timeout
             break
         except (DBAPIError, WrongServer) as error:
             if isinstance(error, RouterError) and not isinstance(error, WrongServer):
@@ -216,7 +216,10 @@ class _Pending(Exception):
 
 
 def _ask(connect: Callable[[float], Connection], ask: OutcomeQuery, until: float) -> Outcome:
-    """Ask the newest writer once. until: seconds, monotonic."""
+    """Ask the newest writer once.
+
+    until: seconds, monotonic.
+    """
     with connect(max(until - time.monotonic(), 0.0)) as connection:
         found = ask(connection)
         if found is Outcome.COMMITTED:

@@ -1,4 +1,4 @@
-"""How a unit gets a connection from an engine: the way of a session, of a Connection, or of the driver's own connection."""
+"""How a unit gets a connection from an engine: for a session, as a Connection, or as the driver's own connection."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from aurora_router.core.selection import Reason
 T = TypeVar("T")
 
 Judge: TypeAlias = Callable[[Engine, bool], Reason | None]
-"""Why the statement for which a unit enters must be on the writer, as that engine would send it; None if it may be a read.
+"""Tells why the statement of a connecting unit must be on the writer; None if the statement may be a read.
 
-The second argument says whether to find out at any price.
+The first argument is the engine that would send the statement. The second one says whether to find out at any price.
 """
 
 
@@ -28,7 +28,7 @@ class Connector(Protocol[T]):
     def connect(self, engine: Engine) -> T: ...
 
     def pool_connection(self, connection: T) -> PoolProxiedConnection:
-        """The pool's connection inside the result of connect()."""
+        """Return the pool's connection inside the result of connect()."""
         ...
 
     def discard(self, connection: T) -> None:

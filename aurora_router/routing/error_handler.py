@@ -36,10 +36,10 @@ class ErrorHandler:
         self._isolation = isolation
 
     def on_error(self, context: ExceptionContext) -> RouterError | None:
-        """Note on an error of the driver what it means, and return the error to raise instead, if any.
+        """Attach the meaning of a driver's error to that error. Return the error to raise instead, if any.
 
-        There is one if the outcome of a COMMIT is unknown. There also is one if a read-only unit tried a write that its text did
-        not show.
+        There is one in two cases: the outcome of a COMMIT is unknown, or a read-only unit tried a write that the statement's text
+        did not show.
         """
         unit: Unit | None = getattr(context.connection, UNIT, None)
         if unit is None or not isinstance(context.original_exception, self._error):
@@ -75,7 +75,7 @@ class ErrorHandler:
             self._engines.forget_prepared(unit.place.instance.id)
         if connection is not None and not (context.is_disconnect or connection.invalidated):
             driver: Any = connection.connection.dbapi_connection
-            # In autocommit there will be no rollback, at which a driver forgets its prepared statements.
+            # A driver forgets its prepared statements at a rollback. In autocommit there is no rollback.
             if self._driver.autocommit(driver):
                 with contextlib.suppress(self._error):
                     self._driver.forget_prepared(driver)
@@ -86,7 +86,7 @@ class ErrorHandler:
             case Question.IS_SILENT:
                 return self._confirm_role(unit) is None
             case Question.IS_WRITER:
-                # Ask the server even outside of run_transaction, so that the next unit knows if it is deposed.
+                # Ask the server even outside of run_transaction, so that the next unit knows if the server is deposed.
                 is_writer = unit.place.on_writer and not unit.intent.read_only and self._confirm_role(unit) is Role.WRITER
                 if unit.intent.run is not None:
                     unit.intent.run.read_only_refusals += is_writer
@@ -105,7 +105,8 @@ class ErrorHandler:
         if context.connection is None:
             return False
         if self._driver.is_bystander(context.connection.connection.dbapi_connection):
-            return False  # another connection's statement has made the server end this one
+            # Another connection's statement has made the server end this one.
+            return False
         code, server = self._driver.code(context.original_exception), self._family(unit)
         why = loses_everywhere(unit, failure, code, server, self._monitor, self._failover_timeout)
         if why is not None and context.sqlalchemy_exception is not None:
@@ -119,7 +120,7 @@ class ErrorHandler:
         return self._monitor.confirm_role(unit.place.instance.id, unit.place.server)
 
     def phase(self, unit: Unit) -> Phase:
-        """How far the unit was when a statement or a COMMIT of it failed."""
+        """Return how far the unit was when its statement or its COMMIT failed."""
         if unit.is_commit_in_doubt:
             return Phase.COMMIT
         if unit.only_reads and unit.place.on_writer and unit.intent.read_only is False:

@@ -22,7 +22,7 @@ class FailedReads:
     interceptor: knows the phase of a unit, and which texts were rejected.
     counters: counts retries.
     throttle: says whether one more retry is allowed.
-    dispatcher: tells of retries and of rejected texts.
+    dispatcher: publishes the events about retries and rejected texts.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class FailedReads:
         return step
 
     def _move_to_writer(self, unit: Unit, instance: Instance, error: DBAPIError, failure: Failure) -> None:
-        """Note why the unit leaves its reader. The text is remembered, unless the reader will have what it lacks soon."""
+        """Note why the unit leaves its reader. Remember the text, unless the reader will soon have what it lacks now."""
         if not traits(failure).is_remembered:
             self._count(unit, instance, error)
             return

@@ -80,7 +80,7 @@ class Interceptor:
         self.driver = settings.target.driver
         self.families = families
         self.causality = causality
-        # The attempt that is under way in this thread. A listener of the application may make another unit enter meanwhile. The
+        # The attempt that is under way in this thread. A listener of the application may connect another unit meanwhile. The
         # reference is weak, because an exception of a signal handler may end an attempt at any moment.
         self.connecting: Local[weakref.ref[Connecting]] = waiting.local()
         self.known = KnownStatements(settings, families, monitor, engines.modes)
@@ -119,7 +119,7 @@ class Interceptor:
     def on_checkout(self, raw: PoolProxiedConnection) -> None:
         """Note that a connection has left its pool.
 
-        If no unit is entering, somebody has taken the connection from an engine directly. Its commits count all the same.
+        If no unit is connecting, somebody has taken the connection from an engine directly. Commits on it count all the same.
 
         Raises DisconnectionError for a connection that has died in the pool, as pre-ping does.
         """
@@ -134,7 +134,7 @@ class Interceptor:
             bind_unit(unit, raw, raw)
 
     def _nobodys(self) -> Unit:
-        """Make a unit for a connection that was taken from an engine directly. It behaves as on any engine."""
+        """Make a unit for a connection that was taken from an engine directly. The connection behaves as on any engine."""
         unit = Unit(READ_WRITE)
         unit.wrote = True
         unit.place = Place(None, True, self._monitor.topology.epoch)
@@ -143,7 +143,7 @@ class Interceptor:
     # -- statements -----------------------------------------------------------------------------------------------
 
     def before_execute(self, _cursor: Any, text: str, *rest: Any) -> None:
-        """Look at a statement before it is sent. Nothing passes to a reader, or in a read-only unit, without this."""
+        """Look at a statement before it is sent. Each statement on a reader or in a read-only unit passes through here."""
         context = rest[-1]
         connection: Connection = context.root_connection
         known: Unit | None = getattr(connection, UNIT, None)
@@ -210,7 +210,7 @@ class Interceptor:
         unit.only_reads = False
 
     def _on_writer(self, unit: Unit, found: Analysis, effect: Effect, parameters: Any, connection: Connection) -> None:
-        """Note what a statement on the writer does that is not known to be a read."""
+        """Note the effects of a statement on the writer that is not known to be a read."""
         unit.wrote = True
         unit.only_reads = False
         unit.read_at = None  # nothing reports the end of a flush
@@ -227,7 +227,7 @@ class Interceptor:
             self.causality.on_commit_sent(unit)
 
     def _look(self, unit: Unit, connection: Connection) -> None:
-        """Check what must hold before a statement of a unit that streams, or that is read-only and in autocommit.
+        """Check a unit before its statement if the unit streams, or if it is read-only and in autocommit.
 
         Raises MustMoveToWriter.
         """
@@ -239,8 +239,8 @@ class Interceptor:
     def _asks_for_writer(self, unit: Unit, effect: Effect) -> None:
         """Refuse a statement that asks for the writer in a read-only unit on a reader.
 
-        The first statement of a session then runs on the writer, in a read-only transaction. Later statements cannot, because the
-        unit has one transaction only.
+        If the statement is the first one of a session's unit, the unit moves to the writer, in a read-only transaction. A later
+        statement cannot move the unit, because the unit has one transaction only.
 
         Raises MustMoveToWriter for the first statement of a session, else ConfigurationError.
         """
@@ -253,17 +253,17 @@ class Interceptor:
         raise ConfigurationError(f"{what}. Begin the unit with such a statement, or leave read_only out.")
 
     def _only_sets(self, unit: Unit, found: Analysis, effect: Effect) -> bool:
-        """Whether a listener of the application sets something on a reader's connection for the unit that is entering.
+        """Whether a listener of the application sets something on a reader's connection for the unit that is connecting.
 
-        The setting holds for the unit, in a transaction, as on any engine. SET LOCAL does not count, because it is part of its
-        unit's transaction, and that runs on the writer.
+        The setting holds for the unit, in a transaction, as on any engine. SET LOCAL does not count. It is part of the unit's
+        transaction, which runs on the writer.
         """
         attempt = self.attempt()
         is_setting = effect in (Effect.SERVER, Effect.SESSION) and not found.may_unset_read_only
         return is_setting and attempt is not None and attempt.unit is unit
 
     def set_options(self, connection: Connection, options: Mapping[str, Any], send: Callable[[], None]) -> None:
-        """Set execution options of a connection, except options that let a read-only unit write, or that its reader refuses.
+        """Set execution options of a connection. Refuse options that let a read-only unit write, or that its reader refuses.
 
         Raises ReadOnlyViolation, NoReaderAvailable, ConfigurationError.
         """
@@ -291,8 +291,8 @@ class Interceptor:
     def _rebind(self, connection: Connection, unit: Unit | None) -> Unit | None:
         """Find the unit of a connection that is not marked with it, and mark the connection.
 
-        The unit is entering right now, or SQLAlchemy has replaced its connection. Or the connection was taken from an engine
-        directly. None for SQLAlchemy's own first look at a server.
+        The unit is connecting right now, SQLAlchemy has replaced its connection, or the connection was taken from an engine
+        directly. Return None for SQLAlchemy's own first look at a server.
         """
         try:
             raw = connection.connection
@@ -346,9 +346,9 @@ class Interceptor:
     def hand_out(self, unit: Unit, raw: PoolProxiedConnection, ended_at: float | None = None) -> None:
         """Note that the user gets a unit's connection to the writer.
 
-        The driver's connection counts the transactions that end, even if the user takes it out.
+        The driver's connection counts the transactions that end, even if the user works on that connection directly.
 
-        ended_at: when the last one ended on an earlier connection; seconds, monotonic.
+        ended_at: when the last transaction ended on an earlier connection; seconds, monotonic.
         """
         if unit.ends is None:
             unit.ends = TransactionEnds(self.driver.count_ends(raw.dbapi_connection), ended_at)
@@ -375,7 +375,7 @@ def bind_unit(unit: Unit, connection: object, raw: PoolProxiedConnection) -> Non
     unit.recorded = False
     if unit.marks.scopes:
         for scope in unit.marks.scopes:
-            # Units that begin from now on must see what it does, although it has not ended.
+            # Units that begin from now on must see what this unit does, although it has not ended.
             scope.units.add(unit)
     if raw is not connection:
         setattr(connection, UNIT, unit)

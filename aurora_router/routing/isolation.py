@@ -22,12 +22,12 @@ class Isolation:
         self._monitor = monitor
 
     def is_autocommit(self, unit: Unit) -> bool:
-        """Whether each statement of a unit on the writer commits by itself."""
+        """Return whether each statement of a unit on the writer commits by itself."""
         level = unit.isolation or self._default
         return level is not None and as_servers_say(level) == "autocommit"
 
     def above_read_committed(self, level: str | None) -> bool:
-        """Whether a unit at this isolation level must be on the writer.
+        """Return whether a unit at this isolation level must be on the writer.
 
         The family's own default does not count, because nobody has asked for it.
 
@@ -40,7 +40,7 @@ class Isolation:
         return as_servers_say(asked) not in _LEVELS_ON_READERS
 
     def beyond_readers(self, level: str | None) -> bool:
-        """Whether a reader refuses statements at this isolation level.
+        """Return whether a reader refuses statements at this isolation level.
 
         level: None stands for the engine's or the server's default.
         """
@@ -55,7 +55,7 @@ class Isolation:
         return self._monitor.topology.isolation or self._families.leading.DEFAULT_ISOLATION
 
     def has_snapshot(self, unit: Unit) -> bool:
-        """Whether the statements of a unit's transaction must see one snapshot.
+        """Return whether the statements of a unit's transaction must see one snapshot.
 
         An automatic unit has not asked for a snapshot if only the family's own default gives one.
         """
@@ -66,5 +66,5 @@ class Isolation:
 
 
 def as_servers_say(level: str) -> str:
-    """The name of a level as servers write it."""
+    """Return the name of a level as servers write it."""
     return level.replace("_", " ").lower()

@@ -51,7 +51,7 @@ class KnownStatements:
         self._lock = threading.Lock()
 
     def effect(self, found: Analysis) -> Effect:
-        """The effect of a statement. It depends on what the user and the catalog say of the statement's functions."""
+        """Return the effect of a statement. It depends on what the user and the catalog say of the statement's functions."""
         if not found.functions:
             return found.effect
         catalog = self._monitor.functions
@@ -64,9 +64,9 @@ class KnownStatements:
         return effect
 
     def reason_to_write(self, text: str, unit: Unit, thorough: bool) -> Reason | None:
-        """Why an automatic unit must move to the writer for this text; None if a reader may serve it.
+        """Return why an automatic unit must move to the writer for this text; None if a reader may serve it.
 
-        thorough: whether a text in doubt counts as the strongest of its possible effects, because no reader has room to tell.
+        thorough: whether a text in doubt counts as the strongest of its possible effects. If not, its connection decides.
         """
         found = analyze(text, self._families.dialect)
         effect = self.effect(found) if found.functions else found.effect
@@ -77,7 +77,7 @@ class KnownStatements:
         return reason_to_write(found, effect, unit.hint, text in self.rejected and self.was_rejected(text))
 
     def note_write(self, text: str, sent: str) -> None:
-        """Remember the text of a text() that certainly writes. It need not be compiled any more to be judged.
+        """Remember the text of a text() that certainly writes. From now on it is judged without being compiled.
 
         sent: the text that SQLAlchemy sends for it.
         """
@@ -115,15 +115,15 @@ class KnownStatements:
             self.rejected.pop(text, None)
 
     def was_rejected(self, text: str) -> bool:
-        """Whether a reader has refused this text in the last minutes."""
+        """Return whether a reader has refused this text in the last minutes."""
         refused_at = self.rejected.get(text)
         return refused_at is not None and time.monotonic() - refused_at < REJECTED_SECONDS
 
     def in_mode_of(self, text: str, raw: PoolProxiedConnection, unit: Unit) -> Analysis:
-        """Analyze a text that is in doubt as its connection reads it.
+        """Analyze a text in doubt, with the settings of its connection.
 
-        The router sends nothing between two statements of the unit. The second one may ask what the first one has left
-        (FOUND_ROWS(), SHOW WARNINGS). So a text that is still in doubt then counts as the strongest of its possible effects. In a
+        The router sends nothing between two statements of a unit, because the second one may ask what the first one has left (for
+        example FOUND_ROWS()). So a later text that is still in doubt counts as the strongest of its possible effects. In a
         read-only unit that would be an error, so the router asks the server all the same.
         """
         found = analyze(text, dialect_for_setting(self._families.dialect, self._modes.literal_mode(raw, ask=False)))
@@ -133,9 +133,9 @@ class KnownStatements:
 
 
 def recalls_reads(unit: Unit, found: Analysis, effect: Effect, past: bool) -> bool:
-    """Whether a statement asks for what the unit's reads have left on its reader, because no other connection knows.
+    """Return whether a statement asks for something that only the unit's connection to its reader knows.
 
-    A user's variable counts if such a statement came before, because only GET DIAGNOSTICS sets one on a reader.
+    A user's variable counts only if such a statement came before, because nothing but GET DIAGNOSTICS sets one on a reader.
 
     past: whether there were reads.
     """

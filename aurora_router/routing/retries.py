@@ -38,7 +38,7 @@ class RetryableSession(Protocol):
 
 
 class AttemptEvents:
-    """Publishes the begin and the end of one attempt.
+    """Publishes the start and the end of one attempt.
 
     publish: called with an event.
     transaction: a number that all attempts of one function share.
@@ -52,7 +52,7 @@ class AttemptEvents:
         self._began: float | None = None
 
     def started(self) -> None:
-        """Publish the begin."""
+        """Publish the start."""
         self._began = time.monotonic()
         self._publish(events.AttemptStarted(self._number, self._transaction))
 
@@ -68,8 +68,8 @@ class AttemptEvents:
 class Attempt(Generic[S]):
     """One run of a unit: `with attempt as session:`.
 
-    The unit commits when the loop goes on after the block, and not before. A block that was left by return or break cannot run
-    again, and its caller could not learn that the COMMIT failed.
+    The unit commits when the loop goes on after the block, and not before. A block that is left by return or break commits
+    nothing, because it could not run again, nor could its caller learn that the COMMIT failed.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Attempt(Generic[S]):
     def close(self, error: BaseException | None = None) -> bool:
         """Close the session. Return whether there was one that was neither committed nor closed.
 
-        error: with which its unit has failed.
+        error: the error of its unit, if the unit has failed.
         """
         session, self._session = self._session, None
         if session is not None:
@@ -157,13 +157,13 @@ def attempts(
     deadline: seconds, monotonic, until which units may wait for a writer. None: as long as any unit may.
     policy: how long to wait between two attempts, and when to stop.
     sleep: waits for some seconds.
-    publish: called with the begin and the end of each attempt; None if nobody listens.
+    publish: called with the start and the end of each attempt; None if nobody listens.
 
     Raises the last error if no more attempts are allowed, and ConfigurationError for sessions of another router.
     """
 
     def make(run: RetryContext) -> S:
-        factory: Any = getattr(session_factory, "session_factory", session_factory)  # a scoped_session's own may be in use
+        factory: Any = getattr(session_factory, "session_factory", session_factory)  # a scoped_session may have one in use
         session: S = factory()
         if getattr(session, "router", None) is not router:
             raise ConfigurationError(

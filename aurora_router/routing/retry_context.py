@@ -65,8 +65,8 @@ class RetryContext:
     def is_misled(self) -> bool:
         """Note that the writer has refused a write of this attempt, and return whether late rows may be the cause.
 
-        That is so if the attempt has read on a reader. Then the next one reads on the writer, and a refusal there is the
-        application's own error.
+        They may be the cause if the attempt has read on a reader. The next attempt then reads on the writer. If the write is
+        refused again, that is the application's own error.
         """
         self.misled = self.has_read_on_reader
         return self.misled

@@ -15,7 +15,7 @@ class SessionState:
     unit: the session's unit; None before its first statement and after its end.
     flush_context: SQLAlchemy's context of the flush under way; None outside of a flush.
     flush_unchecked: whether the flush under way has not checked its objects yet.
-    listens_last: whether the session has a listener of before_flush behind those of the application.
+    listens_last: whether the session has a listener of before_flush after those of the application.
     """
 
     __slots__ = ("check_stale_writes", "flush_context", "flush_unchecked", "intent", "listens_last", "unit")

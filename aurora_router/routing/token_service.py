@@ -1,4 +1,4 @@
-"""Exchange tokens: what a token demands of units, and the token of what units have written."""
+"""Turn a token into a requirement for units, and the writes of units into a token."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class TokenService:
         return CausalContext(token, requirement)
 
     def context_of_untrusted(self, token: object) -> CausalContext:
-        """Return the context() of a token from a request or a message. If it does not count, send an event, not an error."""
+        """Return the context() of a token from a request or a message. If it does not count, publish an event, raise nothing."""
         try:
             return self.context(token)  # type: ignore[arg-type]  # context() refuses it if it is no text
         except TokenRefused as refused:

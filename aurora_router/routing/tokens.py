@@ -1,4 +1,4 @@
-"""Sign tokens, and turn a token into a requirement: all that was committed by its moment, by the clock of this host."""
+"""Sign tokens, and turn a token into a requirement: all commits up to the token's date, by the clock of this host."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from itsdangerous import Signer
 
 _SALT = b"aurora_router.token"
-# One SKEW is of the host that made a token, one of a host whose token it stands for (see core.tokens.latest()).
+# One SKEW is for the host that made the token. The other is for a host whose token it implies (core.tokens.latest()).
 MARGIN = 2 * SKEW
 
 
 class TokenRefused(ConfigurationError):
-    """A text is no consistency token that counts here.
+    """A text is not a consistency token, or not one that counts here.
 
     reason: why, in words that contain nothing of the text.
     """
@@ -61,8 +61,8 @@ class Tokens:
         cluster: the one that the token must be of; None if that is unknown.
         argument: the caller's name for the token.
 
-        Raises TokenRefused for a token that is malformed, of another cluster, or not signed with one of the keys. It also refuses
-        a token with a date so far in the future that it would count for more than twice its time.
+        Raises TokenRefused for a token that is malformed, of another cluster, or not signed with one of the keys. It also
+        refuses a date that is too far in the future, because the token would count for more than twice its time.
         """
         if not isinstance(text, str) or len(text) > LONGEST or not text.isascii():
             raise TokenRefused("malformed", f"{argument}: a consistency token is a text of at most {LONGEST} ASCII characters")
@@ -86,7 +86,7 @@ class Tokens:
 
     def _parse(self, text: str) -> Token:
         if self._signer is not None:
-            # This is first, because the signer ignores characters that are not of a signature's alphabet.
+            # Check the form first, because the signer ignores characters that are not of a signature's alphabet.
             bare = unsigned(text)
             if bare is None or not self._signer.validate(text):
                 message = "the consistency token is not signed with a key of this router"
@@ -108,7 +108,7 @@ def _signer(secrets: list[bytes]) -> Signer:
 
 
 def merge_tokens(*tokens: str | None) -> str | None:
-    """Return the one of several tokens of one cluster that implies the others; None if all are None.
+    """Return the token that implies all the others; None if all are None.
 
     Only the form of a signature is checked. The router that gets the token verifies it.
 

@@ -1,6 +1,6 @@
 """Units of work: the intent, the place, the causal marks and the progress of each.
 
-A unit is what one transaction does, or one statement in autocommit. SQLAlchemy calls something else its unit of work: a flush.
+A unit is the work of one transaction, or of one statement in autocommit. SQLAlchemy calls something else a unit of work: a flush.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class CausalMarks(NamedTuple):
     """What a unit must see, and who must see what it does. They are replaced as a whole.
 
     requirement: what a reader must have replayed.
-    last_reads: earlier reads; it may show no less.
+    last_reads: earlier reads. The unit may show no less.
     contexts: those of its session and of the scopes around it, which get what it leaves behind.
     scopes: the same scopes, unless consistency is "eventual".
     """
@@ -94,7 +94,7 @@ class CommitState(enum.Enum):
 
     NONE: no such statement was sent since the last answer.
     SENT: its answer has not come, or was an error.
-    COMMITTED: the server has said so, or the commit check.
+    COMMITTED: the server or the commit check has said so.
     NOT_COMMITTED: its answer was lost, and the commit check has found that it did not commit.
     UNKNOWN: its answer was lost, and nobody knows yet.
     """
@@ -113,7 +113,7 @@ class TransactionEnds:
     """The transactions that ended on a connection which the user has. The router need not have seen their COMMITs.
 
     count: counts them.
-    last_at: when one was last noticed before, on another connection; seconds, monotonic.
+    last_at: when an end was last noticed on an earlier connection; seconds, monotonic.
     """
 
     __slots__ = ("_count", "_known", "_last_at")
@@ -125,14 +125,14 @@ class TransactionEnds:
 
     @property
     def noticed_at(self) -> float | None:
-        """When the router last noticed the end of one, without looking now; seconds, monotonic."""
+        """When the router last noticed an end; seconds, monotonic. This does not look for a new one."""
         return self._last_at
 
     def last_at(self) -> float | None:
-        """When the router last noticed the end of one; seconds, monotonic. None if none has ended."""
+        """Return when the router last noticed an end; seconds, monotonic. None if no transaction has ended."""
         ends = self._count()
         if ends != self._known:
-            # First, because other threads call this method, too.
+            # Set the time first, because other threads call this method, too.
             self._last_at = time.monotonic()
             self._known = ends
         return self._last_at
@@ -155,7 +155,7 @@ class Unit:
     streaming = False  # a server-side cursor may be open
     # Seconds, monotonic: when the session had executed the last statement. None: the session cannot tell.
     read_at: float | None = None
-    recorded = False  # all that it leaves behind, with its commit or its connection
+    recorded = False  # all that it leaves behind was recorded
     commit_started = False  # some of its writes may have been committed
     connection_exposed = False  # the user has its connection
     ends: TransactionEnds | None = None  # on the connection that the user has
@@ -178,7 +178,7 @@ class Unit:
     refused: str | None = None  # the text for which it had to leave its reader
     trouble: Trouble | None = None  # the last that one of its statements has met
 
-    # -- what is told of it -----------------------------------------------------------------------------------------------
+    # -- what its events say ----------------------------------------------------------------------------------------------
     checkout_began: float | None = None  # seconds, monotonic; None if nobody listens
     # The instances whose connections it has, and since when (seconds, monotonic). None if nobody listens.
     checked_out: dict[str, float] | None = None
@@ -198,7 +198,7 @@ class Unit:
 
     @property
     def last_reads(self) -> frozenset[LastRead]:
-        """Earlier reads; it may show no less."""
+        """Earlier reads. The unit may show no less."""
         return self.marks.last_reads
 
     @property
@@ -231,14 +231,14 @@ class Unit:
         return not self.recorded and (sent or (self.ends is not None and self.unseen_end() is not None))
 
     def unseen_end(self) -> float | None:
-        """When the router last noticed the end of a transaction on the user's connection; None if none has ended.
+        """Return when the router last noticed the end of a transaction on the user's connection; None if none has ended.
 
-        In seconds, monotonic. The router need not have seen its COMMIT.
+        The time is in seconds, monotonic. The router need not have seen the COMMIT.
         """
         return self.ends.last_at() if self.ends is not None else None
 
     def causal_footprint(self, at: float | None) -> tuple[Requirement | None, LastRead | None]:
-        """What later units must see if they are to see all that this unit had seen by a moment.
+        """Return what later units must see if they are to see all that this unit had seen by a moment.
 
         at: the moment, seconds, monotonic. None: now.
         """

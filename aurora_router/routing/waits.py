@@ -68,7 +68,7 @@ class Waits:
         self._say_waiting = Rate(REMIND)
 
     def forked(self) -> None:
-        """In a forked child, no unit waits."""
+        """Begin anew in a forked child, in which no unit waits."""
         self._units = set()
 
     @property
@@ -78,7 +78,7 @@ class Waits:
 
     @contextlib.contextmanager
     def _told(self, unit: Unit, what: events.Wait) -> Iterator[None]:
-        """Publish the begin and the end of a wait."""
+        """Publish the start and the end of a wait."""
         began = time.monotonic()
         if self._dispatcher.listeners:
             self._dispatcher.publish(events.WaitStarted(what, unit=unit.number))
@@ -97,7 +97,7 @@ class Waits:
         def found(topology: Topology) -> bool:
             return choose(topology, need, round_robin, self._load, 0.0, time.monotonic()).reason is not _OWN_WRITES
 
-        # Anybody may write a token. What the session or the scope has written since is no claim of others.
+        # Anybody may make up a token, so it must not make the monitor hurry. The writes of the session or scope itself may.
         made_up = (unit.marks.requirement is not None and unit.marks.requirement.is_from_token) or any(
             context.initial_token is not None and not context.wrote for context in unit.marks.contexts
         )
@@ -107,7 +107,7 @@ class Waits:
     def for_slot(self, unit: Unit, slot: Slot, began: float) -> None:
         """Wait for a slot in the writer's pool, or for a topology with readers. Then the caller must decide again.
 
-        The unit may keep the slot until it ends, because it may write there.
+        The unit keeps the slot until it ends, because it may write on the writer.
 
         began: when it began to wait, seconds, monotonic.
 
@@ -125,7 +125,7 @@ class Waits:
             raise NoReaderAvailable(self._monitor.topology.said(), time.monotonic() - began)
 
     def time_left(self, unit: Unit, began: float) -> float:
-        """How many more seconds a unit may wait for a writer.
+        """Return how many more seconds a unit may wait for a writer.
 
         began: when it began to wait, seconds, monotonic.
         """
@@ -169,7 +169,7 @@ class Waits:
         raise self.no_writer(began, None)
 
     def _wait_until_decided(self, until: float) -> Topology:
-        """Wait for a topology with a writer, or for one in which waiting alone will not bring one. Report that now and then.
+        """Wait until there is a writer, or until waiting alone will not bring one. Report the wait now and then.
 
         until: seconds, monotonic.
         """

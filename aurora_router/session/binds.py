@@ -51,18 +51,18 @@ class SessionBinds(SessionUnits):
         self._bind = bind
 
     def bind_mapper(self, mapper: Any, bind: Any) -> None:
-        """As Session.bind_mapper(): this mapper's statements go to that engine and are not routed."""
+        """Send this mapper's statements to that engine, as Session.bind_mapper() does. They are not routed."""
         self._elsewhere = self._was_elsewhere = True
         super().bind_mapper(mapper, bind)
 
     def bind_table(self, table: Any, bind: Any) -> None:
-        """As Session.bind_table(): this table's statements go to that engine and are not routed."""
+        """Send this table's statements to that engine, as Session.bind_table() does. They are not routed."""
         self._elsewhere = self._was_elsewhere = True
         super().bind_table(table, bind)
 
     @classmethod
     def _note_choosing_classes(cls, mixin: int) -> bool:
-        """Note which classes have a get_bind() of their own. Return whether this is the first class that one is known for.
+        """Note whether this class or a base has a get_bind() of its own. Return True if this class is the first to note one.
 
         mixin: the place of RoutingMixin among the base classes.
 
@@ -79,7 +79,7 @@ class SessionBinds(SessionUnits):
         return cls._overridden and not any(getattr(base, "_overridden", False) for base in bases[1:])
 
     def _on_begin(self, _: SessionTransaction, connection: Connection) -> None:
-        """Note that the session uses an engine that is not the router's, or else apply the options that its class has chosen.
+        """Note the use of another engine than the router's. For the router's engine, apply the options that the class has chosen.
 
         Only classes that choose among several engines have this listener.
         """
@@ -132,7 +132,7 @@ class SessionBinds(SessionUnits):
             connection.execution_options(**{**dict.fromkeys(before), **options})
 
     def _stands_for_the_cluster(self, found: Engine | Connection) -> bool:
-        """Return whether the class returns this engine without arguments, or the engine leads to the router's database.
+        """Return whether get_bind() returns this engine without arguments, or the engine leads to the router's database.
 
         An engine with execution options of its own does not stand for the cluster, because it may mean another schema.
         """

@@ -33,10 +33,10 @@ class RoutingMixin(SessionStatements):
     """Make a class of sessions a routing one: `class MySession(RoutingMixin, SQLModelSession)`.
 
     router: the Router.
-    read_only: True: one reader and one read-only transaction for each unit. False: the writer. None: the router decides, and
-        reads before the first other statement run on a reader, in autocommit.
-    commit_check: "xid" or "table", the way in which an OutcomeUnknown of this session finds out what happened. It costs one more
-        round trip each commit (see Router.run_transaction()). None: it cannot find out.
+    read_only: True: one reader and one read-only transaction for each unit. False: the writer. None: the router decides. Reads
+        before the first other statement then run on a reader, in autocommit.
+    commit_check: "xid" or "table": how an OutcomeUnknown of this session finds out what happened. It costs one more round trip
+        for each commit (see Router.run_transaction()). None: it cannot find out.
     after: a consistency token. Every read sees the writes that the token speaks of.
     options: other arguments of the Session. `binds` may send some mappers to other engines. `bind` may be a Connection, for
         tests: everything runs on it, in its transaction (see `join_transaction_mode`), and nothing is routed.
@@ -85,7 +85,8 @@ class RoutingMixin(SessionStatements):
             return  # another mixin
         bases = cls.__mro__
         begins_to_choose = cls._note_choosing_classes(bases.index(RoutingMixin))
-        # Classes inherit listeners. event.contains() would know a class by its address, which a class of the past may have had.
+        # Classes inherit listeners, so only the first class gets them. Do not ask event.contains(): it knows a class by its
+        # address, which an earlier class may have had.
         if not any(issubclass(base, RoutingMixin) and issubclass(base, Session) for base in bases[1:]):
             event.listen(cls, "after_transaction_end", cls._on_transaction_end)
             event.listen(cls, "loaded_as_persistent", stale_writes.mark_loaded, raw=True)
@@ -144,15 +145,15 @@ class RoutingMixin(SessionStatements):
     if not TYPE_CHECKING:
 
         def execute(self, statement: Any, params: Any = None, **options: Any) -> Any:
-            """As Session.execute()."""
+            """Execute a statement as Session.execute() does. Retry it if its unit had to move."""
             return self._repeatable(super().execute, statement, params, options)
 
         def scalar(self, statement: Any, params: Any = None, **options: Any) -> Any:
-            """As Session.scalar()."""
+            """Execute a statement as Session.scalar() does. Retry it if its unit had to move."""
             return self._repeatable(super().scalar, statement, params, options)
 
         def scalars(self, statement: Any, params: Any = None, **options: Any) -> Any:
-            """As Session.scalars()."""
+            """Execute a statement as Session.scalars() does. Retry it if its unit had to move."""
             return self._repeatable(super().scalars, statement, params, options)
 
     def connection(
@@ -160,7 +161,7 @@ class RoutingMixin(SessionStatements):
         bind_arguments: dict[str, Any] | None = None,
         execution_options: CoreExecuteOptionsParameter | None = None,
     ) -> Connection:
-        """As Session.connection(). A unit that is not read-only gets a connection to the writer."""
+        """Return a connection as Session.connection() does. A unit that is not read-only gets one to the writer."""
         if self._joined is None and (bind_arguments is None or not bind_arguments.get("bind")):
             unit = self._current_unit()
             if not ((self._elsewhere or self._overridden) and bind_arguments) and self._enter_to_stay(unit, execution_options):
@@ -178,7 +179,7 @@ class RoutingMixin(SessionStatements):
         return super().connection(bind_arguments, execution_options)
 
     def begin(self, nested: bool = False) -> SessionTransaction:
-        """As Session.begin(): a savepoint needs a transaction, so an automatic unit moves to the writer."""
+        """Begin as Session.begin() does. A savepoint needs a transaction, so it moves an automatic unit to the writer."""
         if nested and self._joined is None:
             if self.get_transaction() is None:
                 # SQLAlchemy begins here, too, even if autobegin=False keeps anything else from beginning.

@@ -62,7 +62,7 @@ class SessionStatements(SessionWrites):
         return clause if clause is None or call.listeners_made is None else call.listeners_made
 
     def _engine_to_read(self, unit: Unit, clause: Any, *, is_judged: bool) -> Engine:
-        """Connect a unit for a statement that may be a read, as the text will show. Return its engine.
+        """Connect a unit for a statement whose text will show whether it is a read. Return the unit's engine.
 
         is_judged: whether the text was looked at already.
         """
@@ -77,7 +77,7 @@ class SessionStatements(SessionWrites):
         return engine if reason is None else self._move(unit, reason)
 
     def _reason_to_write(self, unit: Unit, clause: Any, read_only: bool | None) -> Reason | None:
-        """Return why the unit must be on the writer for this clause; None if it may be a read, as the text will show."""
+        """Return why the unit must be on the writer for this clause; None if only the text can show that."""
         if unit.intent.read_only is False or read_only is False:
             return Reason.DECLARED_WRITE
         if unit.hint == "writer":
@@ -144,7 +144,7 @@ class SessionStatements(SessionWrites):
     # -- statements that may have to be retried -------------------------------------------------------------------
 
     def _repeatable(self, execute: Callable[..., R], statement: Any, params: Any, options: dict[str, Any]) -> R:
-        """Execute a statement, and again if its unit had to move and a retry may succeed."""
+        """Execute a statement. Retry it if its unit had to move and a retry may succeed."""
         outer = self._call
         given = options.get("execution_options")
         of_write = options.get("_add_event") is not None  # only bulk statements use it; a scoped_session gives None
@@ -185,7 +185,7 @@ class SessionStatements(SessionWrites):
                 self._in_bulk = None
 
     def _after_listeners(self, state: ORMExecuteState) -> None:
-        """Note the statement and options that the application's listeners of do_orm_execute have left. This one comes last."""
+        """Note the statement and options that the application's listeners of do_orm_execute have left. This listener is last."""
         call = self._call
         assert call is not None
         call.listeners_made = state.statement

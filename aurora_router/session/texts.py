@@ -24,7 +24,7 @@ _SCHEMA = re.compile(r"__\[SCHEMA_[^\]]+\]")
 def text_of(
     statement: Any, parameters: Any, engine: Engine, translation: Mapping[str | None, str | None] | None, *, thorough: bool
 ) -> str | None:
-    """Return the text that SQLAlchemy sends for this statement on an engine; None if it is unknown before it is sent.
+    """Return the text that SQLAlchemy sends for this statement on an engine; None if nobody knows the text before that.
 
     parameters: as Session.execute() takes them.
     translation: the option `schema_translate_map`.

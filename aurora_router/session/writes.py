@@ -27,19 +27,19 @@ class SessionWrites(SessionBinds):
     if not TYPE_CHECKING:
 
         def merge(self, instance: Any, *, load: bool = True, **options: Any) -> Any:
-            """As Session.merge(); the rows that it loads come from the writer."""
+            """Merge an object as Session.merge() does. The rows that this loads come from the writer."""
             return self._loading_for_write(super().merge, instance, load=load, **options)
 
         def merge_all(self, instances: Iterable[Any], *, load: bool = True, **options: Any) -> Any:
-            """As Session.merge_all(), which SQLAlchemy 2.0 has not; the rows that it loads come from the writer."""
+            """Merge as Session.merge_all() does, which SQLAlchemy 2.0 lacks. The rows that this loads come from the writer."""
             return self._loading_for_write(super().merge_all, instances, load=load, **options)
 
         def delete(self, instance: object) -> None:
-            """As Session.delete(); the collections that it loads come from the writer."""
+            """Delete an object as Session.delete() does. The collections that this loads come from the writer."""
             self._loading_for_write(super().delete, instance)
 
         def delete_all(self, instances: Iterable[object]) -> None:
-            """As Session.delete_all(), which SQLAlchemy 2.0 has not; the collections that it loads come from the writer."""
+            """Delete objects as Session.delete_all() does, which SQLAlchemy 2.0 lacks. Their collections come from the writer."""
             self._loading_for_write(super().delete_all, instances)
 
     def _loading_for_write(self, method: Callable[..., R], /, *arguments: Any, **options: Any) -> R:
@@ -50,7 +50,7 @@ class SessionWrites(SessionBinds):
             self._loads_for_write = outer
 
     def flush(self, *args: Any, **options: Any) -> None:
-        """As Session.flush(); objects that were read from a reader are looked up on the writer before any is written."""
+        """Flush as Session.flush() does. Objects that a reader has shown are looked up on the writer before any is written."""
         state = self.routing_state
         state.flush_unchecked = state.check_stale_writes
         if state.check_stale_writes:
@@ -64,7 +64,7 @@ class SessionWrites(SessionBinds):
             state.flush_context = None
 
     def bulk_save_objects(self, objects: Iterable[object], *args: Any, **options: Any) -> None:
-        """As Session.bulk_save_objects(); objects that were read from a reader are looked up on the writer before."""
+        """Save as Session.bulk_save_objects() does. Objects that a reader has shown are first looked up on the writer."""
         given = [*objects]
         self._bulk(
             lambda: stale_writes.marked(given),
@@ -72,7 +72,7 @@ class SessionWrites(SessionBinds):
         )
 
     def bulk_update_mappings(self, mapper: Any, mappings: Iterable[dict[str, Any]]) -> None:
-        """As Session.bulk_update_mappings(); objects of these rows that came from a reader are looked up on the writer before."""
+        """Update as Session.bulk_update_mappings() does. A reader's objects of these rows are first looked up on the writer."""
         given = [*mappings]
         self._bulk(
             lambda: stale_writes.marked_by_key(self, inspect(mapper), given),

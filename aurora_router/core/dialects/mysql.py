@@ -1,18 +1,18 @@
 r"""MySQL and MariaDB: their tokens, their statements that are no queries, and what is particular in their queries.
 
-The text cannot show these things, and nothing is assumed about them if another reading is possible:
+The text does not show these things, so each possible reading counts:
 
 - `sql_mode`. Under NO_BACKSLASH_ESCAPES a backslash in a literal is a character like others. Under ANSI_QUOTES "..." is a
   name, and names have no escapes. That matters only if a backslash stands before a quote. Such a text is cut up in each of the
   ways, except those that the server can only refuse. It counts as the strongest of its possible effects. A caller that knows the
-  mode passes it (`MODES`), and then there is one way. A call of "f"(...) counts as a call in any mode.
+  mode passes it (`MODES`), and then only one way is left. A call of "f"(...) counts as a call in any mode.
 - Comments like `/*!80000 ... */` and `/*M! ... */` are part of the statement on some servers and comments on others. A text with
   such comments is read both ways. If they are for more than one version, or hold other comments, the text is a write.
 
 These things are assumed:
 
 - Nobody shadows a built-in function of a newer version.
-- Nobody has a stored function named like one that the server knows only directly before its parenthesis (`count (1)`).
+- No stored function has the name of a built-in one that the server knows only directly before a parenthesis (`count (1)`).
 - No `USE` hides the name of a system schema.
 """
 
@@ -53,7 +53,7 @@ def _tokens(single: bool, double: bool, executed: bool) -> re.Pattern[str]:
         lexer.escaped('"') if double else lexer.quoted('"'),
         lexer.quoted("`"),
         r"/\*(?![!+]|[mM]!).*?\*/",
-        # The server may read an optimizer's hint by other rules, so a hint that hides its end in quotes is left as garbage.
+        # The server may read an optimizer's hint by other rules. So a hint that hides its end in quotes is left as garbage.
         r"""/\*\+(?:[^'"`*]|\*(?!/)|'[^'*\\]*+'|"[^"*\\]*+"|`[^`*]*+`)*\*/""",
         rf"{_VERSIONED}[0-9]*+|\*/" if executed else rf"{_VERSIONED}.*?\*/",
         lexer.NAMED_PARAMETER,
@@ -123,7 +123,7 @@ def _content(raw: list[str]) -> list[str] | None:
 
 # ---------------------------------------------------------------- statements that are no queries
 
-# `start` is the token after the first word. Each statement that commits implicitly ends a transaction.
+# `start` is the index of the token after the first word. Each statement that commits implicitly ends a transaction.
 
 _TABLES: Final = frozenset({"table", "tables"})
 _EXPLAIN_OPTIONS: Final = frozenset({"analyze", "extended", "partitions"})
@@ -152,7 +152,7 @@ def _start(reading: Reading, start: int, stop: int) -> Effect:
     reading.may_end_transaction = True
     if reading.low[start] != "transaction":
         return Effect.WRITE  # START SLAVE
-    if "only" not in reading.low[start:stop]:  # a read-only one guards as well as the one before
+    if "only" not in reading.low[start:stop]:  # READ ONLY protects as well as the mode before
         reading.may_unset_read_only = True
     return Effect.TRANSACTION
 
@@ -169,7 +169,7 @@ def _xa(reading: Reading, start: int, _stop: int) -> Effect:
 
 
 def _explain(reading: Reading, start: int, stop: int) -> Effect:
-    # EXPLAIN may already execute subqueries. For a change it demands what the change itself demands.
+    # EXPLAIN may already execute subqueries. EXPLAIN of a change demands the same as the change itself.
     start = _behind_options(reading, start, stop)
     low = reading.low
     if reading.head(start, stop) in QUERY_HEADS:
@@ -408,7 +408,7 @@ def _last_insert_id(reading: Reading, closing: int) -> Effect:
     return reading.recall(Recall.STATEMENT) if reading.low[closing - 1] == "(" else Effect.SESSION
 
 
-#: By what is known of `sql_mode`: whether backslashes escape in '...' and in "...", for each possibility.
+#: What may be known of `sql_mode`, and for each possible mode, whether backslashes escape in '...' and in "...".
 MODES: Final[Mapping[str, tuple[tuple[bool, bool], ...]]] = {
     "": ((True, True), (True, False), (False, False)),
     ":escapes": ((True, True), (True, False)),
@@ -419,7 +419,7 @@ MODES: Final[Mapping[str, tuple[tuple[bool, bool], ...]]] = {
 
 
 def mode(sql_mode: str | None) -> str:
-    """The mode of `MODES` for the server's `@@sql_mode`. None: it is only known to lack NO_BACKSLASH_ESCAPES."""
+    """Return the mode of `MODES` for the server's `@@sql_mode`. None: it is only known to lack NO_BACKSLASH_ESCAPES."""
     if sql_mode is None:
         return ":escapes"
     modes = sql_mode.upper().split(",")
@@ -430,13 +430,13 @@ def mode(sql_mode: str | None) -> str:
 
 @cache
 def mysql(known: str) -> Dialect:
-    """MySQL, with what is known of `sql_mode` (one of `MODES`)."""
+    """Return the dialect of MySQL, with what is known of `sql_mode` (one of `MODES`)."""
     return _dialect(known, words.MYSQL_READ, words.MYSQL_KEYWORDS, {})
 
 
 @cache
 def mariadb(known: str) -> Dialect:
-    """MariaDB, with what is known of `sql_mode` (one of `MODES`)."""
+    """Return the dialect of MariaDB, with what is known of `sql_mode` (one of `MODES`)."""
     # Under sql_mode=ORACLE a sequence's next value is spelled s.nextval.
     return _dialect(known, words.MARIADB_READ, frozenset(), {"nextval": Effect.WRITE, "currval": Effect.CONNECTION})
 

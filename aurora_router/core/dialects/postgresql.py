@@ -2,9 +2,9 @@
 
 The text cannot show everything, so some things are assumed:
 
-- `standard_conforming_strings` is on. Unless that is known, a text that would lex differently if it were off is a write.
+- `standard_conforming_strings` is on. Unless that is known, a text with other tokens under the setting "off" is a write.
 - Nobody shadows a built-in function, operator, cast or SQL construct through the `search_path`.
-- Views and operators are what they seem.
+- Views and operators call no functions that write.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _TOKENS: Final = (
     rf"\$(?P<tag>(?:[{lexer.START}][{lexer.START}0-9]*+)?)\$.*?\$(?P=tag)\$",
 )
 
-# Words that may be functions elsewhere, and are part of the grammar after these.
+# Words that are part of the grammar after these other words, and may be functions elsewhere.
 _GRAMMAR: Final = {
     "bernoulli": after("tablesample"),
     "by": after("group", "order", "partition"),
@@ -83,7 +83,7 @@ _EXPLAIN_OPTIONS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """How the server cuts a text up. There is no way if the text is garbage, or if it may be cut up in two ways.
+    """How the server cuts a text up. The result is empty if the text has garbage, or may be cut up in two ways.
 
     standard: whether `standard_conforming_strings` is known to be on.
     """
@@ -127,7 +127,7 @@ def _set_config(reading: Reading, closing: int) -> Effect:
 def _setting(form: str) -> re.Pattern[str]:
     """A pattern for the name of a setting with a prefix: an application's, or an extension's.
 
-    It is made when it is needed, because that takes 10 ms.
+    It is made at its first use, because that takes 10 ms.
     """
     return re.compile(form.format(rf"({lexer.WORD})(?:\.{lexer.WORD})+"))
 
@@ -148,7 +148,7 @@ def _current_setting(reading: Reading, closing: int) -> Effect:
 def _asks_setting(named: re.Match[str] | None) -> Effect:
     """The effect of reading a setting.
 
-    An application's own is the same on each server, unless its session has set it. Such a session's unit is on the writer.
+    An application's own setting is the same on each server, unless its session has set it. Then the unit is on the writer.
     """
     return Effect.SERVER if named is None or named[1] in words.SERVER_SETTINGS else Effect.READ
 
@@ -157,7 +157,7 @@ def _show(reading: Reading, start: int, stop: int) -> Effect:
     return _asks_setting(_setting("{}").fullmatch("".join(reading.low[start:stop])))
 
 
-# What the other statements do; `start` is the token after the first word.
+# The effects of the other statements; `start` is the index of the token after the first word.
 
 
 def _explain(reading: Reading, start: int, stop: int) -> Effect:
@@ -258,7 +258,7 @@ def _finish(reading: Reading, start: int, stop: int) -> Effect:
 
 
 def _lock(reading: Reading, start: int, stop: int) -> Effect:
-    # A reader accepts the next two modes as well, and they protect nothing there.
+    # A reader also accepts the next two modes, ROW SHARE and ROW EXCLUSIVE, but they protect nothing there.
     mode = reading.low[start:stop]
     mode = mode[:-1] if mode[-1:] == ["nowait"] else mode
     return Effect.TRANSACTION if mode[-4:] == ["in", "access", "share", "mode"] else Effect.WRITE
@@ -323,14 +323,14 @@ MODES: Final = ("", ":standard")
 
 
 def mode(standard_conforming_strings: str | None) -> str:
-    """The mode of `MODES` for the server's setting. None: it is not known."""
+    """Return the mode of `MODES` for the server's setting. None: it is not known."""
     return ":standard" if standard_conforming_strings == "on" else ""
 
 
-# Made at first use, because compiling the pattern would be most of the time to import this module.
+# The dialect is made at its first use, because compiling the pattern would take most of the time to import this module.
 @cache
 def dialect(known: str) -> Dialect:
-    """PostgreSQL, as all its versions read it, with what is known of its setting (one of `MODES`)."""
+    """Return the dialect of PostgreSQL, as all its versions read it, with what is known of its setting (one of `MODES`)."""
     return Dialect(
         tokenizations=_Cut(lexer.pattern(*_TOKENS), known == ":standard"),
         statement_handlers=_HEADS,

@@ -21,7 +21,7 @@ Read: TypeAlias = Callable[[Connection, Mapper[Any], list[Key], Iterable[ColumnE
 """read_rows() or lock_rows()."""
 
 Differences: TypeAlias = dict[Row, tuple[str, ...]]
-"""The rows that differ, each with the names of the columns or collections that differ. There are none if the row is gone."""
+"""The rows that differ, each with the names of the columns or collections that differ; no names if the row is gone."""
 
 
 def differences(connection: Connection, mapper: Mapper[Any], known: dict[Key, dict[str, Any]], read: Read) -> Differences:
@@ -101,8 +101,8 @@ def _has_equality(value: Any) -> bool:
 def _same(dialect: Dialect, column: ColumnElement[Any], shown: Any, now: Any) -> bool:
     """Return whether two values of a column are the same.
 
-    Some values are equal to nothing (NaN), or only to themselves. Those are compared by the values that are sent to the
-    server for them, and last by their pickles.
+    Some values are equal to nothing (NaN), or only to themselves. Such values are compared in the form in which they are sent
+    to the server, and finally by their pickles.
     """
     with contextlib.suppress(Exception):  # arrays of numpy compare element by element
         if column.type.compare_values(shown, now):

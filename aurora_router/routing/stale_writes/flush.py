@@ -63,8 +63,8 @@ def before_delete(mapper: Mapper[Any], connection: Connection, state: InstanceSt
 def _before_write(connection: Connection, state: InstanceState[Any], *, deleted: bool) -> None:
     """Check all objects that a flush is to change, when it comes to the first one.
 
-    That is after all listeners of before_flush, and before any statement, because its triggers might change rows. If the flush
-    finds more objects to change later, they are checked then.
+    That is after all listeners of before_flush. It is before any statement, because a statement's triggers might change rows. If
+    the flush finds more objects to change later, they are checked then.
     """
     session: Any = state.session
     unit: Unit = getattr(connection, UNIT)
@@ -97,9 +97,9 @@ def check_bulk(session: Any, connection: Connection, states: list[InstanceState[
 def _to_be_written(routing: SessionState) -> Iterator[InstanceState[Any]]:
     """Yield the marked objects that the flush is to write, as far as it knows by now.
 
-    An object in which nothing was set is among them if another object's relationship changes its row. It is the child of a new
-    parent, or of a parent that gets another primary key. An object is also among them if something was set to the value that it
-    had. SQLAlchemy sends nothing for it, but the writer may have another value.
+    An object in which nothing was set is among them if another object's relationship changes its row. Such an object is the child
+    of a new parent, or of a parent that gets another primary key. An object is also among them if an attribute was only set to
+    the value that it had. SQLAlchemy sends nothing for that attribute, but the writer may have another value.
     """
     for state, (deleted, _) in routing.flush_context.states.items():
         if is_unchecked(state) and (deleted or not state.modified or _assigned(state)):
@@ -107,7 +107,7 @@ def _to_be_written(routing: SessionState) -> Iterator[InstanceState[Any]]:
 
 
 def _assigned(state: InstanceState[Any]) -> bool:
-    """Return whether anything but a collection was set, be it to the value that it had."""
+    """Return whether anything but a collection was set, even if only to the value that it had."""
     return not relationships_of(state.mapper).collections.issuperset(state.committed_state)
 
 
@@ -149,7 +149,7 @@ def _find_differences(session: Any, connection: Connection, states: list[Instanc
 
 
 def _rows_of_the_same_kind(session: Any, found: Differences) -> Iterator[Row]:
-    """Yield the rows of all objects that a reader has shown, and whose mapper is that of a difference."""
+    """Yield the rows of all objects that a reader has shown and that have the mapper of a row that differs."""
     mappers = {mapper for mapper, _ in found}
     for state in session.identity_map.all_states():
         if state.mapper in mappers and LOADED_FROM_READER in state.info:
@@ -167,7 +167,7 @@ def _has_version(session: Any, state: InstanceState[Any]) -> bool:
 
 
 def _is_unsent(session: Any, state: InstanceState[Any]) -> bool:
-    """Return whether SQLAlchemy sends no statement for an object, because things were only set to the values that they had."""
+    """Return whether SQLAlchemy sends no statement for an object, because its attributes were only set to their old values."""
     routing: SessionState = session.routing_state
     if routing.flush_context is None or not state.modified or state.object in session.deleted:
         return False

@@ -43,7 +43,7 @@ def mark_refreshed(state: InstanceState[Any], context: Any, attributes: Collecti
         return
     columns = set(state.mapper.column_attrs.keys())
     if context is None:
-        # SQLAlchemy has carried an UPDATE over to the object. Values that it has computed from a reader's must be read again.
+        # SQLAlchemy has applied an UPDATE to the object. Values that it has computed from a reader's values must be read again.
         if LOADED_FROM_READER in state.info and (computed := columns.intersection(attributes or (), state.dict)):
             session.expire(state.object, computed)
     elif _needs_check(routing, state, context.runid):
@@ -56,7 +56,7 @@ def mark_refreshed(state: InstanceState[Any], context: Any, attributes: Collecti
 def _needs_check(routing: SessionState, state: InstanceState[Any], asked: int) -> bool:
     """Return whether the values just loaded into an object must be checked before the object is written.
 
-    asked: when the statement was executed, as SQLAlchemy counts. Rows of a reader may be read on long after the unit has moved.
+    asked: when the statement was executed, as SQLAlchemy counts. A stream may yield rows of a reader long after the unit moved.
     """
     unit = routing.unit
     if unit is None:

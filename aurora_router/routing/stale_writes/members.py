@@ -19,8 +19,8 @@ from aurora_router.routing.unit import Unit
 def check_members(session: Any, unit: Unit, flushed: Mapping[InstanceState[Any], tuple[bool, bool]]) -> None:
     """Raise StaleRead if a flush changes a collection that a reader has shown, and the writer has more in it.
 
-    A query may have left something out, or the unit may have written it. That looks the same as a late reader, but one more run
-    on the writer is right in any case. So only units that can run again are compared.
+    The writer may also have more because a query has left members out, or because the unit has written them. These cases look the
+    same as a late reader. One more run on the writer is right in each of them, so only units that can run again are checked.
 
     flushed: the objects of the flush, as UOWTransaction.states has them.
     """
@@ -38,7 +38,7 @@ def check_members(session: Any, unit: Unit, flushed: Mapping[InstanceState[Any],
 def _changed(
     flushed: Mapping[InstanceState[Any], tuple[bool, bool]],
 ) -> dict[tuple[Mapper[Any], RelationshipProperty[Any]], list[InstanceState[Any]]]:
-    """Return the owners of the collections that a flush changes, of those that a reader has shown.
+    """Return the owners of the collections that a reader has shown and that a flush changes.
 
     To change means to replace the collection, to remove something from it, or to change the key that its members refer to. A
     collection that was replaced or emptied was meant as a whole. An addition does not depend on what was shown, unless it takes
@@ -85,7 +85,7 @@ def _present_members(
 
 
 def _is_own(session: Any, key: Any) -> bool:
-    """Return whether this session has inserted the row itself, and never read it. No reader has hidden such a row."""
+    """Return whether this session has inserted the row itself, and never read it. A late reader is not the cause then."""
     known = session.identity_map.get(key)
     return known is not None and inspect(known).runid is None
 

@@ -16,7 +16,7 @@ class Relationships(NamedTuple):
     orphaning: those with the cascade "delete-orphan".
     dynamic: those of lazy="dynamic" with the cascade "delete".
     following: as `having`, if a flush that changes the key also changes it in the objects that refer to it.
-    collections: the keys of all to several objects.
+    collections: the keys of all relationships to several objects.
     """
 
     having: tuple[RelationshipProperty[Any], ...]
@@ -48,7 +48,7 @@ def relationships_of(mapper: Mapper[Any]) -> Relationships:
 
 
 def following_of(state: InstanceState[Any]) -> list[RelationshipProperty[Any]]:
-    """Return the relationships to objects that refer to a column that was set, and get the new value by the flush."""
+    """Return the relationships whose objects refer to a column that was set. The flush gives these objects the new value."""
     following = relationships_of(state.mapper).following
     if not following:
         return []

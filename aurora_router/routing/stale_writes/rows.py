@@ -82,7 +82,7 @@ def read_rows(connection: Connection, mapper: Mapper[Any], keys: list[Key], colu
 
 
 def lock_rows(connection: Connection, mapper: Mapper[Any], keys: list[Key], columns: Iterable[ColumnElement[Any]] = ()) -> Values:
-    """Do as read_rows(), and lock the rows if the server can.
+    """Read rows as read_rows() does, and lock them if the server can.
 
     The lock is the one that an UPDATE takes. A stronger lock would block units that insert rows referring to these, and deadlock
     with them.
