@@ -33,13 +33,13 @@ from aurora_router.errors import ConfigurationError, RouterError
 from aurora_router.router import Router
 
 FINE, MISSED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
-# Seconds to wait for the answer of a server, by a command that asks once. A person waits rather than hears of a slow server
-# that it is down.
+# A command that asks only once waits so many seconds for a server's answer. A person prefers to wait, rather than to be told
+# that a slow server is down.
 PATIENCE = 5.0
 
 _EXIT_CODES = """
 \b
-Exit codes: 0 fine; 1 a figure is not what it must be, or nothing answers; 2 a mistake in what was asked for;
+Exit codes: 0 fine; 1 a figure misses its required value, or nothing answers; 2 a mistake in the command or a setting;
 130 ended by Ctrl-C.
 """
 
@@ -69,7 +69,7 @@ def cli(context: click.Context) -> None:
 
 # -- demo ------------------------------------------------------------------------------------------------------------
 
-# What they need: a module, and its extra.
+# The module that the cluster of each engine needs, and the extra that installs it.
 _CLUSTERS = {"postgresql": ("psycopg", "local"), "mariadb": ("pymysql", "mysql"), "mysql": ("pymysql", "mysql")}
 
 
@@ -81,20 +81,21 @@ _CLUSTERS = {"postgresql": ("psycopg", "local"), "mariadb": ("pymysql", "mysql")
 @click.option(
     "--threads", type=click.IntRange(1, 100), default=8, show_default=True, help="How many visitors are served at once."
 )
-@click.option("--plain", is_flag=True, help="Lines instead of a table that refreshes; so it is anyway when piped.")
+@click.option("--plain", is_flag=True, help="Print lines, not a table that refreshes. Always so if the output is piped.")
 @click.option(
     "--consistency",
     type=click.Choice(["session", "global", "eventual"]),
     default="session",
     show_default=True,
-    help='What the router promises. "eventual" shows what the others save you from: stale reads, and exit code 1.',
+    help='The promise of the router. With "eventual" you see stale reads, and get exit code 1.',
 )
 def demo(engine: str, seconds: float, threads: int, plain: bool, consistency: Any) -> int:
     """Kill a writer, and see how little a service notices.
 
-    Starts a real cluster on loopback (one writer, two readers), runs a small shop on it, shows what goes where, kills the
-    writer, promotes a reader, and brings the old writer back as a reader. Ends with what was measured, and fails when a
-    session did not see its own writes or an acknowledged write was lost. Leaves nothing behind.
+    The demo starts a real cluster on loopback, with one writer and two readers, and runs a small shop on it. It shows which
+    instance serves what. It kills the writer, promotes a reader, and brings the old writer back as a reader. At the end it
+    prints its figures. It fails if a session did not see its own writes, or if an acknowledged write was lost. It leaves
+    nothing behind.
 
     \b
     aurora-router demo
@@ -144,8 +145,8 @@ def topology(
 ) -> int:
     """Show the instances of a cluster: role, position, lag, latency, and what is wrong with those that are not healthy.
 
-    URL is what a Router takes; it may name several hosts, and may stand in AURORA_ROUTER_URL, where nobody sees the password.
-    Fails when no instance answers.
+    URL is the URL of a Router. It may name several hosts. Put it into AURORA_ROUTER_URL to hide the password. The command fails
+    if no instance answers.
 
     \b
     aurora-router topology postgresql+psycopg://app:secret@db-1:5432/shop --instances db-2:5432 db-3:5432
@@ -248,11 +249,12 @@ def _record(picture: Topology) -> dict[str, Any]:
 @cli.command("init-commit-table", epilog=_EXIT_CODES)
 @click.argument("url", envvar="AURORA_ROUTER_URL")
 def init_commit_table(url: str) -> int:
-    """Create the table aurora_router_commits, which run_transaction() needs on MySQL and MariaDB, on PostgreSQL with
-    commit_check="table"; one that is there stays as it is.
+    """Create the table aurora_router_commits, unless it exists.
 
-    URL is what a Router takes; it must name the writer, among others, and a database. Its user is the one whose sessions write
-    there, or grants them SELECT, INSERT and DELETE on the table, on PostgreSQL UPDATE as well.
+    run_transaction() needs the table on MySQL and MariaDB, and on PostgreSQL with commit_check="table".
+
+    URL is the URL of a Router. It must name a database, and the writer among its hosts. Its user is the one whose sessions write
+    there. Any other user must grant that one SELECT, INSERT and DELETE on the table, and on PostgreSQL UPDATE as well.
 
     \b
     aurora-router init-commit-table mysql+pymysql://app:secret@db-1,db-2,db-3/shop
@@ -283,13 +285,13 @@ _EFFECTS = {
     type=click.Choice([dialect for driver in DRIVERS for dialect in driver.DIALECTS]),
     default="postgresql",
     show_default=True,
-    help="In whose SQL it is written; a router knows that from its URL.",
+    help="The SQL dialect of the statement. A router knows it from its URL.",
 )
 @click.option("--read-only-function", "harmless", multiple=True, metavar="NAME", help="A function known to write nothing.")
 def classify(sql: str, dialect: str, harmless: tuple[str, ...]) -> int:
     """Say what a statement does, where it would go, and why. SQL is the statement, or "-" to read it from stdin.
 
-    No server is asked. A router that has a server takes functions for harmless that the database calls STABLE or IMMUTABLE, on
+    No server is asked. A router asks its server, and so knows more harmless functions: those declared STABLE or IMMUTABLE, on
     MySQL and MariaDB NO SQL or READS SQL DATA.
 
     \b
@@ -336,8 +338,8 @@ def _need(module: str, extra: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    logging.getLogger("aurora_router").addHandler(logging.NullHandler())  # what matters is said in one line anyway
+    """Run the command line, and return the exit code."""
+    logging.getLogger("aurora_router").addHandler(logging.NullHandler())  # an error is one line on stderr anyway
     try:
         code = cli.main(arguments, prog_name="aurora-router", standalone_mode=False)
     except ConfigurationError as error:

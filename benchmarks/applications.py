@@ -11,15 +11,15 @@ On PostgreSQL:
   SQLAlchemy  an engine with the same list of hosts and pool_pre_ping
   wrapper     aws-advanced-python-wrapper on psycopg, as its documentation shows. FailoverSuccessError and
               TransactionResolutionUnknownError say that the connection leads to the new writer by now. The application goes on
-              with that connection at once, without the pause. It has the default plugins and settings, and the
-              connect_timeout of 10 s of the examples (without one it still hung after 50 s); and tuned: see TUNED.
+              with that connection at once, without the pause. It runs with the default plugins and settings, and the
+              connect_timeout of 10 s of the examples (without one it still hung after 50 s). It also runs tuned: see TUNED.
 
-The first two know no more than TCP does. They get what TCP can do for them: short timeouts for connecting, keepalives,
-tcp_user_timeout.
+libpq and SQLAlchemy know only what TCP reports. So they get all that TCP can do for them: short timeouts for connecting,
+keepalives, tcp_user_timeout.
 
 On MariaDB and MySQL (PyMySQL knows no lists of hosts):
-  SQLAlchemy  an engine with pool_pre_ping and a name that leads to the writer, after a promotion at once to the new one. With
-              PyMySQL's default settings; and tuned: with short timeouts for connecting, and for each answer
+  SQLAlchemy  an engine with pool_pre_ping and a name that leads to the writer, after a promotion at once to the new one. It
+              runs with PyMySQL's default settings. It also runs tuned, with short timeouts for connecting and for each answer
 """
 
 from __future__ import annotations
@@ -89,12 +89,12 @@ COMPETITORS = {
 WRAPPER_MODULE = "aws_advanced_python_wrapper"
 
 Append = Callable[[str], None]
-Again = tuple[type[Exception], ...]  # errors after which there is nothing to wait for
+Again = tuple[type[Exception], ...]  # errors after which a retry needs no pause
 
 
 @dataclass(frozen=True)
 class Place:
-    """The place of the cluster.
+    """The addresses of the cluster.
 
     hosts: the instances' addresses
     names: the names that Aurora would give the instances, with their addresses
@@ -174,16 +174,16 @@ class Application:
         self._connection.close()
 
     def first_after(self, moment: float) -> float | None:
-        """The moment of the first acknowledgement after `moment`."""
+        """Return the moment of the first acknowledgement after `moment`; None if there is none."""
         return min((row.at for row in list(self.done) if row.at > moment), default=None)
 
     def all_after(self, moment: float) -> float | None:
-        """The moment by which each thread had a row acknowledged after `moment`."""
+        """Return the moment by which each thread had a row acknowledged after `moment`; None if one has none."""
         firsts = {row.thread: row.at for row in reversed(list(self.done)) if row.at > moment}
         return max(firsts.values()) if len(firsts) == THREADS else None
 
     def last_before(self, moment: float) -> float:
-        """The moment of the last acknowledgement before `moment`."""
+        """Return the moment of the last acknowledgement before `moment`."""
         return max(row.at for row in list(self.done) if row.at <= moment)
 
 
@@ -304,7 +304,7 @@ def _wrapper(place: Place, names: NameService, settings: dict[str, Any]) -> tupl
 
 
 def _connections(connect: Callable[[], Any], again: Again) -> Append:
-    """Append over one driver connection a thread. After an error it is replaced, unless the error is one of `again`."""
+    """Append over one driver connection per thread. An error replaces the connection, unless the error is one of `again`."""
     own = threading.local()
 
     def append(key: str) -> None:

@@ -1,11 +1,11 @@
 """Let a plain PostgreSQL cluster answer the two functions by which Amazon Aurora tells a driver about its instances.
 
 The AWS Advanced Python Wrapper calls them. Aurora's instances know all of each other through their storage. Here an instance
-answers only what it knows for certain: whether it is the writer, and which writer it follows. The writer also knows who streams
-from it. So the answer is never behind a promotion: the new writer's is right from the moment in which it takes writes.
+answers only what it knows for certain: whether it is the writer, and which writer it follows. The writer also knows the readers
+that stream from it. So no answer is late after a promotion: the new writer answers correctly as soon as it takes writes.
 
 NameService stands in for Aurora's DNS. An instance has a name of its own. The cluster's name leads to the new writer at once
-after a promotion; Aurora's follows some seconds later.
+after a promotion, but in Aurora only some seconds later.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def install(cluster: Cluster[Any]) -> None:
 
 
 def addresses(cluster: Cluster[Any]) -> dict[str, str]:
-    """The address of each instance's name."""
+    """Return the address of each instance's name."""
     return {f"{instance.name}.{DOMAIN}": instance.host for instance in cluster.instances}
 
 
@@ -81,7 +81,7 @@ class NameService:
         self._addresses = dict(addresses)
 
     def resolve(self, name: str) -> str:
-        """The address of a name, found without the network.
+        """Return the address of a name, found without the network.
 
         Raises socket.gaierror for a name that is not of this cluster.
         """
@@ -95,5 +95,5 @@ class NameService:
         socket.gethostbyname = self.resolve
 
     def connect(self, conninfo: str = "", **options: Any) -> psycopg.Connection[Any]:
-        """`psycopg.connect()` to one of these names."""
+        """Call `psycopg.connect()` with one of these names as the host."""
         return psycopg.connect(conninfo, hostaddr=self.resolve(options["host"]), **options)

@@ -89,11 +89,11 @@ _NAMES = {"postgresql": "PostgreSQL", "mariadb": "MariaDB", "mysql": "MySQL"}
 
 
 def interleave(contestants: Sequence[Callable[[], object]], *, rounds: int, units: int) -> list[list[float]]:
-    """Seconds that one call took, for each contestant one number per round.
+    """Measure the seconds of one call. Return a list for each contestant, with one number per round.
 
     In each round every contestant is called `units` times in a row, in turning order. So other load on the machine meets all of
-    them. All are warmed up first. Objects that live by then are frozen for the garbage collector. It also runs between the
-    measurements, and is not disabled during them.
+    them. All are warmed up first. The garbage collector ignores the objects that live by then. It runs between the measurements,
+    and is not disabled during them.
     """
     for contestant in contestants:
         for _ in range(2 * units):
@@ -114,7 +114,7 @@ def interleave(contestants: Sequence[Callable[[], object]], *, rounds: int, unit
 
 
 def ratio(ours: Iterable[float], theirs: Iterable[float]) -> float:
-    """The median of the rounds' ratios. Both halves of a ratio were measured within the same moment."""
+    """Return the median of the rounds' ratios. Both halves of a ratio were measured within the same moment."""
     return statistics.median(mine / other for mine, other in zip(ours, theirs, strict=True))
 
 
@@ -125,8 +125,8 @@ def take_core(which: int) -> None:
     """Keep this thread, and the threads and processes that it starts from now on, on one core: the first (0) or the last (-1).
 
     Start the servers on the last core, then take the first for the client: so they are apart, as on two machines. Otherwise
-    chance would decide who wins. A server's process on the client's core, and one that must be woken on another, differ by tens
-    of microseconds. With one core, or if the system cannot bind threads, client and servers share it.
+    chance would decide the result: a server's process on the client's core and one that must be woken on another core differ by
+    tens of microseconds. With one core, or if the system cannot bind threads, client and servers share their cores.
     """
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {_CORES[which]})
@@ -142,8 +142,8 @@ _CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") els
 class Figure:
     """A measured value.
 
-    bound: the most that it may be, or with `at_least` the least; None: only for information
-    endless: the wait was given up after that time, without an end
+    bound: the largest value allowed, or with `at_least` the smallest; None: only for information
+    endless: the wait had no end, and was given up after the time `measured`
     """
 
     name: str
@@ -195,7 +195,7 @@ class Report:
         progress("  " + ": ".join(said[:2]) + (f" ({', '.join(said[2:])})" if said[2] else ""))
 
     def finish(self, how: Options) -> int:
-        """Print the table. Returns the exit status: 1 if a bound was missed."""
+        """Print the table. Return the exit status: 1 if a bound was missed."""
         rows = [figure.cells() for figure in self.figures]
         python = f"Python {platform.python_version()}, SQLAlchemy {sqlalchemy.__version__}"
         where = ", ".join(filter(None, (self.servers, python, "--quick" if how.quick else "")))

@@ -7,17 +7,17 @@ user repeats these steps:
     write (UPDATE of its own row, COMMIT), and read that row at once in a new unit: this is a pair. Then look at it four times
     more, with think time in between, and after the last (exponentially distributed, 0.4 s on average)
 
-Each read asks for the row's version and, in the same statement, which server answers. A function of the database tells that;
-the router learns from the catalog that it only reads. A read is stale if the version is older than the one whose COMMIT was
-acknowledged before it. Only its own user writes a row, so the expected version is exact. Users wait in a queue per thread and
-overlap, as requests do in a service.
+Each read asks for the row's version and, in the same statement, for the server's address. A function of the database returns
+the address. The router learns from the catalog that this function only reads. A read is stale if the version is older than the
+one whose COMMIT was acknowledged before the read began. Only its own user writes a row, so the expected version is exact. Users
+wait in a queue per thread and overlap, as requests do in a service.
 
 For comparison, the table shows a router that keeps a session on the writer for a fixed 2 s after each write. Its figures come
 from this run's own times. A read that began 2 s or more after its session's last write counts as served by a reader.
 
 The control is the same with consistency="eventual". It must show stale reads, because otherwise this benchmark could not see any.
 
-Then follows the case that crosses processes, which processes.py describes: one process shows the writes of the other.
+The last part crosses processes: one process shows the writes of the other. processes.py describes that part.
 
 Run: python benchmarks/consistency.py [--engine mariadb|mysql] [--quick] [--markdown]  20,000 pairs (--quick: 1,000), some minutes
 """
@@ -126,7 +126,7 @@ class Pairs:
 
 
 def serve(users: list[User], pairs: Pairs, reads: list[Read], errors: list[BaseException], seed: int) -> None:
-    """The body of one thread: make each user's steps when they are due, until the last pair's looks are done."""
+    """Run one thread: make each user's steps when they are due, until the looks of the last pair are done."""
     rng = random.Random(seed)
     now = time.monotonic()
     agenda = [(now + rng.expovariate(1 / THINK) * LOOKS, user.key, user) for user in users]
@@ -149,7 +149,10 @@ def serve(users: list[User], pairs: Pairs, reads: list[Read], errors: list[BaseE
 
 
 def run(cluster: Cluster[Any], consistency: Consistency, count: int) -> list[Read]:
-    """All reads of one run. Raises the first error of a thread."""
+    """Return all reads of one run.
+
+    Raises the first error of a thread.
+    """
     readers = [instance.address for instance in cluster.readers]
     with Router(cluster.url, instances=readers, consistency=consistency) as router:
         sessions = sessionmaker(class_=RoutingSession, router=router)

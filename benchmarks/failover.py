@@ -1,16 +1,16 @@
 """A writer dies, or hangs: how soon does each application write again, and is any acknowledged row lost?
 
 A real cluster on loopback replicates synchronously: a COMMIT is acknowledged when one reader has it. Some applications run at
-once, each in a process of its own: this router, libpq, SQLAlchemy and the AWS Advanced Python Wrapper. On MariaDB and MySQL it
-is SQLAlchemy alone, with PyMySQL: libpq is PostgreSQL's, and so is the wrapper with psycopg. See applications.py for the work
-and the settings of each. In each round the applications start anew, so that no earlier failure counts (the wrapper's topology
-monitor rests for a while after each). They work for a while, and then:
+once, each in a process of its own: this router, libpq, SQLAlchemy and the AWS Advanced Python Wrapper. On MariaDB and MySQL the
+router competes only with SQLAlchemy on PyMySQL, because libpq, and the wrapper with psycopg, reach only PostgreSQL. See
+applications.py for the work and the settings of each. In each round the applications start anew, so that no earlier failure
+counts (the wrapper's topology monitor rests for a while after each). They work for a while, and then:
   killed    the writer's processes are gone and its sockets closed; 1 s later a reader is promoted
   frozen    the writer's processes are stopped, its sockets stay open and silent; 1 s later a reader is promoted, and the old
             writer stays frozen until each application has written again, or for 45 s (--quick: 6 s)
 Later the old writer comes back as a reader.
 
-A witness with nothing of the router in it sees the moment when the new writer accepts writes. It has two connections to each
+A witness that uses no code of the router sees the moment when the new writer accepts writes. It has two connections to each
 reader, opened before the failure, that try an INSERT every 2 ms. One of them sends no COMMIT: its first success says that the
 writer is *open*. The other commits, as every application has to: its first success says that the writer *acknowledges*. With
 synchronous replication no COMMIT is acknowledged before the remaining reader streams from the new writer. The bounds:
@@ -50,7 +50,7 @@ PICTURE = (-1.0, 7.0)  # seconds before and after the failure
 
 
 class Witness:
-    """Watches, through its own connections to all readers, when one of them takes writes, and when it acknowledges them."""
+    """An observer with connections of its own to all readers. It notes when one of them takes writes, and acknowledges them."""
 
     def __init__(self, readers: Sequence[LocalInstance]) -> None:
         self.opened: float | None = None
@@ -157,7 +157,7 @@ def _lose_writer(cluster: Cluster[Any], applications: Sequence[Application], fro
         for application in applications:
             application.new_writer(new.host)
         wait_until(lambda: witness.acknowledged is not None and witness.opened is not None, "the new writer to take writes")
-        # Writes that were on their way when the writer failed may still arrive. Others cannot before the promotion.
+        # Writes that were on their way when the writer failed may still arrive. Before the promotion, no other write can.
         later = failed + BEFORE_PROMOTION / 2
         while not all(a.first_after(later) for a in applications) and time.monotonic() < failed + limit:
             time.sleep(0.05)

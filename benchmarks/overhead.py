@@ -4,23 +4,23 @@ A real cluster on loopback has one writer and two readers. In each of many round
 units against the same instance, one after the other in turning order. A ratio is the median over the rounds of router /
 competitor. Pools have SQLAlchemy's default settings on both sides. The client has one core and the servers another, as on two
 machines. Otherwise the scheduler's choice of cores would decide the ratios: a competitor run against itself, printed as noise,
-came out at up to 1.10. Round trips are about as cheap here as they can be, which is hard on the router. An automatic read needs
-one, a plain unit three (counted on the wire), and that saving counts for more across a network.
+came out at up to 1.10. Round trips are about as cheap here as they can be, which puts the router at a disadvantage. An
+automatic read needs one, a plain unit three (counted on the wire). Across a network that saving counts for more.
 
   automatic read    with Session() as s: s.get(Row, id)         RoutingSession against Session on an engine of that reader
   insert, commit    with Session() as s: s.add(Row()); commit   RoutingSession against Session on an engine of the writer
-  text(), lock      the same with an INSERT as text(), and with select().with_for_update(): no flush says that they write
+  text(), lock      the same with an INSERT as text(), and with select().with_for_update(): no flush shows that they write
   run_transaction   the same insert in router.run_transaction, against the plain Session's insert and commit; on MariaDB with the
                     row in the commit table that it needs there
   connect           with router.connect(read_only=True) and one statement, against engine.connect()
   request           an ASGI application that makes one ORM read, behind AsgiMiddleware against bare: without a cookie, and with a
-                    signed token in one. The difference of each round, not a ratio: what a server adds around it is the same
+                    signed token in one. The difference of each round, not a ratio, because a server adds the same to both
   decision          for a text seen before, three instances: the unit, the analysis of its text, and where it goes
   classify          texts of 366 bytes, each of them new
   import            CPU time of `import aurora_router` in new processes that have imported sqlalchemy.orm and the driver (files
-                    are in memory by then; wall-clock time is the same where nobody else wants the core)
-  monitor           CPU time of a process with an idle router of three instances, less that of the same without; a whole
-                    period of what the monitor does every 30 s (--quick: 8 s)
+                    are in memory by then; wall-clock time is the same if nothing else uses the core)
+  monitor           CPU time of a process with an idle router of three instances, less that of the same without it. It is
+                    measured for 30 s, one period of the monitor's rarest tasks (--quick: 8 s)
 
 Run: python benchmarks/overhead.py [--engine mariadb|mysql] [--quick] [--markdown]
 """
@@ -307,11 +307,12 @@ def classifying(report: Report, how: Options) -> None:
 
 
 def importing(report: Report, how: Options) -> None:
-    """Measure the import of this package after that of its requirements, and theirs, each in new processes."""
+    """Measure the import of this package's requirements, and then of this package. Each measurement has a new process."""
     progress("importing")
     driver = drivers_for(how.engine)[0].NAME
     took: dict[str, list[tuple[float, float]]] = {"sqlalchemy.orm, ": [], "": []}
-    # A package that pip installs has bytecode, as SQLAlchemy has here. So this package must have it too, whatever the shell says.
+    # A package that pip installs has bytecode, as SQLAlchemy has here. So this package must have it, too, even if the shell's
+    # environment forbids it.
     surroundings = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     for turn in range(8 if how.quick else 31):
         for orm, times in took.items():
@@ -328,7 +329,7 @@ def importing(report: Report, how: Options) -> None:
 
 
 def on_the_wire(report: Report, cluster: Cluster[Any]) -> None:
-    """Count the round trips of a unit with a proxy before the instance, and a monitor that is too slow to interfere."""
+    """Count the round trips of a unit with a proxy in front of the instance. The monitor is too slow to interfere."""
     progress("round trips on the wire")
     reader, writer = cluster.readers[0], cluster.writer
     with FaultProxy((reader.host, reader.port)) as to_reader, FaultProxy((writer.host, writer.port)) as to_writer:
@@ -367,7 +368,7 @@ def on_the_wire(report: Report, cluster: Cluster[Any]) -> None:
 
 
 def monitoring(report: Report, how: Options, cluster: Cluster[Any]) -> None:
-    """Measure an idle router's share of a core and, for information, its monitor's while a session writes and reads."""
+    """Measure an idle router's share of a core and, for information, that of its threads while a session writes and reads."""
     seconds = 8 if how.quick else 30
     progress(f"the monitor ({2 * seconds + 10} s)")
 

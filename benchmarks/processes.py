@@ -43,7 +43,7 @@ WRITE = text("UPDATE profile SET version = :version WHERE id = :key")
 
 
 def serve(url: str, instances: list[str], ready: Connection) -> None:
-    """The body of one process: serve until it is killed. GET /KEY reads a row's version, POST /KEY/VERSION writes it."""
+    """Serve until the process is killed. GET /KEY reads a row's version, and POST /KEY/VERSION writes it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     router = Router(url, instances=instances)
 
@@ -178,9 +178,11 @@ class User:
 def run(
     cluster: Cluster[Any], ports: list[int], seconds: float, *, with_token: bool, look: Callable[[], None] = lambda: None
 ) -> list[User]:
-    """Let users live for some seconds, and return them. Raises the first error of a user.
+    """Let users live for some seconds, and return them.
 
-    look: called once a second meanwhile
+    look: called about once a second meanwhile
+
+    Raises the first error of a user.
     """
     cluster.execute("UPDATE profile SET version = 0")
     cluster.wait_in_sync()
@@ -198,7 +200,7 @@ def run(
 
 
 def lag(writer: Any, reader: Any) -> float:
-    """Seconds from a COMMIT until its row shows on the reader. Both arguments are driver connections in autocommit."""
+    """Measure the seconds from a COMMIT until its row shows on the reader. Both connections are the driver's, in autocommit."""
     beat = time.monotonic_ns()
     with writer.cursor() as there, reader.cursor() as here:
         there.execute("INSERT INTO beat VALUES (%s)", (beat,))

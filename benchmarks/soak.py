@@ -5,7 +5,7 @@ a router of its own, append rows with keys of their own through run_transaction.
 The table has no unique key, so a row that was written twice would stand there twice. Meanwhile, in turn:
   killed       the writer's processes are gone at once; a reader is promoted 1 s later
   frozen       they are stopped, sockets stay open; a reader is promoted 1 s later, and the frozen one killed
-  thawed       the same, but the deposed writer wakes up after the promotion and still believes in itself
+  thawed       the same, but the deposed writer wakes up after the promotion and still takes itself for the writer
   replaced     a reader is promoted while the writer is alive and well
   crashed      the writer is killed and started again: nobody is promoted, it recovers
 After each fault the old writer comes back as a reader. In between, readers are killed and frozen too.
@@ -64,7 +64,7 @@ class Work:
 
 
 def append_rows(process: int, url: str, instances: list[str], check: str, stop: Event, result: Connection) -> None:
-    """The body of one process: append until `stop` is set, then send the work."""
+    """Append rows until `stop` is set, then send the work. This is the body of one process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it in an orderly way
     work = Work()
 

@@ -1,4 +1,4 @@
-"""The writer dies under a crowd: how many connects does that cost the servers, and when is everybody served again?
+"""The writer dies while many clients use it: how many connects does that cost the servers, and when are all served again?
 
 1. Simulated, with the pure core: 10,000 clients in 100 processes, 1 writer and 15 readers, virtual time. At 0 s the writer dies,
    and all connections to it with it. At 1 s a reader has been promoted. Every client wants one connection to the writer.
@@ -164,7 +164,7 @@ class Process:
 
 
 def naive(world: World) -> None:
-    """One client: it tries the next instance at once, whatever the last one answered."""
+    """Run one client, which tries the next instance at once, whatever the last one answered."""
 
     def attempt(number: int) -> None:
         def done(ok: bool) -> None:
@@ -179,7 +179,7 @@ def naive(world: World) -> None:
 
 
 def peak(times: Iterable[float]) -> int:
-    """The largest number of moments within one second."""
+    """Return the largest number of moments within one second."""
     ordered = sorted(times)
     return max((bisect_left(ordered, moment + 1.0) - index for index, moment in enumerate(ordered)), default=0)
 
@@ -212,15 +212,16 @@ def simulated_at(report: Report, processes: int, work: float) -> None:
     report.add(what, len(ours.served), bound=clients, at_least=True)
     report.add("  naive", len(theirs.served))
     most, their_most = (max(peak(times) for times in world.connects.values()) for world in (ours, theirs))
-    # A server can serve so many connects in a second, and so many may be under way at one moment. More would be a growing queue.
+    # The bound: the connects that a server can serve in a second, and those that may be under way at one moment. With more, the
+    # queue would grow.
     report.add("  peak connects a second to one instance", most, bound=CORES / work + AT_ONCE * processes)
     report.add("    naive", their_most)
     report.add("  connects under way at one instance at one moment, at most", ours.most, bound=AT_ONCE * processes)
     report.add("    naive", theirs.most)
     report.add("  connects in all", sum(map(len, ours.connects.values())), bound=1.1 * clients)
     report.add("    naive", sum(map(len, theirs.connects.values())))
-    # The least time is that of the new writer for all clients, or that of a process for its own, with pauses of MOST / 2 on
-    # average. The bound allows half as much again.
+    # The least possible time is the larger of two: the new writer's for all clients, and a process's for its own clients, with
+    # pauses of MOST / 2 on average. The bound allows half as much again.
     least = max(clients * work / CORES, CLIENTS * MOST / 2 / AT_ONCE)
     report.add("  promotion -> all are served", max(ours.served) - PROMOTED, "s", 1.5 * least + 0.1)
     done = len(theirs.served) == clients

@@ -1,4 +1,4 @@
-"""One module per driver: how Python talks to a server. What a server says is in `servers`."""
+"""One module per driver: it says how Python talks to a server. `servers` says what a server's answers mean."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ DRIVERS: Final[list[Driver]] = [psycopg, pymysql]
 
 
 def drivers_for(dialect: str) -> list[Driver]:
-    """The drivers for a dialect of SQLAlchemy, with which a URL begins."""
+    """Return the drivers for a dialect of SQLAlchemy, with which a URL begins."""
     return [driver for driver in DRIVERS if dialect in driver.DIALECTS]
 
 
 def driver_of(error: BaseException | None) -> Driver | None:
-    """The driver that has made this error."""
+    """Return the driver whose package defines this error; None if there is none."""
     for made_by in type(error).__mro__:
         package = made_by.__module__.partition(".")[0]
         for driver in DRIVERS:

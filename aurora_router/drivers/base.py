@@ -1,4 +1,4 @@
-"""What the module of a driver must provide: `Driver`. It says how Python talks to servers, and nothing of what they say."""
+"""`Driver`: the names that the module of a driver must have. They are about talking to servers, not about their answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Mode(enum.Enum):
 
 
 class UrlReading(Protocol):
-    """How a URL that names the driver reads."""
+    """The meaning of a URL that names the driver."""
 
     @property
     def NAME(self) -> str:
@@ -29,7 +29,7 @@ class UrlReading(Protocol):
 
     @property
     def PROTOCOL(self) -> str:
-        """What it speaks to servers, by the name of its first speaker: "postgresql" or "mysql"."""
+        """The protocol between driver and server, named after the first server that spoke it: "postgresql" or "mysql"."""
         ...
 
     @property
@@ -45,11 +45,11 @@ class UrlReading(Protocol):
     @property
     def DEFAULT_PORT(self) -> int: ...
     def options(self) -> Set[str]:
-        """The names of the options that a URL's query may have; none if the driver is not installed."""
+        """Return the names of the options that a URL's query may have; none if the driver is not installed."""
         ...
 
     def encrypted(self, query: dict[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The query of a URL, with encryption unless the user has set it in any place that the driver reads.
+        """Return the query of a URL, with encryption added unless the user has set it in a place that the driver reads.
 
         arguments: `connect_args`.
         """
@@ -61,9 +61,9 @@ class UrlReading(Protocol):
         ...
 
     def fixed_address(self, options: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
-        """The setting that leads every connection to one server, whichever instance it is for; "" if there is none.
+        """Return the setting that leads every connection to one server, whichever instance it is for; "" if there is none.
 
-        options: of the URL's query.
+        options: those of the URL's query.
         arguments: `connect_args`; they override the instance's host and port.
         """
         ...
@@ -94,8 +94,8 @@ class Connecting(Protocol):
 
         `connecting` may end the wait by shutting the socket.
 
-        longest: about how many bytes an answer may have. A longer one is an error, after which the connection must be closed.
-            None: there is no limit.
+        longest: about how many bytes an answer may have. None: there is no limit. A longer answer is an error, after which the
+            connection must be closed.
         """
         ...
 
@@ -104,42 +104,42 @@ class Connecting(Protocol):
         ...
 
     def prepare_connection(self, connection: Any, shared: bool, given: Collection[str], listened: Callable[[], bool]) -> None:
-        """Set up whatever else a new pooled connection needs.
+        """Set up everything else that a new pooled connection needs.
 
         given: names of the arguments that the user gives to the driver's connect().
-        listened: whether listeners of the application may have used the connection when a unit gets it.
+        listened: tells whether listeners of the application may have used the connection when a unit gets it.
         """
         ...
 
 
 class ErrorReading(Protocol):
-    """How the driver's errors read."""
+    """The meaning of the driver's errors."""
 
     @property
     def NAME(self) -> str: ...
     def code(self, error: BaseException | None) -> str | int | None:
-        """The server's, or the driver's, code of an error; None if it has none."""
+        """Return the code that the server or the driver has given an error; None if there is none."""
         ...
 
     def words(self, error: BaseException) -> str:
-        """An error's message, and the server's language-independent details if they tell more."""
+        """Return an error's message, and the server's language-independent details if they tell more."""
         ...
 
     def own_failure(self, code: Any, message: str) -> Failure | None:
-        """The kind of failure if only the driver knows it; None if the server's code, or the connection's end, decides.
+        """Return the kind of failure if only the driver knows it; None if the server's code, or the connection's end, decides.
 
         message: the error's `words`.
         """
         ...
 
     def is_from_connecting(self, error: BaseException) -> bool:
-        """Whether this error of the driver only occurs while connecting."""
+        """Return whether this error of the driver only occurs while connecting."""
         ...
 
     def explain(self, error: BaseException) -> tuple[str, str]:
-        """The words of an error of connecting as one line, without values of options, and the advice if it is the driver's own.
+        """Return the words of a failed connect in one line, without values of options, and advice.
 
-        The advice is "" if the error is a server's, or may pass.
+        The advice is "" if the error is the server's and not the driver's own, or if it may pass.
         """
         ...
 
@@ -158,82 +158,82 @@ class ErrorReading(Protocol):
 
 
 class ConnectionReading(Protocol):
-    """What a connection of the driver knows. Nothing is sent."""
+    """Questions that a connection of the driver can answer itself. Nothing is sent."""
 
     def fileno(self, connection: Any) -> int:
-        """The number of the connection's socket."""
+        """Return the number of the connection's socket."""
         ...
 
     def is_closed(self, connection: Any) -> bool: ...
     def autocommit(self, connection: Any) -> bool: ...
     def process_id(self, connection: Any) -> int:
-        """The number that the server gave the connection at login. A pooler gives each client another one."""
+        """Return the number of the server process, as the client got it at login. A pooler gives each client another one."""
         ...
 
     def database(self, connection: Any) -> str | None:
-        """The database in which the driver believes the connection to be; None if that does not matter."""
+        """Return the current database of the connection, as far as the driver knows; None if that does not matter."""
         ...
 
     def declared_read_only(self, connection: Any) -> bool:
-        """Whether the connection's transactions were begun as read-only. The server may know more."""
+        """Return whether the connection's transactions begin as read-only. Only the server knows whether that still holds."""
         ...
 
     def literal_mode(self, connection: Any) -> str | None:
-        """The setting that decides what a backslash means in texts of this connection. None if only the server knows.
+        """Return the setting that decides what a backslash means in string literals; None if only the server knows.
 
-        `statements.dialect_for_setting` takes it.
+        The setting is an argument of `statements.dialect_for_setting`.
         """
         ...
 
     def is_idle(self, connection: Any) -> bool:
-        """Whether a rollback on a connection is known to send nothing and to change nothing."""
+        """Return whether a rollback on a connection is known to send nothing and to change nothing."""
         ...
 
     def is_aborted(self, connection: Any) -> bool:
-        """Whether the transaction has failed, so that COMMIT raises no error although it commits nothing."""
+        """Return whether the transaction has failed, so that COMMIT raises no error although it commits nothing."""
         ...
 
     def blocks(self, connection: Any) -> bool:
-        """Whether a streamed result has unread rows, which must be read before anything else can be sent."""
+        """Return whether a streamed result has unread rows, which must be read before anything else can be sent."""
         ...
 
     def is_bystander(self, connection: Any) -> bool:
-        """Whether the server has ended the connection because of what another connection's statement did to the server."""
+        """Return whether the server has ended the connection because another connection's process has crashed."""
         ...
 
     def count_ends(self, connection: Any) -> Callable[[], int]:
-        """Count the transactions that end on a connection, whoever ends them, except those that rollback() ends.
+        """Count the transactions that end on a connection in any way except by rollback().
 
-        Returns a function that gives the number so far. A statement in autocommit counts as one transaction. A text that ends one
-        transaction and begins the next goes unseen.
+        Return a function that gives the number so far. A statement in autocommit counts as one transaction. A text that ends one
+        transaction and begins the next is not counted.
         """
         ...
 
     def is_settled(self, connection: Any, alone: bool) -> bool:
-        """Whether a connection that was switched before can be used as it is.
+        """Return whether a connection that was switched before can be used as it is.
 
         Listeners of the application may have begun a transaction on it, or changed its read-only default.
 
-        alone: each statement is to be on its own, so no transaction may be open.
+        alone: each statement must be a transaction of its own, so none may be open.
         """
         ...
 
     def is_default_read_only(self, connection: Any, handed_out: bool) -> bool:
-        """Whether a read-only default that was set is known to hold still.
+        """Return whether a read-only default that was set is known to be still in force.
 
         handed_out: users have had the driver's connection since then.
         """
         ...
 
     def has_lost_read_only(self, connection: Any) -> bool:
-        """Whether a connection in autocommit has lost its read-only default, or may have, and it can be set again now.
+        """Return whether a connection in autocommit may have lost its read-only default, and can get it back now.
 
-        The interceptor did not see the change. The default can be set again because no transaction is open.
+        The interceptor did not see the loss. The default can be set again if no transaction is open.
         """
         ...
 
     def has_leftovers(self, connection: Any) -> bool:
-        """Whether the last unit has left something that must not stay on a pooled connection.
+        """Return whether the last unit has left something that must not stay on a pooled connection.
 
         That is an open stream, an open transaction, or an unread answer.
         """
@@ -241,16 +241,16 @@ class ConnectionReading(Protocol):
 
     @property
     def ROLLS_ALL_BACK(self) -> bool:
-        """Whether a rollback undoes all writes and no stream can block it, so that nothing else is asked with it."""
+        """Whether a rollback undoes all writes, and no stream can block it. If so, neither is checked at a rollback."""
         ...
 
     def was_not_undone(self, connection: Any) -> bool:
-        """Whether a rollback has left some writes in place; asked once after each."""
+        """Return whether the last rollback has left some writes in place. The answer is given only once."""
         ...
 
 
 class ConnectionSwitches(Protocol):
-    """How a connection of the driver is changed."""
+    """Changes of a connection of the driver."""
 
     @property
     def ONCE(self) -> Mapping[str, Any]:
@@ -258,11 +258,11 @@ class ConnectionSwitches(Protocol):
         ...
 
     def alone(self, connection: Any) -> AbstractContextManager[None]:
-        """Have each statement be on its own while the connection, which is idle, is asked."""
+        """Make each statement on an idle connection a transaction of its own, within the block."""
         ...
 
     def set_mode(self, connection: Any, mode: Mode, default_autocommit: bool, default_read_only: bool) -> bool:
-        """Switch an idle connection; returns whether the mode stays for its next units. Sends nothing unless the driver must.
+        """Switch an idle connection, and return whether the mode stays for its next units. Send nothing unless the driver must.
 
         default_read_only: whether the connection was set to refuse writes.
         """
@@ -273,9 +273,9 @@ class ConnectionSwitches(Protocol):
         ...
 
     def end_transaction(self, connection: Any) -> None:
-        """End what a listener of the application has begun on a connection before its unit has it.
+        """End the transaction that a listener of the application has begun before a unit gets the connection.
 
-        It ends by COMMIT, so that the listener's settings hold. Sends nothing if nothing was begun.
+        A COMMIT ends it, so that the listener's settings last. Nothing is sent if no transaction is open.
         """
         ...
 
@@ -296,4 +296,4 @@ class ConnectionSwitches(Protocol):
 
 
 class Driver(UrlReading, Connecting, ErrorReading, ConnectionReading, ConnectionSwitches, Protocol):
-    """The module of a driver. It knows nothing of what a server says. A `connection` is always the driver's."""
+    """The module of a driver. It knows nothing about the answers of servers. A `connection` is always the driver's."""

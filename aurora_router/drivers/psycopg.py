@@ -26,14 +26,14 @@ CONNECT: Final[Mapping[str, Any]] = {"keepalives_idle": 10, "keepalives_interval
 """Seconds, seconds, milliseconds. Only the kernel notices a peer that vanishes silently (a host without power, a forgetful
 firewall). A server that is busy with a slow statement still answers the kernel."""
 ALWAYS: Final[Mapping[str, Any]] = {"target_session_attrs": "any"}
-"""The router decides which instance it wants. Said in so many words, it holds over the environment and over a service, too."""
+"""The router chooses the instance itself. An explicit argument overrides the environment and a service."""
 BARE: Final[Mapping[str, Any]] = {"use_native_hstore": False}
-"""psycopg would look the hstore type up by names of the search path."""
+"""Otherwise SQLAlchemy would let psycopg look up the type hstore by a name that the search_path resolves."""
 ROLLS_ALL_BACK = True
 
 
 def options() -> Set[str]:
-    """The names of the options that a URL's query may have; none if the driver is not installed."""
+    """Return the names of the options that a URL's query may have; none if the driver is not installed."""
     try:
         from psycopg import pq
     except ImportError:
@@ -42,7 +42,7 @@ def options() -> Set[str]:
 
 
 def encrypted(query: dict[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The query of a URL, with encryption unless the user has set it, be it in the environment or a service.
+    """Return the query of a URL, with encryption added unless the user has set it, even in the environment or a service.
 
     With the system's certificates libpq verifies the server by itself, and rejects an sslmode that asks for less.
     """
@@ -61,7 +61,10 @@ def encrypted(query: dict[str, Any], arguments: Mapping[str, Any]) -> dict[str, 
 
 
 def fixed_address(options: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
-    """The setting that leads every connection to one server: a hostaddr overrides the host, even if libpq finds it itself."""
+    """Return the setting that leads every connection to one server; "" if there is none.
+
+    A hostaddr overrides the host, even if libpq takes it from the environment or a service.
+    """
     from psycopg import pq
 
     for name in ("host", "port"):
@@ -90,7 +93,7 @@ def _of_service(service: str, file: str | None) -> dict[str, str]:
 
 
 def code(error: BaseException | None) -> str | None:
-    """The SQLSTATE of a driver's error; None if the driver made the error itself."""
+    """Return the SQLSTATE of a driver's error; None if the driver made the error itself."""
     sqlstate: str | None = getattr(error, "sqlstate", None)
     if sqlstate is None and error is not None and is_from_connecting(error):
         return _code_of_connecting(error)
@@ -98,20 +101,20 @@ def code(error: BaseException | None) -> str | None:
 
 
 def words(error: BaseException) -> str:
-    """The error's message, which may be in any language, and the name of the server's function that raised it."""
+    """Return the error's message, which may be in any language, and the name of the server's function that raised it."""
     function = getattr(getattr(error, "diag", None), "source_function", None)
     return f"{error} ({function})" if function else str(error)
 
 
 _SOCKET_CLOSED = "connection socket closed"
-"""psycopg's own message for a reset that it sees before the kernel lets anybody read it. The connection does not report itself as
-broken then."""
+"""psycopg's own message for a reset that it notices while it waits for the socket, before it reads. The connection does not
+report itself as broken then."""
 _OWN_NAME = "_pg3_"
-"""Begins the names that psycopg gives to prepared statements."""
+"""The prefix of the names that psycopg gives to prepared statements."""
 
 
 def own_failure(sqlstate: str | None, message: str) -> Failure | None:
-    """The kind of failure if only psycopg knows it; None if the SQLSTATE, or the connection's end, decides.
+    """Return the kind of failure if only psycopg knows it; None if the SQLSTATE, or the connection's end, decides.
 
     26000 and 42P05 occur behind a pooler, which changes the server's side of a connection.
     """
@@ -130,9 +133,9 @@ _SAID = (
     ("3D000", r'database "[^"]*" does not exist|no such database'),
     ("42501", r"permission denied for (database|function|view)"),
 )
-"""Messages of servers and poolers while a connection is made: the SQLSTATE, which libpq drops, and the words."""
+"""Messages of servers and poolers that refuse a connect: the SQLSTATE, which libpq drops, and a pattern of the words."""
 _SERVER_SAYS = re.compile(r"failed: [^:\n]{1,30}:  \S")
-"""The severity, in the server's language, and two spaces. Only a server's own message begins like this."""
+"""Matches the severity, in the server's language, and two spaces. Only a server's own message begins like this."""
 
 
 def _code_of_connecting(error: BaseException) -> str | None:
@@ -150,7 +153,7 @@ def _code_of_connecting(error: BaseException) -> str | None:
 
 
 def is_from_connecting(error: BaseException) -> bool:
-    """Whether this error of the driver only occurs while connecting."""
+    """Return whether this error of the driver only occurs while connecting."""
     return getattr(error, "pgconn", None) is not None
 
 
@@ -185,24 +188,24 @@ _VALUE = re.compile(r"""((?:value|number|value for connect_timeout):? )(["']).*\
 
 
 def explain(error: BaseException) -> tuple[str, str]:
-    """The words of an error of connecting, without values of options, and the advice if it is libpq's own."""
+    """Return the words of a failed connect, without values of options, and advice if the error is libpq's own."""
     text = _VALUE.sub(r"\1\2...\2", " ".join(str(error).split()).removeprefix("connection failed: "))
     return text, next((advice for pattern, advice in _ADVICE if re.search(pattern, text)), "")
 
 
 def fileno(connection: Any) -> int:
-    """The number of the connection's socket."""
+    """Return the number of the connection's socket."""
     number: int = connection.fileno()
     return number
 
 
 def is_closed(connection: Any) -> bool:
-    """Whether the connection has ended."""
+    """Return whether the connection has ended."""
     return bool(connection.closed or connection.broken)
 
 
 def autocommit(connection: Any) -> bool:
-    """Whether each statement is on its own."""
+    """Return whether each statement is a transaction of its own."""
     return bool(connection.autocommit)
 
 
@@ -211,39 +214,39 @@ _IDLE, _UNKNOWN = 0, 4  # psycopg's enum is slow to look up on the request path
 
 @contextlib.contextmanager
 def alone(connection: Any) -> Iterator[None]:
-    """Have each statement be on its own while an idle connection is asked."""
+    """Make each statement on an idle connection a transaction of its own, within the block."""
     usual, connection.autocommit = connection.autocommit, True
     yield
     connection.autocommit = usual
 
 
 def process_id(connection: Any) -> int:
-    """The number that the server, or a pooler, gave the connection at login."""
+    """Return the number that the server, or a pooler, gave the connection at login."""
     number: int = connection.pgconn.backend_pid
     return number
 
 
 def database(connection: Any) -> None:
-    """None, because PostgreSQL leaves no database."""
+    """Return None, because a connection to PostgreSQL never changes its database."""
 
 
 def declared_read_only(connection: Any) -> bool:
-    """Whether the connection's transactions begin as read-only."""
+    """Return whether the connection's transactions begin as read-only."""
     return bool(connection.read_only)
 
 
 def literal_mode(connection: Any) -> str:
-    """The connection's `standard_conforming_strings`, as the server last reported it. The server reports each change."""
+    """Return the connection's `standard_conforming_strings`. The server reports each change of it."""
     return str(connection.info.parameter_status("standard_conforming_strings"))
 
 
 def is_aborted(connection: Any) -> bool:
-    """Whether the psycopg connection's transaction has failed. The server then answers COMMIT with ROLLBACK, without an error."""
+    """Return whether the transaction has failed. The server then answers COMMIT with ROLLBACK, without an error."""
     return bool(connection.info.transaction_status.name == "INERROR")
 
 
 def was_not_undone(connection: Any) -> bool:
-    """Never, because all tables are transactional."""
+    """Return False, because all tables are transactional."""
     return False
 
 
@@ -257,7 +260,7 @@ def note_default_read_only(connection: Any, on: bool) -> None:
 
 
 def is_settled(connection: Any, alone: bool) -> bool:
-    """Whether a connection that was switched before can be used as it is.
+    """Return whether a connection that was switched before can be used as it is.
 
     A transaction that a listener has begun may accept writes, whatever psycopg's attributes say.
     """
@@ -269,7 +272,7 @@ def is_settled(connection: Any, alone: bool) -> bool:
 
 
 def is_default_read_only(connection: Any, handed_out: bool) -> bool:
-    """Whether a read-only default that was set is known to hold.
+    """Return whether a read-only default that was set is known to be still in force.
 
     PostgreSQL 14 and newer report each change. On an older server the default is trusted as long as nobody can have changed it.
     """
@@ -280,14 +283,17 @@ def is_default_read_only(connection: Any, handed_out: bool) -> bool:
 
 
 def has_lost_read_only(connection: Any) -> bool:
-    """Whether a connection in autocommit has lost its read-only default and can get it back. PostgreSQL 14 reports it."""
+    """Return whether a connection in autocommit has lost its read-only default and can get it back.
+
+    PostgreSQL 14 and newer report the loss.
+    """
     driver = connection.pgconn
     is_off = driver.parameter_status(b"default_transaction_read_only") == b"off"
     return is_off and bool(connection.autocommit) and bool(driver.transaction_status == _IDLE)
 
 
 def is_idle(connection: Any) -> bool:
-    """Whether a rollback on a connection is known to send nothing and to change nothing.
+    """Return whether a rollback on a connection is known to send nothing and to change nothing.
 
     In a pipeline a rollback would end the pipeline. While a transaction is prepared, psycopg refuses a rollback.
     """
@@ -296,7 +302,7 @@ def is_idle(connection: Any) -> bool:
 
 
 def end_transaction(connection: Any) -> None:
-    """End what a listener has begun, by COMMIT, so that the listener's settings hold."""
+    """End the transaction that a listener has begun, by COMMIT, so that the listener's settings last."""
     status = connection.info.transaction_status.name
     if status == "INTRANS":
         connection.commit()
@@ -311,7 +317,7 @@ def forget_prepared(connection: Any) -> None:
 
 
 def set_mode(connection: Any, mode: Mode, default_autocommit: bool, default_read_only: bool) -> bool:
-    """Switch an idle psycopg connection; only attributes change, nothing is sent."""
+    """Switch an idle psycopg connection. Only attributes change, and nothing is sent."""
     connection.autocommit = default_autocommit if mode is Mode.DEFAULT else mode is Mode.AUTOCOMMIT
     connection.read_only = True if mode is Mode.READ_ONLY else None
     return True
@@ -326,7 +332,7 @@ def count_ends(connection: Any) -> Callable[[], int]:
 
 
 class _Wait:
-    """A replacement of psycopg's Connection.wait(), through which everything is sent.
+    """A replacement for psycopg's Connection.wait(), through which everything is sent.
 
     Only connections that are handed to the user have it.
     """
@@ -367,7 +373,7 @@ def look_anywhere(dialect: Any) -> None:
     """Make SQLAlchemy's first look at a server succeed, also on a reader whose default level is SERIALIZABLE.
 
     Listeners of the application may have used the connection before. So their transaction is ended before that look, and before
-    an engine's level is set. SQLAlchemy takes the server's level for the default one, not the level of that look.
+    an engine's level is set. SQLAlchemy's default level is then the server's, not the level of that look.
     """
     from psycopg import IsolationLevel
 
@@ -378,7 +384,8 @@ def look_anywhere(dialect: Any) -> None:
         end_transaction(driver)
         usual = driver.autocommit, driver.isolation_level, driver.prepare_threshold
         of_engine = driver.isolation_level
-        # Nothing is prepared, because psycopg would drop it after the rollback, which a reader refuses at SERIALIZABLE as well.
+        # Nothing is prepared. Otherwise psycopg would send DEALLOCATE after the rollback, and at SERIALIZABLE a reader refuses
+        # that as well.
         driver.autocommit, driver.isolation_level, driver.prepare_threshold = False, IsolationLevel.READ_COMMITTED, None
         initialize(connection)
         driver.rollback()
@@ -405,8 +412,8 @@ def look_anywhere(dialect: Any) -> None:
 def prepare_connection(connection: Any, shared: bool, given: Collection[str], listened: Callable[[], bool]) -> None:
     """Let server-side cursors of an autocommit connection outlive their statement (WITH HOLD).
 
-    So a streamed read needs no transaction. On a shared connection it does, and nothing is prepared there unless the user asks
-    for it. The connection also notices if the server ends it because another server process has crashed.
+    So a streamed read needs no transaction. On a shared connection it needs one, and nothing is prepared there unless the user
+    asks for it. The connection also notes if the server ends it because another server process has crashed.
     """
     from psycopg import Cursor, capabilities
 
@@ -432,17 +439,17 @@ def prepare_connection(connection: Any, shared: bool, given: Collection[str], li
 
 
 def is_bystander(connection: Any) -> bool:
-    """Whether the server has ended the connection because another server process has crashed."""
+    """Return whether the server has ended the connection because another server process has crashed."""
     return bool(getattr(connection, "aurora_router_crashes", ()))
 
 
 def blocks(connection: Any) -> bool:
-    """Never, because a stream is a server-side cursor, which does not keep the connection from other statements."""
+    """Return False, because a stream is a server-side cursor, which does not keep other statements waiting."""
     return False
 
 
 def has_leftovers(connection: Any) -> bool:
-    """Whether an exception in the midst of a COMMIT has left cursors WITH HOLD, or a transaction, open."""
+    """Return whether an exception in the midst of a COMMIT has left cursors WITH HOLD, or a transaction, open."""
     return bool(connection.aurora_router_held) or _IDLE < connection.pgconn.transaction_status < _UNKNOWN
 
 

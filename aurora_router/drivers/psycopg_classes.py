@@ -1,6 +1,6 @@
 """Subclasses of psycopg's connection and cursors. They are imported when a connection is made, because psycopg may be missing.
 
-The connection shows where it connects to. The cursor sends BEGIN together with the first statement.
+The connection shows its socket while it connects. The cursor sends BEGIN together with the first statement.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ _attempts = threading.local()  # .made: the connects that this thread has begun
 class Connection(psycopg.Connection[Any]):
     """psycopg's connection, except that it waits for the server within `connecting()`, and can send BEGIN without waiting.
 
-    psycopg has no public way to watch it connect. Its generator that connects yields the socket each time it must wait. A
-    generator that took too long, and its socket, are left to the garbage collector by psycopg. So it is closed here.
+    psycopg has no public way to watch it connect. Its connecting generator yields the socket each time it must wait. If a connect
+    takes too long, psycopg leaves the generator and its socket to the garbage collector. So this class closes the generator.
 
-    begins: each BEGIN that is prepared on the server, and its name there.
+    begins: the BEGIN statements that are prepared on the server, each with its name there.
     """
 
     connecting: Callable[[int], AbstractContextManager[None]]
@@ -94,11 +94,12 @@ class Connection(psycopg.Connection[Any]):
         try:
             return super().wait(gen, *arguments, **options)
         finally:
-            gen.close()  # An exception that interrupts it may be kept, and its steps with it.
+            # An exception that interrupts the generator may be kept, and the generator with it.
+            gen.close()
 
     def _check_connection_ok(self) -> None:
         if self.pgconn.pipeline_status and self._pipeline is None:
-            self.pgconn.finish()  # Its pipeline was interrupted, and so was the end of it.
+            self.pgconn.finish()  # the pipeline was interrupted, and then its end
         super()._check_connection_ok()
 
     def _deallocate(self, name: bytes | None) -> Any:
@@ -107,7 +108,7 @@ class Connection(psycopg.Connection[Any]):
         return super()._deallocate(name)
 
     def send_begin(self) -> int:
-        """Send BEGIN in a pipeline. Return how many answers will come to it."""
+        """Send BEGIN in a pipeline. Return the number of answers that it will get."""
         begin = self._get_tx_start_command()
         if self.prepare_threshold is None:
             self.pgconn.send_query_params(begin, None)
@@ -123,14 +124,16 @@ class Connection(psycopg.Connection[Any]):
 
 
 _BEGIN = f"aurora_router_{token_hex(4)}_".encode()
-"""Begins the names of what is prepared here. Nobody else can know such a name, and give it another meaning."""
+"""The prefix of the names of the BEGIN statements prepared here. It is random, so nobody else can reuse such a name."""
 _START = r"(?:\s|--[^\r\n]*[\r\n]|/\*(?:(?!/\*|\*/).)*\*/)*"
 _MAY_FOLLOW = re.compile(rf"{_START}(?:select|insert|update|delete|merge|with|values|lock|set)\b", re.I | re.S).match
 _MAY_FOLLOW_ALONE = re.compile(rf"{_START}(?:select|values|lock|set)\b(?!.*pg_cursors)[^;$]*$", re.I | re.S).match
-"""Match statements that may follow BEGIN in the same pipeline, if they have parameters, and if they have none. COPY may not.
+"""Match statements that may follow BEGIN in the same pipeline: the first if they have parameters, the second if they have none.
+COPY may not.
 
-psycopg sends a statement without parameters by another protocol. That one takes several statements, has another error for $1,
-returns the rows of a rule, and does not show the statement's own portal in pg_cursors.
+psycopg itself sends a statement without parameters by the simple protocol, which a pipeline cannot use. The simple protocol takes
+several statements, has another error for $1, returns the rows of a rule, and does not show the statement's own portal in
+pg_cursors. So the second pattern matches less.
 """
 
 _IDLE = 0  # psycopg's enum is slow to look up on the request path
@@ -141,7 +144,7 @@ _CAN_CLOSE = capabilities.has_send_close_prepared()
 class Cursor(psycopg.Cursor[Any]):
     """psycopg's cursor, except that BEGIN and the first statement of a transaction take one round trip.
 
-    What goes to the server in another way than by execute(), such as COPY and executemany(), follows a BEGIN of its own.
+    A call other than execute(), for example copy() or executemany(), follows a BEGIN of its own.
     """
 
     __slots__ = ()
@@ -169,7 +172,7 @@ class Cursor(psycopg.Cursor[Any]):
                 self._last_query, self._tx = None, Transformer(self)
             statement = self._convert_query(query, params)
         except Exception:
-            yield from connection._start_query()  # psycopg looks at the parameters only afterwards
+            yield from connection._start_query()  # psycopg sends BEGIN before it converts
             raise
         if not (statement.params or (_CAN_CLOSE and _MAY_FOLLOW_ALONE(query))):  # the text names no parameter
             yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
@@ -208,7 +211,7 @@ class Cursor(psycopg.Cursor[Any]):
                 else:
                     self._send_query_prepared(name, statement, binary=binary)
                 if not statement.params:
-                    pgconn.send_close_portal(b"")  # it would keep its snapshot until the next statement
+                    pgconn.send_close_portal(b"")  # an open portal would keep its snapshot
             except Exception:  # a parameter that cannot be sent
                 yield from self._land()
                 raise
@@ -239,8 +242,8 @@ class Cursor(psycopg.Cursor[Any]):
 class HoldCursor(ServerCursor[Any]):
     """A cursor that its connection knows until the cursor is closed.
 
-    If a loop over its rows was left, nobody can close the cursor any more. It is then closed when the next cursor is
-    opened. The last ones are closed when the connection is back in its pool.
+    If the application leaves a loop over the rows, it can no longer close the cursor. The cursor is then closed when the next one
+    is opened. The last cursors are closed when the connection is back in its pool.
     """
 
     def __init__(self, connection: Any, name: str, **options: Any) -> None:

@@ -34,28 +34,28 @@ KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_USER_TIMEOUT": 25000}
 _TLS_FAILED = 2026
 NO_PACKAGE = 2061  # a plugin for logging in is missing
 ROLLED_BACK = frozenset({1020, 1206, 1213, 1614})
-"""Errors with which the server has rolled back the whole transaction. It goes on in another one as if nothing had happened."""
+"""Errors with which the server has rolled back the whole transaction. The next statement silently begins another one."""
 TIMED_OUT = 1205
 OUT_OF_SYNC = 2014  # PyMySQL got another answer than it waited for
 # ROLLBACK warns: "Some non-transactional changed tables couldn't be rolled back".
 NOT_UNDONE = 1196
 ROLLS_BACK_ON_TIMEOUT = "SELECT @@global.innodb_rollback_on_timeout"
-"""Whether TIMED_OUT is one of those errors as well. By default only the statement has failed."""
+"""SQL that asks whether TIMED_OUT is one of the ROLLED_BACK errors as well. By default only the statement has failed."""
 
 
 def code(error: BaseException | None) -> int | None:
-    """The number of the server's or PyMySQL's error. PyMySQL raises 0 on a connection that it has closed."""
+    """Return the number of the server's or PyMySQL's error. PyMySQL raises 0 on a connection that it has closed."""
     number = error.args[0] if error is not None and error.args else None
     return number if isinstance(number, int) else None
 
 
 def is_on(setting: object) -> bool:
-    """Whether a setting of the server is on; NULL counts as off."""
+    """Return whether a setting of the server is on; NULL counts as off."""
     return str(setting).upper() not in ("0", "OFF", "NONE")  # older MariaDB has numbers, newer has words
 
 
 def options() -> Set[str]:
-    """The names of the options that a URL's query may have; none if the driver is not installed."""
+    """Return the names of the options that a URL's query may have; none if the driver is not installed."""
     try:
         from pymysql.connections import Connection
     except ImportError:
@@ -64,7 +64,7 @@ def options() -> Set[str]:
 
 
 def encrypted(query: dict[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The query of a URL, with encryption unless the user has set it, be it in an option file."""
+    """Return the query of a URL, with encryption added unless the user has set it, even in an option file."""
     given = {**query, **arguments}
     file = _read_option_file(given)
     said = any(given.get(name) for name in _SSL) or any(file.get(name) for name in _SSL_OF_FILE)
@@ -80,8 +80,10 @@ _SSL_OF_FILE = frozenset({"ssl-ca", "ssl-capath", "ssl-cert", "ssl-key", "ssl-pa
 
 
 def fixed_address(options: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
-    """The setting that leads every connection to one server: a socket overrides host and port, even if an option file names
-    it."""
+    """Return the setting that leads every connection to one server; "" if there is none.
+
+    A socket overrides host and port, even if only an option file names it.
+    """
     given = {**options, **arguments}
     for name in ("host", "port"):
         if arguments.get(name):
@@ -106,16 +108,16 @@ def _read_option_file(given: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def words(error: BaseException) -> str:
-    """The error's message."""
+    """Return the error's message."""
     return str(error)
 
 
 _GAVE_UP = re.compile(r"""\((TimeoutError\(["'])?(The (read|write) operation )?timed out""")
-"""How PyMySQL reports within its 2006 and 2013 that its read_timeout or write_timeout is over. The kernel's is [Errno 110]."""
+"""The part of PyMySQL's errors 2006 and 2013 that reports the end of its own timeout. A timeout of the kernel has [Errno 110]."""
 
 
 def own_failure(code: int | None, message: str) -> Failure | None:
-    """The kind of failure if only PyMySQL knows it; None if the number, or the connection's end, decides."""
+    """Return the kind of failure if only PyMySQL knows it; None if the number, or the connection's end, decides."""
     if code in (2006, 2013) and _GAVE_UP.search(message):
         return Failure.TIMED_OUT
     return Failure.LOST if code == 0 or (code is None and "Already closed" in message) else None
@@ -129,12 +131,12 @@ _CONNECTING = frozenset(
 
 
 def is_from_connecting(error: BaseException) -> bool:
-    """Whether this error of the driver only occurs while connecting."""
+    """Return whether this error of the driver only occurs while connecting."""
     return code(error) in _CONNECTING
 
 
 _UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
-"""OpenSSL's word, within PyMySQL's message for any server that it does not reach."""
+"""OpenSSL's word for a bad certificate. PyMySQL puts it into its general message about a server that it cannot reach."""
 _ADVICE = (
     ("Packet sequence number wrong|unpack|index out of range", "no MySQL or MariaDB server answers there"),
     ("is not a MariaDB variant", "write mysql+pymysql:// in the URL"),
@@ -152,7 +154,7 @@ ARGUMENT_ERRORS = (
 
 
 def explain(error: BaseException) -> tuple[str, str]:
-    """The words of an error of connecting, and the advice if it is the driver's own."""
+    """Return the words of a failed connect, and advice if the error is the driver's own."""
     text, number = " ".join(str(error).split()), code(error)
     if number == _TLS_FAILED or _UNTRUSTED in text:
         return text, "check the ssl options and the certificates"
@@ -163,21 +165,22 @@ def explain(error: BaseException) -> tuple[str, str]:
 
 
 def fileno(connection: Any) -> int:
-    """The number of the connection's socket. PyMySQL has no public way to get it."""
+    """Return the number of the connection's socket. PyMySQL has no public way to get it."""
     number: int = connection._sock.fileno()
     return number
 
 
 def is_closed(connection: Any) -> bool:
-    """Whether the connection has ended."""
+    """Return whether the connection has ended."""
     return not connection.open
 
 
-AUTOCOMMIT = 2  # PyMySQL's SERVER_STATUS_AUTOCOMMIT; its get_autocommit() takes twice as long
+# PyMySQL's SERVER_STATUS_AUTOCOMMIT. Its get_autocommit() takes twice as long.
+AUTOCOMMIT = 2
 
 
 def autocommit(connection: Any) -> bool:
-    """Whether each statement is on its own, as the server last reported."""
+    """Return whether each statement is a transaction of its own, as the server last reported."""
     return bool(connection.server_status & AUTOCOMMIT)
 
 
@@ -185,10 +188,10 @@ _NO_BACKSLASH_ESCAPES = 512  # PyMySQL's SERVER_STATUS_NO_BACKSLASH_ESCAPES
 
 
 def literal_mode(connection: Any) -> str | None:
-    """NO_BACKSLASH_ESCAPES if `sql_mode` has it, which is all that matters in most texts. Only the server knows the rest.
+    """Return NO_BACKSLASH_ESCAPES if `sql_mode` has it, else None. Only the server knows the rest of the mode.
 
-    The application may change it at any time, so nothing is remembered. Each answer to a SET shows it. A question to the server
-    takes the place of the statement before it for FOUND_ROWS(), ROW_COUNT() and SHOW WARNINGS.
+    Most texts depend on this part only. The application may change the mode at any time, so nothing is remembered. Each answer to
+    a SET shows this part. A question to the server would change the answers of FOUND_ROWS(), ROW_COUNT() and SHOW WARNINGS.
     """
     return "NO_BACKSLASH_ESCAPES" if connection.server_status & _NO_BACKSLASH_ESCAPES else None
 
@@ -199,28 +202,31 @@ def alone(connection: Any) -> AbstractContextManager[None]:
 
 
 def process_id(connection: Any) -> int:
-    """The number of the connection's thread on the server."""
+    """Return the number of the connection's thread on the server."""
     number: int = connection.thread_id()
     return number
 
 
 def database(connection: Any) -> str | None:
-    """The database of the last USE that PyMySQL has sent itself, which is the URL's."""
+    """Return the database that PyMySQL has chosen itself, which is the URL's. It does not see a USE of the application."""
     return connection.db.decode() if isinstance(connection.db, bytes) else connection.db
 
 
 def declared_read_only(connection: Any) -> bool:
-    """Never known, because PyMySQL has no such attribute."""
+    """Return False, because PyMySQL has no such attribute."""
     return False
 
 
 def is_aborted(connection: Any) -> bool:
-    """Whether the server has rolled back the transaction on its own. It would take COMMIT for that of another one."""
+    """Return whether the server has rolled back the transaction on its own. A COMMIT would then end another transaction."""
     return getattr(connection, "aborted_by", None) is not None
 
 
 def was_not_undone(connection: Any) -> bool:
-    """Whether a rollback has left writes to a table without transactions (MyISAM, Aria, MEMORY); asked once after each."""
+    """Return whether the last rollback has left writes to a table without transactions (MyISAM, Aria, MEMORY).
+
+    The answer is given only once.
+    """
     if not getattr(connection, "not_undone", False):
         return False
     connection.not_undone = False
@@ -236,7 +242,7 @@ _IN_TRANSACTION = 1  # PyMySQL's SERVER_STATUS_IN_TRANS
 
 
 def is_settled(connection: Any, alone: bool) -> bool:
-    """Whether a connection that was switched before can be used as it is."""
+    """Return whether a connection that was switched before can be used as it is."""
     status = connection.server_status
     if bool(status & AUTOCOMMIT) is not alone or (alone and status & _IN_TRANSACTION):
         return False
@@ -244,7 +250,7 @@ def is_settled(connection: Any, alone: bool) -> bool:
 
 
 def is_default_read_only(connection: Any, handed_out: bool) -> bool:
-    """Whether a read-only default that was set is known to hold.
+    """Return whether a read-only default that was set is known to be still in force.
 
     No server reports a change, so the default is trusted as long as nobody can have changed it.
     """
@@ -252,18 +258,18 @@ def is_default_read_only(connection: Any, handed_out: bool) -> bool:
 
 
 def has_lost_read_only(connection: Any) -> bool:
-    """Whether a connection in autocommit may have lost its read-only default unseen, and can get it back."""
+    """Return whether a connection in autocommit may have lost its read-only default unseen, and can get it back."""
     is_touched = bool(getattr(connection, "touched", False))
     return is_touched and autocommit(connection) and not connection.server_status & _IN_TRANSACTION
 
 
 def is_idle(connection: Any) -> bool:
-    """Never known, because PyMySQL sends each rollback."""
+    """Return False, because PyMySQL sends each rollback."""
     return False
 
 
 def end_transaction(connection: Any) -> None:
-    """End what a listener has begun, by COMMIT, as it is for PostgreSQL."""
+    """End the transaction that a listener has begun, by COMMIT, as on PostgreSQL."""
     connection.commit()
 
 
@@ -274,8 +280,8 @@ def forget_prepared(connection: Any) -> None:
 def set_mode(connection: Any, mode: Mode, default_autocommit: bool, default_read_only: bool) -> bool:
     """Switch an idle connection.
 
-    A read-only transaction takes one round trip, and autocommit none if it is as it must be. With autocommit off, the transaction
-    begins by itself. If the default is read-only, so is that one, so the mode lasts.
+    A read-only transaction takes one round trip. Autocommit takes none if it has the right value already. With autocommit off, a
+    transaction begins by itself. It is read-only if the default is, so the mode lasts.
     """
     if mode is Mode.READ_ONLY:
         if default_read_only and not autocommit(connection):
@@ -289,7 +295,7 @@ def set_mode(connection: Any, mode: Mode, default_autocommit: bool, default_read
 
 
 def prepare_connection(connection: Any, shared: bool, given: Collection[str], listened: Callable[[], bool]) -> None:
-    """Remember whom to ask about listeners. Streamed reads need no transaction, so nothing else is set up."""
+    """Remember `listened` for later. Streamed reads need no transaction, so nothing else is set up."""
     connection.aurora_router_listened = listened
 
 
@@ -298,17 +304,17 @@ def look_anywhere(dialect: Any) -> None:
 
 
 def is_bystander(connection: Any) -> bool:
-    """Never known, because all connections share one process."""
+    """Return False, because all connections share one process of the server."""
     return False
 
 
 def has_leftovers(connection: Any) -> bool:
-    """Whether an exception has left an answer unread, or a transaction open. A stream does not outlive its unit."""
+    """Return whether an exception has left an answer unread, or a transaction open. A stream does not outlive its unit."""
     return has_open_end(connection)
 
 
 def remove_leftovers(connection: Any, query: Query) -> None:
-    """Raise PyMySQL's error for a connection that cannot be used, because nobody knows where the next answer begins."""
+    """Raise PyMySQL's error for an unusable connection, because the beginning of the next answer is unknown."""
     from pymysql import InterfaceError
 
     raise InterfaceError(0, "")
@@ -334,7 +340,7 @@ def track_connecting_socket(
 
 
 def note_default_read_only(connection: Any, on: bool) -> None:
-    """Make a connection notice from now on whether its read-only default may have been changed, or no longer notice it."""
+    """Start or stop to note possible changes of the read-only default of a connection."""
     if hasattr(connection, "touched"):
         connection.touched = False if on else None
 
@@ -342,7 +348,7 @@ def note_default_read_only(connection: Any, on: bool) -> None:
 def count_ends(connection: Any) -> Callable[[], int]:
     """Count the transactions that end on a connection, except those that rollback() ends.
 
-    A connection of PyMySQL's own class does not show them, so its number rises with each call.
+    A connection of PyMySQL's own class does not show these ends, so the number for it rises with each call.
     """
     if not hasattr(connection, "ends"):
         return count(1).__next__
@@ -351,13 +357,13 @@ def count_ends(connection: Any) -> Callable[[], int]:
 
 
 def blocks(connection: Any) -> bool:
-    """Whether a streamed result has unread rows. PyMySQL reads them all before it sends anything else."""
+    """Return whether a streamed result has unread rows. PyMySQL reads them all before it sends anything else."""
     result = connection._result
     return result is not None and bool(result.unbuffered_active)
 
 
 def has_open_end(connection: Any) -> bool:
-    """Whether an answer was not read to its end, or a transaction may be open.
+    """Return whether an answer was not read to its end, or a transaction may be open.
 
     A connection of PyMySQL's own class does not show it.
     """

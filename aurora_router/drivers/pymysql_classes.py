@@ -1,6 +1,6 @@
 """Subclasses of PyMySQL's connection, streams and their rows. They are imported when a connection is made.
 
-The connection knows more of what its server has done.
+The connection keeps track of the events on its server that PyMySQL does not report.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ _contexts: list[Any] = []
 class Stream(SSCursor):  # type: ignore[misc,unused-ignore]
     """PyMySQL's cursor for streams, except that closing it leaves the rows unread.
 
-    The connection reads them when it must send something else, and never if it is closed first. After that no row can be
-    read, and the stream does not seem to be complete.
+    The connection reads them when it must send something else. If it is closed first, it never reads them. Reading a row then
+    raises an error, so that the stream does not seem to be complete.
     """
 
     connection: Any
@@ -77,8 +77,8 @@ _STREAMS = {SSCursor: Stream, SSDictCursor: DictStream}
 class Rows(MySQLResult):  # type: ignore[misc,unused-ignore]
     """PyMySQL's result of a stream, except that its connection knows while one of its rows is being read.
 
-    abandoned: nobody wants the unread rows.
-    cut: its connection was closed before the stream's end, so the stream must not seem to be complete.
+    abandoned: the stream was closed, so nobody wants the unread rows.
+    cut: the connection was closed before the stream's end, so the stream must not seem to be complete.
     """
 
     connection: Any
@@ -114,8 +114,8 @@ class Connection(connections.Connection):  # type: ignore[misc,unused-ignore]
     failed: a statement has failed since then.
     aborted_by: the error with which the server has rolled back.
     not_undone: a rollback has left writes to a table without transactions.
-    ends: how many transactions have ended, other than by rollback(). A statement outside of one counts, too, if it may have
-        written. None if nobody wants to know.
+    ends: how many transactions have ended, other than by rollback(). A statement outside of a transaction counts, too, if it
+        may have written. None: they are not counted.
     touched: somebody has sent a SET, or its like, past the interceptor since the read-only default was set. None if it
         is not set.
     unanswered: a command was sent, or is about to be, and its answer was not read to its end. If an exception keeps the
@@ -214,7 +214,7 @@ class Connection(connections.Connection):  # type: ignore[misc,unused-ignore]
         super()._execute_command(command, sql)
 
     def _read_what_is_left(self, result: Any) -> None:
-        """Read what PyMySQL would otherwise read itself before it sends something, unseen by the connection."""
+        """Read the rest of earlier answers. PyMySQL would read it, too, but would not set `unanswered` meanwhile."""
         if result.unbuffered_active:
             if not result.abandoned:
                 warnings.warn("Previous unbuffered result was left incomplete", stacklevel=2)
@@ -241,7 +241,7 @@ class Connection(connections.Connection):  # type: ignore[misc,unused-ignore]
         return found
 
     def _note_error(self, error: MySQLError) -> None:
-        """Note an error. One of the server is all of its answer."""
+        """Note an error. An error of the server is a whole answer, after which nothing is left to read."""
         if code(error) != OUT_OF_SYNC:
             self.unanswered = False
 
@@ -266,7 +266,7 @@ class Connection(connections.Connection):  # type: ignore[misc,unused-ignore]
             self._note_error(error)
             self.failed = True
             if code(error) in ROLLED_BACK or code(error) == TIMED_OUT:
-                self._note_what_stays()  # before another statement has warnings of its own
+                self._note_what_stays()  # the next statement would replace the warnings
                 if code(error) in ROLLED_BACK or self._rolls_back_on_timeout():
                     self.aborted_by = error
             raise
@@ -329,7 +329,7 @@ class Connection(connections.Connection):  # type: ignore[misc,unused-ignore]
 
 
 def limited(longest: int) -> dict[str, Any]:
-    """Methods of a connection that fail if an answer has more than so many bytes."""
+    """Return methods for a connection that fails if an answer has more than `longest` bytes."""
 
     def execute_command(self: Any, command: Any, sql: Any) -> None:
         self.answered = 0
@@ -350,5 +350,5 @@ def _keep_alive(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in KEEPALIVE.items():
-        if hasattr(socket, name):  # not everywhere
+        if hasattr(socket, name):  # not on every system
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

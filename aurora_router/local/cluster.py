@@ -89,7 +89,8 @@ class Cluster(ABC, Generic[S]):
         self.synchronous = synchronous
         self.app_password = secrets.token_urlsafe(18)
         self.superuser_password = secrets.token_urlsafe(18)
-        self.last_promotion: float | None = None  # time.monotonic() when the last promoted instance took writes
+        # The moment when the last promoted instance took writes (seconds, monotonic).
+        self.last_promotion: float | None = None
         self._count = readers + 1
         self._settings = settings or {}
         self._bin_dir = bin_dir
@@ -127,7 +128,7 @@ class Cluster(ABC, Generic[S]):
 
     @property
     def readers(self) -> Sequence[LocalInstance]:
-        """The running instances that are readers. An instance that is down is none, nor is a deposed writer."""
+        """The running instances that are readers. A deposed writer is no reader."""
         return tuple(i for i in self._instances if self._server(i).running and self._server(i).stands_by)
 
     @property
@@ -154,7 +155,7 @@ class Cluster(ABC, Generic[S]):
     # -- life
 
     def start(self) -> Self:
-        """Make and start all servers. Return when every reader has what the writer has."""
+        """Make and start all servers. Return when every reader has all of the writer's data."""
         if self._host is not None:
             raise LocalClusterError("the cluster is started already")
         try:
@@ -202,7 +203,7 @@ class Cluster(ABC, Generic[S]):
         instance: the reader. None: the reader that has received most.
 
         The other readers follow it before it takes writes. So with synchronous replication they acknowledge its first commit.
-        A reader that had received more loses that. The old writer is left as it is. If it is alive, it goes on taking writes
+        A reader that had received more loses the rest. The old writer is left as it is. If it is alive, it goes on taking writes
         (a split brain) until `rejoin` makes it a reader.
         """
 
@@ -276,7 +277,8 @@ class Cluster(ABC, Generic[S]):
 
     def _wait_until_recovered(self, instance: LocalInstance) -> None:
         """Wait for a server that has lost a process. It recovers as from a crash, and takes no connections meanwhile."""
-        with contextlib.suppress(TimeoutError):  # a reader that was ahead of the writer waits for the rest, in vain
+        # A reader that was ahead of the writer waits in vain for the rest of its log.
+        with contextlib.suppress(TimeoutError):
             for _ in until(10, f"{instance.name} to accept connections"):
                 with contextlib.suppress(Exception):  # the driver's
                     self._connect_app(instance).close()

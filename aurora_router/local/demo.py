@@ -1,4 +1,4 @@
-"""The demo: a small shop runs on a real cluster that loses its writer. The demo measures what the shop noticed of that.
+"""The demo: a small shop runs on a real cluster that loses its writer. The demo measures the effect on the shop.
 
 Each figure is measured where it happens, and none comes from the router. The connection that ran a statement says on which
 instance it ran. The cluster says which instance is the writer. At the end the acknowledged orders are looked up on the new
@@ -167,7 +167,8 @@ class Books:
         self.reads: Counter[str] = Counter()
         self.writes: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
-        self.closed = False  # the demo is interrupted: later errors are of our own making
+        # The demo was interrupted, and causes later errors itself.
+        self.closed = False
         self.reads_on_readers = 0
         self.checks = self.stale = 0
         self.orders: set[str] = set()
@@ -291,10 +292,10 @@ class Books:
         return picture
 
     def summary(self, found: set[str], before_promotion: int) -> Summary:
-        """Return what was measured in the whole story.
+        """Return the figures of the whole story.
 
         found: references of the orders that are in the database.
-        before_promotion: how many orders there were then.
+        before_promotion: how many orders there were before the promotion.
         """
         closed = time.monotonic()
         with self._lock:
@@ -351,7 +352,7 @@ class Story:
     def _next(self, phase: str, until: float = 0.0) -> None:
         """Go on to a phase.
 
-        until: the share of the time after which the phase ends. It lasts long enough to see something.
+        until: the share of the demo's time after which the phase ends. 0: it ends at once. Any other phase lasts at least 0.5 s.
         """
         self.phase = phase
         self.view.note(f"* {phase}")
@@ -362,7 +363,7 @@ class Story:
 def run(
     view: View, seconds: float = 20.0, threads: int = 8, consistency: Consistency = "session", engine: str = "postgresql"
 ) -> Summary:
-    """Run the demo and return what was measured.
+    """Run the demo and return its figures.
 
     seconds: how long the shop is open.
     threads: how many threads serve visitors.

@@ -64,7 +64,7 @@ class Summary:
 
     @property
     def missed(self) -> tuple[str, ...]:
-        """The figures that are not what they must be."""
+        """The names of the figures that miss their required values."""
         wrong = {
             "stale reads": self.stale != 0,
             "acknowledged writes lost": self.lost != 0,
@@ -74,7 +74,7 @@ class Summary:
         return tuple(name for name, is_wrong in wrong.items() if is_wrong)
 
     def lines(self) -> tuple[tuple[str, str, str], ...]:
-        """Return (figure, value, remark). If the figure must be something, the remark ends in "ok" or "MISSED"."""
+        """Return (figure, value, remark). If a figure has a required value, its remark ends in "ok" or "MISSED"."""
         errors = ", ".join(f"{count} {name}" for name, count in sorted(self.errors.items()))
         share = 100 * self.reads_on_readers / max(self.reads, 1)
         figures = (

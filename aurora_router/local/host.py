@@ -100,7 +100,7 @@ class Host:
         self._keeper.stdin.flush()
 
     def can_run(self, program: Path) -> bool:
-        """Whether the servers' user can read and execute it."""
+        """Return whether the servers' user can read and execute a program."""
         return not self._as_user or reachable_by_others(program)
 
     def give(self, top: Path) -> None:
@@ -223,7 +223,7 @@ class Server(ABC):
         return False
 
     def shut_down(self) -> None:
-        """Shut the server down fast: sessions end, readers get what they lack. Kill it if that takes more than 10 s."""
+        """Shut the server down fast: sessions end, readers get the rest of the log. Kill it if that takes more than 10 s."""
         if self.process is not None and self.running:
             self.thaw()
             self.process.send_signal(self.ending)

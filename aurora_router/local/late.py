@@ -2,7 +2,7 @@
 
 The servers' own delay (SOURCE_DELAY, MASTER_DELAY) knows whole seconds only. MariaDB's counts from timestamps that are cut off
 to seconds. If the SQL thread is stopped and started in turn, the reader says in between that it is broken. So this line holds
-the log back. Once a reader has asked for the log, all data from the writer arrives that much later, in order. All other data
+the log back. Once a reader has asked for the log, all data from the writer arrives `seconds` late, in order. All other data
 passes at once.
 """
 
@@ -124,7 +124,7 @@ class LateLine:
                     self._sockets -= {reader, writer}
 
     def _take(self, link: _Link) -> None:
-        """Take in the data from the writer. An empty piece is its end."""
+        """Take in the data from the writer. An empty piece marks its end."""
         data = b"?"
         while data:
             try:
@@ -158,7 +158,10 @@ class LateLine:
                 self._changed.notify_all()
 
     def _left(self, came: float) -> float:
-        """Return the seconds until data is due that came at that time (seconds, monotonic)."""
+        """Return the seconds until data is due.
+
+        came: when the data came from the writer (seconds, monotonic). 0: it is due at once.
+        """
         return came + self._seconds - time.monotonic() if came > self._hastened else 0.0
 
 

@@ -49,7 +49,7 @@ _WORDS = Words(
         "gtid_strict_mode": "ON",
     },
     # The writer waits for a reader before others see the commit (AFTER_SYNC), for as long as it takes. A reader that stops
-    # receiving makes a new connection to say farewell to its writer. A frozen writer does not answer.
+    # receiving connects anew to sign off from its writer. A frozen writer does not answer, so the shortest timeout is set.
     acknowledged={
         "rpl_semi_sync_master_wait_point": "AFTER_SYNC",
         "rpl_semi_sync_master_timeout": str(2**63),
@@ -69,7 +69,7 @@ class MariadbCluster(MysqlFamilyCluster):
     readers: how many readers replicate from the writer, 0 or more.
     synchronous: a COMMIT is acknowledged only when one reader or more has received it (semi-synchronous replication,
         AFTER_SYNC, without a timeout). So a promotion of the most advanced reader loses no acknowledged commit. While no
-        reader is connected, commits wait. A restarted reader forgets what it had received and not yet replayed.
+        reader is connected, commits wait. A restarted reader forgets the log that it had not yet replayed.
     settings: MariaDB's system variables, over the defaults of this module and of `mysql_family.py`.
     bin_dir: the directory of mariadbd. mariadb-install-db is there or in a directory next to it. None: the system's.
     directory: where the temporary directory of the cluster is made. None: the system's usual place.
@@ -115,7 +115,7 @@ class MariadbCluster(MysqlFamilyCluster):
         self._order(instance, "SET GLOBAL gtid_slave_pos = @@gtid_binlog_pos")
 
     def _has_parted(self, instance: LocalInstance, writer: LocalInstance) -> bool:
-        """Whether the instance has a transaction that the writer lacks. Its transactions are asked for first, by server."""
+        """Whether the instance has a transaction that the writer lacks. The instance is asked first: it may still receive."""
         theirs, ours = (_numbers(self._ask(i, "@@gtid_binlog_state")) for i in (instance, writer))
         return any(number > ours.get(server, 0) for server, number in theirs.items())
 

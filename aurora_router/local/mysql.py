@@ -74,7 +74,7 @@ class MysqlCluster(MysqlFamilyCluster):
     readers: how many readers replicate from the writer, 0 or more.
     synchronous: a COMMIT is acknowledged only when one reader or more has received it (semi-synchronous replication,
         AFTER_SYNC, with a timeout of 49 days). So a promotion of the most advanced reader loses no acknowledged commit. While
-        no reader is connected, commits wait. A restarted reader forgets what it had received and not yet replayed.
+        no reader is connected, commits wait. A restarted reader forgets the log that it had not yet replayed.
     settings: MySQL's system variables, over the defaults of this module and of `mysql_family.py`.
     bin_dir: the directory of mysqld. None: the system's, which may be Oracle's, Percona's or a distribution's.
     directory: where the temporary directory of the cluster is made. None: the system's usual place.

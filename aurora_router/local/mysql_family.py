@@ -67,7 +67,7 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
 
     @abstractmethod
     def _has_parted(self, instance: LocalInstance, writer: LocalInstance) -> bool:
-        """Whether the instance has a transaction that the writer lacks. Its transactions are asked for first."""
+        """Whether the instance has a transaction that the writer lacks. The instance is asked first: it may still receive."""
 
     def execute(self, query: str, *args: Any, instance: LocalInstance | None = None) -> list[tuple[Any, ...]]:
         """Run one statement as superuser in the database `app`, and return its rows.
@@ -153,7 +153,7 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
         The reader replays all that it has received, even if it was late or paused. The other readers follow it before it takes
         writes. A reader that had replayed more is copied anew. The old writer is left as it is. If it is alive, it goes on
         taking writes (a split brain) until `rejoin` makes it a reader. If it is frozen and replication is synchronous, a
-        promotion takes a second longer. That is how long the old writer's readers try to say farewell.
+        promotion takes a second longer, because the old writer's readers try to sign off from it.
         """
         instance = instance or self._most_advanced()
         server = self._server(instance)
@@ -189,14 +189,14 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
             self._follow(instance, self.writer)
         for reader in self.readers:
             if self._server(reader).follows == instance.name and not self._server(reader).frozen:
-                # By itself the reader tries only once a second.
+                # On its own, the reader would try to connect only once a second.
                 self._order(reader, *(f"{verb} {self._words.replica} IO_THREAD" for verb in ("STOP", "START")))
 
     def rejoin(self, instance: LocalInstance) -> None:
         """Make the instance, dead or alive, a reader of the current writer, without lag. Return when it streams.
 
         An instance may have commits that the writer lacks, for example if it is a deposed writer. It loses them, because it
-        becomes a copy of the writer. The writer stands still for the moment that takes.
+        becomes a copy of the writer. The writer is frozen while it is copied.
         """
         if instance == self.writer:
             raise ValueError(f"{instance.name} is the writer; promote another instance first")
@@ -218,7 +218,7 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
         """Make a reader show each commit `seconds` after it was made on the writer. 0 ends that at once.
 
         The writer's log is held back on its way to the reader (`late.py`). So the reader receives the log late, and replays it
-        without delay. The first time, the reader needs a moment to connect anew. Its status does not count these seconds.
+        without delay. The first time, the reader needs a moment to connect anew. Its status does not show this lag.
         """
         line = self._lines.get(instance.name)
         if line is None and seconds:
@@ -235,7 +235,7 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
     def pause_replay(self, instance: LocalInstance) -> None:
         """Make a reader receive but replay nothing, until `resume_replay`. Return when it has stopped replaying.
 
-        Meanwhile nothing is committed on the reader. Its SQL thread is still said to run.
+        Meanwhile nothing is committed on the reader. Its status still shows a running SQL thread.
         """
         if instance.name not in self._pauses:
             connection = self._connect(instance)
@@ -321,7 +321,7 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
         return most
 
     def _take_in(self, instance: LocalInstance) -> None:
-        """Make a reader take in the data of a dead writer that is still on its way. A living writer sends without end."""
+        """Wait until a reader has all that a dead writer has sent. Do nothing if the writer is alive: it sends without end."""
         if not self.writer.running:
             if line := self._lines.get(instance.name):
                 line.hasten()

@@ -20,7 +20,7 @@ class Words:
     # In statements, settings and answers, for example STOP SLAVE and Slave_IO_Running.
     replica: str
     change: str  # begins the statement that sets a reader's writer
-    by_gtid: str  # ends it, for a reader that continues by GTID
+    by_gtid: str  # ends that statement: the reader continues by GTID
     written: str  # the writer's position, as SQL
     replayed: str  # the reader's position, as SQL
     received: str  # a reader's received position, in its status
@@ -30,7 +30,7 @@ class Words:
     settings: Mapping[str, str]
     acknowledged: Mapping[str, str]  # settings with which a COMMIT waits for a reader
     monitor: str  # the privilege to see a reader's status
-    # After these statements nothing is committed, but reads go on, and replication is still said to run.
+    # After these statements nothing is committed. Reads go on, and the status still shows a running replication.
     pause: Sequence[str]
     resume: str
     appliers: str  # SQL for the numbers of the threads that replay

@@ -1,7 +1,7 @@
 """Real PostgreSQL clusters on loopback, for demos and tests: one writer, streaming readers, and every way to lose them.
 
-Each instance listens on an address of its own and all on one port. So to a client it looks as it would on a network. `fsync`
-is off, because the data is worth nothing. The servers survive a kill, but would not survive a power cut.
+Each instance listens on an address of its own and all on one port. So a client sees the cluster as it would on a network. `fsync`
+is off, because the data is worth nothing. The data survives a kill of the servers, but would not survive a power cut.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ _SETTINGS: Mapping[str, str] = {
 _NO_LESS_ON_READERS = frozenset(
     {"max_connections", "max_worker_processes", "max_wal_senders", "max_prepared_transactions", "max_locks_per_transaction"}
 )
-"""Settings that must be at least as high on a reader as its writer has recorded."""
+"""Settings that must be at least as high on a reader as the values that its writer has recorded."""
 
 
 class PostgresServer(Server):
     """One postmaster and its children."""
 
-    ending = signal.SIGINT  # a fast shutdown: sessions end, readers get what they lack
+    ending = signal.SIGINT  # a fast shutdown: sessions end, readers get the rest
 
     @property
     def stands_by(self) -> bool:
@@ -73,7 +73,7 @@ class PostgresServer(Server):
         return (self.data / "standby.signal").exists()
 
     def stand_by(self, settings: Mapping[str, str]) -> None:
-        """Make the server start as a reader from now on. It must be down. If a setting is there twice, the last one holds."""
+        """Make the server start as a reader from now on. It must be down. If the file has a setting twice, the last one holds."""
         self._host.write(self.data / "standby.signal", "")
         with (self.data / "postgresql.auto.conf").open("a") as conf:
             conf.writelines(f"{name} = {quoted(value)}\n" for name, value in settings.items())
@@ -161,7 +161,7 @@ class PostgresCluster(Cluster[PostgresServer]):
         self._progress("the cluster is ready")
 
     def _initialize(self, host: Host, server: Server, release: int) -> None:
-        # The passwords are long random texts, so that hashing them thousands of times makes only each connect slow.
+        # The passwords are long random texts. Hashing them thousands of times would add nothing but slow connects.
         hashing = ["--set=scram_iterations=1"] if release >= 16 else []
         secret = host.directory / "superuser"
         host.write(secret, self.superuser_password + "\n")
@@ -171,7 +171,7 @@ class PostgresCluster(Cluster[PostgresServer]):
             f"--username={self._superuser}",
             f"--pwfile={secret}",
             *("--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync"),
-            # MB. A promotion copies a segment, and each reader that follows receives that again.
+            # MB. A promotion copies a segment, and each reader that follows receives the copy.
             "--wal-segsize=1",
             *hashing,
         )
@@ -266,7 +266,7 @@ class PostgresCluster(Cluster[PostgresServer]):
                 self._launch(instance)
             elif server.follows != self.writer.name and server.ready:
                 self._follow(instance, self.writer)
-            # A reader that had received more than the writer ever had never becomes ready, because it waits for the rest.
+            # A reader that is ahead of the writer never becomes ready, because it waits for the rest of its own log.
             if server.wait_ready(10) and self._streams(instance, 3):
                 return
         self._rebuild(instance)

@@ -1,4 +1,4 @@
-"""Readers of what clients send in the protocols of PostgreSQL, MySQL and MariaDB: statements, and when an answer is due."""
+"""Readers of the protocols of PostgreSQL, MySQL and MariaDB. They find the statements of clients, and when an answer is due."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TLS_REQUEST = 32  # bytes of the packet that asks MySQL for encryption
 class Message:
     """One message of a client.
 
-    statement: the text of the statement that it has executed; None for other messages.
+    statement: the text of the statement that the message executes; None for other messages.
     sync: whether the client then waits for an answer.
     """
 
@@ -71,7 +71,7 @@ class PostgresReader:
         elif code >> 16 == 3:
             self._started = True
         else:
-            self._readable = False  # a cancel request, or nothing of PostgreSQL's
+            self._readable = False  # a cancel request, or another protocol
 
     def _message(self, kind: bytes, body: bytes) -> Message | None:
         names = [*body.split(b"\0", 2), b"", b""]

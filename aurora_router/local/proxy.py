@@ -39,7 +39,7 @@ class FaultProxy:
             proxy.black_hole()
 
     target: `(host, port)` of the server, or a list of them. Each new connection then goes to the next one in turn that
-        accepts it, as behind a load balancer. If none accepts it, it is reset.
+        accepts it, as behind a load balancer. If no target accepts the connection, it is reset.
     listen_host, listen_port: where to listen. Port 0 picks a free one.
 
     Raises OSError if it cannot listen there.
@@ -51,7 +51,7 @@ class FaultProxy:
         self.round_trips = 0
         """How often a server answered. Data from the client, and then data from the server, count as one."""
         self.syncs = 0
-        """Exact number of round trips, without those of logins. But PyMySQL sends commands while it connects.
+        """Exact number of round trips, without those of logins. PyMySQL also sends commands while it connects, and these count.
 
         It counts simple queries and Sync messages of PostgreSQL's clients, and commands of MySQL's and MariaDB's clients.
         """
@@ -131,7 +131,7 @@ class FaultProxy:
     def lose(self, statement: str, *, answer: bool, half_open: bool = False, times: int = 1) -> None:
         """Reset the connection of the next statement that contains `statement`, in whole words.
 
-        answer: True: after the server has answered, so that only the answer is lost. False: before the server gets it.
+        answer: True: after the server has answered, so that only the answer is lost. False: before the server gets the statement.
         half_open: reset the client only. The server goes on waiting on its side, until `heal()`.
         times: how often.
         """
@@ -287,7 +287,7 @@ class FaultProxy:
                 data = flow.source.recv(_CHUNK)
             except BlockingIOError:
                 return
-            # That side has reset the connection. The other side is reset too, in a black hole only later.
+            # This side has reset the connection, so the other side is reset, too. In a black hole that must wait for `heal()`.
             except OSError:
                 if not self._held:
                     self._end(link, reset=True)
@@ -368,7 +368,7 @@ class FaultProxy:
         side.close()
 
     def _count(self, link: _Link, data: bytes, *, from_client: bool) -> bool:
-        """Record the data. Return True if it is lost, and its connection with it."""
+        """Record the data. Return True if the data is lost, and the connection with it."""
         if not from_client and not link.begun:
             link.protocol = MysqlReader()  # a server that speaks first is not PostgreSQL
         link.begun = True

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def aurora_engine() -> str:
-    """The engine: "postgresql". For "mariadb" or "mysql", write a fixture of this name and of session scope that returns that."""
+    """Return the engine, "postgresql". For "mariadb" or "mysql", override this fixture, with session scope, and return that."""
     return "postgresql"
 
 
@@ -33,13 +33,13 @@ def aurora_cluster_factory(aurora_engine: str) -> Iterator[Callable[..., Cluster
 
 @pytest.fixture(scope="session")
 def aurora_cluster_of_session(aurora_cluster_factory: Callable[..., Cluster[Any]]) -> Cluster[Any]:
-    """The cluster behind `aurora_cluster`, as the last test left it. It is for session-scoped fixtures that load data."""
+    """Return the cluster behind `aurora_cluster`, as the last test left it, for session-scoped fixtures that load data."""
     return aurora_cluster_factory(readers=2)
 
 
 @pytest.fixture
 def aurora_cluster(aurora_cluster_of_session: Cluster[Any]) -> Cluster[Any]:
-    """A writer and two readers, shared by the session and healed before each test: all run, stream, and are in sync.
+    """Return a writer and two readers, shared by the session and healed before each test: all run, stream, and are in sync.
 
     The writer and the rows in the tables are as earlier tests left them.
     """

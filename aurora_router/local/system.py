@@ -156,7 +156,7 @@ def unprivileged_user() -> dict[str, Any]:
 
 
 def reachable_by_others(path: Path) -> bool:
-    """Whether a user without privileges can enter the directories above, and read and execute the path itself."""
+    """Return whether a user without privileges can enter all directories of a path, and read and execute its file."""
     needed = stat.S_IROTH | stat.S_IXOTH if path.is_file() else stat.S_IXOTH
     return path.stat().st_mode & needed == needed and all(p.stat().st_mode & stat.S_IXOTH for p in path.parents)
 
@@ -176,7 +176,7 @@ def free_addresses(count: int) -> tuple[list[str], int]:
 
 
 def descendants(pid: int) -> list[int]:
-    """All processes below `pid`, parents first."""
+    """Return all processes below `pid`, parents first."""
     children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -189,12 +189,12 @@ def descendants(pid: int) -> list[int]:
 
 
 def stands_still(pid: int) -> bool:
-    """Whether all threads of a process are stopped, or it is gone."""
+    """Return whether all threads of a process are stopped, or it is gone."""
     return _are_all_threads_in(pid, "TtZX")
 
 
 def has_ended(pid: int) -> bool:
-    """Whether a process is gone, or has nothing left but its exit status."""
+    """Return whether a process is gone, or has nothing left but its exit status."""
     return _are_all_threads_in(pid, "ZX")
 
 
@@ -227,7 +227,7 @@ def quoted(value: str) -> str:
 def until(timeout: float, what: str, every: float = 0.01) -> Iterator[None]:
     """Loop once in `every` seconds until the caller breaks.
 
-    what: what the caller waits for, for the error.
+    what: the thing that the caller waits for, as the error names it.
 
     Raises TimeoutError after `timeout` seconds.
     """

@@ -1,4 +1,4 @@
-"""One module per server family: its SQL, and how its rows and error codes read. How Python talks to it is in `drivers`.
+"""One module per server family: its SQL, and what its rows and error codes mean. `drivers` says how Python talks to a server.
 
 Other modules send the questions.
 """
@@ -34,24 +34,24 @@ __all__ = [
 ]
 
 FAMILIES: Final[dict[str, list[ServerFamily]]] = {"postgresql": [postgresql], "mysql": [mysql]}
-"""By a driver's `PROTOCOL`. The last family of a list is the usual one: it takes the servers that no other one knows."""
+"""The families, by a driver's `PROTOCOL`. The last of a list is the usual one: it takes the servers that no other recognizes."""
 WHO: Final = {
     "postgresql": f"""{postgresql.AT_READ_COMMITTED}
 SELECT pg_catalog.version(), pg_catalog.to_regproc('pg_catalog.aurora_version') IS NOT NULL""",
     "mysql": "SELECT @@version, @@version_comment",
 }
-"""By a driver's `PROTOCOL`: asks a server what it is. All servers of the protocol answer with one row."""
+"""The SQL that asks a server what it is, by a driver's `PROTOCOL`. All servers of the protocol answer with one row."""
 
 
 def usual(protocol: str) -> ServerFamily:
-    """The family that most servers of a protocol are of."""
+    """Return the family of most servers of a protocol."""
     return FAMILIES[protocol][-1]
 
 
 def recognize(protocol: str, query: Query) -> ServerFamily:
-    """Find out by asking of which family a server is. Nothing is asked if the protocol has one family only.
+    """Return the family of a server. Ask the server, unless the protocol has only one family.
 
-    Raises whatever `query` raises.
+    Raises the errors of `query`.
     """
     *others, family = FAMILIES[protocol]
     if others:

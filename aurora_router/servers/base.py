@@ -1,4 +1,4 @@
-"""What the module of a server family must provide: `ServerFamily`. It says what servers say, whatever driver asks them."""
+"""`ServerFamily`: the names that the module of a server family must have. None of them depends on the driver."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aurora_router.core.query import Query
 from aurora_router.core.topology import Topology
 
 Pooler: TypeAlias = Literal["session", "transaction"]
-"""How long a pooler before the servers keeps a client on one connection to them."""
+"""How long a pooler in front of the servers keeps a client on one server connection."""
 
 
 Execute: TypeAlias = Callable[[str, Mapping[str, Any] | None], Sequence[Any] | None]
@@ -20,7 +20,7 @@ Execute: TypeAlias = Callable[[str, Mapping[str, Any] | None], Sequence[Any] | N
 
 
 class Identification(NamedTuple):
-    """What a fresh connection has reached.
+    """The server that a fresh connection has reached.
 
     shared: whether a pooler may give the server's side to other clients between two transactions. Nothing that outlives a
         transaction may be set on a shared connection.
@@ -39,7 +39,7 @@ class Identification(NamedTuple):
 class UnsupportedServer(Exception):
     """A server that answers but cannot be used; the message says why and what to do.
 
-    passing: whether it may become usable although nobody changes anything.
+    passing: whether the server may become usable without a change by anybody.
     """
 
     def __init__(self, message: str, *, passing: bool = False) -> None:
@@ -52,12 +52,12 @@ class Identity(Protocol):
 
     @property
     def DIALECT(self) -> str:
-        """The SQL dialect of statements whose server nobody knows."""
+        """The SQL dialect of statements whose server is unknown."""
         ...
 
     @property
     def DEFAULT_ISOLATION(self) -> str:
-        """The servers' own default isolation level. Nobody has asked for it, so automatic units read on readers all the same."""
+        """The servers' own default isolation level. No user has asked for it, so automatic units read on readers at it."""
         ...
 
     @property
@@ -66,23 +66,23 @@ class Identity(Protocol):
         ...
 
     def is_said_by(self, row: Sequence[Any]) -> bool:
-        """Whether a server that answers `WHO` with this row is of the family. The usual family is not asked."""
+        """Return whether a server that answers `WHO` with this row is of the family. Not called for the usual family."""
         ...
 
     def dialect(self, server: ServerId) -> str:
-        """The SQL dialect of a server, as `statements.analyze` takes it."""
+        """Return the SQL dialect of a server, as `statements.analyze` takes it."""
         ...
 
     @property
     def LITERALS(self) -> str:
-        """Asks for the setting that decides what a backslash means in texts, if the driver does not know it."""
+        """SQL that asks what a backslash means in string literals. It is sent only if the driver does not know that."""
         ...
 
     def identify(self, query: Query, process: int, pooler: Pooler | None) -> Identification:
         """Find out which server a fresh connection has reached. Make a reader's connection refuse writes, unless it is shared.
 
         process: the number of the server's process, as the client got it at login.
-        pooler: the user's word on a pooler before the servers.
+        pooler: the `pooler` setting: the kind of pooler in front of the servers. None: the user has not said.
 
         Raises UnsupportedServer, and the driver's errors.
         """
@@ -90,7 +90,7 @@ class Identity(Protocol):
 
     @property
     def SET_DEFAULT_READ_ONLY(self) -> str:
-        """Makes a connection refuse writes outside of transactions."""
+        """SQL that makes a connection refuse writes outside of transactions."""
         ...
 
     @property
@@ -98,34 +98,37 @@ class Identity(Protocol):
 
 
 class Probing(Protocol):
-    """What the monitor asks."""
+    """The questions of the monitor."""
 
     def probe(self, query: Query, *, asynchronous_commits: bool) -> ServerStatus:
-        """A server's own report of its state.
+        """Return a server's own report of its state.
 
-        Raises UnsupportedServer, and whatever `query` raises.
+        Raises UnsupportedServer, and the errors of `query`.
         """
         ...
 
     def omissions(self, query: Query) -> str:
-        """What a writer leaves out of its log, so that no reader ever has it; "" if nothing.
+        """Describe the data that a writer leaves out of its log, so that no reader ever has it; "" if there is none.
 
-        Raises whatever `query` raises.
+        Raises the errors of `query`.
         """
         ...
 
     @property
     def FUNCTIONS(self) -> str: ...
     def parse_functions(self, rows: Iterable[Sequence[Any]]) -> frozenset[str]:
-        """The answer to FUNCTIONS as names that are reads: "schema.name", and "name" if it is a read in every schema."""
+        """Return the names of the functions that only read, from the answer to FUNCTIONS.
+
+        A name is "schema.name", and also "name" if the function only reads in every schema.
+        """
         ...
 
 
 class ErrorCodes(Protocol):
-    """What the servers' error codes mean. The type of a code is that of the driver's `code()`."""
+    """The meaning of the servers' error codes. A code has the type that the driver's `code()` returns."""
 
     def failure(self, code: Any, message: str, *, disconnected: bool) -> Failure:
-        """The kind of failure that a driver's error stands for.
+        """Return the kind of failure that a driver's error stands for.
 
         disconnected: the connection is unusable.
         """
@@ -138,25 +141,25 @@ class ErrorCodes(Protocol):
 
     @property
     def ENDED(self) -> str:
-        """What to do about a statement whose connection was ended by a server that is alive."""
+        """The possible reasons why a living server has ended the connection of a statement, for an error message."""
         ...
 
     def explain_refusal(self, code: Any, message: str) -> tuple[ProbeFailure, str]:
-        """A failed probe in words for the user, and whether another try can help."""
+        """Return the kind of a failed probe, which says whether a retry can help, and words for the user."""
         ...
 
     @property
     def UNUSABLE(self) -> frozenset[Any]:
-        """The codes of errors that only occur while connecting if the server cannot use an argument of the driver's connect()."""
+        """The codes that mean, in a connect, that the server cannot use an argument of the driver's connect()."""
         ...
 
     def is_busy(self, code: Any, message: str) -> bool:
-        """Whether the server is alive but has no room for one more connection."""
+        """Return whether the server is alive but has no room for one more connection."""
         ...
 
 
 class CommitTable(Protocol):
-    """The table in which the outcome of a COMMIT is looked up, and what else is known of commits."""
+    """The table in which the outcome of a COMMIT is looked up, and other facts about commits."""
 
     @property
     def HAS_XID_STATUS(self) -> bool:
@@ -165,7 +168,7 @@ class CommitTable(Protocol):
 
     @property
     def PREPARED(self) -> str:
-        """The view or command that lists the transactions that were prepared, and neither committed nor rolled back."""
+        """The view or command that lists the transactions that were prepared and have not ended."""
         ...
 
     @property
@@ -189,32 +192,32 @@ class CommitTable(Protocol):
     @property
     def RETENTION_SECONDS(self) -> int: ...
     def insert_commit_row(self, execute: Execute, signature: str, database: str | None, declared_read_only: bool) -> str | None:
-        """Write the row by which the transaction is found again; returns the schema of its table.
+        """Write the row by which the transaction is found again, and return the schema of its table.
 
-        None if the transaction is read-only, so that it cannot have a row, and nothing of it can be lost.
+        Return None if the transaction is read-only. It cannot have a row, and it has nothing to lose.
 
-        database: as the driver's `database()`.
-        declared_read_only: as the driver's `declared_read_only()`.
+        database: the result of the driver's `database()`.
+        declared_read_only: the result of the driver's `declared_read_only()`.
 
-        Raises whatever `execute` raises.
+        Raises the errors of `execute`.
         """
         ...
 
     def is_read_only(self, code: Any) -> bool:
-        """Whether the code of an error to `insert_commit_row` says that the transaction is read-only, and still as it was."""
+        """Return whether an error of `insert_commit_row` means that the transaction is read-only, and still usable."""
         ...
 
     def is_locked_out(self, code: Any) -> bool:
-        """Whether the code of an error says that the user has locked other tables, and left out that of the commits."""
+        """Return whether the code of an error says that the user has locked some tables, but not the commit table."""
         ...
 
     def is_missing_table(self, code: Any) -> bool:
-        """Whether the code of an error says that a table does not exist, or that there is no database to look in."""
+        """Return whether the code of an error says that a table does not exist, or that no database is selected."""
         ...
 
 
 class ServerFamily(Identity, Probing, ErrorCodes, CommitTable, Protocol):
-    """The module of a family: its SQL, and how its rows, error codes and messages read.
+    """The module of a family: its SQL, and what its rows, error codes and messages mean.
 
     The module sends no statements of its own; all its questions go through a `Query` or an `Execute`.
     """
@@ -226,7 +229,7 @@ class XidFamily(ServerFamily, Protocol):
     @property
     def NOTE(self) -> str: ...
     def parse_note(self, row: Sequence[Any], writer: Instance, topology: Topology) -> Note:
-        """The answer to NOTE by the writer of this topology."""
+        """Parse the answer of the topology's writer to NOTE."""
         ...
 
     @property
@@ -234,11 +237,11 @@ class XidFamily(ServerFamily, Protocol):
     @property
     def STATUS(self) -> str: ...
     def is_future_xid(self, code: Any) -> bool:
-        """Whether the code of the error to STATUS says that the xid has not been given out yet."""
+        """Return whether the code of an error of STATUS says that the xid has not been assigned yet."""
         ...
 
     def parse_evidence(self, row: Sequence[Any], status: str | None) -> Evidence | None:
-        """The answers to EVIDENCE and STATUS; None if the server is not the writer.
+        """Parse the answers to EVIDENCE and STATUS. Return None if the server is not the writer.
 
         Raises UnsupportedServer.
         """
@@ -246,10 +249,10 @@ class XidFamily(ServerFamily, Protocol):
 
     @property
     def END_IDLE(self) -> str:
-        """Ends a transaction that waits for its COMMIT."""
+        """SQL that ends a transaction that waits for its COMMIT."""
         ...
 
 
 def supports_xid_status(family: ServerFamily) -> TypeGuard[XidFamily]:
-    """Whether the family's servers can report the outcome of a transaction by its id."""
+    """Return whether the family's servers can report the outcome of a transaction by its id."""
     return family.HAS_XID_STATUS

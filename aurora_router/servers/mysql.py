@@ -1,4 +1,4 @@
-"""MySQL and MariaDB: the SQL that asks a server who and where it is, and how its rows and error codes read.
+"""MySQL and MariaDB: the SQL that asks a server for its identity and state, and what its rows and error codes mean.
 
 The server's own report shows which of the two it is. A mysql URL leads to either. A mariadb URL leads to MariaDB alone, because
 SQLAlchemy accepts nothing else there.
@@ -28,7 +28,7 @@ OLDEST_MARIADB = (10, 6)  # nothing older is maintained or tested
 # One question serves both. Parts that only one of them understands are in comments that the other one skips. MySQL skips all of
 # MariaDB's comments, and MariaDB skips those for MySQL 5.7 and newer.
 _MARIADB, _MYSQL = "/*M!100600", "/*!80000"
-# When the server was started, to the second. The difference never changes, because both times are of one statement.
+# The time of the server's start, in seconds. The difference never changes, because both times are read in one statement.
 _STARTED = "CAST(UNIX_TIMESTAMP() - (SELECT variable_value FROM {}.global_status WHERE variable_name = 'Uptime') AS SIGNED)"
 _GROUP = "SELECT variable_value FROM performance_schema.global_variables WHERE variable_name = 'group_replication_group_name'"
 _OPENED = (
@@ -47,7 +47,7 @@ PROBE = f"""{IDENTITY}
 , @@global.tx_isolation */
 {_MYSQL} , @@global.gtid_executed, @@global.gtid_mode, ({_OPENED}), @@global.transaction_isolation */"""
 """MariaDB's columns are read in this order, because it is safe to label an older position with a newer epoch. The reverse is not.
-tx_isolation has a second name there, as on MySQL, only from 11.1 on."""
+MariaDB also knows tx_isolation by MySQL's name, transaction_isolation, but only from 11.1 on."""
 
 REPLICAS_MARIADB = "SHOW ALL SLAVES STATUS"
 REPLICAS_MYSQL = "SHOW REPLICA STATUS"
@@ -79,7 +79,7 @@ HAS_COMMIT_ROW = f"SELECT committed FROM {COMMIT_TABLE} WHERE id = %(id)s"  # no
 SYNC_BARRIER = f"REPLACE INTO {COMMIT_TABLE} (id, committed) VALUES ('seal', FALSE)"  # noqa: S608 - a constant
 """A row that means nothing. Its COMMIT waits for readers if the server's COMMITs do."""
 RETENTION_SECONDS = 3600
-PRUNE_BATCH = 2000  # rows at once, so that it takes no longer than a probe may
+PRUNE_BATCH = 2000  # rows per DELETE, which must not outlast a probe
 PRUNE = f"DELETE FROM {COMMIT_TABLE} WHERE at < NOW() - INTERVAL {RETENTION_SECONDS} SECOND ORDER BY at LIMIT {PRUNE_BATCH}"  # noqa: S608
 
 FUNCTIONS = """
@@ -94,7 +94,7 @@ def _is_on(setting: object) -> bool:
 
 
 class Version(NamedTuple):
-    """Which of the two answers, and its version."""
+    """The product that answers, and its version."""
 
     mariadb: bool
     number: tuple[int, ...]
@@ -107,7 +107,10 @@ class Version(NamedTuple):
 
 
 def parse_version(row: Sequence[Any]) -> Version:
-    """The version, which the answers to IDENTITY and PROBE begin with. Raises UnsupportedServer for a server that is too old."""
+    """Return the version, with which the answers to IDENTITY and PROBE begin.
+
+    Raises UnsupportedServer for a server that is too old.
+    """
     found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", str(row[0]))
     number = tuple(int(part or 0) for part in found.groups()) if found is not None else (0,)
     server = Version(_is_on(row[1]), number)
@@ -118,7 +121,7 @@ def parse_version(row: Sequence[Any]) -> Version:
 
 
 def parse_identity(row: Sequence[Any]) -> tuple[ServerId, Role]:
-    """The identity and the role, which the answers to IDENTITY and PROBE begin with.
+    """Return the identity and the role, with which the answers to IDENTITY and PROBE begin.
 
     Neither server has an identity of the cluster. On MySQL with group replication the name of the group stands for it, on MariaDB
     the GTID domain. A server does not know at which address a connection has arrived. Its id in the replication stands for that.
@@ -138,10 +141,11 @@ def parse_identity(row: Sequence[Any]) -> tuple[ServerId, Role]:
 def identify(query: Query, process: int, pooler: Pooler | None) -> Identification:
     """Find out which server a fresh connection has reached.
 
-    A reader's connection refuses writes, because a reader that is promoted in place would let a unit in autocommit write. Raises
-    UnsupportedServer.
+    Make a reader's connection refuse writes. Otherwise a unit in autocommit could write if the reader is promoted in place.
 
     process: not used, because no pooler gives a server's connection to others unnoticed.
+
+    Raises UnsupportedServer.
     """
     _, (row,) = query(IDENTITY)
     found = Identification(*parse_identity(row), shared=pooler == "transaction")
@@ -151,9 +155,11 @@ def identify(query: Query, process: int, pooler: Pooler | None) -> Identificatio
 
 
 def probe(query: Query, *, asynchronous_commits: bool) -> ServerStatus:
-    """A server's report of its state. Raises UnsupportedServer.
+    """Return a server's report of its state.
 
     asynchronous_commits: not used, because a commit is in the positions before it is acknowledged.
+
+    Raises UnsupportedServer.
     """
     _, ((*row, level),) = query(PROBE)
     server = parse_version(row)
@@ -174,7 +180,8 @@ def probe(query: Query, *, asynchronous_commits: bool) -> ServerStatus:
     channels = [dict(zip(names, row, strict=True)) for row in rows]
     replicates = any("Yes" in (c.get("Replica_SQL_Running"), c.get("Slave_SQL_Running")) for c in channels)
     if role is Role.WRITER and (replicates or _is_group(identity)):
-        # It may be a reader that nobody has made read-only, or a restarted member that is not back in its group.
+        # The server may be a reader that nobody has made read-only, or a restarted member that is not back in its group.
+        # So its position gets no origin.
         epoch, position = read(role, identity._replace(cluster="mysql", address=None), said)
     if role is Role.WRITER or (shared and not rows):
         return ServerStatus(identity, role, epoch, position, None, isolation)
@@ -189,10 +196,10 @@ def _is_group(identity: ServerId) -> bool:
 def _mariadb(role: Role, identity: ServerId, said: Sequence[Any]) -> tuple[int, Position | None]:
     """The epoch and the position of MariaDB.
 
-    A reader's epoch counts for its position only. A transaction of the reader's own (a stray FLUSH is enough) may look like a
-    writer's, and would depose the writer.
+    A reader's epoch is used in its position only, and 0 is returned. A transaction of the reader's own (a stray FLUSH is enough)
+    may look like a writer's, and would depose the writer.
 
-    The writer's position is the further of its log and what it has replayed as a reader. gtid_current_pos is not asked, because
+    The writer's position unites the position of its log and its last position as a reader. gtid_current_pos is not asked, because
     it goes back after a transaction that was written with another server's id (SET SESSION server_id).
     """
     logged, replayed, state, logs = said
@@ -214,7 +221,7 @@ def _mysql(role: Role, identity: ServerId, said: Sequence[Any]) -> tuple[int, Po
 
 
 def parse_members(rows: Iterable[Sequence[Any]], me: str) -> str | None:
-    """Why a member of a group cannot be used, "" if it can be; None if it is in no group now.
+    """Return why a member of a group cannot be used: "" if it can be used, None if it is in no group now.
 
     rows: the answer to MEMBERS.
     me: the member's server_uuid.
@@ -235,11 +242,14 @@ def parse_members(rows: Iterable[Sequence[Any]], me: str) -> str | None:
 
 
 _SYSTEM = frozenset({"information_schema", "innodb_memcache", "mysql", "performance_schema", "sys"})
-"""Schemas that no application writes to. Managed readers leave some of their tables out."""
+"""Schemas that no application writes to. Readers of managed services leave some of their tables out."""
 
 
 def parse_filters(channels: Sequence[Mapping[str, Any]]) -> str:
-    """Why a reader may lack some of the writer's data: the replication filters in the rows for its sources; "" without any."""
+    """Return why a reader may lack some of the writer's data: its replication filters; "" if it has none.
+
+    channels: the reader's report of its replication, one row for each source.
+    """
     found: dict[str, None] = {}
     for channel in channels:
         for name, value in channel.items():
@@ -249,7 +259,7 @@ def parse_filters(channels: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _outside_system(name: str, value: object) -> str:
-    """A filter's value, without the servers' own schemas if it lists what is ignored."""
+    """The value of a filter. A filter that lists ignored names is returned without the servers' own schemas."""
     listed = [part.strip() for part in str(value or "").split(",")]
     if "_Ignore_" in name:
         listed = [part for part in listed if part.partition(".")[0].strip("`").lower() not in _SYSTEM]
@@ -257,7 +267,7 @@ def _outside_system(name: str, value: object) -> str:
 
 
 def omissions(query: Query) -> str:
-    """What the writer leaves out of its log, so that no reader ever has it; "" if nothing."""
+    """Describe the data that the writer leaves out of its log, so that no reader ever has it; "" if there is none."""
     _, (row,) = query(VERSION)
     server = parse_version(row)
     renamed = not server.mariadb and server.number >= (8, 2, 0)
@@ -269,9 +279,9 @@ def omissions(query: Query) -> str:
 
 
 def parse_replicas(channels: Sequence[Mapping[str, Any]]) -> tuple[float | None, str]:
-    """How many seconds a reader is behind, and why it replays nothing.
+    """Return how many seconds a reader is behind, and why it replays nothing.
 
-    The first is None if unknown, the second is "" if the reader replays.
+    The seconds are None if unknown. The reason is "" if the reader replays.
 
     channels: the reader's report of its replication, one row for each source.
     """
@@ -288,10 +298,10 @@ def parse_replicas(channels: Sequence[Mapping[str, Any]]) -> tuple[float | None,
         if not _has_replayed_all(said):
             behind = said["Seconds_Behind_Source"]
             if behind is not None:
-                # The server counts seconds of the clock, and does not count one that has only begun.
+                # The server counts whole seconds only, so the lag may be up to a second longer.
                 lags.append(float(behind) + 1.0)
         elif said["Replica_IO_Running"] == "Yes":
-            # Without this thread nobody knows what the reader has not received, and the server may report 0.
+            # Without the IO thread, the reader does not know how much it has not received, and may report 0.
             lags.append(0.0)
     return (max(lags) if len(lags) == len(channels) else None), ""
 
@@ -303,8 +313,8 @@ _WRITER_IS_GONE = range(2000, 3000)
 def _has_replayed_all(said: Mapping[str, Any]) -> bool:
     """Whether a reader has replayed all that it has received from a source.
 
-    MySQL's workers are ahead of the log position and of the seconds that it shows, by up to `replica_checkpoint_period` (300 ms).
-    Its GTIDs are exact.
+    MySQL's workers may be ahead of the log position and of the seconds that the server shows, by up to
+    `replica_checkpoint_period` (300 ms). The server's GTIDs are exact.
     """
     if said.get("Auto_Position"):
         return GtidSet.from_server(1, said["Executed_Gtid_Set"]).covers(GtidSet.from_server(1, said["Retrieved_Gtid_Set"]))
@@ -313,12 +323,12 @@ def _has_replayed_all(said: Mapping[str, Any]) -> bool:
 
 
 def is_said_by(row: Sequence[Any]) -> bool:
-    """Whether the server has a version like those of MySQL and MariaDB."""
+    """Return whether the server has a version like those of MySQL and MariaDB."""
     return re.match(r"\d+\.\d+", str(row[0])) is not None
 
 
 def dialect(server: ServerId) -> str:
-    """The dialect of the server that answers, whatever the URL begins with."""
+    """Return the dialect of the server that answers, whatever the URL begins with."""
     return "mariadb" if server.cluster.startswith("mariadb-") else "mysql"
 
 
@@ -326,9 +336,10 @@ LITERALS = "SELECT @@sql_mode"
 
 
 def parse_functions(rows: Iterable[Sequence[Any]]) -> frozenset[str]:
-    """The answer to FUNCTIONS as names that are reads: "schema.name", and "name" if it is a read in every schema.
+    """Return the names of the functions that only read, from the answer to FUNCTIONS.
 
-    The case of names does not matter.
+    A name is "schema.name", and also "name" if the function only reads in every schema. All are in lower case, because the case
+    of names does not matter.
     """
     harmless: set[str] = set()
     harmful: set[str] = set()
@@ -374,10 +385,10 @@ _TRANSIENT = {
 
 
 def failure(code: int | None, message: str, *, disconnected: bool) -> Failure:
-    """The kind of failure that a driver's error stands for.
+    """Return the kind of failure that a driver's error stands for.
 
-    code: None if the driver has none.
-    message: the server's words; nobody gets to see them here.
+    code: None if the error has none.
+    message: the server's words, which are matched but never shown.
     disconnected: the connection is unusable.
     """
     if code in _REFUSED:
@@ -403,8 +414,8 @@ UNUSABLE = frozenset(
         *(1046, 1054, 1128, 1146, 1305, 1582),
     }
 )
-"""A text that cannot be parsed, a setting that does not exist or cannot have that value. Or a column, table or function that does
-not exist. Only init_command, sql_mode, charset and collation are sent while connecting."""
+"""While connecting, the driver sends only init_command, sql_mode, charset and collation. One of them cannot be parsed. Or it
+names a setting, column, table or function that does not exist, or a value that the setting cannot have."""
 _REFUSALS = (
     ((1045, 1698), "check the user and the password"),
     ((1049,), "check the database name"),
@@ -421,7 +432,7 @@ _REFUSALS = (
 
 
 def explain_refusal(code: int | None, message: str) -> tuple[ProbeFailure, str]:
-    """A failed probe in words for the user, and whether another try can help."""
+    """Return the kind of a failed probe, which says whether a retry can help, and words for the user."""
     for codes, advice in _REFUSALS:
         if code in codes:
             return ProbeFailure.MISCONFIGURED, f"{message}; {advice}"
@@ -429,7 +440,7 @@ def explain_refusal(code: int | None, message: str) -> tuple[ProbeFailure, str]:
 
 
 def is_busy(code: int | None, message: str) -> bool:
-    """Whether the server is alive but has no room for one more connection."""
+    """Return whether the server is alive but has no room for one more connection."""
     return code in _BUSY
 
 
@@ -437,9 +448,10 @@ def is_busy(code: int | None, message: str) -> bool:
 
 
 def insert_commit_row(execute: Execute, signature: str, database: str | None, declared_read_only: bool) -> str:
-    """Write the row by which the transaction is found again, into the table of this database, the URL's.
+    """Write the row by which the transaction is found again.
 
-    declared_read_only: not used, because the server's refusal leaves the transaction as it is: see `is_read_only`.
+    database: the URL's database, whose commit table gets the row. None: the transaction's current one.
+    declared_read_only: not used, because the server's refusal leaves the transaction as it is (see `is_read_only`).
     """
     table = f"`{database.replace('`', '``')}`.{COMMIT_TABLE}" if database else COMMIT_TABLE
     execute(f"INSERT INTO {table} (id) VALUES (%(id)s)", {"id": signature})  # noqa: S608 - a quoted name
@@ -447,15 +459,15 @@ def insert_commit_row(execute: Execute, signature: str, database: str | None, de
 
 
 def is_read_only(code: int | None) -> bool:
-    """Whether the code of an error to `insert_commit_row` says that the transaction is read-only."""
+    """Return whether the code of an error of `insert_commit_row` says that the transaction is read-only."""
     return code == _IN_READ_ONLY
 
 
 def is_locked_out(code: int | None) -> bool:
-    """Whether the code of an error says that LOCK TABLES has locked other tables, so that this one cannot be used."""
+    """Return whether the code of an error says that LOCK TABLES has locked some tables, but not the commit table."""
     return code == 1100
 
 
 def is_missing_table(code: int | None) -> bool:
-    """Whether the code of an error says that a table does not exist, or that there is no database to look in."""
+    """Return whether the code of an error says that a table does not exist, or that no database is selected."""
     return code in (1046, 1146)

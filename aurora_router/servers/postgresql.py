@@ -1,4 +1,4 @@
-"""PostgreSQL: the SQL that asks a server who and where it is, and how its rows, error codes and messages read."""
+"""PostgreSQL: the SQL that asks a server for its identity and state, and what its rows, error codes and messages mean."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ DEFAULT_ISOLATION = "read committed"
 BEYOND_READERS = frozenset({"serializable"})
 HAS_XID_STATUS = True
 PREPARED = "pg_prepared_xacts"
-# pg_control_checkpoint() and the other functions are older, but nothing below 12 is maintained or tested.
+# Older versions have pg_control_checkpoint() and the other functions, too, but nothing below 12 is maintained or tested.
 MIN_VERSION = 120000
 
 # These statements run with the rights of the router's user. Others may be able to create objects of the same names in a schema
-# of its search_path. So functions, operators and types are qualified with pg_catalog. IN would look up an operator.
+# of its search_path. So functions, operators and types are qualified with pg_catalog. IN is not used: it looks up an operator.
 _EQUAL, _UNEQUAL, _BELOW, _MINUS = (f"OPERATOR(pg_catalog.{sign})" for sign in ("=", "<>", "<", "-"))
 _IN_RECOVERY = "pg_catalog.pg_is_in_recovery()"
 
@@ -51,16 +51,17 @@ although the unit has asked for a lower level."""
 IDENTIFY = f"""{AT_READ_COMMITTED}{IDENTITY}, {{alone}},
   CASE WHEN {_IN_RECOVERY} AND {{alone}} THEN {_REFUSING} END,
   CASE WHEN {_IN_RECOVERY} AND {{alone}} THEN {_LOWERED} END"""
-"""IDENTITY for a pooled connection, whether its server process is its own, and, if so, a reader's read-only default."""
+"""IDENTITY for a pooled connection, and whether the connection has a server process of its own. If so, the statement also sets a
+reader's read-only default."""
 _ALONE = {"session": "true", "transaction": "false"}
 _OWN = "pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=) ({})"
 
 
 def identify_sql(process: int, pooler: Pooler | None) -> str:
-    """IDENTIFY, with the condition that the server's process is the connection's own.
+    """Return IDENTIFY with the test whether the connection has a server process of its own.
 
     process: the number of the server process, as the client got it at login. A pooler gives each client another number.
-    pooler: the user's word on a pooler.
+    pooler: the `pooler` setting. None: the server compares `process` with the number of its own process.
     """
     return IDENTIFY.format(alone=_OWN.format(process) if pooler is None else _ALONE[pooler])
 
@@ -91,17 +92,19 @@ reader's epoch is only known from its last restart point, so after a promotion t
 NOTE = """\
 SELECT pg_catalog.txid_current(), pg_catalog.pg_logical_emit_message(true, 'aurora_router', '')::pg_catalog.text,
   pg_catalog.pg_last_wal_replay_lsn()::pg_catalog.text"""
-"""What is noted of a transaction before its COMMIT; none of it needs a privilege. The message is a record of the transaction in
-the log, and its answer is the position right behind that record. NOTIFY, temporary and unlogged tables write no record before
-COMMIT. Without a record, a reader that has replayed up to the noted position might not know that the xid is taken."""
+"""The facts that are noted of a transaction before its COMMIT. They need no privilege. The message writes a record of the
+transaction into the log, and returns the position right behind that record. NOTIFY, temporary and unlogged tables write no
+record before COMMIT. Without a record, a reader that has replayed up to the noted position might not know that the xid is
+taken."""
 
 EVIDENCE = f"""{IDENTITY},
   {_TIMELINE},
   pg_catalog.pg_last_wal_replay_lsn()::pg_catalog.text,
   pg_catalog.pg_last_xact_replay_timestamp() IS NOT NULL"""
 STATUS = "SELECT pg_catalog.txid_status(%(xid)s::pg_catalog.int8)"
-"""EVIDENCE is a server's report of itself, STATUS that of a noted transaction. Only a reader keeps the time of its last replay:
-the time is there after a promotion, and missing after a crash. STATUS fails if the xid has not been assigned yet."""
+"""EVIDENCE is a server's report about itself, STATUS is its report about a noted transaction. Only a reader keeps the time of its
+last replay. So a promoted server has that time, and a server that recovered from a crash has none. STATUS fails if the xid has
+not been assigned yet."""
 
 SYNC_BARRIER = "SELECT pg_catalog.pg_logical_emit_message(true, 'aurora_router', '')"
 """A record in the log that changes nothing. Its COMMIT waits for synchronous readers, unlike a COMMIT without a record."""
@@ -125,8 +128,8 @@ SIGN = f"""
 INSERT INTO {COMMIT_TABLE} (id, at) VALUES (%(id)s, pg_catalog.clock_timestamp())
 RETURNING (SELECT relnamespace::pg_catalog.regnamespace::pg_catalog.text
              FROM pg_catalog.pg_class WHERE oid {_EQUAL} {COMMIT_TABLE}.tableoid)"""  # noqa: S608
-"""Written in the transaction that is to be found again. That may be old by now, so the time is the clock's. Returns the schema of
-the table, because the transaction may have a search_path of its own."""
+"""Written in the transaction that is to be found again. The transaction may be old by now, so the row has the clock's time.
+Returns the schema of the table, because the transaction may have a search_path of its own."""
 LOOKUP_SETTINGS = """
 SELECT pg_catalog.set_config('search_path', %(schema)s, true), pg_catalog.set_config('lock_timeout', '1s', true)"""
 """Precedes FENCE and HAS_COMMIT_ROW in their transactions."""
@@ -134,7 +137,7 @@ FENCE = f"INSERT INTO {COMMIT_TABLE} (id, committed) VALUES (%(id)s, false) ON C
 """Waits for a running transaction with this id, and keeps a later one from committing."""
 HAS_COMMIT_ROW = f"SELECT committed FROM {COMMIT_TABLE} WHERE id {_EQUAL} %(id)s::pg_catalog.uuid"  # noqa: S608 - a constant
 RETENTION_SECONDS = 3600
-PRUNE_BATCH = 2000  # rows at once, so that it takes no longer than a probe may
+PRUNE_BATCH = 2000  # rows per DELETE, which must not outlast a probe
 PRUNE = f"""
 DELETE FROM {COMMIT_TABLE} WHERE id {_EQUAL} ANY (
   SELECT id FROM {COMMIT_TABLE} WHERE at {_BELOW} (pg_catalog.now() {_MINUS} interval '{RETENTION_SECONDS} s')
@@ -159,17 +162,17 @@ SELECT n.nspname, p.proname,
    AND p.prokind {_UNEQUAL} 'p'
  GROUP BY n.nspname, p.proname"""  # noqa: S608 - constants
 """User functions, and whether the database declares that they do not write. That holds if every overload is STABLE or IMMUTABLE,
-or of an extension whose volatile functions only draw random numbers. An aggregate is always declared IMMUTABLE, so the functions
-that it is made of decide."""
+or of an extension whose volatile functions only draw random numbers. An aggregate is always declared IMMUTABLE, so its support
+functions decide."""
 
 
 def is_said_by(row: Sequence[Any]) -> bool:
-    """Whether the server calls itself PostgreSQL."""
+    """Return whether the server calls itself PostgreSQL."""
     return str(row[0]).startswith("PostgreSQL ")
 
 
 def dialect(server: ServerId) -> str:
-    """The same for all servers."""
+    """Return the dialect, which is the same for all servers."""
     return DIALECT
 
 
@@ -178,7 +181,10 @@ UNUSABLE: frozenset[str] = frozenset()
 
 
 def parse_functions(rows: Iterable[Sequence[Any]]) -> frozenset[str]:
-    """The answer to FUNCTIONS as names that are reads: "schema.name", and "name" if it is a read in every schema."""
+    """Return the names of the functions that only read, from the answer to FUNCTIONS.
+
+    A name is "schema.name", and also "name" if the function only reads in every schema.
+    """
     harmless: set[str] = set()
     harmful: set[str] = set()
     for schema, name, reads in rows:
@@ -190,27 +196,35 @@ def parse_functions(rows: Iterable[Sequence[Any]]) -> frozenset[str]:
 
 
 def omissions(query: Query) -> str:
-    """Nothing, because readers have the whole log."""
+    """Return "", because readers have the whole log."""
     return ""
 
 
 def identify(query: Query, process: int, pooler: Pooler | None) -> Identification:
     """Find out which server a fresh connection has reached, in one round trip.
 
-    A reader's connection refuses writes, unless a pooler stands before it. Raises UnsupportedServer.
+    Make a reader's connection refuse writes, unless a pooler shares it.
+
+    Raises UnsupportedServer.
     """
     _, (row,) = query(identify_sql(process, pooler))
     return Identification(*parse_identity(row), shared=not row[6])
 
 
 def probe(query: Query, *, asynchronous_commits: bool) -> ServerStatus:
-    """A server's report of its state, in one round trip. Raises UnsupportedServer."""
+    """Return a server's report of its state, in one round trip.
+
+    Raises UnsupportedServer.
+    """
     _, (row,) = query(PROBE)
     return parse_probe(row, asynchronous_commits=asynchronous_commits)
 
 
 def parse_identity(row: Sequence[Any]) -> tuple[ServerId, Role]:
-    """The answer to IDENTITY. Raises UnsupportedServer for a server that is too old."""
+    """Parse the answer to IDENTITY.
+
+    Raises UnsupportedServer for a server that is too old.
+    """
     version, cluster, address, port, started, in_recovery = row[:6]
     if version < MIN_VERSION:
         raise UnsupportedServer(f"runs PostgreSQL {version // 10000}; version {MIN_VERSION // 10000} or newer is needed")
@@ -218,12 +232,12 @@ def parse_identity(row: Sequence[Any]) -> tuple[ServerId, Role]:
 
 
 def parse_probe(row: Sequence[Any], *, asynchronous_commits: bool) -> ServerStatus:
-    """The answer to PROBE.
+    """Parse the answer to PROBE.
 
     A commit is acknowledged once the log is written up to it, so `pg_current_wal_lsn()` covers it. An asynchronous commit is
     acknowledged earlier, and only the insert position covers it.
 
-    asynchronous_commits: some session is known to commit without waiting for the log.
+    asynchronous_commits: whether some session is known to commit without waiting for the log.
     """
     identity, role = parse_identity(row)
     (
@@ -255,9 +269,10 @@ def parse_probe(row: Sequence[Any], *, asynchronous_commits: bool) -> ServerStat
 
 
 def insert_commit_row(execute: Execute, signature: str, database: str | None, declared_read_only: bool) -> str | None:
-    """Write the row by which the transaction is found again; returns the schema of its table, quoted as in SQL.
+    """Write the row by which the transaction is found again, and return the schema of its table, quoted as in SQL.
 
-    None if the transaction is read-only: the server's refusal would abort it. A statement may have changed what was declared.
+    Return None, and write nothing, if the transaction is read-only: the server's refusal would abort it. The server is asked,
+    because a statement may have made a transaction writable that began as read-only.
     """
     if declared_read_only and execute("SHOW transaction_read_only", None) == ("on",):
         return None
@@ -267,27 +282,27 @@ def insert_commit_row(execute: Execute, signature: str, database: str | None, de
 
 
 def is_read_only(code: str | None) -> bool:
-    """Never, because `insert_commit_row` asks before."""
+    """Return False, because `insert_commit_row` asks before it writes."""
     return False
 
 
 def is_locked_out(code: str | None) -> bool:
-    """Never, because locked tables do not keep out others."""
+    """Return False, because locks on some tables do not keep a transaction from using others."""
     return False
 
 
 def is_missing_table(code: str | None) -> bool:
-    """Whether the code of an error says that a table does not exist."""
+    """Return whether the code of an error says that a table does not exist."""
     return code == "42P01"
 
 
 def is_future_xid(code: str | None) -> bool:
-    """Whether the code of the error to STATUS says that the xid has not been assigned yet."""
+    """Return whether the code of an error of STATUS says that the xid has not been assigned yet."""
     return code == "22023"
 
 
 def parse_note(row: Sequence[Any], writer: Instance, topology: Topology) -> Note:
-    """The answer to NOTE by the writer of this topology."""
+    """Parse the answer of the topology's writer to NOTE."""
     xid, noted, recovered = row
     return Note(
         xid,
@@ -300,7 +315,10 @@ def parse_note(row: Sequence[Any], writer: Instance, topology: Topology) -> Note
 
 
 def parse_evidence(row: Sequence[Any], status: str | None) -> Evidence | None:
-    """The answers to EVIDENCE and STATUS; None if the server is not the writer. Raises UnsupportedServer."""
+    """Parse the answers to EVIDENCE and STATUS. Return None if the server is not the writer.
+
+    Raises UnsupportedServer.
+    """
     identity, role = parse_identity(row)
     timeline, recovered, followed = row[6:]
     if role is not Role.WRITER:
@@ -309,7 +327,7 @@ def parse_evidence(row: Sequence[Any], status: str | None) -> Evidence | None:
 
 
 def _bytes(setting: str) -> int:
-    """A size as PostgreSQL shows it: 16MB, 1GB."""
+    """The number of bytes of a size as PostgreSQL shows it, for example 16MB."""
     units = {"kB": 1024, "MB": 1024**2, "GB": 1024**3}
     return int(setting[:-2]) * units[setting[-2:]] if setting[-2:] in units else int(setting)
 
@@ -317,16 +335,16 @@ def _bytes(setting: str) -> int:
 _REFUSED = ("28000", "28P01", "3D000", "42501", "0P000")
 KILLED: Final = frozenset({"57P01"})  # also sent at a shutdown
 ENDED = "somebody has ended it (pg_terminate_backend), or its process has crashed: see the server's log"
-# The server's words, or its function that raises the error: the words may be in another language. ProcessInterrupts is of
-# version 15 and older, and raises nothing else with these codes.
+# The server's words, or the name of the server's function that raises the error. The words may be in another language, the
+# name is not. Version 15 and older raise the error in ProcessInterrupts, which raises nothing else with these codes.
 _RECOVERY_CONFLICT = "conflict with recovery|RecoveryConflict|ProcessInterrupts"
 _FAILURES: Final = (
     (_REFUSED, "", Failure.REFUSED),
-    # The table of a prepared statement was changed. Or the level is only the connection's default; another function of the
-    # server's refuses a level that the unit has asked for.
+    # The table of a prepared statement was changed. Or SERIALIZABLE is only the connection's default level on a reader. (If the
+    # unit has asked for that level, another function of the server refuses it.)
     (("0A000",), "RevalidateCachedQuery|GetSerializableTransactionSnapshot", Failure.OUTDATED),
-    # A type was dropped and made anew, and the prepared statement knows the old one by its number. If a function knows it,
-    # nobody can make it forget.
+    # A type was dropped and made anew, and the prepared statement still has the number of the old one. If a PL/pgSQL function
+    # has that number, preparing the statement again does not help.
     (("42704",), "lookup_type_cache", Failure.OUTDATED),
     (("XX000",), r"cache lookup failed for type (?s:(?!.*PL/pgSQL))", Failure.OUTDATED),
     # Constraints, WITH CHECK OPTION, and errors raised in PL/pgSQL, for example by triggers that check something.
@@ -338,10 +356,12 @@ _FAILURES: Final = (
     (("42P01", "42703", "42883", "42704", "3F000"), "", Failure.MISSING),
     (("22P02",), "enum_in", Failure.MISSING),
     (("25006",), "", Failure.READ_ONLY),
-    (("XX000",), "recovery", Failure.READ_ONLY),  # "cannot assign TransactionIds during recovery" comes from a reader, too
+    # A reader also says "cannot assign TransactionIds during recovery".
+    (("XX000",), "recovery", Failure.READ_ONLY),
     (("40001", "40P01"), _RECOVERY_CONFLICT, Failure.CONFLICT),
     (("53300",), "", Failure.BUSY),
-    (("25P03", "25P04"), "", Failure.OVERTIME),  # a transaction, or its idle time, has lasted longer than its settings allow
+    # A transaction, or its idle time, has lasted longer than its settings allow.
+    (("25P03", "25P04"), "", Failure.OVERTIME),
 )
 """Beginnings of codes, a pattern of the server's words, and the failure. The first row that fits counts."""
 _FAILURES_IF_CONNECTED: Final = (
@@ -350,14 +370,14 @@ _FAILURES_IF_CONNECTED: Final = (
     (("40001",), "", Failure.SERIALIZATION),
     (("40P01",), "", Failure.DEADLOCK),
 )
-"""The same, for errors that none of the rows above fits."""
+"""Further rows, for errors that fit none of the rows above and have left the connection usable."""
 
 
 def failure(sqlstate: str | None, message: str, *, disconnected: bool) -> Failure:
-    """The kind of failure that a driver's error stands for.
+    """Return the kind of failure that a driver's error stands for.
 
     sqlstate: None if the driver made the error itself.
-    message: the server's words; nobody gets to see them here.
+    message: the server's words, which are matched but never shown.
     disconnected: the connection is unusable.
     """
     code = sqlstate or ""
@@ -376,11 +396,11 @@ _ADVICE = (
 )
 """What to do about a refusal: its code, a pattern of its words, and the advice."""
 _MISTAKES = ("0A", "22", "34", "3B", "3F", "42", "25006", "25P01")
-"""Beginnings of codes: the server lacks what a probe needs, or a listener of the application has sent something wrong."""
+"""Beginnings of codes. The server lacks something that a probe needs, or a listener of the application has made a mistake."""
 
 
 def explain_refusal(sqlstate: str | None, message: str) -> tuple[ProbeFailure, str]:
-    """A failed probe in words for the user, and whether another try can help."""
+    """Return the kind of a failed probe, which says whether a retry can help, and words for the user."""
     if sqlstate is not None and sqlstate.startswith((*_REFUSED, *_MISTAKES)):
         advice = next((advice for code, words, advice in _ADVICE if code == sqlstate and re.search(words, message)), "")
         return ProbeFailure.MISCONFIGURED, f"{message}; {advice}" if advice else message
@@ -388,5 +408,5 @@ def explain_refusal(sqlstate: str | None, message: str) -> tuple[ProbeFailure, s
 
 
 def is_busy(sqlstate: str | None, message: str) -> bool:
-    """Whether the server, or a pooler before it, is alive but has no room for one more connection."""
+    """Return whether the server, or a pooler in front of it, is alive but has no room for one more connection."""
     return sqlstate == "53300" or "query_wait_timeout" in message
