@@ -285,7 +285,7 @@ class Interceptor:
             raise ConfigurationError(f"AUTOCOMMIT on a read-only connection: {why}. Leave isolation_level out.")
         send()
         if alone:
-            self._modes.keep_read_only(connection.connection)
+            self._modes.ensure_default_read_only(connection.connection)
             unit.watched = True
 
     def _rebind(self, connection: Connection, unit: Unit | None) -> Unit | None:

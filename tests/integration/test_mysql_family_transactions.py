@@ -74,7 +74,7 @@ def test_a_commit_that_never_arrives_is_waited_for_and_retried(cluster: Family, 
 
 
 def test_a_plain_session_resolves_by_the_table_or_knows_nothing(cluster: Family, proxy: FaultProxy, make: MakeRouter) -> None:
-    """A plain session that lost a COMMIT asks the commit table, or learns that nothing was noted."""
+    """A plain session that lost a COMMIT asks the commit table, or cannot know."""
     router = make()
     proxy.lose("COMMIT", answer=True)
     with sessions(router, commit_check="xid")() as s:
@@ -85,7 +85,7 @@ def test_a_plain_session_resolves_by_the_table_or_knows_nothing(cluster: Family,
     proxy.lose("COMMIT", answer=True)  # A new connection sends no COMMIT of its own.
     with sessions(router)() as s:
         s.execute(RAISE)
-        with pytest.raises(OutcomeUnknown, match="nothing was noted"):
+        with pytest.raises(OutcomeUnknown, match="cannot be looked up"):
             s.commit()
 
 

@@ -94,7 +94,7 @@ def test_a_readers_connection_is_guarded_in_its_familys_words(servers, parrot, m
     servers["db-2"].version = VERSION
     with Router(URL, instances=["db-2"]) as router:
         connection = router.raw_connection(read_only=True)
-        core_of(router).engines.modes.keep_read_only(connection)
+        core_of(router).engines.modes.ensure_default_read_only(connection)
         connection.close()
     assert parrot.SET_DEFAULT_READ_ONLY in servers["db-2"].heard
 
