@@ -40,6 +40,7 @@ class FakeServer:
     version: what it answers to the question what it is.
     heard: the texts that it got, oldest first.
     refuses: the code with which it refuses READ; None if it does not.
+    is_full: whether it has no room for one more connection.
     replayed: the end of its log.
     """
 
@@ -50,7 +51,7 @@ class FakeServer:
         self.heard: list[str] = []
         self.refuses: str | None = None
         self.follows = follows
-        self.is_down = self.is_late = self.was_promoted = False
+        self.is_down = self.is_full = self.is_late = self.was_promoted = False
         self.replayed = START
         self.connections: set[Connection] = set()
         self._address = f"10.0.0.{number}"

@@ -127,6 +127,8 @@ class Dialect(DefaultDialect):
         server = cls.cluster.servers[host]
         if server.is_down:
             raise Error(None)
+        if server.is_full:
+            raise Error("53300")
         return Connection(server, autocommit)
 
     def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:

@@ -110,3 +110,16 @@ def test_a_read_whose_connection_is_lost_goes_to_another_reader(cluster, router,
     assert read(router) == STOCK
     assert READ not in cluster.writer.heard
     assert router.topology.writer is not None
+
+
+def test_a_reader_without_room_is_passed_over(cluster, router):
+    """A unit whose reader has no room goes to the other reader, and to the writer if that one has none either."""
+    first, second = cluster.readers
+    first.is_full = True
+    for _ in range(4):
+        assert read(router) == STOCK
+    assert (READ in first.heard, READ in second.heard, READ in cluster.writer.heard) == (False, True, False)
+    second.is_full = True
+    cluster.drop_connections(second)
+    assert read(router) == STOCK
+    assert READ in cluster.writer.heard
