@@ -1,8 +1,8 @@
 """Let a plain PostgreSQL cluster answer the two functions by which Amazon Aurora tells a driver about its instances.
 
 The AWS Advanced Python Wrapper calls them. Aurora's instances know all of each other through their storage. Here an instance
-answers only what it knows for certain: whether it is the writer, and which writer it follows. The writer also knows the readers
-that stream from it. So no answer is late after a promotion: the new writer answers correctly as soon as it takes writes.
+knows for certain whether it is the writer, and which writer it follows. It answers nothing else. The writer also knows the
+readers that stream from it. So no answer is late after a promotion: the new writer answers correctly as soon as it takes writes.
 
 NameService stands in for Aurora's DNS. An instance has a name of its own. The cluster's name leads to the new writer at once
 after a promotion, but in Aurora only some seconds later.

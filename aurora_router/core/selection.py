@@ -162,7 +162,7 @@ def choose(topology: Topology, need: Need, balance: Balance, load: Load, rnd: fl
     rnd: a random number in [0, 1).
     now: monotonic seconds.
 
-    A reader whose pool is full is not chosen while another one has room. A read that no reader satisfies goes to the writer.
+    If a pool is full, its reader is not chosen while another one has room. A read that no reader satisfies goes to the writer.
     Reads without evidence for their session's own writes go to the writer even if `writer_serves_reads` is false. That setting
     protects the writer from the load of all readers, not from reads in the tens of milliseconds after a commit.
     """

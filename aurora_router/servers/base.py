@@ -135,6 +135,11 @@ class ErrorCodes(Protocol):
         ...
 
     @property
+    def ERROR_ENDS_TRANSACTION(self) -> bool:
+        """Whether any error of a statement makes the rest of its transaction impossible."""
+        ...
+
+    @property
     def KILLED(self) -> frozenset[Any]:
         """The codes by which a server reports that somebody has ended a connection."""
         ...

@@ -362,6 +362,7 @@ _CONSTRAINT = frozenset(
 )
 _BUSY = frozenset({1040, 1203, 1226})
 _LOST = frozenset({1053, 1927, 2006, 2013, 2055, 4031})
+ERROR_ENDS_TRANSACTION = False
 KILLED: Final = frozenset({1927})
 ENDED = "somebody has ended it (KILL), or it is longer than the server's max_allowed_packet"
 _UNREACHED = frozenset({1129, 2002, 2003, 2005, 2026, 3032})  # 1129: too many attempts have failed; 3032: offline

@@ -333,6 +333,7 @@ def _bytes(setting: str) -> int:
 
 
 _REFUSED = ("28000", "28P01", "3D000", "42501", "0P000")
+ERROR_ENDS_TRANSACTION = True
 KILLED: Final = frozenset({"57P01"})  # also sent at a shutdown
 ENDED = "somebody has ended it (pg_terminate_backend), or its process has crashed: see the server's log"
 # The server's words, or the name of the server's function that raises the error. The words may be in another language, the

@@ -132,10 +132,11 @@ def with_locks(connection: Connection, mappers: Collection[Mapper[Any]], read: C
     undone. The rows of such a view are read without a lock.
     """
     locks = _locks_at(connection)
-    if connection.dialect.name != "postgresql" or all(mapper in locks for mapper in mappers):
+    state = state_of(connection.connection)
+    if not state.family.ERROR_ENDS_TRANSACTION or all(mapper in locks for mapper in mappers):
         return read()
     raw: Any = connection.connection.dbapi_connection
-    is_first = state_of(connection.connection).driver.is_idle(raw)  # a rollback loses nothing else
+    is_first = state.driver.is_idle(raw)  # a rollback loses nothing else
     while True:
         tried = len(locks)
         try:
