@@ -4,7 +4,7 @@ from aurora_router.cluster.error_classification import classify_error
 from aurora_router.core.failures import Facts, Failure
 from aurora_router.core.instance import Instance, Role
 from aurora_router.core.selection import Decision, Need, Reason
-from aurora_router.core.statements import Effect, classify
+from aurora_router.core.sql.analysis import Effect, classify
 from aurora_router.core.topology import Topology
 from aurora_router.errors import (
     AmbiguousWriter,

@@ -26,7 +26,7 @@ except ModuleNotFoundError as missing:
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from aurora_router.core.statements import Analysis, Effect, analyze
+from aurora_router.core.sql.analysis import Analysis, Effect, analyze
 from aurora_router.core.topology import Topology
 from aurora_router.drivers import DRIVERS
 from aurora_router.errors import ConfigurationError, RouterError

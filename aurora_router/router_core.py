@@ -24,7 +24,7 @@ from aurora_router.core import events
 from aurora_router.core.instance import ServerId
 from aurora_router.core.pacing import writer_read_slots
 from aurora_router.core.selection import Decision, Reason, reason_to_write
-from aurora_router.core.statements import analyze
+from aurora_router.core.sql.analysis import analyze
 from aurora_router.core.topology import Topology
 from aurora_router.errors import ConfigurationError, RouterError
 from aurora_router.routing.causality import Causality

@@ -43,7 +43,7 @@ from sqlalchemy import Executable, String, bindparam, create_engine, make_url, s
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from aurora_router import Effect, Router, RoutingSession, classify
-from aurora_router.core.statements import analyze
+from aurora_router.core.sql.analysis import analyze
 from aurora_router.drivers import drivers_for
 from aurora_router.local import FaultProxy
 from aurora_router.local.cluster import Cluster

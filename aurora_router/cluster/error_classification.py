@@ -18,7 +18,7 @@ from aurora_router.core.failures import (
     while_connecting,
 )
 from aurora_router.core.instance import ProbeFailure
-from aurora_router.core.statements import analyze
+from aurora_router.core.sql.analysis import analyze
 from aurora_router.drivers import driver_of
 from aurora_router.errors import RouterError
 from aurora_router.servers import ServerFamily, usual

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from aurora_router.core.instance import Instance
 from aurora_router.core.positions import LastRead, Requirement, first_sample_after
-from aurora_router.core.statements import Analysis, Effect, Hint
+from aurora_router.core.sql.analysis import Analysis, Effect, Hint
 from aurora_router.core.topology import Topology
 
 # Seconds added to a measured lag if the lag is the only evidence.

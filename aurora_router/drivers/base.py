@@ -181,7 +181,7 @@ class ConnectionReading(Protocol):
     def literal_mode(self, connection: Any) -> str | None:
         """Return the setting that decides what a backslash means in string literals; None if only the server knows.
 
-        The setting is an argument of `statements.dialect_for_setting`.
+        The setting is an argument of `analysis.dialect_for_setting`.
         """
         ...
 

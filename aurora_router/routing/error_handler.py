@@ -15,7 +15,7 @@ from aurora_router.cluster.monitor import Monitor
 from aurora_router.config.settings import Settings
 from aurora_router.core.failures import Failure, Phase, Question, facts, inquiry, traits
 from aurora_router.core.instance import Role
-from aurora_router.core.statements import Effect
+from aurora_router.core.sql.analysis import Effect
 from aurora_router.errors import ReadOnlyViolation, RouterError
 from aurora_router.routing.blame import breaks_everywhere, loses_everywhere
 from aurora_router.routing.isolation import Isolation

@@ -27,7 +27,7 @@ from aurora_router.core.failures import (
     WRITER_IS_GONE,
 )
 from aurora_router.core.selection import Reason, reason_to_write
-from aurora_router.core.statements import Analysis, Effect, analyze
+from aurora_router.core.sql.analysis import Analysis, Effect, analyze
 from aurora_router.drivers import Driver, Mode
 from aurora_router.errors import (
     ConfigurationError,

@@ -12,7 +12,7 @@ from aurora_router.cluster.families import Families
 from aurora_router.cluster.monitor import Monitor
 from aurora_router.config.settings import Settings
 from aurora_router.core.selection import Reason, reason_to_write
-from aurora_router.core.statements import Analysis, Effect, Recall, analyze, dialect_for_setting
+from aurora_router.core.sql.analysis import Analysis, Effect, Recall, analyze, dialect_for_setting
 from aurora_router.routing.unit import Unit
 
 WRITES = 1000  # texts of text() that are known to write

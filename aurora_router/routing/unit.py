@@ -15,7 +15,7 @@ from aurora_router.cluster.limits import Slot
 from aurora_router.core.instance import Instance, ServerId
 from aurora_router.core.positions import LastRead, Requirement
 from aurora_router.core.selection import Reason
-from aurora_router.core.statements import Effect
+from aurora_router.core.sql.analysis import Effect
 from aurora_router.errors import OutcomeUnknown, Signal
 from aurora_router.routing.causal_context import CausalContext, Scope
 from aurora_router.routing.retry_context import RetryContext, Trouble

@@ -70,7 +70,7 @@ class Identity(Protocol):
         ...
 
     def dialect(self, server: ServerId) -> str:
-        """Return the SQL dialect of a server, as `statements.analyze` takes it."""
+        """Return the SQL dialect of a server, as `analysis.analyze` takes it."""
         ...
 
     @property

@@ -15,7 +15,7 @@ from sqlalchemy.orm.exc import StaleDataError
 from aurora_router.config import checks
 from aurora_router.core.read_retry import Step
 from aurora_router.core.selection import Reason
-from aurora_router.core.statements import analyze
+from aurora_router.core.sql.analysis import analyze
 from aurora_router.errors import RouterError
 from aurora_router.routing import stale_writes
 from aurora_router.routing.unit import NOWHERE, MustMoveToWriter, Unit

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from aurora_router.core.statements import Effect, analyze, dialect_for_setting
+from aurora_router.core.sql.analysis import Effect, analyze, dialect_for_setting
 from tests.servers.conftest import connected
 
 TEXTS = 30_000

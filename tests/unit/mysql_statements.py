@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from aurora_router.core.statements import Effect
+from aurora_router.core.sql.analysis import Effect
 
 READ, SERVER, TRANSACTION, SESSION, CONNECTION, WRITE = Effect
 DIALECTS = ["mysql", "mariadb"]

@@ -24,7 +24,7 @@ from aurora_router.core.selection import (
     satisfies_requirement,
     with_proof,
 )
-from aurora_router.core.statements import Analysis, Effect, Hint
+from aurora_router.core.sql.analysis import Analysis, Effect, Hint
 from aurora_router.core.topology import Topology, add, observe
 
 WRITER, READER = Role

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from aurora_router.core.statements import Analysis, Effect, analyze, classify, dialect_for_setting
+from aurora_router.core.sql.analysis import Analysis, Effect, analyze, classify, dialect_for_setting
 
 READ, SERVER, TRANSACTION, SESSION, CONNECTION, WRITE = Effect
 ROWS = json.loads((Path(__file__).parents[1] / "data" / "statements.json").read_text())

@@ -9,7 +9,7 @@ from sqlalchemy import Column, Integer, MetaData, Table, select
 from sqlalchemy.dialects import mysql, postgresql
 
 from aurora_router import Router
-from aurora_router.core.statements import Analysis, Cache, Effect, analyze
+from aurora_router.core.sql.analysis import Analysis, Cache, Effect, analyze
 from aurora_router.router import core_of
 
 READ = Analysis(Effect.READ, Effect.READ)

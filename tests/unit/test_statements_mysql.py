@@ -2,7 +2,7 @@
 
 import pytest
 
-from aurora_router.core.statements import Analysis, Effect, analyze, classify
+from aurora_router.core.sql.analysis import Analysis, Effect, analyze, classify
 from tests.unit.mysql_statements import MEANT, READS, TRICKY, TRIED, both
 
 READ, SERVER, TRANSACTION, SESSION, CONNECTION, WRITE = Effect

@@ -2,7 +2,7 @@
 
 import pytest
 
-from aurora_router.core.statements import Analysis, Effect, Recall, analyze, classify, dialect_for_setting
+from aurora_router.core.sql.analysis import Analysis, Effect, Recall, analyze, classify, dialect_for_setting
 from tests.unit.mysql_statements import DIALECTS, both
 
 READ, SERVER, TRANSACTION, SESSION, CONNECTION, WRITE = Effect

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aurora_router.core.statements import Analysis, Effect, analyze, classify, dialect_for_setting
+from aurora_router.core.sql.analysis import Analysis, Effect, analyze, classify, dialect_for_setting
 from tests.unit.mysql_statements import DIALECTS, MEANT, READS, TRICKY, TRIED
 
 READ, SERVER, TRANSACTION, SESSION, CONNECTION, WRITE = Effect

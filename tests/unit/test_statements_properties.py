@@ -6,7 +6,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aurora_router.core.statements import Analysis, Effect, analyze, classify
+from aurora_router.core.sql.analysis import Analysis, Effect, analyze, classify
 
 settings.register_profile("statements", deadline=None, max_examples=150)
 SETTINGS = settings.get_profile("statements")

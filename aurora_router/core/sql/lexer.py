@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from aurora_router.core.effects import Hint
+from aurora_router.core.sql.effects import Hint
 
 START: Final = r"A-Za-z_\x80-\U0010ffff"
 WORD: Final = rf"[{START}][{START}0-9$]*+"

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
-from aurora_router.core import lexer
-from aurora_router.core.dialects import postgresql_functions as words
-from aurora_router.core.effects import Effect
-from aurora_router.core.queries import (
+from aurora_router.core.sql import lexer
+from aurora_router.core.sql.dialects import postgresql_functions as words
+from aurora_router.core.sql.effects import Effect
+from aurora_router.core.sql.queries import (
     CHANGES,
     MARKS,
     QUERY_HEADS,

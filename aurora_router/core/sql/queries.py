@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final, TypeAlias
 
-from aurora_router.core.effects import Effect, Recall
+from aurora_router.core.sql.effects import Effect, Recall
 
 
 class Mark(enum.Enum):

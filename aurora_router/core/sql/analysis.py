@@ -13,10 +13,10 @@ from functools import partial
 from sys import getsizeof
 from typing import Final
 
-from aurora_router.core import lexer
-from aurora_router.core.dialects import mysql, postgresql
-from aurora_router.core.effects import Analysis, Effect, Hint, Recall
-from aurora_router.core.queries import Dialect, Reading
+from aurora_router.core.sql import lexer
+from aurora_router.core.sql.dialects import mysql, postgresql
+from aurora_router.core.sql.effects import Analysis, Effect, Hint, Recall
+from aurora_router.core.sql.queries import Dialect, Reading
 
 __all__ = ["Analysis", "Effect", "Hint", "Recall", "analyze", "classify", "dialect_for_setting"]
 

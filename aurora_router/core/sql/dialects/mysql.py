@@ -24,10 +24,20 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
-from aurora_router.core import lexer
-from aurora_router.core.dialects import mysql_functions as words
-from aurora_router.core.effects import Effect, Recall
-from aurora_router.core.queries import CHANGES, MARKS, QUERY_HEADS, Dialect, Mark, Reading, StatementHandler, after, after_literal
+from aurora_router.core.sql import lexer
+from aurora_router.core.sql.dialects import mysql_functions as words
+from aurora_router.core.sql.effects import Effect, Recall
+from aurora_router.core.sql.queries import (
+    CHANGES,
+    MARKS,
+    QUERY_HEADS,
+    Dialect,
+    Mark,
+    Reading,
+    StatementHandler,
+    after,
+    after_literal,
+)
 
 # ---------------------------------------------------------------- cutting a text up
 

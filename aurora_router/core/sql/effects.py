@@ -47,7 +47,7 @@ class Analysis:
     recalls: what it asks of the connection's past, if nothing else makes it more than a read; its effect is CONNECTION.
     traceless: it reads, writes or locks rows, and leaves nothing else on its connection: no lock by name, setting or variable.
     in_doubt: its effect might be weaker under a setting of the connection that the text does not show
-        (`statements.dialect_for_setting`).
+        (`analysis.dialect_for_setting`).
     hint: what a comment `/*@writer*/` or `/*@reader*/` asks for; it changes nothing else here. If the text
         has both, it is "writer".
 
