@@ -35,7 +35,7 @@ from aurora_router.router import Router
 FINE, MISSED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 # A command that asks only once waits so many seconds for a server's answer. A person prefers to wait, rather than to be told
 # that a slow server is down.
-PATIENCE = 5.0
+PROBE_TIMEOUT = 5.0
 
 _EXIT_CODES = """
 \b
@@ -155,7 +155,7 @@ def topology(
     aurora-router topology mysql+pymysql://app:secret@db-1:3306/shop --instances db-2:3306 db-3:3306
     """
     addresses = [address for given in (*instances, *others) for address in given.split(",") if address]
-    options: dict[str, Any] = {} if watch else {"probe_timeout": PATIENCE}
+    options: dict[str, Any] = {} if watch else {"probe_timeout": PROBE_TIMEOUT}
     with Router(url, instances=addresses, reader_endpoint=reader_endpoint, probe_interval=interval, **options) as router:
         in_terminal = sys.stdout.isatty() and not as_json
         with Live(console=Console(), auto_refresh=False) if in_terminal else nullcontext() as live:
@@ -260,7 +260,7 @@ def init_commit_table(url: str) -> int:
     aurora-router init-commit-table mysql+pymysql://app:secret@db-1,db-2,db-3/shop
     aurora-router init-commit-table postgresql+psycopg://app:secret@db-1,db-2,db-3/shop
     """
-    with Router(url, failover_timeout=3, probe_timeout=PATIENCE) as router:
+    with Router(url, failover_timeout=3, probe_timeout=PROBE_TIMEOUT) as router:
         router.init_commit_table()
     click.echo("aurora_router_commits is there")
     return FINE

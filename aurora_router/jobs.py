@@ -52,4 +52,4 @@ def scope_of(router: Router, headers: Headers) -> Scope:
     """
     token = headers.get(HEADER)
     tokens = core_of(router).tokens
-    return tokens.scope(CausalContext() if token is None else tokens.context_of_untrusted(token))
+    return tokens.new_scope(CausalContext() if token is None else tokens.context_from_untrusted_token(token))

@@ -105,9 +105,9 @@ class AsgiMiddleware(_Middleware[AsgiApp]):
                 token = self._of_cookies(value.decode("latin-1"))
         begun = CausalContext()
         if token:
-            read = self._core.tokens.context_of_untrusted
+            read = self._core.tokens.context_from_untrusted_token
             begun = read(token) if self._core.is_started else await asyncio.to_thread(read, token)
-        causal = self._core.tokens.scope(begun)
+        causal = self._core.tokens.new_scope(begun)
         if kind == "http":
             send = self._telling(send, causal, by_header, scope.get("scheme") == "https")
         with causal:
@@ -143,7 +143,7 @@ class WsgiMiddleware(_Middleware[WSGIApplication]):
         by_header = token is not None
         if token is None and (cookies := environ.get(cookie)):
             token = self._of_cookies(cookies)
-        scope = self._core.tokens.scope(self._core.tokens.context_of_untrusted(token) if token else CausalContext())
+        scope = self._core.tokens.new_scope(self._core.tokens.context_from_untrusted_token(token) if token else CausalContext())
 
         def answered(headers: Headers) -> Headers:
             scope.collect_from_open_units()

@@ -140,14 +140,14 @@ class Router:
         Raises ConfigurationError for a token that is not of this cluster.
         """
         tokens = self._core.tokens
-        return tokens.scope(tokens.context(token, "token") if token is not None else CausalContext())
+        return tokens.new_scope(tokens.context_from_token(token, "token") if token is not None else CausalContext())
 
     def current_token(self) -> str | None:
         """Return the token of the causal scopes that are open here; None if nothing was written in them and no token given.
 
         It speaks of what was written in them, and of the tokens with which they began. It costs what `scope.token` costs.
         """
-        return self._core.tokens.of_open_scopes()
+        return self._core.tokens.token_of_open_scopes()
 
     def attempts(
         self,

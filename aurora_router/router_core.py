@@ -12,12 +12,12 @@ from typing import TypeVar
 
 from sqlalchemy.engine import URL, Engine
 
+from aurora_router.cluster import topology_changes
 from aurora_router.cluster.engines import Engines
 from aurora_router.cluster.error_classification import is_contention
 from aurora_router.cluster.families import Families
 from aurora_router.cluster.limits import FairSemaphore, RetryThrottle
-from aurora_router.cluster.monitor import Haste, Monitor
-from aurora_router.cluster.topology_changes import take_in
+from aurora_router.cluster.monitor import Monitor, Urgency
 from aurora_router.config import checks, urls
 from aurora_router.config.settings import Settings
 from aurora_router.core import events
@@ -38,7 +38,7 @@ from aurora_router.routing.unit import AUTOMATIC, READ_ONLY, READ_WRITE, Intent,
 from aurora_router.telemetry.listeners import EventDispatcher
 from aurora_router.telemetry.log import Log
 from aurora_router.telemetry.stats import Counters, RouterStats
-from aurora_router.waiting import Threads
+from aurora_router.waiting import ThreadWaiting
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class RouterCore:
         self.settings = settings
         self.log = log = Log()
         self.dispatcher = dispatcher = EventDispatcher(tuple(settings.listeners), log)
-        self.waiting = waiting = Threads()
+        self.waiting = waiting = ThreadWaiting()
         self.counters = counters = Counters()
         pool, _ = checks.get_pool_limits(settings.options)
         self.for_reads = for_reads = FairSemaphore(writer_read_slots(pool, settings.writer_share_for_reads), waiting)
@@ -102,10 +102,12 @@ class RouterCore:
         # A fault that made the last start fail may have been repaired since, so wait for newer answers.
         since = self._refused_at
         timeout = self.settings.probe_timeout + 1.0
-        topology = self.monitor.wait_for(lambda t: all(i.last_observed_at > since for i in t), timeout, haste=Haste.SHARED)
+        topology = self.monitor.wait_for(
+            lambda t: all(i.last_observed_at > since for i in t), timeout, urgency=Urgency.SHARED_PROBE
+        )
         self.log.started(topology)
-        strangers = [i for i in topology if i.stranger]
-        if strangers or topology.in_vain:
+        strangers = [i for i in topology if i.is_foreign]
+        if strangers or topology.misconfigured:
             self._refused_at = time.monotonic()
             raise ConfigurationError("; ".join(topology.said(strangers or None))) from self.engines.password_error
         self.is_started = True
@@ -144,7 +146,7 @@ class RouterCore:
     def unit(self, read_only: bool, after: str | None) -> Unit:
         """Return a new unit that sees what a token speaks of, and what the scopes around it have written and read."""
         unit = Unit(READ_ONLY if read_only else READ_WRITE)
-        self.causality.on_begin(unit, None if after is None else self.tokens.context(after))
+        self.causality.on_begin(unit, None if after is None else self.tokens.context_from_token(after))
         return unit
 
     def acquire(self, unit: Unit, connector: Connector[T], write: Reason | None = None) -> T:
@@ -204,7 +206,7 @@ class RouterCore:
         self.start()
         writer = self.checkout.writer()
         # Use no pooled connection: USE or search_path of its last unit would decide in which database the table is made.
-        with self.engines.unpooled(writer) as connection:
+        with self.engines.unpooled_connection(writer) as connection:
             create_table(connection, self.interceptor.families.at(writer.id), self.interceptor.driver)
 
     # -- what the router tells ---------------------------------------------------------------------------------------
@@ -253,7 +255,7 @@ class RouterCore:
             self.for_reads.cancel_waiters()  # so that waiting reads try the readers
         publish = self.dispatcher.publish_from_own_thread
         with self.engines.telling_later() as closed:
-            news = take_in(self.engines, publish, old, new, published_at)
+            news = topology_changes.apply(self.engines, publish, old, new, published_at)
             self.engines.keep(new.by_id)
         news = [*(functools.partial(publish, event) for event in closed), *news]
         self.counters.keep(new.by_id)

@@ -15,13 +15,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Bell(Protocol):
+class Wakeup(Protocol):
     """Wakes the one caller that waits for it. It is made by the caller."""
 
     def wait(self, timeout: float) -> None:
         """Wait until the bell is rung, for at most `timeout` seconds. A ring since the last wait ends the wait at once."""
 
-    def ring(self) -> None:
+    def set(self) -> None:
         """Wake the caller, or let its next wait end at once. Any thread may call it, as often as it likes."""
 
 
@@ -34,7 +34,7 @@ class Local(Protocol[T]):
 class Waiting(Protocol):
     """How a router's units wait."""
 
-    def bell(self) -> Bell:
+    def wakeup(self) -> Wakeup:
         """Make a bell for the caller."""
 
     def sleep(self, seconds: float) -> None:
@@ -47,11 +47,11 @@ class Waiting(Protocol):
         """Wrap `send`, which sends a COMMIT. If the caller is cancelled meanwhile, the wrapper still waits for the answer."""
 
 
-class Threads:
+class ThreadWaiting:
     """The waiting of threads. An exception of a signal handler may end any wait at any moment."""
 
-    def bell(self) -> ThreadBell:
-        return ThreadBell()
+    def wakeup(self) -> ThreadWakeup:
+        return ThreadWakeup()
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -63,7 +63,7 @@ class Threads:
         return send  # nobody cancels a thread
 
 
-class ThreadBell:
+class ThreadWakeup:
     """A bell for one thread.
 
     It is a lock that is held until the bell is rung. A threading.Event would not do, because an exception of a signal handler can
@@ -79,7 +79,7 @@ class ThreadBell:
     def wait(self, timeout: float) -> None:
         self._lock.acquire(timeout=min(max(timeout, 0.0), threading.TIMEOUT_MAX))
 
-    def ring(self) -> None:
+    def set(self) -> None:
         with contextlib.suppress(RuntimeError):  # it was rung already
             self._lock.release()
 

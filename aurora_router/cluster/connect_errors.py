@@ -39,7 +39,7 @@ def refusal(error: Exception, driver: Driver, values: Iterable[object], shown: C
     Neither error shows the values.
     """
     hide_values(error, values, shown)
-    return ConfigurationError(str(argument_error(error, driver))) if is_argument_error(error) else None
+    return ConfigurationError(str(connect_argument_error(error, driver))) if is_argument_error(error) else None
 
 
 def is_argument_error(error: BaseException) -> bool:
@@ -77,7 +77,7 @@ _VALUE = re.compile(r"""(['"])(?![a-z]{1,5}\1$).*\1""")
 """A quoted value that could not be parsed. It may be a password in the wrong place, unless it is a short word ("soon")."""
 
 
-def argument_error(error: Exception, driver: Driver) -> ProbeError:
+def connect_argument_error(error: Exception, driver: Driver) -> ProbeError:
     """Return an error of arguments that the driver cannot use, as one line for the user.
 
     error: for example a TypeError. It is not of the driver's own class.

@@ -27,7 +27,7 @@ from aurora_router.telemetry.listeners import EventDispatcher
 from aurora_router.telemetry.stats import Counters
 
 
-class Surroundings(NamedTuple):
+class ConnectionContext(NamedTuple):
     """What the connections of a router share.
 
     allowed_servers: gives the servers that an instance may lead to at this moment, in its role.
@@ -50,7 +50,7 @@ class Surroundings(NamedTuple):
     tell_closed: Callable[[events.Event], None]
 
 
-class Owner(Protocol):
+class OwningPool(Protocol):
     """The pool of an instance, which keeps its connections' sockets."""
 
     @property
@@ -75,7 +75,7 @@ class ConnectionEvents:
     owner: the pool of the instance.
     """
 
-    def __init__(self, engine: Engine, options: Mapping[str, Any], owner: Owner, shared: Surroundings) -> None:
+    def __init__(self, engine: Engine, options: Mapping[str, Any], owner: OwningPool, shared: ConnectionContext) -> None:
         self._engine = engine
         self._options = options
         self._owner = owner
@@ -136,7 +136,7 @@ class ConnectionEvents:
         try:
             tracked = self._watch(self._driver.fileno(dbapi))
             track(dbapi, tracked)
-            state = record.info[STATE] = self._greet(dbapi, tracked)
+            state = record.info[STATE] = self._identify(dbapi, tracked)
             tracked.is_of(state)
             self._shared.counters.connects[place] += 1
             tracked.is_announced = True
@@ -154,7 +154,7 @@ class ConnectionEvents:
                 self._shared.on_wrong_server(place, error.why)
             raise error from None
 
-    def _greet(self, dbapi: Any, tracked: TrackedSocket) -> ConnectionState:
+    def _identify(self, dbapi: Any, tracked: TrackedSocket) -> ConnectionState:
         """Ask a server who it is, and prepare the connection to it. Raises WrongServer."""
         driver, place = self._driver, self._owner.id
         driver.end_transaction(dbapi)
@@ -186,7 +186,7 @@ class ConnectionEvents:
         on = self._engine.pool.dispatch
         return bool(on.checkout or on.reset or len(on.checkin) > self._own_checkins or self._engine.dispatch.engine_connect)
 
-    def _came_back(self, record: ConnectionPoolEntry, over: bool) -> None:
+    def _came_back(self, record: ConnectionPoolEntry, retired: bool) -> None:
         """Make a connection that has left its unit ready for the next unit, or close it. May be called twice.
 
         over: whether its pool was replaced.
@@ -199,7 +199,7 @@ class ConnectionEvents:
             self._shared.modes.remove_leftovers(dbapi, record)
         spoilt = unit is not None and self._shared.hooks.on_release(unit, self._owner.id)
         state.unit = None
-        if spoilt or over or self._owner.is_closed:
+        if spoilt or retired or self._owner.is_closed:
             record.invalidate()  # no unit may, or will, check it out again
         elif dbapi is not None and state.mode is not Mode.DEFAULT and self._is_listened_to():
             self._shared.modes.make_as_new(dbapi, record)

@@ -30,8 +30,8 @@ class ConnectionModes:
         self._error: type[Exception] = dialect.loaded_dbapi.Error
 
     def ask_on(self, dbapi: Any) -> Query:
-        """Make a function that asks the server on a driver's connection: see `asking()`."""
-        return asking(dbapi, self._driver)
+        """Make a function that asks the server on a driver's connection: see `make_query()`."""
+        return make_query(dbapi, self._driver)
 
     def is_usable(self, connection: PoolProxiedConnection, instance: Instance, now: float) -> bool:
         """Return whether a connection that was just checked out leads to the right server and seems alive.
@@ -158,7 +158,7 @@ class ConnectionModes:
         self._driver.note_default_read_only(dbapi, on)
 
 
-def asking(dbapi: Any, driver: Driver) -> Query:
+def make_query(dbapi: Any, driver: Driver) -> Query:
     """Make a function that sends a text on a driver's connection, and returns the answer to its last statement."""
 
     def ask(sql: str) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:

@@ -17,12 +17,12 @@ from sqlalchemy import create_engine, event, exc, text
 from sqlalchemy.engine import URL, Connection, Engine
 
 from aurora_router.cluster.connect_errors import is_refused, probe_error
-from aurora_router.cluster.connection_events import Surroundings
+from aurora_router.cluster.connection_events import ConnectionContext
 from aurora_router.cluster.connection_hooks import ConnectionHooks
 from aurora_router.cluster.connection_modes import ConnectionModes
 from aurora_router.cluster.error_classification import failure_of
 from aurora_router.cluster.families import Families
-from aurora_router.cluster.instance_pool import Connecting, InstancePool
+from aurora_router.cluster.instance_pool import EngineConfig, InstancePool
 from aurora_router.cluster.pooling import RouterPool
 from aurora_router.cluster.probe_connection import Probe
 from aurora_router.config.checks import get_pool_limits
@@ -86,7 +86,7 @@ class Engines:
         self.driver_error: type[Exception] = dialect.loaded_dbapi.Error
         self.modes = ConnectionModes(driver, dialect)
         _, pool_timeout = get_pool_limits(settings.options)
-        self._connecting = Connecting(
+        self._engine_config = EngineConfig(
             url_of=target.at,
             options=options,
             reader_options=reader_options,
@@ -118,8 +118,8 @@ class Engines:
         raise ConfigurationError(wrong)
 
     @property
-    def _shared(self) -> Surroundings:
-        return Surroundings(
+    def _shared(self) -> ConnectionContext:
+        return ConnectionContext(
             driver=self._driver,
             modes=self.modes,
             hooks=self._hooks(),
@@ -137,7 +137,7 @@ class Engines:
         pool = self._pools.get(instance.id)
         if pool is None:
             with self._lock:
-                pool = self._pools.setdefault(instance.id, InstancePool(instance, self._connecting, self._shared))
+                pool = self._pools.setdefault(instance.id, InstancePool(instance, self._engine_config, self._shared))
                 pool.is_closed = self._is_closed
         return pool
 
@@ -167,18 +167,18 @@ class Engines:
 
     def pool_usage(self, instance: Instance) -> PoolUsage:
         """Count the connections of an instance at this moment, in the pools of both roles."""
-        options = self._connecting.reader_options if instance.role is Role.READER else self._connecting.options
+        options = self._engine_config.reader_options if instance.role is Role.READER else self._engine_config.options
         limit, _ = get_pool_limits(options)
         return self.pool(instance).usage(None if math.isinf(limit) else int(limit))
 
-    def evict(self, instance_id: str, *, cut_before: float | None = None) -> int:
+    def evict(self, instance_id: str, *, shut_down_before: float | None = None) -> int:
         """Close the idle connections of an instance at once, and those in use when they come back.
 
         cut_before: seconds, monotonic. Connections that were made before it are shut down now.
         Returns how many sockets were shut down.
         """
         pool = self._pools.get(instance_id)
-        return pool.evict(cut_before=cut_before) if pool is not None else 0
+        return pool.evict(shut_down_before=shut_down_before) if pool is not None else 0
 
     def leave_role(self, was: Instance) -> None:
         """Close the pooled connections for the former role of an instance, if each role has its own connections."""
@@ -216,9 +216,9 @@ class Engines:
         if pool is not None:
             pool.forget_prepared()
 
-    def unpooled(self, instance: Instance) -> Connection:
+    def unpooled_connection(self, instance: Instance) -> Connection:
         """Make a connection that is in no pool. It is shut down with the others when the instance is lost."""
-        return self.pool(instance).unpooled()
+        return self.pool(instance).unpooled_connection()
 
     # -- the monitor's connections --------------------------------------------------------------------------------
 
@@ -252,7 +252,7 @@ class Engines:
             return failure_of(error.orig, self._families.leading, disconnected=error.connection_invalidated, phase=phase)
         return failure_of(error, self._families.leading, disconnected=True, phase=phase)
 
-    def argument_error(self, error: Exception) -> ConfigurationError | None:
+    def connect_argument_error(self, error: Exception) -> ConfigurationError | None:
         """Return the error to raise in place of the driver's if an option cannot be used; None for other errors.
 
         The driver's error may repeat the option's value. The value may be a password in the wrong place.

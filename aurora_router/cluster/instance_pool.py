@@ -15,8 +15,8 @@ from sqlalchemy import create_engine, event, exc
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.pool import NullPool, Pool, QueuePool
 
-from aurora_router.cluster.connect_errors import UNKNOWN_HOST, argument_error, hide_values, is_refused, probe_error
-from aurora_router.cluster.connection_events import ConnectionEvents, Surroundings
+from aurora_router.cluster.connect_errors import UNKNOWN_HOST, connect_argument_error, hide_values, is_refused, probe_error
+from aurora_router.cluster.connection_events import ConnectionContext, ConnectionEvents
 from aurora_router.cluster.dialect_patches import (
     ask_for_password,
     explain_argument_errors,
@@ -57,7 +57,7 @@ class RoutedConnection(Connection):
         super()._handle_dbapi_exception(e, statement, parameters, cursor, context, *more, **options)
 
 
-class Connecting(NamedTuple):
+class EngineConfig(NamedTuple):
     """How the engines of a router are made.
 
     url_of: gives the URL of an instance for the arguments of the driver's connect().
@@ -85,22 +85,22 @@ class InstancePool:
     reads_in_use: counts the connections that are checked out of the pool for reads.
     """
 
-    def __init__(self, instance: Instance, connecting: Connecting, shared: Surroundings) -> None:
+    def __init__(self, instance: Instance, config: EngineConfig, shared: ConnectionContext) -> None:
         self.id = instance.id
         self.is_closed = False
         self.password_error: BaseException | None = None
         self.reads_in_use: Callable[[], int] = _none
         self._instance = instance
-        self._connecting = connecting
+        self._config = config
         self._shared = shared
         self._driver: Driver = shared.driver
-        self._has_one_engine = connecting.options is connecting.reader_options
+        self._has_one_engine = config.options is config.reader_options
         self._lock = threading.Lock()
         # The key says whether the engine is for reads only. If readers have no options of their own, the only key is False.
         self._engines: dict[bool, Engine] = {}
         self._unpooled: Engine | None = None
         self._probing: Engine | None = None
-        self._connect_slots = FairSemaphore(connecting.connects_at_once, connecting.waiting)
+        self._connect_slots = FairSemaphore(config.connects_at_once, config.waiting)
         self._sockets: weakref.WeakSet[TrackedSocket] = weakref.WeakSet()  # each is held by its connection
         self._proven: weakref.WeakSet[Engine] = weakref.WeakSet()  # engines that have connected
         self._is_reached = False
@@ -122,7 +122,7 @@ class InstancePool:
         with self._lock:
             engine = self._engines.get(is_for_reads)
             if engine is None:
-                options = self._connecting.reader_options if is_for_reads else self._connecting.options
+                options = self._config.reader_options if is_for_reads else self._config.options
                 engine = self._engines[is_for_reads] = self._make(options)
                 self._count(is_for_reads, engine)
         return engine
@@ -144,7 +144,7 @@ class InstancePool:
         in_use, idle = sum(pool.checkedout() for pool in pools), sum(pool.checkedin() for pool in pools)
         return PoolUsage(in_use, idle, limit, self._connect_slots.waiting)
 
-    def evict(self, *, cut_before: float | None = None) -> int:
+    def evict(self, *, shut_down_before: float | None = None) -> int:
         """Close the idle connections at once, and those in use when they come back.
 
         cut_before: seconds, monotonic. Connections that were made before it are shut down now.
@@ -155,7 +155,7 @@ class InstancePool:
                 for is_for_reads in [*self._engines]:
                     stack.callback(self._renew, is_for_reads)
         finally:
-            sockets = 0 if cut_before is None else self._shut_down(cut_before)
+            sockets = 0 if shut_down_before is None else self._shut_down(shut_down_before)
         return sockets
 
     def _renew(self, is_for_reads: bool) -> None:
@@ -238,7 +238,7 @@ class InstancePool:
                 if state is not None:
                     state.mode, state.is_outdated = None, True
 
-    def unpooled(self) -> Connection:
+    def unpooled_connection(self) -> Connection:
         """Make a connection that is in no pool. It is shut down with the others when the instance is lost."""
         with self._lock:
             if self._unpooled is None:
@@ -310,7 +310,7 @@ class InstancePool:
             self.password_error = error.__cause__
             raise self._unasked(str(error)) from None
         except Exception as error:
-            raise argument_error(error, self._driver) from None
+            raise connect_argument_error(error, self._driver) from None
         self._is_reached = True
         self.password_error = None
         try:
@@ -344,7 +344,7 @@ class InstancePool:
                 self._driver.look_anywhere(engine.dialect)
                 self._driver.track_connecting_socket(engine.dialect, self._watch_opening, LONGEST_ANSWER)
                 explain_argument_errors(engine, self._driver, options)
-                ask_for_password(engine, self._connecting.password, options)
+                ask_for_password(engine, self._config.password, options)
                 self._probing = engine
             return self._probing
 
@@ -359,7 +359,7 @@ class InstancePool:
         The value may be a password in the wrong place, so the error does not repeat it. A probe has a timeout of its own, so only
         units would meet the driver's error.
         """
-        of_units = (self._connecting.options["connect_args"], self._connecting.reader_options["connect_args"])
+        of_units = (self._config.options["connect_args"], self._config.reader_options["connect_args"])
         for given in (url.query, *of_units):
             seconds: Any = given.get("connect_timeout")
             try:
@@ -373,23 +373,23 @@ class InstancePool:
 
     def _bare_options(self) -> dict[str, Any]:
         """The options of the writer's engine that are about connecting."""
-        return {key: value for key, value in self._connecting.options.items() if key in _PROBE_OPTIONS}
+        return {key: value for key, value in self._config.options.items() if key in _PROBE_OPTIONS}
 
     def _create(self, options: Mapping[str, Any]) -> Engine:
         """Make an engine. Raises ConfigurationError if SQLAlchemy cannot use the URL or the options."""
-        url = self._connecting.url_of(self._instance, options["connect_args"])
+        url = self._config.url_of(self._instance, options["connect_args"])
         try:
             return create_engine(url, **options)
         except Exception as error:
             if not is_refused(error):
                 raise
             hide_values(error, [*url.query.values(), *options.values()], {*url.query, *options})
-            refused = ConfigurationError(str(argument_error(error, self._driver)))
+            refused = ConfigurationError(str(connect_argument_error(error, self._driver)))
         raise refused
 
     def _make(self, options: Mapping[str, Any]) -> Engine:
         """Make an engine whose connections go through the hooks."""
-        connecting, hooks = self._connecting, self._shared.hooks
+        config, hooks = self._config, self._shared.hooks
         engine = self._create({"poolclass": RouterPool, **options})
         if isinstance(engine.pool, RouterPool):
             engine.pool.before_waiting, engine.pool.checked_out = self._before_waiting, hooks.on_checkout
@@ -398,14 +398,14 @@ class InstancePool:
         self._driver.look_anywhere(engine.dialect)
         ConnectionEvents(engine, options, self, self._shared).listen()
         explain_argument_errors(engine, self._driver, options)
-        ask_for_password(engine, connecting.password, options)
-        limit_connects(engine, self._connect_slots, connecting.connect_turn_timeout, connecting.waiting)
+        ask_for_password(engine, config.password, options)
+        limit_connects(engine, self._connect_slots, config.connect_turn_timeout, config.waiting)
         # These are events of the dialect. If the connection's own events had a listener, SQLAlchemy would check for all of them,
         # which takes 20 us a statement.
         for name in ("do_execute", "do_executemany", "do_execute_no_params"):
             event.listen(engine, name, hooks.before_execute)
         event.listen(engine, "handle_error", hooks.on_error)
-        put_around_commits(engine, hooks, connecting.waiting)
+        put_around_commits(engine, hooks, config.waiting)
         put_around_options(engine, hooks)
         return engine
 
@@ -427,7 +427,7 @@ def _dispose(engine: Engine) -> None:
     old = engine.pool
     if isinstance(old, RouterPool):
         # A listener would not do: SQLAlchemy fails if one is added while another thread calls the listeners.
-        old.over = True
+        old.retired = True
     engine.dispose(close=False)
     if isinstance(old, QueuePool) and old.checkedin():
         old.dispose()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from aurora_router.core import events
 from aurora_router.core.budget import RetryBudget
 from aurora_router.telemetry.stats import Counters
-from aurora_router.waiting import Bell, Waiting
+from aurora_router.waiting import Waiting, Wakeup
 
 # Seconds after which a waiting thread looks by itself if it has a slot. Its bell may not have been rung, because an exception
 # of a signal handler came first.
@@ -25,47 +25,47 @@ class FairSemaphore:
     """
 
     def __init__(self, number: float, waiting: Waiting) -> None:
-        self.bell = waiting.bell
+        self.wakeup = waiting.wakeup
         self._number = None if math.isinf(number) else int(number)
-        self._line: dict[_Turn, None] = {}
+        self._queue: dict[_Turn, None] = {}
 
     @property
     def demand(self) -> int:
         """The number of turns that have a slot or wait for one; 0 if slots have no limit."""
-        return len(self._line) if self._number is not None else 0
+        return len(self._queue) if self._number is not None else 0
 
     @property
     def waiting(self) -> int:
         """The number of turns that wait."""
-        return max(len(self._line) - self._number, 0) if self._number is not None else 0
+        return max(len(self._queue) - self._number, 0) if self._number is not None else 0
 
     @property
     def in_use(self) -> int:
         """The number of turns that have a slot."""
-        return len(self._line) - self.waiting
+        return len(self._queue) - self.waiting
 
     def cancel_waiters(self) -> None:
         """Make all waiting turns give up, because a slot is of no use to them any more."""
         if self.waiting:
-            for turn in [*self._line][self._number :]:
+            for turn in [*self._queue][self._number :]:
                 turn.is_over = True
-                turn.bell.ring()
+                turn.wakeup.set()
 
     def forked(self) -> None:
         """Free all slots and forget all waiting turns, in a forked child."""
-        self._line.clear()
+        self._queue.clear()
 
-    def _has_slot(self, turn: _Turn) -> bool:
-        return self._number is None or (turn in self._line and turn in [*self._line][: self._number])
+    def has_slot(self, turn: _Turn) -> bool:
+        return self._number is None or (turn in self._queue and turn in [*self._queue][: self._number])
 
-    def _enter(self, turn: _Turn) -> None:
-        self._line[turn] = None
+    def join(self, turn: _Turn) -> None:
+        self._queue[turn] = None
 
-    def _leave(self, turn: _Turn) -> None:
-        if turn in self._line:
-            self._line.pop(turn, None)
-            for following in [*self._line][: self._number]:
-                following.bell.ring()
+    def leave(self, turn: _Turn) -> None:
+        if turn in self._queue:
+            self._queue.pop(turn, None)
+            for following in [*self._queue][: self._number]:
+                following.wakeup.set()
 
 
 class Slot:
@@ -91,16 +91,16 @@ class Slot:
     def acquire(self, timeout: float) -> bool:
         """Acquire a slot, first come, first served. Return False after `timeout` seconds or cancel_waiters()."""
         until = time.monotonic() + timeout
-        self._turn = turn = _Turn(self._semaphore.bell())
-        self._semaphore._enter(turn)
+        self._turn = turn = _Turn(self._semaphore.wakeup())
+        self._semaphore.join(turn)
         try:
             while not turn.is_over:
-                if self._semaphore._has_slot(turn):
+                if self._semaphore.has_slot(turn):
                     return True
                 left = until - time.monotonic()
                 if left <= 0:
                     break
-                turn.bell.wait(min(left, LOOK))
+                turn.wakeup.wait(min(left, LOOK))
         except BaseException:
             self.release()
             raise
@@ -111,7 +111,7 @@ class Slot:
         """Release the slot. Do nothing if none was acquired."""
         turn = self._turn
         if turn is not None:
-            self._semaphore._leave(turn)
+            self._semaphore.leave(turn)
             self._turn = None
 
 
@@ -121,10 +121,10 @@ class _Turn:
     is_over: whether the turn must give up, unless it has a slot already.
     """
 
-    __slots__ = ("bell", "is_over")
+    __slots__ = ("is_over", "wakeup")
 
-    def __init__(self, bell: Bell) -> None:
-        self.bell = bell
+    def __init__(self, wakeup: Wakeup) -> None:
+        self.wakeup = wakeup
         self.is_over = False
 
 

@@ -24,31 +24,31 @@ from aurora_router.core.pacing import Rate
 from aurora_router.core.probing import Demand, Trust
 from aurora_router.core.topology import Topology
 from aurora_router.core.watching import News
-from aurora_router.waiting import Bell, Waiting
+from aurora_router.waiting import Waiting, Wakeup
 
 # How many pieces of news may wait for a listener that does not return. Later ones are dropped.
-MAX_UNTOLD = 1000
+MAX_PENDING_NEWS = 1000
 
 _NO_FUNCTIONS = "the functions of %s could not be read: %s"
 _NOT_PRUNED = "old rows of the commit table on %s could not be removed: %s"
 
 
-class Haste(enum.Enum):
+class Urgency(enum.Enum):
     """How soon waiting threads want an answer.
 
     ALONE: the instances are probed at once for each thread, and fast from then on.
     SHARED: one probe serves all waiting threads, and comes not more often than every position_interval.
     """
 
-    ALONE = 1
-    SHARED = 2
+    OWN_PROBE = 1
+    SHARED_PROBE = 2
 
 
 class Monitor:
     """Watch a set of instances.
 
     connect: opens a probe connection to an instance; raises ProbeError.
-    cut: ends a connect that is under way; takes the instance's id. It is called from another thread.
+    abort_connect: ends a connect that is under way; takes the instance's id. It is called from another thread.
     changed: takes the old topology, the new one, and the time when the new one was published (seconds, monotonic). It is called
         in a thread of its own. All changes during one call become one change. It returns functions, which are called in another
         thread. Listeners may hold up that thread, but not the first one.
@@ -61,11 +61,11 @@ class Monitor:
         self,
         settings: Settings,
         connect: Callable[[Instance], ProbeConnection],
-        cut: Callable[[str], None],
+        abort_connect: Callable[[str], None],
         changed: Callable[[Topology, Topology, float], Iterable[Callable[[], object]]],
         may_queue: Callable[[str], bool],
         waiting: Waiting,
-        told: Callable[[events.Event], object] | None = None,
+        publish_event: Callable[[events.Event], object] | None = None,
     ) -> None:
         topology = Topology()
         for instance in settings.all_instances:
@@ -75,12 +75,12 @@ class Monitor:
         self.prunes = False  # whether the commit table is used, so that old rows must go
         self.pruned_at = float("-inf")
         self.connect = connect
-        self.cut = cut
+        self.abort_connect = abort_connect
         self._changed = changed
         self._may_queue = may_queue
-        self._told = told
-        self._bell = waiting.bell
-        self._timing = probing.timing(
+        self._publish_event = publish_event
+        self._wakeup = waiting.wakeup
+        self._timing = probing.make_timing(
             interval=settings.probe_interval,
             position_interval=settings.position_interval,
             timeout=settings.probe_timeout,
@@ -91,15 +91,17 @@ class Monitor:
         self._trust = Trust()
         self.trusted_until = self._trust.trusted_until  # by the wall clock; each unit reads it
         self._announcer: threading.Thread | None = None
-        self._teller: threading.Thread | None = None
+        self._listener_thread: threading.Thread | None = None
         self._news: queue.SimpleQueue[Iterable[Callable[[], object]] | None] = queue.SimpleQueue()
         # It guards the attributes below, and wakes the announcer at each new topology.
-        self._moved = threading.Condition()
-        self._poke = threading.Event()
+        self._topology_changed = threading.Condition()
+        self._scheduler_wakeup = threading.Event()
         self._watchers: dict[str, Watcher] = {}
-        self._waiting: dict[Bell, None] = {}  # rung at each new topology, in the order in which they came
-        self._hasty: dict[Haste, set[Bell]] = {haste: set() for haste in Haste}  # those of them that want a probe sooner
-        self._hasty_since = dict.fromkeys(Haste, 0.0)
+        self._waiting: dict[Wakeup, None] = {}  # rung at each new topology, in the order in which they came
+        self._urgent: dict[Urgency, set[Wakeup]] = {
+            urgency: set() for urgency in Urgency
+        }  # those of them that want a probe sooner
+        self._urgent_since = dict.fromkeys(Urgency, 0.0)
         self._suspects: dict[str, float] = {}
         self._wanted_at = 0.0
         self._served_at = 0.0
@@ -111,12 +113,12 @@ class Monitor:
 
     def start(self) -> None:
         """Begin to probe. Do nothing if probing has begun already."""
-        with self._moved:
+        with self._topology_changed:
             if self._thread is not None or self._closed:
                 return
             self._writerless_since = time.monotonic()
-            if self._trust.doubted_at is not None:
-                self._trust = self._trust._replace(doubted_at=self._writerless_since)
+            if self._trust.distrusted_at is not None:
+                self._trust = self._trust._replace(distrusted_at=self._writerless_since)
             for instance in self.topology:
                 self._watchers[instance.id] = Watcher(self, instance)
             self._thread = threading.Thread(target=self._run_scheduler, name="aurora-router-monitor", daemon=True)
@@ -125,17 +127,17 @@ class Monitor:
                 target=self._publish_changes, args=(self.topology,), name="aurora-router-announcer", daemon=True
             )
             self._announcer.start()
-            self._teller = threading.Thread(target=self._tell, name="aurora-router-teller", daemon=True)
-            self._teller.start()
+            self._listener_thread = threading.Thread(target=self._call_listeners, name="aurora-router-teller", daemon=True)
+            self._listener_thread.start()
 
     def stop(self) -> list[Watcher]:
         """Stop probing, and make the threads end soon. Return the stopped watchers, and wait for nothing."""
-        with self._moved:
+        with self._topology_changed:
             self._closed = True
             watchers = list(self._watchers.values())
             self._watchers.clear()
             self._wake()
-        self._poke.set()
+        self._scheduler_wakeup.set()
         for watcher in watchers:
             watcher.stop()
         return watchers
@@ -147,59 +149,59 @@ class Monitor:
         """
         watchers = self.stop()
         deadline = time.monotonic() + self._timing.timeout
-        for thread in (self._thread, self._announcer, self._teller, *(watcher.thread for watcher in watchers)):
+        for thread in (self._thread, self._announcer, self._listener_thread, *(watcher.thread for watcher in watchers)):
             if thread is not None and thread is not threading.current_thread():
                 thread.join(max(deadline - time.monotonic(), 0.0))
 
     def forked(self) -> None:
         """Begin anew without threads, in a forked child. The topology is trusted when each instance was observed again."""
-        self._moved = threading.Condition()
-        self._poke = threading.Event()
+        self._topology_changed = threading.Condition()
+        self._scheduler_wakeup = threading.Event()
         self._watchers = {}
         self._waiting = {}
-        self._hasty = {haste: set() for haste in Haste}
+        self._urgent = {urgency: set() for urgency in Urgency}
         self._suspects = {}
-        self._thread = self._announcer = self._teller = None
+        self._thread = self._announcer = self._listener_thread = None
         self._news = queue.SimpleQueue()
-        self._trust = probing.doubted(time.monotonic())
+        self._trust = probing.distrust(time.monotonic())
         self.trusted_until = self._trust.trusted_until
 
-    def wait_for(self, satisfied: Callable[[Topology], bool], timeout: float, *, haste: Haste | None = None) -> Topology:
+    def wait_for(self, satisfied: Callable[[Topology], bool], timeout: float, *, urgency: Urgency | None = None) -> Topology:
         """Wait until the topology is trusted and satisfies the condition, and return the newest topology.
 
         The wait also ends at the timeout, or if the monitor is closed. The topology must be trusted, because the machine may
         sleep during the wait. Observations from before the sleep must not end it.
 
         timeout: seconds.
-        haste: how much sooner than usual to probe the instances that answer; None for the usual pace.
+        urgency: how much sooner than usual to probe the instances that answer; None for the usual pace.
         """
         if self.is_current and satisfied(self.topology):
             return self.topology
         deadline = time.monotonic() + timeout
-        bell = self._bell()
+        wakeup = self._wakeup()
         try:
-            with self._moved:
-                self._waiting[bell] = None
-                if haste is not None:
-                    self._hasty[haste].add(bell)
-                    self._hasty_since[haste] = time.monotonic()
-            self._poke.set()
+            with self._topology_changed:
+                self._waiting[wakeup] = None
+                if urgency is not None:
+                    self._urgent[urgency].add(wakeup)
+                    self._urgent_since[urgency] = time.monotonic()
+            self._scheduler_wakeup.set()
             while not (self._closed or (self.is_current and satisfied(self.topology))):
                 left = deadline - time.monotonic()
                 if left <= 0:
                     break
-                bell.wait(left)
+                wakeup.wait(left)
         finally:
-            self._waiting.pop(bell, None)
-            if haste is not None:
-                self._hasty[haste].discard(bell)
+            self._waiting.pop(wakeup, None)
+            if urgency is not None:
+                self._urgent[urgency].discard(wakeup)
         return self.topology
 
     def _wake(self) -> None:
         """Wake the announcer and all units that wait. The caller holds the lock."""
-        self._moved.notify_all()
-        for bell in [*self._waiting]:
-            bell.ring()
+        self._topology_changed.notify_all()
+        for wakeup in [*self._waiting]:
+            wakeup.set()
 
     @property
     def is_current(self) -> bool:
@@ -212,10 +214,10 @@ class Monitor:
 
     def suspect(self, instance: str) -> None:
         """Probe an instance at once, because something failed there."""
-        with self._moved:
+        with self._topology_changed:
             if instance in self.topology.by_id:
                 self._suspects[instance] = time.monotonic()
-        self._poke.set()
+        self._scheduler_wakeup.set()
 
     def confirm_role(self, instance: str, server: ServerId) -> Role | None:
         """Ask a server now, and return the role that it answers with.
@@ -226,11 +228,11 @@ class Monitor:
         now = time.monotonic()
         self.suspect(instance)
 
-        def told(topology: Topology) -> bool:
+        def is_told(topology: Topology) -> bool:
             seen = pure.find_server(topology, instance, server)
             return seen is None or seen.asked_at > now
 
-        topology = self.wait_for(told, self._timing.lost_after, haste=Haste.ALONE)
+        topology = self.wait_for(is_told, self._timing.lost_after, urgency=Urgency.OWN_PROBE)
         seen = pure.find_server(topology, instance, server)
         return seen.server.role if seen is not None and seen.asked_at > now else None
 
@@ -243,17 +245,17 @@ class Monitor:
         usual = time.monotonic() + self._timing.lost_after
         self.suspect(instance)
 
-        def told(topology: Topology) -> bool:
+        def is_told(topology: Topology) -> bool:
             if pure.survived(topology, instance, server, since) is not None:
                 return True
             return time.monotonic() >= usual and not pure.may_recover(topology.by_id[instance])
 
-        topology = self.wait_for(told, max(until, usual) - time.monotonic(), haste=Haste.ALONE)
+        topology = self.wait_for(is_told, max(until, usual) - time.monotonic(), urgency=Urgency.OWN_PROBE)
         return pure.survived(topology, instance, server, since) is True
 
     def recheck_address(self, instance: str) -> None:
         """Find out which servers stand behind an instance now, because a connection reached an unknown one there."""
-        with self._moved:
+        with self._topology_changed:
             watcher = self._watchers.get(instance)
             if watcher is not None:
                 watcher.recheck_address()
@@ -267,7 +269,7 @@ class Monitor:
         # If a round was requested and has not begun yet, that round will do.
         if self._wanted_at <= self._served_at:
             self._wanted_at = time.monotonic()
-            self._poke.set()
+            self._scheduler_wakeup.set()
 
     def request_catalog(self) -> None:
         """Read the catalog soon, because a statement called a function that the catalog did not list when it was last read."""
@@ -278,14 +280,14 @@ class Monitor:
         if instance.id in self.topology.by_id:
             return
         self._publish(lambda topology: pure.add(topology, instance))
-        with self._moved:
+        with self._topology_changed:
             if self._thread is not None and not self._closed and instance.id not in self._watchers:
                 self._watchers[instance.id] = Watcher(self, instance)
-        self._poke.set()
+        self._scheduler_wakeup.set()
 
     def remove(self, instance: str) -> None:
         """Stop watching an instance."""
-        with self._moved:
+        with self._topology_changed:
             watcher = self._watchers.pop(instance, None)
             self._suspects.pop(instance, None)
         if watcher is not None:
@@ -293,7 +295,7 @@ class Monitor:
         self._publish(lambda topology: pure.remove(topology, instance))
 
     def _publish(self, change: Callable[[Topology], Topology]) -> None:
-        with self._moved:
+        with self._topology_changed:
             old = self.topology
             new = change(old)
             if new is not old:
@@ -303,26 +305,26 @@ class Monitor:
                     self._writerless_since = time.monotonic()
                 self._wake()
 
-    def _publish_changes(self, told: Topology) -> None:
+    def _publish_changes(self, publish_event: Topology) -> None:
         """Call `changed` with each newest topology, in a thread of its own, which waits for no listener."""
         news, rate = self._news, Rate(REPORT_INTERVAL)
         while True:
-            with self._moved:
-                while self.topology is told and not self._closed:
-                    self._moved.wait()
+            with self._topology_changed:
+                while self.topology is publish_event and not self._closed:
+                    self._topology_changed.wait()
                 new, published_at = self.topology, self._published_at
-            if new is told:
+            if new is publish_event:
                 news.put(None)
                 return
             try:
-                told_next = self._changed(told, new, published_at)
-                if news.qsize() < MAX_UNTOLD:
+                told_next = self._changed(publish_event, new, published_at)
+                if news.qsize() < MAX_PENDING_NEWS:
                     news.put(told_next)
             except BaseException:
                 report(rate, "a topology was not taken in completely")
-            told = new
+            publish_event = new
 
-    def _tell(self) -> None:
+    def _call_listeners(self) -> None:
         """Tell the news, in a thread of its own. A listener may take its time, or wait for a writer itself."""
         rate = Rate(REPORT_INTERVAL)
         while (news := self._news.get()) is not None:
@@ -333,26 +335,26 @@ class Monitor:
                     report(rate, "news of a topology was not told completely")
             del news
 
-    def _tell_later(self, event: events.Event) -> None:
+    def _publish_later(self, event: events.Event) -> None:
         """Publish an event of a probe later, unless too much news waits already. Half of the room is for news of topologies."""
-        if self._told is not None and self._news.qsize() < MAX_UNTOLD // 2:
-            self._news.put((partial(self._told, event),))
+        if self._publish_event is not None and self._news.qsize() < MAX_PENDING_NEWS // 2:
+            self._news.put((partial(self._publish_event, event),))
 
-    def _tell_observed(self, observation: Observation) -> None:
+    def _publish_observed(self, observation: Observation) -> None:
         """Publish the end of a probe later."""
         where, server = observation.instance, observation.server
         took, at = observation.answered_at - observation.asked_at, time.time()
         if server is not None:
-            self._tell_later(events.ProbeSucceeded(where, server.role.value, took, at=at))
+            self._publish_later(events.ProbeSucceeded(where, server.role.value, took, at=at))
         else:
-            self._tell_later(events.ProbeFailed(where, observation.error, took, at=at))
+            self._publish_later(events.ProbeFailed(where, observation.error, took, at=at))
 
     def _observed(self, observation: Observation) -> None:
-        if self._told is not None:
-            self._tell_observed(observation)
-        with self._moved:
+        if self._publish_event is not None:
+            self._publish_observed(observation)
+        with self._topology_changed:
             suspected_at = self._suspects.get(observation.instance)
-            if suspected_at is not None and probing.clears(observation, suspected_at):
+            if suspected_at is not None and probing.clears_suspicion(observation, suspected_at):
                 del self._suspects[observation.instance]
         self._publish(lambda topology: self._accepted(pure.observe(topology, observation)))
 
@@ -361,11 +363,11 @@ class Monitor:
         if not self._accept_new_cluster or (successor := topology.successor) is None:
             return topology
         warn("the cluster %s was replaced by %s under the same names: it is used from now on", topology.cluster, successor)
-        return pure.renewed(topology)
+        return pure.reset(topology)
 
     # -- what the watchers need ------------------------------------------------------------------------------------------
 
-    def take(self, news: News) -> None:
+    def apply_news(self, news: News) -> None:
         """Apply the news of a probe to the topology."""
         if isinstance(news, Observation):
             self._observed(news)
@@ -385,12 +387,12 @@ class Monitor:
 
     def on_probe_end(self) -> None:
         """Run the scheduler at once if threads that came during the probe need another probe."""
-        if any(self._hasty.values()):
-            self._poke.set()
+        if any(self._urgent.values()):
+            self._scheduler_wakeup.set()
 
     def _is_catalog_due(self, instance_id: str, now: float) -> bool:
         """Return whether the caller must read the catalog now. If so, no other watcher reads it."""
-        with self._moved:
+        with self._topology_changed:
             is_due = probing.is_catalog_due(self.topology, instance_id, self._catalog_at, is_wanted=self._catalog_wanted, now=now)
             if is_due:
                 self._catalog_at = now
@@ -409,10 +411,10 @@ class Monitor:
 
     def _run_scheduler(self) -> None:
         while not self._closed:
-            self._poke.clear()
+            self._scheduler_wakeup.clear()
             now = time.monotonic()
             wake = now + self._timing.interval
-            with self._moved:
+            with self._topology_changed:
                 watchers = list(self._watchers.values())
                 self._keep_trust(watchers, now)
                 demand = self._demand()
@@ -422,19 +424,19 @@ class Monitor:
                 except BaseException:
                     # For example, no thread can be started. Then this instance must wait, but the others must not.
                     watcher.report("%s could not be attended to")
-            self._poke.wait(max(wake - time.monotonic(), 0.0))
+            self._scheduler_wakeup.wait(max(wake - time.monotonic(), 0.0))
 
     def _keep_trust(self, watchers: list[Watcher], now: float) -> None:
         """Trust the topology for a while longer, or doubt it if this process stood still."""
         wall, before = time.time(), self._trust
-        stood_still = probing.stood_still(before, wall)
-        if stood_still:
+        has_paused = probing.has_paused(before, wall)
+        if has_paused:
             for watcher in watchers:
                 if watcher.asked_at is not None:
                     watcher.asked_at = now  # this process was silent, not the instance
-        self._trust = probing.keep(before, self.topology, self._timing, now, wall)
+        self._trust = probing.renew_trust(before, self.topology, self._timing, now, wall)
         self.trusted_until = self._trust.trusted_until
-        if self._trust.doubted_at is None and (stood_still or before.doubted_at is not None):
+        if self._trust.distrusted_at is None and (has_paused or before.distrusted_at is not None):
             self._wake()
 
     def _demand(self) -> Demand:
@@ -445,10 +447,10 @@ class Monitor:
             writerless_since=self._writerless_since,
             is_awaited=bool(self._waiting),
             suspects=frozenset(self._suspects),
-            own_since=self._hasty_since[Haste.ALONE] if self._hasty[Haste.ALONE] else None,
-            shared_since=self._hasty_since[Haste.SHARED] if self._hasty[Haste.SHARED] else None,
+            own_since=self._urgent_since[Urgency.OWN_PROBE] if self._urgent[Urgency.OWN_PROBE] else None,
+            shared_since=self._urgent_since[Urgency.SHARED_PROBE] if self._urgent[Urgency.SHARED_PROBE] else None,
             positions_since=self._wanted_at,
-            doubted_at=self._trust.doubted_at,
+            distrusted_at=self._trust.distrusted_at,
             writer_asked_at=None if watcher is None else watcher.asked_at,
         )
 
@@ -459,8 +461,8 @@ class Monitor:
         asked_at, timeout = watcher.asked_at, timing.timeout
         if asked_at is None:
             if watcher.last_at + every <= now:
-                if self._told is not None:
-                    self._tell_later(events.ProbeStarted(watcher.id, at=time.time()))
+                if self._publish_event is not None:
+                    self._publish_later(events.ProbeStarted(watcher.id, at=time.time()))
                 watcher.begin(now)
                 asked_at = now
         elif asked_at + timeout <= now:

@@ -25,7 +25,7 @@ class RouterPool(QueuePool):
     __module__ = QueuePool.__module__  # SQLAlchemy names a pool's logger after it
 
     # True once the engine has a new pool. From then on, connections that come back to this pool are closed.
-    over = False
+    retired = False
     before_waiting: Callable[[], None] | None = None  # may raise PoolFull
     checked_out: Callable[[PoolProxiedConnection], None] | None = None
     """Cheaper than SQLAlchemy's event "checkout". As there, raise DisconnectionError to have the connection replaced. Do not
@@ -64,7 +64,7 @@ class RouterPool(QueuePool):
     def _return_conn(self, record: ConnectionPoolEntry) -> None:
         try:
             if self.checked_in is not None:
-                self.checked_in(record, self.over)
+                self.checked_in(record, self.retired)
         except BaseException:
             # A signal handler has raised this. Without a second call, the unit would count as under way in its scopes.
             if self.checked_in is not None:
@@ -72,7 +72,7 @@ class RouterPool(QueuePool):
             raise
         finally:
             self._do_return_conn(record)
-        if self.over:
+        if self.retired:
             self._close_late()
 
     def _close_late(self) -> None:

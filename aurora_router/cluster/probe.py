@@ -8,9 +8,9 @@ from aurora_router.core.instance import ProbeFailure, ServerStatus
 
 
 class ProbeConnection(Protocol):
-    """A connection to one server. Its watcher owns it, and other threads call only cut().
+    """A connection to one server. Its watcher owns it, and other threads call only shut_down().
 
-    All methods but cut() and close() may raise ProbeError.
+    All methods but shut_down() and close() may raise ProbeError.
     """
 
     def ask(self) -> ServerStatus:
@@ -25,7 +25,7 @@ class ProbeConnection(Protocol):
         """Remove old rows of the commit table, and return whether there may be more."""
         ...
 
-    def cut(self) -> None:
+    def shut_down(self) -> None:
         """Shut the socket, so that a thread stuck in ask() wakes with an error."""
         ...
 

@@ -8,7 +8,7 @@ from sqlalchemy import exc
 from sqlalchemy.engine import Connection
 
 from aurora_router.cluster.connect_errors import probe_error
-from aurora_router.cluster.connection_modes import asking
+from aurora_router.cluster.connection_modes import make_query
 from aurora_router.cluster.families import Families
 from aurora_router.cluster.probe import ProbeError
 from aurora_router.cluster.sockets import TrackedSocket
@@ -28,7 +28,7 @@ class Probe:
         dbapi = connection.connection.dbapi_connection
         self.socket = TrackedSocket(driver.fileno(dbapi))
         self._error: type[Exception] = connection.dialect.loaded_dbapi.Error
-        self._ask = asking(dbapi, driver)
+        self._ask = make_query(dbapi, driver)
         self._omissions: str | None = None
         # Do this only now, because listeners of the application must find the connection as on a plain engine.
         driver.end_transaction(dbapi)
@@ -76,7 +76,7 @@ class Probe:
         except exc.SQLAlchemyError as error:
             raise probe_error(error, self._driver, self._server) from None
 
-    def cut(self) -> None:
+    def shut_down(self) -> None:
         """Shut the socket, which wakes a thread that waits for an answer."""
         self.socket.shut_down()
 

@@ -24,7 +24,7 @@ MIXED = (
 )
 
 
-def take_in(
+def apply(
     engines: Engines, publish: Callable[[events.Event], None], old: Topology, new: Topology, published_at: float
 ) -> list[Callable[[], object]]:
     """Discard the connections that the new topology makes useless, and return the news: functions to be called in order.
@@ -45,13 +45,13 @@ def take_in(
         if useless is not None:
             sockets = 0
             with _discarding(was.id):
-                sockets = engines.evict(was.id, cut_before=useless.cut_before)
+                sockets = engines.evict(was.id, shut_down_before=useless.shut_down_before)
             tell(events.ConnectionsDiscarded(was.id, sockets, useless.reason))
         elif now is not None and was.role is not None and was.role is not now.role:
             with _discarding(was.id):
                 engines.leave_role(was)
         if now is not None and was.healthy and not now.healthy:
-            tell(events.InstanceDown(was.id, new.trouble(now)))
+            tell(events.InstanceDown(was.id, new.why_unused(now)))
     for now in new.instances:
         before = old.by_id.get(now.id)
         event = _came(before, now, new)
@@ -75,7 +75,7 @@ class _Useless(NamedTuple):
     """
 
     reason: str
-    cut_before: float | None = None
+    shut_down_before: float | None = None
 
 
 def _useless(was: Instance, now: Instance | None, published_at: float) -> _Useless | None:
@@ -97,7 +97,7 @@ def _came(before: Instance | None, now: Instance, topology: Topology) -> events.
     if now.role is not None and (before is None or before.role is not now.role):
         return events.InstanceUp(now.id, now.role.value)
     if now.role is None and now.probed and (before is None or _is_new_trouble(before, now)):
-        return events.InstanceDown(now.id, topology.trouble(now))
+        return events.InstanceDown(now.id, topology.why_unused(now))
     return None
 
 
@@ -124,4 +124,6 @@ def _runs(instance: Instance) -> set[object]:
 
 def _is_new_trouble(before: Instance, now: Instance) -> bool:
     """Whether an instance without a role was probed for the first time, or belongs to another cluster by now."""
-    return not before.probed or (not before.healthy and now.foreign is not None and now.foreign != before.foreign)
+    return not before.probed or (
+        not before.healthy and now.foreign_cluster is not None and now.foreign_cluster != before.foreign_cluster
+    )

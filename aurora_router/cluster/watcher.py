@@ -58,18 +58,18 @@ class SideTask(NamedTuple):
     failure: str
 
 
-class Owner(Protocol):
+class WatcherOwner(Protocol):
     """The part of the monitor that the threads of a watcher call."""
 
     def connect(self, instance: Instance) -> ProbeConnection:
         """Open a probe connection. Raises ProbeError."""
         ...
 
-    def cut(self, instance_id: str) -> None:
+    def abort_connect(self, instance_id: str) -> None:
         """End a connect that is under way."""
         ...
 
-    def take(self, news: News) -> None:
+    def apply_news(self, news: News) -> None:
         """Apply the news of a probe to the topology."""
         ...
 
@@ -93,7 +93,7 @@ class Watcher:
     If the old thread makes a connection after all, it closes that connection itself.
     """
 
-    def __init__(self, owner: Owner, instance: Instance) -> None:
+    def __init__(self, owner: WatcherOwner, instance: Instance) -> None:
         self.instance = instance
         self.id = instance.id
         self.asked_at: float | None = None  # when the probe that is under way began
@@ -130,8 +130,8 @@ class Watcher:
         self._go.set()
         asking = self._asking
         if asking is not None:
-            asking.connection.cut()
-        self._owner.cut(self.id)
+            asking.connection.shut_down()
+        self._owner.abort_connect(self.id)
 
     def report(self, message: str) -> None:
         """Log the exception that is being handled, unless that was done a moment ago.
@@ -150,12 +150,12 @@ class Watcher:
         self.asked_at = time.monotonic()
         if asking is not None:
             self.last_at = self.asked_at
-            asking.connection.cut()
+            asking.connection.shut_down()
         else:
-            self._owner.cut(self.id)  # it ends the connect, unless the thread hangs elsewhere
+            self._owner.abort_connect(self.id)  # it ends the connect, unless the thread hangs elsewhere
         asked = asking if asking is not None and asking.server is not _NOBODY else None
-        for news in watching.silent(watch, asked, timeout, asked_at, time.monotonic()):
-            self._owner.take(news)
+        for news in watching.on_timeout(watch, asked, timeout, asked_at, time.monotonic()):
+            self._owner.apply_news(news)
         if asking is None and self._stuck < MAX_STUCK_THREADS:
             self._replace()
 
@@ -193,7 +193,7 @@ class Watcher:
                     self.report("the probe of %s came to an unexpected end")
                     text = f"the probe came to an unexpected end: {type(error).__name__}"
                     now = time.monotonic()
-                    self._tell(watching.failed(self._watch, ProbeFailure.MISCONFIGURED, text, now, now))
+                    self._tell(watching.probe_failures(self._watch, ProbeFailure.MISCONFIGURED, text, now, now))
                 if not self._is_current:
                     return
                 self.asked_at = None
@@ -229,14 +229,14 @@ class Watcher:
             server = link.connection.ask()
         except ProbeError as error:
             self._asking = None
-            change = watching.broke(self._watch, link, error.probe_failure, str(error), asked_at, time.monotonic())
+            change = watching.on_broken(self._watch, link, error.probe_failure, str(error), asked_at, time.monotonic())
             self._apply(change)
             if change.must_connect:
                 self._reach()
             return
         finally:
             self._asking = None
-        self._apply(watching.answered(self._watch, link, server, asked_at, time.monotonic()))
+        self._apply(watching.on_answer(self._watch, link, server, asked_at, time.monotonic()))
 
     def _reach(self) -> bool:
         """Open a fresh connection, ask the server that it leads to, and return whether that succeeded."""
@@ -256,11 +256,13 @@ class Watcher:
             # An overdue probe was reported as silent already, and this error comes from its cut.
             if self.asked_at == asked_at:
                 now = time.monotonic()
-                self._tell(watching.unreached(self._watch, error.probe_failure, str(error), asked_at, now, is_busy=error.busy))
+                self._tell(
+                    watching.connect_failure(self._watch, error.probe_failure, str(error), asked_at, now, is_busy=error.busy)
+                )
             return False
         finally:
             self._asking = None
-        self._apply(watching.reached(self._watch, connection, server, asked_at, time.monotonic()))
+        self._apply(watching.on_connected(self._watch, connection, server, asked_at, time.monotonic()))
         return True
 
     def _run_side_task(self, link: Link[ProbeConnection], task: SideTask) -> None:
@@ -286,4 +288,4 @@ class Watcher:
     def _tell(self, news: Iterable[News]) -> None:
         for each in news:
             if self._is_current:
-                self._owner.take(each)
+                self._owner.apply_news(each)

@@ -6,8 +6,8 @@ Rules:
   neither position shows that, there is no writer until this changes.
 - A server is also deposed if its position shows that it was the writer before the last one.
 - A reader that no longer replays is not used.
-- A reader may have transactions of the writer that the writer itself lacks, although it was asked later. Such a reader has gone
-  astray: its position proves nothing.
+- A reader may have transactions of the writer that the writer itself lacks, although it was asked later. Such a reader has
+  diverged: its position proves nothing.
 - A reader's position also proves nothing until the writer was once seen to have all that the reader has. If the writer was asked
   before the reader, its answer does not decide this.
 - A reader that was lost once is used again at its first answer. A reader that is lost again and again must first answer for some
@@ -49,12 +49,14 @@ class Claims(NamedTuple):
     barred: the lives of those that are of the newest epoch, but were deposed before.
     """
 
-    able: tuple[Claim, ...]
+    candidates: tuple[Claim, ...]
     outdated: frozenset[Location]
-    barred: frozenset[object]
+    disqualified: frozenset[object]
 
 
-def claims(instances: Sequence[Instance], epoch: int, peak: int, deposed: Collection[Location], last: Position | None) -> Claims:
+def claims(
+    instances: Sequence[Instance], epoch: int, highest_epoch: int, deposed: Collection[Location], last: Position | None
+) -> Claims:
     """Find the servers that accept writes.
 
     epoch: the newest one.
@@ -62,31 +64,31 @@ def claims(instances: Sequence[Instance], epoch: int, peak: int, deposed: Collec
     deposed: the locations of servers that were deposed before.
     last: the last position of the writer.
     """
-    able: dict[object, Claim] = {}
+    candidates: dict[object, Claim] = {}
     outdated: set[Location] = set()
-    barred: set[object] = set()
+    disqualified: set[object] = set()
     for at, seen in ((each.id, seen) for each in instances if not each.reader_only for seen in each.tracked):
         server = seen.server
         if server.role is not Role.WRITER:
             continue
         if server.epoch < epoch:
             outdated.add(server.id.location)
-        elif (server.epoch < peak and server.id.location in deposed) or _predates(server, last):
-            barred.add(server.id.incarnation)
+        elif (server.epoch < highest_epoch and server.id.location in deposed) or _predates(server, last):
+            disqualified.add(server.id.incarnation)
         else:
-            able.setdefault(server.id.incarnation, Claim(at, seen))
-    return Claims(tuple(able.values()), frozenset(outdated), frozenset(barred))
+            candidates.setdefault(server.id.incarnation, Claim(at, seen))
+    return Claims(tuple(candidates.values()), frozenset(outdated), frozenset(disqualified))
 
 
 def _predates(server: ServerStatus, last: Position | None) -> bool:
     return last is not None and server.position is not None and server.position.is_of_former_writer(last)
 
 
-def elect(able: Sequence[Claim]) -> Claim | None:
+def elect(candidates: Sequence[Claim]) -> Claim | None:
     """Find the writer among the servers that may be it; None if it is undecided."""
-    for claim in able:
+    for claim in candidates:
         position = claim.tracked.server.position
-        others = [other.tracked.server.position for other in able if other is not claim]
+        others = [other.tracked.server.position for other in candidates if other is not claim]
         if not others or (position is not None and all(other is not None and position.supersedes(other) for other in others)):
             return claim
     return None
@@ -100,28 +102,28 @@ def compare(instance: Instance, writer: TrackedServer, last: Position | None) ->
     position = writer.server.position
     if position is None:
         return instance
-    began_anew = last is not None and position.lacks(last)
+    began_anew = last is not None and position.has_lost(last)
 
     def compared(seen: TrackedServer) -> TrackedServer:
         has, ahead, confirmed = seen.server.position, seen.ahead, seen.confirmed
         if has is None or seen.server.role is not Role.READER:
             return seen
-        if ahead is not None and not position.lacks(ahead.position):
+        if ahead is not None and not position.has_lost(ahead.position):
             ahead, confirmed = None, True
-        if ahead is None and position.lacks(has):
+        if ahead is None and position.has_lost(has):
             ahead = Ahead(has, seen.asked_at + seen.latency)
         confirmed = confirmed or ahead is None
-        strays = (began_anew and not position.covers(has)) or (ahead is not None and ahead.told_at <= writer.asked_at)
-        astray = seen.astray or strays
-        if confirmed == seen.confirmed and ahead is seen.ahead and astray == seen.astray:
+        diverges = (began_anew and not position.covers(has)) or (ahead is not None and ahead.told_at <= writer.asked_at)
+        has_diverged = seen.has_diverged or diverges
+        if confirmed == seen.confirmed and ahead is seen.ahead and has_diverged == seen.has_diverged:
             return seen
-        return seen._replace(confirmed=confirmed, ahead=ahead, astray=astray)
+        return seen._replace(confirmed=confirmed, ahead=ahead, has_diverged=has_diverged)
 
     servers = tuple(compared(seen) for seen in instance.tracked)
     return instance if servers == instance.tracked else instance._replace(tracked=servers)
 
 
-def derive(instance: Instance, epoch: int, elected: Claim | None, barred: Collection[object]) -> Instance:
+def derive(instance: Instance, epoch: int, elected: Claim | None, disqualified: Collection[object]) -> Instance:
     """Derive role, position and lag of an instance from its servers and the election.
 
     epoch: the newest one.
@@ -132,7 +134,7 @@ def derive(instance: Instance, epoch: int, elected: Claim | None, barred: Collec
     unproven = next((why for s in use if (why := _unproven(s))), "") if use else instance.unproven
     return instance._replace(
         role=role,
-        error="" if role is not None else _unused(instance, epoch, elected, barred),
+        error="" if role is not None else _unused(instance, epoch, elected, disqualified),
         position=None if instance.pooled or unproven else lowest_common(tuple(_proof(s) for s in use)),
         unproven=unproven,
         lag=max(lags) if lags and len(lags) == len(use) else None,
@@ -152,7 +154,7 @@ def _use(instance: Instance, elected: Claim | None) -> tuple[Role | None, tuple[
 
 def _unproven(seen: TrackedServer) -> str:
     """Why a server's answers do not prove that it has what a session has written; "" if they do."""
-    if seen.astray:
+    if seen.has_diverged:
         return (
             "it has transactions of the writer's that the writer has not, as after RESET MASTER there; "
             "make it anew from the writer, and restart it"
@@ -182,7 +184,7 @@ def _held(instance: Instance) -> bool:
     )
 
 
-def _unused(instance: Instance, epoch: int, elected: Claim | None, barred: Collection[object]) -> str:
+def _unused(instance: Instance, epoch: int, elected: Claim | None, disqualified: Collection[object]) -> str:
     """Why an instance without a role has none."""
     if not instance.tracked:
         return instance.error
@@ -196,7 +198,7 @@ def _unused(instance: Instance, epoch: int, elected: Claim | None, barred: Colle
         return f"deposed: it still accepts writes, but the cluster is at epoch {epoch}"
     if instance.reader_only:
         return "accepts writes, but is a reader endpoint"
-    if any(s.server.id.incarnation in barred for s in instance.tracked):
+    if any(s.server.id.incarnation in disqualified for s in instance.tracked):
         return "deposed: it still accepts writes, but lacks some of a writer that came after it"
     if elected is None:
         return "accepts writes, and so does another instance of the same epoch"

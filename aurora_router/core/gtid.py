@@ -57,7 +57,7 @@ class GtidSet:
         mine = dict(self.sources)
         return all(source in mine and _contains(mine[source], runs) for source, runs in other.sources)
 
-    def reaches(self, other: Position) -> bool:
+    def covers_ignoring_epoch(self, other: Position) -> bool:
         return isinstance(other, GtidSet) and self.covers(replace(other, epoch=self.epoch))
 
     def supersedes(self, other: Position) -> bool:
@@ -91,13 +91,13 @@ class GtidSet:
             and not self.covers(last)
         )
 
-    def placed(self, last: Position) -> GtidSet:  # noqa: ARG002
+    def with_epoch_of(self, last: Position) -> GtidSet:  # noqa: ARG002
         return self  # there is one epoch only
 
-    def resumes(self, last: Position) -> bool:  # noqa: ARG002
+    def may_continue(self, last: Position) -> bool:  # noqa: ARG002
         return False  # there is one epoch only
 
-    def lacks(self, known: Position) -> bool:
+    def has_lost(self, known: Position) -> bool:
         """Return whether `known` is of the same server, and that server has lost transactions since."""
         return isinstance(known, GtidSet) and self.origin == known.origin != "" and not self.covers(known)
 
@@ -110,7 +110,7 @@ class GtidSet:
     def _has_written(self) -> bool:
         return any(source == self.origin for source, _ in self.sources)
 
-    def union(self, other: Position) -> GtidSet | None:
+    def merge(self, other: Position) -> GtidSet | None:
         """Return the GTIDs of both; None for a position of another kind or epoch."""
         if not isinstance(other, GtidSet) or self.epoch != other.epoch:
             return None
@@ -187,11 +187,11 @@ class GtidSet:
 class MariadbGtid:
     """The last transaction of each of MariaDB's domains: (domain, server that made it, sequence number), sorted.
 
-    Positions compare by domain and number, as servers do. Only `supersedes()`, `placed()` and `lacks()` look at the
+    Positions compare by domain and number, as servers do. Only `supersedes()`, `with_epoch_of()` and `has_lost()` look at the
     server as well.
 
     origin: the id of the server of this position. -1 if it is unknown, or if the server both accepts writes and replicates.
-    writer_starts: the result of `writer_starts()`. Only `placed()` uses it.
+    writer_starts: the result of `writer_starts()`. Only `with_epoch_of()` uses it.
     """
 
     epoch: int
@@ -214,7 +214,7 @@ class MariadbGtid:
                 return False
         return True
 
-    def reaches(self, other: Position) -> bool:
+    def covers_ignoring_epoch(self, other: Position) -> bool:
         return isinstance(other, MariadbGtid) and self.covers(replace(other, epoch=self.epoch))
 
     def supersedes(self, other: Position) -> bool:
@@ -235,7 +235,7 @@ class MariadbGtid:
     def is_of_former_writer(self, last: Position) -> bool:  # noqa: ARG002
         return False  # the epoch decides this
 
-    def placed(self, last: Position) -> MariadbGtid:
+    def with_epoch_of(self, last: Position) -> MariadbGtid:
         """Return this position in the epoch of `last` if it shows that its server is of that epoch; else return it unchanged.
 
         It shows that if it has, in each domain of `last`, transactions that the writer made after it became the writer. The
@@ -251,10 +251,10 @@ class MariadbGtid:
                 return self
         return replace(self, epoch=last.epoch, writer_starts=last.writer_starts)
 
-    def resumes(self, last: Position) -> bool:
+    def may_continue(self, last: Position) -> bool:
         return isinstance(last, MariadbGtid) and self.origin == last.origin != -1
 
-    def lacks(self, known: Position) -> bool:
+    def has_lost(self, known: Position) -> bool:
         """Return whether this server has lost transactions of its own that `known` has, or now numbers them anew."""
         if not isinstance(known, MariadbGtid):
             return False
@@ -273,7 +273,7 @@ class MariadbGtid:
     def _wrote_last(self) -> bool:
         return any(server == self.origin for _, server, _ in self.last)
 
-    def union(self, other: Position) -> MariadbGtid | None:
+    def merge(self, other: Position) -> MariadbGtid | None:
         """Return the further of the two in each domain; None for a position of another kind or epoch."""
         if not isinstance(other, MariadbGtid) or self.epoch != other.epoch:
             return None

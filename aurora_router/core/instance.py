@@ -121,7 +121,7 @@ class TrackedServer(NamedTuple):
     The other fields are about a reader, and hold until it goes back in its log or is started again.
     confirmed: whether the writer was seen to have all that the reader had.
     ahead: the first position of the reader that the writer is not yet seen to have; None if there is none.
-    astray: whether the reader certainly has transactions that the writer lacks. Then its position proves nothing.
+    has_diverged: whether the reader certainly has transactions that the writer lacks. Then its position proves nothing.
     """
 
     server: ServerStatus
@@ -131,7 +131,7 @@ class TrackedServer(NamedTuple):
     missed_at: float = float("-inf")
     confirmed: bool = False
     ahead: Ahead | None = None
-    astray: bool = False
+    has_diverged: bool = False
 
 
 class Instance(NamedTuple):
@@ -164,7 +164,7 @@ class Instance(NamedTuple):
     probe_failure: ProbeFailure | None = None
     last_observed_at: float = float("-inf")
     pooled: bool = False
-    foreign: str | None = None
+    foreign_cluster: str | None = None
     unproven: str = ""
     role: Role | None = None
     position: Position | None = None
@@ -182,9 +182,9 @@ class Instance(NamedTuple):
         return self.role is not None
 
     @property
-    def stranger(self) -> bool:
+    def is_foreign(self) -> bool:
         """Whether the instance is of another cluster."""
-        return self.foreign is not None
+        return self.foreign_cluster is not None
 
     @property
     def missed_probes(self) -> int:

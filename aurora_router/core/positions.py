@@ -24,14 +24,14 @@ class Position(Protocol):
         """Return whether this contains everything up to `other`; never true across epochs."""
         ...
 
-    def reaches(self, other: Position) -> bool:
+    def covers_ignoring_epoch(self, other: Position) -> bool:
         """Compare like `covers()`, but by the numbers alone, across epochs.
 
         For one server, False means that its log has gone back.
         """
         ...
 
-    def union(self, other: Position) -> Position | None:
+    def merge(self, other: Position) -> Position | None:
         """Return the smallest position that covers both; None if there is none, as across epochs."""
         ...
 
@@ -51,18 +51,18 @@ class Position(Protocol):
         """
         ...
 
-    def placed(self, last: Position) -> Position:
+    def with_epoch_of(self, last: Position) -> Position:
         """Return this position in the epoch of `last` if this server is certainly of that epoch, but does not know; else itself.
 
         last: the last position of the writer.
         """
         ...
 
-    def resumes(self, last: Position) -> bool:
+    def may_continue(self, last: Position) -> bool:
         """Return whether `last` is of the same server, and that server may have forgotten its epoch."""
         ...
 
-    def lacks(self, known: Position) -> bool:
+    def has_lost(self, known: Position) -> bool:
         """Return whether `known` has transactions that the writer itself made, and that this position of the writer lacks.
 
         Then the writer's log was begun anew, or has lost its end: the numbers are used again for something else.
@@ -88,10 +88,10 @@ class WalPosition:
     def covers(self, other: Position) -> bool:
         return isinstance(other, WalPosition) and self.epoch == other.epoch and self.lsn >= other.lsn
 
-    def reaches(self, other: Position) -> bool:
+    def covers_ignoring_epoch(self, other: Position) -> bool:
         return isinstance(other, WalPosition) and self.lsn >= other.lsn
 
-    def union(self, other: Position) -> Position | None:
+    def merge(self, other: Position) -> Position | None:
         return self if self.covers(other) else other if other.covers(self) else None
 
     def supersedes(self, other: Position) -> bool:  # noqa: ARG002
@@ -101,13 +101,13 @@ class WalPosition:
     def is_of_former_writer(self, last: Position) -> bool:  # noqa: ARG002
         return False  # the timeline decides this
 
-    def placed(self, last: Position) -> WalPosition:  # noqa: ARG002
+    def with_epoch_of(self, last: Position) -> WalPosition:  # noqa: ARG002
         return self  # a server knows its timeline
 
-    def resumes(self, last: Position) -> bool:  # noqa: ARG002
+    def may_continue(self, last: Position) -> bool:  # noqa: ARG002
         return False  # a server never forgets its timeline
 
-    def lacks(self, known: Position) -> bool:  # noqa: ARG002
+    def has_lost(self, known: Position) -> bool:  # noqa: ARG002
         # A crash may cut the end of the log, but no reader has received that end.
         return False
 
@@ -202,7 +202,7 @@ def merge(mine: Requirement | None, other: Requirement | None) -> Requirement | 
         return later
     position = None
     if later.position is not None and earlier.position is not None and later.epoch == earlier.epoch:
-        position = later.position.union(earlier.position)
+        position = later.position.merge(earlier.position)
     after = later.since if position is None else max(later.acknowledged_at, earlier.acknowledged_at)
     heard_at = max(later.received_at, earlier.received_at)
     return Requirement(after, max(later.epoch or 0, earlier.epoch or 0), position, is_from_token=True, received_at=heard_at)

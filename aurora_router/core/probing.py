@@ -59,7 +59,7 @@ class Timing(NamedTuple):
         return MISSES * (self.timeout + self.fast_interval) + self.fast_interval
 
 
-def timing(
+def make_timing(
     *, interval: float, position_interval: float, timeout: float, failover_timeout: float, max_lag: float | None
 ) -> Timing:
     """Return the timing of these settings.
@@ -94,7 +94,7 @@ class Demand(NamedTuple):
     own_since: float | None = None
     shared_since: float | None = None
     positions_since: float = float("-inf")
-    doubted_at: float | None = None
+    distrusted_at: float | None = None
     writer_asked_at: float | None = None
 
 
@@ -104,7 +104,7 @@ def pace(topology: Topology, instance_id: str, last_at: float, demand: Demand, t
     last_at: when the last one began.
     """
     instance = topology.by_id.get(instance_id)
-    if demand.doubted_at is not None and last_at < demand.doubted_at:
+    if demand.distrusted_at is not None and last_at < demand.distrusted_at:
         return timing.fast_interval
     is_writer_doubtful = _is_writer_doubtful(topology, demand, timing, now)
     if instance is None:
@@ -169,7 +169,7 @@ def wake_at(asked_at: float | None, last_at: float, every: float, timeout: float
     return max(due, now + SHORTEST_WAIT)
 
 
-def clears(observation: Observation, suspected_at: float) -> bool:
+def clears_suspicion(observation: Observation, suspected_at: float) -> bool:
     """Return whether an observation ends the suspicion of its instance. A later probe does, unless it is silent."""
     return observation.probe_failure is not ProbeFailure.TIMEOUT and suspected_at <= observation.asked_at
 
@@ -186,17 +186,17 @@ class Trust(NamedTuple):
     trusted_until: the end of the time in which observations count, by the wall clock.
     """
 
-    doubted_at: float | None = None
+    distrusted_at: float | None = None
     awake_until: float = float("inf")
     trusted_until: float = float("inf")
 
 
-def doubted(now: float) -> Trust:
+def distrust(now: float) -> Trust:
     """Return the trust of a process that knows nothing for certain, as after a fork."""
     return Trust(now, trusted_until=float("-inf"))
 
 
-def stood_still(trust: Trust, wall: float) -> bool:
+def has_paused(trust: Trust, wall: float) -> bool:
     """Return whether the scheduler has not run for too long.
 
     Observations may be in doubt already, because a machine may wake for only a moment.
@@ -209,19 +209,19 @@ def is_trusted(trust: Trust, wall: float) -> bool:
     return wall <= trust.trusted_until
 
 
-def heard_again(topology: Topology, since: float) -> bool:
+def is_reobserved(topology: Topology, since: float) -> bool:
     """Return whether a newer probe of each instance has ended."""
     return all(instance.last_observed_at >= since for instance in topology)
 
 
-def keep(trust: Trust, topology: Topology, timing: Timing, now: float, wall: float) -> Trust:
+def renew_trust(trust: Trust, topology: Topology, timing: Timing, now: float, wall: float) -> Trust:
     """Return the trust after one more run of the scheduler.
 
     If the process stood still, the topology is doubted until each instance was observed again or has had its time.
     """
-    since = now if stood_still(trust, wall) else trust.doubted_at
+    since = now if has_paused(trust, wall) else trust.distrusted_at
     awake_until = wall + timing.stale_after
-    if since is None or now - since > timing.timeout + timing.grace or heard_again(topology, since):
+    if since is None or now - since > timing.timeout + timing.grace or is_reobserved(topology, since):
         return Trust(None, awake_until, awake_until)
     return Trust(since, awake_until, trust.trusted_until)
 

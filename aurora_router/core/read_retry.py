@@ -10,7 +10,7 @@ from aurora_router.core.failures import Action, Failure, Phase, decide
 MAX_RETRIES = 10
 
 
-class Step(enum.Enum):
+class ReadStep(enum.Enum):
     """What comes after a failure.
 
     RAISE: the application gets the error.
@@ -27,18 +27,18 @@ class Step(enum.Enum):
     AGAIN = 5
 
 
-def after_connecting(failure: Failure, phase: Phase, *, on_writer: bool) -> Step:
+def after_connecting(failure: Failure, phase: Phase, *, on_writer: bool) -> ReadStep:
     """Decide the next step of a unit that could not connect, or that lost its connection before anything was sent.
 
     phase: how far it was.
     on_writer: whether it was to connect to the writer.
     """
     if decide(failure, phase) is Action.RAISE:
-        return Step.RAISE
-    return Step.WAIT if on_writer else Step.ELSEWHERE
+        return ReadStep.RAISE
+    return ReadStep.WAIT if on_writer else ReadStep.ELSEWHERE
 
 
-def after_statement(failure: Failure, phase: Phase, *, read_only: bool | None, on_writer: bool, retries: int) -> Step:
+def after_statement(failure: Failure, phase: Phase, *, read_only: bool | None, on_writer: bool, retries: int) -> ReadStep:
     """Decide the next step of a unit whose statement has failed.
 
     phase: how far it was.
@@ -48,7 +48,7 @@ def after_statement(failure: Failure, phase: Phase, *, read_only: bool | None, o
     """
     action = decide(failure, phase)
     if action is Action.TO_WRITER:
-        return Step.RAISE if read_only is not None or on_writer else Step.TO_WRITER
+        return ReadStep.RAISE if read_only is not None or on_writer else ReadStep.TO_WRITER
     if action not in (Action.REPEAT_ELSEWHERE, Action.REPEAT_UNPREPARED) or retries >= MAX_RETRIES:
-        return Step.RAISE
-    return Step.ELSEWHERE if action is Action.REPEAT_ELSEWHERE and not on_writer else Step.AGAIN
+        return ReadStep.RAISE
+    return ReadStep.ELSEWHERE if action is Action.REPEAT_ELSEWHERE and not on_writer else ReadStep.AGAIN

@@ -57,13 +57,13 @@ class Token(NamedTuple):
         return cls(cluster, position, int(made_at))
 
 
-def unsigned(text: str) -> str | None:
+def strip_signature(text: str) -> str | None:
     """Return the text before the signature; None if there is no signature in its only valid spelling."""
     before, _, signature = text.rpartition(".")
     return before if _SIGNATURE.fullmatch(signature) else None
 
 
-def latest(tokens: Sequence[Token]) -> Token:
+def strongest(tokens: Sequence[Token]) -> Token:
     """Return the token that implies the others.
 
     Raises ValueError for tokens of several clusters.
@@ -96,7 +96,7 @@ def _is_later(one: Position, other: Position, made_later: bool) -> bool:
     return made_later
 
 
-def renewed(requirement: Requirement, samples: tuple[Sample, ...], since: float, now: float) -> Requirement:
+def refresh(requirement: Requirement, samples: tuple[Sample, ...], since: float, now: float) -> Requirement:
     """Return the requirement for a token, as of the moment at which its position was asked for.
 
     That moment is not before `since`, so that the token counts for long enough.

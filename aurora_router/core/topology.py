@@ -52,7 +52,7 @@ class Topology:
     samples: tuple[Sample, ...] = ()
     elected: ServerId | None = None
     deposed: frozenset[Location] = frozenset()
-    peak: int = 0
+    highest_epoch: int = 0
     by_id: dict[str, Instance] = field(default_factory=dict, compare=False, repr=False)
     isolation: str | None = None
 
@@ -65,20 +65,20 @@ class Topology:
         return all(instance.probed for instance in self.instances)
 
     @property
-    def in_vain(self) -> tuple[Instance, ...]:
+    def misconfigured(self) -> tuple[Instance, ...]:
         """The instances at which somebody must change something before there is a writer; empty if waiting may help.
 
         They are all instances that could be the writer. A reader may be promoted, but while it is a reader, the writer is another
         instance. An instance of another cluster could be the writer only if there are no readers.
         """
-        idle = tuple(i for i in self.instances if not (i.role is Role.READER or i.reader_only or (i.stranger and self.readers)))
+        idle = tuple(i for i in self.instances if not (i.role is Role.READER or i.reader_only or (i.is_foreign and self.readers)))
         wrong = self.writer is None and all(i.probe_failure is ProbeFailure.MISCONFIGURED for i in idle)
         return idle if wrong else ()
 
     @property
     def successor(self) -> str | None:
         """The one other cluster that all instances say they belong to; None if there is none."""
-        found = {instance.foreign for instance in self.instances}
+        found = {instance.foreign_cluster for instance in self.instances}
         return found.pop() if len(found) == 1 else None
 
     def said(self, instances: Iterable[Instance] | None = None, avoided: Collection[str] = ()) -> tuple[str, ...]:
@@ -93,12 +93,12 @@ class Topology:
             for instance in chosen
         )
 
-    def trouble(self, instance: Instance) -> str:
+    def why_unused(self, instance: Instance) -> str:
         """Return why an instance is not used, and what to do if it is of another cluster."""
         return instance.error + self._advice(instance)
 
     def _advice(self, instance: Instance) -> str:
-        if instance.foreign is None:
+        if instance.foreign_cluster is None:
             return ""
         if self.successor is None:
             return "; check where its name leads"
@@ -143,7 +143,7 @@ def observe(topology: Topology, observation: Observation) -> Topology:
     )
 
 
-def renewed(topology: Topology) -> Topology:
+def reset(topology: Topology) -> Topology:
     """Forget all that is known of the instances, because their cluster was made anew."""
     new = Topology()
     for i in topology.instances:
@@ -172,7 +172,7 @@ def _estranged(old: Instance, observation: Observation, server: ServerId, cluste
     left = tuple(s for s in old.tracked if old.reader_only and s.server.id.location != server.location)
     return old._replace(
         tracked=left,
-        foreign=server.cluster,
+        foreign_cluster=server.cluster,
         error=f"belongs to another cluster ({server.cluster}, not {cluster})",
         probe_failure=ProbeFailure.MISCONFIGURED,
         last_observed_at=observation.asked_at,
@@ -183,7 +183,7 @@ def _placed(server: ServerStatus, last: Position | None, newest: int) -> ServerS
     """The server in the epoch that its position shows. last: the last position of the writer."""
     if last is None or server.position is None or (server.role is Role.WRITER and server.epoch >= newest):
         return server
-    position = server.position.placed(last)
+    position = server.position.with_epoch_of(last)
     if position is server.position:
         return server
     return server._replace(position=position, epoch=newest if server.role is Role.WRITER else server.epoch)
@@ -191,7 +191,7 @@ def _placed(server: ServerStatus, last: Position | None, newest: int) -> ServerS
 
 def _forgot(server: ServerStatus, last: Position | None) -> bool:
     """Whether this is the last writer, which may have forgotten its epoch. Then the epoch that it gives counts."""
-    return server.role is Role.WRITER and last is not None and server.position is not None and server.position.resumes(last)
+    return server.role is Role.WRITER and last is not None and server.position is not None and server.position.may_continue(last)
 
 
 def _swap(topology: Topology, new: Instance) -> tuple[Instance, ...]:
@@ -208,11 +208,11 @@ def _answered(old: Instance, observation: Observation, server: ServerStatus) -> 
     latency = max(observation.answered_at - observation.asked_at, 0.0)
     seen = TrackedServer(server, observation.asked_at, latency)
     if known is not None and _goes_on(known.server, server):
-        seen = seen._replace(confirmed=known.confirmed, ahead=known.ahead, astray=known.astray)
+        seen = seen._replace(confirmed=known.confirmed, ahead=known.ahead, has_diverged=known.has_diverged)
     return old._replace(
         tracked=(*(s for s in old.tracked if s is not known), seen),
         probe_failure=None,
-        foreign=None,
+        foreign_cluster=None,
         last_observed_at=max(old.last_observed_at, observation.asked_at),
         pooled=old.pooled or observation.pooled,
         recovered_at=observation.asked_at if old.lost_at > old.recovered_at else old.recovered_at,
@@ -223,7 +223,7 @@ def _goes_on(before: ServerStatus, now: ServerStatus) -> bool:
     """Whether a server is in the same life as before, and still has all that it had."""
     if before.position is None or now.position is None or before.id.incarnation != now.id.incarnation:
         return False
-    return now.position.reaches(before.position)
+    return now.position.covers_ignoring_epoch(before.position)
 
 
 def _failed(old: Instance, observation: Observation) -> Instance:
@@ -247,7 +247,7 @@ def _failed(old: Instance, observation: Observation) -> Instance:
         tracked=left,
         error="" if left else observation.error,
         probe_failure=None if left else observation.probe_failure,
-        foreign=None,
+        foreign_cluster=None,
         last_observed_at=max(old.last_observed_at, observation.asked_at),
     )
 
@@ -300,29 +300,29 @@ def forget_server(topology: Topology, instance_id: str, server: ServerId) -> Top
 def _settle(topology: Topology, instances: tuple[Instance, ...]) -> Topology:
     """Elect the writer and derive what each instance may be used for."""
     epoch = topology.epoch
-    peak = max(topology.peak, epoch)
+    highest_epoch = max(topology.highest_epoch, epoch)
     samples = topology.samples if topology.samples and topology.samples[-1].position.epoch == epoch else ()
     last = samples[-1].position if samples else None
-    found = claims(instances, epoch, peak, topology.deposed, last)
-    writer = elect(found.able)
+    found = claims(instances, epoch, highest_epoch, topology.deposed, last)
+    writer = elect(found.candidates)
     deposed = topology.deposed | found.outdated
     if writer is not None:
         instances = tuple(compare(i, writer.tracked, last) for i in instances)
         before = frozenset() if topology.elected is None else {topology.elected.location}
         deposed = (deposed | before) - {writer.server.location}
-    settled = tuple(derive(i, epoch, writer, found.barred) for i in instances)
+    settled = tuple(derive(i, epoch, writer, found.disqualified) for i in instances)
     serving = next((i for i in settled if i.role is Role.WRITER), None)
     return Topology(
         instances=settled,
         writer=serving,
         readers=tuple(i for i in settled if i.role is Role.READER),
-        ambiguous=tuple(sorted(claim.at for claim in found.able)) if writer is None else (),
+        ambiguous=tuple(sorted(claim.at for claim in found.candidates)) if writer is None else (),
         epoch=epoch,
         cluster=topology.cluster if writer is None else writer.server.cluster,
         samples=samples if serving is None else _sampled(samples, serving),
         elected=topology.elected if writer is None else writer.server,
         deposed=deposed,
-        peak=peak,
+        highest_epoch=highest_epoch,
         by_id={i.id: i for i in settled},
         isolation=next((i.tracked[0].server.isolation for i in settled if i.tracked), None),
     )

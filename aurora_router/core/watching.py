@@ -61,7 +61,7 @@ News: TypeAlias = Observation | Forgotten
 
 
 class Change(NamedTuple, Generic[C]):
-    """What follows from an answer or a failure.
+    """The effects of an answer or a failure.
 
     watch: the connections from now on.
     news: for the topology, in this order.
@@ -75,8 +75,8 @@ class Change(NamedTuple, Generic[C]):
     must_connect: bool = False
 
 
-def answered(watch: Watch[C], link: Link[C], server: ServerStatus, asked_at: float, now: float) -> Change[C]:
-    """Take in the answer on a connection."""
+def on_answer(watch: Watch[C], link: Link[C], server: ServerStatus, asked_at: float, now: float) -> Change[C]:
+    """Apply the answer on a connection."""
     before = link.server
     pooled = server.id.process != before.process
     news: tuple[News, ...] = (Observation(watch.instance, asked_at, now, server=server, pooled=pooled),)
@@ -92,8 +92,8 @@ def answered(watch: Watch[C], link: Link[C], server: ServerStatus, asked_at: flo
     return Change(watch, news)
 
 
-def broke(watch: Watch[C], link: Link[C], failure: ProbeFailure, error: str, asked_at: float, now: float) -> Change[C]:
-    """Take in that a connection broke.
+def on_broken(watch: Watch[C], link: Link[C], failure: ProbeFailure, error: str, asked_at: float, now: float) -> Change[C]:
+    """Apply a broken connection.
 
     If it was the only one, the server may still be well. The server is down only if a fresh connection fails as well.
     """
@@ -104,8 +104,8 @@ def broke(watch: Watch[C], link: Link[C], failure: ProbeFailure, error: str, ask
     return Change(watch._replace(links=(), lost=(*watch.lost, link.server)), (), (link.connection,), must_connect=True)
 
 
-def reached(watch: Watch[C], connection: C, server: ServerStatus, asked_at: float, now: float) -> Change[C]:
-    """Take in the first answer on a fresh connection. Unless several servers may stand there, this one replaces the others."""
+def on_connected(watch: Watch[C], connection: C, server: ServerStatus, asked_at: float, now: float) -> Change[C]:
+    """Apply the first answer on a fresh connection. Unless several servers may stand there, this one replaces the others."""
     replaced = [each for each in watch.links if each.server == server.id or not watch.several]
     links = (*(each for each in watch.links if each not in replaced), Link(connection, server.id, asked_at))
     others = dict.fromkeys((*(each.server for each in replaced), *watch.lost))
@@ -117,7 +117,7 @@ def reached(watch: Watch[C], connection: C, server: ServerStatus, asked_at: floa
     return Change(watch._replace(links=links, lost=()), tuple(news), tuple(each.connection for each in replaced))
 
 
-def unreached(
+def connect_failure(
     watch: Watch[C], failure: ProbeFailure, error: str, asked_at: float, now: float, *, is_busy: bool = False
 ) -> tuple[News, ...]:
     """Return the news of a fresh connection that failed. It says nothing of the servers to which there are connections.
@@ -126,15 +126,15 @@ def unreached(
     """
     if watch.links or (is_busy and watch.lost):
         return ()
-    return failed(watch, failure, error, asked_at, now)
+    return probe_failures(watch, failure, error, asked_at, now)
 
 
-def failed(watch: Watch[C], failure: ProbeFailure, error: str, asked_at: float, now: float) -> tuple[News, ...]:
+def probe_failures(watch: Watch[C], failure: ProbeFailure, error: str, asked_at: float, now: float) -> tuple[News, ...]:
     """Return the news that the servers without a connection do not answer."""
     return _failures(watch.instance, watch.lost or (None,), failure, error, asked_at, now)
 
 
-def silent(watch: Watch[C], link: Link[C] | None, timeout: float, asked_at: float, now: float) -> tuple[News, ...]:
+def on_timeout(watch: Watch[C], link: Link[C] | None, timeout: float, asked_at: float, now: float) -> tuple[News, ...]:
     """Return the news of a probe whose time is over.
 
     link: the connection that was asked; None if a fresh one was.
@@ -143,7 +143,7 @@ def silent(watch: Watch[C], link: Link[C] | None, timeout: float, asked_at: floa
     error = f"no answer within {timeout:g} s"
     if link is not None:
         return _failures(watch.instance, (link.server,), ProbeFailure.TIMEOUT, error, asked_at, now)
-    return unreached(watch, ProbeFailure.TIMEOUT, error, asked_at, now)
+    return connect_failure(watch, ProbeFailure.TIMEOUT, error, asked_at, now)
 
 
 def _failures(

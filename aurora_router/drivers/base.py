@@ -69,7 +69,7 @@ class UrlReading(Protocol):
         ...
 
 
-class Connecting(Protocol):
+class ConnectHooks(Protocol):
     """How the driver connects. A `dialect` is SQLAlchemy's, for one engine."""
 
     @property
@@ -290,10 +290,10 @@ class ConnectionSwitches(Protocol):
         """
         ...
 
-    def raise_aborted(self, connection: Any) -> None:
+    def raise_if_aborted(self, connection: Any) -> None:
         """Raise the driver's error for a transaction that has failed."""
         ...
 
 
-class Driver(UrlReading, Connecting, ErrorReading, ConnectionReading, ConnectionSwitches, Protocol):
+class Driver(UrlReading, ConnectHooks, ErrorReading, ConnectionReading, ConnectionSwitches, Protocol):
     """The module of a driver. It knows nothing about the answers of servers. A `connection` is always the driver's."""

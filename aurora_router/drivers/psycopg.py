@@ -250,7 +250,7 @@ def was_not_undone(connection: Any) -> bool:
     return False
 
 
-def raise_aborted(connection: Any) -> None:
+def raise_if_aborted(connection: Any) -> None:
     """Raise the driver's error for a transaction that has failed."""
     connection.execute("SELECT 1")
 

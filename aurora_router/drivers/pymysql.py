@@ -233,7 +233,7 @@ def was_not_undone(connection: Any) -> bool:
     return True
 
 
-def raise_aborted(connection: Any) -> None:
+def raise_if_aborted(connection: Any) -> None:
     """Raise the error with which the server has rolled back the transaction."""
     raise connection.aborted_by
 

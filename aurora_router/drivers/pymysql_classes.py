@@ -78,12 +78,12 @@ class Rows(MySQLResult):  # type: ignore[misc,unused-ignore]
     """PyMySQL's result of a stream, except that its connection knows while one of its rows is being read.
 
     abandoned: the stream was closed, so nobody wants the unread rows.
-    cut: the connection was closed before the stream's end, so the stream must not seem to be complete.
+    is_incomplete: the connection was closed before the stream's end, so the stream must not seem to be complete.
     """
 
     connection: Any
     abandoned = False
-    cut = False
+    is_incomplete = False
 
     def _read_rowdata_packet_unbuffered(self) -> Any:
         connection = self.connection
@@ -91,7 +91,7 @@ class Rows(MySQLResult):  # type: ignore[misc,unused-ignore]
             return super()._read_rowdata_packet_unbuffered()
         if connection.unanswered:
             connection._force_close()
-        if self.cut:
+        if self.is_incomplete:
             raise InterfaceError(0, "")
         connection.unanswered = True
         try:
@@ -136,7 +136,7 @@ class Connection(connections.Connection):  # type: ignore[misc,unused-ignore]
     _warnings = 0
 
     def connect(self, sock: Any = None) -> None:
-        patience = self._read_timeout, self._write_timeout
+        timeouts = self._read_timeout, self._write_timeout
         self._read_timeout = self._write_timeout = self.connect_timeout
         self.unanswered = False
         self.cursorclass = _STREAMS.get(self.cursorclass, self.cursorclass)
@@ -154,7 +154,7 @@ class Connection(connections.Connection):  # type: ignore[misc,unused-ignore]
         except RuntimeError as error:  # the login needs a package that is missing
             raise OperationalError(NO_PACKAGE, str(error)) from None
         finally:
-            self._read_timeout, self._write_timeout = patience
+            self._read_timeout, self._write_timeout = timeouts
 
     def _reach(self) -> socket.socket:
         failed: OSError | None = None
@@ -196,7 +196,7 @@ class Connection(connections.Connection):  # type: ignore[misc,unused-ignore]
     def _force_close(self) -> None:
         result = getattr(self, "_result", None)
         if result is not None and result.unbuffered_active:
-            result.unbuffered_active, result.cut = False, True
+            result.unbuffered_active, result.is_incomplete = False, True
         super()._force_close()
 
     __del__ = _force_close

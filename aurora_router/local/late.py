@@ -17,13 +17,13 @@ from collections import deque
 from collections.abc import Callable
 
 _CHUNK = 256 * 1024
-_HELD_AT_MOST = 64 * 2**20  # bytes, then the writer must wait
+_MAX_BUFFERED = 64 * 2**20  # bytes, then the writer must wait
 _RESET = struct.pack("ii", 1, 0)  # linger for 0 seconds: a close is a reset
 # A reader asks for the log in a packet that begins with one of these, after the length.
 _BINLOG_DUMP = (b"\0\x12", b"\0\x1e")
 
 
-class LateLine:
+class DelayedLink:
     """A forwarder of connections to `target`, on which the log comes `seconds` late.
 
     Raises OSError if it cannot listen.
@@ -33,8 +33,8 @@ class LateLine:
         self.target = target  # of the next connection
         self._changed = threading.Condition()
         self._seconds = 0.0
-        self._hastened = 0.0  # seconds, monotonic: earlier data is not held back
-        self._held = 0  # bytes
+        self._flushed_at = 0.0  # seconds, monotonic: earlier data is not held back
+        self._buffered = 0  # bytes
         self._sockets: set[socket.socket] = set()
         self._closed = False
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -53,19 +53,19 @@ class LateLine:
             self._changed.notify_all()
 
     @property
-    def held(self) -> int:
+    def buffered_bytes(self) -> int:
         """How many bytes are on their way."""
-        return self._held
+        return self._buffered
 
-    def hasten(self, timeout: float = 10.0) -> None:
+    def flush(self, timeout: float = 10.0) -> None:
         """Deliver the held data at once.
 
         Raises TimeoutError if the reader does not take it in `timeout` seconds.
         """
         with self._changed:
-            self._hastened = time.monotonic()
+            self._flushed_at = time.monotonic()
             self._changed.notify_all()
-            if not self._changed.wait_for(lambda: not self._held, timeout):
+            if not self._changed.wait_for(lambda: not self._buffered, timeout):
                 raise TimeoutError(f"waited {timeout:.1f} s for a reader to take in its log")
 
     def close(self) -> None:
@@ -104,17 +104,17 @@ class LateLine:
                 if self._closed:
                     return
                 self._sockets |= {reader, writer}
-            link = _Link(reader, writer)
-            threads = [threading.Thread(target=run, args=[link], daemon=True) for run in (self._take, self._pass_on)]
+            connection = _Connection(reader, writer)
+            threads = [threading.Thread(target=run, args=[connection], daemon=True) for run in (self._take, self._pass_on)]
             try:
                 for thread in threads:
                     thread.start()
                 while data := reader.recv(_CHUNK):
-                    link.dumping |= data[3:5] in _BINLOG_DUMP
+                    connection.dumping |= data[3:5] in _BINLOG_DUMP
                     writer.sendall(data)
             finally:
                 with self._changed:
-                    link.over = True
+                    connection.ended = True
                     self._changed.notify_all()
                 with contextlib.suppress(OSError):
                     writer.shutdown(socket.SHUT_RDWR)
@@ -123,38 +123,38 @@ class LateLine:
                 with self._changed:
                     self._sockets -= {reader, writer}
 
-    def _take(self, link: _Link) -> None:
+    def _take(self, connection: _Connection) -> None:
         """Take in the data from the writer. An empty piece marks its end."""
         data = b"?"
         while data:
             try:
-                data = link.writer.recv(_CHUNK)
+                data = connection.writer.recv(_CHUNK)
             except OSError:
                 data = b""
             with self._changed:
-                if link.over:  # nobody takes it out of the queue any more
+                if connection.ended:  # nobody takes it out of the queue any more
                     return
-                link.queue.append((time.monotonic() if link.dumping else 0.0, data))
-                self._held += len(data)
+                connection.queue.append((time.monotonic() if connection.dumping else 0.0, data))
+                self._buffered += len(data)
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: self._held < _HELD_AT_MOST or link.over or self._closed)
+                self._changed.wait_for(lambda: self._buffered < _MAX_BUFFERED or connection.ended or self._closed)
 
-    def _pass_on(self, link: _Link) -> None:
+    def _pass_on(self, connection: _Connection) -> None:
         """Send the data on when it is due."""
         data = b"?"
         while data:
             with self._changed:
-                while not link.queue or (left := self._left(link.queue[0][0])) > 0:
-                    if link.over or self._closed:
-                        self._held -= sum(len(piece) for _, piece in link.queue)
+                while not connection.queue or (left := self._left(connection.queue[0][0])) > 0:
+                    if connection.ended or self._closed:
+                        self._buffered -= sum(len(piece) for _, piece in connection.queue)
                         self._changed.notify_all()
                         return
-                    self._changed.wait(left if link.queue else None)
-                data = link.queue.popleft()[1]
+                    self._changed.wait(left if connection.queue else None)
+                data = connection.queue.popleft()[1]
             with contextlib.suppress(OSError):
-                link.reader.sendall(data) if data else link.reader.shutdown(socket.SHUT_RDWR)
+                connection.reader.sendall(data) if data else connection.reader.shutdown(socket.SHUT_RDWR)
             with self._changed:
-                self._held -= len(data)
+                self._buffered -= len(data)
                 self._changed.notify_all()
 
     def _left(self, came: float) -> float:
@@ -162,14 +162,14 @@ class LateLine:
 
         came: when the data came from the writer (seconds, monotonic). 0: it is due at once.
         """
-        return came + self._seconds - time.monotonic() if came > self._hastened else 0.0
+        return came + self._seconds - time.monotonic() if came > self._flushed_at else 0.0
 
 
-class _Link:
+class _Connection:
     """One connection, with the data that is not yet due."""
 
     def __init__(self, reader: socket.socket, writer: socket.socket) -> None:
         self.reader, self.writer = reader, writer
         self.queue: deque[tuple[float, bytes]] = deque()
         self.dumping = False
-        self.over = False
+        self.ended = False

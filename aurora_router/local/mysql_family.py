@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 from aurora_router.core.positions import Position
 from aurora_router.local.cluster import APP, CONNECT_TIMEOUT, Cluster, LocalInstance
 from aurora_router.local.host import Host
-from aurora_router.local.late import LateLine
+from aurora_router.local.late import DelayedLink
 from aurora_router.local.mysqld import Mysqld, Words
 from aurora_router.local.system import LocalClusterError, tail, until
 
@@ -94,7 +94,7 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
         release = self._find()
         host = Host(self._directory, ending="KILL")
         self._pauses: dict[str, Any] = {}
-        self._lines: dict[str, LateLine] = {}
+        self._lines: dict[str, DelayedLink] = {}
         self._replication_password = secrets.token_urlsafe(18)
         self._settle(host, Mysqld)
         host.keep(self._program)
@@ -224,7 +224,7 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
         if line is None and seconds:
             if instance not in self.readers:
                 raise LocalClusterError(f"{instance.name} is no reader that runs, and cannot be late")
-            line = self._lines[instance.name] = LateLine((self.writer.host, self.writer.port))
+            line = self._lines[instance.name] = DelayedLink((self.writer.host, self.writer.port))
             line.seconds = seconds
             self._follow(instance, self.writer)
             if self._sends():
@@ -324,7 +324,7 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
         """Wait until a reader has all that a dead writer has sent. Do nothing if the writer is alive: it sends without end."""
         if not self.writer.running:
             if line := self._lines.get(instance.name):
-                line.hasten()
+                line.flush()
             for _ in until(10, f"{instance.name} to notice that {self.writer.name} is gone", every=0.003):
                 if not self._runs(instance, "IO"):
                     break
@@ -337,7 +337,7 @@ class MysqlFamilyCluster(Cluster[Mysqld]):
         """Return the position that a reader has received."""
         replayed = self._words.position(self._ask(instance, self._words.replayed))
         received = self._words.position(self._status(instance).get(self._words.received) or "")
-        together = replayed.union(received)
+        together = replayed.merge(received)
         assert together is not None
         return together
 

@@ -64,12 +64,12 @@ class FaultProxy:
         self._held = False
         self._losing: list[_Loss] = []
         self._half_open: list[socket.socket] = []
-        self._links: set[_Link] = set()
+        self._links: set[_Connection] = set()
         self._selector = selectors.DefaultSelector()
         self._listener: socket.socket | None = _listen((listen_host, listen_port))
         self.host, self.port = self._listener.getsockname()[:2]
         self._orders: deque[Callable[[], None]] = deque()
-        self._bell, self._ear = socket.socketpair()
+        self._wakeup, self._ear = socket.socketpair()
         self._ear.setblocking(False)
         self._stopped = False
         self._selector.register(self._listener, selectors.EVENT_READ)
@@ -118,7 +118,7 @@ class FaultProxy:
 
     def reset_all(self) -> int:
         """Reset (RST) all open connections, on both sides, and return how many."""
-        links: list[_Link] = []
+        links: list[_Connection] = []
 
         def reset() -> None:
             links.extend(self._links)
@@ -168,7 +168,7 @@ class FaultProxy:
         if not self._stopped:
             self._do(lambda: setattr(self, "_stopped", True))
             self._thread.join()
-            self._bell.close()
+            self._wakeup.close()
 
     def __enter__(self) -> Self:
         return self
@@ -193,7 +193,7 @@ class FaultProxy:
 
         self._orders.append(run)
         with contextlib.suppress(OSError):  # the thread may have run it already, and ended
-            self._bell.send(b"!")
+            self._wakeup.send(b"!")
         while not done.wait(1):
             if not self._thread.is_alive():
                 raise RuntimeError("the proxy is closed")
@@ -240,12 +240,12 @@ class FaultProxy:
             client.setblocking(False)
             self.accepted += 1
             start, self._turn = self._turn, self._turn + 1
-            link = _Link(client, [self._targets[(start + n) % len(self._targets)] for n in range(len(self._targets))])
+            link = _Connection(client, [self._targets[(start + n) % len(self._targets)] for n in range(len(self._targets))])
             self._links.add(link)
             if not self._held:
                 self._connect(link)
 
-    def _connect(self, link: _Link) -> None:
+    def _connect(self, link: _Connection) -> None:
         """Connect to the next target that is left. Reset the client if none is."""
         if link.server is not None:
             self._drop(link.server)
@@ -268,7 +268,7 @@ class FaultProxy:
         link.flows = (_Flow(link.client, server), _Flow(server, link.client))
         self._watch(link)
 
-    def _serve(self, link: _Link, side: object, events: int) -> None:
+    def _serve(self, link: _Connection, side: object, events: int) -> None:
         assert link.server is not None
         if not link.connected:
             if side is link.server:
@@ -304,7 +304,7 @@ class FaultProxy:
                 flow.put(b"", time.monotonic() + self.latency)
             self._watch(link)
 
-    def _deliver(self, link: _Link) -> None:
+    def _deliver(self, link: _Connection) -> None:
         """Send the data that is due."""
         if self._held or not link.connected:
             return
@@ -332,7 +332,7 @@ class FaultProxy:
         else:
             self._watch(link)
 
-    def _watch(self, link: _Link) -> None:
+    def _watch(self, link: _Connection) -> None:
         """Register the events that this connection waits for."""
         assert link.server is not None
         there, back = link.flows
@@ -343,7 +343,7 @@ class FaultProxy:
             events = selectors.EVENT_READ if not reads.ended and reads.size < _HELD_AT_MOST else 0
             self._set(side, events | (selectors.EVENT_WRITE if writes.choked else 0), link)
 
-    def _set(self, side: socket.socket, events: int, link: _Link) -> None:
+    def _set(self, side: socket.socket, events: int, link: _Connection) -> None:
         known = self._selector.get_map().get(side)
         if known is None:
             if events:
@@ -353,7 +353,7 @@ class FaultProxy:
         elif known.events != events:
             self._selector.modify(side, events, link)
 
-    def _end(self, link: _Link, *, reset: bool) -> None:
+    def _end(self, link: _Connection, *, reset: bool) -> None:
         self._links.discard(link)
         for side in (link.client, link.server):
             if side is not None:
@@ -367,7 +367,7 @@ class FaultProxy:
             self._selector.unregister(side)
         side.close()
 
-    def _count(self, link: _Link, data: bytes, *, from_client: bool) -> bool:
+    def _count(self, link: _Connection, data: bytes, *, from_client: bool) -> bool:
         """Record the data. Return True if the data is lost, and the connection with it."""
         if not from_client and not link.begun:
             link.protocol = MysqlReader()  # a server that speaks first is not PostgreSQL
@@ -430,7 +430,7 @@ class _Loss:
 
 
 @dataclass(eq=False)
-class _Link:
+class _Connection:
     """One connection through the proxy."""
 
     client: socket.socket

@@ -110,7 +110,7 @@ def mariadb_version(server: Path) -> tuple[int, int]:
 
 
 # This release has all settings of mysql.py. Settings say SOURCE and REPLICA since 8.0.26.
-OLDEST_MYSQL = (8, 0, 30)
+MIN_MYSQL_VERSION = (8, 0, 30)
 
 
 def find_mysql(bin_dir: Path | str | None = None) -> Path:
@@ -123,11 +123,11 @@ def find_mysql(bin_dir: Path | str | None = None) -> Path:
     found = [Path(place).resolve() / "mysqld" for place in asked if place]
     servers = {path.resolve(): mysql_version(path) for path in found if os.access(path, os.X_OK)}
     for server, release in servers.items():
-        if release >= OLDEST_MYSQL:
+        if release >= MIN_MYSQL_VERSION:
             return server
     old = [f"{server} has {'.'.join(map(str, release))}" for server, release in servers.items() if any(release)]
     raise LocalClusterError(
-        f"no MySQL {'.'.join(map(str, OLDEST_MYSQL))} or newer found{f' in {bin_dir}' if bin_dir is not None else ''}"
+        f"no MySQL {'.'.join(map(str, MIN_MYSQL_VERSION))} or newer found{f' in {bin_dir}' if bin_dir is not None else ''}"
         f"{f' ({old[0]})' if old else ''}: install MySQL's server (Ubuntu: apt-get install mysql-server), "
         "or name the directory of its mysqld (bin_dir)"
     )

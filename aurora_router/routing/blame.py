@@ -24,7 +24,7 @@ def breaks_everywhere(unit: Unit, failure: Failure) -> bool:
 
 
 def loses_everywhere(
-    unit: Unit, failure: Failure, code: Any, server: ServerFamily, monitor: Monitor, patience: float
+    unit: Unit, failure: Failure, code: Any, server: ServerFamily, monitor: Monitor, seconds_to_recover: float
 ) -> str | None:
     """Say why a statement that lost its connection would lose the next one, too. None if there is no such reason.
 
@@ -45,7 +45,7 @@ def loses_everywhere(
         return _ALIVE if is_killed and monitor.confirm_role(now.instance, now.server) is not None else None
     until = unit.intent.run.deadline if unit.intent.run is not None else None
     if until is None:
-        until = now.at + patience
+        until = now.at + seconds_to_recover
     both = (monitor.survived(each.instance, each.server, each.at, until) for each in (before, now))
     return _ALIVE if all(both) else None
 

@@ -21,7 +21,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 from aurora_router.cluster.connection_state import STATE
 from aurora_router.cluster.engines import Engines
 from aurora_router.cluster.limits import FairSemaphore, RetryThrottle, Slot
-from aurora_router.cluster.monitor import Haste, Monitor
+from aurora_router.cluster.monitor import Monitor, Urgency
 from aurora_router.cluster.pooling import PoolFull
 from aurora_router.config.checks import get_pool_limits
 from aurora_router.config.settings import Settings
@@ -30,7 +30,7 @@ from aurora_router.core.failures import Phase, traits
 from aurora_router.core.instance import Instance, Role
 from aurora_router.core.pacing import Rate
 from aurora_router.core.positions import Requirement
-from aurora_router.core.read_retry import Step, after_connecting
+from aurora_router.core.read_retry import ReadStep, after_connecting
 from aurora_router.core.retry_loop import Sleep, next_step
 from aurora_router.core.selection import (
     STRATEGIES,
@@ -53,7 +53,7 @@ from aurora_router.errors import (
 )
 from aurora_router.routing.backoff import CONNECT_BACKOFF, TenacityPolicy
 from aurora_router.routing.connector import Connector
-from aurora_router.routing.interceptor import Connecting, Interceptor, bind_unit
+from aurora_router.routing.interceptor import Interceptor, PendingCheckout, bind_unit
 from aurora_router.routing.unit import READ_WRITE, Place, Unit
 from aurora_router.routing.waits import Waits, WriterUnreachable
 from aurora_router.telemetry.listeners import EventDispatcher
@@ -71,7 +71,7 @@ _UNSENT = (Phase.READER_UNSENT, Phase.WRITER_UNSENT)
 _NO_READER, _OWN_WRITES = Reason.NO_READER, Reason.OWN_WRITES
 
 
-class _Attempt(Generic[T]):
+class _AcquireAttempt(Generic[T]):
     """One attempt of a unit to connect, which may try several instances.
 
     write: why the unit must be on the writer; None if it need not be, as far as known.
@@ -218,7 +218,7 @@ class Checkout:
 
         began: when the first attempt began, seconds, monotonic. None for the first, which reads the clock only if it must.
         """
-        attempt = _Attempt(connector, write, began)
+        attempt = _AcquireAttempt(connector, write, began)
         unit.queues = False
         while True:
             chosen = self._choose(unit, attempt)
@@ -239,7 +239,7 @@ class Checkout:
             self._tell_checkout(unit, instance, reason)
         return connection
 
-    def _choose(self, unit: Unit, attempt: _Attempt[T]) -> tuple[Instance, Reason] | None:
+    def _choose(self, unit: Unit, attempt: _AcquireAttempt[T]) -> tuple[Instance, Reason] | None:
         """Choose the instance, and wait for one if there is none. Return None if the choice must be made again."""
         decision = self.decide(unit, attempt.write)
         if attempt.write is None:
@@ -263,7 +263,7 @@ class Checkout:
             return None
         return instance, reason
 
-    def _may_read(self, unit: Unit, attempt: _Attempt[T], writer: Instance) -> bool:
+    def _may_read(self, unit: Unit, attempt: _AcquireAttempt[T], writer: Instance) -> bool:
         """Whether the unit has a slot for reads in the writer's pool. If not, wait for one; then the caller decides again."""
         if unit.writer_read_slot is not None and unit.writer_read_slot.acquired:
             return True
@@ -279,7 +279,7 @@ class Checkout:
         self.waits.for_slot(unit, slot, attempt.queued_at)
         return False
 
-    def _connect(self, unit: Unit, attempt: _Attempt[T], instance: Instance) -> T | None:
+    def _connect(self, unit: Unit, attempt: _AcquireAttempt[T], instance: Instance) -> T | None:
         """Connect a unit to an instance. None if that has failed and the unit is to try another one."""
         on_writer = instance.role is _WRITER
         mode = _mode(unit, on_writer)
@@ -289,7 +289,7 @@ class Checkout:
         outer = connecting.value
         try:
             engine = self._engines.engine(instance)
-            connects = Connecting(unit, mode, engine)
+            connects = PendingCheckout(unit, mode, engine)
             connecting.value = weakref.ref(connects)
             connection = connector.connect(engine)
             if self._bind(unit, connection, connector.pool_connection(connection), instance, mode):
@@ -342,7 +342,7 @@ class Checkout:
         return True
 
     def _can_try_another(
-        self, unit: Unit, attempt: _Attempt[T], instance: Instance, error: Exception, *, is_connected: bool
+        self, unit: Unit, attempt: _AcquireAttempt[T], instance: Instance, error: Exception, *, is_connected: bool
     ) -> bool:
         """Note a failure to connect. Return whether the unit is to try another instance.
 
@@ -357,14 +357,14 @@ class Checkout:
         means = traits(failure)
         if means.suspicious:
             self._monitor.suspect(instance.id)
-        if connects and (refused := self._engines.argument_error(error)) is not None:
+        if connects and (refused := self._engines.connect_argument_error(error)) is not None:
             raise refused from None
         step = after_connecting(failure, phase, on_writer=unit.place.on_writer)
-        if step is Step.RAISE:
+        if step is ReadStep.RAISE:
             return False
         if means.is_last_word:
             attempt.refused = error
-        if step is Step.WAIT:
+        if step is ReadStep.WAIT:
             raise WriterUnreachable(instance, error, attempt.began or time.monotonic()) from error
         unit.avoid |= {instance.id}
         self._counters.retries[instance.id] += 1
@@ -434,7 +434,7 @@ class Checkout:
             # Anybody may make up such a token. So probe once for all waiting units, and not more often than for positions.
             claim = requirement
             topology = self._monitor.wait_for(
-                lambda t: t.epoch >= epoch or was_looked_for(claim, t), self._token_epoch_timeout, haste=Haste.SHARED
+                lambda t: t.epoch >= epoch or was_looked_for(claim, t), self._token_epoch_timeout, urgency=Urgency.SHARED_PROBE
             )
             requirement = with_proof(requirement, topology)
         if requirement is not unit.marks.requirement:

@@ -25,7 +25,7 @@ from aurora_router.routing.unit import CommitState, Unit
 from aurora_router.telemetry.listeners import EventDispatcher
 from aurora_router.waiting import Waiting
 
-LEAST_PATIENCE = 1.0  # seconds to look up a COMMIT, even after the deadline
+MIN_LOOKUP_SECONDS = 1.0  # seconds to look up a COMMIT, even after the deadline
 
 
 class CommitHandler:
@@ -183,7 +183,7 @@ class CommitHandler:
 
         if unit.intent.run is not None:
             left = self._failover_timeout if unit.intent.run.deadline is None else unit.intent.run.deadline - time.monotonic()
-            found = resolve(max(left, LEAST_PATIENCE))
+            found = resolve(max(left, MIN_LOOKUP_SECONDS))
             if found is Outcome.COMMITTED:
                 return True
             if found is Outcome.NOT_COMMITTED:
@@ -200,7 +200,7 @@ class CommitHandler:
         topology = self._monitor.wait_for(lambda t: t.writer is not None, timeout)
         if topology.writer is None:
             raise NoWriterAvailable(timeout, topology.said())
-        return self._engines.unpooled(topology.writer)
+        return self._engines.unpooled_connection(topology.writer)
 
     def on_release(self, unit: Unit, instance: str) -> bool:
         """Note that a unit's connection is back in its pool. All commits on it have been acknowledged by now.

@@ -46,7 +46,7 @@ def prepare_commit_check(
     check = unit.intent.commit_check
     if check is None or unit.place.instance is None:
         if unit.intent.run is not None and driver.is_aborted(connection):
-            driver.raise_aborted(connection)  # COMMIT would roll back, but the run would look committed
+            driver.raise_if_aborted(connection)  # COMMIT would roll back, but the run would look committed
         return None
     if check == "xid" and supports_xid_status(server):
         with connection.cursor() as cursor:
@@ -55,7 +55,7 @@ def prepare_commit_check(
     signature, signed_at = uuid4(), time.monotonic()
     try:
         if driver.is_aborted(connection):
-            driver.raise_aborted(connection)  # the row would be in another transaction
+            driver.raise_if_aborted(connection)  # the row would be in another transaction
         with connection.cursor() as cursor:
             read_only = driver.declared_read_only(connection)
             schema = server.insert_commit_row(_executing(cursor), str(signature), driver.database(connection), read_only)

@@ -9,7 +9,7 @@ from aurora_router.cluster.limits import RetryThrottle
 from aurora_router.core import events
 from aurora_router.core.failures import Failure, traits
 from aurora_router.core.instance import Instance
-from aurora_router.core.read_retry import Step, after_statement
+from aurora_router.core.read_retry import ReadStep, after_statement
 from aurora_router.routing.interceptor import Interceptor
 from aurora_router.routing.unit import Unit
 from aurora_router.telemetry.listeners import EventDispatcher
@@ -33,24 +33,24 @@ class FailedReads:
         self._throttle = throttle
         self._dispatcher = dispatcher
 
-    def handle(self, unit: Unit, error: DBAPIError) -> Step:
+    def handle(self, unit: Unit, error: DBAPIError) -> ReadStep:
         """Return what to do about an error of a statement of this unit: one of RAISE, TO_WRITER, ELSEWHERE and AGAIN."""
         instance, known = unit.place.instance, classify_error(error)
         if instance is None:
-            return Step.RAISE
-        step = Step.RAISE
+            return ReadStep.RAISE
+        step = ReadStep.RAISE
         if known.safe_to_repeat:
             phase = self._interceptor.phase(unit)
             step = after_statement(
                 known.failure, phase, read_only=unit.intent.read_only, on_writer=unit.place.on_writer, retries=unit.retries
             )
-        if step is Step.TO_WRITER:
+        if step is ReadStep.TO_WRITER:
             self._move_to_writer(unit, instance, error, known.failure)
-        elif step in (Step.ELSEWHERE, Step.AGAIN):
+        elif step in (ReadStep.ELSEWHERE, ReadStep.AGAIN):
             unit.retries += 1
             if not self._throttle.allow(instance.id, first=unit.retries == 1):
-                return Step.RAISE
-            if step is Step.ELSEWHERE:
+                return ReadStep.RAISE
+            if step is ReadStep.ELSEWHERE:
                 unit.avoid |= {instance.id}
             self._count(unit, instance, error)
         elif unit.place.on_writer and unit.refused is not None and unit.refused == error.statement:

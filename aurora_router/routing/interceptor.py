@@ -48,7 +48,7 @@ from aurora_router.waiting import Local, Waiting
 _READ, _NO_COMMIT = Effect.READ, CommitState.NONE  # an enum's members are slow to look up on the request path
 
 
-class Connecting:
+class PendingCheckout:
     """The unit that a thread is connecting, its future mode, and the engine that it connects with."""
 
     __slots__ = ("__weakref__", "engine", "mode", "unit")
@@ -82,7 +82,7 @@ class Interceptor:
         self.causality = causality
         # The attempt that is under way in this thread. A listener of the application may connect another unit meanwhile. The
         # reference is weak, because an exception of a signal handler may end an attempt at any moment.
-        self.connecting: Local[weakref.ref[Connecting]] = waiting.local()
+        self.connecting: Local[weakref.ref[PendingCheckout]] = waiting.local()
         self.known = KnownStatements(settings, families, monitor, engines.modes)
         self.isolation = Isolation(settings, families, monitor)
         self._modes = engines.modes
@@ -100,7 +100,7 @@ class Interceptor:
         self.known.forked()
         self.causality.forked()
 
-    def attempt(self) -> Connecting | None:
+    def pending_checkout(self) -> PendingCheckout | None:
         """Return the attempt that is under way in this thread; None without one."""
         known = self.connecting.value
         return known() if known is not None else None
@@ -110,9 +110,9 @@ class Interceptor:
 
         Raises PoolFull.
         """
-        attempt = self.attempt()
-        if attempt is not None:
-            unit = attempt.unit
+        pending = self.pending_checkout()
+        if pending is not None:
+            unit = pending.unit
             if not unit.place.on_writer and not unit.queues:
                 raise PoolFull
 
@@ -123,7 +123,7 @@ class Interceptor:
 
         Raises DisconnectionError for a connection that has died in the pool, as pre-ping does.
         """
-        if self.attempt() is None:
+        if self.pending_checkout() is None:
             if not self._modes.is_alive(raw):
                 raise DisconnectionError("the connection was closed while it was idle")
             unit = self._nobodys()
@@ -258,9 +258,9 @@ class Interceptor:
         The setting holds for the unit, in a transaction, as on any engine. SET LOCAL does not count. It is part of the unit's
         transaction, which runs on the writer.
         """
-        attempt = self.attempt()
+        pending = self.pending_checkout()
         is_setting = effect in (Effect.SERVER, Effect.SESSION) and not found.may_unset_read_only
-        return is_setting and attempt is not None and attempt.unit is unit
+        return is_setting and pending is not None and pending.unit is unit
 
     def set_options(self, connection: Connection, options: Mapping[str, Any], send: Callable[[], None]) -> None:
         """Set execution options of a connection. Refuse options that let a read-only unit write, or that its reader refuses.
@@ -269,8 +269,8 @@ class Interceptor:
         """
         unit: Unit | None = getattr(connection, UNIT, None)
         if unit is None:
-            attempt = self.attempt()
-            unit = attempt.unit if attempt is not None else None
+            pending = self.pending_checkout()
+            unit = pending.unit if pending is not None else None
         if unit is None or not unit.intent.read_only or unit.place.instance is None:
             send()
             return
@@ -301,9 +301,9 @@ class Interceptor:
             return None
         found: Unit | None = state.unit
         state.unit = None
-        attempt = self.attempt()
-        if unit is None and attempt is not None and attempt.engine is connection.engine:
-            unit, mode = attempt.unit, attempt.mode
+        pending = self.pending_checkout()
+        if unit is None and pending is not None and pending.engine is connection.engine:
+            unit, mode = pending.unit, pending.mode
         elif unit is None and found is not None:
             bind_unit(found, connection, raw)  # its mode was set when it was checked out
             return found

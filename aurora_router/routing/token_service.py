@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from aurora_router.cluster.monitor import Haste, Monitor
+from aurora_router.cluster.monitor import Monitor, Urgency
 from aurora_router.config.settings import Settings
 from aurora_router.core import events
 from aurora_router.core.selection import with_proof
-from aurora_router.core.tokens import renewed
+from aurora_router.core.tokens import refresh
 from aurora_router.core.topology import Topology
 from aurora_router.errors import RouterError
 from aurora_router.routing.causal_context import CausalContext, Scope, open_scopes
@@ -34,15 +34,15 @@ class TokenService:
         self._dispatcher = dispatcher
         self._start = start
 
-    def scope(self, context: CausalContext) -> Scope:
+    def new_scope(self, context: CausalContext) -> Scope:
         """Make a causal scope that begins with this context."""
-        return Scope(self._causality, context, self.token)
+        return Scope(self._causality, context, self.token_for)
 
-    def of_open_scopes(self) -> str | None:
+    def token_of_open_scopes(self) -> str | None:
         """Return the token of the causal scopes that are open here; None if nothing was written in them and no token given."""
         return merge_tokens(*(scope.token for scope in open_scopes(self._causality)))
 
-    def context(self, token: str, argument: str = "after") -> CausalContext:
+    def context_from_token(self, token: str, argument: str = "after") -> CausalContext:
         """Return what a session that begins with this token must see; nothing if the token has expired.
 
         argument: the caller's name for the token.
@@ -56,10 +56,10 @@ class TokenService:
             return CausalContext()
         return CausalContext(token, requirement)
 
-    def context_of_untrusted(self, token: object) -> CausalContext:
-        """Return the context() of a token from a request or a message. If it does not count, publish an event, raise nothing."""
+    def context_from_untrusted_token(self, token: object) -> CausalContext:
+        """Return the context of a token from a request or a message. If it does not count, publish an event, raise nothing."""
         try:
-            return self.context(token)  # type: ignore[arg-type]  # context() refuses it if it is no text
+            return self.context_from_token(token)  # type: ignore[arg-type]  # context_from_token() refuses it if it is no text
         except TokenRefused as refused:
             self._tell_ignored(refused.reason)
         except RouterError as error:  # the next use of the router raises it
@@ -70,7 +70,7 @@ class TokenService:
         if self._dispatcher.listeners:
             self._dispatcher.publish(events.TokenIgnored(reason))
 
-    def token(self, context: CausalContext) -> str | None:
+    def token_for(self, context: CausalContext) -> str | None:
         """Return the token of what was written in this context; None if nothing was written and no token given.
 
         If the position that proves it is not known yet, the writer is asked, once for all waiting callers. If there is no answer
@@ -86,9 +86,9 @@ class TokenService:
 
         topology = self._monitor.topology
         if not proven(topology):
-            topology = self._monitor.wait_for(proven, self._probe_timeout, haste=Haste.ALONE)
+            topology = self._monitor.wait_for(proven, self._probe_timeout, urgency=Urgency.OWN_PROBE)
         requirement = with_proof(written, topology)
         context.record(requirement)
         now = time.monotonic()
-        fresh = renewed(requirement, topology.samples, now - self._tokens.ttl / 10, now)
+        fresh = refresh(requirement, topology.samples, now - self._tokens.ttl / 10, now)
         return self._tokens.write(topology.cluster or "", fresh)

@@ -10,14 +10,14 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from aurora_router.core.positions import Requirement
-from aurora_router.core.tokens import LONGEST, SKEW, Token, latest, unsigned
+from aurora_router.core.tokens import LONGEST, SKEW, Token, strip_signature, strongest
 from aurora_router.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from itsdangerous import Signer
 
 _SALT = b"aurora_router.token"
-# One SKEW is for the host that made the token. The other is for a host whose token it implies (core.tokens.latest()).
+# One SKEW is for the host that made the token. The other is for a host whose token it implies (core.tokens.strongest()).
 MARGIN = 2 * SKEW
 
 
@@ -87,7 +87,7 @@ class Tokens:
     def _parse(self, text: str) -> Token:
         if self._signer is not None:
             # Check the form first, because the signer ignores characters that are not of a signature's alphabet.
-            bare = unsigned(text)
+            bare = strip_signature(text)
             if bare is None or not self._signer.validate(text):
                 message = "the consistency token is not signed with a key of this router"
                 raise TokenRefused("not signed with a key of this router", message)
@@ -123,12 +123,12 @@ def merge_tokens(*tokens: str | None) -> str | None:
         if not isinstance(text, str):
             raise ConfigurationError("these tokens cannot be merged: give each as an argument of its own, a text or None")
         try:
-            texts[Token.parse(unsigned(text) or text)] = text
+            texts[Token.parse(strip_signature(text) or text)] = text
         except ValueError as error:
             raise ConfigurationError(f"these tokens cannot be merged: {error}") from None
     if not texts:
         return None
     try:
-        return texts[latest([*texts])]
+        return texts[strongest([*texts])]
     except ValueError as error:
         raise ConfigurationError(f"these tokens cannot be merged: {error}") from None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from aurora_router.cluster.engines import Engines
 from aurora_router.cluster.limits import Slot
-from aurora_router.cluster.monitor import Haste, Monitor
+from aurora_router.cluster.monitor import Monitor, Urgency
 from aurora_router.config.checks import get_pool_limits
 from aurora_router.config.settings import Settings
 from aurora_router.core import events
@@ -102,7 +102,7 @@ class Waits:
             context.initial_token is not None and not context.wrote for context in unit.marks.contexts
         )
         with self._told(unit, "reader"):
-            self._monitor.wait_for(found, self._reader_timeout, haste=Haste.SHARED if made_up else Haste.ALONE)
+            self._monitor.wait_for(found, self._reader_timeout, urgency=Urgency.SHARED_PROBE if made_up else Urgency.OWN_PROBE)
 
     def for_slot(self, unit: Unit, slot: Slot, began: float) -> None:
         """Wait for a slot in the writer's pool, or for a topology with readers. Then the caller must decide again.
@@ -162,7 +162,7 @@ class Waits:
             return None
         if topology.ambiguous:
             raise AmbiguousWriter(topology.ambiguous)
-        if topology.in_vain:
+        if topology.misconfigured:
             raise ConfigurationError("; ".join(topology.said())) from self._engines.password_error
         if self.is_closed:
             raise RouterError("this router was closed while a unit waited for a writer")
@@ -197,4 +197,4 @@ class Waits:
 
 def _is_decided(topology: Topology) -> bool:
     """Whether there is a writer, or waiting alone will not bring one."""
-    return topology.writer is not None or bool(topology.ambiguous) or bool(topology.in_vain)
+    return topology.writer is not None or bool(topology.ambiguous) or bool(topology.misconfigured)

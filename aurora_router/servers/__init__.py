@@ -56,5 +56,5 @@ def recognize(protocol: str, query: Query) -> ServerFamily:
     *others, family = FAMILIES[protocol]
     if others:
         _, (row,) = query(WHO[protocol])
-        family = next((other for other in others if other.is_said_by(row)), family)
+        family = next((other for other in others if other.recognizes(row)), family)
     return family

@@ -65,7 +65,7 @@ class Identity(Protocol):
         """The isolation levels that a reader refuses, by their names on servers."""
         ...
 
-    def is_said_by(self, row: Sequence[Any]) -> bool:
+    def recognizes(self, row: Sequence[Any]) -> bool:
         """Return whether a server that answers `WHO` with this row is of the family. Not called for the usual family."""
         ...
 

@@ -22,8 +22,8 @@ DEFAULT_ISOLATION = "repeatable read"
 BEYOND_READERS: frozenset[str] = frozenset()
 HAS_XID_STATUS = False
 PREPARED = "XA RECOVER"
-OLDEST_MYSQL = (8, 0)
-OLDEST_MARIADB = (10, 6)  # nothing older is maintained or tested
+MIN_MYSQL_VERSION = (8, 0)
+MIN_MARIADB_VERSION = (10, 6)  # nothing older is maintained or tested
 
 # One question serves both. Parts that only one of them understands are in comments that the other one skips. MySQL skips all of
 # MariaDB's comments, and MariaDB skips those for MySQL 5.7 and newer.
@@ -114,7 +114,7 @@ def parse_version(row: Sequence[Any]) -> Version:
     found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", str(row[0]))
     number = tuple(int(part or 0) for part in found.groups()) if found is not None else (0,)
     server = Version(_is_on(row[1]), number)
-    oldest = OLDEST_MARIADB if server.mariadb else OLDEST_MYSQL
+    oldest = MIN_MARIADB_VERSION if server.mariadb else MIN_MYSQL_VERSION
     if server.number < oldest:
         raise UnsupportedServer(f"runs {server}; version {'.'.join(map(str, oldest))} or newer is needed")
     return server
@@ -210,7 +210,7 @@ def _mariadb(role: Role, identity: ServerId, said: Sequence[Any]) -> tuple[int, 
     if not _is_on(logs):
         return epoch, None
     written = MariadbGtid.from_server(epoch, logged or "", own, writer_starts(state or ""))
-    return epoch, written.union(MariadbGtid.from_server(epoch, replayed or ""))
+    return epoch, written.merge(MariadbGtid.from_server(epoch, replayed or ""))
 
 
 def _mysql(role: Role, identity: ServerId, said: Sequence[Any]) -> tuple[int, Position | None]:
@@ -322,7 +322,7 @@ def _has_replayed_all(said: Mapping[str, Any]) -> bool:
     return received == (said["Relay_Source_Log_File"], said["Exec_Source_Log_Pos"])
 
 
-def is_said_by(row: Sequence[Any]) -> bool:
+def recognizes(row: Sequence[Any]) -> bool:
     """Return whether the server has a version like those of MySQL and MariaDB."""
     return re.match(r"\d+\.\d+", str(row[0])) is not None
 

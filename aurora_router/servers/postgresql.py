@@ -124,7 +124,7 @@ CREATE_COMMIT_TABLE = (
 )
 HAS_COMMIT_TABLE = f"SELECT pg_catalog.to_regclass('{COMMIT_TABLE}') IS NOT NULL"
 """Asked first, because only the owner may run CREATE INDEX IF NOT EXISTS, even if the index exists."""
-SIGN = f"""
+COMMIT_ROW = f"""
 INSERT INTO {COMMIT_TABLE} (id, at) VALUES (%(id)s, pg_catalog.clock_timestamp())
 RETURNING (SELECT relnamespace::pg_catalog.regnamespace::pg_catalog.text
              FROM pg_catalog.pg_class WHERE oid {_EQUAL} {COMMIT_TABLE}.tableoid)"""  # noqa: S608
@@ -166,7 +166,7 @@ or of an extension whose volatile functions only draw random numbers. An aggrega
 functions decide."""
 
 
-def is_said_by(row: Sequence[Any]) -> bool:
+def recognizes(row: Sequence[Any]) -> bool:
     """Return whether the server calls itself PostgreSQL."""
     return str(row[0]).startswith("PostgreSQL ")
 
@@ -276,7 +276,7 @@ def insert_commit_row(execute: Execute, signature: str, database: str | None, de
     """
     if declared_read_only and execute("SHOW transaction_read_only", None) == ("on",):
         return None
-    row = execute(SIGN, {"id": signature})
+    row = execute(COMMIT_ROW, {"id": signature})
     assert row is not None
     return str(row[0])
 

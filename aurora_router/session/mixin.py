@@ -66,7 +66,7 @@ class RoutingMixin(SessionStatements):
             raise ConfigurationError(f'{checks.named("commit_check", commit_check)}: use "xid", "table" or None')
         self.router = router
         self.router_core = core = core_of(router)
-        self._causal_context = CausalContext() if after is None else core.tokens.context(after)
+        self._causal_context = CausalContext() if after is None else core.tokens.context_from_token(after)
         bind = options.get("bind")
         intent = Intent(read_only, True, None, commit_check)
         self.routing_state = SessionState(intent, core.settings.stale_write_guard and bind is None)
@@ -106,7 +106,7 @@ class RoutingMixin(SessionStatements):
         if unit is not None and not unit.recorded and (unit.commit_started or unit.unseen_end() is not None):
             # The unit may have committed by a text, in autocommit, or on the driver's own connection.
             self.router_core.causality.on_committed(unit)
-        return self.router_core.tokens.token(self._causal_context)
+        return self.router_core.tokens.token_for(self._causal_context)
 
     def get_bind(
         self,

@@ -13,7 +13,7 @@ from sqlalchemy.orm import ORMExecuteState
 from sqlalchemy.orm.exc import StaleDataError
 
 from aurora_router.config import checks
-from aurora_router.core.read_retry import Step
+from aurora_router.core.read_retry import ReadStep
 from aurora_router.core.selection import Reason
 from aurora_router.core.sql.analysis import analyze
 from aurora_router.errors import RouterError
@@ -209,10 +209,10 @@ class SessionStatements(SessionWrites):
         if transaction is not None and not transaction.is_active:
             return False  # an error of a flush, after which SQLAlchemy has rolled back
         step = self.router_core.failed_reads.handle(unit, error)
-        if step is Step.TO_WRITER:
+        if step is ReadStep.TO_WRITER:
             self._move(unit, Reason.NOT_A_READ)
             return True
-        if step in (Step.ELSEWHERE, Step.AGAIN) and not self.in_nested_transaction():
+        if step in (ReadStep.ELSEWHERE, ReadStep.AGAIN) and not self.in_nested_transaction():
             self.router_core.causality.on_reader_left(unit)
             unit.last_sql = None
             self._leave_place(unit)

@@ -304,5 +304,5 @@ def remove_leftovers(connection, query):
     """There are none."""
 
 
-def raise_aborted(connection):
+def raise_if_aborted(connection):
     raise Error("25P02")

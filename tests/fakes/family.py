@@ -18,7 +18,7 @@ class Parrot:
     def __getattr__(self, name: str) -> Any:
         return getattr(postgresql, name)
 
-    def is_said_by(self, row: Any) -> bool:
+    def recognizes(self, row: Any) -> bool:
         return row == VERSION
 
     def failure(self, code: Any, message: str, *, disconnected: bool) -> Failure:

@@ -135,7 +135,7 @@ def test_no_name_that_leads_elsewhere_gets_writes(moved: Moved, caplog: pytest.L
         until_readers_serve(router, 1)
         insert(router, 1)
         lead(writer, other.writer)
-        eventually(lambda: router.topology.by_id[writer.address].foreign)
+        eventually(lambda: router.topology.by_id[writer.address].foreign_cluster)
         with pytest.raises(NoWriterAvailable, match=r"belongs to another cluster .*check where its name leads"):
             insert(router, 2)
         assert not router.topology.by_id[writer.address].healthy

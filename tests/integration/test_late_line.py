@@ -6,7 +6,7 @@ import contextlib
 import socket
 import threading
 
-from aurora_router.local.late import LateLine
+from aurora_router.local.late import DelayedLink
 from tests.integration.shop import eventually
 
 _SEND_THE_LOG = b"\x01\x00\x00\x00\x12"
@@ -26,7 +26,7 @@ def test_nothing_is_held_for_a_reader_that_is_gone() -> None:
     """If a reader hangs up while its writer sends, nothing stays held back, because `hasten` would wait for ever."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=_write_for_ever, args=[listener], daemon=True).start()
-        line = LateLine(listener.getsockname()[:2])
+        line = DelayedLink(listener.getsockname()[:2])
         line.seconds = 3600
         with contextlib.closing(line):
             for _ in range(50):

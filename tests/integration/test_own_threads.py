@@ -22,7 +22,7 @@ from aurora_router.core.instance import Instance, ProbeFailure, Role, ServerId, 
 from aurora_router.core.positions import WalPosition
 from aurora_router.local import PostgresCluster
 from aurora_router.router import core_of
-from aurora_router.waiting import Threads
+from aurora_router.waiting import ThreadWaiting
 from tests.integration.shop import eventually, until_readers_serve
 
 MakeRouter = Callable[..., Router]
@@ -189,13 +189,13 @@ def test_a_probe_that_ends_while_it_is_replaced_leaves_no_thread() -> None:
         is_cut.wait(30)
         raise ProbeError("it is gone")
 
-    def cut(_: str) -> None:
+    def abort_connect(_: str) -> None:
         if not is_cut.is_set():
             is_cut.set()
             eventually(lambda: watcher.asked_at is None)
 
     settings = Settings("postgresql+psycopg://app@db-1/shop", probe_interval=0.05, probe_timeout=0.05)
-    monitor = Monitor(settings, connect, cut, lambda *_: (), lambda _: False, Threads())
+    monitor = Monitor(settings, connect, abort_connect, lambda *_: (), lambda _: False, ThreadWaiting())
     monitor.start()
     (watcher,) = monitor._watchers.values()
     first = watcher.thread
@@ -215,7 +215,7 @@ def test_a_stopped_monitor_waits_for_no_thread_of_its_own() -> None:
         raise ProbeError("it is gone")
 
     settings = Settings("postgresql+psycopg://app@db-1/shop", probe_timeout=3600.0)
-    monitor = Monitor(settings, connect, lambda _: None, lambda *_: (), lambda _: False, Threads())
+    monitor = Monitor(settings, connect, lambda _: None, lambda *_: (), lambda _: False, ThreadWaiting())
     monitor.start()
     assert is_connecting.wait(30)
     (watcher,) = monitor.stop()
@@ -245,7 +245,7 @@ def test_a_warning_that_cannot_be_logged_costs_no_instance(monkeypatch: pytest.M
         def prune(self) -> bool:
             return False
 
-        def cut(self) -> None: ...
+        def shut_down(self) -> None: ...
 
         def close(self) -> None: ...
 
@@ -253,8 +253,8 @@ def test_a_warning_that_cannot_be_logged_costs_no_instance(monkeypatch: pytest.M
     logging.getLogger("aurora_router").addHandler(broken)
     try:
         settings = Settings("postgresql+psycopg://app@db-1/shop", probe_interval=0.05)
-        monitor = Monitor(settings, lambda _: WithoutCatalog(), lambda _: None, lambda *_: (), lambda _: False, Threads())
-        monkeypatch.setattr(monitor, "take", lambda news: known.append(news.probe_failure))
+        monitor = Monitor(settings, lambda _: WithoutCatalog(), lambda _: None, lambda *_: (), lambda _: False, ThreadWaiting())
+        monkeypatch.setattr(monitor, "apply_news", lambda news: known.append(news.probe_failure))
         monitor.start()
         eventually(lambda: any("could not be read" in line for line in said))
         asked = len(known)

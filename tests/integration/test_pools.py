@@ -125,7 +125,7 @@ def test_a_connection_back_in_a_disposed_pool_is_closed(cluster: Cluster[Any], m
     def put_late(record: Any) -> None:
         if router.topology.by_id.get(first.address) is not None:
             router.remove_instance(first.address)
-            eventually(lambda: pool.over)
+            eventually(lambda: pool.retired)
         put(record)
 
     pool._do_return_conn = put_late

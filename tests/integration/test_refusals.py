@@ -183,7 +183,7 @@ def test_a_password_refused_to_probes_too_is_told_at_once(
     router.start()
     rotate(ROTATED)
     end_all_connections(cluster)
-    eventually(lambda: len(router.topology.in_vain) == 3)
+    eventually(lambda: len(router.topology.misconfigured) == 3)
     for how, use in USES.items():
         began = time.monotonic()
         with pytest.raises(ConfigurationError, match=WORDS) as caught:

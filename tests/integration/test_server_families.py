@@ -26,7 +26,7 @@ def test_a_server_says_of_which_family_it_is(
     first = types.ModuleType("first")
     vars(first).update(vars(own))
     if not is_theirs:
-        vars(first)["is_said_by"] = lambda row: not own.is_said_by(row)
+        vars(first)["recognizes"] = lambda row: not own.recognizes(row)
     monkeypatch.setitem(FAMILIES, protocol, [first, own])
     until_readers_serve(router, 2)
     found = {core_of(router).interceptor.families.at(instance.id) for instance in router.topology}

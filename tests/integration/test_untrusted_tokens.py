@@ -62,7 +62,7 @@ def test_a_date_in_the_far_future_is_refused(cluster: Cluster[Any], make_router:
         token = as_read_by(write(router), ahead)
         with pytest.raises(ConfigurationError, match="in the future"):
             sessions(router)(after=token)
-        assert core_of(router).tokens.context_of_untrusted(token).requirement is None
+        assert core_of(router).tokens.context_from_untrusted_token(token).requirement is None
         assert heard[-1] == events.TokenIgnored("dated in the future")
 
 

@@ -32,7 +32,7 @@ def test_mysql_contains_and_unites_sets_as_we_do(mysql: Ask, one: str, two: str)
     assert mine.covers(other) is bool(mysql("SELECT GTID_SUBSET(%s, %s)", two, one))
     assert GtidSet.from_server(1, mysql("SELECT GTID_SUBTRACT(%s, '')", one)) == mine
     assert str(mine) == "1:" + mysql("SELECT GTID_SUBTRACT(%s, '')", one).replace("\n", "")
-    both = mine.union(other)
+    both = mine.merge(other)
     assert both is not None
     assert GtidSet.from_server(1, mysql("SELECT GTID_SUBTRACT(%s, '')", f"{one},{two}".strip(","))) == both
 

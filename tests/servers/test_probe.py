@@ -24,7 +24,7 @@ def test_a_server_says_who_and_how_far_it_is(family: str, kind: type, monkeypatc
         _, ((version,),) = ask("SELECT @@version")
         # An npm package brings MySQL 5.6, which has its status in another schema and knows no groups.
         if version.startswith("5.6."):
-            monkeypatch.setattr(mysql, "OLDEST_MYSQL", (5, 6))
+            monkeypatch.setattr(mysql, "MIN_MYSQL_VERSION", (5, 6))
             for question in ("IDENTITY", "PROBE"):
                 old = getattr(mysql, question).replace(f"({mysql._GROUP})", "NULL")
                 old = old.replace(f"({mysql._OPENED})", "NULL").replace("80000", "50600")

@@ -86,12 +86,12 @@ class Process:
     def keep(self) -> None:
         """Keep the trust, as each run of the scheduler does first."""
         before, clock, wall = self.trust, self.clock(), self.wall()
-        if probing.stood_still(before, wall):
+        if probing.has_paused(before, wall):
             self.since = clock
             self.doubts += 1
             self.s.log("what was heard so far is not trusted")
-        self.trust = probing.keep(before, self.s.topology, TIMING, clock, wall)
-        if before.doubted_at is not None and self.trust.doubted_at is None:
+        self.trust = probing.renew_trust(before, self.s.topology, TIMING, clock, wall)
+        if before.distrusted_at is not None and self.trust.distrusted_at is None:
             self.s.log("what was heard is trusted")
 
     def spared(self, asked_at: float) -> float:

@@ -17,7 +17,7 @@ from aurora_router.core import failures, selection
 from aurora_router.core.failures import Action, Failure, Phase
 from aurora_router.core.instance import Instance, Role
 from aurora_router.core.positions import Requirement
-from aurora_router.core.read_retry import Step, after_connecting, after_statement
+from aurora_router.core.read_retry import ReadStep, after_connecting, after_statement
 from aurora_router.core.selection import Need, Reason
 from tests.simulation import faults
 from tests.simulation.cluster import Commit
@@ -202,18 +202,18 @@ class Sessions:
         if failures.traits(failure).suspicious:
             self.s.suspect(instance.id)
         again = failures.decide(failure, phase) is Action.RUN_AGAIN and read.on_writer
-        if step is Step.TO_WRITER:
+        if step is ReadStep.TO_WRITER:
             read.on_writer = True
             self.moved += 1
             self.read(read)
-        elif step in (Step.ELSEWHERE, Step.AGAIN):
+        elif step in (ReadStep.ELSEWHERE, ReadStep.AGAIN):
             self.repeated += 1
             read.retries += phase not in UNSENT
-            if step is Step.ELSEWHERE:
+            if step is ReadStep.ELSEWHERE:
                 read.failed_on.append(instance.id)
                 self.avoid(read, instance)
             self.s.at(0.001, lambda: self.read(read))
-        elif step is Step.WAIT or again:  # as run_transaction() does, because the statement may write
+        elif step is ReadStep.WAIT or again:  # as run_transaction() does, because the statement may write
             self.s.at(PAUSE * (1 + self.rnd.random()), lambda: self.read(read))
         else:
             if failure is not Failure.OTHER:

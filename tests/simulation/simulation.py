@@ -189,7 +189,7 @@ class Simulation:
             is_awaited=True,
             suspects=frozenset(self.suspects),
             positions_since=self.positions_since,
-            doubted_at=self.process.trust.doubted_at,
+            distrusted_at=self.process.trust.distrusted_at,
             writer_asked_at=None if writer is None or writer.last_observed_at >= asked_at else asked_at,
         )
 
@@ -229,7 +229,7 @@ class Simulation:
             if not link.closed:
                 now = self.process.clock()
                 link.answered = max(link.answered, asked_at)
-                self.apply(watcher, watching.answered(watcher.watch, self.known(watcher, link), server, asked_at, now))
+                self.apply(watcher, watching.on_answer(watcher.watch, self.known(watcher, link), server, asked_at, now))
 
         self.send(watcher, link, asked_at, heard)
 
@@ -263,7 +263,7 @@ class Simulation:
         if link is not None and link.answered > asked_at:
             return  # questions overlap only here, and this connection is well
         known = None if link is None else next((each for each in watcher.watch.links if each.connection is link), None)
-        self.tell(watching.silent(watcher.watch, known, TIMING.timeout, asked_at, self.process.clock()))
+        self.tell(watching.on_timeout(watcher.watch, known, TIMING.timeout, asked_at, self.process.clock()))
         if known is not None:
             self.broke(watcher, known.connection, asked_at)
         elif link is not None:
@@ -271,7 +271,7 @@ class Simulation:
 
     def broke(self, watcher: Watcher, link: Link, asked_at: float) -> None:
         now = self.process.clock()
-        change = watching.broke(watcher.watch, self.known(watcher, link), ProbeFailure.REFUSED, "refused", asked_at, now)
+        change = watching.on_broken(watcher.watch, self.known(watcher, link), ProbeFailure.REFUSED, "refused", asked_at, now)
         self.apply(watcher, change)
         if change.must_connect:
             self.reach(watcher)
@@ -293,12 +293,12 @@ class Simulation:
 
             def heard(server: ServerStatus) -> None:
                 if not link.closed:
-                    self.apply(watcher, watching.reached(watcher.watch, link, server, asked_at, self.process.clock()))
+                    self.apply(watcher, watching.on_connected(watcher.watch, link, server, asked_at, self.process.clock()))
 
             self.send(watcher, link, asked_at, heard)
 
     def refused(self, watcher: Watcher, asked_at: float) -> None:
-        self.tell(watching.unreached(watcher.watch, ProbeFailure.REFUSED, "refused", asked_at, self.process.clock()))
+        self.tell(watching.connect_failure(watcher.watch, ProbeFailure.REFUSED, "refused", asked_at, self.process.clock()))
 
     def apply(self, watcher: Watcher, change: Change[Link]) -> None:
         watcher.watch = change.watch
@@ -317,7 +317,7 @@ class Simulation:
 
     def observed(self, observation: Observation) -> None:
         suspected_at = self.suspects.get(observation.instance)
-        if suspected_at is not None and probing.clears(observation, suspected_at):
+        if suspected_at is not None and probing.clears_suspicion(observation, suspected_at):
             del self.suspects[observation.instance]
         ended = self.process.ended
         ended[observation.instance] = max(ended.get(observation.instance, 0.0), observation.asked_at)

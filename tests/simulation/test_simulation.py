@@ -212,13 +212,13 @@ def test_servers_that_are_never_let_go_are_found(monkeypatch):
 
 def test_a_name_that_keeps_the_server_before_is_found(monkeypatch):
     """The invariants find fresh connections that forget no server to which the name led before."""
-    rightly = watching.reached
+    rightly = watching.on_connected
 
     def loyal(watch, connection, server, asked_at, now):
         change = rightly(watch, connection, server, asked_at, now)
         return change._replace(news=change.news[-1:])
 
-    monkeypatch.setattr(watching, "reached", loyal)
+    monkeypatch.setattr(watching, "on_connected", loyal)
     assert "readers that serve" in found("d")
 
 
@@ -412,8 +412,8 @@ def test_invariants_hold_for_a_process_that_mostly_sleeps():
 @pytest.mark.usefixtures("drowsy")
 def test_a_sleep_unnoticed_during_another_ones_check_is_found(monkeypatch):
     """The invariants find a sleep that goes unnoticed while the process still doubts because of another one."""
-    rightly = probing.stood_still
-    monkeypatch.setattr(probing, "stood_still", lambda trust, wall: trust.doubted_at is None and rightly(trust, wall))
+    rightly = probing.has_paused
+    monkeypatch.setattr(probing, "has_paused", lambda trust, wall: trust.distrusted_at is None and rightly(trust, wall))
     assert "decided on what was heard long ago" in found("j", 1000)
 
 

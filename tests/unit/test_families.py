@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import exc
 
 from aurora_router import Failure, classify_error
-from aurora_router.cluster.connect_errors import argument_error
+from aurora_router.cluster.connect_errors import connect_argument_error
 from aurora_router.cluster.error_classification import failure_of, is_contention
 from aurora_router.core.failures import Phase
 from aurora_router.core.instance import ProbeFailure
@@ -95,7 +95,7 @@ def test_errors_of_either_driver_are_classified(error, failure, sent, outcome_kn
 )
 def test_a_foreign_error_from_connecting_is_a_misconfiguration(error, driver, said):
     """An error from connecting that is not the driver's own is a mistake in the arguments, and the message says what to do."""
-    found = argument_error(error, driver)
+    found = connect_argument_error(error, driver)
     assert found.probe_failure is ProbeFailure.MISCONFIGURED
     assert str(found).startswith(f"{driver.NAME} could not connect (")
     assert said in str(found)
@@ -104,7 +104,7 @@ def test_a_foreign_error_from_connecting_is_a_misconfiguration(error, driver, sa
 def test_text_that_cannot_be_encoded_is_not_shown():
     """The message does not show text that cannot be encoded, because it may be a password."""
     error = UnicodeEncodeError("latin-1", "geheim\N{EURO SIGN}", 6, 7, "ordinal not in range(256)")
-    assert str(argument_error(error, pymysql_driver)).startswith(
+    assert str(connect_argument_error(error, pymysql_driver)).startswith(
         "pymysql could not connect (UnicodeEncodeError); PyMySQL sends a password"
     )
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from aurora_router.core.gtid import LAST, LONGEST, SHORT, GtidSet, MariadbGtid, mariadb_epoch, writer_starts
 from aurora_router.core.positions import Requirement, WalPosition, lowest_common, merge
 from aurora_router.core.tokens import LONGEST as LONGEST_TOKEN
-from aurora_router.core.tokens import SIGNATURE, Token, latest
+from aurora_router.core.tokens import SIGNATURE, Token, strongest
 
 A, B, C = (str(uuid.UUID(int=n << 100 | n)) for n in (1, 2, 3))
 settings.register_profile("gtid", deadline=None, max_examples=60)
@@ -85,12 +85,12 @@ def test_covering_is_an_order(kind, data):
 @given(st.data())
 def test_a_union_is_the_smallest_position_that_covers_both(kind, data):
     one, two, three = data.draw(kind), data.draw(kind), data.draw(kind)
-    both = one.union(two)
+    both = one.merge(two)
     assert both.covers(one)
     assert both.covers(two)
-    assert both == two.union(one)
-    assert both.union(three) == one.union(two.union(three))
-    assert one.union(one) == one
+    assert both == two.merge(one)
+    assert both.merge(three) == one.merge(two.merge(three))
+    assert one.merge(one) == one
     assert three.covers(both) is (three.covers(one) and three.covers(two))
     if one.covers(two):
         assert one.covers(both)
@@ -104,12 +104,12 @@ def test_nothing_compares_across_epochs_or_kinds(kind, data, mine, other):
     one, two = type(one).parse(f"{mine}:" + str(one)[2:]), type(two).parse(f"{other}:" + str(two)[2:])
     if mine != other:
         assert not one.covers(two)
-        assert one.union(two) is None
+        assert one.merge(two) is None
     for stranger in (WalPosition(mine, 0), GtidSet(mine), MariadbGtid(mine)):
         if type(stranger) is not type(one):
             assert not one.covers(stranger)
             assert not stranger.covers(one)
-            assert one.union(stranger) is stranger.union(one) is None
+            assert one.merge(stranger) is stranger.merge(one) is None
 
 
 @positions
@@ -145,7 +145,7 @@ def test_a_token_is_short_and_reads_as_far_as_it_goes(kind, data, cluster, made_
 def test_requirements_of_two_tokens_merge_to_what_covers_both(kind, data):
     one, two = data.draw(kind), data.draw(kind)
     together = merge(Requirement(1.0, 1, one, is_from_token=True), Requirement(2.0, 1, two, is_from_token=True))
-    assert together == Requirement(2.0, 1, one.union(two), is_from_token=True)
+    assert together == Requirement(2.0, 1, one.merge(two), is_from_token=True)
 
 
 # ---------------------------------------------------------------- MySQL
@@ -156,7 +156,7 @@ def test_requirements_of_two_tokens_merge_to_what_covers_both(kind, data):
 def test_covers_and_union_agree_with_sets_of_names(one, two):
     """Covering, union and equality are those of the sets of transactions that the GTID sets contain."""
     assert one.covers(two) is (members(one) >= members(two))
-    assert members(one.union(two)) == members(one) | members(two)
+    assert members(one.merge(two)) == members(one) | members(two)
     assert (one == two) is (members(one) == members(two))
 
 
@@ -248,7 +248,7 @@ def test_a_gtid_set_with_many_gaps_is_handled_quickly():
     odd = mysql(f"{A}:" + ":".join(str(number) for number in range(1, 280_000, 2)))
     even = mysql(f"{A}:" + ":".join(str(number) for number in range(2, 280_000, 2)))
     started = time.process_time()
-    assert odd.union(even) == mysql(f"{A}:1-279999")
+    assert odd.merge(even) == mysql(f"{A}:1-279999")
     assert not odd.covers(even)
     assert odd.covers(odd)
     assert odd.to_token() == ""
@@ -265,7 +265,7 @@ def test_a_compact_set_holds_one_source_or_the_writers_own():
     assert mysql(f"{A}:1-5,{B}:1-7", origin=C).to_token() == ""
     assert mysql("").to_token() == ""
     assert mysql(f"{A}:1-5", origin=A) == mysql(f"{A}:1-5")
-    assert mysql(f"{A}:1-5", origin=B).union(mysql(f"{A}:6", origin=A)).origin == B
+    assert mysql(f"{A}:1-5", origin=B).merge(mysql(f"{A}:6", origin=A)).origin == B
 
 
 @pytest.mark.parametrize(
@@ -310,8 +310,8 @@ def test_a_token_carries_its_kind_of_position():
 def test_the_latest_token_covers_the_other_or_is_newer():
     """The token that covers the other counts, and if neither does, the one that was made later."""
     one, more, other = (Token("7", mysql(text), at) for text, at in ((f"{A}:1-5", 9), (f"{A}:1-6", 8), (f"{B}:1", 10)))
-    assert latest([one, more]) is latest([more, one]) is more
-    assert latest([one, other]) is latest([other, one]) is other
+    assert strongest([one, more]) is strongest([more, one]) is more
+    assert strongest([one, other]) is strongest([other, one]) is other
 
 
 # ---------------------------------------------------------------- MariaDB
@@ -501,7 +501,7 @@ def test_the_start_of_the_newest_writer_is_known_per_domain():
 )
 def test_a_server_with_the_writers_transactions_is_of_its_epoch(text, state, placed):
     """A server that has replayed all of the writer's own transactions is of the writer's epoch, whatever its own log says."""
-    found = mariadb_said(text, 3, state).placed(WRITER)
+    found = mariadb_said(text, 3, state).with_epoch_of(WRITER)
     assert (found.epoch == WRITER.epoch) is placed
     assert found.covers(replace(WRITER, last=found.last)) is placed
 
@@ -509,8 +509,8 @@ def test_a_server_with_the_writers_transactions_is_of_its_epoch(text, state, pla
 def test_nothing_is_placed_behind_what_says_nothing():
     position = mariadb_said("0-2-150", 3)
     for last in (WalPosition(3, 5), mariadb_said("", 2), mariadb_said("0-9-1", 2)):
-        assert position.placed(last) is position
-    assert mysql(f"{A}:1").placed(mysql(f"{B}:1")) == mysql(f"{A}:1")
+        assert position.with_epoch_of(last) is position
+    assert mysql(f"{A}:1").with_epoch_of(mysql(f"{B}:1")) == mysql(f"{A}:1")
 
 
 @pytest.mark.parametrize(
@@ -526,32 +526,32 @@ def test_nothing_is_placed_behind_what_says_nothing():
     ],
 )
 def test_a_writer_that_lost_its_own_transactions_lacks_them(mine, known, lost):
-    assert mariadb_said(mine, 2).lacks(mariadb_said(known, 3)) is lost
+    assert mariadb_said(mine, 2).has_lost(mariadb_said(known, 3)) is lost
 
 
 def test_a_writer_of_mysql_lacks_what_it_said_itself():
     """Only the writer's own earlier answer counts, because a reader may have a transaction before the writer shows it."""
-    assert mysql(f"{A}:1-5", origin=A).lacks(mysql(f"{A}:1-6", origin=A))
-    assert not mysql(f"{A}:1-5", origin=A).lacks(mysql(f"{A}:1-6", origin=B))
-    assert not mysql(f"{A}:1-6", origin=A).lacks(mysql(f"{A}:1-5", origin=A))
-    assert not mysql(f"{A}:1-5").lacks(mysql(f"{A}:1-6"))
+    assert mysql(f"{A}:1-5", origin=A).has_lost(mysql(f"{A}:1-6", origin=A))
+    assert not mysql(f"{A}:1-5", origin=A).has_lost(mysql(f"{A}:1-6", origin=B))
+    assert not mysql(f"{A}:1-6", origin=A).has_lost(mysql(f"{A}:1-5", origin=A))
+    assert not mysql(f"{A}:1-5").has_lost(mysql(f"{A}:1-6"))
 
 
 def test_only_the_writer_itself_resumes():
-    assert mariadb_said("", 2).resumes(mariadb_said("0-2-150", 2))
-    assert not mariadb_said("", 3).resumes(mariadb_said("0-2-150", 2))
-    assert not mariadb_said("").resumes(mariadb_said("0-2-150"))
-    assert not mysql(f"{A}:1", origin=A).resumes(mysql(f"{A}:1", origin=A))
+    assert mariadb_said("", 2).may_continue(mariadb_said("0-2-150", 2))
+    assert not mariadb_said("", 3).may_continue(mariadb_said("0-2-150", 2))
+    assert not mariadb_said("").may_continue(mariadb_said("0-2-150"))
+    assert not mysql(f"{A}:1", origin=A).may_continue(mysql(f"{A}:1", origin=A))
 
 
 @pytest.mark.parametrize("kind", [GtidSet, MariadbGtid, WalPosition])
 def test_what_a_position_reaches_has_nothing_to_do_with_epochs(kind):
     less, more = {GtidSet: (f"{A}:1-5", f"{A}:1-6"), MariadbGtid: ("0-1-5", "0-1-6"), WalPosition: ("0/5", "0/6")}[kind]
-    assert kind.parse(f"1:{more}").reaches(kind.parse(f"2:{less}"))
-    assert not kind.parse(f"1:{less}").reaches(kind.parse(f"1:{more}"))
+    assert kind.parse(f"1:{more}").covers_ignoring_epoch(kind.parse(f"2:{less}"))
+    assert not kind.parse(f"1:{less}").covers_ignoring_epoch(kind.parse(f"1:{more}"))
     for stranger in (WalPosition(1, 0), GtidSet(1), MariadbGtid(1)):
         if type(stranger) is not kind:
-            assert not kind.parse(f"1:{more}").reaches(stranger)
-            assert not kind.parse(f"1:{more}").lacks(stranger)
-            assert not kind.parse(f"1:{more}").resumes(stranger)
-            assert kind.parse(f"1:{more}").placed(stranger) == kind.parse(f"1:{more}")
+            assert not kind.parse(f"1:{more}").covers_ignoring_epoch(stranger)
+            assert not kind.parse(f"1:{more}").has_lost(stranger)
+            assert not kind.parse(f"1:{more}").may_continue(stranger)
+            assert kind.parse(f"1:{more}").with_epoch_of(stranger) == kind.parse(f"1:{more}")

@@ -17,7 +17,7 @@ from aurora_router.cluster.limits import FairSemaphore, RetryThrottle, Slot
 from aurora_router.core import events
 from aurora_router.core.budget import FLOOR, SECONDS
 from aurora_router.telemetry.stats import Counters
-from aurora_router.waiting import Threads
+from aurora_router.waiting import ThreadWaiting
 from tests.interruptions import interrupted_at_each_line
 
 
@@ -63,7 +63,7 @@ def test_a_place_can_be_released_by_gc_during_a_release():
     """The garbage collector may release a slot while another one is released."""
     thresholds = gc.get_threshold()
     for allocations in range(1, 41):
-        semaphore = FairSemaphore(2, Threads())
+        semaphore = FairSemaphore(2, ThreadWaiting())
         (mine,) = taken(semaphore, 1)
         waiting = []
         owner = [taken(semaphore, 1)]
@@ -88,7 +88,7 @@ def test_a_place_can_be_released_by_gc_during_a_release():
 
 
 def test_a_free_place_is_had_at_once_and_the_crowd_is_known():
-    semaphore = FairSemaphore(2, Threads())
+    semaphore = FairSemaphore(2, ThreadWaiting())
     assert semaphore.demand == 0
     first, _second = taken(semaphore, 2)
     assert semaphore.demand == 2
@@ -104,7 +104,7 @@ def test_a_free_place_is_had_at_once_and_the_crowd_is_known():
 
 
 def test_there_can_be_places_without_end():
-    semaphore = FairSemaphore(math.inf, Threads())
+    semaphore = FairSemaphore(math.inf, ThreadWaiting())
     crowd = taken(semaphore, 100)
     semaphore.cancel_waiters()
     crowd[0].release()
@@ -114,7 +114,7 @@ def test_there_can_be_places_without_end():
 
 
 def test_who_came_first_is_served_first():
-    semaphore = FairSemaphore(1, Threads())
+    semaphore = FairSemaphore(1, ThreadWaiting())
     (held,) = taken(semaphore, 1)
     waiters = [Waiter(semaphore) for _ in range(4)]
     assert semaphore.demand == 5
@@ -129,7 +129,7 @@ def test_who_came_first_is_served_first():
 
 
 def test_who_waits_in_vain_leaves_the_queue():
-    semaphore = FairSemaphore(1, Threads())
+    semaphore = FairSemaphore(1, ThreadWaiting())
     (held,) = taken(semaphore, 1)
     assert not Slot(semaphore).acquire(0.01)
     assert semaphore.waiting == 0
@@ -139,7 +139,7 @@ def test_who_waits_in_vain_leaves_the_queue():
 
 def test_waiting_callers_can_be_turned_away():
     """Waiting callers can be cancelled, and later callers wait as usual."""
-    semaphore = FairSemaphore(1, Threads())
+    semaphore = FairSemaphore(1, ThreadWaiting())
     semaphore.cancel_waiters()
     (held,) = taken(semaphore, 1)
     waiters = [Waiter(semaphore) for _ in range(3)]
@@ -157,7 +157,7 @@ def test_waiting_callers_can_be_turned_away():
 
 
 def test_a_forked_child_begins_with_all_places_free():
-    semaphore = FairSemaphore(1, Threads())
+    semaphore = FairSemaphore(1, ThreadWaiting())
     (of_the_parent,) = taken(semaphore, 1)
     semaphore.forked()
     assert semaphore.demand == 0
@@ -168,7 +168,7 @@ def test_a_forked_child_begins_with_all_places_free():
 
 
 def test_a_signal_while_waiting_costs_no_place():
-    semaphore = FairSemaphore(1, Threads())
+    semaphore = FairSemaphore(1, ThreadWaiting())
     (held,) = taken(semaphore, 1)
 
     def interrupt(*_: object) -> None:
@@ -189,7 +189,7 @@ def test_a_signal_while_waiting_costs_no_place():
 
 def test_an_exception_at_any_line_costs_no_place_and_no_call():
     """After an exception anywhere between acquire and release, the slot is free again, and a waiting thread gets it."""
-    semaphore = FairSemaphore(2, Threads())
+    semaphore = FairSemaphore(2, ThreadWaiting())
 
     def work() -> None:
         slot = Slot(semaphore)
@@ -220,8 +220,8 @@ def test_an_exception_at_any_line_costs_no_place_and_no_call():
 def test_an_exception_at_any_line_of_a_connect_costs_no_turn():
     """An exception of a signal handler anywhere during a connect does not lose its turn to connect."""
     engine = create_engine("sqlite://", poolclass=NullPool)
-    semaphore = FairSemaphore(1, Threads())
-    limit_connects(engine, semaphore, 1.0, Threads())
+    semaphore = FairSemaphore(1, ThreadWaiting())
+    limit_connects(engine, semaphore, 1.0, ThreadWaiting())
 
     def work() -> None:
         engine.dialect.connect(":memory:").close()
@@ -232,7 +232,7 @@ def test_an_exception_at_any_line_of_a_connect_costs_no_turn():
 
 
 def test_many_threads_never_have_more_places_than_there_are():
-    semaphore = FairSemaphore(3, Threads())
+    semaphore = FairSemaphore(3, ThreadWaiting())
     lock = threading.Lock()
     inside = most = 0
 

@@ -57,7 +57,7 @@ def test_the_statements_are_found():
         "SYNC_BARRIER",
         "END_IDLE",
         "HAS_COMMIT_TABLE",
-        "SIGN",
+        "COMMIT_ROW",
         "LOOKUP_SETTINGS",
     }
     assert known | {"FENCE", "HAS_COMMIT_ROW", "PRUNE", "FUNCTIONS", "CREATE_COMMIT_TABLE[0]", "CREATE_COMMIT_TABLE[1]"} <= {

@@ -38,13 +38,13 @@ def pace(topology=WELL, instance="b", last_at=9.0, now=10.0, **demand):
 
 @pytest.mark.parametrize(("max_lag", "interval"), [(None, 1.0), (2.0, 0.5), (0.001, 0.02), (100.0, 1.0)])
 def test_a_bound_of_the_lag_makes_probes_come_more_often(max_lag, interval):
-    found = probing.timing(interval=1.0, position_interval=0.1, timeout=2.0, failover_timeout=30.0, max_lag=max_lag)
+    found = probing.make_timing(interval=1.0, position_interval=0.1, timeout=2.0, failover_timeout=30.0, max_lag=max_lag)
     assert found == TIMING._replace(interval=interval)
 
 
 def test_a_long_interval_makes_trust_last_longer():
     """The scheduler may sleep for an interval, so trust lasts for three of them if that is more than usual."""
-    found = probing.timing(interval=60.0, position_interval=0.1, timeout=2.0, failover_timeout=30.0, max_lag=None)
+    found = probing.make_timing(interval=60.0, position_interval=0.1, timeout=2.0, failover_timeout=30.0, max_lag=None)
     assert (TIMING.stale_after, found.stale_after) == (STALE_AFTER, 180.0)
 
 
@@ -65,7 +65,7 @@ def test_an_instance_is_probed_once_an_interval_if_all_is_well():
     [
         (WELL, "b", {"suspects": {"b"}}),
         (LATE_WRITER, "a", {}),
-        (WELL, "b", {"doubted_at": 9.5}),
+        (WELL, "b", {"distrusted_at": 9.5}),
         (NO_WRITER, "b", {"is_awaited": True}),
         (NO_WRITER, "b", {"writerless_since": 0.0}),
         (NO_WRITER, "gone", {"is_awaited": True}),
@@ -83,7 +83,7 @@ def test_what_is_suspect_is_probed_fast(topology, instance, demand):
 @pytest.mark.parametrize(
     ("topology", "demand"),
     [
-        (WELL, {"doubted_at": 8.5}),
+        (WELL, {"distrusted_at": 8.5}),
         (WELL, {"writer_asked_at": 9.6}),
         (WELL, {"is_awaited": True}),
         (NO_WRITER, {}),
@@ -129,7 +129,7 @@ def test_what_waiting_cannot_heal_is_probed_in_no_hurry():
 )
 def test_a_suspicion_lasts_until_a_later_probe_has_ended(asked_at, silence, clears):
     """A suspicion ends with a later probe, unless that one is silent."""
-    assert probing.clears(Observation("b", asked_at, asked_at + 1, probe_failure=silence), 10.0) is clears
+    assert probing.clears_suspicion(Observation("b", asked_at, asked_at + 1, probe_failure=silence), 10.0) is clears
 
 
 # -- deadlines ----------------------------------------------------------------------------------------------------
@@ -175,39 +175,39 @@ def test_the_scheduler_never_spins_and_never_oversleeps(last_at, every, timeout,
 
 
 def test_a_process_that_runs_trusts_what_it_knows():
-    first = probing.keep(Trust(), NEW, TIMING, 10.0, 1000.0)
+    first = probing.renew_trust(Trust(), NEW, TIMING, 10.0, 1000.0)
     assert first == Trust(None, 1005.0, 1005.0)
-    assert not probing.stood_still(first, 1005.0)
+    assert not probing.has_paused(first, 1005.0)
     assert [probing.is_trusted(first, wall) for wall in (1005.0, 1005.1)] == [True, False]
-    assert probing.keep(first, NEW, TIMING, 14.0, 1004.0) == Trust(None, 1009.0, 1009.0)
+    assert probing.renew_trust(first, NEW, TIMING, 14.0, 1004.0) == Trust(None, 1009.0, 1009.0)
 
 
 def test_a_process_that_stood_still_doubts_until_all_are_heard():
     """What was heard before does not count until each instance was heard again."""
     slept = Trust(None, 1005.0, 1005.0)
-    assert probing.stood_still(slept, 1006.0)
-    doubting = probing.keep(slept, WELL, TIMING, 10.0, 1006.0)
+    assert probing.has_paused(slept, 1006.0)
+    doubting = probing.renew_trust(slept, WELL, TIMING, 10.0, 1006.0)
     assert doubting == Trust(10.0, 1011.0, 1005.0)
     some = answered(answered(WELL, "a", 11, Role.WRITER), "b", 11, Role.READER)
-    assert probing.keep(doubting, some, TIMING, 11.0, 1007.0) == Trust(10.0, 1012.0, 1005.0)
+    assert probing.renew_trust(doubting, some, TIMING, 11.0, 1007.0) == Trust(10.0, 1012.0, 1005.0)
     every = silent(some, "r", 10, ProbeFailure.REFUSED, server("r", Role.READER).id)
-    assert probing.keep(doubting, every, TIMING, 11.0, 1007.0) == Trust(None, 1012.0, 1012.0)
+    assert probing.renew_trust(doubting, every, TIMING, 11.0, 1007.0) == Trust(None, 1012.0, 1012.0)
 
 
 def test_a_silent_instance_delays_trust_for_a_while_only():
     doubting = Trust(10.0, 1011.0, 1005.0)
-    assert probing.keep(doubting, WELL, TIMING, 13.0, 1009.0).doubted_at == 10.0
-    assert probing.keep(doubting, WELL, TIMING, 13.1, 1009.1).doubted_at is None
+    assert probing.renew_trust(doubting, WELL, TIMING, 13.0, 1009.0).distrusted_at == 10.0
+    assert probing.renew_trust(doubting, WELL, TIMING, 13.1, 1009.1).distrusted_at is None
 
 
 def test_a_second_sleep_makes_the_doubt_begin_anew():
-    assert probing.keep(Trust(10.0, 1011.0, 1005.0), WELL, TIMING, 10.5, 2000.0) == Trust(10.5, 2005.0, 1005.0)
+    assert probing.renew_trust(Trust(10.0, 1011.0, 1005.0), WELL, TIMING, 10.5, 2000.0) == Trust(10.5, 2005.0, 1005.0)
 
 
 def test_a_forked_process_trusts_nothing_yet():
-    forked = probing.doubted(10.0)
-    assert not probing.stood_still(forked, 1e12)
-    assert probing.keep(forked, WELL, TIMING, 10.5, 1000.0) == Trust(10.0, 1005.0, float("-inf"))
+    forked = probing.distrust(10.0)
+    assert not probing.has_paused(forked, 1e12)
+    assert probing.renew_trust(forked, WELL, TIMING, 10.5, 1000.0) == Trust(10.0, 1005.0, float("-inf"))
 
 
 # -- what else is due ---------------------------------------------------------------------------------------------

@@ -122,7 +122,7 @@ def test_a_transaction_is_signed_by_a_row_whose_schema_is_told():
         return ("public",)
 
     assert postgresql.insert_commit_row(execute, "an id", None, False) == "public"
-    assert heard == [(postgresql.SIGN, {"id": "an id"})]
+    assert heard == [(postgresql.COMMIT_ROW, {"id": "an id"})]
 
 
 @pytest.mark.parametrize("state", ["on", "off"])
@@ -136,13 +136,13 @@ def test_a_transaction_that_is_declared_read_only_is_asked(state):
 
     declared = psycopg_driver.declared_read_only(types.SimpleNamespace(read_only=True))
     assert postgresql.insert_commit_row(execute, "an id", None, declared) == (None if state == "on" else "public")
-    assert heard == ["SHOW transaction_read_only", postgresql.SIGN][: 1 if state == "on" else 2]
+    assert heard == ["SHOW transaction_read_only", postgresql.COMMIT_ROW][: 1 if state == "on" else 2]
     assert not postgresql.is_read_only("25006")
 
 
 def test_a_failed_transaction_is_asked_for_its_error():
     connection = Talk()
-    psycopg_driver.raise_aborted(connection)
+    psycopg_driver.raise_if_aborted(connection)
     assert connection.heard == [("SELECT 1", None)]
 
 

@@ -304,7 +304,7 @@ def test_a_rollback_by_the_server_is_known_until_the_end(peer: Peer) -> None:
             connection.query("UPDATE")
         assert pymysql_driver.is_aborted(connection)
         with pytest.raises(pymysql.OperationalError, match="Deadlock"):
-            pymysql_driver.raise_aborted(connection)
+            pymysql_driver.raise_if_aborted(connection)
         end()
         assert not pymysql_driver.is_aborted(connection)
 

@@ -8,7 +8,7 @@ from sqlalchemy import event
 
 from aurora_router import ConfigurationError, Router, RoutingSession, classify
 from aurora_router.__main__ import main
-from aurora_router.cluster.connect_errors import argument_error
+from aurora_router.cluster.connect_errors import connect_argument_error
 from aurora_router.config import urls
 from aurora_router.drivers import psycopg as psycopg_driver
 from aurora_router.drivers import pymysql as pymysql_driver
@@ -239,4 +239,4 @@ def test_no_value_that_a_driver_cannot_use_is_shown(password):
     assert hidden(psycopg_driver.explain(psycopg.OperationalError(said))[0])
     for driver in (psycopg_driver, pymysql_driver):
         for error in (ValueError(f"invalid literal for int(): {password!r}"), KeyError(password)):
-            assert hidden(str(argument_error(error, driver)))
+            assert hidden(str(connect_argument_error(error, driver)))

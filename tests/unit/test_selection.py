@@ -49,7 +49,7 @@ def decide(found, need, *, balance=round_robin, now=100.0, rnd=0.0, turn=0):
 WELL = topology(
     said("a", 1, WRITER, 100), said("a", 2, WRITER, 120), said("b", 2, READER, 120, lag=0.0), said("c", 2, READER, 100, lag=1.0)
 )
-ALONE = topology(said("a", 1, WRITER, 100), instances=("a",))
+OWN_PROBE = topology(said("a", 1, WRITER, 100), instances=("a",))
 NO_WRITER = topology(said("b", 2, READER, 120), said("c", 2, READER, 100))
 NOBODY = topology()
 FILTERS = topology(said("a", 1, WRITER, 100), said("b", 2, READER, 120, lag=0.0, unproven="filters"), instances=("a", "b"))
@@ -69,8 +69,8 @@ FILTERED_LOG = topology(said("a", 1, WRITER, 100, unproven="filters"), said("b",
         (WELL, Need(max_lag=0.5), "b", Reason.READ),
         (WELL, Need(max_lag=1.0, avoid=frozenset("b")), "c", Reason.READ),
         (NO_WRITER, Need(max_lag=60.0), None, Reason.NO_INSTANCE),
-        (ALONE, Need(), "a", Reason.NO_READER),
-        (ALONE, Need(writer_serves_reads=False), None, Reason.NO_INSTANCE),
+        (OWN_PROBE, Need(), "a", Reason.NO_READER),
+        (OWN_PROBE, Need(writer_serves_reads=False), None, Reason.NO_INSTANCE),
         (NOBODY, Need(), None, Reason.NO_INSTANCE),
         (WELL, Need(requirement=Requirement(0.5, 1)), "b", Reason.READ),
         (WELL, Need(requirement=Requirement(1.5, 1), declared=True), "b", Reason.DECLARED_READ_ONLY),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from aurora_router import ConfigurationError, merge_tokens
 from aurora_router.core.positions import Requirement, Sample, WalPosition, merge
 from aurora_router.core.selection import with_proof
-from aurora_router.core.tokens import LONGEST, SKEW, Token, latest, renewed
+from aurora_router.core.tokens import LONGEST, SKEW, Token, refresh, strongest
 from aurora_router.core.topology import Topology
 from aurora_router.routing.tokens import MARGIN, TokenRefused, Tokens
 
@@ -215,12 +215,12 @@ OLD = Requirement(10.0, 1, WalPosition(1, 50))
     ],
 )
 def test_what_was_proven_long_ago_is_proven_anew_for_a_token(requirement, samples, expected):
-    assert renewed(requirement, samples, since=90.0, now=100.0) == expected
+    assert refresh(requirement, samples, since=90.0, now=100.0) == expected
 
 
 @given(tokens, tokens)
 def test_the_later_of_two_is_the_same_whichever_comes_first(one, other):
-    first, second = latest([one, other]), latest([other, one])
+    first, second = strongest([one, other]), strongest([other, one])
     assert first == second or {first.position, second.position} <= {one.position, other.position}
     if one.position is not None and other.position is not None:
         assert (first.position.epoch, first.position.lsn) == max(
@@ -248,9 +248,11 @@ def test_a_token_without_a_position_yields_only_to_a_later_one():
     blank = Token("7", None, 50_000)
     for made_at, expected in ((50_000 - skew, True), (50_000, True), (50_000 + skew, True), (50_001 + skew, False)):
         placed = Token("7", WalPosition(1, 10), made_at)
-        assert (latest([placed, blank]) is latest([blank, placed]) is blank) is expected, made_at
+        assert (strongest([placed, blank]) is strongest([blank, placed]) is blank) is expected, made_at
     older = Token("7", WalPosition(1, 5), 90_000)
-    assert latest([older, blank, Token("7", WalPosition(1, 10), 10_000)]) is blank, "what was asked for early tells nothing of it"
+    assert strongest([older, blank, Token("7", WalPosition(1, 10), 10_000)]) is blank, (
+        "what was asked for early tells nothing of it"
+    )
 
 
 @given(st.floats(-30, 0), st.floats(-30, 0), *[st.floats(-SKEW / 2, SKEW / 2)] * 3)
@@ -265,7 +267,7 @@ def test_a_third_host_sees_two_hosts_commits_by_their_tokens(placed, blank, one,
         Token("7", WalPosition(1, 10), math.ceil((wall + placed + one) * 1000)),
         Token("7", None, math.ceil((wall + blank + two) * 1000)),
     ]
-    chosen = latest(tokens)
+    chosen = strongest(tokens)
     shifted = chosen._replace(made_at=chosen.made_at - math.floor(three * 1000))  # by the third host's clock
     requirement = Tokens((), 600.0).read(str(shifted), "7")
     if chosen is tokens[0]:
@@ -315,10 +317,10 @@ def test_no_commit_is_lost_when_tokens_are_merged(commits, reader, at_once):
         requirement, position = Requirement(1000 + commit, 1), None
         if waited is not None:
             sample = Sample(1000 + commit + waited, WalPosition(1, int((1000 + commit + waited) * 10**6)))
-            requirement = renewed(requirement, (sample,), since=990, now=1000)
+            requirement = refresh(requirement, (sample,), since=990, now=1000)
             position = requirement.position
         tokens.append(Token("7", position, math.ceil((requirement.acknowledged_at + ahead) * 1000)))
-    chosen = latest(tokens) if at_once else functools.reduce(lambda one, other: latest([one, other]), tokens)
+    chosen = strongest(tokens) if at_once else functools.reduce(lambda one, other: strongest([one, other]), tokens)
     # Without a position, evidence is a sample that is asked for after the token's moment by the reading host's clock.
     shown = chosen.position.lsn / 10**6 if chosen.position is not None else chosen.made_at / 1000 - reader + MARGIN
     assert shown >= 1000 + max(commit for commit, _, _ in commits) - 0.001

@@ -235,22 +235,22 @@ def test_a_servers_last_report_is_found_at_any_address():
 def test_waiting_is_in_vain_where_all_that_could_write_refuse():
     """A wait for a writer is in vain even with healthy readers, but not if an instance may come back by itself."""
     refused = after(WELL, silent("a", 3, identity("A"), MISCONFIGURED))
-    assert [i.id for i in refused.in_vain] == ["a"]
-    assert after(refused, said("a", 4, writer("A"))).in_vain == ()
-    assert after(WELL, silent("a", 3, identity("A"), REFUSED)).in_vain == ()
-    assert after(ABC, silent("a", 1, None, MISCONFIGURED)).in_vain == (), "the others were not asked yet"
-    assert WELL.in_vain == topology().in_vain == ()
+    assert [i.id for i in refused.misconfigured] == ["a"]
+    assert after(refused, said("a", 4, writer("A"))).misconfigured == ()
+    assert after(WELL, silent("a", 3, identity("A"), REFUSED)).misconfigured == ()
+    assert after(ABC, silent("a", 1, None, MISCONFIGURED)).misconfigured == (), "the others were not asked yet"
+    assert WELL.misconfigured == topology().misconfigured == ()
 
 
 def test_an_instance_that_cannot_write_ends_no_wait():
     """An instance of another cluster, or a reader endpoint, cannot be the writer, so its mistakes end no wait."""
     stranger = after(WELL, silent("c", 2, identity("C"), REFUSED), said("c", 3, reader("C", cluster="9")))
-    assert stranger.by_id["c"].stranger
-    assert remove(stranger, "a").in_vain == (), "b may be promoted"
+    assert stranger.by_id["c"].is_foreign
+    assert remove(stranger, "a").misconfigured == (), "b may be promoted"
     replaced = after(
         topology("a"), said("a", 1, writer("A")), silent("a", 2, identity("A"), REFUSED), said("a", 3, writer("A", cluster="9"))
     )
-    assert [i.id for i in replaced.in_vain] == ["a"], "all of it is another cluster now"
+    assert [i.id for i in replaced.misconfigured] == ["a"], "all of it is another cluster now"
     endpoint = add(WELL, Instance("ro", "ro", 5432, reader_only=True))
     wrong = after(endpoint, silent("ro", 2, None, MISCONFIGURED), silent("a", 3, identity("A"), REFUSED))
-    assert wrong.in_vain == ()
+    assert wrong.misconfigured == ()

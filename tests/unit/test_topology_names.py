@@ -3,7 +3,7 @@
 import pytest
 
 from aurora_router.core.positions import WalPosition
-from aurora_router.core.topology import Topology, forget_server, observe, renewed
+from aurora_router.core.topology import Topology, forget_server, observe, reset
 from tests.unit.topologies import (
     MISCONFIGURED,
     READER,
@@ -120,16 +120,16 @@ def stranger(address, role=READER, **options):
 def test_a_stranger_takes_what_stood_at_its_place_out_of_use():
     """A server of a cluster that was made anew gets no units, and the old server at its place counts as healthy no longer."""
     found = after(WELL, said("a", 2, stranger("A", WRITER, epoch=7)))
-    assert (found.writer, found.by_id["a"].foreign, found.epoch, found.cluster) == (None, "9009", 1, "7001")
+    assert (found.writer, found.by_id["a"].foreign_cluster, found.epoch, found.cluster) == (None, "9009", 1, "7001")
     assert [i.id for i in found.readers] == ["b", "c"]
     assert found.successor is None
     assert "; check where its name leads" in found.said()[0]
-    assert found.trouble(found.by_id["a"]) == "belongs to another cluster (9009, not 7001); check where its name leads"
+    assert found.why_unused(found.by_id["a"]) == "belongs to another cluster (9009, not 7001); check where its name leads"
     assert observe(found, said("a", 1.5, stranger("A", WRITER))) is found
     down = after(found, silent("a", 3, identity("A", "A anew", cluster="9009"), REFUSED))
-    assert (down.by_id["a"].foreign, down.by_id["a"].error) == (None, "refused at 3")
+    assert (down.by_id["a"].foreign_cluster, down.by_id["a"].error) == (None, "refused at 3")
     back = after(found, said("a", 3, writer("A")))
-    assert (back.writer.id, back.by_id["a"].foreign) == ("a", None)
+    assert (back.writer.id, back.by_id["a"].foreign_cluster) == ("a", None)
 
 
 def test_a_stranger_behind_a_reader_endpoint_leaves_the_others():
@@ -144,7 +144,7 @@ def test_a_cluster_that_all_instances_name_may_succeed():
     all_three = after(two, said("c", 2, stranger("C")))
     assert all_three.successor == "9009"
     assert all("set accept_new_cluster=True or start this process again" in line for line in all_three.said())
-    anew = renewed(all_three)
+    anew = reset(all_three)
     assert (anew.cluster, anew.epoch, anew.samples, anew.probed) == (None, 0, (), False)
     assert [i.id for i in anew] == ["a", "b", "c"]
     assert after(anew, said("a", 3, stranger("A", WRITER))).writer.id == "a"

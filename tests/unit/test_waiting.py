@@ -5,38 +5,38 @@ from __future__ import annotations
 import threading
 import time
 
-from aurora_router.waiting import Threads
+from aurora_router.waiting import ThreadWaiting
 
 
 def test_a_bell_that_rang_before_ends_the_wait_at_once():
     """A ring is not lost if it comes before the wait, and several rings count as one."""
-    bell = Threads().bell()
-    bell.ring()
-    bell.ring()
+    wakeup = ThreadWaiting().wakeup()
+    wakeup.set()
+    wakeup.set()
     began = time.monotonic()
-    bell.wait(60.0)
+    wakeup.wait(60.0)
     assert time.monotonic() - began < 30
-    bell.wait(0.01)  # the second ring does not count
-    bell.wait(-1.0)
+    wakeup.wait(0.01)  # the second ring does not count
+    wakeup.wait(-1.0)
 
 
 def test_a_bell_wakes_the_thread_that_waits():
-    bell = Threads().bell()
+    wakeup = ThreadWaiting().wakeup()
     woken = threading.Event()
 
     def wait() -> None:
-        bell.wait(float("inf"))
+        wakeup.wait(float("inf"))
         woken.set()
 
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
-    bell.ring()
+    wakeup.set()
     assert woken.wait(30)
     thread.join()
 
 
 def test_a_local_is_another_one_in_each_thread():
-    local = Threads().local()
+    local = ThreadWaiting().local()
     seen = []
     local.value = "mine"
     thread = threading.Thread(target=lambda: seen.append(local.value))

@@ -37,15 +37,15 @@ LOST = Watch("db", lost=(server("A").id,))
 
 
 def answered(watch, link, server):
-    return watching.answered(watch, link, server, 10.0, 10.5)
+    return watching.on_answer(watch, link, server, 10.0, 10.5)
 
 
 def broke(watch, link):
-    return watching.broke(watch, link, REFUSED, "no", 10.0, 10.5)
+    return watching.on_broken(watch, link, REFUSED, "no", 10.0, 10.5)
 
 
 def reached(watch, name, server):
-    return watching.reached(watch, name, server, 10.0, 10.5)
+    return watching.on_connected(watch, name, server, 10.0, 10.5)
 
 
 @pytest.mark.parametrize(
@@ -83,11 +83,11 @@ def test_another_server_behind_a_reader_endpoint_forgets_none():
 
 def test_a_server_that_no_fresh_connection_reaches_is_forgotten():
     """A server behind a reader endpoint is forgotten after a while without a fresh connection to it, but not the last one."""
-    found = watching.answered(TWO, A, server("A"), FORGET_AFTER + 1, FORGET_AFTER + 2)
+    found = watching.on_answer(TWO, A, server("A"), FORGET_AFTER + 1, FORGET_AFTER + 2)
     observation = Observation("db", FORGET_AFTER + 1, FORGET_AFTER + 2, server("A"))
     assert found == Change(Watch("db", several=True, links=(B,)), (observation, gone("A")), ("to a",))
     alone = Watch("db", several=True, links=(A,))
-    assert watching.answered(alone, A, server("A"), FORGET_AFTER + 1, FORGET_AFTER + 2).closed == ()
+    assert watching.on_answer(alone, A, server("A"), FORGET_AFTER + 1, FORGET_AFTER + 2).closed == ()
 
 
 def test_a_broken_connection_is_a_loss_if_others_are_left():
@@ -100,15 +100,15 @@ def test_the_last_broken_connection_says_nothing_yet():
 
 
 def test_a_fresh_connection_that_fails_shows_the_loss():
-    assert watching.unreached(LOST, REFUSED, "no", 10.0, 10.5) == (no("A"),)
-    assert watching.unreached(Watch("db"), REFUSED, "no", 10.0, 10.5) == (no(None),)
+    assert watching.connect_failure(LOST, REFUSED, "no", 10.0, 10.5) == (no("A"),)
+    assert watching.connect_failure(Watch("db"), REFUSED, "no", 10.0, 10.5) == (no(None),)
 
 
 def test_a_failed_fresh_connection_says_nothing_of_others():
     """A fresh connection that fails says nothing of servers to which there are connections, or that are only busy."""
-    assert watching.unreached(ONE, REFUSED, "no", 10.0, 10.5) == ()
-    assert watching.unreached(LOST, REFUSED, "no", 10.0, 10.5, is_busy=True) == ()
-    assert watching.unreached(Watch("db"), REFUSED, "no", 10.0, 10.5, is_busy=True) == (no(None),)
+    assert watching.connect_failure(ONE, REFUSED, "no", 10.0, 10.5) == ()
+    assert watching.connect_failure(LOST, REFUSED, "no", 10.0, 10.5, is_busy=True) == ()
+    assert watching.connect_failure(Watch("db"), REFUSED, "no", 10.0, 10.5, is_busy=True) == (no(None),)
 
 
 def test_a_fresh_connection_replaces_the_one_before():
@@ -139,11 +139,11 @@ def test_the_watched_servers_of_an_endpoint_are_bounded():
 def test_a_silent_probe_is_reported_of_the_server_that_was_asked():
     """A silent fresh connection says nothing of the servers to which there are connections."""
     error = "no answer within 2 s"
-    assert watching.silent(TWO, B, 2.0, 10.0, 10.5) == (no("B", TIMEOUT, error),)
-    assert watching.silent(TWO, None, 2.0, 10.0, 10.5) == ()
-    assert watching.silent(LOST, None, 2.0, 10.0, 10.5) == (no("A", TIMEOUT, error),)
+    assert watching.on_timeout(TWO, B, 2.0, 10.0, 10.5) == (no("B", TIMEOUT, error),)
+    assert watching.on_timeout(TWO, None, 2.0, 10.0, 10.5) == ()
+    assert watching.on_timeout(LOST, None, 2.0, 10.0, 10.5) == (no("A", TIMEOUT, error),)
 
 
 def test_an_unexpected_end_is_a_failure_of_what_was_lost():
-    assert watching.failed(ONE, REFUSED, "no", 10.0, 10.5) == (no(None),)
-    assert watching.failed(LOST, REFUSED, "no", 10.0, 10.5) == (no("A"),)
+    assert watching.probe_failures(ONE, REFUSED, "no", 10.0, 10.5) == (no(None),)
+    assert watching.probe_failures(LOST, REFUSED, "no", 10.0, 10.5) == (no("A"),)

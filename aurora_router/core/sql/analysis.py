@@ -16,7 +16,7 @@ from typing import Final
 from aurora_router.core.sql import lexer
 from aurora_router.core.sql.dialects import mysql, postgresql
 from aurora_router.core.sql.effects import Analysis, Effect, Hint, Recall
-from aurora_router.core.sql.queries import Dialect, Reading
+from aurora_router.core.sql.queries import Dialect, StatementReader
 
 __all__ = ["Analysis", "Effect", "Hint", "Recall", "analyze", "classify", "dialect_for_setting"]
 
@@ -117,7 +117,7 @@ def _read(sql: str, raw: list[str], dialect: Dialect) -> Analysis:
     hint: Hint | None = None
     if "/*" in sql:
         raw, hint = lexer.without_comments(raw)
-    reading = Reading(raw, lexer.folded(sql, raw), dialect)
+    reading = StatementReader(raw, lexer.folded(sql, raw), dialect)
     known, recalls = max(reading.statements()), reading.recalls
     if recalls is not None:
         recalls = recalls if known is Effect.READ else None

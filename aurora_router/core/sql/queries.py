@@ -34,7 +34,7 @@ class Mark(enum.Enum):
 
 #: The effect of a statement with this first word: always the same one, or a function of its tokens. The function takes the
 #: `Reading`, the index of the first token behind that word, and the index behind the last token.
-StatementHandler: TypeAlias = "Effect | Callable[[Reading, int, int], Effect]"
+StatementHandler: TypeAlias = "Effect | Callable[[StatementReader, int, int], Effect]"
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -69,11 +69,11 @@ class Dialect:
     statement_handlers: Mapping[str, StatementHandler]
     marks: Mapping[str, Mark | Effect]
     non_calls: frozenset[str]
-    contextual_non_calls: Mapping[str, Callable[[Reading, int], bool]]
+    contextual_non_calls: Mapping[str, Callable[[StatementReader, int], bool]]
     functions: Mapping[str, Effect]
     prefixes: tuple[str, ...] = ()
     unquoted: frozenset[str] = frozenset()
-    argument_checks: Mapping[str, Callable[[Reading, int], Effect]]
+    argument_checks: Mapping[str, Callable[[StatementReader, int], Effect]]
     recalled: frozenset[str] = frozenset()
     locks: frozenset[str] = frozenset()
     schemas: Mapping[str, Mapping[str, Effect]] = field(default_factory=dict)
@@ -88,12 +88,12 @@ class Dialect:
     folds_quoted: bool = False
 
 
-def after(*words: str) -> Callable[[Reading, int], bool]:
+def after(*words: str) -> Callable[[StatementReader, int], bool]:
     """Return a test whether a word is part of the grammar, because it follows one of these words."""
     return lambda reading, at: reading.low[at - 1] in words
 
 
-def after_literal(reading: Reading, at: int) -> bool:
+def after_literal(reading: StatementReader, at: int) -> bool:
     """Return whether a word follows a literal or a parameter. Nothing can be called there, so it is part of the grammar."""
     return reading.is_literal(at - 1)
 
@@ -116,7 +116,7 @@ MARKS: Final[Mapping[str, Mark | Effect]] = {
 _LOCK_STRENGTHS: Final = frozenset({"key", "no", "share", "update"})
 
 
-class Reading:
+class StatementReader:
     """One text cut into tokens.
 
     functions: the called functions that are not known to be harmless.

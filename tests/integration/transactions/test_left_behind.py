@@ -27,7 +27,7 @@ def test_a_question_to_an_unused_server_ends_when_it_freezes(cluster: PostgresCl
     reader = router.topology.readers[0]
     assert not core_of(router).engines._pools[reader.id]._engines
     (server,) = [r for r in cluster.readers if r.address == reader.id]
-    with core_of(router).engines.unpooled(reader) as connection, ThreadPoolExecutor(1) as threads:
+    with core_of(router).engines.unpooled_connection(reader) as connection, ThreadPoolExecutor(1) as threads:
         connection.exec_driver_sql("SELECT 1")
         cluster.freeze(server)
         asked = threads.submit(connection.exec_driver_sql, "SELECT 1")

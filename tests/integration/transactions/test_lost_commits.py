@@ -80,7 +80,7 @@ def test_a_commit_that_never_arrives_is_ended_and_retried(
     # The lookup in the table waits for the other transaction until the server notices the loss, or somebody ends it.
     if check == "table":
         cluster.execute("ALTER ROLE app SET idle_in_transaction_session_timeout = '1s'")
-        core_of(router).engines.evict(router.topology.writer.id, cut_before=time.monotonic())  # type: ignore[union-attr]
+        core_of(router).engines.evict(router.topology.writer.id, shut_down_before=time.monotonic())  # type: ignore[union-attr]
     try:
         assert router.run_transaction(sessions(router), raise_stock, commit_check=check) == 11
     finally:

@@ -33,8 +33,8 @@ from aurora_router.core.sql.queries import (
     QUERY_HEADS,
     Dialect,
     Mark,
-    Reading,
     StatementHandler,
+    StatementReader,
     after,
     after_literal,
 )
@@ -78,7 +78,7 @@ def _tokens(single: bool, double: bool, executed: bool) -> re.Pattern[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Cut:
+class _Tokenizer:
     """How a server cuts a text up.
 
     escapes: for each setting that it may have, whether backslashes escape in '...' and in "...".
@@ -148,17 +148,17 @@ _SHOW: Final[Mapping[str, Effect]] = {
 }
 
 
-def _ending(reading: Reading, _start: int, _stop: int) -> Effect:
+def _ending(reading: StatementReader, _start: int, _stop: int) -> Effect:
     reading.end()
     return Effect.WRITE
 
 
-def _begin(reading: Reading, start: int, stop: int) -> Effect:
+def _begin(reading: StatementReader, start: int, stop: int) -> Effect:
     reading.end()
     return Effect.TRANSACTION if reading.low[start:stop] in ([], ["work"]) else Effect.WRITE  # BEGIN NOT ATOMIC
 
 
-def _start(reading: Reading, start: int, stop: int) -> Effect:
+def _start(reading: StatementReader, start: int, stop: int) -> Effect:
     reading.may_end_transaction = True
     if reading.low[start] != "transaction":
         return Effect.WRITE  # START SLAVE
@@ -167,18 +167,18 @@ def _start(reading: Reading, start: int, stop: int) -> Effect:
     return Effect.TRANSACTION
 
 
-def _finish(reading: Reading, start: int, stop: int) -> Effect:
+def _finish(reading: StatementReader, start: int, stop: int) -> Effect:
     if "to" not in reading.low[start:stop]:  # ROLLBACK TO a savepoint
         reading.end()
     return Effect.TRANSACTION
 
 
-def _xa(reading: Reading, start: int, _stop: int) -> Effect:
+def _xa(reading: StatementReader, start: int, _stop: int) -> Effect:
     reading.end()
     return Effect.CONNECTION if reading.low[start] in ("begin", "end", "start") else Effect.WRITE
 
 
-def _explain(reading: Reading, start: int, stop: int) -> Effect:
+def _explain(reading: StatementReader, start: int, stop: int) -> Effect:
     # EXPLAIN may already execute subqueries. EXPLAIN of a change demands the same as the change itself.
     start = _behind_options(reading, start, stop)
     low = reading.low
@@ -190,7 +190,7 @@ def _explain(reading: Reading, start: int, stop: int) -> Effect:
     return Effect.READ if table and all(_names(reading, at) for at in range(start, stop)) else Effect.WRITE
 
 
-def _behind_options(reading: Reading, start: int, stop: int) -> int:
+def _behind_options(reading: StatementReader, start: int, stop: int) -> int:
     low = reading.low
     while start < stop:
         if low[start : start + 2] == ["format", "="]:
@@ -202,18 +202,18 @@ def _behind_options(reading: Reading, start: int, stop: int) -> int:
     return start
 
 
-def _names(reading: Reading, at: int) -> bool:
+def _names(reading: StatementReader, at: int) -> bool:
     """Whether the token at `at` is a name, a dot, or a pattern of names."""
     return bool(reading.name(at)) or reading.low[at] == "." or reading.low[at][:1] == "'"
 
 
-def _analyze(reading: Reading, start: int, stop: int) -> Effect:
+def _analyze(reading: StatementReader, start: int, stop: int) -> Effect:
     if reading.low[start] in _TABLES:
         return _ending(reading, start, stop)
     return reading.preparable(_behind_options(reading, start, stop), stop)  # it is executed
 
 
-def _show(reading: Reading, start: int, stop: int) -> Effect:
+def _show(reading: StatementReader, start: int, stop: int) -> Effect:
     while reading.low[start] in ("extended", "full"):
         start += 1
     word = reading.low[start]
@@ -225,7 +225,7 @@ def _show(reading: Reading, start: int, stop: int) -> Effect:
     return max(effect, reading.query(min(condition + 1, stop), stop))
 
 
-def _set(reading: Reading, start: int, stop: int) -> Effect:
+def _set(reading: StatementReader, start: int, stop: int) -> Effect:
     low = reading.low
     scope, word = Effect.SESSION, low[start]
     if word in ("default", "password", "resource") or start == stop:
@@ -259,7 +259,7 @@ def _set(reading: Reading, start: int, stop: int) -> Effect:
     return effect
 
 
-def _create(reading: Reading, start: int, stop: int) -> Effect:
+def _create(reading: StatementReader, start: int, stop: int) -> Effect:
     low = reading.low
     while low[start] in ("or", "replace"):
         start += 1
@@ -271,51 +271,51 @@ def _create(reading: Reading, start: int, stop: int) -> Effect:
     return max(Effect.CONNECTION, reading.query(query, stop))
 
 
-def _drop(reading: Reading, start: int, stop: int) -> Effect:
+def _drop(reading: StatementReader, start: int, stop: int) -> Effect:
     if reading.low[start] in ("prepare", "temporary"):
         return Effect.CONNECTION
     return _ending(reading, start, stop)
 
 
-def _flush(reading: Reading, start: int, stop: int) -> Effect:
+def _flush(reading: StatementReader, start: int, stop: int) -> Effect:
     reading.end()
     tail = reading.low[start:stop][-3:]
     return Effect.CONNECTION if tail == ["with", "read", "lock"] or tail[-2:] == ["for", "export"] else Effect.WRITE
 
 
-def _lock(reading: Reading, start: int, stop: int) -> Effect:
+def _lock(reading: StatementReader, start: int, stop: int) -> Effect:
     reading.end()
     return Effect.WRITE if "write" in reading.low[start:stop] else Effect.CONNECTION
 
 
-def _unlock(reading: Reading, _start: int, _stop: int) -> Effect:
+def _unlock(reading: StatementReader, _start: int, _stop: int) -> Effect:
     reading.end()
     return Effect.CONNECTION
 
 
-def _reset(reading: Reading, start: int, _stop: int) -> Effect:
+def _reset(reading: StatementReader, start: int, _stop: int) -> Effect:
     reading.end()
     return Effect.SERVER if reading.low[start] == "query" else Effect.WRITE
 
 
-def _backup(reading: Reading, start: int, _stop: int) -> Effect:
+def _backup(reading: StatementReader, start: int, _stop: int) -> Effect:
     reading.end()
     return Effect.SERVER if reading.low[start] == "stage" else Effect.WRITE
 
 
-def _checksum(reading: Reading, start: int, stop: int) -> Effect:
+def _checksum(reading: StatementReader, start: int, stop: int) -> Effect:
     return Effect.READ if reading.low[start] in _TABLES else Effect.WRITE
 
 
-def _get(reading: Reading, _start: int, _stop: int) -> Effect:
+def _get(reading: StatementReader, _start: int, _stop: int) -> Effect:
     return reading.recall(Recall.STATEMENT)
 
 
-def _do(reading: Reading, start: int, stop: int) -> Effect:
+def _do(reading: StatementReader, start: int, stop: int) -> Effect:
     return reading.query(start, stop)
 
 
-def _with_connection(reading: Reading, start: int, stop: int) -> Effect:
+def _with_connection(reading: StatementReader, start: int, stop: int) -> Effect:
     return max(Effect.CONNECTION, reading.query(start, stop))
 
 
@@ -363,7 +363,7 @@ _SELECT_OPTIONS: Final = ("high_priority", "sql_big_result", "sql_buffer_result"
 _after_select = after("select", "straight_join", *_SELECT_OPTIONS)
 
 
-def _after_match(reading: Reading, at: int) -> bool:
+def _after_match(reading: StatementReader, at: int) -> bool:
     """Whether AGAINST is behind MATCH and its columns, which may stand without parentheses."""
     at -= 1
     if reading.low[at] == ")":
@@ -413,7 +413,7 @@ _FUNCTIONS: Final[Mapping[str, Effect]] = {
 }
 
 
-def _last_insert_id(reading: Reading, closing: int) -> Effect:
+def _last_insert_id(reading: StatementReader, closing: int) -> Effect:
     # With an argument it sets the value that it returns from then on.
     return reading.recall(Recall.STATEMENT) if reading.low[closing - 1] == "(" else Effect.SESSION
 
@@ -453,7 +453,7 @@ def mariadb(known: str) -> Dialect:
 
 def _dialect(known: str, read: frozenset[str], keywords: frozenset[str], marks: Mapping[str, Effect]) -> Dialect:
     return Dialect(
-        tokenizations=_Cut(MODES[known]),
+        tokenizations=_Tokenizer(MODES[known]),
         statement_handlers=_HEADS,
         default_handler=_ending,
         marks={**_MARKS, **marks},

@@ -24,8 +24,8 @@ from aurora_router.core.sql.queries import (
     QUERY_HEADS,
     TEMPORARY,
     Dialect,
-    Reading,
     StatementHandler,
+    StatementReader,
     after,
     after_literal,
 )
@@ -82,7 +82,7 @@ _EXPLAIN_OPTIONS: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class _Cut:
+class _Tokenizer:
     """How the server cuts a text up. The result is empty if the text has garbage, or may be cut up in two ways.
 
     standard: whether `standard_conforming_strings` is known to be on.
@@ -117,7 +117,7 @@ _ACCESS_MODES: Final = frozenset({"default_transaction_read_only", "transaction_
 _ON: Final = frozenset({"1", "on", "true", "'1'", "'on'", "'true'"})
 
 
-def _set_config(reading: Reading, closing: int) -> Effect:
+def _set_config(reading: StatementReader, closing: int) -> Effect:
     if any("transaction_read_only" in token for token in reading.low[max(closing - _READ_BACK, 0) : closing]):
         reading.may_unset_read_only = reading.may_unset_read_only or reading.low[closing - 3] not in _ON
     return Effect.TRANSACTION if reading.low[closing - 2 : closing] == [",", "true"] else Effect.SESSION
@@ -132,7 +132,7 @@ def _setting(form: str) -> re.Pattern[str]:
     return re.compile(form.format(rf"({lexer.WORD})(?:\.{lexer.WORD})+"))
 
 
-def _current_setting(reading: Reading, closing: int) -> Effect:
+def _current_setting(reading: StatementReader, closing: int) -> Effect:
     call = reading.low[max(closing - _READ_BACK, 0) : closing]
     opening = next((at for at in range(len(call) - 1, 0, -1) if call[at - 1].strip('"') == "current_setting"), len(call))
     arguments = call[opening + 1 :]
@@ -153,14 +153,14 @@ def _asks_setting(named: re.Match[str] | None) -> Effect:
     return Effect.SERVER if named is None or named[1] in words.SERVER_SETTINGS else Effect.READ
 
 
-def _show(reading: Reading, start: int, stop: int) -> Effect:
+def _show(reading: StatementReader, start: int, stop: int) -> Effect:
     return _asks_setting(_setting("{}").fullmatch("".join(reading.low[start:stop])))
 
 
 # The effects of the other statements; `start` is the index of the token after the first word.
 
 
-def _explain(reading: Reading, start: int, stop: int) -> Effect:
+def _explain(reading: StatementReader, start: int, stop: int) -> Effect:
     low = reading.low
     executes = False
     if low[start] == "(" and reading.head(start, stop) not in QUERY_HEADS:
@@ -181,7 +181,7 @@ def _explain(reading: Reading, start: int, stop: int) -> Effect:
     return Effect.READ
 
 
-def _explain_executes(reading: Reading, start: int, stop: int) -> bool:
+def _explain_executes(reading: StatementReader, start: int, stop: int) -> bool:
     """Whether the option list has ANALYZE, or something that might be it."""
     low = reading.low
     while start < stop:
@@ -195,7 +195,7 @@ def _explain_executes(reading: Reading, start: int, stop: int) -> bool:
     return False
 
 
-def _copy(reading: Reading, start: int, stop: int) -> Effect:
+def _copy(reading: StatementReader, start: int, stop: int) -> Effect:
     low = reading.low
     if low[start] == "(":
         end = reading.closing(start, stop)
@@ -207,24 +207,24 @@ def _copy(reading: Reading, start: int, stop: int) -> Effect:
     return effect if low[start : start + 2] == ["to", "stdout"] else Effect.WRITE
 
 
-def _declare(reading: Reading, start: int, stop: int) -> Effect:
+def _declare(reading: StatementReader, start: int, stop: int) -> Effect:
     return max(Effect.CONNECTION, reading.preparable(reading.find("for", start, stop) + 1, stop))
 
 
-def _prepare(reading: Reading, start: int, stop: int) -> Effect:
+def _prepare(reading: StatementReader, start: int, stop: int) -> Effect:
     if reading.low[start] == "transaction":
         reading.end()
         return Effect.TRANSACTION
     return max(Effect.CONNECTION, reading.preparable(reading.find("as", start, stop) + 1, stop))
 
 
-def _begin(reading: Reading, start: int, stop: int) -> Effect:
+def _begin(reading: StatementReader, start: int, stop: int) -> Effect:
     if "write" in reading.low[start:stop]:  # within a transaction it changes that transaction
         reading.may_unset_read_only = True
     return Effect.TRANSACTION
 
 
-def _set(reading: Reading, start: int, stop: int) -> Effect:
+def _set(reading: StatementReader, start: int, stop: int) -> Effect:
     low = reading.low
     local = low[start] in ("constraints", "local", "transaction")
     name = start + (low[start] in ("local", "session"))
@@ -241,30 +241,30 @@ def _is_access_mode(name: str) -> bool:
     return name.strip('"') in _ACCESS_MODES or name[:2] == "u&"
 
 
-def _reset(reading: Reading, start: int, _stop: int) -> Effect:
+def _reset(reading: StatementReader, start: int, _stop: int) -> Effect:
     reading.may_unset_read_only = reading.may_unset_read_only or _is_access_mode(reading.low[start])
     return Effect.SESSION
 
 
-def _discard(reading: Reading, start: int, _stop: int) -> Effect:
+def _discard(reading: StatementReader, start: int, _stop: int) -> Effect:
     reading.may_unset_read_only = reading.may_unset_read_only or reading.low[start] == "all"
     return Effect.SESSION
 
 
-def _finish(reading: Reading, start: int, stop: int) -> Effect:
+def _finish(reading: StatementReader, start: int, stop: int) -> Effect:
     if "to" not in reading.low[start:stop]:  # ROLLBACK TO a savepoint
         reading.end()
     return Effect.WRITE if reading.low[start] == "prepared" else Effect.TRANSACTION
 
 
-def _lock(reading: Reading, start: int, stop: int) -> Effect:
+def _lock(reading: StatementReader, start: int, stop: int) -> Effect:
     # A reader also accepts the next two modes, ROW SHARE and ROW EXCLUSIVE, but they protect nothing there.
     mode = reading.low[start:stop]
     mode = mode[:-1] if mode[-1:] == ["nowait"] else mode
     return Effect.TRANSACTION if mode[-4:] == ["in", "access", "share", "mode"] else Effect.WRITE
 
 
-def _create(reading: Reading, start: int, stop: int) -> Effect:
+def _create(reading: StatementReader, start: int, stop: int) -> Effect:
     low = reading.low
     while low[start] in ("or", "replace", "local", "global"):
         start += 1
@@ -274,7 +274,7 @@ def _create(reading: Reading, start: int, stop: int) -> Effect:
     return Effect.CONNECTION if query > stop else max(Effect.CONNECTION, reading.preparable(query, stop))
 
 
-def _alter(reading: Reading, start: int, _stop: int) -> Effect:
+def _alter(reading: StatementReader, start: int, _stop: int) -> Effect:
     return Effect.SERVER if reading.low[start] == "system" else Effect.WRITE
 
 
@@ -332,7 +332,7 @@ def mode(standard_conforming_strings: str | None) -> str:
 def dialect(known: str) -> Dialect:
     """Return the dialect of PostgreSQL, as all its versions read it, with what is known of its setting (one of `MODES`)."""
     return Dialect(
-        tokenizations=_Cut(lexer.pattern(*_TOKENS), known == ":standard"),
+        tokenizations=_Tokenizer(lexer.pattern(*_TOKENS), known == ":standard"),
         statement_handlers=_HEADS,
         marks={
             **MARKS,
