@@ -189,7 +189,7 @@ class ConnectionEvents:
     def _came_back(self, record: ConnectionPoolEntry, retired: bool) -> None:
         """Make a connection that has left its unit ready for the next unit, or close it. May be called twice.
 
-        over: whether its pool was replaced.
+        retired: whether its pool was replaced.
         """
         state: ConnectionState | None = record.info.get(STATE)
         if state is None or state.is_inherited:

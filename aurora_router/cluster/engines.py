@@ -174,7 +174,7 @@ class Engines:
     def evict(self, instance_id: str, *, shut_down_before: float | None = None) -> int:
         """Close the idle connections of an instance at once, and those in use when they come back.
 
-        cut_before: seconds, monotonic. Connections that were made before it are shut down now.
+        shut_down_before: seconds, monotonic. Connections that were made before it are shut down now.
         Returns how many sockets were shut down.
         """
         pool = self._pools.get(instance_id)

@@ -147,7 +147,7 @@ class InstancePool:
     def evict(self, *, shut_down_before: float | None = None) -> int:
         """Close the idle connections at once, and those in use when they come back.
 
-        cut_before: seconds, monotonic. Connections that were made before it are shut down now.
+        shut_down_before: seconds, monotonic. Connections that were made before it are shut down now.
         Returns how many sockets were shut down.
         """
         try:

@@ -54,7 +54,7 @@ class Monitor:
         thread. Listeners may hold up that thread, but not the first one.
     may_queue: whether a probe of an instance may wait in a pooler's queue because units use the pooler's connections.
     waiting: how units wait for a topology.
-    told: called with the events of probes, in the thread that listeners may hold up; None if there are no listeners.
+    publish_event: called with the events of probes, in the thread that listeners may hold up; None if there are no listeners.
     """
 
     def __init__(

@@ -68,10 +68,10 @@ def apply(
 
 
 class _Useless(NamedTuple):
-    """Why the connections to an instance are of no use any more.
+    """Why the pool of an instance is evicted.
 
-    cut_before: cut the connections in use that were made before this time (seconds, monotonic), because they lead nowhere. None
-        if all connections in use are still good.
+    shut_down_before: the connections in use that were made before this time (seconds, monotonic) lead nowhere, so they are shut
+        down. None if all connections in use are still good.
     """
 
     reason: str

@@ -44,9 +44,9 @@ class Claim(NamedTuple):
 class Claims(NamedTuple):
     """What is known of the servers that accept writes.
 
-    able: those that may be the writer, one claim for each.
+    candidates: those that may be the writer, one claim for each.
     outdated: the locations of those of an older epoch.
-    barred: the lives of those that are of the newest epoch, but were deposed before.
+    disqualified: the lives of those that are of the newest epoch, but were deposed before.
     """
 
     candidates: tuple[Claim, ...]
@@ -60,7 +60,7 @@ def claims(
     """Find the servers that accept writes.
 
     epoch: the newest one.
-    peak: the highest epoch ever seen.
+    highest_epoch: the highest epoch ever seen.
     deposed: the locations of servers that were deposed before.
     last: the last position of the writer.
     """
@@ -127,7 +127,7 @@ def derive(instance: Instance, epoch: int, elected: Claim | None, disqualified: 
     """Derive role, position and lag of an instance from its servers and the election.
 
     epoch: the newest one.
-    barred: the lives of servers that accept writes in the newest epoch, but were deposed before.
+    disqualified: the lives of servers that accept writes in the newest epoch, but were deposed before.
     """
     role, use = _use(instance, elected)
     lags = [s.server.lag for s in use if s.server.lag is not None]

@@ -146,7 +146,7 @@ class Instance(NamedTuple):
     error: why it is not healthy; "" if it is.
     last_observed_at: when the newest probe that has ended was sent.
     pooled: whether the servers behind it cannot be told apart. Then their positions prove nothing.
-    foreign: the other cluster to which it says that it belongs; None if it does not say so.
+    foreign_cluster: the other cluster to which it says that it belongs; None if it does not say so.
     unproven: why its answers do not prove that it has a session's writes; "" if they do. The instance serves other reads even
         then. If it is not used, it keeps the last value.
     epoch: the newest that a server behind it is known to be on; 0 if none answers.

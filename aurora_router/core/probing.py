@@ -84,7 +84,7 @@ class Demand(NamedTuple):
     shared_since: when a thread last began to wait for an answer that serves all threads; None if none waits for that.
     positions_since: when positions were last asked for.
     writerless_since: when the writer was lost, or the monitor was started.
-    doubted_at: since when observations are not trusted; None if they are.
+    distrusted_at: since when observations are not trusted; None if they are.
     writer_asked_at: when the probe of the writer that is under way began; None if none is.
     """
 
@@ -180,7 +180,7 @@ def clears_suspicion(observation: Observation, suspected_at: float) -> bool:
 class Trust(NamedTuple):
     """Whether earlier observations still count. They do not if this process stood still: it was stopped, or its machine slept.
 
-    doubted_at: earlier observations are not trusted until all instances were observed since; None if they are trusted.
+    distrusted_at: earlier observations are not trusted until all instances were observed since; None if they are trusted.
     awake_until: by the wall clock, which goes on while the process or its machine sleeps. If the scheduler runs later than that,
         the process has stood still.
     trusted_until: the end of the time in which observations count, by the wall clock.

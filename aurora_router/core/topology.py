@@ -38,7 +38,7 @@ class Topology:
     samples: positions of the writer in this epoch, oldest first.
     elected: the server that was the writer last.
     deposed: the locations of servers that accepted writes before the elected one, and were not seen as readers since.
-    peak: the highest epoch ever seen.
+    highest_epoch: the highest epoch ever seen.
     by_id: the instances by their ids.
     isolation: the default isolation level, as the first instance that answers reports it; None if none answers.
     """

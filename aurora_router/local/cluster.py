@@ -32,7 +32,9 @@ class LocalInstance:
     name: str
     host: str
     port: int
-    _cluster: Cluster[Any] = field(repr=False, compare=False)
+    _server: Server = field(repr=False, compare=False)
+    _url_of: Callable[[LocalInstance], str] = field(repr=False, compare=False)
+    _open: Callable[..., Any] = field(repr=False, compare=False)
 
     @property
     def address(self) -> str:
@@ -42,18 +44,17 @@ class LocalInstance:
     @property
     def url(self) -> str:
         """SQLAlchemy URL of this instance for the application's user. It contains the password."""
-        return self._cluster._url(self, APP, self._cluster.app_password)
+        return self._url_of(self)
 
     @property
     def running(self) -> bool:
         """Whether the server process exists, frozen or not."""
-        server: Server = self._cluster._server(self)
-        return server.running
+        return self._server.running
 
     @property
     def pid(self) -> int | None:
         """Process id of the server (PostgreSQL's postmaster). None if it is not running."""
-        process = self._cluster._server(self).process
+        process = self._server.process
         return process.pid if process is not None and process.poll() is None else None
 
     def connect(self, **options: Any) -> Any:
@@ -61,7 +62,7 @@ class LocalInstance:
 
         options: those of the driver. Without any, the connection is in autocommit.
         """
-        return self._cluster._connect_app(self, **options)
+        return self._open(self, **options)
 
 
 class Cluster(ABC, Generic[S]):
@@ -190,8 +191,12 @@ class Cluster(ABC, Generic[S]):
         self._host = host
         _running.add(self)
         addresses, port = free_addresses(self._count)
-        self._instances = tuple(LocalInstance(f"db-{n}", address, port, self) for n, address in enumerate(addresses, 1))
-        self._servers = {i.name: server(host, i.name) for i in self._instances}
+        names = [f"db-{n}" for n in range(1, self._count + 1)]
+        self._servers = {name: server(host, name) for name in names}
+        self._instances = tuple(
+            LocalInstance(name, address, port, self._servers[name], self._app_url, self._connect_app)
+            for name, address in zip(names, addresses, strict=True)
+        )
         self._writer = self._instances[0]
 
     # -- what can happen to it
@@ -295,14 +300,17 @@ class Cluster(ABC, Generic[S]):
         """A connection as superuser in the application's database."""
 
     def _server(self, instance: LocalInstance) -> S:
-        if instance._cluster is not self:
+        if instance not in self._instances:
             raise ValueError(f"{instance!r} belongs to another cluster")
         return self._servers[instance.name]
+
+    def _app_url(self, instance: LocalInstance) -> str:
+        return self._url(instance, APP, self.app_password)
 
     def _url(self, instance: LocalInstance, user: str, password: str) -> str:
         return f"{self._driver}://{user}:{password}@{instance.address}/{APP}"
 
-    def _disown(self) -> None:
+    def disown(self) -> None:
         """Let go of the cluster in a forked child. It is the parent's, and its pipe must close when the parent closes its end."""
         if self._host is not None:
             self._host.disown()
@@ -325,7 +333,7 @@ def _stop_all() -> None:
 
 def _disown_all() -> None:
     for cluster in list(_running):
-        cluster._disown()
+        cluster.disown()
     _running.clear()
 
 

@@ -33,7 +33,7 @@ def loses_everywhere(
     - This is the third time, whatever has become of the servers.
 
     code: the code of the error.
-    patience: seconds to wait for a server that is recovering, unless the run has a deadline.
+    seconds_to_recover: seconds to wait for a server that is recovering, unless the run has a deadline.
     """
     before, now = _last(unit), _meets(unit, failure)
     if now is None:
