@@ -14,6 +14,7 @@ from typing import Any, Final
 from aurora_router.core.failures import Failure
 from aurora_router.core.query import Query
 from aurora_router.drivers.base import Mode
+from aurora_router.drivers.notes import ConnectionNotes, has_notes, keep_notes, notes_of
 
 NAME = "psycopg"
 PROTOCOL = "postgresql"
@@ -278,7 +279,7 @@ def is_default_read_only(connection: Any, handed_out: bool) -> bool:
     """
     status: bytes | None = connection.pgconn.parameter_status(b"default_transaction_read_only")
     if status is None:
-        return not (handed_out or connection.aurora_router_listened())
+        return not (handed_out or notes_of(connection).listened())
     return status != b"off"
 
 
@@ -419,28 +420,25 @@ def prepare_connection(connection: Any, shared: bool, given: Collection[str], li
 
     from aurora_router.drivers import psycopg_classes
 
-    crashes: list[str] = []
+    notes = ConnectionNotes(listened, shared)
+    keep_notes(connection, notes)
 
     def note_crash(notice: Any) -> None:
         if notice.sqlstate == "57P02":
-            crashes.append(notice.sqlstate)
+            notes.crashes.append(notice.sqlstate)
 
     connection.add_notice_handler(note_crash)
-    connection.aurora_router_crashes = crashes
     connection.server_cursor_factory = psycopg_classes.HoldCursor
     is_psycopgs = isinstance(connection, psycopg_classes.Connection) and connection.cursor_factory is Cursor
     if is_psycopgs and not shared and capabilities.has_pipeline():  # otherwise the application has its own
         connection.cursor_factory = psycopg_classes.Cursor
-    connection.aurora_router_held = {}
-    connection.aurora_router_shared = shared
-    connection.aurora_router_listened = listened
     if shared and "prepare_threshold" not in given:
         connection.prepare_threshold = None
 
 
 def is_bystander(connection: Any) -> bool:
     """Return whether the server has ended the connection because another server process has crashed."""
-    return bool(getattr(connection, "aurora_router_crashes", ()))
+    return has_notes(connection) and bool(notes_of(connection).crashes)
 
 
 def blocks(connection: Any) -> bool:
@@ -450,7 +448,7 @@ def blocks(connection: Any) -> bool:
 
 def has_leftovers(connection: Any) -> bool:
     """Return whether an exception in the midst of a COMMIT has left cursors WITH HOLD, or a transaction, open."""
-    return bool(connection.aurora_router_held) or _IDLE < connection.pgconn.transaction_status < _UNKNOWN
+    return bool(notes_of(connection).held_cursors) or _IDLE < connection.pgconn.transaction_status < _UNKNOWN
 
 
 def remove_leftovers(connection: Any, query: Query) -> None:
@@ -460,4 +458,4 @@ def remove_leftovers(connection: Any, query: Query) -> None:
     """
     connection.autocommit = True
     query("CLOSE ALL")
-    connection.aurora_router_held.clear()
+    notes_of(connection).held_cursors.clear()

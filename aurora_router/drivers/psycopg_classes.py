@@ -22,6 +22,8 @@ from psycopg.generators import execute, fetch_many
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
 from psycopg.sql import SQL, Identifier
 
+from aurora_router.drivers.notes import notes_of
+
 _PIECE = 1 << 14
 """About how many bytes libpq reads each time that it has waited for the server."""
 
@@ -247,10 +249,10 @@ class HoldCursor(ServerCursor[Any]):
     """
 
     def __init__(self, connection: Any, name: str, **options: Any) -> None:
-        shared = connection.aurora_router_shared
-        hold = options["withhold"] = options.get("withhold") or (connection.autocommit and not shared)
+        notes = notes_of(connection)
+        hold = options["withhold"] = options.get("withhold") or (connection.autocommit and not notes.is_shared)
         super().__init__(connection, name, **options)
-        held = self._held = connection.aurora_router_held
+        held = self._held = notes.held_cursors
         if held and connection.autocommit:
             for gone in [name for name, cursor in held.items() if cursor() is None]:
                 with contextlib.suppress(Error):  # the new cursor will report a broken connection

@@ -14,6 +14,7 @@ from typing import Any, Final
 from aurora_router.core.failures import Failure
 from aurora_router.core.query import Query
 from aurora_router.drivers.base import Mode
+from aurora_router.drivers.notes import ConnectionNotes, keep_notes, notes_of
 
 NAME = "pymysql"
 PROTOCOL = "mysql"
@@ -254,7 +255,7 @@ def is_default_read_only(connection: Any, handed_out: bool) -> bool:
 
     No server reports a change, so the default is trusted as long as nobody can have changed it.
     """
-    return not (handed_out or getattr(connection, "touched", False) or connection.aurora_router_listened())
+    return not (handed_out or getattr(connection, "touched", False) or notes_of(connection).listened())
 
 
 def has_lost_read_only(connection: Any) -> bool:
@@ -296,7 +297,7 @@ def set_mode(connection: Any, mode: Mode, default_autocommit: bool, default_read
 
 def prepare_connection(connection: Any, shared: bool, given: Collection[str], listened: Callable[[], bool]) -> None:
     """Remember `listened` for later. Streamed reads need no transaction, so nothing else is set up."""
-    connection.aurora_router_listened = listened
+    keep_notes(connection, ConnectionNotes(listened, shared))
 
 
 def look_anywhere(dialect: Any) -> None:

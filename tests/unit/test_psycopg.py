@@ -15,6 +15,7 @@ from aurora_router.core.instance import Role, ServerId
 from aurora_router.drivers import Mode
 from aurora_router.drivers import psycopg as psycopg_driver
 from aurora_router.drivers import pymysql as pymysql_driver
+from aurora_router.drivers.notes import notes_of
 from aurora_router.drivers.psycopg import set_mode
 from aurora_router.servers import postgresql
 from aurora_router.servers.postgresql import (
@@ -35,7 +36,6 @@ class Switches:
     read_only = None
     server_cursor_factory = ServerCursor
     prepare_threshold = 5
-    aurora_router_shared = False
     pgconn = types.SimpleNamespace(transaction_status=0)
     notice_handler = None
 
@@ -225,7 +225,7 @@ def test_cursors_that_were_left_are_closed(monkeypatch):
     closed = connection.server_cursor_factory(connection, "closed")
     assert [sql.as_string(None) for sql, _ in connection.heard] == ['CLOSE "left"']
     closed.close()
-    assert [*connection.aurora_router_held] == ["kept"]
+    assert [*notes_of(connection).held_cursors] == ["kept"]
     assert psycopg_driver.has_leftovers(connection)
     connection.heard.clear()
     psycopg_driver.remove_leftovers(connection, connection.ask)
