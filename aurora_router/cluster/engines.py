@@ -137,8 +137,9 @@ class Engines:
         pool = self._pools.get(instance.id)
         if pool is None:
             with self._lock:
-                pool = self._pools.setdefault(instance.id, InstancePool(instance, self._engine_config, self._shared))
-                pool.is_closed = self._is_closed
+                pool = self._pools.setdefault(
+                    instance.id, InstancePool(instance, self._engine_config, self._shared, is_closed=self._is_closed)
+                )
         return pool
 
     def engine(self, instance: Instance) -> Engine:

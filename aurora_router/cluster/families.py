@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from aurora_router.core.instance import Role, ServerStatus
 from aurora_router.core.query import Query
 from aurora_router.servers import ServerFamily, recognize, usual
 
@@ -31,6 +32,16 @@ class Families:
         """
         found = self._found[instance_id] = recognize(self._protocol, query)
         return found
+
+    def note_asynchronous_commit(self) -> None:
+        """Note that some session commits without waiting for the log."""
+        self.asynchronous_commits = True
+
+    def note_answer(self, family: ServerFamily, server: ServerStatus) -> None:
+        """Note the family and the dialect of a server that has answered. No unit comes to a server before that."""
+        if server.role is Role.WRITER:
+            self.leading = family
+        self.dialect = family.dialect(server.id)
 
     def at(self, instance_id: str) -> ServerFamily:
         """Return the family that answered at an instance last; the leading one before the first answer."""

@@ -85,9 +85,9 @@ class InstancePool:
     reads_in_use: counts the connections that are checked out of the pool for reads.
     """
 
-    def __init__(self, instance: Instance, config: EngineConfig, shared: ConnectionContext) -> None:
+    def __init__(self, instance: Instance, config: EngineConfig, shared: ConnectionContext, *, is_closed: bool = False) -> None:
         self.id = instance.id
-        self.is_closed = False
+        self.is_closed = is_closed
         self.password_error: BaseException | None = None
         self.reads_in_use: Callable[[], int] = _none
         self._instance = instance

@@ -72,7 +72,7 @@ class Monitor:
             topology = pure.add(topology, instance)
         self.topology = topology
         self.functions: frozenset[str] = frozenset()
-        self.prunes = False  # whether the commit table is used, so that old rows must go
+        self._prunes = False  # whether the commit table is used, so that old rows must go
         self.pruned_at = float("-inf")
         self.connect = connect
         self.abort_connect = abort_connect
@@ -271,6 +271,10 @@ class Monitor:
             self._wanted_at = time.monotonic()
             self._scheduler_wakeup.set()
 
+    def start_pruning(self) -> None:
+        """Remove old rows of the commit table from now on, because it is used."""
+        self._prunes = True
+
     def request_catalog(self) -> None:
         """Read the catalog soon, because a statement called a function that the catalog did not list when it was last read."""
         self._catalog_wanted = True
@@ -382,7 +386,7 @@ class Monitor:
         """Yield the other tasks that are due on a connection to the instance now, one after the other."""
         if self._is_catalog_due(instance_id, now):
             yield SideTask(self._read_catalog, _NO_FUNCTIONS)
-        if self.prunes and probing.is_prune_due(self.topology, instance_id, self.pruned_at, now):
+        if self._prunes and probing.is_prune_due(self.topology, instance_id, self.pruned_at, now):
             yield SideTask(self._prune, _NOT_PRUNED)
 
     def on_probe_end(self) -> None:
@@ -432,8 +436,7 @@ class Monitor:
         has_paused = probing.has_paused(before, wall)
         if has_paused:
             for watcher in watchers:
-                if watcher.asked_at is not None:
-                    watcher.asked_at = now  # this process was silent, not the instance
+                watcher.restart_deadline(now)  # this process was silent, not the instance
         self._trust = probing.renew_trust(before, self.topology, self._timing, now, wall)
         self.trusted_until = self._trust.trusted_until
         if self._trust.distrusted_at is None and (has_paused or before.distrusted_at is not None):

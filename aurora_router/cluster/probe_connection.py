@@ -40,7 +40,6 @@ class Probe:
         try:
             said = self._server.probe(self._ask, asynchronous_commits=self._families.asynchronous_commits)
             if said.role is Role.WRITER:
-                self._families.leading = self._server
                 if self._omissions is None:
                     self._omissions = self._omitted()
                 said = said._replace(unproven=self._omissions)
@@ -48,7 +47,7 @@ class Probe:
             raise ProbeError(str(error), ProbeFailure.REFUSED if error.passing else ProbeFailure.MISCONFIGURED) from None
         except self._error as error:
             raise probe_error(error, self._driver, self._server) from None
-        self._families.dialect = self._server.dialect(said.id)  # no unit comes to a server that was not probed
+        self._families.note_answer(self._server, said)
         return said
 
     def _omitted(self) -> str:

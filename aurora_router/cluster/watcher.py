@@ -120,6 +120,11 @@ class Watcher:
         self.asked_at = self.last_at = now
         self._go.set()
 
+    def restart_deadline(self, now: float) -> None:
+        """Count the time of a probe that is under way from now on. now: seconds, monotonic."""
+        if self.asked_at is not None:
+            self.asked_at = now
+
     def recheck_address(self) -> None:
         """Find out with the next probe which servers stand there."""
         self._must_recheck = True

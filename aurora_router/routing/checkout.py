@@ -135,7 +135,7 @@ class Checkout:
 
     def close(self) -> None:
         """End all waiting for slots. Units that wait for a topology see `is_closed` when the monitor wakes them."""
-        self.waits.is_closed = True
+        self.waits.close()
         self._for_reads.cancel_waiters()
 
     def forked(self) -> None:

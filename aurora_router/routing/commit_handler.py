@@ -98,9 +98,9 @@ class CommitHandler:
 
     def _prepare(self, unit: Unit, raw: PoolProxiedConnection) -> OutcomeQuery | None:
         """Note something by which the outcome of the coming COMMIT can be looked up. Roll back if that fails."""
-        server = self._families.leading
+        server = state_of(raw).family
         if unit.intent.commit_check == "table" or (unit.intent.commit_check == "xid" and not server.HAS_XID_STATUS):
-            self._monitor.prunes = True
+            self._monitor.start_pruning()
         try:
             return prepare_commit_check(raw.dbapi_connection, unit, self._driver, server, self._monitor.topology)
         except Exception:
@@ -120,12 +120,12 @@ class CommitHandler:
         if self._driver.was_not_undone(raw.dbapi_connection):
             unit = unit_of(raw)
             if unit is not None and unit.intent.run is not None:
-                unit.intent.run.is_undoable = False
+                unit.intent.run.can_be_undone = False
 
     def _note_unseen_ends(self, unit: Unit) -> None:
         """Note that a run cannot be undone if a transaction has ended on the connection that the user has."""
         if unit.intent.run is not None and unit.unseen_end() is not None:
-            unit.intent.run.is_undoable = False
+            unit.intent.run.can_be_undone = False
 
     def commit_in_two_phases(self, connection: Connection, send: Callable[[], None]) -> None:
         """Send PREPARE TRANSACTION or COMMIT PREPARED.
@@ -157,11 +157,11 @@ class CommitHandler:
         self._causality.on_committed(unit)
         unit.recorded = unit.intent.owned_by_session and not unit.connection_exposed
         if unit.intent.run is not None:
-            unit.intent.run.is_undoable = False
+            unit.intent.run.can_be_undone = False
 
     def _commit_failure(self, error: Any, raw: PoolProxiedConnection) -> Failure:
         driver: Any = raw.dbapi_connection
-        return failure_of(error, self._families.leading, disconnected=self._driver.is_closed(driver))
+        return failure_of(error, state_of(raw).family, disconnected=self._driver.is_closed(driver))
 
     def _found_committed(self, unit: Unit, instance_id: str, ask: OutcomeQuery | None) -> bool:
         """Whether the transaction of an unanswered COMMIT has committed. If not, note in the unit what is known."""

@@ -215,7 +215,7 @@ class Interceptor:
         unit.only_reads = False
         unit.read_at = None  # nothing reports the end of a flush
         if not self.families.asynchronous_commits and _names_synchronous_commit(unit.last_sql or "", parameters):
-            self.families.asynchronous_commits = True
+            self.families.note_asynchronous_commit()
         # A read may leave traces, too, because a view may call any function.
         if unit.intent.run is not None and (effect is _READ or not found.traceless):
             unit.leaves_traces = True
@@ -223,7 +223,7 @@ class Interceptor:
         if found.may_end_transaction or self.driver.autocommit(raw):  # it may commit unseen by SQLAlchemy
             unit.commit = CommitState.SENT
             if unit.intent.run is not None:
-                unit.intent.run.is_undoable = False
+                unit.intent.run.can_be_undone = False
             self.causality.on_commit_sent(unit)
 
     def _look(self, unit: Unit, connection: Connection) -> None:

@@ -136,7 +136,7 @@ class Attempt(Generic[S]):
     def _is_retried(self, error: Exception, *, may_have_committed_elsewhere: bool = False) -> bool:
         run = self.run
         known = run.failed if isinstance(error, PendingRollbackError) else getattr(error, FACTS, None)
-        failed = Failed(error, known, run.failed, run.is_undoable, run.read_only_refusals, may_have_committed_elsewhere)
+        failed = Failed(error, known, run.failed, run.can_be_undone, run.read_only_refusals, may_have_committed_elsewhere)
         return is_retried(failed)
 
 

@@ -39,7 +39,7 @@ class RetryContext:
     trouble: the last failure that a statement of this attempt or an earlier one has met.
     """
 
-    is_undoable = True  # nothing is known to be committed, or to outlive a rollback
+    can_be_undone = True  # nothing is known to be committed, or to outlive a rollback
     failed: Facts | None = None  # what the last error of its units means
     stale_rows_found: frozenset[Row] = frozenset()  # by this attempt itself
     has_read_on_reader = False
@@ -59,7 +59,7 @@ class RetryContext:
 
     def __repr__(self) -> str:
         where = "the writer" if self.on_writer else "any instance"
-        undone = "" if self.is_undoable else ", cannot be undone"
+        undone = "" if self.can_be_undone else ", cannot be undone"
         return f"<RetryContext on {where}, {len(self.rows_to_lock)} rows to lock{undone}>"
 
     def is_misled(self) -> bool:

@@ -67,6 +67,10 @@ class Waits:
         self._units: set[object] = set()  # those that wait for a writer
         self._say_waiting = Rate(REMIND)
 
+    def close(self) -> None:
+        """End the waits for a topology as soon as the monitor wakes them."""
+        self.is_closed = True
+
     def forked(self) -> None:
         """Begin anew in a forked child, in which no unit waits."""
         self._units = set()

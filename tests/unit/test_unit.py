@@ -108,7 +108,7 @@ def test_contexts_show_no_token() -> None:
 def test_an_attempt_shows_what_the_next_one_would_do_otherwise() -> None:
     first = RetryContext(None)
     assert repr(first) == "<RetryContext on any instance, 0 rows to lock>"
-    first.is_undoable = False
+    first.can_be_undone = False
     first.has_read_on_reader = True
     assert first.is_misled()
     assert repr(first) == "<RetryContext on any instance, 0 rows to lock, cannot be undone>"
