@@ -26,13 +26,13 @@ class Failure(enum.Enum):
     CONNECT = "no connection could be made"
     BUSY = "the instance has no room for one more connection"
     LOST = "the connection was lost"
-    ENDED = "the connection was lost by the statement's own fault: it was killed, or is too much for a server"
+    ENDED = "the connection was lost because of the statement: it was killed, or is too large for the server"
     BROKEN = "the instance failed inside: its disk, its memory, an internal error"
-    CONFLICT = "the reader has just not what the statement needs: replay took it away, or has not brought it"
+    CONFLICT = "the reader temporarily lacks data that the statement needs: replay removed it, or has not brought it"
     READ_ONLY = "the instance is read-only"
     NOT_HERE = "the instance cannot do this, as a reader or at all"
     MISSING = "the statement names something that is not there, or that the reader has not got yet"
-    OUTDATED = "what the connection had prepared is out of date"
+    OUTDATED = "a prepared statement is out of date"
     SERIALIZATION = "the transaction could not be serialized with others"
     DEADLOCK = "the transaction was the victim of a deadlock"
     CONSTRAINT = "a key or another constraint was violated"
@@ -46,12 +46,12 @@ class Failure(enum.Enum):
 class Action(enum.Enum):
     """The router's action after a failure."""
 
-    REPEAT_ELSEWHERE = "repeat on another instance"
-    REPEAT_UNPREPARED = "repeat on a connection that has prepared nothing"
-    TO_WRITER = "move the unit to the writer and repeat there"
+    REPEAT_ELSEWHERE = "retry on another instance"
+    REPEAT_UNPREPARED = "retry on a connection that has prepared nothing"
+    TO_WRITER = "move the unit to the writer and retry there"
     WAIT_FOR_WRITER = "wait for a writer, then try again"
     RESOLVE = "find out what became of the COMMIT"
-    RUN_AGAIN = "raise; run_transaction runs the unit again"
+    RUN_AGAIN = "raise; run_transaction retries the unit"
     RAISE = "raise"
 
 
@@ -67,6 +67,78 @@ class Phase(enum.Enum):
     WRITER_FIRST = "the first statement in flight of the writer's transaction"
     WRITER_STATEMENT = "a later statement in flight in the writer's transaction"
     COMMIT = "COMMIT in flight"
+
+
+class Progress(NamedTuple):
+    """How far a unit was when its statement or its COMMIT failed.
+
+    read_only: what it is declared to be; None if it is automatic.
+    on_writer: whether it is on the writer.
+    only_reads: whether all its statements are known to be reads.
+    has_results: whether a statement has completed on the instance.
+    is_exposed: whether the user has the driver's connection.
+    is_commit_in_doubt: whether a COMMIT was sent without a successful answer.
+    is_autocommit: whether each statement commits by itself.
+    has_snapshot: whether its statements must see one snapshot.
+    """
+
+    read_only: bool | None
+    on_writer: bool
+    only_reads: bool
+    has_results: bool = False
+    is_exposed: bool = False
+    is_commit_in_doubt: bool = False
+    is_autocommit: bool = False
+    has_snapshot: bool = False
+
+
+def phase_of(progress: Progress) -> Phase:
+    """Return the phase of a unit whose statement or COMMIT has failed."""
+    if progress.is_commit_in_doubt:
+        return Phase.COMMIT
+    if progress.only_reads and progress.on_writer and progress.read_only is False:
+        # The unit was declared to write, and a statement that looks like a read may write, too. Then the error has cost the whole
+        # transaction, not this read alone.
+        if progress.is_autocommit:
+            return Phase.COMMIT
+        if not progress.has_results:
+            return Phase.READ
+    elif progress.only_reads and (
+        (progress.read_only is None and not progress.on_writer) or not (progress.has_results and progress.has_snapshot)
+    ):
+        return Phase.READ
+    if not progress.on_writer:
+        return Phase.READER_TRANSACTION
+    return Phase.WRITER_STATEMENT if progress.has_results or progress.is_exposed else Phase.WRITER_FIRST
+
+
+class Blame(enum.Enum):
+    """What decides whether a statement is to blame for the loss of its connection.
+
+    NOBODY: it is not to blame.
+    STATEMENT: it is.
+    IF_ALIVE: it is if its server is alive.
+    IF_SURVIVED: it is if both servers have survived its losses.
+    """
+
+    NOBODY = 1
+    STATEMENT = 2
+    IF_ALIVE = 3
+    IF_SURVIVED = 4
+
+
+def blame(times: int, *, is_killed: bool, is_first: bool) -> Blame:
+    """Return what decides whether a statement would lose every connection.
+
+    times: how often it has lost its connection, in this unit or in its runs.
+    is_killed: whether somebody has ended the connection of a statement that runs once.
+    is_first: whether no statement has lost its connection before.
+    """
+    if times >= MAX_LOSSES:
+        return Blame.STATEMENT
+    if is_first or times == 1:
+        return Blame.IF_ALIVE if is_killed else Blame.NOBODY
+    return Blame.IF_SURVIVED
 
 
 _BEFORE_READER = (Phase.READER_CONNECTING, Phase.READER_UNSENT)
@@ -101,15 +173,14 @@ _ROWS: tuple[tuple[tuple[Failure, ...], tuple[Phase, ...], Action], ...] = (
 TABLE: dict[tuple[Failure, Phase], Action] = {
     (failure, phase): action for failures, phases, action in _ROWS for failure in failures for phase in phases
 }
-"""The action for each pair. A pair that is not here raises."""
+"""The action for each pair. Pairs that are not listed raise the error."""
 
 
 class Traits(NamedTuple):
     """What a kind of failure means, besides its action.
 
     suspicious: the instance itself may be in trouble, so the monitor probes it at once.
-    is_contention: no instance is in trouble. The wait before another run spares the instances enough, so that run spends
-        nothing of the retry budget.
+    is_contention: no instance is in trouble. The backoff protects the instances, so the retry spends nothing of the budget.
     disconnects: the connection is gone, even if SQLAlchemy has not noticed.
     spares_pool: the other connections of the pool are still good, even if this one is gone.
     is_outdated: what the instance's pooled connections have prepared is out of date, too.
@@ -155,8 +226,8 @@ class Question(enum.Enum):
 
     IS_SILENT = "does the server no longer answer?"
     IS_WRITER = "does the server say that it is the writer all the same?"
-    LOSES_EVERYWHERE = "would the same statement lose the next connection, too?"
-    BREAKS_EVERYWHERE = "would the same statement break the next instance, too?"
+    LOSES_EVERYWHERE = "does this statement lose every connection?"
+    BREAKS_EVERYWHERE = "does this statement break every instance?"
     WAS_MISLED = "has a unit of run_transaction read on a reader?"
     MUST_STAY = "is the unit on the writer already, or declared read-only?"
 
@@ -193,7 +264,7 @@ _INQUIRIES = {
     Failure.TIMED_OUT: Inquiry(Question.IS_SILENT, _ANY - {Phase.COMMIT}, becomes=Failure.LOST),
     # The server may be deposed, and the monitor has not seen it yet. Otherwise the transaction itself is at fault.
     Failure.READ_ONLY: Inquiry(Question.IS_WRITER, _ANY, limit=3),
-    # Such a statement would take down one server after the other.
+    # A retry would crash every server in turn.
     Failure.LOST: Inquiry(Question.LOSES_EVERYWHERE, _STATEMENTS, becomes=Failure.ENDED),
     Failure.BROKEN: Inquiry(Question.BREAKS_EVERYWHERE, _STATEMENTS, is_final=True),
     Failure.CONSTRAINT: Inquiry(Question.WAS_MISLED, _ANY, becomes=Failure.MISLED),
@@ -262,7 +333,7 @@ def confirmed_facts(failure: Failure, phase: Phase) -> Facts:
 NOT_SENT = facts(Failure.OTHER, Phase.WRITER_UNSENT)
 """The facts about a call that was refused before anything was sent."""
 UNKNOWN = facts(Failure.OTHER, Phase.WRITER_STATEMENT)
-"""The facts about an error of which only its class is known."""
+"""The facts about an error known only by its class."""
 POOL_IS_FULL = facts(Failure.BUSY, Phase.WRITER_CONNECTING)
 """The facts about a pool that had no free connection."""
 WRITER_IS_GONE = facts(Failure.LOST, Phase.WRITER_UNSENT)
@@ -296,12 +367,16 @@ class OwnError(NamedTuple):
     """The policy for an error that the router raises on its own account.
 
     failure: what it stands for.
-    is_waited_out: whether run_transaction runs the unit again until the cause has passed. That spends nothing of the retry
-        budget, because nothing was sent.
+    is_waited_out: whether run_transaction retries the unit until the cause has passed. That spends nothing of the retry budget,
+        because nothing was sent.
+    is_before_commit: whether it comes before any COMMIT of the unit, also of other databases.
+    is_of_connect: whether it is the failure of the connect that has raised it. Others come from a listener of the application.
     """
 
     failure: Failure
     is_waited_out: bool = False
+    is_before_commit: bool = False
+    is_of_connect: bool = False
 
 
 OWN_ERRORS: dict[type[RouterError], OwnError] = {
@@ -309,8 +384,8 @@ OWN_ERRORS: dict[type[RouterError], OwnError] = {
     NoWriterAvailable: OwnError(Failure.CONNECT),
     NoReaderAvailable: OwnError(Failure.CONNECT),
     AmbiguousWriter: OwnError(Failure.CONNECT, is_waited_out=True),
-    WrongServer: OwnError(Failure.CONNECT),
-    StaleRead: OwnError(Failure.SERIALIZATION),
+    WrongServer: OwnError(Failure.CONNECT, is_of_connect=True),
+    StaleRead: OwnError(Failure.SERIALIZATION, is_before_commit=True),  # a flush raises it
     OutcomeUnknown: OwnError(Failure.LOST),
 }
 """The policy for each of the router's own errors. An error that is not here has the policy of its base class."""
@@ -319,6 +394,14 @@ OWN_ERRORS: dict[type[RouterError], OwnError] = {
 def own_error(error: RouterError) -> OwnError:
     """Return the policy for an error of the router's own."""
     return next(OWN_ERRORS[kind] for kind in type(error).__mro__ if kind in OWN_ERRORS)
+
+
+def is_of_connect(error: Exception) -> bool:
+    """Return whether an error of a connect is the failure of that connect.
+
+    A listener of the application may have begun another unit. Then the error is of that unit.
+    """
+    return not isinstance(error, RouterError) or own_error(error).is_of_connect
 
 
 def facts_of_own(error: RouterError) -> Facts:

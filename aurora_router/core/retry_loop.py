@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 from aurora_router.core.failures import Facts, is_run_again, own_error
-from aurora_router.errors import RouterError, StaleRead
+from aurora_router.errors import RouterError
 
 
 class Failed(NamedTuple):
@@ -34,12 +34,12 @@ class Failed(NamedTuple):
 
 def is_retried(failed: Failed) -> bool:
     """Return whether the unit of a failed attempt may run again."""
-    # StaleRead comes from a flush, which is before any COMMIT.
-    if failed.may_have_committed_elsewhere and not isinstance(failed.error, StaleRead):
+    own = own_error(failed.error) if isinstance(failed.error, RouterError) else None
+    if failed.may_have_committed_elsewhere and not (own is not None and own.is_before_commit):
         return False
     if not failed.is_undone:
         return False
-    if isinstance(failed.error, RouterError) and own_error(failed.error).is_waited_out:
+    if own is not None and own.is_waited_out:
         return True
     if failed.known is None or failed.known is not failed.last:
         # This is another database's error, or an earlier one that the application raises again on its own account.

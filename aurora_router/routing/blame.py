@@ -1,4 +1,4 @@
-"""Statements that fail on every server. Retrying such a statement takes down one server after the other."""
+"""Statements that fail on every server. A retry would crash every server in turn."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from aurora_router.cluster.monitor import Monitor
-from aurora_router.core.failures import MAX_BROKEN, MAX_LOSSES, Failure
+from aurora_router.core.failures import MAX_BROKEN, Blame, Failure, blame
 from aurora_router.routing.retry_context import Trouble
 from aurora_router.routing.unit import Unit
 from aurora_router.servers import ServerFamily
@@ -38,16 +38,20 @@ def loses_everywhere(
     before, now = _last(unit), _meets(unit, failure)
     if now is None:
         return None  # nobody retries it
-    if now.times >= MAX_LOSSES:
-        return f"the same statement has lost its connection {now.times} times"
-    if before is None or now.times == 1:
-        is_killed = unit.intent.run is None and code in server.KILLED
-        return _ALIVE if is_killed and monitor.confirm_role(now.instance, now.server) is not None else None
-    until = unit.intent.run.deadline if unit.intent.run is not None else None
-    if until is None:
-        until = now.at + seconds_to_recover
-    both = (monitor.survived(each.instance, each.server, each.at, until) for each in (before, now))
-    return _ALIVE if all(both) else None
+    is_killed = unit.intent.run is None and code in server.KILLED
+    match blame(now.times, is_killed=is_killed, is_first=before is None):
+        case Blame.NOBODY:
+            return None
+        case Blame.STATEMENT:
+            return f"the same statement has lost its connection {now.times} times"
+        case Blame.IF_ALIVE:
+            return _ALIVE if monitor.confirm_role(now.instance, now.server) is not None else None
+        case Blame.IF_SURVIVED:
+            until = unit.intent.run.deadline if unit.intent.run is not None else None
+            if until is None:
+                until = now.at + seconds_to_recover
+            losses = [now] if before is None else [before, now]
+            return _ALIVE if all(monitor.survived(each.instance, each.server, each.at, until) for each in losses) else None
 
 
 def _meets(unit: Unit, failure: Failure) -> Trouble | None:

@@ -26,7 +26,7 @@ from aurora_router.cluster.pooling import PoolFull
 from aurora_router.config.checks import get_pool_limits
 from aurora_router.config.settings import Settings
 from aurora_router.core import events
-from aurora_router.core.failures import Phase, traits
+from aurora_router.core.failures import Phase, is_of_connect, traits
 from aurora_router.core.instance import Instance, Role
 from aurora_router.core.pacing import Rate
 from aurora_router.core.positions import Requirement
@@ -298,8 +298,7 @@ class Checkout:
             connector.discard(connection)
         except (DBAPIError, WrongServer, self._engines.driver_error) as error:
             self._abandon(unit, connector, connection)
-            if isinstance(error, RouterError) and not isinstance(error, WrongServer):
-                # The error is of another unit, which a listener of the application has begun.
+            if not is_of_connect(error):
                 raise
             if not self._can_try_another(unit, attempt, instance, error, is_connected=connection is not None):
                 raise

@@ -13,11 +13,12 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from aurora_router.core.commits import Note, outcome
+from aurora_router.core.failures import is_of_connect
 from aurora_router.core.instance import Instance
 from aurora_router.core.retry_loop import Sleep, next_step
 from aurora_router.core.topology import Topology
 from aurora_router.drivers import Driver, driver_of
-from aurora_router.errors import ConfigurationError, NoWriterAvailable, Outcome, RouterError, WrongServer
+from aurora_router.errors import ConfigurationError, NoWriterAvailable, Outcome, WrongServer
 from aurora_router.routing.backoff import RESOLVE_BACKOFF, TenacityPolicy
 from aurora_router.routing.unit import Unit
 from aurora_router.servers import Execute, ServerFamily, XidFamily, supports_xid_status
@@ -201,7 +202,7 @@ def resolve_outcome(
         except NoWriterAvailable:  # connect() has waited until the timeout
             break
         except (DBAPIError, WrongServer) as error:
-            if isinstance(error, RouterError) and not isinstance(error, WrongServer):
+            if not is_of_connect(error):
                 raise
             failed = error  # another connection may find the outcome
         step = next_step(number, failed, policy)

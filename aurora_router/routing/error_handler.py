@@ -13,7 +13,7 @@ from aurora_router.cluster.error_classification import FACTS, classify_error, fa
 from aurora_router.cluster.families import Families
 from aurora_router.cluster.monitor import Monitor
 from aurora_router.config.settings import Settings
-from aurora_router.core.failures import Failure, Phase, Question, facts, inquiry, traits
+from aurora_router.core.failures import Failure, Phase, Progress, Question, facts, inquiry, phase_of, traits
 from aurora_router.core.instance import Role
 from aurora_router.core.sql.analysis import Effect
 from aurora_router.errors import ReadOnlyViolation, RouterError
@@ -121,23 +121,18 @@ class ErrorHandler:
 
     def phase(self, unit: Unit) -> Phase:
         """Return how far the unit was when its statement or its COMMIT failed."""
-        if unit.is_commit_in_doubt:
-            return Phase.COMMIT
-        if unit.only_reads and unit.place.on_writer and unit.intent.read_only is False:
-            # The unit was declared to write, and a statement that looks like a read may write, too. Then the error has cost the
-            # whole transaction, not this read alone.
-            if self._isolation.is_autocommit(unit):
-                return Phase.COMMIT
-            if not unit.has_results:
-                return Phase.READ
-        elif unit.only_reads and (
-            (unit.intent.read_only is None and not unit.place.on_writer)
-            or not (unit.has_results and self._isolation.has_snapshot(unit))
-        ):
-            return Phase.READ
-        if not unit.place.on_writer:
-            return Phase.READER_TRANSACTION
-        return Phase.WRITER_STATEMENT if unit.has_results or unit.connection_exposed else Phase.WRITER_FIRST
+        return phase_of(
+            Progress(
+                unit.intent.read_only,
+                unit.place.on_writer,
+                unit.only_reads,
+                has_results=unit.has_results,
+                is_exposed=unit.connection_exposed,
+                is_commit_in_doubt=unit.is_commit_in_doubt,
+                is_autocommit=self._isolation.is_autocommit(unit),
+                has_snapshot=self._isolation.has_snapshot(unit),
+            )
+        )
 
     def _family(self, unit: Unit) -> ServerFamily:
         """The family of the server of a unit."""
