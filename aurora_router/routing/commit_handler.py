@@ -144,7 +144,7 @@ class CommitHandler:
         except self._error as error:
             if decide(self._commit_failure(error, connection.connection), Phase.COMMIT) is Action.RESOLVE:
                 noted = f"in two phases; {self._families.at(unit.place.instance.id).PREPARED} lists the prepared transactions"
-                unit.lose_commit(OutcomeUnknown(unit.place.instance.id, noted))
+                unit.commit = OutcomeUnknown(unit.place.instance.id, noted)
             raise
         self._committed(unit)
 
@@ -167,7 +167,7 @@ class CommitHandler:
         """Whether the transaction of an unanswered COMMIT has committed. If not, note in the unit what is known."""
         self._monitor.suspect(instance_id)
         if ask is None:
-            unit.lose_commit(OutcomeUnknown(instance_id, "no commit_check was asked for, so the outcome cannot be looked up"))
+            unit.commit = OutcomeUnknown(instance_id, "no commit_check was asked for, so the outcome cannot be looked up")
             return False
 
         def resolve(timeout: float) -> Outcome:
@@ -189,7 +189,7 @@ class CommitHandler:
             if found is Outcome.NOT_COMMITTED:
                 unit.commit = CommitState.NOT_COMMITTED
                 return False
-        unit.lose_commit(OutcomeUnknown(instance_id, str(ask), resolve))
+        unit.commit = OutcomeUnknown(instance_id, str(ask), resolve)
         return False
 
     def _asking_connection(self, timeout: float) -> Connection:

@@ -16,7 +16,7 @@ from aurora_router.config.settings import Settings
 from aurora_router.core.failures import Failure, Phase, Progress, Question, facts, inquiry, phase_of, traits
 from aurora_router.core.instance import Role
 from aurora_router.core.sql.analysis import Effect
-from aurora_router.errors import ReadOnlyViolation, RouterError
+from aurora_router.errors import OutcomeUnknown, ReadOnlyViolation, RouterError
 from aurora_router.routing.blame import breaks_everywhere, loses_everywhere
 from aurora_router.routing.isolation import Isolation
 from aurora_router.routing.unit import CommitState, Unit
@@ -55,7 +55,7 @@ class ErrorHandler:
         if means.spares_pool:
             context.invalidate_pool_on_disconnect = False
         meaning = facts(failure, phase, is_final=is_final, not_committed=unit.commit is CommitState.NOT_COMMITTED)
-        instead: RouterError | None = unit.commit_error
+        instead: RouterError | None = unit.commit if isinstance(unit.commit, OutcomeUnknown) else None
         if means.refuses_writes and unit.intent.read_only and unit.place.instance is not None:
             instead = ReadOnlyViolation(Effect.WRITE.name, unit.place.instance.id, sent=True)
             meaning = classify_error(instead)

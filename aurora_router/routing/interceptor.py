@@ -312,7 +312,7 @@ class Interceptor:
         else:
             self._refuse_replacement(unit, found, state)
             mode = Mode.READ_ONLY if unit.intent.read_only else Mode.DEFAULT
-            unit.commit, unit.commit_error = _NO_COMMIT, None  # they are about a COMMIT on the lost connection
+            unit.commit = _NO_COMMIT  # it is about a COMMIT on the lost connection
             if unit.ends is not None:
                 ended_at, unit.ends = unit.ends.noticed_at, None
                 self.hand_out(unit, raw, ended_at)

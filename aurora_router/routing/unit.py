@@ -96,17 +96,17 @@ class CommitState(enum.Enum):
     SENT: its answer has not come, or was an error.
     COMMITTED: the server or the commit check has said so.
     NOT_COMMITTED: its answer was lost, and the commit check has found that it did not commit.
-    UNKNOWN: its answer was lost, and nobody knows yet.
+
+    If its answer was lost and nobody knows, the error that the application gets stands in place of a state.
     """
 
     NONE = "none"
     SENT = "sent"
     COMMITTED = "committed"
     NOT_COMMITTED = "not committed"
-    UNKNOWN = "unknown"
 
 
-_IN_DOUBT = frozenset({CommitState.SENT, CommitState.NOT_COMMITTED, CommitState.UNKNOWN})
+_NONE, _COMMITTED = CommitState.NONE, CommitState.COMMITTED
 
 
 class TransactionEnds:
@@ -143,8 +143,7 @@ class Unit:
 
     place = NOWHERE
     marks = UNMARKED
-    commit = CommitState.NONE
-    commit_error: OutcomeUnknown | None = None  # while `commit` is UNKNOWN
+    commit: CommitState | OutcomeUnknown = CommitState.NONE
 
     # -- what its statements have done ------------------------------------------------------------------------------------
     last_sql: str | None = None  # the text of the last statement that passed the interceptor
@@ -192,8 +191,8 @@ class Unit:
         where = f"at {self.place.instance.id}" if self.place.instance is not None else "nowhere"
         role = " (writer)" if self.place.on_writer else ""
         state = [said for said, holds in (("has written", self.wrote), ("streams", self.streaming)) if holds]
-        if self.commit is not CommitState.NONE:
-            state.append(f"COMMIT: {self.commit.value}")
+        if self.commit is not _NONE:
+            state.append(f"COMMIT: {self.commit.value if isinstance(self.commit, CommitState) else 'unknown'}")
         return f"<Unit {', '.join([kind, where + role, *state])}>"
 
     @property
@@ -216,12 +215,12 @@ class Unit:
     @property
     def is_commit_in_doubt(self) -> bool:
         """Whether the last statement sent may have committed, and no answer has said that it has."""
-        return self.commit in _IN_DOUBT
+        return self.commit is not _NONE and self.commit is not _COMMITTED
 
     @property
     def spoils_connection(self) -> bool:
         """Whether its connection has traces of a failed run, which the next unit must not meet."""
-        return self.leaves_traces and self.intent.run is not None and self.commit is not CommitState.COMMITTED
+        return self.leaves_traces and self.intent.run is not None and self.commit is not _COMMITTED
 
     @property
     def has_unrecorded_effects(self) -> bool:
@@ -255,13 +254,6 @@ class Unit:
         """Note that it has left its instance, to go to another one."""
         place = self.place
         self.place = Place(None, place.on_writer, place.epoch, place.server)
-
-    def lose_commit(self, error: OutcomeUnknown) -> None:
-        """Note that nobody knows whether its COMMIT has succeeded.
-
-        error: what the application gets.
-        """
-        self.commit, self.commit_error = CommitState.UNKNOWN, error
 
     def release(self) -> None:
         """Release its slot in the writer's pool, if it has one."""

@@ -80,9 +80,8 @@ def test_a_commit_is_in_doubt_until_it_has_succeeded(state: CommitState) -> None
 def test_a_lost_commit_has_its_error() -> None:
     unit = Unit(READ_WRITE)
     error = OutcomeUnknown("db-1:5432", "no commit_check was asked for")
-    unit.lose_commit(error)
-    assert unit.commit is CommitState.UNKNOWN
-    assert unit.commit_error is error
+    unit.commit = error
+    assert unit.is_commit_in_doubt
 
 
 def test_ends_of_transactions_are_noticed_when_one_looks() -> None:
