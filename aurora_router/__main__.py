@@ -33,8 +33,8 @@ from aurora_router.errors import ConfigurationError, RouterError
 from aurora_router.router import Router
 
 FINE, MISSED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
-# A command that asks only once waits so many seconds for a server's answer. A person prefers to wait, rather than to be told
-# that a slow server is down.
+# A command that asks only once waits so many seconds for a server's answer. Waiting is better than reporting
+# a slow server as down.
 PROBE_TIMEOUT = 5.0
 
 _EXIT_CODES = """

@@ -1,6 +1,6 @@
-"""The one seam for waiting: bells, sleep, values that are local to a thread or task, and a shield for COMMIT.
+"""The one seam for waiting: wakeups, sleep, values that are local to a thread or task, and a shield for COMMIT.
 
-Each wait of a unit goes through a `Waiting`. `Threads` is its only implementation.
+Each wait of a unit goes through a `Waiting`. `ThreadWaiting` is its only implementation.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ T = TypeVar("T")
 
 
 class Wakeup(Protocol):
-    """Wakes the one caller that waits for it. It is made by the caller."""
+    """Wakes the one caller that waits for it. The caller makes it."""
 
     def wait(self, timeout: float) -> None:
-        """Wait until the bell is rung, for at most `timeout` seconds. A ring since the last wait ends the wait at once."""
+        """Wait for `set()`, for at most `timeout` seconds. Return at once if it was called since the last wait."""
 
     def set(self) -> None:
         """Wake the caller, or let its next wait end at once. Any thread may call it, as often as it likes."""
@@ -35,7 +35,7 @@ class Waiting(Protocol):
     """How a router's units wait."""
 
     def wakeup(self) -> Wakeup:
-        """Make a bell for the caller."""
+        """Make a wakeup for the caller."""
 
     def sleep(self, seconds: float) -> None:
         """Wait for a time, and for nothing else."""
@@ -60,13 +60,13 @@ class ThreadWaiting:
         return ThreadLocal()
 
     def shielded(self, send: Callable[P, T]) -> Callable[P, T]:
-        return send  # nobody cancels a thread
+        return send  # threads cannot be cancelled
 
 
 class ThreadWakeup:
-    """A bell for one thread.
+    """A wakeup for one thread.
 
-    It is a lock that is held until the bell is rung. A threading.Event would not do, because an exception of a signal handler can
+    It is a lock that is held until `set()`. A threading.Event would not do, because an exception of a signal handler can
     leave it half-done.
     """
 
@@ -80,7 +80,7 @@ class ThreadWakeup:
         self._lock.acquire(timeout=min(max(timeout, 0.0), threading.TIMEOUT_MAX))
 
     def set(self) -> None:
-        with contextlib.suppress(RuntimeError):  # it was rung already
+        with contextlib.suppress(RuntimeError):  # it was set already
             self._lock.release()
 
 

@@ -32,7 +32,7 @@ class ConnectionContext(NamedTuple):
 
     allowed_servers: gives the servers that an instance may lead to at this moment, in its role.
     on_wrong_server: called with an instance that led to another server, and the reason.
-    pooler: the user's word on a pooler before the servers; None if the router must find out whether there is one.
+    pooler: the `pooler` setting; None if the router must find out whether there is a pooler.
     counters: counts connections that were made.
     dispatcher: publishes an event for each connection that was made.
     tell_closed: called with an event for each connection that was closed. It may publish the event later.
@@ -187,7 +187,7 @@ class ConnectionEvents:
         return bool(on.checkout or on.reset or len(on.checkin) > self._own_checkins or self._engine.dispatch.engine_connect)
 
     def _came_back(self, record: ConnectionPoolEntry, retired: bool) -> None:
-        """Make a connection that has left its unit ready for the next unit, or close it. May be called twice.
+        """Make a released connection ready for the next unit, or close it. May be called twice.
 
         retired: whether its pool was replaced.
         """
@@ -200,7 +200,7 @@ class ConnectionEvents:
         spoilt = unit is not None and self._shared.hooks.on_release(unit, self._owner.id)
         state.unit = None
         if spoilt or retired or self._owner.is_closed:
-            record.invalidate()  # no unit may, or will, check it out again
+            record.invalidate()  # no unit may check it out again
         elif dbapi is not None and state.mode is not Mode.DEFAULT and self._is_listened_to():
             self._shared.modes.make_as_new(dbapi, record)
 

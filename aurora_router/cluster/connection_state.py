@@ -97,7 +97,7 @@ class ConnectionState:
 def state_of(raw: PoolProxiedConnection) -> ConnectionState:
     """Return the state of a pooled connection.
 
-    Raises RouterError for a connection that was open at a fork, because only the parent may end its transaction.
+    Raises RouterError for a connection inherited by a fork, because only the parent may end its transaction.
     """
     state: ConnectionState | None = raw.info.get(STATE)
     if state is None or state.is_inherited:

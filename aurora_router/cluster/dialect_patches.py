@@ -172,6 +172,8 @@ def limit_connects(engine: Engine, slots: FairSemaphore, timeout: float, waiting
             raise
         finally:
             slot.release()
-        raise dialect.loaded_dbapi.OperationalError("waited in vain for a turn to connect")
+        raise dialect.loaded_dbapi.OperationalError(
+            "could not connect in time: too many connects to this instance at once; raise connects_at_once or pool_timeout"
+        )
 
     dialect.connect = in_turn

@@ -270,7 +270,7 @@ class InstancePool:
         return has_pooler and any(pool.checkedout() for pool in self._pools())
 
     def probe(self) -> Probe:
-        """Make a connection for the monitor, outside of the pool, because a full pool must not blind the monitor.
+        """Make a connection for the monitor, outside of the pool, because probes must work while the pool is full.
 
         Raises ProbeError.
         """

@@ -12,13 +12,13 @@ from aurora_router.core.budget import RetryBudget
 from aurora_router.telemetry.stats import Counters
 from aurora_router.waiting import Waiting, Wakeup
 
-# Seconds after which a waiting thread looks by itself if it has a slot. Its bell may not have been rung, because an exception
-# of a signal handler came first.
+# Seconds after which a waiting thread checks whether it has a slot. An exception of a signal handler may have prevented its
+# wakeup.
 LOOK = 0.5
 
 
 class FairSemaphore:
-    """A FIFO semaphore: all turns stand in one line, and the first ones have a slot.
+    """A FIFO semaphore: waiters queue in order, and the first ones hold a slot.
 
     There is no lock and no counter, because a signal handler may raise an exception at any moment. Each step is one
     operation on a dict, which no exception can leave half-done.
@@ -69,7 +69,7 @@ class FairSemaphore:
 
 
 class Slot:
-    """The owner of one slot, made before the slot is acquired, so that a slot always has an owner.
+    """The owner of one slot. Make it before you acquire the slot, so that no slot is lost.
 
     Call release() in the end. If an exception of a signal handler prevents that, the slot is released when this object is
     garbage-collected.

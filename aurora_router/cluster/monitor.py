@@ -309,34 +309,34 @@ class Monitor:
                     self._writerless_since = time.monotonic()
                 self._wake()
 
-    def _publish_changes(self, publish_event: Topology) -> None:
+    def _publish_changes(self, published: Topology) -> None:
         """Call `changed` with each newest topology, in a thread of its own, which waits for no listener."""
         news, rate = self._news, Rate(REPORT_INTERVAL)
         while True:
             with self._topology_changed:
-                while self.topology is publish_event and not self._closed:
+                while self.topology is published and not self._closed:
                     self._topology_changed.wait()
                 new, published_at = self.topology, self._published_at
-            if new is publish_event:
+            if new is published:
                 news.put(None)
                 return
             try:
-                told_next = self._changed(publish_event, new, published_at)
+                calls = self._changed(published, new, published_at)
                 if news.qsize() < MAX_PENDING_NEWS:
-                    news.put(told_next)
+                    news.put(calls)
             except BaseException:
-                report(rate, "a topology was not taken in completely")
-            publish_event = new
+                report(rate, "error while applying a new topology")
+            published = new
 
     def _call_listeners(self) -> None:
-        """Tell the news, in a thread of its own. A listener may take its time, or wait for a writer itself."""
+        """Call the listeners, in a thread of its own. A listener may take its time, or wait for a writer itself."""
         rate = Rate(REPORT_INTERVAL)
         while (news := self._news.get()) is not None:
             for tell in news:
                 try:
                     tell()
                 except BaseException:
-                    report(rate, "news of a topology was not told completely")
+                    report(rate, "error while calling listeners")
             del news
 
     def _publish_later(self, event: events.Event) -> None:
@@ -427,7 +427,7 @@ class Monitor:
                     wake = min(wake, self._service(watcher, demand, now))
                 except BaseException:
                     # For example, no thread can be started. Then this instance must wait, but the others must not.
-                    watcher.report("%s could not be attended to")
+                    watcher.report("could not schedule a probe of %s")
             self._scheduler_wakeup.wait(max(wake - time.monotonic(), 0.0))
 
     def _keep_trust(self, watchers: list[Watcher], now: float) -> None:

@@ -33,8 +33,8 @@ _NOBODY = ServerId("", None, None, "")
 def report(rate: Rate, message: str, *values: object) -> None:
     """Log the exception that is being handled, in a thread of the monitor's, as often as the rate allows.
 
-    Code of the application may have raised it: a listener, a log handler, a password function. No exception of such code may end
-    the thread, not even SystemExit.
+    Code of the application may have raised it: a listener, a log handler, a password function. Such an exception, even
+    SystemExit, must not end the thread.
     """
     came = rate.passes(time.monotonic())
     if came:
@@ -195,8 +195,8 @@ class Watcher:
                 try:
                     self._probe()
                 except BaseException as error:
-                    self.report("the probe of %s came to an unexpected end")
-                    text = f"the probe came to an unexpected end: {type(error).__name__}"
+                    self.report("unexpected error in the probe of %s")
+                    text = f"unexpected error in the probe: {type(error).__name__}"
                     now = time.monotonic()
                     self._tell(watching.probe_failures(self._watch, ProbeFailure.MISCONFIGURED, text, now, now))
                 if not self._is_current:

@@ -184,9 +184,8 @@ class Settings:
     accept_new_cluster: bool = setting(
         False,
         check_flag,
-        """whether a cluster that was made anew under the same names is used, once all instances say that they belong to it. It
-        has another system identifier, group or GTID domain. With `False` that takes a new router, because names that lead to the
-        wrong cluster look the same""",
+        """accept a rebuilt cluster under the same names, once all instances report it. It has another system identifier, group
+        or GTID domain. With `False` that takes a new router, because names that lead to the wrong cluster look the same""",
     )
     engine_options: Mapping[str, Any] | None = setting(
         None,

@@ -8,8 +8,8 @@ Rules:
 - A reader that no longer replays is not used.
 - A reader may have transactions of the writer that the writer itself lacks, although it was asked later. Such a reader has
   diverged: its position proves nothing.
-- A reader's position also proves nothing until the writer was once seen to have all that the reader has. If the writer was asked
-  before the reader, its answer does not decide this.
+- A reader's position proves nothing either before the writer was seen to contain it. If the writer was asked before the reader,
+  its answer does not decide this.
 - A reader that was lost once is used again at its first answer. A reader that is lost again and again must first answer for some
   time, and this time doubles with each loss. The writer never waits, because without it nobody can write.
 """
@@ -190,7 +190,7 @@ def _unused(instance: Instance, epoch: int, elected: Claim | None, disqualified:
         return instance.error
     readers = [s.server for s in instance.tracked if s.server.role is Role.READER]
     if readers and all(server.replication_error for server in readers):
-        return f"a reader that is not used, for it falls behind: {readers[0].replication_error}"
+        return f"not used, because it no longer replays: {readers[0].replication_error}"
     if readers:
         times = f"{instance.flap_count} times within {FLAP_WINDOW:g} s of each other"
         return f"answers, but was lost {times}; used again when it has answered for {hold_down_seconds(instance.flap_count):g} s"

@@ -357,7 +357,7 @@ def writer_starts(binlog_state: str, reader: int | None = None) -> tuple[tuple[i
 
 def _parts(text: str) -> Iterable[str]:
     if len(text) > LONGEST or not text.isascii():
-        raise ValueError(f"not a position, for it has {len(text)} characters or other ones than ASCII")
+        raise ValueError(f"not a position: {len(text)} characters, or characters outside ASCII")
     return text.split(",") if text.strip() else ()
 
 

@@ -37,7 +37,7 @@ def writer_read_slots(pool: float, share: float) -> float:
 
 
 class Rate:
-    """A limit: a report passes at most once in `every` seconds. The limit also counts how often the report came."""
+    """A limit of the rate: at most one report passes in `every` seconds. The others are counted."""
 
     __slots__ = ("_came", "_every", "_passed_at")
 

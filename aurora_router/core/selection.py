@@ -98,7 +98,7 @@ Balance = Callable[[Sequence[Instance], Load, float], Instance]
 
 
 def least_busy(readers: Sequence[Instance], load: Load, rnd: float) -> Instance:
-    """The reader with the fewest connections in use. Readers with equally many come in turn."""
+    """Take the reader with the fewest connections in use. Readers with equally many come in turn."""
     best = readers[load.turn % len(readers)]
     least = load.in_use(best.id)
     if least:
@@ -110,19 +110,19 @@ def least_busy(readers: Sequence[Instance], load: Load, rnd: float) -> Instance:
 
 
 def fastest(readers: Sequence[Instance], load: Load, rnd: float) -> Instance:
-    """Of two readers drawn at random, the one whose last probe was faster. So not all units go to the fastest reader."""
+    """Pick two readers at random, and take the one whose last probe was faster. That spreads the load."""
     first = int(rnd * len(readers))
     second = (first + 1 + load.turn % max(len(readers) - 1, 1)) % len(readers)
     return min(readers[first], readers[second], key=lambda reader: reader.latency)
 
 
 def round_robin(readers: Sequence[Instance], load: Load, rnd: float) -> Instance:
-    """The readers one after the other."""
+    """Take the readers one after the other."""
     return readers[load.turn % len(readers)]
 
 
 def at_random(readers: Sequence[Instance], load: Load, rnd: float) -> Instance:
-    """Any reader, at random."""
+    """Take any reader, at random."""
     return readers[int(rnd * len(readers))]
 
 
@@ -188,7 +188,7 @@ def choose(topology: Topology, need: Need, balance: Balance, load: Load, rnd: fl
 
 
 def _is_hopeless(topology: Topology) -> bool:
-    """Whether no reader can prove what it has, now or later."""
+    """Whether no reader will ever prove what it has."""
     return (topology.writer is not None and bool(topology.writer.unproven)) or all(r.unproven for r in topology.readers)
 
 
@@ -271,7 +271,7 @@ def with_proof(requirement: Requirement, topology: Topology) -> Requirement:
 
 
 def was_looked_for(requirement: Requirement, topology: Topology) -> bool:
-    """Return whether the writer of a token's epoch was looked for everywhere.
+    """Return whether every instance was asked for the writer of a token's epoch.
 
     All instances that answer must have been asked since the token arrived, and each other one must have had its first probe.
     """

@@ -198,7 +198,7 @@ def literal_mode(connection: Any) -> str | None:
 
 
 def alone(connection: Any) -> AbstractContextManager[None]:
-    """Do nothing: a question harms no transaction."""
+    """Do nothing: PyMySQL needs no switch for a query."""
     return contextlib.nullcontext()
 
 

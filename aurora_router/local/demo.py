@@ -46,7 +46,7 @@ class Base(DeclarativeBase):
 
 
 class Customer(Base):
-    """Somebody who buys."""
+    """A customer."""
 
     __tablename__ = "customers"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -54,7 +54,7 @@ class Customer(Base):
 
 
 class Product(Base):
-    """Something to buy."""
+    """A product."""
 
     __tablename__ = "products"
     id: Mapped[int] = mapped_column(primary_key=True)

@@ -109,7 +109,7 @@ class Causality:
                 self._in_hands.add(unit)
 
     def on_connection_exposed(self, unit: Unit) -> None:
-        """Note that the user has the driver's connection of a unit: its use is unknown until it comes back."""
+        """Note that the user has the driver's connection of a unit. Until it comes back, anything may be written on it."""
         unit.connection_exposed = True
         self.on_commit_sent(unit)
 

@@ -374,7 +374,7 @@ class Checkout:
     def _judge(self, connector: Connector[T], decision: Decision) -> Reason | None:
         """Why the statement of a connecting unit must be on the writer; None if it may be a read, as far as known.
 
-        If no reader qualifies, find out at any price.
+        If no reader qualifies, the statement is compiled if that is necessary.
         """
         assert connector.judge is not None
         topology = self._monitor.topology

@@ -15,7 +15,8 @@ T = TypeVar("T")
 Judge: TypeAlias = Callable[[Engine, bool], Reason | None]
 """Tells why the statement of a connecting unit must be on the writer; None if the statement may be a read.
 
-The first argument is the engine that would send the statement. The second one says whether to find out at any price.
+The first argument is the engine that would send the statement. The second one says whether to compile the statement if no
+compiled form of it is known.
 """
 
 

@@ -355,8 +355,8 @@ class Interceptor:
             self.causality.on_handed_out(unit)
 
     def _writer_lost(self, unit: Unit) -> NoWriterAvailable:
-        """Make the error of a unit that has lost its connection, and whose instance is the writer no longer."""
-        error = NoWriterAvailable(0.0, (f"{unit.place.instance.id if unit.place.instance else '?'} is the writer no longer",))
+        """Make the error of a unit that has lost its connection, and whose instance is no longer the writer."""
+        error = NoWriterAvailable(0.0, (f"{unit.place.instance.id if unit.place.instance else '?'} is no longer the writer",))
         if unit.intent.run is not None:
             unit.intent.run.failed = WRITER_IS_GONE
             setattr(error, FACTS, unit.intent.run.failed)

@@ -72,7 +72,7 @@ NOWHERE = Place()
 
 
 class CausalMarks(NamedTuple):
-    """What a unit must see, and who must see what it does. They are replaced as a whole.
+    """The reads that a unit must see, and the contexts that record its effects. They are replaced as a whole.
 
     requirement: what a reader must have replayed.
     last_reads: earlier reads. The unit may show no less.
@@ -90,7 +90,7 @@ UNMARKED = CausalMarks()
 
 
 class CommitState(enum.Enum):
-    """What has become of the last statement of a unit that may have committed.
+    """The progress of a unit's last statement that may commit.
 
     NONE: no such statement was sent since the last answer.
     SENT: its answer has not come, or was an error.
@@ -147,7 +147,7 @@ class Unit:
 
     # -- what its statements have done ------------------------------------------------------------------------------------
     last_sql: str | None = None  # the text of the last statement that passed the interceptor
-    has_results = False  # it has executed a statement on its present instance
+    has_results = False  # a statement has completed on its instance
     wrote = False
     only_reads = True  # nothing but READ statements so far
     leaves_traces = False  # on its connection; a rollback does not remove them
@@ -214,12 +214,12 @@ class Unit:
 
     @property
     def is_commit_in_doubt(self) -> bool:
-        """Whether the last statement sent may have committed, and no answer has said that it has."""
+        """Whether a COMMIT was sent without a successful answer."""
         return self.commit is not _NONE and self.commit is not _COMMITTED
 
     @property
     def spoils_connection(self) -> bool:
-        """Whether its connection has traces of a failed run, which the next unit must not meet."""
+        """Whether its connection has state of a failed run that the next unit must not meet."""
         return self.leaves_traces and self.intent.run is not None and self.commit is not _COMMITTED
 
     @property

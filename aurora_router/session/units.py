@@ -61,7 +61,7 @@ class SessionUnits(_Base):
         return unit
 
     def _on_transaction_end(self, transaction: SessionTransaction) -> None:
-        """Record the writes and reads of the unit, however it has ended."""
+        """Record the unit's effects when its transaction ends."""
         state = self.routing_state
         unit = state.unit
         if unit is None or transaction.parent is not None:

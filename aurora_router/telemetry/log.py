@@ -105,7 +105,7 @@ class Log:
                 self._again(event, where, f"a new connection to {where} was discarded: {why}")
             case events.RetriesRefused(instance=failed_at, refused=refused):
                 where = "run_transaction" if failed_at is None else failed_at
-                self._again(event, None, f"too many units try again: {refused} were refused, the last one at {where}")
+                self._again(event, None, f"the retry budget is spent: {refused} retries were refused, the last one at {where}")
 
     def listener_failed(self, number: int, event: events.Event) -> None:
         """Log the exception of a listener. Call this in the `except` clause.

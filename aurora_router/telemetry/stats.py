@@ -48,7 +48,7 @@ class InstanceStats:
 class RouterStats:
     """The numbers of a router. Those that only grow begin with 0 when the router is made, and in a forked child.
 
-    instances: the numbers of each instance, in the topology's order. An instance that is removed takes its numbers with it.
+    instances: the numbers of each instance, in the topology's order. Removing an instance drops its numbers.
     units_waiting_for_writer: units that wait for a writer now.
     writer_waits: units that have waited for a writer. It only grows.
     reader_waits: units that have waited for a reader that shows what they must see (wait_for_reader). It only grows.

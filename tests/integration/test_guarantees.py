@@ -358,7 +358,7 @@ def test_an_invalidated_connection_avoids_a_deposed_writer(cluster: PostgresClus
     new = cluster.promote()
     eventually(lambda: router.topology.writer is not None and router.topology.writer.id == new.address)
     connection.invalidate()
-    with pytest.raises(Exception, match=r"not known there|the writer no longer"):
+    with pytest.raises(Exception, match=r"not known there|no longer the writer"):
         connection.execute(insert(Item).values(id=9))
     connection.close()
     assert cluster.execute("SELECT count(*) FROM item", instance=old) == [(3,)]
@@ -416,7 +416,7 @@ def test_an_instance_that_cannot_be_probed_holds_up_no_other(
     eventually(lambda: [r.id for r in router.topology.readers] == [current.address])
     time_of = router.topology.by_id[current.address].last_observed_at
     eventually(lambda: router.topology.by_id[current.address].last_observed_at > time_of + 0.5)
-    assert f"{stuck.address} could not be attended to" in caplog.text
+    assert f"could not schedule a probe of {stuck.address}" in caplog.text
     monkeypatch.undo()
     cluster.thaw(stuck)
     eventually(lambda: len(router.topology.readers) == 2)

@@ -67,7 +67,7 @@ SLOW = pymysql.OperationalError(2013, "Lost connection to MySQL server during qu
         (met(pymysql.OperationalError(2003, "Can't connect")), Failure.CONNECT, False, True, True),
         (met(pymysql.OperationalError(1040, "Too many connections")), Failure.BUSY, False, True, True),
         (met(pymysql.OperationalError(1045, "Access denied")), Failure.REFUSED, False, True, False),
-        (met(pymysql.OperationalError("waited in vain for a turn to connect")), Failure.CONNECT, False, True, True),
+        (met(pymysql.OperationalError("could not connect in time")), Failure.CONNECT, False, True, True),
         (met(pymysql.InterfaceError(0, ""), "SELECT 1", disconnected=True), Failure.LOST, True, True, True),
         (met(psycopg.errors.DeadlockDetected(), "UPDATE t SET a = 1"), Failure.DEADLOCK, True, True, True),
         (met(ValueError("another driver's"), "UPDATE t SET a = 1"), Failure.OTHER, True, True, False),

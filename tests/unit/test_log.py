@@ -159,8 +159,8 @@ SAID = ("db-1:5432: Connection refused", "db-2:5432: reader at 1/20")
         ),
         (events.ConnectFailed("db-1:5432", "refused"), "a new connection to db-1:5432 could not be made: refused"),
         (events.ConnectionRefused("db-1:5432", "another"), "a new connection to db-1:5432 was discarded: another"),
-        (events.RetriesRefused(None, 4), "too many units try again: 4 were refused, the last one at run_transaction"),
-        (events.RetriesRefused("db-1:5432", 4), "too many units try again: 4 were refused, the last one at db-1:5432"),
+        (events.RetriesRefused(None, 4), "the retry budget is spent: 4 retries were refused, the last one at run_transaction"),
+        (events.RetriesRefused("db-1:5432", 4), "the retry budget is spent: 4 retries were refused, the last one at db-1:5432"),
     ],
 )
 def test_what_happens_again_and_again_is_told_now_and_then(told, event, text):

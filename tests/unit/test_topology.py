@@ -216,7 +216,7 @@ def test_a_reader_that_stopped_replaying_is_not_used():
     stopped = reader("B", lag=None)._replace(replication_error="its SQL thread has stopped (error 1062)")
     found = after(WELL, said("b", 2, stopped))
     assert [i.id for i in found.readers] == ["c"]
-    assert found.by_id["b"].error == "a reader that is not used, for it falls behind: its SQL thread has stopped (error 1062)"
+    assert found.by_id["b"].error == "not used, because it no longer replays: its SQL thread has stopped (error 1062)"
     assert [i.id for i in after(found, said("b", 3, reader("B"))).readers] == ["b", "c"]
 
 

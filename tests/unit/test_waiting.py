@@ -1,4 +1,4 @@
-"""Threads wait for a bell, and each has its own value of a local."""
+"""Threads wait for a wakeup, and each has its own value of a local."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from aurora_router.waiting import ThreadWaiting
 
 
 def test_a_bell_that_rang_before_ends_the_wait_at_once():
-    """A ring is not lost if it comes before the wait, and several rings count as one."""
+    """A `set()` is not lost if it comes before the wait, and several count as one."""
     wakeup = ThreadWaiting().wakeup()
     wakeup.set()
     wakeup.set()
     began = time.monotonic()
     wakeup.wait(60.0)
     assert time.monotonic() - began < 30
-    wakeup.wait(0.01)  # the second ring does not count
+    wakeup.wait(0.01)  # the second one does not count
     wakeup.wait(-1.0)
 
 

@@ -41,7 +41,7 @@ StatementHandler: TypeAlias = "Effect | Callable[[StatementReader, int, int], Ef
 class Dialect:
     """All that there is to know about one SQL dialect.
 
-    tokenizations: every way in which a server may cut a text up into tokens; none if that is beyond us.
+    tokenizations: every way in which a server may cut a text up into tokens; none if the text cannot be tokenized.
     statement_handlers: effects by a statement's first word.
     marks: what to look at in a query, or the effect of a word alone.
     non_calls: the words and signs that may stand before "(" without a call that matters.
@@ -339,7 +339,7 @@ class StatementReader:
         return Effect.READ
 
     def name(self, at: int) -> str | None:
-        """Return the name at `at` as the server sees it; "" if that is beyond us, None if it is no name."""
+        """Return the name at `at` as the server sees it; "" if that is unknown, None if it is no name."""
         raw = self.raw[at]
         first = raw[:1]
         if first in ('"', "`") and len(raw) > 1:
