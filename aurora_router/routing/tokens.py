@@ -44,9 +44,14 @@ class Tokens:
         self._signer = _signer(secrets) if secrets else None
         self.ttl = ttl
         self._parse_once = functools.lru_cache(1024)(self._parse)  # a client sends the same token until it writes again
+        # Two conversions of one moment between the clocks may differ by a millisecond.
+        self._write_once = functools.lru_cache(1024)(self._write)
 
     def write(self, cluster: str, requirement: Requirement) -> str:
-        """Return a token that carries the requirement."""
+        """Return a token that carries the requirement. It is the same text each time."""
+        return self._write_once(cluster, requirement)
+
+    def _write(self, cluster: str, requirement: Requirement) -> str:
         ago = time.monotonic() - requirement.acknowledged_at
         if requirement.is_from_token and requirement.position is not None:
             # read() has taken this off the age. Undo that, because the position does not prove later commits.

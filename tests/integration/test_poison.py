@@ -244,10 +244,14 @@ def test_a_bystander_of_crashes_is_run_again(cluster: Cluster[Any], router: Rout
         runs.append(1)
         stock_of(s)  # This waits for the writer.
         with contextlib.closing(cluster.writer.connect()) as another:
+            crash = threading.Timer(0.2, os.kill, (another.info.backend_pid, signal.SIGKILL))
             if len(runs) <= ends:
-                threading.Timer(0.2, os.kill, (another.info.backend_pid, signal.SIGKILL)).start()
+                crash.start()
             seconds = 60 if len(runs) <= ends else 0
-            s.execute(text("UPDATE item SET stock = 11 FROM pg_sleep(:seconds) WHERE item.id = 1"), {"seconds": seconds})
+            try:
+                s.execute(text("UPDATE item SET stock = 11 FROM pg_sleep(:seconds) WHERE item.id = 1"), {"seconds": seconds})
+            finally:
+                crash.cancel()  # on a busy machine the statement may have been lost before
 
     router.run_transaction(sessions(router, read_only=False), work)
     assert len(runs) == ends + 1

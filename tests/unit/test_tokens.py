@@ -342,3 +342,14 @@ def test_a_given_position_proves_no_earlier_local_write():
 def test_what_is_written_after_a_token_was_heard_of_implies_it():
     own = Requirement(6.0, 1)
     assert merge(GIVEN, own) is merge(own, GIVEN) is own
+
+
+def test_a_requirement_is_written_once(monkeypatch):
+    """The same requirement gives the same text, although two clocks never go exactly alike."""
+    tokens = Tokens((), 60.0)
+    requirement = Requirement(time.monotonic(), 1, WalPosition(1, 10))
+    first = tokens.write("7", requirement)
+    later = time.time() + 0.5
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert tokens.write("7", requirement) == first
+    assert tokens.write("7", requirement._replace(epoch=2)) != first
