@@ -7,6 +7,7 @@ from typing import Any
 
 from aurora_router.cluster.monitor import Monitor
 from aurora_router.core.failures import MAX_BROKEN, Blame, Failure, blame
+from aurora_router.core.sql.lexer import without_notes
 from aurora_router.routing.retry_context import Trouble
 from aurora_router.routing.unit import Unit
 from aurora_router.servers import ServerFamily
@@ -63,9 +64,10 @@ def _meets(unit: Unit, failure: Failure) -> Trouble | None:
     ):
         return None
     before = _last(unit)
-    again = before is not None and (before.sql, before.failure) == (unit.last_sql, failure)
+    sql = without_notes(unit.last_sql or "")
+    again = before is not None and (before.sql, before.failure) == (sql, failure)
     times = before.times + 1 if before is not None and again else 1
-    unit.trouble = Trouble(unit.last_sql, failure, unit.place.instance.id, unit.place.server, time.monotonic(), times)
+    unit.trouble = Trouble(sql, failure, unit.place.instance.id, unit.place.server, time.monotonic(), times)
     if unit.intent.run is not None:
         unit.intent.run.trouble = unit.trouble
     return unit.trouble

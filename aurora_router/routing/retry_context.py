@@ -16,11 +16,12 @@ Row: TypeAlias = tuple[Mapper[Any], tuple[Any, ...]]
 class Trouble(NamedTuple):
     """A statement that has broken an instance or lost its connection, and where.
 
+    sql: its text without comments.
     at: seconds, monotonic.
     times: how often in a row the same statement has met the same failure.
     """
 
-    sql: str | None
+    sql: str
     failure: Failure
     instance: str
     server: ServerId

@@ -66,7 +66,7 @@ class FakeServer:
                 raise Lost
             self.heard.append(text)
             rows = self._answer(text, values, connection)
-            if lost:
+            if lost or (self.cluster.poison is not None and self.cluster.poison in text):
                 self._drop(connection)
                 raise Lost
             return rows
@@ -133,7 +133,10 @@ class FakeServer:
 
 
 class FakeCluster:
-    """The servers, by host: db-1 is the writer."""
+    """The servers, by host: db-1 is the writer.
+
+    poison: a word that makes a statement lose its connection on every server; None if there is none.
+    """
 
     def __init__(self, readers: int = 1) -> None:
         self.lock = threading.RLock()
@@ -143,6 +146,7 @@ class FakeCluster:
         self.xids = itertools.count(700)
         self.timeline = 1
         self.promoted_at = START
+        self.poison: str | None = None
         self._losing: list[tuple[str, bool]] = []
 
     @property

@@ -3,6 +3,7 @@
 import pytest
 
 from aurora_router.core.failures import MAX_LOSSES, Blame, Phase, Progress, blame, phase_of
+from aurora_router.core.sql.lexer import without_notes
 
 AUTOMATIC, READ_ONLY, READ_WRITE = None, True, False
 
@@ -49,3 +50,20 @@ def test_a_phase_is_what_a_failure_costs_the_unit(read_only, on_writer, only_rea
 def test_a_statement_is_to_blame_after_some_losses(times, is_killed, is_first, found):
     """A statement that was killed is obeyed at once. Another one is to blame after two losses that its servers survived."""
     assert blame(times, is_killed=is_killed, is_first=is_first) is found
+
+
+@pytest.mark.parametrize(
+    ("sql", "plain"),
+    [
+        ("SELECT 1 /* a */", "SELECT 1"),
+        ("/* a */ SELECT 1 -- b", "SELECT 1"),
+        ("-- a\nSELECT /*+ b */ 1", "SELECT  1"),
+        ("SELECT '/* a */', \"-- b\", `/* c */`", "SELECT '/* a */', \"-- b\", `/* c */`"),
+        ("SELECT 5--3", "SELECT 5--3"),
+        ("SELECT /*!80000 1 */, /*M! 2 */", "SELECT /*!80000 1 */, /*M! 2 */"),
+        ("SELECT /* never closed", "SELECT /* never closed"),
+    ],
+)
+def test_a_text_without_notes_has_all_that_servers_execute(sql, plain):
+    """Only comments are left out. What MySQL and MariaDB execute within a comment is part of the statement."""
+    assert without_notes(sql) == plain

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import sessionmaker
 
-from aurora_router import ReadOnlyViolation, Router, RoutingSession
+from aurora_router import Failure, ReadOnlyViolation, Router, RoutingSession, classify_error
 from aurora_router.core import events
 from tests.fakes.cluster import READ, STOCK, FakeCluster
 from tests.fakes.driver import installed
@@ -123,3 +124,30 @@ def test_a_reader_without_room_is_passed_over(cluster, router):
     cluster.drop_connections(second)
     assert read(router) == STOCK
     assert READ in cluster.writer.heard
+
+
+def read_poison(router: Router, sessions: sessionmaker[RoutingSession]) -> None:
+    with sessions() as s:
+        s.execute(text("SELECT 1 AS POISON"))
+
+
+def write_poison(router: Router, sessions: sessionmaker[RoutingSession]) -> None:
+    router.run_transaction(sessions, lambda s: s.execute(text("UPDATE POISON SET a = 1")))
+
+
+@pytest.mark.parametrize("note", [" /*traceparent='00-{:032x}-01'*/", " -- {}", ""])
+@pytest.mark.parametrize("work", [read_poison, write_poison])
+def test_a_poisonous_statement_is_known_by_its_words(cluster, router, note, work):
+    """A tool that adds another comment to each call does not hide that the same statement has lost its connection twice."""
+    numbers = itertools.count()
+    cluster.poison = "POISON"
+
+    def add_a_note(connection, cursor, statement, parameters, context, executemany):
+        return statement + note.format(next(numbers)), parameters
+
+    for instance in router.topology.instances:
+        event.listen(router.engine(instance), "before_cursor_execute", add_a_note, retval=True)
+    with pytest.raises(DBAPIError) as caught:
+        work(router, sessionmaker(class_=RoutingSession, router=router))
+    assert classify_error(caught.value).failure is Failure.ENDED
+    assert sum("POISON" in heard for server in cluster.servers.values() for heard in server.heard) <= 3

@@ -26,6 +26,8 @@ SIGNS: Final = frozenset("-+*/<>=~!@%^&|?:.,;()[]{}#`") | {"::", ""}
 _ASCII_LOWER: Final = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 _HINT: Final = re.compile(r"/\*\s*@\s*(writer|reader)\s*\*/")
 _COMMENT_EDGE: Final = re.compile(r"/\*|\*/")
+# MySQL and MariaDB execute what stands in /*! */ and /*M! */.
+_QUOTED_OR_COMMENT: Final = re.compile(rf"""('[^']*+'|"[^"]*+"|`[^`]*+`)|(?!/\*M?!){COMMENT}|--(?=\s)[^\n]*+""")
 
 
 def quoted(quote: str) -> str:
@@ -74,6 +76,11 @@ def without_comments(raw: list[str]) -> tuple[list[str], Hint | None]:
     asked = {match[1] for token in raw if token[:2] == "/*" and (match := _HINT.fullmatch(token))}
     kept = [token for token in raw if token[:2] != "/*"]
     return kept, "writer" if "writer" in asked else "reader" if asked else None
+
+
+def without_notes(sql: str) -> str:
+    """Return a text of any dialect without its comments, to compare it with others. Tools add another comment to each call."""
+    return _QUOTED_OR_COMMENT.sub(r"\1", sql).strip()
 
 
 def across_nested_comments(sql: str, found_by: re.Pattern[str]) -> list[str | Any]:
