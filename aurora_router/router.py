@@ -254,7 +254,7 @@ class Router:
 
         `commit_check="table"` needs it. On MySQL and MariaDB any commit_check needs it, and so does run_transaction().
 
-        Raises ConfigurationError if the URL names no database for it.
+        Raises ConfigurationError if the URL names no database for it, or if the rows of a table of that name prove nothing.
         """
         self._core.init_commit_table()
 

@@ -1,4 +1,6 @@
-"""The outcome of a COMMIT whose answer was lost. `outcome()` decides it by an answer of the newest writer, and never guesses.
+"""The outcome of a COMMIT whose answer was lost, decided by an answer of the newest writer and never guessed.
+
+`outcome()` decides it by the transaction's id, `outcome_by_row()` by its row in the commit table.
 
 PostgreSQL knows whether the transaction with a 64-bit id (xid) committed, also after a promotion. Its answer is wrong in one
 case: the promoted reader never saw the transaction, and has used the xid for another one. The note's position shows this case,
@@ -11,8 +13,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from aurora_router.core.instance import ServerId
+from aurora_router.core.instance import Location, ServerId
 from aurora_router.core.positions import WalPosition
+from aurora_router.core.topology import Topology
 from aurora_router.errors import Outcome
 
 
@@ -79,3 +82,49 @@ def outcome(note: Note, evidence: Evidence) -> Outcome:
         # the noted transaction's or another one's. Only an aborted xid is certain: the noted transaction has not committed.
         return Outcome.UNKNOWN
     return _STATUS.get(evidence.status or "", Outcome.UNKNOWN)
+
+
+class RowNote(NamedTuple):
+    """A note of a transaction that has written a row into the commit table.
+
+    server: the server on which the row was written.
+    topology: as it was then.
+    """
+
+    server: ServerId
+    topology: Topology
+
+
+class RowEvidence(NamedTuple):
+    """The answer of the newest writer about a row in the commit table. A missing row was made there, marked as not committed.
+
+    server: that writer.
+    committed: whether the row is the transaction's own.
+    flaw: why the table's rows prove nothing; "" if they do.
+    """
+
+    server: ServerId
+    committed: bool
+    flaw: str
+
+
+def outcome_by_row(note: RowNote, evidence: RowEvidence) -> Outcome:
+    """Decide the outcome of the transaction.
+
+    A missing row proves nothing on another server if one of the two leaves a part out of its log, or out of its replication. The
+    commit table may be in that part.
+    """
+    if evidence.flaw:
+        return Outcome.UNKNOWN
+    if evidence.committed:
+        return Outcome.COMMITTED
+    then, now = note.server.location, evidence.server.location
+    if then == now or not (_may_lack_rows(note.topology, then) or _may_lack_rows(note.topology, now)):
+        return Outcome.NOT_COMMITTED
+    return Outcome.UNKNOWN
+
+
+def _may_lack_rows(topology: Topology, location: Location) -> bool:
+    """Whether a server may have had a part only of the data. If it is not in the topology, that holds if any server may have."""
+    known = [instance for instance in topology if any(seen.server.id.location == location for seen in instance.tracked)]
+    return any(instance.unproven for instance in known or topology)

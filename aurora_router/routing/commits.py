@@ -12,7 +12,8 @@ import tenacity
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from aurora_router.core.commits import Note, outcome
+from aurora_router.cluster.connection_state import state_of
+from aurora_router.core.commits import Note, RowEvidence, RowNote, outcome, outcome_by_row
 from aurora_router.core.failures import is_of_connect
 from aurora_router.core.instance import Instance
 from aurora_router.core.retry_loop import Sleep, next_step
@@ -77,7 +78,10 @@ def prepare_commit_check(
                 "router.init_commit_table(), or do without: commit_check=None"
             ) from None
         raise
-    return Nothing(server) if schema is None else CommitRowOutcomeQuery(signature, schema, signed_at, server)
+    if schema is None:
+        return Nothing(server)
+    assert unit.place.server is not None
+    return CommitRowOutcomeQuery(signature, schema, signed_at, RowNote(unit.place.server, topology), server)
 
 
 def _executing(cursor: Any) -> Execute:
@@ -147,23 +151,26 @@ class CommitRowOutcomeQuery(NamedTuple):
 
     schema: the schema of the row's table, quoted if it must be.
     written_at: seconds, monotonic. Old rows are removed, so later a missing row proves nothing.
+    note: where the row was written.
     """
 
     id: UUID
     schema: str
     written_at: float
+    note: RowNote
     server: ServerFamily
 
     def __call__(self, connection: Connection) -> Outcome:
-        if time.monotonic() - self.written_at > self.server.RETENTION_SECONDS / 2:
+        asked = state_of(connection.connection).server
+        if asked is None or time.monotonic() - self.written_at > self.server.RETENTION_SECONDS / 2:
             return Outcome.UNKNOWN
         with connection.begin():
             connection.exec_driver_sql(self.server.LOOKUP_SETTINGS, {"schema": self.schema})
             connection.exec_driver_sql(self.server.FENCE, {"id": str(self.id)})
         with connection.begin():
             connection.exec_driver_sql(self.server.LOOKUP_SETTINGS, {"schema": self.schema})
-            committed = connection.exec_driver_sql(self.server.HAS_COMMIT_ROW, {"id": str(self.id)}).scalar_one()
-        return Outcome.COMMITTED if committed else Outcome.NOT_COMMITTED
+            committed, flaw = connection.exec_driver_sql(self.server.COMMIT_ROW_EVIDENCE, {"id": str(self.id)}).one()
+        return outcome_by_row(self.note, RowEvidence(asked, bool(committed), flaw))
 
     def __str__(self) -> str:
         return f"a transaction with the row {self.id} in {self.server.COMMIT_TABLE}"
@@ -235,11 +242,14 @@ def create_table(connection: Connection, server: ServerFamily, driver: Driver) -
 
     connection: one in whose session nobody has changed the default database or schema.
 
-    Raises ConfigurationError if the connection is to no database.
+    Raises ConfigurationError if the connection is to no database, or if there is an unfit table of that name.
     """
     try:
         with connection.begin():
-            if connection.exec_driver_sql(server.HAS_COMMIT_TABLE).scalar_one():
+            flaw = connection.exec_driver_sql(server.COMMIT_TABLE_FLAW).scalar()
+            if flaw:
+                raise ConfigurationError(f"a table {server.COMMIT_TABLE} is there, but the commit check cannot use it: {flaw}")
+            if flaw is not None:
                 return
             for statement in server.CREATE_COMMIT_TABLE:
                 connection.exec_driver_sql(statement)

@@ -68,14 +68,19 @@ CREATE_COMMIT_TABLE = (
     "id CHAR(36) CHARACTER SET ascii COLLATE ascii_bin NOT NULL PRIMARY KEY, committed BOOLEAN NOT NULL DEFAULT TRUE, "
     f"at TIMESTAMP(6) NOT NULL DEFAULT CURRENT_TIMESTAMP(6), KEY {COMMIT_TABLE}_at (at)) ENGINE=InnoDB",
 )
-HAS_COMMIT_TABLE = (
-    f"SELECT count(*) > 0 FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = '{COMMIT_TABLE}'"  # noqa: S608
-)
+COMMIT_TABLE_FLAW = f"""
+SELECT CASE
+  WHEN t.engine IS NULL OR t.engine <> 'InnoDB' THEN 'it is no table of InnoDB, so a rollback may leave its rows'
+  WHEN EXISTS (SELECT 1 FROM information_schema.triggers
+                WHERE event_object_schema = DATABASE() AND event_object_table = '{COMMIT_TABLE}') THEN 'it has triggers'
+  ELSE '' END
+  FROM information_schema.tables t WHERE t.table_schema = DATABASE() AND t.table_name = '{COMMIT_TABLE}'"""  # noqa: S608
 LOOKUP_SETTINGS = "SET SESSION innodb_lock_wait_timeout = 1"
-"""Precedes FENCE and HAS_COMMIT_ROW. The table is in the database of the URL, even if a transaction has chosen another by USE."""
+"""Precedes FENCE and COMMIT_ROW_EVIDENCE. The table is in the database of the URL, even if a transaction has chosen another
+by USE."""
 FENCE = f"INSERT IGNORE INTO {COMMIT_TABLE} (id, committed) VALUES (%(id)s, FALSE)"  # noqa: S608 - a constant
 """Waits for a running transaction with this id, and keeps a later one from committing."""
-HAS_COMMIT_ROW = f"SELECT committed FROM {COMMIT_TABLE} WHERE id = %(id)s"  # noqa: S608 - a constant
+COMMIT_ROW_EVIDENCE = f"SELECT committed, '' FROM {COMMIT_TABLE} WHERE id = %(id)s"  # noqa: S608 - a constant
 SYNC_BARRIER = f"REPLACE INTO {COMMIT_TABLE} (id, committed) VALUES ('seal', FALSE)"  # noqa: S608 - a constant
 """A row that means nothing. Its COMMIT waits for readers if the server's COMMITs do."""
 RETENTION_SECONDS = 3600

@@ -122,8 +122,21 @@ CREATE_COMMIT_TABLE = (
     "at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp())",
     f"CREATE INDEX IF NOT EXISTS {COMMIT_TABLE}_at ON {COMMIT_TABLE} (at)",
 )
-HAS_COMMIT_TABLE = f"SELECT pg_catalog.to_regclass('{COMMIT_TABLE}') IS NOT NULL"
-"""Asked first, because only the owner may run CREATE INDEX IF NOT EXISTS, even if the index exists."""
+_FLAWS = f"""WHEN c.relkind {_UNEQUAL} 'r' THEN 'it is no ordinary table'
+    WHEN c.relpersistence {_UNEQUAL} 'p' THEN 'it is unlogged or temporary, so a promoted reader does not have its rows'
+    WHEN c.relhasrules OR EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid {_EQUAL} c.oid AND NOT t.tgisinternal)
+      THEN 'it has triggers or rules, which may change its rows'"""
+"""What keeps the rows of a table `c` from proving anything."""
+COMMIT_TABLE_FLAW = f"""
+SELECT CASE {_FLAWS}
+    WHEN pg_catalog.pg_has_role(c.relowner, 'MEMBER') OR c.relowner {_EQUAL} n.nspowner
+      OR c.relowner {_EQUAL} (SELECT datdba FROM pg_catalog.pg_database WHERE datname {_EQUAL} pg_catalog.current_database())
+      OR (SELECT rolsuper FROM pg_catalog.pg_roles WHERE oid {_EQUAL} c.relowner) THEN ''
+    ELSE 'it belongs to the role ' OPERATOR(pg_catalog.||) pg_catalog.pg_get_userbyid(c.relowner)::pg_catalog.text
+      OPERATOR(pg_catalog.||) ', whose code would run with the rights of this user; let the owner of the schema have it' END
+  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid {_EQUAL} c.relnamespace
+ WHERE c.oid {_EQUAL} pg_catalog.to_regclass('{COMMIT_TABLE}')"""  # noqa: S608 - constants
+"""Asked before the table is created, because only the owner may run CREATE INDEX IF NOT EXISTS, even if the index exists."""
 COMMIT_ROW = f"""
 INSERT INTO {COMMIT_TABLE} (id, at) VALUES (%(id)s, pg_catalog.clock_timestamp())
 RETURNING (SELECT relnamespace::pg_catalog.regnamespace::pg_catalog.text
@@ -132,10 +145,12 @@ RETURNING (SELECT relnamespace::pg_catalog.regnamespace::pg_catalog.text
 Returns the schema of the table, because the transaction may have a search_path of its own."""
 LOOKUP_SETTINGS = """
 SELECT pg_catalog.set_config('search_path', %(schema)s, true), pg_catalog.set_config('lock_timeout', '1s', true)"""
-"""Precedes FENCE and HAS_COMMIT_ROW in their transactions."""
+"""Precedes FENCE and COMMIT_ROW_EVIDENCE in their transactions."""
 FENCE = f"INSERT INTO {COMMIT_TABLE} (id, committed) VALUES (%(id)s, false) ON CONFLICT DO NOTHING"  # noqa: S608 - a constant
 """Waits for a running transaction with this id, and keeps a later one from committing."""
-HAS_COMMIT_ROW = f"SELECT committed FROM {COMMIT_TABLE} WHERE id {_EQUAL} %(id)s::pg_catalog.uuid"  # noqa: S608 - a constant
+COMMIT_ROW_EVIDENCE = f"""
+SELECT committed, (SELECT CASE {_FLAWS} ELSE '' END FROM pg_catalog.pg_class c WHERE c.oid {_EQUAL} {COMMIT_TABLE}.tableoid)
+  FROM {COMMIT_TABLE} WHERE id {_EQUAL} %(id)s::pg_catalog.uuid"""  # noqa: S608 - constants
 RETENTION_SECONDS = 3600
 PRUNE_BATCH = 2000  # rows per DELETE, which must not outlast a probe
 PRUNE = f"""

@@ -9,22 +9,23 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from aurora_router import Router
+from aurora_router import Outcome, OutcomeUnknown, Router
 from aurora_router.core.selection import Reason
+from aurora_router.local import FaultProxy
 from aurora_router.local.cluster import Cluster
-from tests.integration.shop import engine, eventually, instance_id, place, sessions
+from tests.integration.shop import engine, eventually, instance_id, place, sessions, through
 
 pytestmark = pytest.mark.engines("mariadb", "mysql")
 
 Factory = Callable[..., Cluster[Any]]
 
 
-def filter_replication(cluster: Cluster[Any], reader: Any) -> None:
-    """Have a reader leave out the table `logs`."""
+def filter_replication(cluster: Cluster[Any], reader: Any, table: str = "logs") -> None:
+    """Have a reader leave out a table."""
     if engine(cluster) == "mariadb":
-        cluster._order(reader, "STOP SLAVE", "SET GLOBAL replicate_ignore_table = 'app.logs'", "START SLAVE")  # type: ignore[attr-defined]
+        cluster._order(reader, "STOP SLAVE", f"SET GLOBAL replicate_ignore_table = 'app.{table}'", "START SLAVE")  # type: ignore[attr-defined]
         return
-    change = "CHANGE REPLICATION FILTER REPLICATE_IGNORE_TABLE = (app.logs)"
+    change = f"CHANGE REPLICATION FILTER REPLICATE_IGNORE_TABLE = (app.{table})"
     cluster._order(reader, "STOP REPLICA SQL_THREAD", change, "START REPLICA SQL_THREAD")  # type: ignore[attr-defined]
 
 
@@ -121,4 +122,30 @@ def test_no_time_is_long_enough_for_a_filtered_reader(aurora_cluster_factory: Fa
             assert place(s) == "writer"
         with other.connect(read_only=True, after=token) as connection:
             assert connection.scalar(text("SELECT count(*) FROM logs WHERE id = 9")) == 1
+    cluster.stop()
+
+
+def test_a_reader_without_the_commit_table_proves_nothing(aurora_cluster_factory: Factory) -> None:
+    """The outcome of a lost COMMIT is unknown if a reader is promoted that left the rows of the commit table out."""
+    cluster = aurora_cluster_factory(readers=1)
+    (reader,) = cluster.readers
+    cluster.execute("CREATE TABLE logs (id int PRIMARY KEY)")
+    with (
+        FaultProxy((cluster.writer.host, cluster.writer.port)) as proxy,
+        Router(through(proxy, cluster), instances=[reader.address], probe_interval=0.05) as router,
+    ):
+        router.init_commit_table()
+        cluster.wait_in_sync()
+        filter_replication(cluster, reader, "aurora_router_commits")
+        eventually(lambda: bool(router.topology.by_id[reader.address].unproven))
+        with sessions(router, commit_check="table")() as s:
+            s.execute(text("INSERT INTO logs VALUES (1)"))
+            proxy.lose("COMMIT", answer=True)
+            with pytest.raises(OutcomeUnknown) as caught:
+                s.commit()
+        cluster.wait_in_sync()
+        cluster.kill(cluster.writer)
+        cluster.promote(reader)
+        assert caught.value.resolve(20.0) is Outcome.UNKNOWN
+        assert cluster.execute("SELECT count(*) FROM logs") == [(1,)]
     cluster.stop()

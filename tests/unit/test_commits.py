@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from psycopg.pq import TransactionStatus
 
-from aurora_router.core.commits import Evidence, Note, outcome
+from aurora_router.core.commits import Evidence, Note, RowEvidence, RowNote, outcome, outcome_by_row
 from aurora_router.core.instance import Instance, Role, ServerId, ServerStatus, TrackedServer
 from aurora_router.core.positions import WalPosition
 from aurora_router.core.topology import Topology
@@ -144,3 +144,42 @@ def test_a_cluster_made_anew_knows_nothing_of_the_note(status):
     for server, epoch in ((OLD, 3), (READER, 4)):
         anew = Evidence(server._replace(cluster="2"), epoch, None if epoch == 3 else 5000, True, status)
         assert outcome(note(), anew) is Outcome.UNKNOWN
+
+
+def row_note(*, of_writer: str = "", of_reader: str = "") -> RowNote:
+    """A note of a row in a cluster whose servers have these reasons to lack something."""
+    why = {OLD: of_writer, READER: of_reader}
+    seen = {i: TrackedServer(ServerStatus(i, Role.READER, 3, unproven=why[i]), 1.0, 0.0) for i in why}
+    return RowNote(OLD, Topology(tuple(Instance(str(i), "a", 1, tracked=(seen[i],), unproven=why[i]) for i in why)))
+
+
+@pytest.mark.parametrize("writer", [OLD, RESTARTED, READER, STRANGER])
+def test_a_row_proves_a_commit_and_its_lack_the_opposite(writer):
+    """A row proves a COMMIT wherever it is found. A missing row proves the opposite if all servers have everything."""
+    assert outcome_by_row(row_note(), RowEvidence(writer, True, "")) is Outcome.COMMITTED
+    assert outcome_by_row(row_note(), RowEvidence(writer, False, "")) is Outcome.NOT_COMMITTED
+
+
+@pytest.mark.parametrize("filters", [{"of_writer": "a log in part"}, {"of_reader": "replicates a part"}])
+def test_a_missing_row_proves_nothing_where_it_may_be_left_out(filters):
+    """A promoted reader may lack the row of a COMMIT that was done, if its filters or those of the writer's log leave it out."""
+    noted = row_note(**filters)
+    for promoted in (READER, STRANGER):
+        assert outcome_by_row(noted, RowEvidence(promoted, True, "")) is Outcome.COMMITTED
+        assert outcome_by_row(noted, RowEvidence(promoted, False, "")) is Outcome.UNKNOWN
+    for same in (OLD, RESTARTED):
+        assert outcome_by_row(noted, RowEvidence(same, False, "")) is Outcome.NOT_COMMITTED
+
+
+def test_filters_of_another_reader_do_not_matter():
+    """Only the servers that had the row, or that are asked, can have left it out."""
+    noted = row_note()
+    other = Instance("c:1", "c", 1, tracked=(TrackedServer(ServerStatus(STRANGER, Role.READER, 3), 1.0, 0.0),), unproven="a part")
+    noted = noted._replace(topology=Topology((*noted.topology.instances, other)))
+    assert outcome_by_row(noted, RowEvidence(READER, False, "")) is Outcome.NOT_COMMITTED
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_the_rows_of_an_unfit_table_prove_nothing(committed):
+    """The rows of an unlogged table are lost in a promotion, and a trigger may say that a COMMIT was done."""
+    assert outcome_by_row(row_note(), RowEvidence(OLD, committed, "it has triggers")) is Outcome.UNKNOWN

@@ -56,20 +56,20 @@ def test_the_statements_are_found():
         "STATUS",
         "SYNC_BARRIER",
         "END_IDLE",
-        "HAS_COMMIT_TABLE",
+        "COMMIT_TABLE_FLAW",
         "COMMIT_ROW",
         "LOOKUP_SETTINGS",
     }
-    assert known | {"FENCE", "HAS_COMMIT_ROW", "PRUNE", "FUNCTIONS", "CREATE_COMMIT_TABLE[0]", "CREATE_COMMIT_TABLE[1]"} <= {
+    assert known | {"FENCE", "COMMIT_ROW_EVIDENCE", "PRUNE", "FUNCTIONS", "CREATE_COMMIT_TABLE[0]", "CREATE_COMMIT_TABLE[1]"} <= {
         *OF_POSTGRESQL
     }
     assert {
         "IDENTITY",
         "PROBE",
         "MEMBERS",
-        "HAS_COMMIT_TABLE",
+        "COMMIT_TABLE_FLAW",
         "FENCE",
-        "HAS_COMMIT_ROW",
+        "COMMIT_ROW_EVIDENCE",
         "SYNC_BARRIER",
         "PRUNE",
         "FUNCTIONS",

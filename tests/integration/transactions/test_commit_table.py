@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, text
 
-from aurora_router import ConfigurationError, Router, RoutingSession
+from aurora_router import ConfigurationError, Outcome, OutcomeUnknown, Router, RoutingSession
 from aurora_router.local import FaultProxy, PostgresCluster
 from tests.integration.shop import BOTH, Item, eventually, raise_stock, sessions, stock
 
@@ -131,3 +131,59 @@ def test_old_commit_rows_are_removed_outside_of_requests(cluster: PostgresCluste
     eventually(lambda: cluster.execute(too_old) == [(0,)], timeout=30)
     ((found,),) = cluster.execute("SELECT count(*) FROM aurora_router_commits")
     assert found >= 2
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("ALTER TABLE aurora_router_commits SET UNLOGGED", "unlogged"),
+        ("CREATE RULE nothing AS ON UPDATE TO aurora_router_commits DO INSTEAD NOTHING", "triggers or rules"),
+        ("CREATE ROLE mallory; ALTER TABLE aurora_router_commits OWNER TO mallory", "role mallory"),
+        ("DROP TABLE aurora_router_commits; CREATE VIEW aurora_router_commits AS SELECT 1 AS id", "no ordinary table"),
+    ],
+)
+def test_a_table_whose_rows_prove_nothing_is_refused(cluster: PostgresCluster, router: Router, change: str, words: str) -> None:
+    """A table of the name that loses its rows, runs code of its own or belongs to a stranger is refused in words."""
+    cluster.execute(change)
+    try:
+        with pytest.raises(ConfigurationError, match=f"aurora_router_commits .*{words}"):
+            router.init_commit_table()
+    finally:
+        kind = "VIEW" if "VIEW" in change else "TABLE"
+        cluster.execute(f"DROP {kind} aurora_router_commits; DROP ROLE IF EXISTS mallory")
+    router.init_commit_table()
+
+
+def test_a_trigger_cannot_pass_a_lost_commit_for_done(cluster: PostgresCluster, proxy: FaultProxy, router: Router) -> None:
+    """A trigger that marks each row as committed makes the outcome of a lost COMMIT unknown."""
+    body = "BEGIN NEW.committed := true; RETURN NEW; END"
+    cluster.execute(f"CREATE FUNCTION lie() RETURNS trigger LANGUAGE plpgsql AS $${body}$$")
+    cluster.execute("CREATE TRIGGER lie BEFORE INSERT ON aurora_router_commits FOR EACH ROW EXECUTE FUNCTION lie()")
+    try:
+        with sessions(router, commit_check="table")() as s:
+            raise_stock(s)
+            proxy.lose("COMMIT", answer=False)
+            with pytest.raises(OutcomeUnknown) as caught:
+                s.commit()
+            assert caught.value.resolve() is Outcome.UNKNOWN
+    finally:
+        cluster.execute("DROP FUNCTION lie CASCADE")
+    assert stock(cluster) == 10
+
+
+@pytest.mark.engines("mariadb", "mysql")
+def test_a_table_that_is_not_rolled_back_is_refused(cluster: PostgresCluster, router: Router) -> None:
+    """A commit table of MyISAM keeps the row of a transaction that was rolled back, and is refused in words."""
+    cluster.execute("ALTER TABLE aurora_router_commits ENGINE = MyISAM")
+    try:
+        with pytest.raises(ConfigurationError, match="InnoDB"):
+            router.init_commit_table()
+    finally:
+        cluster.execute("ALTER TABLE aurora_router_commits ENGINE = InnoDB")
+    router.init_commit_table()
+    cluster.execute("CREATE TRIGGER lie BEFORE INSERT ON aurora_router_commits FOR EACH ROW SET NEW.committed = TRUE")
+    try:
+        with pytest.raises(ConfigurationError, match="triggers"):
+            router.init_commit_table()
+    finally:
+        cluster.execute("DROP TRIGGER lie")
