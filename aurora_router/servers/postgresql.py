@@ -40,14 +40,26 @@ AT_READ_COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; "
 """Precedes a question that any server must answer. It is sent with the question, in one round trip, and leaves nothing on the
 connection. A reader refuses every statement at SERIALIZABLE, which may be the default of the database or of the user."""
 
-_REFUSING = "pg_catalog.set_config('default_transaction_read_only', 'on', false)"
+_KEPT = "coalesce(pg_catalog.current_setting('aurora_router.kept_{}', true), '')"
+_KEPT_ACCESS, _KEPT_LEVEL = _KEPT.format("read_only"), _KEPT.format("isolation")
+_REFUSING = f"""CASE WHEN pg_catalog.set_config('aurora_router.kept_read_only', CASE WHEN {_KEPT_ACCESS} {_EQUAL} ''
+    THEN pg_catalog.current_setting('default_transaction_read_only') ELSE {_KEPT_ACCESS} END, false) IS NOT NULL
+  THEN pg_catalog.set_config('default_transaction_read_only', 'on', false) END"""
 _LOWERED = f"""CASE WHEN pg_catalog.current_setting('default_transaction_isolation') {_EQUAL} 'serializable'
-  THEN pg_catalog.set_config('default_transaction_isolation', 'repeatable read', false) END"""
+  THEN pg_catalog.concat(pg_catalog.set_config('default_transaction_isolation', 'repeatable read', false),
+    pg_catalog.set_config('aurora_router.kept_isolation', 'serializable', false)) END"""
 SET_DEFAULT_READ_ONLY = f"{AT_READ_COMMITTED}SELECT {_REFUSING}, {_LOWERED}"
-SET_DEFAULT_READ_WRITE = "RESET default_transaction_read_only; RESET default_transaction_isolation"
+SET_DEFAULT_READ_WRITE = f"""{AT_READ_COMMITTED}RESET default_transaction_read_only;
+SELECT CASE WHEN {_KEPT_ACCESS} {_UNEQUAL} ''
+    THEN pg_catalog.set_config('default_transaction_read_only', {_KEPT_ACCESS}, false) END,
+  CASE WHEN {_KEPT_LEVEL} {_UNEQUAL} '' AND pg_catalog.current_setting('default_transaction_isolation') {_EQUAL} 'repeatable read'
+    THEN pg_catalog.set_config('default_transaction_isolation', {_KEPT_LEVEL}, false) END;
+SELECT pg_catalog.set_config('aurora_router.kept_read_only', '', false),
+  pg_catalog.set_config('aurora_router.kept_isolation', '', false)"""
 """The read-only default of a reader's connection, and its removal. Without it, a reader that is promoted in place would let a
 unit in autocommit write. SET_DEFAULT_READ_ONLY also lowers a default level of SERIALIZABLE: a reader would refuse statements
-although the unit has asked for a lower level."""
+although the unit has asked for a lower level. The connection keeps what was there before, because a listener of the application
+may have set it."""
 IDENTIFY = f"""{AT_READ_COMMITTED}{IDENTITY}, {{alone}},
   CASE WHEN {_IN_RECOVERY} AND {{alone}} THEN {_REFUSING} END,
   CASE WHEN {_IN_RECOVERY} AND {{alone}} THEN {_LOWERED} END"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from aurora_router import NoWriterAvailable, Router, RoutingSession
 from aurora_router.core import events
 from aurora_router.errors import ConfigurationError
 from aurora_router.local.cluster import Cluster
+from aurora_router.servers import postgresql
 from tests.integration.shop import (
     BOTH,
     engine,
@@ -354,3 +356,19 @@ def test_a_listeners_own_unit_fails_for_itself(make_router: MakeRouter) -> None:
         event.remove(Engine, "checkout", fail)
     assert caught.value is own
     assert not [each for each in heard if isinstance(each, events.ConnectFailed)]
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable", "read committed"])
+@pytest.mark.parametrize("access", ["on", "off"])
+def test_a_promoted_connection_has_its_listeners_settings(cluster: Cluster[Any], level: str, access: str) -> None:
+    """A connection that was made to a reader has the settings of its listener again when it is to write."""
+    with contextlib.closing(cluster.readers[0].connect()) as driver:
+        driver.execute(f"SET default_transaction_isolation = '{level}'")
+        driver.execute(f"SET default_transaction_read_only = {access}")
+        driver.execute(postgresql.identify_sql(0, "session"), prepare=False)
+        for _ in range(2):
+            driver.execute(postgresql.SET_DEFAULT_READ_ONLY, prepare=False)
+            assert driver.execute("SHOW transaction_read_only").fetchone() == ("on",)
+        driver.execute(postgresql.SET_DEFAULT_READ_WRITE, prepare=False)
+        assert driver.execute("SHOW default_transaction_isolation").fetchone() == (level,)
+        assert driver.execute("SHOW default_transaction_read_only").fetchone() == (access,)
