@@ -155,7 +155,7 @@ _ROWS: tuple[tuple[tuple[Failure, ...], tuple[Phase, ...], Action], ...] = (
     # A read, and nothing of the unit is lost with its connection.
     ((Failure.LOST, Failure.BROKEN, Failure.CONFLICT), (Phase.READ,), _A.REPEAT_ELSEWHERE),
     ((Failure.READ_ONLY, Failure.NOT_HERE, Failure.MISSING), (Phase.READ,), _A.TO_WRITER),
-    # The first statement of a transaction, and the server has not begun to execute it.
+    # The first statement of a transaction. The server has not begun to execute it, or its error has undone what it did.
     ((Failure.OUTDATED,), (Phase.READ, Phase.WRITER_FIRST), _A.REPEAT_UNPREPARED),
     # A transaction that is gone, and certainly did not commit.
     ((Failure.LOST,), _IN_TRANSACTION, _A.RUN_AGAIN),

@@ -312,9 +312,12 @@ def end_transaction(connection: Any) -> None:
 
 
 def forget_prepared(connection: Any) -> None:
-    """Make psycopg drop its prepared statements on an idle connection, as it does after each rollback."""
+    """Make psycopg drop its prepared statements on an idle connection, as it does after each rollback.
+
+    The server drops the plans of PL/pgSQL functions, too.
+    """
     connection.autocommit = True
-    connection.execute("BEGIN; ROLLBACK", prepare=False)
+    connection.execute("BEGIN; ROLLBACK; DISCARD PLANS", prepare=False)
 
 
 def set_mode(connection: Any, mode: Mode, default_autocommit: bool, default_read_only: bool) -> bool:

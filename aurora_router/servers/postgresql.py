@@ -375,6 +375,8 @@ _FAILURES: Final = (
     # has that number, preparing the statement again does not help.
     (("42704",), "lookup_type_cache", Failure.OUTDATED),
     (("XX000",), r"cache lookup failed for type (?s:(?!.*PL/pgSQL))", Failure.OUTDATED),
+    # The type of a column has changed, and a PL/pgSQL function has kept a plan for the old one.
+    (("42804",), "plpgsql_param_eval|ExecEvalParam", Failure.OUTDATED),
     # Constraints, WITH CHECK OPTION, and errors raised in PL/pgSQL, for example by triggers that check something.
     (("23", "44", "P0"), "", Failure.CONSTRAINT),
     # The reader has not filled a materialized view yet. Another reader may have.

@@ -136,6 +136,36 @@ def test_a_parameter_of_the_old_type_goes_to_the_writer_once(prepared: Router, c
     assert [count() for _ in range(3)] == [(1, "writer"), (1, "reader"), (1, "reader")]
 
 
+TOTAL = """
+    CREATE FUNCTION total() RETURNS int STABLE LANGUAGE plpgsql AS $$
+    DECLARE r record; n int := 0; BEGIN FOR r IN SELECT v FROM code LOOP n := n + r.v::int; END LOOP; RETURN n; END $$"""
+
+
+@pytest.mark.usefixtures("code")
+@pytest.mark.parametrize("read_only", [None, True, False])
+def test_a_read_outlives_the_kept_plan_of_a_function(
+    make_router: MakeRouter, cluster: PostgresCluster, heard: list[events.Event], read_only: bool | None
+) -> None:
+    """A PL/pgSQL function whose plan is for a column's old type is called again once, on all connections."""
+    router = make_router(instances=[cluster.readers[0].address], listeners=[heard.append], read_only_functions=["total"])
+    until_readers_serve(router, 1)
+    Session = sessionmaker(class_=RoutingSession, router=router, read_only=read_only)
+    cluster.execute(TOTAL)
+    cluster.wait_in_sync()
+    try:
+        with Session.begin() as one, Session.begin() as two:
+            assert [s.scalar(text("SELECT total()")) for s in (one, two)] == [7, 7]
+        cluster.execute("ALTER TABLE code ALTER v TYPE int USING v::int")
+        cluster.wait_in_sync()
+        heard.clear()
+        for _ in range(4):
+            with Session() as s:
+                assert s.scalar(text("SELECT total()")) == 7
+    finally:
+        cluster.execute("DROP FUNCTION total")
+    assert kinds(heard).count("Repeated") == 1
+
+
 def test_a_stream_and_a_change_of_its_table(prepared: Router, change: Callable[[], None], heard: list[events.Event]) -> None:
     """A unit that has an unread stream retries an outdated statement, and the stream goes on."""
     Session = sessionmaker(class_=RoutingSession, router=prepared)

@@ -109,7 +109,7 @@ def test_what_is_prepared_is_forgotten_as_after_a_rollback():
     """psycopg forgets prepared statements at a rollback, which is sent unprepared because its text has two statements."""
     connection = Talk()
     psycopg_driver.forget_prepared(connection)
-    assert connection.heard == [("BEGIN; ROLLBACK", None)]
+    assert connection.heard == [("BEGIN; ROLLBACK; DISCARD PLANS", None)]
     assert connection.autocommit is True
     assert connection.prepares is False
 
