@@ -133,6 +133,7 @@ _SAID = (
     ("28000", r"pg_hba\.conf"),
     ("3D000", r'database "[^"]*" does not exist|no such database'),
     ("42501", r"permission denied for (database|function|view)"),
+    ("57P03", "server login has been failing"),  # PgBouncer's, also if its server is down
 )
 """Messages of servers and poolers that refuse a connect: the SQLSTATE, which libpq drops, and a pattern of the words."""
 _SERVER_SAYS = re.compile(r"failed: [^:\n]{1,30}:  \S")

@@ -357,8 +357,8 @@ def parse_functions(rows: Iterable[Sequence[Any]]) -> frozenset[str]:
 # -- how errors read ----------------------------------------------------------------------------------------------
 
 
-# 2061: a plugin for logging in is missing
-_REFUSED = frozenset({1044, 1045, 1049, 1130, 1142, 1143, 1184, 1227, 1370, 1698, 1820, 1862, 2061, 3118, 4151})
+# 2061: a plugin for logging in is missing; 3118, 3955, 4150, 4151: the account is locked, or blocked after wrong passwords
+_REFUSED = frozenset({1044, 1045, 1049, 1130, 1142, 1143, 1184, 1227, 1370, 1698, 1820, 1862, 2061, 3118, 3955, 4150, 4151})
 _IN_READ_ONLY = 1792  # a read-only transaction
 _READ_ONLY = frozenset({_IN_READ_ONLY, 1836, 1874})
 # Keys, foreign keys, NOT NULL, the range of a column (for example UNSIGNED), WITH CHECK OPTION, CHECK, and a trigger's SIGNAL.
@@ -424,6 +424,7 @@ UNUSABLE = frozenset(
 names a setting, column, table or function that does not exist, or a value that the setting cannot have."""
 _REFUSALS = (
     ((1045, 1698), "check the user and the password"),
+    ((3955, 4150), "check the password, and unblock the account (ALTER USER)"),
     ((1049,), "check the database name"),
     ((1044,), "check the database name, or let this user use it"),
     ((1130,), "allow this host to connect"),

@@ -360,6 +360,8 @@ def _bytes(setting: str) -> int:
 
 
 _REFUSED = ("28000", "28P01", "3D000", "42501", "0P000")
+# PgBouncer fails the clients of a server that it could not log in to. Without these words the server may only be down.
+_POOLER_IS_REFUSED = r"server login has been failing.*(authentication failed|does not exist|pg_hba\.conf)"
 ERROR_ENDS_TRANSACTION = True
 KILLED: Final = frozenset({"57P01"})  # also sent at a shutdown
 ENDED = "somebody has ended it (pg_terminate_backend), or its process has crashed: see the server's log"
@@ -368,6 +370,7 @@ ENDED = "somebody has ended it (pg_terminate_backend), or its process has crashe
 _RECOVERY_CONFLICT = "conflict with recovery|RecoveryConflict|ProcessInterrupts"
 _FAILURES: Final = (
     (_REFUSED, "", Failure.REFUSED),
+    (("08P01",), _POOLER_IS_REFUSED, Failure.REFUSED),
     # The table of a prepared statement was changed. Or SERIALIZABLE is only the connection's default level on a reader. (If the
     # unit has asked for that level, another function of the server refuses it.)
     (("0A000",), "RevalidateCachedQuery|GetSerializableTransactionSnapshot", Failure.OUTDATED),
@@ -423,6 +426,7 @@ _ADVICE = (
     ("3D000", "", "check the database name"),
     ("42501", "permission denied for database", "let this user connect to the database"),
     ("42501", r"permission denied for (function|view)", "let this user run the functions that tell a server's position"),
+    ("08P01", _POOLER_IS_REFUSED, "check the user and the password with which the pooler logs in"),
 )
 """What to do about a refusal: its code, a pattern of its words, and the advice."""
 _MISTAKES = ("0A", "22", "34", "3B", "3F", "42", "25006", "25P01")
@@ -431,7 +435,7 @@ _MISTAKES = ("0A", "22", "34", "3B", "3F", "42", "25006", "25P01")
 
 def explain_refusal(sqlstate: str | None, message: str) -> tuple[ProbeFailure, str]:
     """Return the kind of a failed probe, which says whether a retry can help, and words for the user."""
-    if sqlstate is not None and sqlstate.startswith((*_REFUSED, *_MISTAKES)):
+    if sqlstate is not None and (sqlstate.startswith((*_REFUSED, *_MISTAKES)) or re.search(_POOLER_IS_REFUSED, message)):
         advice = next((advice for code, words, advice in _ADVICE if code == sqlstate and re.search(words, message)), "")
         return ProbeFailure.MISCONFIGURED, f"{message}; {advice}" if advice else message
     return ProbeFailure.NOT_NOW if sqlstate == "57P03" else ProbeFailure.REFUSED, message
