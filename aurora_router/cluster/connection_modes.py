@@ -104,7 +104,7 @@ class ConnectionModes:
     def keep_read_only(self, connection: PoolProxiedConnection) -> None:
         """Make each transaction of a connection read-only if the connection's mode holds only for the first transaction.
 
-        A connection that a pooler shares stays as it is.
+        A connection that a pooler shares stays as it is: the driver begins each of its transactions as read-only.
         """
         state: ConnectionState = connection.info[STATE]
         if state.mode is None and not state.is_shared:

@@ -264,6 +264,8 @@ class ConnectionSwitches(Protocol):
     def set_mode(self, connection: Any, mode: Mode, default_autocommit: bool, default_read_only: bool) -> bool:
         """Switch an idle connection, and return whether the mode stays for its next units. Send nothing unless the driver must.
 
+        If a pooler shares the connection, a read-only mode holds for all transactions until the next switch.
+
         default_read_only: whether the connection was set to refuse writes.
         """
         ...

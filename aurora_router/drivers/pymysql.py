@@ -282,17 +282,26 @@ def set_mode(connection: Any, mode: Mode, default_autocommit: bool, default_read
     """Switch an idle connection.
 
     A read-only transaction takes one round trip. Autocommit takes none if it has the right value already. With autocommit off, a
-    transaction begins by itself. It is read-only if the default is, so the mode lasts.
+    transaction begins by itself. It is read-only if the default is, so the mode lasts. A shared connection has no such default.
+    So its later transactions are begun in the same way.
     """
+    _begin_read_only(connection, False)
     if mode is Mode.READ_ONLY:
         if default_read_only and not autocommit(connection):
             return True
         connection.query(SNAPSHOT)
+        _begin_read_only(connection, notes_of(connection).is_shared)
         return False
     wanted = default_autocommit or mode is Mode.AUTOCOMMIT
     if autocommit(connection) is not wanted:
         connection.autocommit(wanted)
     return True
+
+
+def _begin_read_only(connection: Any, on: bool) -> None:
+    """Have a connection begin each transaction as read-only, or no longer. One of PyMySQL's own class cannot."""
+    if hasattr(connection, "begins_read_only"):
+        connection.begins_read_only = on
 
 
 def prepare_connection(connection: Any, shared: bool, given: Collection[str], listened: Callable[[], bool]) -> None:

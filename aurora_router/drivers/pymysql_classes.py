@@ -16,6 +16,7 @@ from typing import Any
 
 from pymysql import connections
 from pymysql.connections import MySQLResult
+from pymysql.constants.COMMAND import COM_QUERY
 from pymysql.constants.SERVER_STATUS import SERVER_STATUS_IN_TRANS
 from pymysql.cursors import DictCursorMixin, SSCursor, SSDictCursor
 from pymysql.err import InterfaceError, MySQLError, OperationalError
@@ -27,6 +28,7 @@ from aurora_router.drivers.pymysql import (
     OUT_OF_SYNC,
     ROLLED_BACK,
     ROLLS_BACK_ON_TIMEOUT,
+    SNAPSHOT,
     TIMED_OUT,
     autocommit,
     blocks,
@@ -118,6 +120,7 @@ class Connection(connections.Connection):  # type: ignore[misc,unused-ignore]
         may have written. None: they are not counted.
     touched: somebody has sent a SET, or its like, past the interceptor since the read-only default was set. None if it
         is not set.
+    begins_read_only: each transaction is to be read-only, and the server has no such default.
     unanswered: a command was sent, or is about to be, and its answer was not read to its end. If an exception keeps the
         answer from being read, the connection is closed instead of being used again.
     """
@@ -132,6 +135,7 @@ class Connection(connections.Connection):  # type: ignore[misc,unused-ignore]
     not_undone = False
     ends: int | None = None
     touched: bool | None = None
+    begins_read_only = False
     unanswered = False
     _warnings = 0
 
@@ -210,6 +214,10 @@ class Connection(connections.Connection):  # type: ignore[misc,unused-ignore]
         result = self._result
         if result is not None and (result.unbuffered_active or result.has_next):
             self._read_what_is_left(result)
+        if self.begins_read_only and command == COM_QUERY and not self.server_status & SERVER_STATUS_IN_TRANS:
+            self.begins_read_only = False
+            self.query(SNAPSHOT)
+            self.begins_read_only = True
         self.unanswered = True
         super()._execute_command(command, sql)
 

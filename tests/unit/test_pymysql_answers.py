@@ -9,6 +9,7 @@ from pymysql.constants import SERVER_STATUS
 
 from aurora_router.drivers import psycopg as psycopg_driver
 from aurora_router.drivers import pymysql as pymysql_driver
+from aurora_router.drivers.base import Mode
 from tests.interruptions import interrupted_at_each_line
 from tests.unit.mysql_peer import COLUMN, END, OK, Peer, connected, packet, rows
 
@@ -427,3 +428,33 @@ def test_a_rollback_in_a_later_statement_of_a_text_is_known(peer: Peer) -> None:
     with pytest.raises(pymysql.OperationalError, match="Deadlock"):
         cursor.close()
     assert pymysql_driver.is_aborted(connection)
+
+
+def test_a_shared_connection_begins_each_read_only_transaction(peer: Peer) -> None:
+    """Behind a pooler each transaction of a read-only connection is begun as read-only, until the connection is switched."""
+    peer.answers["SELECT 1"] = rows(b"1")
+    connection = connected(peer)
+    pymysql_driver.prepare_connection(connection, True, (), lambda: False)
+    connection.autocommit(False)
+    peer.heard.clear()
+    assert not pymysql_driver.set_mode(connection, Mode.READ_ONLY, False, False)
+    for end in ("rollback", "commit"):
+        connection.query("SELECT 1")
+        connection.query("SELECT 1")
+        getattr(connection, end)()
+        connection.ping()
+        assert peer.heard == ["START TRANSACTION READ ONLY", "SELECT 1", "SELECT 1", end.upper()]
+        peer.heard.clear()
+    pymysql_driver.set_mode(connection, Mode.DEFAULT, False, False)
+    connection.query("SELECT 1")
+    assert peer.heard == ["SELECT 1"]
+
+
+def test_a_connection_of_pymysqls_class_is_switched_once(peer: Peer) -> None:
+    """A connection that something else has made has only its first transaction begun as read-only."""
+    with pymysql.connect(host="127.0.0.1", port=peer.port, user="u", ssl_disabled=True) as connection:
+        pymysql_driver.prepare_connection(connection, True, (), lambda: False)
+        peer.heard.clear()
+        assert not pymysql_driver.set_mode(connection, Mode.READ_ONLY, False, False)
+        connection.rollback()
+        assert peer.heard == ["START TRANSACTION READ ONLY", "ROLLBACK"]

@@ -72,6 +72,7 @@ def test_autocommit_can_be_set_and_asked_for(peer: Peer) -> None:
 )
 def test_a_mode_costs_a_round_trip_where_something_changes(peer: Peer, mode: Mode, usual: bool, sent: list[str]) -> None:
     connection = connected(peer)
+    pymysql_driver.prepare_connection(connection, False, (), lambda: False)
     peer.heard.clear()
     lasts = pymysql_driver.set_mode(connection, mode, usual, default_read_only=False)
     assert peer.heard == sent
@@ -139,6 +140,7 @@ def test_a_connection_of_pymysqls_own_does_not_know(peer: Peer) -> None:
 def test_a_guarded_connection_begins_read_only_by_itself(peer: Peer) -> None:
     """On a guarded connection without autocommit a read-only transaction begins by itself."""
     connection = connected(peer)
+    pymysql_driver.prepare_connection(connection, False, (), lambda: False)
     peer.heard.clear()
     assert pymysql_driver.set_mode(connection, Mode.READ_ONLY, False, default_read_only=True), "and lasts"
     assert peer.heard == []
