@@ -31,6 +31,7 @@ class Probe:
         self._ask = make_query(dbapi, driver)
         self._omissions: str | None = None
         # Do this only now, because listeners of the application must find the connection as on a plain engine.
+        self._isolation = driver.isolation(dbapi)
         driver.end_transaction(dbapi)
         driver.set_mode(dbapi, Mode.AUTOCOMMIT, True, False)
         self._server = families.find(instance_id, self._ask)
@@ -43,6 +44,8 @@ class Probe:
                 if self._omissions is None:
                     self._omissions = self._omitted()
                 said = said._replace(unproven=self._omissions)
+            if self._isolation is not None:
+                said = said._replace(isolation=self._isolation)
         except UnsupportedServer as error:
             raise ProbeError(str(error), ProbeFailure.REFUSED if error.passing else ProbeFailure.MISCONFIGURED) from None
         except self._error as error:

@@ -178,6 +178,10 @@ class ConnectionReading(Protocol):
         """Return whether the connection's transactions begin as read-only. Only the server knows whether that still holds."""
         ...
 
+    def isolation(self, connection: Any) -> str | None:
+        """Return the level, as servers write it, that the driver asks for at each BEGIN. None if it leaves that to the server."""
+        ...
+
     def literal_mode(self, connection: Any) -> str | None:
         """Return the setting that decides what a backslash means in string literals; None if only the server knows.
 

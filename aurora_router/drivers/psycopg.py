@@ -237,6 +237,12 @@ def declared_read_only(connection: Any) -> bool:
     return bool(connection.read_only)
 
 
+def isolation(connection: Any) -> str | None:
+    """Return the connection's attribute, which a listener of the application may have set."""
+    level = connection.isolation_level
+    return None if level is None else str(level.name).replace("_", " ").lower()
+
+
 def literal_mode(connection: Any) -> str:
     """Return the connection's `standard_conforming_strings`. The server reports each change of it."""
     return str(connection.info.parameter_status("standard_conforming_strings"))

@@ -188,6 +188,11 @@ def autocommit(connection: Any) -> bool:
 _NO_BACKSLASH_ESCAPES = 512  # PyMySQL's SERVER_STATUS_NO_BACKSLASH_ESCAPES
 
 
+def isolation(connection: Any) -> str | None:
+    """Return None, because PyMySQL has no such attribute."""
+    return None
+
+
 def literal_mode(connection: Any) -> str | None:
     """Return NO_BACKSLASH_ESCAPES if `sql_mode` has it, else None. Only the server knows the rest of the mode.
 

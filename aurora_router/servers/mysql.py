@@ -44,10 +44,12 @@ IDENTITY = f"""
 """The second column is true on MariaDB. The columns in comments are missing if the version is too old."""
 PROBE = f"""{IDENTITY}
 {_MARIADB} , @@global.gtid_binlog_pos, @@global.gtid_slave_pos, @@global.gtid_binlog_state, @@global.log_bin
-, @@global.tx_isolation */
-{_MYSQL} , @@global.gtid_executed, @@global.gtid_mode, ({_OPENED}), @@global.transaction_isolation */"""
+, @@global.tx_isolation, @@session.tx_isolation */
+{_MYSQL} , @@global.gtid_executed, @@global.gtid_mode, ({_OPENED}), @@global.transaction_isolation
+, @@session.transaction_isolation */"""
 """MariaDB's columns are read in this order, because it is safe to label an older position with a newer epoch. The reverse is not.
-MariaDB also knows tx_isolation by MySQL's name, transaction_isolation, but only from 11.1 on."""
+MariaDB also knows tx_isolation by MySQL's name, transaction_isolation, but only from 11.1 on. The session's level shows what
+init_command and listeners of the application ask for. The global one shows a change since the probe has connected."""
 
 REPLICAS_MARIADB = "SHOW ALL SLAVES STATUS"
 REPLICAS_MYSQL = "SHOW REPLICA STATUS"
@@ -166,11 +168,13 @@ def probe(query: Query, *, asynchronous_commits: bool) -> ServerStatus:
 
     Raises UnsupportedServer.
     """
-    _, ((*row, level),) = query(PROBE)
+    _, ((*row, of_server, of_session),) = query(PROBE)
     server = parse_version(row)
     identity, role = parse_identity(row)
     shared, said = _is_on(row[7]), row[8:]
-    isolation = str(level).replace("-", " ").lower()
+    of_server, isolation = (str(level).replace("-", " ").lower() for level in (of_server, of_session))
+    if isolation == DEFAULT_ISOLATION:
+        isolation = of_server
     read = _mariadb if server.mariadb else _mysql
     epoch, position = read(role, identity, said)
     members = parse_members(query(MEMBERS)[1], str(identity.address)) if _is_group(identity) else None

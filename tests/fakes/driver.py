@@ -69,8 +69,11 @@ class Connection:
 
     pending: how many WRITEs its transaction has made.
     xid: the id of its transaction, once it was asked for.
+    isolation: the level that it asks for; None if it leaves that to the server.
     is_dead: whether nobody answers on it any more.
     """
+
+    isolation: str | None = None
 
     def __init__(self, server: FakeServer, autocommit: bool) -> None:
         self.server = server
@@ -232,6 +235,10 @@ def database(connection):
 
 def declared_read_only(connection):
     return connection.read_only
+
+
+def isolation(connection):
+    return connection.isolation
 
 
 def literal_mode(connection):

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from psycopg import IsolationLevel
+from sqlalchemy import event, text
+from sqlalchemy.engine import Engine
 
 from aurora_router import NoReaderAvailable, Reason, Router, RoutingSession
 from aurora_router.local.cluster import Cluster
@@ -213,3 +215,23 @@ def test_a_default_that_was_left_behind_is_set_back(make_router: MakeRouter, rea
         raw.close()
     assert [where(router, read_only=read_only) for _ in range(8)] == ["reader"] * 8
     assert not core_of(router).interceptor.known.rejected
+
+
+@BOTH
+def test_a_level_that_a_listener_asks_for_is_seen(cluster: Cluster[Any], make_router: MakeRouter) -> None:
+    """A level that a listener sets on each new connection keeps units on the writer, like one that the engine is made with."""
+
+    def ask_for_serializable(driver: Any, _: Any) -> None:
+        if engine(cluster) == "postgresql":
+            driver.isolation_level = IsolationLevel.SERIALIZABLE
+        else:
+            driver.query("SET SESSION TRANSACTION ISOLATION LEVEL SERIALIZABLE")
+
+    event.listen(Engine, "connect", ask_for_serializable)
+    try:
+        router = make_router()
+        until_readers_serve(router, 2)
+        assert where(router) == "writer"
+        assert where(router, read_only=True) == ("writer" if engine(cluster) == "postgresql" else "reader")
+    finally:
+        event.remove(Engine, "connect", ask_for_serializable)

@@ -36,10 +36,13 @@ def asking(*answers: object) -> Callable[[str], tuple[list[str], list[tuple[obje
     return ask
 
 
+LEVELS = "REPEATABLE-READ", "REPEATABLE-READ"
+
+
 def mariadb(*, read_only=0, logged="0-1-7", replayed="", state="0-1-7", logs=1, version="10.11.6-MariaDB",
-            level="REPEATABLE-READ", channels=()):  # fmt: skip
+            level="REPEATABLE-READ", of_session="REPEATABLE-READ", channels=()):  # fmt: skip
     return asking(
-        ("gtid_slave_pos", (version, 1, 0, 3, STARTED, 3306, read_only, 0, logged, replayed, state, logs, level)),
+        ("gtid_slave_pos", (version, 1, 0, 3, STARTED, 3306, read_only, 0, logged, replayed, state, logs, level, of_session)),
         ("SHOW ALL SLAVES STATUS", list(channels)),
     )
 
@@ -57,7 +60,7 @@ def oracle(
     show="REPLICA",
 ):
     return asking(
-        ("gtid_executed", (version, 0, group, UUID, STARTED, 3306, read_only, 0, executed, mode, opened, "REPEATABLE-READ")),
+        ("gtid_executed", (version, 0, group, UUID, STARTED, 3306, read_only, 0, executed, mode, opened, *LEVELS)),
         *(
             [
                 (
@@ -274,7 +277,7 @@ def test_a_writer_without_its_groups_majority_is_unsuitable():
 def test_a_reader_on_shared_storage_needs_no_replication():
     """A reader that shares the writer's storage replicates from nobody and is used."""
     ask = asking(
-        ("gtid_executed", ("8.0.28", 0, None, UUID, STARTED, 3306, 0, 1, "", "OFF_PERMISSIVE", None, "REPEATABLE-READ")),
+        ("gtid_executed", ("8.0.28", 0, None, UUID, STARTED, 3306, 0, 1, "", "OFF_PERMISSIVE", None, *LEVELS)),
         ("SHOW REPLICA STATUS", []),
     )
     found = mysql.probe(ask, asynchronous_commits=False)
@@ -335,3 +338,17 @@ def test_a_function_is_a_read_if_it_is_one_in_every_schema():
     rows = [("Shop", "F", "READS SQL DATA"), ("crm", "f", "NO SQL"), ("shop", "g", "NO SQL"), ("crm", "g", "CONTAINS SQL"),
             ("shop", "h", "MODIFIES SQL DATA")]  # fmt: skip
     assert parse_functions(rows) == {"f", "shop.f", "crm.f", "shop.g"}
+
+
+@pytest.mark.parametrize(
+    ("of_server", "of_session", "level"),
+    [
+        ("REPEATABLE-READ", "SERIALIZABLE", "serializable"),  # by init_command
+        ("SERIALIZABLE", "READ-COMMITTED", "read committed"),
+        ("SERIALIZABLE", "REPEATABLE-READ", "serializable"),  # changed since the probe has connected
+        ("READ-COMMITTED", "READ-COMMITTED", "read committed"),
+    ],
+)
+def test_the_level_is_that_of_a_session_of_the_application(of_server, of_session, level):
+    """A level that init_command sets is seen, and so is a change of the server's own default."""
+    assert mysql.probe(mariadb(level=of_server, of_session=of_session), asynchronous_commits=False).isolation == level

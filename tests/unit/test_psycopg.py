@@ -481,3 +481,9 @@ def test_a_rollback_is_known_to_do_nothing(status: int, pipeline: int, tpc: obje
     """A rollback may be left out on an idle connection that is not in a pipeline, and has prepared no transaction."""
     driver = types.SimpleNamespace(transaction_status=status, pipeline_status=pipeline)
     assert psycopg_driver.is_idle(types.SimpleNamespace(pgconn=driver, _tpc=tpc)) is expected
+
+
+@pytest.mark.parametrize(("level", "said"), [(None, None), (IsolationLevel.REPEATABLE_READ, "repeatable read")])
+def test_the_level_of_a_connection_is_told_as_servers_say_it(level, said):
+    assert psycopg_driver.isolation(types.SimpleNamespace(isolation_level=level)) == said
+    assert pymysql_driver.isolation(types.SimpleNamespace()) is None
