@@ -369,6 +369,8 @@ _READ_ONLY = frozenset({_IN_READ_ONLY, 1836, 1874})
 _CONSTRAINT = frozenset(
     {1048, 1062, 1169, 1216, 1217, 1264, 1364, 1369, 1451, 1452, 1557, 1586, 1644, 1690, 1761, 1762, 3819, 4025}
 )
+# Other numbers are of triggers that check something: SIGNAL may set any MYSQL_ERRNO.
+_OF_SERVERS = (range(1000, 5000), range(6000, 10000))
 _BUSY = frozenset({1040, 1203, 1226})
 _LOST = frozenset({1053, 1927, 2006, 2013, 2055, 4031})
 ERROR_ENDS_TRANSACTION = False
@@ -415,6 +417,8 @@ def failure(code: int | None, message: str, *, disconnected: bool) -> Failure:
         return Failure.LOST
     if code in _BROKEN:
         return Failure.BROKEN
+    if code and not any(code in numbers for numbers in _OF_SERVERS):
+        return Failure.CONSTRAINT
     return _TRANSIENT.get(code or 0, Failure.OTHER)
 
 

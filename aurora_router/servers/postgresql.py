@@ -406,6 +406,10 @@ _FAILURES_IF_CONNECTED: Final = (
 """Further rows, for errors that fit none of the rows above and have left the connection usable."""
 
 
+_CLASSES = re.compile("0[0-389ABFLPZ]|10|2[0-8BDF]|3[489BDF]|4[024]|5[34578]|72|F0|HV|P0|XX")
+"""The classes of the server's own codes. Others are of triggers that check something: RAISE may set any ERRCODE."""
+
+
 def failure(sqlstate: str | None, message: str, *, disconnected: bool) -> Failure:
     """Return the kind of failure that a driver's error stands for.
 
@@ -416,7 +420,9 @@ def failure(sqlstate: str | None, message: str, *, disconnected: bool) -> Failur
     code = sqlstate or ""
     rows = _FAILURES if disconnected else _FAILURES + _FAILURES_IF_CONNECTED
     fits = (kind for codes, words, kind in rows if code.startswith(codes) and re.search(words, message))
-    return next(fits, Failure.LOST if disconnected else Failure.OTHER)
+    if disconnected:
+        return next(fits, Failure.LOST)
+    return next(fits, Failure.CONSTRAINT if code and not _CLASSES.match(code) else Failure.OTHER)
 
 
 _ADVICE = (

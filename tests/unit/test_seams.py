@@ -62,7 +62,7 @@ def test_a_second_driver_reads_and_writes_on_the_same_servers(servers):
 
 
 @pytest.mark.parametrize(
-    ("code", "failure"), [("40P01", Failure.DEADLOCK), ("23505", Failure.CONSTRAINT), ("PECKS", Failure.OTHER)]
+    ("code", "failure"), [("40P01", Failure.DEADLOCK), ("23505", Failure.CONSTRAINT), ("PECKS", Failure.CONSTRAINT)]
 )
 def test_the_codes_of_the_server_mean_the_same_on_any_driver(servers, code, failure):
     servers["db-1"].refuses = code
@@ -85,7 +85,7 @@ def test_the_server_says_which_family_it_is_of(servers, parrot):
             found[read_only] = classify_error(caught.value).failure
         assert core_of(router).interceptor.families.at("db-1:5432") is core_of(router).interceptor.families.leading is postgresql
         assert core_of(router).interceptor.families.at("db-2:5432") is parrot
-    assert found == {False: Failure.OTHER, True: Failure.DEADLOCK}
+    assert found == {False: Failure.CONSTRAINT, True: Failure.DEADLOCK}
     assert WHO["postgresql"] in servers["db-1"].heard
 
 
