@@ -209,7 +209,7 @@ class ConnectionReading(Protocol):
         """Count the transactions that end on a connection in any way except by rollback().
 
         Return a function that gives the number so far. A statement in autocommit counts as one transaction. A text that ends one
-        transaction and begins the next is not counted.
+        transaction and begins the next may be missed on a connection whose cursors are not the router's.
         """
         ...
 

@@ -336,9 +336,13 @@ def set_mode(connection: Any, mode: Mode, default_autocommit: bool, default_read
 
 def count_ends(connection: Any) -> Callable[[], int]:
     """Count the transactions that end on a psycopg connection, except those that rollback() ends."""
+    from aurora_router.drivers import psycopg_classes
+
     wait = vars(connection).get("wait")
     if wait is None:
         wait = connection.wait = _Wait(connection)
+        if connection.cursor_factory is psycopg_classes.Cursor:  # otherwise the application has its own
+            connection.cursor_factory = psycopg_classes.CountingCursor
     return lambda: wait.ends
 
 

@@ -241,6 +241,24 @@ class Cursor(psycopg.Cursor[Any]):
         return answers  # the server has said why the connection is lost
 
 
+class CountingCursor(Cursor):
+    """The same for a connection that is handed to the user. It counts the COMMITs after which a transaction is open all the same.
+
+    Those are COMMIT AND CHAIN, and a text that also begins the next transaction.
+    """
+
+    __slots__ = ()
+
+    def _set_results(self, results: Any) -> None:
+        super()._set_results(results)
+        if self._pgconn.transaction_status != _IDLE and any(result.command_status in _COMMITS for result in results):
+            connection: Any = self._conn
+            connection.wait.ends += 1
+
+
+_COMMITS = (b"COMMIT", b"PREPARE TRANSACTION")
+
+
 class HoldCursor(ServerCursor[Any]):
     """A cursor that its connection knows until the cursor is closed.
 

@@ -6,6 +6,7 @@ The connection keeps track of the events on its server that PyMySQL does not rep
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import sys
 import warnings
@@ -134,6 +135,7 @@ class Connection(connections.Connection):  # type: ignore[misc,unused-ignore]
     aborted_by: Exception | None = None
     not_undone = False
     ends: int | None = None
+    _begins_next = False  # the last command ends a transaction and begins the next one
     touched: bool | None = None
     begins_read_only = False
     unanswered = False
@@ -218,6 +220,9 @@ class Connection(connections.Connection):  # type: ignore[misc,unused-ignore]
             self.begins_read_only = False
             self.query(SNAPSHOT)
             self.begins_read_only = True
+        if self.ends is not None:
+            is_open = command == COM_QUERY and self.server_status & SERVER_STATUS_IN_TRANS
+            self._begins_next = bool(is_open and _BEGINS_NEXT(sql.encode() if isinstance(sql, str) else sql))
         self.unanswered = True
         super()._execute_command(command, sql)
 
@@ -259,8 +264,8 @@ class Connection(connections.Connection):  # type: ignore[misc,unused-ignore]
         was_open = self.server_status & SERVER_STATUS_IN_TRANS
         try:
             affected = super()._read_query_result(unbuffered)
-            if self.ends is not None and not self.server_status & SERVER_STATUS_IN_TRANS:
-                self.ends += bool(was_open or autocommit(self) or self._result.description is None)
+            if self.ends is not None:
+                self._count_end(bool(was_open or autocommit(self) or self._result.description is None))
             if self._result.server_status is not None and not affected:
                 # It is a SET, or its like. An answer without rows shows whether a transaction is open.
                 self.quiet = quiet
@@ -278,6 +283,14 @@ class Connection(connections.Connection):  # type: ignore[misc,unused-ignore]
                 if code(error) in ROLLED_BACK or self._rolls_back_on_timeout():
                     self.aborted_by = error
             raise
+
+    def _count_end(self, is_end: bool) -> None:
+        """Count the end of a transaction that an answer shows, or that the command stands for.
+
+        is_end: whether a transaction has ended if none is open now.
+        """
+        ended = self._begins_next if self.server_status & SERVER_STATUS_IN_TRANS else is_end
+        self.ends, self._begins_next = (self.ends or 0) + ended, False
 
     def _rolls_back_on_timeout(self) -> bool:
         with contextlib.suppress(MySQLError):  # the next statement will fail as well
@@ -311,6 +324,8 @@ class Connection(connections.Connection):  # type: ignore[misc,unused-ignore]
             raise
         self._warnings = answer.warning_count
         self.unanswered = False
+        if self._begins_next:
+            self._count_end(False)
         return answer
 
     def _note_what_stays(self) -> None:
@@ -334,6 +349,12 @@ class Connection(connections.Connection):  # type: ignore[misc,unused-ignore]
         unread = result is not None and (result.has_next or result.unbuffered_active)
         unsaid = self.failed or self.unanswered or not (self.quiet or autocommit(self))
         return unread or unsaid or bool(self.server_status & SERVER_STATUS_IN_TRANS)
+
+
+_BEGINS_NEXT = re.compile(
+    rb"(?:\s|/\*[^*]*+(?:\*(?!/)[^*]*+)*\*/|(?:--\s|#)[^\n]*\n)*(?:commit\s+(?:work\s+)?and\s+chain|begin|start\s)", re.IGNORECASE
+).match
+"""Matches the commands that begin a transaction at once if they end one."""
 
 
 def limited(longest: int) -> dict[str, Any]:

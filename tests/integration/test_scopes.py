@@ -9,6 +9,7 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from sqlalchemy import select, text
@@ -19,7 +20,7 @@ from aurora_router.core.positions import first_sample_after
 from aurora_router.local import FaultProxy, PostgresCluster
 from aurora_router.router import core_of
 from aurora_router.routing.causal_context import open_scopes
-from tests.integration.shop import RAISE, Item, eventually, place, sessions, until_readers_serve, write
+from tests.integration.shop import BOTH, RAISE, Item, eventually, family, place, sessions, until_readers_serve, write
 
 MakeRouter = Callable[..., Router]
 STOCK = select(Item.stock).where(Item.id == 1)
@@ -287,3 +288,40 @@ def test_a_forgotten_session_does_not_stay_in_its_scope(router: Router, read_onl
             del s
         gc.collect()
         assert not scope.units
+
+
+def chain(raw: Any) -> None:
+    cursor = raw.cursor()
+    cursor.execute(WRITE)
+    cursor.execute("COMMIT AND CHAIN")
+
+
+def begin_in_the_same_text(raw: Any) -> None:
+    raw.cursor().execute(f"{WRITE}; COMMIT; BEGIN")
+
+
+def begin_again(raw: Any) -> None:
+    raw.driver_connection.begin()
+    raw.cursor().execute(WRITE)
+    raw.driver_connection.begin()
+
+
+WRITE = "UPDATE item SET stock = stock + 1 WHERE id = 1"
+WAYS = {"postgresql": [chain, begin_in_the_same_text], "mysql": [chain, begin_again]}
+
+
+@BOTH
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("consistency", ["session", "global"])
+def test_a_commit_that_begins_the_next_transaction_is_seen(
+    paused: PostgresCluster, make_router: MakeRouter, consistency: str, number: int
+) -> None:
+    """A commit on the driver's cursor is seen at once, although a transaction is open after it."""
+    router = make_router(consistency=consistency)
+    until_readers_serve(router, 2)
+    with router.causal_scope() as scope, router.connect() as connection:
+        WAYS[family(paused)][number](connection.connection)
+        with sessions(router)() as s:
+            assert s.scalar(STOCK) == 11
+        assert scope.token is not None
+        connection.rollback()

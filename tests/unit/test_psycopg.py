@@ -446,6 +446,7 @@ class Waiting:
 
     def __init__(self):
         self.pgconn = types.SimpleNamespace(transaction_status=pq.TransactionStatus.IDLE)
+        self.cursor_factory = None
 
     def wait(self, steps, **_options):
         self.pgconn.transaction_status = next(steps)

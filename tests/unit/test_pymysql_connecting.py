@@ -320,6 +320,14 @@ def test_the_transactions_that_end_are_counted(peer: Peer) -> None:
     assert (ends(), pymysql_driver.count_ends(connection)()) == (2, 2)
     connection.query("CREATE TABLE")
     assert ends() == 3
+    connection.query("START TRANSACTION")
+    connection.query("INSERT")
+    assert ends() == 3
+    for number, text in enumerate(("/* a */ COMMIT AND CHAIN", "begin", "-- b\nSTART TRANSACTION", "COMMIT  WORK AND CHAIN"), 4):
+        connection.query(text)
+        assert ends() == number
+    connection.begin()
+    assert ends() == 8
 
 
 def test_where_nobody_counts_there_is_always_one_more() -> None:
