@@ -24,7 +24,7 @@ from aurora_router.core.pacing import Rate
 from aurora_router.core.probing import Demand, Trust
 from aurora_router.core.topology import Topology
 from aurora_router.core.watching import News
-from aurora_router.waiting import Waiting, Wakeup
+from aurora_router.waiting import ThreadWakeup, Waiting, Wakeup
 
 # How many pieces of news may wait for a listener that does not return. Later ones are dropped.
 MAX_PENDING_NEWS = 1000
@@ -93,14 +93,10 @@ class Monitor:
         self._announcer: threading.Thread | None = None
         self._listener_thread: threading.Thread | None = None
         self._news: queue.SimpleQueue[Iterable[Callable[[], object]] | None] = queue.SimpleQueue()
-        # It guards the attributes below, and wakes the announcer at each new topology.
-        self._topology_changed = threading.Condition()
-        self._scheduler_wakeup = threading.Event()
+        self._make_lock()
         self._watchers: dict[str, Watcher] = {}
-        self._waiting: dict[Wakeup, None] = {}  # rung at each new topology, in the order in which they came
-        self._urgent: dict[Urgency, set[Wakeup]] = {
-            urgency: set() for urgency in Urgency
-        }  # those of them that want a probe sooner
+        # They are set at each new topology, in the order in which they came. The value says which of them want a probe sooner.
+        self._waiting: dict[Wakeup, Urgency | None] = {}
         self._urgent_since = dict.fromkeys(Urgency, 0.0)
         self._suspects: dict[str, float] = {}
         self._wanted_at = 0.0
@@ -111,9 +107,19 @@ class Monitor:
         self._thread: threading.Thread | None = None
         self._closed = False
 
+    def _make_lock(self) -> None:
+        """Make the lock and the wakeups of the monitor's threads.
+
+        A threading.Condition or Event would not do, because an exception of a signal handler can leave its lock held.
+        """
+        # It guards the state of the probes. It is reentrant, because the thread that holds it may garbage-collect the Router.
+        self._lock = threading.RLock()
+        self._scheduler_wakeup = ThreadWakeup()
+        self._announcer_wakeup = ThreadWakeup()
+
     def start(self) -> None:
         """Begin to probe. Do nothing if probing has begun already."""
-        with self._topology_changed:
+        with self._lock:
             if self._thread is not None or self._closed:
                 return
             self._writerless_since = time.monotonic()
@@ -132,7 +138,7 @@ class Monitor:
 
     def stop(self) -> list[Watcher]:
         """Stop probing, and make the threads end soon. Return the stopped watchers, and wait for nothing."""
-        with self._topology_changed:
+        with self._lock:
             self._closed = True
             watchers = list(self._watchers.values())
             self._watchers.clear()
@@ -155,11 +161,9 @@ class Monitor:
 
     def forked(self) -> None:
         """Begin anew without threads, in a forked child. The topology is trusted when each instance was observed again."""
-        self._topology_changed = threading.Condition()
-        self._scheduler_wakeup = threading.Event()
+        self._make_lock()
         self._watchers = {}
         self._waiting = {}
-        self._urgent = {urgency: set() for urgency in Urgency}
         self._suspects = {}
         self._thread = self._announcer = self._listener_thread = None
         self._news = queue.SimpleQueue()
@@ -180,10 +184,9 @@ class Monitor:
         deadline = time.monotonic() + timeout
         wakeup = self._wakeup()
         try:
-            with self._topology_changed:
-                self._waiting[wakeup] = None
+            with self._lock:
+                self._waiting[wakeup] = urgency
                 if urgency is not None:
-                    self._urgent[urgency].add(wakeup)
                     self._urgent_since[urgency] = time.monotonic()
             self._scheduler_wakeup.set()
             while not (self._closed or (self.is_current and satisfied(self.topology))):
@@ -193,13 +196,11 @@ class Monitor:
                 wakeup.wait(left)
         finally:
             self._waiting.pop(wakeup, None)
-            if urgency is not None:
-                self._urgent[urgency].discard(wakeup)
         return self.topology
 
     def _wake(self) -> None:
         """Wake the announcer and all units that wait. The caller holds the lock."""
-        self._topology_changed.notify_all()
+        self._announcer_wakeup.set()
         for wakeup in [*self._waiting]:
             wakeup.set()
 
@@ -214,7 +215,7 @@ class Monitor:
 
     def suspect(self, instance: str) -> None:
         """Probe an instance at once, because something failed there."""
-        with self._topology_changed:
+        with self._lock:
             if instance in self.topology.by_id:
                 self._suspects[instance] = time.monotonic()
         self._scheduler_wakeup.set()
@@ -255,7 +256,7 @@ class Monitor:
 
     def recheck_address(self, instance: str) -> None:
         """Find out which servers stand behind an instance now, because a connection reached an unknown one there."""
-        with self._topology_changed:
+        with self._lock:
             watcher = self._watchers.get(instance)
             if watcher is not None:
                 watcher.recheck_address()
@@ -284,14 +285,14 @@ class Monitor:
         if instance.id in self.topology.by_id:
             return
         self._publish(lambda topology: pure.add(topology, instance))
-        with self._topology_changed:
+        with self._lock:
             if self._thread is not None and not self._closed and instance.id not in self._watchers:
                 self._watchers[instance.id] = Watcher(self, instance)
         self._scheduler_wakeup.set()
 
     def remove(self, instance: str) -> None:
         """Stop watching an instance."""
-        with self._topology_changed:
+        with self._lock:
             watcher = self._watchers.pop(instance, None)
             self._suspects.pop(instance, None)
         if watcher is not None:
@@ -299,7 +300,7 @@ class Monitor:
         self._publish(lambda topology: pure.remove(topology, instance))
 
     def _publish(self, change: Callable[[Topology], Topology]) -> None:
-        with self._topology_changed:
+        with self._lock:
             old = self.topology
             new = change(old)
             if new is not old:
@@ -313,13 +314,15 @@ class Monitor:
         """Call `changed` with each newest topology, in a thread of its own, which waits for no listener."""
         news, rate = self._news, Rate(REPORT_INTERVAL)
         while True:
-            with self._topology_changed:
-                while self.topology is published and not self._closed:
-                    self._topology_changed.wait()
+            with self._lock:
                 new, published_at = self.topology, self._published_at
             if new is published:
-                news.put(None)
-                return
+                if self._closed:
+                    news.put(None)
+                    return
+                # An exception of a signal handler may have prevented the wakeup.
+                self._announcer_wakeup.wait(self._timing.interval)
+                continue
             try:
                 calls = self._changed(published, new, published_at)
                 if news.qsize() < MAX_PENDING_NEWS:
@@ -356,7 +359,7 @@ class Monitor:
     def _observed(self, observation: Observation) -> None:
         if self._publish_event is not None:
             self._publish_observed(observation)
-        with self._topology_changed:
+        with self._lock:
             suspected_at = self._suspects.get(observation.instance)
             if suspected_at is not None and probing.clears_suspicion(observation, suspected_at):
                 del self._suspects[observation.instance]
@@ -391,12 +394,12 @@ class Monitor:
 
     def on_probe_end(self) -> None:
         """Run the scheduler at once if threads that came during the probe need another probe."""
-        if any(self._urgent.values()):
+        if any([*self._waiting.values()]):
             self._scheduler_wakeup.set()
 
     def _is_catalog_due(self, instance_id: str, now: float) -> bool:
         """Return whether the caller must read the catalog now. If so, no other watcher reads it."""
-        with self._topology_changed:
+        with self._lock:
             is_due = probing.is_catalog_due(self.topology, instance_id, self._catalog_at, is_wanted=self._catalog_wanted, now=now)
             if is_due:
                 self._catalog_at = now
@@ -415,10 +418,9 @@ class Monitor:
 
     def _run_scheduler(self) -> None:
         while not self._closed:
-            self._scheduler_wakeup.clear()
             now = time.monotonic()
             wake = now + self._timing.interval
-            with self._topology_changed:
+            with self._lock:
                 watchers = list(self._watchers.values())
                 self._keep_trust(watchers, now)
                 demand = self._demand()
@@ -428,7 +430,7 @@ class Monitor:
                 except BaseException:
                     # For example, no thread can be started. Then this instance must wait, but the others must not.
                     watcher.report("could not schedule a probe of %s")
-            self._scheduler_wakeup.wait(max(wake - time.monotonic(), 0.0))
+            self._scheduler_wakeup.wait(wake - time.monotonic())
 
     def _keep_trust(self, watchers: list[Watcher], now: float) -> None:
         """Trust the topology for a while longer, or doubt it if this process stood still."""
@@ -446,12 +448,13 @@ class Monitor:
         """Return the reasons to probe sooner than is usual. The caller holds the lock."""
         writer = self.topology.writer
         watcher = None if writer is None else self._watchers.get(writer.id)
+        urgent = [*self._waiting.values()]
         return Demand(
             writerless_since=self._writerless_since,
             is_awaited=bool(self._waiting),
             suspects=frozenset(self._suspects),
-            own_since=self._urgent_since[Urgency.OWN_PROBE] if self._urgent[Urgency.OWN_PROBE] else None,
-            shared_since=self._urgent_since[Urgency.SHARED_PROBE] if self._urgent[Urgency.SHARED_PROBE] else None,
+            own_since=self._urgent_since[Urgency.OWN_PROBE] if Urgency.OWN_PROBE in urgent else None,
+            shared_since=self._urgent_since[Urgency.SHARED_PROBE] if Urgency.SHARED_PROBE in urgent else None,
             positions_since=self._wanted_at,
             distrusted_at=self._trust.distrusted_at,
             writer_asked_at=None if watcher is None else watcher.asked_at,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ from aurora_router.core import watching
 from aurora_router.core.instance import Instance, ProbeFailure, ServerId
 from aurora_router.core.pacing import Rate, more
 from aurora_router.core.watching import Change, Link, News, Watch
+from aurora_router.waiting import ThreadWakeup
 
 log = logging.getLogger("aurora_router")
 
@@ -104,7 +106,7 @@ class Watcher:
         self._must_recheck = False
         self._asking: Link[ProbeConnection] | None = None
         self._rates: dict[str, Rate] = {}  # of log lines, by their messages
-        self._go = threading.Event()
+        self._go = ThreadWakeup()
         self._stopped = False
         self._stuck = 0
         self.thread = self._start()
@@ -167,7 +169,7 @@ class Watcher:
     def _replace(self) -> None:
         """Replace a thread that hangs by a new one. If none can be started, the old one may still come back."""
         old = self.thread, self._go
-        self._go = threading.Event()
+        self._go = ThreadWakeup()
         try:
             self._start()
         except BaseException:
@@ -188,8 +190,7 @@ class Watcher:
         go = self._go
         try:
             while True:
-                go.wait()
-                go.clear()
+                go.wait(math.inf)
                 if not self._is_current:
                     return
                 try:
