@@ -23,7 +23,7 @@ from aurora_router.config.settings import Settings
 from aurora_router.core import events
 from aurora_router.core.instance import ServerId
 from aurora_router.core.pacing import writer_read_slots
-from aurora_router.core.selection import Decision, Reason, reason_to_write
+from aurora_router.core.selection import Decision, Reason, is_caught_up, reason_to_write
 from aurora_router.core.sql.analysis import analyze
 from aurora_router.core.topology import Topology
 from aurora_router.errors import ConfigurationError, RouterError
@@ -89,6 +89,7 @@ class RouterCore:
         self.failed_reads = FailedReads(interceptor, counters, throttle, dispatcher)
         self.checkout = Checkout(settings, interceptor, engines, monitor, dispatcher, throttle, for_reads, counters)
         self.tokens = TokenService(settings, monitor, causality, dispatcher, self.start)
+        self._reads_before = 0  # reads that the writer had served when a reader had last caught up
         self._refused_at = float("-inf")  # monotonic seconds: when start() last failed
         _cores.add(self)
 
@@ -137,6 +138,7 @@ class RouterCore:
         self.for_reads.forked()
         self.throttle.forked()
         self.counters.forked()
+        self._reads_before = 0
         self.checkout.forked()
         self.engines.forked()
         self.monitor.forked()
@@ -259,7 +261,18 @@ class RouterCore:
             self.engines.keep(new.by_id)
         news = [*(functools.partial(publish, event) for event in closed), *news]
         self.counters.keep(new.by_id)
-        return [*news, functools.partial(self.log.keep, new.by_id), self.log.tick]
+        return [*news, functools.partial(self.log.keep, new.by_id), *self._news_of_readers(new), self.log.tick]
+
+    def _news_of_readers(self, topology: Topology) -> list[Callable[[], object]]:
+        """The news that the writer serves reads because readers are late for long, or that a reader has caught up."""
+        seconds = self.settings.pin_seconds
+        is_in_time = is_caught_up(topology, seconds)
+        reads = sum([*self.counters.reads_as_writer.values()])
+        if is_in_time:
+            self._reads_before = reads
+            return [self.log.readers_caught_up]
+        is_served = is_in_time is False and reads > self._reads_before
+        return [functools.partial(self.log.readers_late, topology, seconds)] if is_served else []
 
 
 _cores: weakref.WeakSet[RouterCore] = weakref.WeakSet()

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from aurora_router.core.instance import Instance
 from aurora_router.core.positions import LastRead, Requirement, first_sample_after
 from aurora_router.core.sql.analysis import Analysis, Effect, Hint
-from aurora_router.core.topology import Topology
+from aurora_router.core.topology import SAMPLES, Topology
 
 # Seconds added to a measured lag if the lag is the only evidence.
 LAG_MARGIN = 0.5
@@ -246,6 +246,28 @@ def satisfies_monotonic_read(reader: Instance, last: LastRead, topology: Topolog
             if shown is not None and reader.position.covers(shown):
                 return True
     return satisfies_requirement(reader, Requirement(last.at, last.epoch), topology, pin_seconds, now)
+
+
+def is_caught_up(topology: Topology, seconds: float) -> bool | None:
+    """Return whether a reader has replayed what the writer had so many seconds before. None if nothing shows that yet.
+
+    If no reader has, reads that must show a session's own writes have gone to the writer for so long.
+    """
+    found = [_has_replayed(reader, topology, seconds) for reader in topology.readers]
+    return True if True in found else False if False in found else None
+
+
+def _has_replayed(reader: Instance, topology: Topology, seconds: float) -> bool | None:
+    samples = topology.samples
+    if reader.position is None or not samples:
+        return None
+    if reader.position.covers(samples[-1].position):
+        return True
+    before = min(seen.asked_at for seen in reader.tracked) - seconds
+    # If samples come so fast that none of them is old enough, the oldest one counts.
+    oldest = samples[0] if len(samples) == SAMPLES else None
+    sample = next((s for s in reversed(samples) if s.asked_at <= before), oldest)
+    return None if sample is None else reader.position.covers(sample.position)
 
 
 def with_proof(requirement: Requirement, topology: Topology) -> Requirement:

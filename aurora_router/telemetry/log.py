@@ -16,6 +16,7 @@ from aurora_router.core.topology import Topology
 
 log = logging.getLogger("aurora_router")
 
+_WRITER, _READERS = "", "readers"  # subjects that are no instances
 AGAIN: Final = 10.0
 """Seconds between two lines of one kind about one instance."""
 
@@ -86,11 +87,11 @@ class Log:
                     self._is(where, _Line(logging.WARNING, None, f"{where} is not used: {error}"))
             case events.WriterChanged(old=old, new=None):
                 self._last_writer = old
-                self._is("", _Line(logging.WARNING, None, f"there is no writer (it was {old}): units that need one wait"))
+                self._is(_WRITER, _Line(logging.WARNING, None, f"there is no writer (it was {old}): units that need one wait"))
             case events.WriterChanged(old=old, new=new, epoch=epoch):
                 old, self._last_writer = old or self._last_writer, new
                 since = "" if old is None else " again" if old == new else f" (was {old})"
-                self._is("", _Line(logging.INFO, new, f"the writer is {new}{since}, epoch {epoch}"))
+                self._is(_WRITER, _Line(logging.INFO, new, f"the writer is {new}{since}, epoch {epoch}"))
             case events.WaitingForWriter(units=units, said=said):
                 self._again(event, None, f"units that wait for a writer: {units}; {'; '.join(said)}")
             case events.NoReaderQualifies(writer=writer, reads=reads, said=said):
@@ -106,6 +107,19 @@ class Log:
             case events.RetriesRefused(instance=failed_at, refused=refused):
                 where = "run_transaction" if failed_at is None else failed_at
                 self._again(event, None, f"the retry budget is spent: {refused} retries were refused, the last one at {where}")
+
+    def readers_late(self, topology: Topology, seconds: float) -> None:
+        """Log that reads go to the writer, because no reader has what the writer had so many seconds before."""
+        cause = f"no reader has replayed what the writer had {seconds:g} s before"
+        said = f"reads of sessions that have written go to the writer: {cause}: {'; '.join(topology.said())}"
+        self._is(_READERS, _Line(logging.WARNING, None, said))
+
+    def readers_caught_up(self) -> None:
+        """Log that a reader has caught up, if `readers_late()` was called before."""
+        if _READERS in self._states:
+            self._is(
+                _READERS, _Line(logging.INFO, "", "a reader has caught up: reads of sessions that have written go there again")
+            )
 
     def listener_failed(self, number: int, event: events.Event) -> None:
         """Log the exception of a listener. Call this in the `except` clause.
@@ -130,13 +144,13 @@ class Log:
     def keep(self, instances: Collection[str]) -> None:
         """Forget the log's states and rates of all instances except these."""
         with self._lock:
-            for subject in self._states.keys() - {"", *instances}:
+            for subject in self._states.keys() - {_WRITER, _READERS, *instances}:
                 del self._states[subject]
             for key in [key for key in self._rates if key[1] is not None and key[1] not in instances]:
                 del self._rates[key]
 
     def _is(self, subject: str, line: _Line) -> None:
-        """Take note of the state of an instance, or of the writer (""), and log it if it is due."""
+        """Take note of the state of an instance, of the writer, or of all readers, and log it if it is due."""
         with self._lock:
             state = self._states.setdefault(subject, Steady())
             now_said = state.change(line, self._clock(), trouble=line.level == logging.WARNING)
