@@ -81,7 +81,7 @@ class RouterCore:
             engines.probe,
             engines.shut_down_probes,
             self._on_change,
-            engines.may_queue,
+            engines.reached,
             waiting,
             dispatcher.publish_from_own_thread if settings.listeners else None,
         )

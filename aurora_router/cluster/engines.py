@@ -30,6 +30,7 @@ from aurora_router.config.settings import Settings
 from aurora_router.core import events
 from aurora_router.core.failures import Failure, Phase, own_error
 from aurora_router.core.instance import Instance, Role, ServerId
+from aurora_router.core.probing import Reached
 from aurora_router.core.redaction import hide
 from aurora_router.drivers import Driver
 from aurora_router.errors import ConfigurationError, WrongServer
@@ -233,10 +234,10 @@ class Engines:
         if pool is not None:
             pool.shut_down_probes()
 
-    def may_queue(self, instance_id: str) -> bool:
-        """Return whether a probe of an instance may wait in a pooler's queue because units of this router use its connections."""
+    def reached(self, instance_id: str) -> Reached:
+        """Return what the probes of an instance have reached."""
         pool = self._pools.get(instance_id)
-        return pool is not None and pool.may_queue()
+        return Reached(False, False) if pool is None else pool.reached
 
     @property
     def password_error(self) -> BaseException | None:

@@ -31,6 +31,7 @@ from aurora_router.cluster.probe import ProbeError
 from aurora_router.cluster.probe_connection import Probe
 from aurora_router.cluster.sockets import Opening, TrackedSocket
 from aurora_router.core.instance import Instance, ProbeFailure, Role
+from aurora_router.core.probing import Reached
 from aurora_router.drivers import Driver
 from aurora_router.errors import ConfigurationError, Signal
 from aurora_router.telemetry.stats import PoolUsage
@@ -104,6 +105,7 @@ class InstancePool:
         self._sockets: weakref.WeakSet[TrackedSocket] = weakref.WeakSet()  # each is held by its connection
         self._proven: weakref.WeakSet[Engine] = weakref.WeakSet()  # engines that have connected
         self._is_reached = False
+        self._is_probe_logged_in = False
         self._has_pooler = False
         self._opening = threading.local()  # .now: the connection that this thread's probe is opening
         self._openings: set[Opening] = set()
@@ -264,16 +266,17 @@ class InstancePool:
 
     # -- the monitor's connections --------------------------------------------------------------------------------
 
-    def may_queue(self) -> bool:
-        """Return whether a probe may wait in a pooler's queue because units of this router use the pooler's connections."""
-        has_pooler = self._has_pooler or self._shared.pooler is not None
-        return has_pooler and any(pool.checkedout() for pool in self._pools())
+    @property
+    def reached(self) -> Reached:
+        """What the monitor's probes have reached."""
+        return Reached(self._has_pooler or self._shared.pooler is not None, self._is_probe_logged_in)
 
     def probe(self) -> Probe:
         """Make a connection for the monitor, outside of the pool, because probes must work while the pool is full.
 
         Raises ProbeError.
         """
+        self._is_probe_logged_in = False
         opening = self._opening.now = Opening()
         try:
             with self._lock:
@@ -345,8 +348,12 @@ class InstancePool:
                 self._driver.track_connecting_socket(engine.dialect, self._watch_opening, LONGEST_ANSWER)
                 explain_argument_errors(engine, self._driver, options)
                 ask_for_password(engine, self._config.password, options)
+                event.listen(engine, "connect", self._note_login, insert=True)  # before SQLAlchemy's first look at the server
                 self._probing = engine
             return self._probing
+
+    def _note_login(self, *_: object) -> None:
+        self._is_probe_logged_in = True
 
     @contextlib.contextmanager
     def _watch_opening(self, number: int) -> Iterator[None]:

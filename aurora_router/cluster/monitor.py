@@ -21,7 +21,7 @@ from aurora_router.core import events, probing
 from aurora_router.core import topology as pure
 from aurora_router.core.instance import Instance, Observation, Role, ServerId
 from aurora_router.core.pacing import Rate
-from aurora_router.core.probing import Demand, Trust
+from aurora_router.core.probing import Demand, Reached, Trust
 from aurora_router.core.topology import Topology
 from aurora_router.core.watching import News
 from aurora_router.waiting import ThreadWakeup, Waiting, Wakeup
@@ -52,7 +52,7 @@ class Monitor:
     changed: takes the old topology, the new one, and the time when the new one was published (seconds, monotonic). It is called
         in a thread of its own. All changes during one call become one change. It returns functions, which are called in another
         thread. Listeners may hold up that thread, but not the first one.
-    may_queue: whether a probe of an instance may wait in a pooler's queue because units use the pooler's connections.
+    reached: what the probes of an instance have reached; takes its id.
     waiting: how units wait for a topology.
     publish_event: called with the events of probes, in the thread that listeners may hold up; None if there are no listeners.
     """
@@ -63,7 +63,7 @@ class Monitor:
         connect: Callable[[Instance], ProbeConnection],
         abort_connect: Callable[[str], None],
         changed: Callable[[Topology, Topology, float], Iterable[Callable[[], object]]],
-        may_queue: Callable[[str], bool],
+        reached: Callable[[str], Reached],
         waiting: Waiting,
         publish_event: Callable[[events.Event], object] | None = None,
     ) -> None:
@@ -77,7 +77,7 @@ class Monitor:
         self.connect = connect
         self.abort_connect = abort_connect
         self._changed = changed
-        self._may_queue = may_queue
+        self._reached = reached
         self._publish_event = publish_event
         self._wakeup = waiting.wakeup
         self._timing = probing.make_timing(
@@ -472,8 +472,7 @@ class Monitor:
                 watcher.begin(now)
                 asked_at = now
         elif asked_at + timeout <= now:
-            if self._may_queue(watcher.id):
-                timeout = probing.queue_timeout(topology.by_id.get(watcher.id), timing)
+            timeout = probing.queue_timeout(topology.by_id.get(watcher.id), self._reached(watcher.id), timing)
             if asked_at + timeout <= now:
                 watcher.on_deadline(asked_at, timeout)
         if topology.writer is not None and topology.writer.id == watcher.id:

@@ -28,7 +28,7 @@ class Timing(NamedTuple):
     interval, position_interval, timeout, failover_timeout: the settings `probe_interval`, `position_interval`, `probe_timeout`
         and `failover_timeout`.
     fast_interval: between two probes while something is suspect.
-    queue_timeout: for a probe of a reader that may wait in a pooler's queue, because units of this router have all places.
+    queue_timeout: for a probe of a reader that may wait in a pooler's queue, because other clients have all places.
     reconnect_interval: until a name is resolved and connected to afresh.
     endpoint_reconnect_interval: the same for a reader endpoint, because other servers may stand there.
     writerless_reconnect_interval: the same without a writer, because the writer's name may lead to another server by now.
@@ -141,13 +141,31 @@ def _is_writer_doubtful(topology: Topology, demand: Demand, timing: Timing, now:
     return writer.id in demand.suspects or writer.missed_probes > 0 or is_late
 
 
-def queue_timeout(instance: Instance | None, timing: Timing) -> float:
-    """Return the seconds for which a probe may be silent if units of this router have all places of a pooler.
+class Reached(NamedTuple):
+    """What the probes of an instance have reached.
 
-    The probe may wait in the pooler's queue. Then its silence says nothing of the server. The writer gets
-    `failover_timeout`, because the promotion of another server also shows its loss. Nothing else shows a reader's loss.
+    has_pooler: whether a pooler is known to stand before the instance.
+    is_logged_in: whether the login of the newest connection was answered.
     """
-    if instance is None or not instance.healthy or instance.missed_probes:
+
+    has_pooler: bool
+    is_logged_in: bool
+
+
+def queue_timeout(instance: Instance | None, reached: Reached, timing: Timing) -> float:
+    """Return the seconds for which a probe may be silent.
+
+    Behind a pooler the probe may wait in the queue. Then its silence says nothing of the server. The writer gets
+    `failover_timeout`, because the promotion of another server also shows its loss. Nothing else shows a reader's loss.
+
+    An instance that is not used may be behind a pooler that nobody has noticed. A pooler answers the login itself, but a server
+    that hangs does not. So silence after the login may be a queue, too.
+    """
+    if instance is None:
+        return timing.timeout
+    if not instance.healthy:
+        return max(timing.timeout, timing.queue_timeout) if reached.is_logged_in else timing.timeout
+    if not reached.has_pooler or instance.missed_probes:
         return timing.timeout
     return max(timing.timeout, timing.failover_timeout if instance.role is Role.WRITER else timing.queue_timeout)
 

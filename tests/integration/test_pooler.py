@@ -31,14 +31,14 @@ class Behind:
     def __init__(self, cluster: PostgresCluster, make_router: MakeRouter, stack: ExitStack) -> None:
         self.cluster = cluster
         self.reader = cluster.readers[0]
-        self._make_router = make_router
+        self.make_router = make_router
         self._stack = stack
 
     def route(self, *, mode: str = "transaction", size: int = 2, **options: Any) -> Router:
         before = [self._stack.enter_context(pooler(i, mode=mode, size=size)) for i in (self.cluster.writer, self.reader)]
         self.of_writer, self.of_reader = before
         host, port = self.of_writer.split(":")
-        router = self._make_router(
+        router = self.make_router(
             make_url(self.cluster.url).set(host=host, port=int(port)), instances=[self.of_reader], **options
         )
         until_readers_serve(router, 1)
@@ -188,10 +188,54 @@ def test_a_full_pooler_is_not_a_silent_server(behind: Behind, heard: list[events
     eventually(lambda: router.topology.writer is not None and router.topology.writer.last_observed_at > at)
 
 
+@pytest.mark.parametrize("said", [{}, {"pooler": "transaction"}], ids=["found out", "said"])
+def test_a_pooler_that_others_fill_is_not_a_silent_server(behind: Behind, said: dict[str, str]) -> None:
+    """Other programs keep the router's probes and units waiting for longer than a probe may take. Then the units are served."""
+    router = behind.route(probe_timeout=0.3, probe_interval=0.1, **said)
+    read(router)  # so the router knows that there is a pooler
+    others = behind.others(4)
+    slow = [threading.Thread(target=lambda c=c: [c.execute("SELECT pg_sleep(0.7)") for _ in range(3)]) for c in others]
+    for thread in slow:
+        thread.start()
+    watcher = core_of(router).monitor._watchers[behind.of_reader]
+    eventually(lambda: watcher.asked_at is not None and time.monotonic() - watcher.asked_at > 0.5)
+    assert [instance.id for instance in router.topology.readers] == [behind.of_reader]
+    read(router)
+    for thread in slow:
+        thread.join(30)
+    assert [instance.id for instance in router.topology.readers] == [behind.of_reader]
+
+
+def test_a_full_pooler_is_waited_for_from_the_beginning(behind: Behind) -> None:
+    """A router that is made while other programs fill the pooler waits in its queue."""
+    router = behind.route(probe_timeout=0.3, pooler="transaction")
+    others = behind.others(4)
+    over = threading.Event()
+
+    def fill(other: psycopg.Connection[Any]) -> None:
+        while not over.is_set():
+            other.execute("SELECT pg_sleep(0.5)")
+
+    threads = [threading.Thread(target=fill, args=(other,)) for other in others]
+    for thread in threads:
+        thread.start()
+    try:
+        host, port = behind.of_reader.split(":")
+        url = make_url(behind.cluster.url).set(host=host, port=int(port))
+        second = behind.make_router(url, probe_timeout=0.3, pooler="transaction")
+        second.start()
+        eventually(lambda: second.topology.readers != ())
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(30)
+    assert router.topology.writer is not None
+
+
 def test_a_frozen_reader_behind_a_pooler_is_found(behind: Behind, monkeypatch: pytest.MonkeyPatch) -> None:
     """A unit that waits for a frozen reader is woken, a while later than without a pooler."""
     usual = probing.queue_timeout
-    monkeypatch.setattr(probing, "queue_timeout", lambda instance, timing: usual(instance, timing._replace(queue_timeout=1.0)))
+    monkeypatch.setattr(probing, "queue_timeout", lambda i, r, timing: usual(i, r, timing._replace(queue_timeout=1.0)))
     router = behind.route(probe_timeout=0.3)
     with sessions(router)() as s:
         assert s.scalar(COUNT) == 3

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from aurora_router.core import probing
 from aurora_router.core.instance import Instance, Observation, ProbeFailure, Role, ServerId, ServerStatus
-from aurora_router.core.probing import STALE_AFTER, Demand, Timing, Trust
+from aurora_router.core.probing import STALE_AFTER, Demand, Reached, Timing, Trust
 from aurora_router.core.topology import Topology, add, observe
 
 TIMING = Timing(interval=1.0, position_interval=0.1, timeout=2.0, failover_timeout=30.0)
@@ -136,15 +136,27 @@ def test_a_suspicion_lasts_until_a_later_probe_has_ended(asked_at, silence, clea
 
 
 def test_a_probe_in_a_poolers_queue_has_more_time():
-    """A healthy instance behind a full pooler has more time. The writer's loss shows otherwise, so it has most."""
-    assert probing.queue_timeout(WELL.by_id["a"], TIMING) == TIMING.failover_timeout
-    assert probing.queue_timeout(WELL.by_id["b"], TIMING) == TIMING.queue_timeout
-    assert probing.queue_timeout(WELL.by_id["b"], TIMING._replace(timeout=20.0)) == 20.0
+    """A healthy instance behind a pooler has more time. The writer's loss shows otherwise, so it has most."""
+    for is_logged_in in (True, False):
+        behind = Reached(True, is_logged_in)
+        assert probing.queue_timeout(WELL.by_id["a"], behind, TIMING) == TIMING.failover_timeout
+        assert probing.queue_timeout(WELL.by_id["b"], behind, TIMING) == TIMING.queue_timeout
+        assert probing.queue_timeout(WELL.by_id["b"], behind, TIMING._replace(timeout=20.0)) == 20.0
+        assert probing.queue_timeout(WELL.by_id["b"], Reached(False, is_logged_in), TIMING) == TIMING.timeout
 
 
-@pytest.mark.parametrize("instance", [None, NEW.by_id["a"], LATE_WRITER.by_id["a"]], ids=["gone", "unheard", "suspect"])
+@pytest.mark.parametrize("instance", [NEW.by_id["a"], NO_WRITER.by_id["a"]], ids=["unheard", "lost"])
+def test_silence_after_the_login_may_be_a_poolers_queue(instance):
+    """An instance that is not used gets more time once a pooler, or its server, has answered the login."""
+    for has_pooler in (True, False):
+        assert probing.queue_timeout(instance, Reached(has_pooler, True), TIMING) == TIMING.queue_timeout
+        assert probing.queue_timeout(instance, Reached(has_pooler, True), TIMING._replace(timeout=20.0)) == 20.0
+        assert probing.queue_timeout(instance, Reached(has_pooler, False), TIMING) == TIMING.timeout
+
+
+@pytest.mark.parametrize("instance", [None, LATE_WRITER.by_id["a"]], ids=["gone", "suspect"])
 def test_a_doubtful_instance_has_no_time_in_a_queue(instance):
-    assert probing.queue_timeout(instance, TIMING) == TIMING.timeout
+    assert probing.queue_timeout(instance, Reached(True, True), TIMING) == TIMING.timeout
 
 
 @pytest.mark.parametrize(
