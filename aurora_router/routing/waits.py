@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from weakref import WeakSet
 
 from aurora_router.cluster.engines import Engines
 from aurora_router.cluster.limits import Slot
@@ -33,6 +34,12 @@ class WriterUnreachable(Exception):
         self.instance = instance
         self.cause = cause
         self.began = began
+
+
+class _Waiter:
+    """One unit that waits for a writer, for as long as its wait keeps this object."""
+
+    __slots__ = ("__weakref__",)
 
 
 class Waits:
@@ -64,7 +71,8 @@ class Waits:
         _, self._pool_timeout = get_pool_limits(settings.options)
         self._reader_timeout = settings.wait_for_reader
         self._token_ttl = settings.token_ttl
-        self._units: set[object] = set()  # those that wait for a writer
+        # Those that wait for a writer. An exception of a signal handler may prevent the end of a wait, so only waits keep them.
+        self._units: WeakSet[_Waiter] = WeakSet()
         self._say_waiting = Rate(REMIND)
 
     def close(self) -> None:
@@ -73,7 +81,7 @@ class Waits:
 
     def forked(self) -> None:
         """Begin anew in a forked child, in which no unit waits."""
-        self._units = set()
+        self._units = WeakSet()
 
     @property
     def for_a_writer(self) -> int:
@@ -177,7 +185,7 @@ class Waits:
 
         until: seconds, monotonic.
         """
-        me = object()
+        me = _Waiter()
         self._units.add(me)
         self._counters.writer_waits += 1
         try:
