@@ -1,7 +1,7 @@
 """Join connections to a session's transaction, and take them out of it.
 
-Only this module touches private attributes of SQLAlchemy's sessions and transactions. They are the same in 2.0 and 2.1. Tests on
-both versions make sure of it.
+Only this module touches private attributes of SQLAlchemy's transactions. They are the same in 2.0 and 2.1. Tests on both
+versions make sure of it.
 """
 
 from __future__ import annotations

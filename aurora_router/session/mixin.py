@@ -1,7 +1,7 @@
 """RoutingSession: a SQLAlchemy Session that brings each unit of work to the instance that it needs.
 
-The session stays SQLAlchemy's, with three additions. get_bind() connects the unit where it belongs. execute(), scalar() and
-scalars() retry a statement if its unit had to move. A commit leaves a requirement behind.
+The session stays SQLAlchemy's, with three additions. get_bind() connects the unit where it belongs. A statement is
+retried if its unit had to move. A commit leaves a requirement behind.
 """
 
 from __future__ import annotations
@@ -140,21 +140,6 @@ class RoutingMixin(SessionStatements):
         if call is not None and call.times_left is None:
             call.times_left = self._times_left
         return engine
-
-    # Type checkers see the Session's own methods, with all their overloads.
-    if not TYPE_CHECKING:
-
-        def execute(self, statement: Any, params: Any = None, **options: Any) -> Any:
-            """Execute a statement as Session.execute() does. Retry it if its unit had to move."""
-            return self._repeatable(super().execute, statement, params, options)
-
-        def scalar(self, statement: Any, params: Any = None, **options: Any) -> Any:
-            """Execute a statement as Session.scalar() does. Retry it if its unit had to move."""
-            return self._repeatable(super().scalar, statement, params, options)
-
-        def scalars(self, statement: Any, params: Any = None, **options: Any) -> Any:
-            """Execute a statement as Session.scalars() does. Retry it if its unit had to move."""
-            return self._repeatable(super().scalars, statement, params, options)
 
     def connection(
         self,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 from sqlalchemy import TextClause
 from sqlalchemy.engine import Engine
@@ -22,8 +22,6 @@ from aurora_router.routing.unit import NOWHERE, MustMoveToWriter, Unit
 from aurora_router.session.call import Call, is_no_read
 from aurora_router.session.texts import key_of, text_of
 from aurora_router.session.writes import SessionWrites
-
-R = TypeVar("R")
 
 
 class SessionStatements(SessionWrites):
@@ -143,8 +141,11 @@ class SessionStatements(SessionWrites):
 
     # -- statements that may have to be retried -------------------------------------------------------------------
 
-    def _repeatable(self, execute: Callable[..., R], statement: Any, params: Any, options: dict[str, Any]) -> R:
-        """Execute a statement. Retry it if its unit had to move and a retry may succeed."""
+    def _execute_internal(self, statement: Any, params: Any = None, **options: Any) -> Any:
+        """Execute a statement. Retry it if its unit had to move and a retry may succeed.
+
+        SQLAlchemy calls this for execute(), scalar() and scalars(), also if a class that is mixed in calls super().execute().
+        """
         outer = self._call
         given = options.get("execution_options")
         of_write = options.get("_add_event") is not None  # only bulk statements use it; a scoped_session gives None
@@ -165,7 +166,7 @@ class SessionStatements(SessionWrites):
             while True:
                 call.times_left = None
                 try:
-                    result = execute(statement, params, **options)
+                    result = super()._execute_internal(statement, params, **options)
                     unit = self.routing_state.unit
                     if unit is not None and not unit.connection_exposed:
                         unit.read_at = time.monotonic()
