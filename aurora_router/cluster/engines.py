@@ -147,6 +147,10 @@ class Engines:
         """Return the engine that connects to this instance in its role, made at first use."""
         return (self._pools.get(instance.id) or self.pool(instance)).engine(instance.role)
 
+    def owns(self, engine: Engine) -> bool:
+        """Return whether this is the engine of an instance."""
+        return any(pool.owns(engine) for pool in [*self._pools.values()])
+
     def in_use(self, instance_id: str) -> int:
         """Return how many connections of this instance are checked out of the pool for reads."""
         pool = self._pools.get(instance_id)

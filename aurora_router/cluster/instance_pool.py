@@ -137,6 +137,10 @@ class InstancePool:
     def _pools(self) -> list[QueuePool]:
         return [engine.pool for engine in [*self._engines.values()] if isinstance(engine.pool, QueuePool)]
 
+    def owns(self, engine: Engine) -> bool:
+        """Return whether this is the engine of a role."""
+        return any(engine is own for own in [*self._engines.values()])
+
     def usage(self, limit: int | None) -> PoolUsage:
         """Count the connections at this moment, in the pools of both roles.
 

@@ -131,6 +131,13 @@ class SessionBinds(SessionUnits):
         if connection is not None:
             connection.execution_options(**{**dict.fromkeys(before), **options})
 
+    def _is_of_router(self, bind: Engine | Connection) -> bool:
+        """Return whether this is one of the router's engines, which all stand for the cluster.
+
+        An engine with execution options of its own does not stand for it.
+        """
+        return type(bind) is Engine and self._joined is None and self.router_core.engines.owns(bind)
+
     def _stands_for_the_cluster(self, found: Engine | Connection) -> bool:
         """Return whether get_bind() returns this engine without arguments, or the engine leads to the router's database.
 

@@ -118,11 +118,11 @@ class RoutingMixin(SessionStatements):
         **options: Any,
     ) -> Engine | Connection:
         """Return the engine of the unit's instance, after connecting the unit there. `read_only` counts for one statement."""
-        if bind is not None:
+        if bind is not None and not self._is_of_router(bind):
             return bind
         if self._in_bulk is not None:
             return self._checked_bind(mapper, clause)
-        if self._elsewhere:
+        if self._elsewhere and bind is None:
             other = self._other_engine(mapper, clause, options)
             if other is not None:
                 return other
@@ -147,21 +147,34 @@ class RoutingMixin(SessionStatements):
         execution_options: CoreExecuteOptionsParameter | None = None,
     ) -> Connection:
         """Return a connection as Session.connection() does. A unit that is not read-only gets one to the writer."""
-        if self._joined is None and (bind_arguments is None or not bind_arguments.get("bind")):
-            unit = self._current_unit()
-            if not ((self._elsewhere or self._overridden) and bind_arguments) and self._enter_to_stay(unit, execution_options):
-                execution_options = None
-            unit.read_at, unit.connection_exposed = None, True
-            unit.only_reads = False
-            unit.leaves_traces = True
-            connection = super().connection(bind_arguments, execution_options)
-            watch(connection, self.router_core.interceptor.driver)
-            is_whole = not connection.invalidated and unit.place.instance is not None and connection.engine is self._engine(unit)
-            if is_whole and unit.place.on_writer and not unit.intent.read_only:
-                unit.wrote = True  # because the user may do anything with the connection
-                self.router_core.interceptor.hand_out(unit, connection.connection)
-            return connection
-        return super().connection(bind_arguments, execution_options)
+        chosen = bind_arguments and (self._elsewhere or self._overridden or bind_arguments.get("bind"))
+        if self._joined is None and not chosen and self._enter_to_stay(self._current_unit(), execution_options):
+            execution_options = None
+        outer, self._call = self._call, None
+        try:
+            return super().connection(bind_arguments, execution_options)
+        finally:
+            self._call = outer
+
+    def _connection_for_bind(self, engine: Any, execution_options: Any = None, **options: Any) -> Connection:
+        """Return the unit's connection for each of the router's engines, unless it is for a statement of the session.
+
+        Session.connection() calls this, also if a class that is mixed in calls super().connection().
+        """
+        if self._call is not None or not self._is_of_router(engine):
+            return super()._connection_for_bind(engine, execution_options, **options)
+        unit = self._current_unit()
+        if self._enter_to_stay(unit, execution_options):
+            execution_options = None
+        unit.read_at, unit.connection_exposed = None, True
+        unit.only_reads = False
+        unit.leaves_traces = True
+        connection = super()._connection_for_bind(self._engine(unit), execution_options, **options)
+        watch(connection, self.router_core.interceptor.driver)
+        if unit.place.on_writer and not unit.intent.read_only and not connection.invalidated:
+            unit.wrote = True  # because the user may do anything with the connection
+            self.router_core.interceptor.hand_out(unit, connection.connection)
+        return connection
 
     def begin(self, nested: bool = False) -> SessionTransaction:
         """Begin as Session.begin() does. A savepoint needs a transaction, so it moves an automatic unit to the writer."""

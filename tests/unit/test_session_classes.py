@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from sqlalchemy.sql.expression import ClauseElement, Executable
 
-from aurora_router import Router, RoutingMixin
+from aurora_router import ReadOnlyViolation, Router, RoutingMixin
 from tests.fakes.cluster import STOCK, FakeCluster
 from tests.fakes.driver import Dialect, installed
 from tests.integration.shop import place
@@ -40,6 +40,9 @@ class AppSession(Session):
 
     def exec_scalars(self, statement: Any, **options: Any) -> Any:
         return super().scalars(statement, **options)
+
+    def raw(self, **options: Any) -> Any:
+        return super().connection(**options)
 
 
 class MixedSession(RoutingMixin, AppSession):
@@ -115,3 +118,89 @@ def test_an_uncached_write_moves_in_a_way_of_the_class(make: sessionmaker[MixedS
         s.exec(Uncached())
         s.commit()
     assert cluster.stock(cluster.end) == STOCK + 1
+
+
+CONNECTIONS: dict[str, Callable[[MixedSession], Any]] = {
+    "super": lambda s: s.raw().execute(WRITE),
+    "super, bind": lambda s: s.raw(bind_arguments={"bind": s.get_bind()}).execute(WRITE),
+    "connection, bind": lambda s: s.connection(bind_arguments={"bind": s.get_bind()}).execute(WRITE),
+    "execute, bind": lambda s: s.execute(WRITE, bind_arguments={"bind": s.get_bind()}),
+}
+on_each_connection = pytest.mark.parametrize("write", CONNECTIONS.values(), ids=CONNECTIONS)
+
+
+@on_each_connection
+def test_a_write_on_an_engine_of_the_router_is_the_units(
+    make: sessionmaker[MixedSession], cluster: FakeCluster, write: Callable[[MixedSession], Any]
+) -> None:
+    """A session sees what it has written on the engine of get_bind(), or on the connection of super().connection()."""
+    cluster.set_late(*cluster.readers)
+    with make() as s:
+        assert s.scalar(READ) == STOCK
+        write(s)
+        assert s.scalar(READ) == STOCK + 1
+        s.commit()
+        assert s.consistency_token is not None
+        assert s.scalar(READ) == STOCK + 1
+
+
+@on_each_connection
+def test_a_read_only_session_writes_on_no_engine_of_the_router(
+    make: sessionmaker[MixedSession], cluster: FakeCluster, write: Callable[[MixedSession], Any]
+) -> None:
+    """A read-only session refuses a write also on the engine of get_bind(), and on super().connection()."""
+    with make(read_only=True) as s, pytest.raises(ReadOnlyViolation):
+        write(s)
+    assert cluster.stock(cluster.end) == STOCK
+
+
+def test_a_read_on_an_engine_of_the_router_is_routed(make: sessionmaker[MixedSession]) -> None:
+    """The router's engines stand for the cluster, so a read with one of them as `bind` goes to a reader."""
+    with make() as s:
+        assert s.scalar(READ, bind_arguments={"bind": s.get_bind()}) == STOCK
+        assert place(s) == "reader"
+
+
+def test_an_engine_with_options_is_used_as_it_is(make: sessionmaker[MixedSession]) -> None:
+    """An engine with execution options may mean another schema, so it does not stand for the cluster."""
+    with make() as s:
+        bind = s.get_bind().execution_options(logging_token="mine")
+        assert s.scalar(READ, bind_arguments={"bind": bind}) == STOCK
+        assert place(s) == "nowhere"
+
+
+def test_a_connection_in_a_listener_leaves_the_statement_alone(make: sessionmaker[MixedSession]) -> None:
+    """A listener of do_orm_execute may ask for the session's connection, which is on the writer."""
+    made: list[Any] = []
+    with make() as s:
+
+        @event.listens_for(s, "do_orm_execute")
+        def connect(_: Any) -> None:
+            made.append(s.connection())
+
+        assert s.scalar(READ) == STOCK
+        assert place(s) == "writer"
+        assert made == [s.connection()]
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Part(Base):
+    """Its table is in another database."""
+
+    __tablename__ = "part"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+def test_a_connection_elsewhere_exposes_no_unit(make: sessionmaker[MixedSession], cluster: FakeCluster) -> None:
+    """A connection to another database does not keep the cluster's reads from being retried."""
+    other = create_engine("sqlite://")
+    with make(binds={Part: other}) as s:
+        assert s.scalar(READ) == STOCK
+        assert s.connection(bind_arguments={"mapper": Part}).engine is other
+        for reader in cluster.readers:
+            cluster.kill(reader)
+        assert s.scalar(READ) == STOCK
+    other.dispose()
