@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Concatenate, ParamSpec, TypedDict, TypeVar, Unpack
+from typing import Any, Concatenate, ParamSpec, TypedDict, TypeVar, Unpack
 
 import tenacity
 from sqlalchemy.engine import Connection, Engine
@@ -217,9 +216,7 @@ class Router:
         for attempt in self.attempts(Session, deadline=deadline, stop=stop, wait=wait, commit_check=commit_check):
             with attempt as session:
                 result = fn(session)
-                if inspect.iscoroutine(result) or inspect.isgenerator(result):
-                    result.close()
-                    raise ConfigurationError("the function is a coroutine or a generator: it would run after its unit")
+                checks.check_result(result)
         return result
 
     def transactional(
@@ -247,6 +244,8 @@ class Router:
 
             return run
 
+        # Without parentheses, the decorated function is the factory. A call of it must raise an error with advice.
+        decorate.__defaults__ = (None,)
         return decorate
 
     def init_commit_table(self) -> None:
@@ -312,6 +311,11 @@ class Router:
         topology = self._core.monitor.topology
         writer = topology.writer.id if topology.writer is not None else None
         return f"<Router writer={writer} readers={[i.id for i in topology.readers]} epoch={topology.epoch}>"
+
+
+# Type checkers require `Session`. At runtime its absence must raise an error with advice, not a bare TypeError.
+_transactional: Any = Router.transactional
+_transactional.__defaults__ = (None,)
 
 
 def core_of(router: Router) -> RouterCore:

@@ -5,10 +5,13 @@ A check takes the name and the value of an argument, and returns the value to ke
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import functools
 import inspect
 import math
 import re
+import types
 from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, TypeVar, get_type_hints
 
@@ -209,7 +212,7 @@ def check_factory(factory: object) -> None:
     instead = "give a sessionmaker, as in @router.transactional(Session)"
     returned = _returned_by(made)
     is_certain = isinstance(made, sessionmaker | scoped_session) or _is_session(made) or _is_session(returned)
-    if not is_certain and (returned is type(None) or _takes_one(made)):
+    if not is_certain and (returned is type(None) or _takes_one(made) or (made is factory and _has_parameters(made))):
         raise ConfigurationError(f"Session={name}: it does not say that it makes sessions (-> RoutingSession); {instead}")
     try:
         inspect.signature(factory).bind()  # type: ignore[arg-type]  # it is callable
@@ -226,6 +229,11 @@ def _takes_one(function: Any) -> bool:
     except ValueError:  # written in C: its signature is not known
         return True
     return True
+
+
+def _has_parameters(function: Any) -> bool:
+    """Whether a function whose signature is known has a parameter of any kind."""
+    return bool(inspect.signature(function).parameters)
 
 
 def _is_session(kind: object) -> bool:
@@ -246,10 +254,35 @@ def check_function(fn: object) -> None:
     if not callable(fn):
         raise ConfigurationError("transactional() decorates a function; write @router.transactional(Session) above one")
     name = getattr(fn, "__name__", type(fn).__name__)
-    if inspect.iscoroutinefunction(fn) or inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+    called = _called_by(fn)
+    if inspect.iscoroutinefunction(called) or inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
         raise ConfigurationError(f"{name} is a coroutine or a generator: it would run after its unit")
     if not _takes_one(fn):
         raise ConfigurationError(f"{name} takes no session; write it like def {name}(session, ...)")
+
+
+def _called_by(fn: Any) -> object:
+    """Return the function that runs if this object is called. A function that wraps another is not looked into."""
+    while isinstance(fn, functools.partial | staticmethod):
+        fn = fn.func if isinstance(fn, functools.partial) else fn.__func__
+    return fn if inspect.isroutine(fn) or isinstance(fn, type) else type(fn).__call__
+
+
+def check_result(result: Any) -> None:
+    """Raise ConfigurationError for the result of a function that would do its work after its unit. The work is ended."""
+    if not (isinstance(result, _LATER) or hasattr(type(result), "__await__")):
+        return
+    end = getattr(result, "close", None) or getattr(result, "cancel", None)
+    if end is not None:
+        end()
+    kind = type(result).__name__
+    raise ConfigurationError(f"the function returns a {kind}: like a coroutine or a generator, it would run after its unit")
+
+
+_LATER = (
+    *(types.GeneratorType, types.AsyncGeneratorType, map, filter, concurrent.futures.Future),
+    *(contextlib.ContextDecorator, contextlib.AsyncContextDecorator),  # what functions with @contextmanager return
+)
 
 
 _POLICIES = {"stop": "stop_after_attempt(3)", "wait": "wait_fixed(0.1)"}
