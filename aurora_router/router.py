@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -242,6 +243,7 @@ class Router:
             def run(*args: P.args, **kwargs: P.kwargs) -> R:
                 return self.run_transaction(Session, lambda session: fn(session, *args, **kwargs), **options)
 
+            _hide_first_parameter(run)
             return run
 
         # Without parentheses, the decorated function is the factory. A call of it must raise an error with advice.
@@ -311,6 +313,17 @@ class Router:
         topology = self._core.monitor.topology
         writer = topology.writer.id if topology.writer is not None else None
         return f"<Router writer={writer} readers={[i.id for i in topology.readers]} epoch={topology.epoch}>"
+
+
+def _hide_first_parameter(decorated: Any) -> None:
+    """Leave the session out of the signature that frameworks read, because callers do not give it."""
+    try:
+        signature = inspect.signature(decorated)
+    except ValueError:  # a function written in C
+        return
+    first, *others = signature.parameters.values()
+    if first.kind is not inspect.Parameter.VAR_POSITIONAL:
+        decorated.__signature__ = signature.replace(parameters=others)
 
 
 # Type checkers require `Session`. At runtime its absence must raise an error with advice, not a bare TypeError.

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from sqlalchemy.orm import sessionmaker
 
 from aurora_router import ConfigurationError, Router, RoutingSession
@@ -153,3 +156,36 @@ def test_a_decorator_without_parentheses_is_refused_in_words(router: Router, clu
 
     with pytest.raises(ConfigurationError, match=r"@router\.transactional\(Session\)"):
         without()
+
+
+def test_the_signature_of_a_decorated_function_has_no_session(router: Router, make: sessionmaker[RoutingSession]) -> None:
+    """A framework that reads the signature, as FastAPI does, does not ask its client for a session."""
+
+    def pay(s: RoutingSession, number: int, *, note: str = "") -> str:
+        return f"{number}{note}"
+
+    def any_number(*arguments: Any) -> None: ...
+
+    paid = router.transactional(make)(pay)
+    assert str(inspect.signature(paid)) == "(number: 'int', *, note: 'str' = '') -> 'str'"
+    assert paid(3, note="!") == "3!"
+    assert [*inspect.signature(router.transactional(make)(any_number)).parameters] == ["arguments"]
+    unknown: Any = dict.pop  # its signature is not known
+    assert callable(router.transactional(make)(unknown))
+
+
+def test_a_decorated_function_is_an_endpoint_of_fastapi(
+    router: Router, make: sessionmaker[RoutingSession], cluster: FakeCluster
+) -> None:
+    """FastAPI calls a decorated function with the values of the request."""
+    app = FastAPI()
+
+    @app.post("/items/{number}")
+    @router.transactional(make)
+    def raise_stock(s: RoutingSession, number: int, by: int = 1) -> int:
+        s.execute(WRITE)
+        return number + by
+
+    answer = TestClient(app).post("/items/3?by=4")
+    assert (answer.status_code, answer.json()) == (200, 7)
+    assert cluster.stock(cluster.end) == STOCK + 1
