@@ -56,8 +56,6 @@ class RoutingMixin(SessionStatements):
         after: str | None = None,
         **options: Any,
     ) -> None:
-        if args:
-            raise ConfigurationError(NO_BINDS)
         if not isinstance(router, Router):
             raise ConfigurationError("router= must be a Router")
         if read_only is not None and read_only is not True and read_only is not False:  # 0 is neither
@@ -77,7 +75,7 @@ class RoutingMixin(SessionStatements):
                 raise ConfigurationError(NO_BINDS)
             self._joined = bind
             self._elsewhere = self._was_elsewhere = True
-        super().__init__(**options)
+        super().__init__(*args, **options)  # Session takes one, a bind, which is refused when it is set
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -11,7 +11,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from sqlalchemy.sql.expression import ClauseElement, Executable
 
-from aurora_router import ReadOnlyViolation, Router, RoutingMixin
+from aurora_router import ConfigurationError, ReadOnlyViolation, Router, RoutingMixin, RoutingSession
 from tests.fakes.cluster import STOCK, FakeCluster
 from tests.fakes.driver import Dialect, installed
 from tests.integration.shop import place
@@ -204,3 +204,22 @@ def test_a_connection_elsewhere_exposes_no_unit(make: sessionmaker[MixedSession]
             cluster.kill(reader)
         assert s.scalar(READ) == STOCK
     other.dispose()
+
+
+class TenantSession(Session):
+    def __init__(self, tenant: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.tenant = tenant
+
+
+class MixedTenantSession(RoutingMixin, TenantSession):
+    pass
+
+
+def test_a_class_gets_its_own_positional_arguments(router: Router) -> None:
+    """A class with routing mixed in keeps its positional arguments. Session's own, an engine, is refused."""
+    mixed: Any = MixedTenantSession
+    assert mixed("acme", router=router).tenant == "acme"
+    plain: Any = RoutingSession
+    with pytest.raises(ConfigurationError, match="leave out bind"):
+        plain(create_engine("sqlite://"), router=router)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import sessionmaker
 
 from aurora_router import ConfigurationError, Router, RoutingSession
@@ -189,3 +190,19 @@ def test_a_decorated_function_is_an_endpoint_of_fastapi(
     answer = TestClient(app).post("/items/3?by=4")
     assert (answer.status_code, answer.json()) == (200, 7)
     assert cluster.stock(cluster.end) == STOCK + 1
+
+
+def test_a_run_begins_a_session_that_does_not(router: Router, make: sessionmaker[RoutingSession], cluster: FakeCluster) -> None:
+    """With autobegin=False a function may begin its unit, but need not."""
+
+    def begin(s: RoutingSession) -> None:
+        with s.begin():
+            s.execute(WRITE)
+
+    by_itself = sessionmaker(class_=RoutingSession, router=router, autobegin=False)
+    for function in (begin, lambda s: s.execute(WRITE)):
+        before = cluster.stock(cluster.end)
+        router.run_transaction(by_itself, function)
+        assert cluster.stock(cluster.end) == before + 1
+    with pytest.raises(InvalidRequestError, match="Autobegin is disabled"):
+        by_itself().execute(WRITE)
