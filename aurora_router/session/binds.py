@@ -72,6 +72,10 @@ class SessionBinds(SessionUnits):
         if mixin > bases.index(Session):
             raise ConfigurationError(f"{cls.__name__}: RoutingMixin comes first, before the session class")
         choosing = [base for base in bases if "get_bind" in vars(base) and base not in (bases[mixin], Session)]
+        for base in choosing:
+            # A session class that knows nothing of routing need not call super().get_bind(). Then nothing would be routed.
+            if bases.index(base) < mixin and issubclass(base, Session) and not issubclass(base, bases[mixin]):
+                raise ConfigurationError(f"{cls.__name__}: {bases[mixin].__name__} comes first, before {base.__name__}")
         if any(base.__module__ == "sqlalchemy.ext.horizontal_shard" for base in choosing):
             raise ConfigurationError(f"{cls.__name__}: a ShardedSession has no engine that a router could stand for")
         cls._overridden = bool(choosing)

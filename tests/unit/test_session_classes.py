@@ -223,3 +223,35 @@ def test_a_class_gets_its_own_positional_arguments(router: Router) -> None:
     plain: Any = RoutingSession
     with pytest.raises(ConfigurationError, match="leave out bind"):
         plain(create_engine("sqlite://"), router=router)
+
+
+class ChoosingSession(Session):
+    """A session class that has an engine for everything, as Flask-SQLAlchemy's."""
+
+    engine = create_engine("sqlite://")
+
+    def get_bind(self, *_: Any, **__: Any) -> Any:
+        return self.engine
+
+
+class Choosing:
+    """A mixin that is no session class relies on super()."""
+
+    def get_bind(self, *args: Any, **options: Any) -> Any:
+        return super().get_bind(*args, **options)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("bases", [(ChoosingSession, RoutingSession), (ChoosingSession, RoutingMixin, Session)])
+def test_a_class_that_would_hide_the_routing_is_refused(bases: tuple[type, ...]) -> None:
+    """A session class with a get_bind() of its own cannot come before the mixin, because nothing would be routed."""
+    with pytest.raises(ConfigurationError, match="Wrong: RoutingMixin comes first, before ChoosingSession"):
+        type("Wrong", bases, {})
+
+
+@pytest.mark.parametrize("bases", [(Choosing, RoutingSession), (AppSession, RoutingSession), (RoutingMixin, ChoosingSession)])
+def test_a_class_that_lets_the_mixin_route_is_taken(router: Router, bases: tuple[type, ...]) -> None:
+    """These come before the mixin: a mixin that chooses by super(), and a session class that does not choose."""
+    routed: Any = type("Routed", bases, {})
+    with routed(router=router) as s:
+        assert s.scalar(READ) == STOCK
+        assert place(s) == "reader"
