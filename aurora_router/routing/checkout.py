@@ -243,12 +243,13 @@ class Checkout:
         """Choose the instance, and wait for one if there is none. Return None if the choice must be made again."""
         decision = self.decide(unit, attempt.write)
         if attempt.write is None:
+            waits = decision.reason is _OWN_WRITES and bool(self._wait) and not unit.waited
             if attempt.connector.judge is not None:
-                attempt.write = self._judge(attempt.connector, decision)
+                attempt.write = self._judge(attempt.connector, decision, waits=waits)
                 if attempt.write is not None:
                     # Decide again before the unit waits for a reader, or takes a slot, or connects to a reader.
                     return None
-            if decision.reason is _OWN_WRITES and self._wait and not unit.waited:
+            if waits:
                 self.waits.for_reader(unit)
                 return None
         instance, reason, _ = decision
@@ -371,10 +372,12 @@ class Checkout:
             self._dispatcher.publish(events.Repeated(instance.id, type(error).__name__, unit=unit.number))
         return True
 
-    def _judge(self, connector: Connector[T], decision: Decision) -> Reason | None:
+    def _judge(self, connector: Connector[T], decision: Decision, *, waits: bool) -> Reason | None:
         """Why the statement of a connecting unit must be on the writer; None if it may be a read, as far as known.
 
         If no reader qualifies, the statement is compiled if that is necessary.
+
+        waits: whether a read would wait for a reader now.
         """
         assert connector.judge is not None
         topology = self._monitor.topology
@@ -382,7 +385,7 @@ class Checkout:
         if engine.dialect.server_version_info is None and topology.writer is not None:
             # A process that only writes has never connected to that reader, so the reader's dialect does not know its server.
             engine = self._engines.engine(topology.writer)
-        return connector.judge(engine, decision.instance is None or decision.reason is _NO_READER)
+        return connector.judge(engine, waits or decision.instance is None or decision.reason is _NO_READER)
 
     def _has_room_elsewhere(self, unit: Unit) -> bool:
         """Whether a reader that qualifies has room in its pool."""
