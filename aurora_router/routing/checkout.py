@@ -245,7 +245,7 @@ class Checkout:
         if attempt.write is None:
             waits = decision.reason is _OWN_WRITES and bool(self._wait) and not unit.waited
             if attempt.connector.judge is not None:
-                attempt.write = self._judge(attempt.connector, decision, waits=waits)
+                attempt.write = self._judge(unit, attempt.connector, decision, waits=waits)
                 if attempt.write is not None:
                     # Decide again before the unit waits for a reader, or takes a slot, or connects to a reader.
                     return None
@@ -372,20 +372,23 @@ class Checkout:
             self._dispatcher.publish(events.Repeated(instance.id, type(error).__name__, unit=unit.number))
         return True
 
-    def _judge(self, connector: Connector[T], decision: Decision, *, waits: bool) -> Reason | None:
+    def _judge(self, unit: Unit, connector: Connector[T], decision: Decision, *, waits: bool) -> Reason | None:
         """Why the statement of a connecting unit must be on the writer; None if it may be a read, as far as known.
 
-        If no reader qualifies, the statement is compiled if that is necessary.
+        If no reader qualifies, the statement is compiled if that is necessary. A read-only unit is judged only then.
 
         waits: whether a read would wait for a reader now.
         """
         assert connector.judge is not None
+        thorough = waits or decision.instance is None or decision.reason is _NO_READER
+        if unit.intent.read_only and not thorough:
+            return None
         topology = self._monitor.topology
         engine = self._engines.engine(decision.instance or topology.writer or topology.instances[0])
         if engine.dialect.server_version_info is None and topology.writer is not None:
             # A process that only writes has never connected to that reader, so the reader's dialect does not know its server.
             engine = self._engines.engine(topology.writer)
-        return connector.judge(engine, waits or decision.instance is None or decision.reason is _NO_READER)
+        return connector.judge(engine, thorough)
 
     def _has_room_elsewhere(self, unit: Unit) -> bool:
         """Whether a reader that qualifies has room in its pool."""

@@ -35,7 +35,7 @@ class SessionStatements(SessionWrites):
         if mapper is None and clause is None:
             return self.router_core.writer_engine()  # the caller wants to look at an engine, not to connect
         if unit.intent.read_only:
-            return self._enter(unit, Reason.HINT if unit.hint == "writer" or self._names_writer(clause) else None)
+            return self._engine_to_read_only(unit, clause)
         # A text() is the same on every engine. So most texts that write are known before a reader is chosen.
         judging: Engine | None = None
         if isinstance(clause, TextClause) and unit.intent.read_only is None and read_only is None and unit.hint is None:
@@ -48,6 +48,17 @@ class SessionStatements(SessionWrites):
         if reason is not None:
             return self._move(unit, reason)
         return self._engine_to_read(unit, clause, is_judged=judging is not None)
+
+    def _engine_to_read_only(self, unit: Unit, clause: Any) -> Engine:
+        """Connect a read-only unit: to the writer if a hint asks for it, otherwise where it may read."""
+        if unit.hint == "writer" or (isinstance(clause, TextClause) and self._names_writer(clause.text)):
+            return self._enter(unit, Reason.HINT)
+
+        def judge(engine: Engine, _: bool) -> Reason | None:
+            """Find a hint in any text, before the unit waits for a reader. A reader's interceptor finds it, too."""
+            return Reason.HINT if self._names_writer(self._text(clause, engine, True) or "") else None
+
+        return self._enter(unit, None, judge=judge)
 
     def _clause(self, mapper: Any, clause: Any) -> Any:
         """Return the statement that SQLAlchemy will compile; None if the caller of `get_bind()` has named none."""
@@ -103,12 +114,7 @@ class SessionStatements(SessionWrites):
         key = None if thorough or known.rejected else key_of(clause)
         if key is not None and key in known.reads:
             return None
-        call = self._call
-        parameters = translation = None
-        if call is not None:
-            parameters = call.parameters
-            translation = self._option("schema_translate_map", clause, call.options)
-        text = text_of(clause, parameters, engine, translation, thorough=thorough)
+        text = self._text(clause, engine, thorough)
         if text is None:
             return None
         reason = known.reason_to_write(text, unit, thorough)
@@ -119,9 +125,17 @@ class SessionStatements(SessionWrites):
             known.note_write(clause.text, text)
         return reason
 
-    def _names_writer(self, clause: Any) -> bool:
-        """Return whether the text of a text() has a hint that asks for the writer."""
-        text = clause.text if isinstance(clause, TextClause) else ""
+    def _text(self, clause: Any, engine: Engine, thorough: bool) -> str | None:
+        """Return the text that SQLAlchemy sends for a clause; None if nobody knows the text before that. See text_of()."""
+        call = self._call
+        parameters = translation = None
+        if call is not None:
+            parameters = call.parameters
+            translation = self._option("schema_translate_map", clause, call.options)
+        return text_of(clause, parameters, engine, translation, thorough=thorough)
+
+    def _names_writer(self, text: str) -> bool:
+        """Return whether a text has a hint that asks for the writer."""
         return "@writer" in text and analyze(text, self.router_core.interceptor.families.dialect).hint == "writer"
 
     def _option(self, name: str, statement: Any, given: Mapping[str, Any] | None) -> Any:
