@@ -26,6 +26,7 @@ def on_before_flush(session: Any, context: Any, _: Any) -> None:
     """Keep the context of a flush. This listens to the session's class, so it comes before the listeners of one session."""
     routing: SessionState = session.routing_state
     routing.flush_context = context
+    routing.flush_compared = frozenset()
     if not routing.listens_last:
         after_before_flush(session)
 
@@ -76,12 +77,12 @@ def _before_write(connection: Connection, state: InstanceState[Any], *, deleted:
         if len(session.identity_map):  # else all is new
             if unit.intent.run is not None and not unit.intent.run.on_writer:
                 check_members(session, unit, routing.flush_context.states)
-            _check(session, connection, unit, _to_be_written(routing))
+            _check(session, connection, unit, _to_be_written(session, routing))
     if state.key is None:
         # A copy (make_transient()) of a reader's object is inserted. It has nothing left of that row.
         remove_marks(state)
-    elif is_unchecked(state) and (deleted or _assigned(state)):
-        _check(session, connection, unit, _to_be_written(routing))
+    elif _is_due(session, routing, state) and (deleted or _assigned(state)):
+        _check(session, connection, unit, _to_be_written(session, routing))
 
 
 # -- the check ----------------------------------------------------------------------------------------------------
@@ -94,7 +95,7 @@ def check_bulk(session: Any, connection: Connection, states: list[InstanceState[
         _check(session, connection, unit, states)
 
 
-def _to_be_written(routing: SessionState) -> Iterator[InstanceState[Any]]:
+def _to_be_written(session: Any, routing: SessionState) -> Iterator[InstanceState[Any]]:
     """Yield the marked objects that the flush is to write, as far as it knows by now.
 
     An object in which nothing was set is among them if another object's relationship changes its row. Such an object is the child
@@ -102,8 +103,16 @@ def _to_be_written(routing: SessionState) -> Iterator[InstanceState[Any]]:
     the value that it had. SQLAlchemy sends nothing for that attribute, but the writer may have another value.
     """
     for state, (deleted, _) in routing.flush_context.states.items():
-        if is_unchecked(state) and (deleted or not state.modified or _assigned(state)):
+        if _is_due(session, routing, state) and (deleted or not state.modified or _assigned(state)):
             yield state
+
+
+def _is_due(session: Any, routing: SessionState, state: InstanceState[Any]) -> bool:
+    """Return whether the flush still has to check an object.
+
+    An object for which nothing is sent keeps its mark. The flush compares it once, or once more if something is sent after all.
+    """
+    return is_unchecked(state) and not (state in routing.flush_compared and _is_unsent(session, state))
 
 
 def _assigned(state: InstanceState[Any]) -> bool:
@@ -116,17 +125,19 @@ def _check(session: Any, connection: Connection, unit: Unit, states: Iterable[In
 
     Rows are compared, but not locked, if nothing is sent for them. Their objects keep the marks.
     """
+    routing: SessionState = session.routing_state
     to_check, has_written = list(states), unit.wrote
-    unsent = {row_of(state) for state in to_check if _is_unsent(session, state)}
-    found = _find_differences(session, connection, to_check, unsent)
+    unsent = {state for state in to_check if _is_unsent(session, state)}
+    found = _find_differences(session, connection, to_check, {*map(row_of, unsent)})
     if found:
         if unit.intent.run is not None and has_written:
             # The unit's own statements may have changed these rows, and may change more rows of the same kind.
             unit.intent.run.stale_rows_found = unit.intent.run.stale_rows_found.union(_rows_of_the_same_kind(session, found))
         raise stale_read(unit.intent.run, found)
     for state in to_check:
-        if row_of(state) not in unsent:
+        if state not in unsent:
             mark_checked(state)
+    routing.flush_compared = routing.flush_compared.union(unsent)
 
 
 def _find_differences(session: Any, connection: Connection, states: list[InstanceState[Any]], unsent: Set[Row]) -> Differences:

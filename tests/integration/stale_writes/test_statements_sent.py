@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import select, text
+import pytest
+from sqlalchemy import event, select, text
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session as PlainSession
 
@@ -118,6 +119,42 @@ def test_children_found_by_a_flush_are_looked_up_at_once(cluster: Cluster[Any], 
         assert sum(map(looks, proxy.statements[before:])) == 1
         s.commit()
     assert cluster.execute("SELECT count(*) FROM line WHERE order_id = 2") == [(3,)]
+
+
+@pytest.mark.parametrize("changed", [0, 1])
+def test_values_set_again_are_compared_at_once(proxy: FaultProxy, router: Router, changed: int) -> None:
+    """Objects that are set to the values they have cost one SELECT for the class, besides the one for those really changed."""
+    with sessions(router)() as s:
+        for number, item in enumerate(s.scalars(select(Item).order_by(Item.id)).all()):
+            item.stock += number < changed
+            item.name = str(item.name)
+        before = len(proxy.statements)
+        s.flush()
+        asked = [each for each in proxy.statements[before:] if each.startswith("SELECT") and "FROM item" in each]
+        assert len(asked) == 1 + changed
+        assert sum(map(looks, asked)) == changed
+
+
+def test_what_is_sent_after_all_is_locked(cluster: Cluster[Any], proxy: FaultProxy, router: Router) -> None:
+    """An object that was compared because it was set to its value is locked if a listener changes it during the flush."""
+    with sessions(router)() as s:
+        items = s.scalars(select(Item).order_by(Item.id)).all()
+        for item in items:
+            item.stock = int(item.stock)
+
+        def also(*_: Any) -> None:
+            items[1].stock = 21
+            items[2].stock = 31
+
+        event.listen(Item, "before_update", also)
+        try:
+            before = len(proxy.statements)
+            s.flush()
+        finally:
+            event.remove(Item, "before_update", also)
+        assert sum(map(looks, proxy.statements[before:])) == 1
+        s.commit()
+    assert cluster.execute("SELECT stock FROM item ORDER BY id") == [(10,), (21,), (31,)]
 
 
 def test_a_mapper_with_an_engine_of_its_own_is_left_alone(
