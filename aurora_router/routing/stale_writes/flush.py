@@ -13,7 +13,7 @@ from aurora_router.cluster.connection_state import UNIT
 from aurora_router.routing.retry_context import Row
 from aurora_router.routing.session_state import SessionState
 from aurora_router.routing.stale_writes.comparison import Differences, differences, is_lockable, shown_values, stale_read
-from aurora_router.routing.stale_writes.marks import LOADED_FROM_READER, is_unchecked, mark_checked, remove_marks
+from aurora_router.routing.stale_writes.marks import LOADED_FROM_READER, is_marked, is_unchecked, mark_checked, remove_marks
 from aurora_router.routing.stale_writes.members import check_members, read_collections_again
 from aurora_router.routing.stale_writes.relationships import relationships_of
 from aurora_router.routing.stale_writes.rows import by_mapper, lock_rows, read_rows, row_of, with_locks
@@ -77,12 +77,12 @@ def _before_write(connection: Connection, state: InstanceState[Any], *, deleted:
         if len(session.identity_map):  # else all is new
             if unit.intent.run is not None and not unit.intent.run.on_writer:
                 check_members(session, unit, routing.flush_context.states)
-            _check(session, connection, unit, _to_be_written(session, routing))
+            _check(session, connection, unit, _to_be_written(session, unit))
     if state.key is None:
         # A copy (make_transient()) of a reader's object is inserted. It has nothing left of that row.
         remove_marks(state)
-    elif _is_due(session, routing, state) and (deleted or _assigned(state)):
-        _check(session, connection, unit, _to_be_written(session, routing))
+    elif _is_due(session, unit, state) and (deleted or _assigned(state)):
+        _check(session, connection, unit, _to_be_written(session, unit))
 
 
 # -- the check ----------------------------------------------------------------------------------------------------
@@ -92,27 +92,29 @@ def check_bulk(session: Any, connection: Connection, states: list[InstanceState[
     """Check objects before a bulk statement changes their rows. Raises StaleRead."""
     unit: Unit | None = getattr(connection, UNIT, None)
     if unit is not None and not unit.intent.read_only:
-        _check(session, connection, unit, states)
+        _check(session, connection, unit, [state for state in states if is_marked(unit, state)])
 
 
-def _to_be_written(session: Any, routing: SessionState) -> Iterator[InstanceState[Any]]:
+def _to_be_written(session: Any, unit: Unit) -> Iterator[InstanceState[Any]]:
     """Yield the marked objects that the flush is to write, as far as it knows by now.
 
     An object in which nothing was set is among them if another object's relationship changes its row. Such an object is the child
     of a new parent, or of a parent that gets another primary key. An object is also among them if an attribute was only set to
     the value that it had. SQLAlchemy sends nothing for that attribute, but the writer may have another value.
     """
+    routing: SessionState = session.routing_state
     for state, (deleted, _) in routing.flush_context.states.items():
-        if _is_due(session, routing, state) and (deleted or not state.modified or _assigned(state)):
+        if _is_due(session, unit, state) and (deleted or not state.modified or _assigned(state)):
             yield state
 
 
-def _is_due(session: Any, routing: SessionState, state: InstanceState[Any]) -> bool:
+def _is_due(session: Any, unit: Unit, state: InstanceState[Any]) -> bool:
     """Return whether the flush still has to check an object.
 
     An object for which nothing is sent keeps its mark. The flush compares it once, or once more if something is sent after all.
     """
-    return is_unchecked(state) and not (state in routing.flush_compared and _is_unsent(session, state))
+    routing: SessionState = session.routing_state
+    return is_unchecked(unit, state) and not (state in routing.flush_compared and _is_unsent(session, state))
 
 
 def _assigned(state: InstanceState[Any]) -> bool:

@@ -19,6 +19,8 @@ from aurora_router.routing.stale_writes.rows import by_mapper, lock_rows, row_of
 from aurora_router.routing.unit import Unit
 
 LOADED_FROM_READER = "aurora_router.loaded_from_a_reader"
+# On an object that a further run of run_transaction() has loaded from the writer without a lock: the number of its unit.
+LOADED_UNLOCKED = "aurora_router.loaded_unlocked"
 # On an object that has been checked. Its collections have not.
 COLLECTIONS_FROM_READER = "aurora_router.collections_from_a_reader"
 # On an object: the collections that were replaced. On a class: whether its objects note that.
@@ -28,8 +30,11 @@ REPLACED_COLLECTIONS = "aurora_router.replaced"
 def mark_loaded(session: Any, state: InstanceState[Any]) -> None:
     """Mark an object that was loaded from a reader. This listens to the session's class, so other sessions pay nothing for it."""
     routing: SessionState = session.routing_state
-    if routing.check_stale_writes and _needs_check(routing, state, state.runid or 0):
-        _mark(state)
+    if routing.check_stale_writes:
+        if _is_from_reader(routing, state.runid or 0):
+            _mark(state)
+        elif routing.intent.run is not None:
+            _mark_unlocked(routing, state)
 
 
 def mark_refreshed(state: InstanceState[Any], context: Any, attributes: Collection[str] | None) -> None:
@@ -46,28 +51,36 @@ def mark_refreshed(state: InstanceState[Any], context: Any, attributes: Collecti
         # SQLAlchemy has applied an UPDATE to the object. Values that it has computed from a reader's values must be read again.
         if LOADED_FROM_READER in state.info and (computed := columns.intersection(attributes or (), state.dict)):
             session.expire(state.object, computed)
-    elif _needs_check(routing, state, context.runid):
+    elif _is_from_reader(routing, context.runid):
         if attributes is None or not columns.isdisjoint(attributes):
             _mark(state)
     elif not routing.read_only and (attributes is None or columns.intersection(state.dict).issubset(attributes)):
         state.info.pop(LOADED_FROM_READER, None)
+        _mark_unlocked(routing, state)
 
 
-def _needs_check(routing: SessionState, state: InstanceState[Any], asked: int) -> bool:
-    """Return whether the values just loaded into an object must be checked before the object is written.
+def _is_from_reader(routing: SessionState, asked: int) -> bool:
+    """Return whether the values just loaded into an object came from a reader, and must be checked before it is written.
 
     asked: when the statement was executed, as SQLAlchemy counts. A stream may yield rows of a reader long after the unit moved.
     """
     unit = routing.unit
     if unit is None:
         return routing.read_only is None
-    if unit.intent.read_only is not None:
-        return False
-    if not unit.place.on_writer or asked < unit.on_writer_since:
-        return True
-    return (
-        unit.intent.run is not None and bool(unit.intent.run.rows_to_lock) and row_of(state) not in unit.intent.run.rows_to_lock
-    )
+    return unit.intent.read_only is None and (not unit.place.on_writer or asked < unit.on_writer_since)
+
+
+def _mark_unlocked(routing: SessionState, state: InstanceState[Any]) -> None:
+    """Mark an object of the writer whose row a further run has not locked, because no run before it has found it stale.
+
+    The function may take another way than before. So such a row is compared, too, as long as the unit has written nothing. After
+    that, the unit's own statements and their triggers may have changed the row, and a difference proves nothing.
+    """
+    unit, run = routing.unit, routing.intent.run
+    if unit is None or run is None or not run.rows_to_lock or unit.wrote:
+        return
+    if row_of(state) not in run.rows_to_lock:
+        state.info[LOADED_UNLOCKED] = unit.number
 
 
 def on_moved_to_writer(unit: Unit, connection: Connection) -> None:
@@ -77,13 +90,19 @@ def on_moved_to_writer(unit: Unit, connection: Connection) -> None:
     """
     unit.on_writer_since = _new_runid()
     if unit.intent.run is not None and unit.intent.run.rows_to_lock:
-        stale = by_mapper(unit.intent.run.rows_to_lock)
+        stale, wrote = by_mapper(unit.intent.run.rows_to_lock), unit.wrote
         with_locks(connection, [mapper for mapper, _ in stale], lambda: [lock_rows(connection, *each) for each in stale])
+        unit.wrote = wrote  # a lock changes nothing
 
 
-def is_unchecked(state: InstanceState[Any]) -> bool:
-    """Return whether a reader has shown an object and it was not checked since, unless the unit has deleted its row itself."""
-    return state.key is not None and LOADED_FROM_READER in state.info and not state.was_deleted
+def is_marked(unit: Unit, state: InstanceState[Any]) -> bool:
+    """Return whether the row of an object may be another by now than the object shows. It was not checked since it was loaded."""
+    return LOADED_FROM_READER in state.info or (state.info.get(LOADED_UNLOCKED) == unit.number and not unit.wrote)
+
+
+def is_unchecked(unit: Unit, state: InstanceState[Any]) -> bool:
+    """Return whether an object of a unit must be checked before it is written. What the unit has deleted itself need not."""
+    return state.key is not None and is_marked(unit, state) and not state.was_deleted
 
 
 def has_collections_from_reader(state: InstanceState[Any]) -> bool:
@@ -93,20 +112,23 @@ def has_collections_from_reader(state: InstanceState[Any]) -> bool:
 
 def mark_checked(state: InstanceState[Any]) -> None:
     """Note that an object is as the writer has it, except for its collections."""
-    state.info.pop(LOADED_FROM_READER, None)
-    state.info[COLLECTIONS_FROM_READER] = True
+    state.info.pop(LOADED_UNLOCKED, None)
+    if state.info.pop(LOADED_FROM_READER, False):
+        state.info[COLLECTIONS_FROM_READER] = True
 
 
 def remove_marks(state: InstanceState[Any]) -> None:
     """Remove the marks of an object that has nothing left from a reader."""
-    for each in (LOADED_FROM_READER, COLLECTIONS_FROM_READER, REPLACED_COLLECTIONS):
+    for each in (LOADED_FROM_READER, LOADED_UNLOCKED, COLLECTIONS_FROM_READER, REPLACED_COLLECTIONS):
         state.info.pop(each, None)
 
 
 def marked(instances: Iterable[object]) -> list[InstanceState[Any]]:
-    """Return the objects that a reader has shown and that were not checked since."""
+    """Return the objects that carry a mark."""
     states: Iterable[InstanceState[Any]] = map(inspect, instances)
-    return [state for state in states if state.key is not None and LOADED_FROM_READER in state.info]
+    return [
+        each for each in states if each.key is not None and not each.info.keys().isdisjoint((LOADED_FROM_READER, LOADED_UNLOCKED))
+    ]
 
 
 def marked_by_key(session: Session, mapper: Mapper[Any], mappings: Iterable[Mapping[str, Any]]) -> list[InstanceState[Any]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text, update
+from tenacity import stop_after_attempt
 
 from aurora_router import (
     ConfigurationError,
@@ -23,7 +25,7 @@ from aurora_router.local import FaultProxy
 from aurora_router.local.cluster import Cluster
 from tests.integration.shop import BOTH, Item, place, sessions, stock, until_readers_serve
 from tests.integration.shop import family as family_of
-from tests.integration.stale_writes.helpers import LOOK, MakeRouter, marked, on_the_writer, sent
+from tests.integration.stale_writes.helpers import LOOK, MakeRouter, marked, on_the_writer, replaying, sent, shown
 from tests.integration.stale_writes.models import Line, Purchase
 
 pytestmark = BOTH
@@ -143,6 +145,73 @@ def test_a_units_own_trigger_changes_do_not_retry_for_ever(cluster: Cluster[Any]
     router.run_transaction(sessions(router), order)
     assert runs == [0, 0]
     assert cluster.execute("SELECT total, state FROM purchase") == [(1, "paid")]
+
+
+def by_trigger(s: RoutingSession, number: int) -> None:
+    s.add(Line(id=10 * number + len(s.scalars(select(Line)).all()), order_id=number, note=""))
+    s.flush()
+
+
+def by_text(s: RoutingSession, number: int) -> None:
+    s.execute(text("UPDATE purchase SET total = total + 1 WHERE id = :id"), {"id": number})
+
+
+def by_update(s: RoutingSession, number: int) -> None:
+    raised = update(Purchase).where(Purchase.id == number).values(total=Purchase.total + 1)
+    s.execute(raised, execution_options={"synchronize_session": False})
+
+
+@pytest.mark.parametrize("all_at_once", [False, True], ids=["each when needed", "all at once"])
+@pytest.mark.parametrize("change", [by_trigger, by_text, by_update], ids=lambda value: value.__name__)
+def test_own_changes_take_two_runs_however_many_rows(
+    cluster: Cluster[Any], router: Router, change: Callable[[RoutingSession, int], None], all_at_once: bool
+) -> None:
+    """A loop that changes rows of several classes without their objects, and then the objects, takes two runs at most."""
+    with replaying(cluster):
+        on_the_writer(cluster, *(f"INSERT INTO purchase VALUES ({number}, 0, 'open')" for number in (2, 3, 4)))
+    runs: list[int] = []
+
+    def order(s: RoutingSession) -> None:
+        runs.append(1)
+        items = s.scalars(select(Item).where(Item.id < 3).order_by(Item.id)).all() if all_at_once else []
+        kept = s.scalars(select(Purchase)).all() if all_at_once else []
+        for number in (1, 2, 3, 4):
+            purchase = s.get_one(Purchase, number)
+            change(s, number)
+            purchase.state = "paid"
+            s.flush()
+        for number, item in enumerate(items, 1):
+            s.execute(text("UPDATE item SET stock = stock + 1 WHERE id = :id"), {"id": number})
+            item.name = "sold"
+            s.flush()
+        assert len(kept) in (0, 4)
+
+    router.run_transaction(sessions(router), order)
+    assert len(runs) == 2
+    assert cluster.execute("SELECT total, state FROM purchase") == [(1, "paid")] * 4
+    if all_at_once:
+        assert cluster.execute("SELECT stock, name FROM item WHERE id < 3 ORDER BY id") == [(11, "sold"), (21, "sold")]
+
+
+def test_an_object_kept_from_the_first_run_is_checked(cluster: Cluster[Any], router: Router) -> None:
+    """A further run checks what a reader has shown to an earlier one, even after it has written."""
+    with sessions(router)() as s:
+        kept = shown(s, Item, 2)
+    on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id < 3")
+    runs: list[int] = []
+
+    def increment(s: RoutingSession) -> None:
+        runs.append(1)
+        s.get_one(Item, 1).stock += 1
+        s.flush()
+        if kept not in s:
+            s.add(kept)
+        kept.stock += 1
+
+    with pytest.raises(StaleRead, match="Item"):
+        router.run_transaction(sessions(router), increment, stop=stop_after_attempt(2))
+    assert len(runs) == 2
+    assert cluster.execute("SELECT stock FROM item WHERE id < 3 ORDER BY id") == [(50,), (50,)]
 
 
 def test_a_trigger_in_a_flush_may_change_checked_rows(cluster: Cluster[Any], router: Router) -> None:
