@@ -20,6 +20,7 @@ from aurora_router.config.settings import Settings
 from aurora_router.core import events
 from aurora_router.core.instance import Instance, ProbeFailure, Role, ServerId, ServerStatus
 from aurora_router.core.positions import WalPosition
+from aurora_router.core.probing import Reached
 from aurora_router.local import PostgresCluster
 from aurora_router.router import core_of
 from aurora_router.waiting import ThreadWaiting
@@ -27,6 +28,8 @@ from tests.integration.shop import eventually, until_readers_serve
 
 MakeRouter = Callable[..., Router]
 ENDS = [SystemExit, KeyboardInterrupt, GeneratorExit]
+
+NOTHING_REACHED = Reached(has_pooler=False, is_logged_in=False)
 
 
 def in_own_thread() -> bool:
@@ -142,11 +145,11 @@ def test_probes_that_always_fail_oddly_are_logged_now_and_then(
     url = make_url(cluster.url).set(password=None)
     readers = [reader.address for reader in cluster.readers]
     router = make_router(url, instances=readers, password=password, probe_interval=0.05)
-    with pytest.raises(ConfigurationError, match="unexpected end: SystemExit") as caught:
+    with pytest.raises(ConfigurationError, match="unexpected error in the probe: SystemExit") as caught:
         router.start()
     assert "secret" not in str(caught.value)  # Only the traceback has the words of the exception.
     eventually(lambda: len(calls) > 60)
-    lines = sum(record.getMessage().startswith("the probe of ") for record in caplog.records)
+    lines = sum(record.getMessage().startswith("unexpected error in the probe of ") for record in caplog.records)
     assert 3 <= lines <= 3 * (1 + (calls[-1] - calls[0]) / 10)
     assert sum(record.exc_info is not None for record in caplog.records) == lines
 
@@ -195,7 +198,7 @@ def test_a_probe_that_ends_while_it_is_replaced_leaves_no_thread() -> None:
             eventually(lambda: watcher.asked_at is None)
 
     settings = Settings("postgresql+psycopg://app@db-1/shop", probe_interval=0.05, probe_timeout=0.05)
-    monitor = Monitor(settings, connect, abort_connect, lambda *_: (), lambda _: False, ThreadWaiting())
+    monitor = Monitor(settings, connect, abort_connect, lambda *_: (), lambda _: NOTHING_REACHED, ThreadWaiting())
     monitor.start()
     (watcher,) = monitor._watchers.values()
     first = watcher.thread
@@ -215,7 +218,7 @@ def test_a_stopped_monitor_waits_for_no_thread_of_its_own() -> None:
         raise ProbeError("it is gone")
 
     settings = Settings("postgresql+psycopg://app@db-1/shop", probe_timeout=3600.0)
-    monitor = Monitor(settings, connect, lambda _: None, lambda *_: (), lambda _: False, ThreadWaiting())
+    monitor = Monitor(settings, connect, lambda _: None, lambda *_: (), lambda _: NOTHING_REACHED, ThreadWaiting())
     monitor.start()
     assert is_connecting.wait(30)
     (watcher,) = monitor.stop()
@@ -253,7 +256,9 @@ def test_a_warning_that_cannot_be_logged_costs_no_instance(monkeypatch: pytest.M
     logging.getLogger("aurora_router").addHandler(broken)
     try:
         settings = Settings("postgresql+psycopg://app@db-1/shop", probe_interval=0.05)
-        monitor = Monitor(settings, lambda _: WithoutCatalog(), lambda _: None, lambda *_: (), lambda _: False, ThreadWaiting())
+        monitor = Monitor(
+            settings, lambda _: WithoutCatalog(), lambda _: None, lambda *_: (), lambda _: NOTHING_REACHED, ThreadWaiting()
+        )
         monkeypatch.setattr(monitor, "apply_news", lambda news: known.append(news.probe_failure))
         monitor.start()
         eventually(lambda: any("could not be read" in line for line in said))
