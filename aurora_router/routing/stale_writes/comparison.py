@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import pickle
 from collections.abc import Callable, Iterable
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from typing import Any, TypeAlias
+from uuid import UUID
 
 from sqlalchemy import Table
 from sqlalchemy.engine import Connection, Dialect
@@ -15,10 +18,14 @@ from sqlalchemy.sql.expression import ColumnElement, FromClause, Join
 from aurora_router.cluster.error_classification import FACTS, classify_error
 from aurora_router.errors import StaleRead
 from aurora_router.routing.retry_context import RetryContext, Row
+from aurora_router.routing.stale_writes.loaded_values import is_as_loaded
 from aurora_router.routing.stale_writes.rows import Key, Values
 
 Read: TypeAlias = Callable[[Connection, Mapper[Any], list[Key], Iterable[ColumnElement[Any]]], Values]
 """read_rows() or lock_rows()."""
+
+_PLAIN = (type(None), bool, int, float, str, bytes, Decimal, date, datetime, time, timedelta, UUID)
+"""The types whose values contain no others and, except for NaN, are equal to their copies."""
 
 Differences: TypeAlias = dict[Row, tuple[str, ...]]
 """The rows that differ, each with the names of the columns or collections that differ; no names if the row is gone."""
@@ -30,8 +37,8 @@ def differences(connection: Connection, mapper: Mapper[Any], known: dict[Key, di
     known: the values that the columns were loaded with, by primary key.
     read: reads the rows.
 
-    If values without an equality of their own seem to differ, they are read once more. If two reads of the locked row differ,
-    too, such values cannot be compared, and prove nothing.
+    If values seem to differ that may have no equality of their own, or contain such values, they are read once more. If two
+    reads of the locked row differ, too, such values cannot be compared, and prove nothing.
     """
     loaded_of_some = set().union(*known.values())
     asked = {p.key: p.columns[0] for p in mapper.column_attrs if p.key in loaded_of_some}
@@ -51,7 +58,7 @@ def differences(connection: Connection, mapper: Mapper[Any], known: dict[Key, di
             continue
         for name, shown in values.items():
             if not same(name, shown, now[key][name]):
-                if shown is None or _has_equality(now[key][name]):
+                if shown is None or type(now[key][name]) in _PLAIN:
                     found[mapper, key] = (*found.get((mapper, key), ()), asked[name].name)
                 else:
                     doubtful.append((key, name))
@@ -77,7 +84,8 @@ def shown_values(state: InstanceState[Any]) -> dict[str, Any]:
         if getattr(property_.columns[0], "table", None) in tables:
             history = attributes[property_.key].history
             for value in (*history.unchanged, *history.deleted):
-                shown[property_.key] = value
+                if is_as_loaded(state, property_.key, value):
+                    shown[property_.key] = value
     return shown
 
 
@@ -90,12 +98,6 @@ def stale_read(run: RetryContext | None, found: Differences) -> StaleRead:
         run.failed = classify_error(error)
         setattr(error, FACTS, run.failed)
     return error
-
-
-def _has_equality(value: Any) -> bool:
-    """Return whether a value may be equal to a value other than itself."""
-    equality: Any = type(value).__eq__
-    return value is None or equality is not object.__eq__
 
 
 def _same(dialect: Dialect, column: ColumnElement[Any], shown: Any, now: Any) -> bool:

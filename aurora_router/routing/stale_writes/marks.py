@@ -14,6 +14,7 @@ from sqlalchemy.orm import InstanceState, Mapper, Session
 from sqlalchemy.orm.loading import _new_runid  # type: ignore[attr-defined,unused-ignore]
 
 from aurora_router.routing.session_state import SessionState
+from aurora_router.routing.stale_writes.loaded_values import LOADED_VALUES, changeable_columns, note_values
 from aurora_router.routing.stale_writes.relationships import relationships_of
 from aurora_router.routing.stale_writes.rows import by_mapper, lock_rows, row_of, with_locks
 from aurora_router.routing.unit import Unit
@@ -23,7 +24,7 @@ LOADED_FROM_READER = "aurora_router.loaded_from_a_reader"
 LOADED_UNLOCKED = "aurora_router.loaded_unlocked"
 # On an object that has been checked. Its collections have not.
 COLLECTIONS_FROM_READER = "aurora_router.collections_from_a_reader"
-# On an object: the collections that were replaced. On a class: whether its objects note that.
+# On an object: the collections that were replaced. On a class whose objects note that: changeable_columns().
 REPLACED_COLLECTIONS = "aurora_router.replaced"
 
 
@@ -53,9 +54,10 @@ def mark_refreshed(state: InstanceState[Any], context: Any, attributes: Collecti
             session.expire(state.object, computed)
     elif _is_from_reader(routing, context.runid):
         if attributes is None or not columns.isdisjoint(attributes):
-            _mark(state)
+            _mark(state, attributes)
     elif not routing.read_only and (attributes is None or columns.intersection(state.dict).issubset(attributes)):
         state.info.pop(LOADED_FROM_READER, None)
+        state.info.pop(LOADED_VALUES, None)
         _mark_unlocked(routing, state)
 
 
@@ -113,13 +115,14 @@ def has_collections_from_reader(state: InstanceState[Any]) -> bool:
 def mark_checked(state: InstanceState[Any]) -> None:
     """Note that an object is as the writer has it, except for its collections."""
     state.info.pop(LOADED_UNLOCKED, None)
+    state.info.pop(LOADED_VALUES, None)
     if state.info.pop(LOADED_FROM_READER, False):
         state.info[COLLECTIONS_FROM_READER] = True
 
 
 def remove_marks(state: InstanceState[Any]) -> None:
     """Remove the marks of an object that has nothing left from a reader."""
-    for each in (LOADED_FROM_READER, LOADED_UNLOCKED, COLLECTIONS_FROM_READER, REPLACED_COLLECTIONS):
+    for each in (LOADED_FROM_READER, LOADED_UNLOCKED, LOADED_VALUES, COLLECTIONS_FROM_READER, REPLACED_COLLECTIONS):
         state.info.pop(each, None)
 
 
@@ -139,13 +142,20 @@ def marked_by_key(session: Session, mapper: Mapper[Any], mappings: Iterable[Mapp
     return marked(instance for instance in instances if instance is not None)
 
 
-def _mark(state: InstanceState[Any]) -> None:
+def _mark(state: InstanceState[Any], loaded: Collection[str] | None = None) -> None:
+    """Mark an object of a reader.
+
+    loaded: the attributes that were loaded. None: all that the object has.
+    """
     state.info[LOADED_FROM_READER] = True
-    if REPLACED_COLLECTIONS not in state.manager.info:
-        state.manager.info[REPLACED_COLLECTIONS] = True
+    changeable = state.manager.info.get(REPLACED_COLLECTIONS)
+    if changeable is None:
+        changeable = state.manager.info[REPLACED_COLLECTIONS] = changeable_columns(state.mapper)
         for each in relationships_of(state.mapper).having:
             if each.uselist:
                 event.listen(getattr(state.mapper.class_, each.key), "dispose_collection", _mark_replaced, raw=True)
+    if changeable:
+        note_values(state, changeable, loaded)
 
 
 def _mark_replaced(state: InstanceState[Any], _: Any, adapter: Any) -> None:

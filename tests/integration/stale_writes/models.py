@@ -100,6 +100,16 @@ class ForeignType(OpaqueType):
         return None
 
 
+class OpaquesType(TypeDecorator[list[Opaque]]):
+    """A list, which has an equality, of values that have none."""
+
+    impl = String(9)
+    cache_ok = True
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> list[Opaque] | None:
+        return None if value is None else [Opaque(word) for word in value.split()]
+
+
 class Odd(Base):
     """Values that are hard to compare."""
 
@@ -115,6 +125,7 @@ class Odd(Base):
     opaque: Mapped[Opaque | None] = mapped_column(OpaqueType)
     sealed: Mapped[Opaque | None] = mapped_column(SealedType)
     filled_elsewhere: Mapped[Opaque | None] = mapped_column(ForeignType)
+    opaques: Mapped[list[Opaque] | None] = mapped_column(OpaquesType)
     plain: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     tracked: Mapped[dict[str, Any] | None] = mapped_column(MutableDict.as_mutable(JSON))
     essay: Mapped[str | None] = mapped_column(String(9), deferred=True)

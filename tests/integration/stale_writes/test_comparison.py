@@ -181,7 +181,7 @@ def test_values_only_postgresql_has_are_found_equal(cluster: Cluster[Any], route
     test_values_that_are_hard_to_compare_are_found_equal(cluster, router, column, value)
 
 
-@pytest.mark.parametrize("column", ["sealed", "filled_elsewhere"])
+@pytest.mark.parametrize("column", ["sealed", "filled_elsewhere", "opaques"])
 def test_values_that_nothing_can_compare_are_no_stale_read(cluster: Cluster[Any], router: Router, column: str) -> None:
     """A value that differs from itself when read twice proves nothing. The columns beside it are compared, and so is NULL."""
     with replaying(cluster):
@@ -197,6 +197,86 @@ def test_values_that_nothing_can_compare_are_no_stale_read(cluster: Cluster[Any]
             on_the_writer(cluster, stale)
             with pytest.raises(StaleRead, match="stock" if "stock" in stale else column):
                 s.flush()
+
+
+def set_a_member(odd: Odd) -> None:
+    assert odd.plain is not None
+    odd.plain["n"] = 2
+
+
+def set_the_changed_value_again(odd: Odd) -> None:
+    value = odd.plain
+    assert value is not None
+    value["n"] = 2
+    odd.plain = value
+
+
+def replace_the_changed_value(odd: Odd) -> None:
+    set_a_member(odd)
+    odd.plain = {"n": 3}
+
+
+def append_to_a_pickled_list(odd: Odd) -> None:
+    odd.thing.append(2)
+
+
+def append_to_a_list(odd: Odd) -> None:
+    assert odd.reals is not None
+    odd.reals.append(2.0)
+
+
+def append_below_a_tracked_value(odd: Odd) -> None:
+    assert odd.tracked is not None
+    odd.tracked["n"].append(2)
+
+
+@pytest.mark.parametrize("refreshed", [False, True], ids=["", "refreshed"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(set_a_member, set_the_changed_value_again, replace_the_changed_value),
+        *(append_to_a_pickled_list, append_to_a_list, append_below_a_tracked_value),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_value_changed_unseen_is_no_change_by_others(
+    cluster: Cluster[Any], router: Router, change: Callable[[Odd], None], refreshed: bool
+) -> None:
+    """The guard takes no change in place, which SQLAlchemy does not see, for one by others. It compares the other columns."""
+    with replaying(cluster), sessions(router)() as s:
+        s.execute(update(Odd).values(thing=[1], reals=[1.0], tracked={"n": [1]}))
+        s.commit()
+    for stale in (False, True):
+        with sessions(router)() as s:
+            odd = shown(s, Odd, 1)
+            if refreshed:
+                s.refresh(odd)
+            change(odd)
+            odd.stock += 1
+            if stale:
+                on_the_writer(cluster, "UPDATE odd SET raw = 'x'")
+                with pytest.raises(StaleRead, match="raw"):
+                    s.flush()
+            else:
+                s.flush()
+
+
+@pytest.mark.parametrize("refreshed", [False, True], ids=["", "refreshed"])
+@pytest.mark.parametrize("column", ["plain", "reals", "tracked", "thing"])
+def test_a_value_that_others_have_changed_is_found(cluster: Cluster[Any], router: Router, column: str, refreshed: bool) -> None:
+    """A value that could be changed in place, and was not, is compared."""
+    with replaying(cluster), sessions(router)() as s:
+        s.execute(update(Odd).values({column: {"n": 1} if column in ("plain", "tracked") else [1.0]}))
+        s.commit()
+    with sessions(router)() as s, sessions(router)() as other:
+        odd = shown(s, Odd, 1)
+        if refreshed:
+            s.refresh(odd)
+        other.execute(update(Odd).values({column: {"n": 2} if column in ("plain", "tracked") else [2.0]}))
+        other.commit()
+        odd.stock += 1
+        with pytest.raises(StaleRead, match=column):
+            s.flush()
 
 
 def test_a_column_changed_in_place_is_not_compared(cluster: Cluster[Any], router: Router) -> None:
