@@ -34,14 +34,15 @@ Differences: TypeAlias = dict[Row, tuple[str, ...]]
 def differences(connection: Connection, mapper: Mapper[Any], known: dict[Key, dict[str, Any]], read: Read) -> Differences:
     """Return the rows that differ from the known values.
 
-    known: the values that the columns were loaded with, by primary key.
+    known: the values that the columns were loaded with, by primary key. The row was found by the key, so the key is not compared.
     read: reads the rows.
 
     If values seem to differ that may have no equality of their own, or contain such values, they are read once more. If two
     reads of the locked row differ, too, such values cannot be compared, and prove nothing.
     """
     loaded_of_some = set().union(*known.values())
-    asked = {p.key: p.columns[0] for p in mapper.column_attrs if p.key in loaded_of_some}
+    compared = [p for p in mapper.column_attrs if p.key in loaded_of_some and not set(p.columns).intersection(mapper.primary_key)]
+    asked = {p.key: p.columns[0] for p in compared}
 
     def present(keys: list[Key]) -> dict[Key, dict[str, Any]]:
         return {key: dict(zip(asked, row, strict=True)) for key, row in read(connection, mapper, keys, asked.values()).items()}
@@ -57,7 +58,7 @@ def differences(connection: Connection, mapper: Mapper[Any], known: dict[Key, di
             found[mapper, key] = ()
             continue
         for name, shown in values.items():
-            if not same(name, shown, now[key][name]):
+            if name in asked and not same(name, shown, now[key][name]):
                 if shown is None or type(now[key][name]) in _PLAIN:
                     found[mapper, key] = (*found.get((mapper, key), ()), asked[name].name)
                 else:

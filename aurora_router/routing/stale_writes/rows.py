@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Select, bindparam, select, tuple_
+from sqlalchemy import Select, bindparam, case, select, tuple_
 from sqlalchemy.engine import Connection, CursorResult, Engine
 from sqlalchemy.exc import NotSupportedError
 from sqlalchemy.orm import InstanceState, Mapper
@@ -69,9 +69,13 @@ def has_key(mapper: Mapper[Any], keys: list[Key]) -> ColumnElement[bool]:
 def as_asked(keys: Iterable[Key]) -> Callable[[Key], Key]:
     """Return a function that turns a key from the server into the key that was asked for.
 
-    The two may differ in type. An object that was made with a str for its UUID keeps the str in its identity.
+    The two may differ in type. An object that was made with a str for its UUID keeps the str in its identity. The
+    two may also be spelled in different ways ("007"). Then only a single key is sure to be known again.
     """
     known = {key: key for key in keys}
+    if len(known) == 1:
+        (only,) = known
+        return lambda _: only
     by_text = {(*map(str, key),): key for key in known}
     return lambda key: known.get(key) or by_text.get((*map(str, key),), key)
 
@@ -115,10 +119,23 @@ def _values(
     length = len(mapper.primary_key)
     found: Values = {}
     for some in portions(keys):
+        rows = {tuple(row[:length]): tuple(row[length:]) for row in execute(wanted.where(has_key(mapper, some)))}
         known_as = as_asked(some)
-        for row in execute(wanted.where(has_key(mapper, some))):
-            found[known_as(tuple(row[:length]))] = tuple(row[length:])
+        named = {key: known_as(key) for key in rows}
+        if not {*some}.issuperset(named.values()):
+            named.update(_by_server(execute, mapper, [*{*some}.difference(named.values())]))
+        found.update((named[key], values) for key, values in rows.items())
     return found
+
+
+def _by_server(
+    execute: Callable[[Select[Any]], CursorResult[Any]], mapper: Mapper[Any], asked: list[Key]
+) -> Iterator[tuple[Key, Key]]:
+    """Let the server tell which of its rows has which of the keys that were asked for. Yield the two spellings of each key."""
+    which = case(*((has_key(mapper, [key]), number) for number, key in enumerate(asked)))
+    wanted = select(which, *mapper.primary_key).select_from(mapper.persist_selectable).where(has_key(mapper, asked))
+    for row in execute(wanted):
+        yield tuple(row[1:]), asked[row[0]]
 
 
 def _locks_at(connection: Connection) -> WeakKeyDictionary[Mapper[Any], bool]:

@@ -9,7 +9,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import ARRAY, JSON, Double, ForeignKey, Numeric, PickleType, String, TypeDecorator
+from sqlalchemy import ARRAY, JSON, Double, ForeignKey, Numeric, PickleType, String, TypeDecorator, Uuid
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.mutable import MutableDict
 from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column, relationship
@@ -196,3 +196,11 @@ class Numbered(Base):
     __tablename__ = "keyed"
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(String(20), default="new")
+
+
+class Spelled(Base):
+    """A row with a UUID that Python has as text."""
+
+    __tablename__ = "spelled"
+    id: Mapped[str] = mapped_column(Uuid(as_uuid=False), primary_key=True)
+    note: Mapped[str] = mapped_column(String(9))

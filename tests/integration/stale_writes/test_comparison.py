@@ -17,7 +17,7 @@ from aurora_router.local.cluster import Cluster
 from tests.integration.shop import BOTH, Item, Part, eventually, place, sessions, until_readers_serve
 from tests.integration.shop import family as family_of
 from tests.integration.stale_writes.helpers import MakeRouter, on_the_writer, replaying, shown
-from tests.integration.stale_writes.models import Animal, Cat, Dog, Kit, Numbered, Odd, Opaque, Tagged, Versioned
+from tests.integration.stale_writes.models import Animal, Cat, Dog, Kit, Numbered, Odd, Opaque, Spelled, Tagged, Versioned
 
 pytestmark = BOTH
 
@@ -320,3 +320,61 @@ def test_a_key_may_be_given_as_another_type(cluster: Cluster[Any], make_router: 
             instance.name = name
             s.commit()
         assert instance.name == "second"
+
+
+@BOTH
+@pytest.mark.parametrize("keys", [("007",), ("007", "0008"), ("007", "0008", "9")], ids=len)
+def test_a_key_may_be_spelled_in_another_way(cluster: Cluster[Any], make_router: MakeRouter, keys: tuple[Any, ...]) -> None:
+    """Objects are compared with their own rows if the server spells their keys otherwise. Only a row that is gone is stale."""
+    router = make_router(cluster.url, instances=[cluster.readers[0].address])
+    until_readers_serve(router, 1)
+    with sessions(router)() as s:
+        instances = [Numbered(id=key) for key in keys]
+        s.add_all(instances)
+        s.commit()
+        cluster.wait_in_sync()
+
+        def on_a_reader() -> bool:
+            s.rollback()
+            assert all(instance.name for instance in instances)
+            return place(s) == "reader"
+
+        for name in ("first", "second"):
+            eventually(on_a_reader)
+            for instance in instances:
+                instance.name = name
+            s.commit()
+        assert {instance.name for instance in instances} == {"second"}
+        eventually(on_a_reader)
+        on_the_writer(cluster, f"DELETE FROM keyed WHERE id = {int(keys[-1])}")
+        for instance in instances:
+            instance.name = "third"
+        with pytest.raises(StaleRead) as caught:
+            s.commit()
+        assert (*map(int, caught.value.key), caught.value.columns) == (int(keys[-1]), ())
+        assert "more" not in str(caught.value)
+
+
+@POSTGRESQL
+@pytest.mark.parametrize("spell", [lambda key: key.hex, lambda key: str(key).upper()], ids=["hex", "upper case"])
+def test_uuids_may_be_spelled_in_another_way(
+    cluster: Cluster[Any], make_router: MakeRouter, spell: Callable[[uuid.UUID], str]
+) -> None:
+    """Several objects whose UUIDs the server spells otherwise are compared with their own rows."""
+    router = make_router(cluster.url, instances=[cluster.readers[0].address])
+    until_readers_serve(router, 1)
+    with sessions(router)() as s:
+        instances = [Spelled(id=spell(uuid.uuid4()), note=note) for note in ("a", "b", "c")]
+        s.add_all(instances)
+        s.commit()
+        cluster.wait_in_sync()
+
+        def on_a_reader() -> bool:
+            s.rollback()
+            assert [instance.note.strip() for instance in instances] == ["a", "b", "c"]
+            return place(s) == "reader"
+
+        eventually(on_a_reader)
+        for instance in instances:
+            instance.note += "!"
+        s.commit()
