@@ -77,6 +77,11 @@ def is_lockable(table: FromClause) -> bool:
     return isinstance(table, Table)
 
 
+def is_checkable(session: Any, mapper: Mapper[Any], connection: Connection) -> bool:
+    """Return whether the rows of a mapper can be checked on the writer, and are not in another database."""
+    return is_lockable(mapper.persist_selectable) and bool(session.serves(mapper, connection))
+
+
 def shown_values(state: InstanceState[Any]) -> dict[str, Any]:
     """Return the values that an object's columns were loaded with, unless they were replaced unseen, or changed in place."""
     tables, attributes = state.mapper.tables, state.attrs

@@ -12,7 +12,7 @@ from sqlalchemy.orm import InstanceState, Mapper
 from aurora_router.cluster.connection_state import UNIT
 from aurora_router.routing.retry_context import Row
 from aurora_router.routing.session_state import SessionState
-from aurora_router.routing.stale_writes.comparison import Differences, differences, is_lockable, shown_values, stale_read
+from aurora_router.routing.stale_writes.comparison import Differences, differences, is_checkable, shown_values, stale_read
 from aurora_router.routing.stale_writes.marks import LOADED_FROM_READER, is_marked, is_unchecked, mark_checked, remove_marks
 from aurora_router.routing.stale_writes.members import check_members, read_collections_again
 from aurora_router.routing.stale_writes.relationships import relationships_of
@@ -76,7 +76,7 @@ def _before_write(connection: Connection, state: InstanceState[Any], *, deleted:
         routing.flush_unchecked = False
         if len(session.identity_map):  # else all is new
             if unit.intent.run is not None and not unit.intent.run.on_writer:
-                check_members(session, unit, routing.flush_context.states)
+                check_members(session, connection, unit, routing.flush_context.states)
             _check(session, connection, unit, _to_be_written(session, unit))
     if state.key is None:
         # A copy (make_transient()) of a reader's object is inserted. It has nothing left of that row.
@@ -148,7 +148,7 @@ def _find_differences(session: Any, connection: Connection, states: list[Instanc
     unsent: the rows for which nothing is sent.
     """
     exposed = [state for state in states if not _has_version(session, state)]
-    checkable = {mapper for mapper in {state.mapper for state in exposed} if _checkable(session, mapper, connection)}
+    checkable = {mapper for mapper in {state.mapper for state in exposed} if is_checkable(session, mapper, connection)}
     known = {row_of(state): shown for state in exposed if state.mapper in checkable and (shown := shown_values(state))}
     asked = [
         (mapper, {key: known[mapper, key] for key in keys}, read)
@@ -167,11 +167,6 @@ def _rows_of_the_same_kind(session: Any, found: Differences) -> Iterator[Row]:
     for state in session.identity_map.all_states():
         if state.mapper in mappers and LOADED_FROM_READER in state.info:
             yield row_of(state)
-
-
-def _checkable(session: Any, mapper: Mapper[Any], connection: Connection) -> bool:
-    """Return whether the rows of a mapper can be checked on the writer."""
-    return is_lockable(mapper.persist_selectable) and bool(session.serves(mapper, connection))
 
 
 def _has_version(session: Any, state: InstanceState[Any]) -> bool:

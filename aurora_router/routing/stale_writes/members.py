@@ -6,17 +6,20 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from sqlalchemy import inspect, select
+from sqlalchemy.engine import Connection
 from sqlalchemy.orm import InstanceState, Mapper, RelationshipProperty, aliased, selectinload, with_parent
 
 from aurora_router.routing.session_state import SessionState
-from aurora_router.routing.stale_writes.comparison import Differences, is_lockable, stale_read
+from aurora_router.routing.stale_writes.comparison import Differences, is_checkable, stale_read
 from aurora_router.routing.stale_writes.marks import COLLECTIONS_FROM_READER, REPLACED_COLLECTIONS, has_collections_from_reader
 from aurora_router.routing.stale_writes.relationships import following_of, relationships_of
 from aurora_router.routing.stale_writes.rows import Key, as_asked, has_key, portions, row_of
 from aurora_router.routing.unit import Unit
 
 
-def check_members(session: Any, unit: Unit, flushed: Mapping[InstanceState[Any], tuple[bool, bool]]) -> None:
+def check_members(
+    session: Any, connection: Connection, unit: Unit, flushed: Mapping[InstanceState[Any], tuple[bool, bool]]
+) -> None:
     """Raise StaleRead if a flush changes a collection that a reader has shown, and the writer has more in it.
 
     The writer may also have more because a query has left members out, or because the unit has written them. These cases look the
@@ -26,7 +29,7 @@ def check_members(session: Any, unit: Unit, flushed: Mapping[InstanceState[Any],
     """
     found: Differences = {}
     for (mapper, relationship), states in _changed(flushed).items():
-        if is_lockable(mapper.persist_selectable):
+        if is_checkable(session, mapper, connection) and session.serves(relationship.mapper, connection):
             shown = {row_of(state)[1]: {child.key for child in _members(state, relationship)} for state in states}
             for key, child in _present_members(session, mapper, relationship, [*shown]):
                 if child not in shown.get(key, ()) and not _is_own(session, child):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import event, select
+from sqlalchemy import create_engine, event, select
 from sqlalchemy.orm import Session as PlainSession
 from sqlalchemy.orm import make_transient_to_detached, object_session, selectinload
 from tenacity import stop_after_attempt
@@ -14,7 +14,7 @@ from tenacity import stop_after_attempt
 from aurora_router import Router, RoutingSession, StaleRead
 from aurora_router.local import FaultProxy
 from aurora_router.local.cluster import Cluster
-from tests.integration.late_reads.tables import Branch, Flower, Jar, Label, Nest, Root, Tray
+from tests.integration.late_reads.tables import Branch, Flower, Jar, Label, Leaf, Nest, Root, Tray
 from tests.integration.shop import BOTH, place, sessions
 from tests.integration.stale_writes.helpers import on_the_writer
 
@@ -254,6 +254,26 @@ def test_a_filtered_collection_can_be_changed(cluster: Cluster[Any], router: Rou
         s.rollback()
     router.run_transaction(sessions(router), work)
     assert cluster.execute("SELECT count(*) FROM branch WHERE id > 6") == [(1,)]
+
+
+def test_a_collection_of_another_database_is_not_compared(cluster: Cluster[Any], router: Router) -> None:
+    """Rows of another database are neither compared nor locked in the cluster, even if it has a table of that name."""
+    on_the_writer(cluster, "INSERT INTO branch (id, root_id) VALUES (7, 1)")
+    elsewhere = create_engine(cluster.url)
+    Session = sessions(router, binds=dict.fromkeys((Root, Branch, Leaf), elsewhere))
+    runs: list[str] = []
+
+    def work(s: RoutingSession) -> None:
+        label = s.get_one(Label, "old")
+        runs.append(place(s))
+        root = s.scalars(select(Root).options(selectinload(Root.branches.and_(Branch.id < 7)))).unique().one()
+        root.branches.clear()
+        label.serial = 5
+
+    router.run_transaction(Session, work)
+    elsewhere.dispose()
+    assert runs == ["reader"]
+    assert cluster.execute("SELECT id FROM branch") == [(7,)]
 
 
 HIDDEN = (
