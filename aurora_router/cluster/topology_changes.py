@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from aurora_router.cluster.engines import Engines
 from aurora_router.core import events
-from aurora_router.core.instance import Instance, Role
+from aurora_router.core.instance import Instance, ProbeFailure, Role
 from aurora_router.core.topology import Topology
 
 log = logging.getLogger("aurora_router")
@@ -123,7 +123,14 @@ def _runs(instance: Instance) -> set[object]:
 
 
 def _is_new_trouble(before: Instance, now: Instance) -> bool:
-    """Whether an instance without a role was probed for the first time, or belongs to another cluster by now."""
-    return not before.probed or (
-        not before.healthy and now.foreign_cluster is not None and now.foreign_cluster != before.foreign_cluster
-    )
+    """Whether an instance without a role was probed for the first time, or now needs something else from somebody."""
+    mend = _must_mend(now)
+    return not before.probed or (not before.healthy and mend is not None and mend != _must_mend(before))
+
+
+def _must_mend(instance: Instance) -> str | None:
+    """What somebody must mend at an unused instance; None if waiting may help."""
+    if instance.probe_failure is ProbeFailure.MISCONFIGURED:
+        return instance.error
+    # The words of the server may change with each attempt.
+    return "replication" if any(seen.server.replication_error for seen in instance.tracked) else None

@@ -248,7 +248,7 @@ class InstanceUp(_Happened):
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class InstanceDown(_Happened):
-    """An instance does not answer any more, or cannot be used from the start.
+    """An instance does not answer any more, or cannot be used from the start. Sent again if somebody must mend something else.
 
     error: why it is not used.
     """

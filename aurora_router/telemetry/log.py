@@ -75,7 +75,7 @@ class Log:
         self._started = True
         for instance in topology:
             if instance.probed and not instance.healthy:
-                self(events.InstanceDown(instance.id, instance.error))
+                self(events.InstanceDown(instance.id, topology.why_unused(instance)))
 
     def __call__(self, event: events.Event) -> None:
         """Log the event, now or later."""
@@ -84,7 +84,7 @@ class Log:
                 self._is(where, _Line(logging.INFO, role, f"{where} is used as a {role}"))
             case events.InstanceDown(instance=where, error=error):
                 if self._started:
-                    self._is(where, _Line(logging.WARNING, None, f"{where} is not used: {error}"))
+                    self._is(where, _Line(logging.WARNING, error, f"{where} is not used: {error}"))
             case events.WriterChanged(old=old, new=None):
                 self._last_writer = old
                 self._is(_WRITER, _Line(logging.WARNING, None, f"there is no writer (it was {old}): units that need one wait"))

@@ -8,13 +8,15 @@ import pytest
 
 import aurora_router
 from aurora_router import Router
+from aurora_router.cluster import topology_changes
 from aurora_router.core import events
+from aurora_router.core.instance import Observation
 from aurora_router.core.pacing import Rate, Steady
 from aurora_router.core.topology import Topology
 from aurora_router.router import core_of
 from aurora_router.telemetry.listeners import EventDispatcher
 from aurora_router.telemetry.log import AGAIN, Log
-from tests.unit.topologies import ABC, MISCONFIGURED, after, silent
+from tests.unit.topologies import ABC, MISCONFIGURED, REFUSED, after, reader, said, silent
 
 
 class Told:
@@ -186,8 +188,40 @@ def test_an_instance_that_was_never_usable_is_told_once(caplog):
     log(events.InstanceDown("c", "refused"))
     assert caplog.records == []
     log.started(after(ABC, silent("c", 1, None, MISCONFIGURED)))
-    log(events.InstanceDown("c", "silence"))
+    log(events.InstanceDown("c", "misconfigured at 1"))
     assert [record.getMessage() for record in caplog.records] == ["c is not used: misconfigured at 1"]
+
+
+class NoPools:
+    """The pools of a router that has no connections."""
+
+    def evict(self, instance, *, shut_down_before=None):
+        return 0
+
+
+def test_another_reason_that_somebody_must_mend_is_told(told):
+    """An instance that is down, then refuses the password, then no longer replays, gives a line for each. Silence gives none."""
+    found = after(ABC, silent("b", 1, None, REFUSED))
+    told.log.started(found)
+    assert told.lines == [("WARNING", "b is not used: refused at 1")]
+
+    def then(*seen):
+        nonlocal found
+        for each in seen:
+            old, found = found, after(found, each)
+            for tell in topology_changes.apply(NoPools(), told.hear, old, found, 0.0):
+                tell()
+        return [line for _, line in told.lines]
+
+    assert then(silent("b", 2, None, REFUSED)) == []
+    wrong = Observation("b", 3, 3, probe_failure=MISCONFIGURED, error="wrong password")
+    assert then(wrong, wrong._replace(asked_at=4)) == ["b is not used: wrong password"]
+    assert then(wrong._replace(asked_at=5, error="no such database")) == ["b is not used: no such database"]
+    assert then(silent("b", 6, None, REFUSED)) == [], "waiting may help"
+    broken = reader("B")._replace(replication_error="error 1")
+    stopped = "b is not used: not used, because it no longer replays: error 1"
+    assert then(said("b", 7, broken), said("b", 8, broken._replace(replication_error="error 2"))) == [stopped]
+    assert then(said("b", 9, reader("B"))) == ["b is used as a reader"]
 
 
 def test_a_forked_child_says_again_what_it_finds(told):
