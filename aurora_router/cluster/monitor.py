@@ -366,7 +366,7 @@ class Monitor:
         self._publish(lambda topology: self._accepted(pure.observe(topology, observation)))
 
     def _accepted(self, topology: Topology) -> Topology:
-        """Return the topology. If all names lead to another cluster, and the settings accept it, return one that begins anew."""
+        """Return the topology, or one that begins anew if a new cluster has taken its names, and the settings accept that."""
         if not self._accept_new_cluster or (successor := topology.successor) is None:
             return topology
         warn("the cluster %s was replaced by %s under the same names: it is used from now on", topology.cluster, successor)

@@ -184,8 +184,9 @@ class Settings:
     accept_new_cluster: bool = setting(
         False,
         check_flag,
-        """accept a rebuilt cluster under the same names, once all instances report it. It has another system identifier, group
-        or GTID domain. With `False` that takes a new router, because names that lead to the wrong cluster look the same""",
+        """accept a rebuilt cluster under the same names, once all instances that answer report it, and no old one has answered
+        for 30 s. It has another system identifier, group or GTID domain. With `False` that takes a new router, because names that
+        lead to the wrong cluster look the same""",
     )
     engine_options: Mapping[str, Any] | None = setting(
         None,

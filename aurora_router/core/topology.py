@@ -22,6 +22,8 @@ from aurora_router.core.positions import Position, Sample
 SAMPLES = 256
 # For so many seconds after a crash, a server that will recover may break connections instead of refusing them.
 SETTLES = 0.1
+# Seconds after which a lost server of the old cluster no longer keeps a new cluster under the same names from being accepted.
+GONE_AFTER = 30.0
 MISSES = 2  # silent probes in a row that take an instance out of use
 
 
@@ -77,9 +79,15 @@ class Topology:
 
     @property
     def successor(self) -> str | None:
-        """The one other cluster that all instances say they belong to; None if there is none."""
-        found = {instance.foreign_cluster for instance in self.instances}
-        return found.pop() if len(found) == 1 else None
+        """The one other cluster that all instances that answer say they belong to; None if there is none.
+
+        A server of this cluster that was lost a moment ago may come back, and may be the only one at its right place.
+        """
+        answering = [instance for instance in self.instances if instance.tracked or instance.is_foreign]
+        found = {instance.foreign_cluster for instance in answering}
+        newest = max((instance.last_observed_at for instance in answering), default=0.0)
+        may_return = any(i not in answering and newest - i.lost_at < GONE_AFTER for i in self.instances)
+        return found.pop() if len(found) == 1 and self.probed and not may_return else None
 
     def said(self, instances: Iterable[Instance] | None = None, avoided: Collection[str] = ()) -> tuple[str, ...]:
         """Describe the last state of each instance, one line each.
@@ -101,7 +109,11 @@ class Topology:
         if instance.foreign_cluster is None:
             return ""
         if self.successor is None:
-            return "; check where its name leads"
+            renamed = (
+                "; if only the name of its cluster was changed (gtid_domain_id, or the name of a group), change it here, too"
+            )
+            # No server changes PostgreSQL's system identifier.
+            return f"; check where its name leads{'' if instance.foreign_cluster.isdigit() else renamed}"
         return "; if the cluster was made anew under these names, set accept_new_cluster=True or start this process again"
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 
+from aurora_router.core.instance import Instance
 from aurora_router.core.positions import WalPosition
-from aurora_router.core.topology import Topology, forget_server, observe, reset
+from aurora_router.core.topology import GONE_AFTER, Topology, add, forget_server, observe, reset
 from tests.unit.topologies import (
     MISCONFIGURED,
     READER,
@@ -110,6 +111,35 @@ def test_a_writer_that_was_lost_a_moment_is_known_by_its_run():
     lost = after(MARIA, silent("a", 2, identity("A", cluster="mariadb-0"), REFUSED))
     assert after(lost, said("a", 3, of_mariadb("A", "mariadb-42", WRITER))).writer.id == "a"
     assert after(lost, said("a", 3, of_mariadb("A", "mariadb-42", WRITER, "t1"))).writer is None
+
+
+def test_a_restarted_server_without_the_new_name_may_succeed():
+    """A reader that was not given the new domain is a stranger after its restart. The log says so, and its promotion is found."""
+    renamed = after(MARIA, said("a", 2, of_mariadb("A", "mariadb-42", WRITER)), said("b", 2, of_mariadb("B", "mariadb-0")))
+    assert (renamed.cluster, [i.id for i in renamed.readers]) == ("mariadb-42", ["b"])
+    lost = after(renamed, silent("b", 3, identity("B", cluster="mariadb-0"), REFUSED))
+    restarted = after(lost, said("b", 4, of_mariadb("B", "mariadb-0", started="t1")))
+    assert restarted.successor is None
+    why = restarted.why_unused(restarted.by_id["b"])
+    assert why.startswith("belongs to another cluster (mariadb-0, not mariadb-42); check where its name leads; if only the name")
+    assert "gtid_domain_id" in why
+    alone = after(restarted, silent("a", 5, identity("A", cluster="mariadb-42"), REFUSED))
+    assert alone.successor is None, "the writer was lost a moment ago"
+    promoted = of_mariadb("B", "mariadb-0", WRITER, "t1")
+    late = after(alone, said("b", 5 + GONE_AFTER, promoted))
+    assert late.successor == "mariadb-0"
+    assert "set accept_new_cluster=True" in late.why_unused(late.by_id["b"])
+    assert after(reset(late), said("b", 40, promoted)).writer.id == "b"
+
+
+def test_a_cluster_made_anew_while_one_instance_is_down():
+    """An instance that is down hides no new cluster under the other names. One of the old cluster that answers does."""
+    down = after(WELL, silent("c", 2, identity("C"), REFUSED), said("a", 3, stranger("A", WRITER)))
+    assert down.successor is None, "b answers"
+    anew = after(down, said("b", 2 + GONE_AFTER, stranger("B")))
+    assert anew.successor == "9009"
+    assert after(anew, said("c", 40, reader("C"))).successor is None, "an old one is back"
+    assert add(anew, Instance("d", "d", 5432)).successor is None, "it was not asked yet"
 
 
 def stranger(address, role=READER, **options):
