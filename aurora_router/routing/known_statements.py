@@ -17,6 +17,7 @@ from aurora_router.routing.unit import Unit
 
 WRITES = 1000  # texts of text() that are known to write
 READS = 1000  # statements that are known to read
+READS_LENGTH = 2**20  # characters of the texts of all of them. A key keeps about 14 bytes for each
 LONGEST_WRITE = 10_000  # characters of one text that is known to write
 MAX_REJECTED = 1000  # statements remembered because a reader refused them
 MAX_REJECTED_LENGTH = 4 * 2**20  # characters of all of them
@@ -37,6 +38,7 @@ class KnownStatements:
     def __init__(self, settings: Settings, families: Families, monitor: Monitor, modes: ConnectionModes) -> None:
         self.writes: set[str] = set()
         self.reads: set[object] = set()
+        self._reads_length = 0  # characters of their texts, about
         self.rejected: dict[str, float] = {}
         self._families = families
         self._monitor = monitor
@@ -95,9 +97,11 @@ class KnownStatements:
         sent: the text that SQLAlchemy sends for it.
         """
         found = analyze(sent, self._families.dialect)
-        if found.effect is _READ and found.hint is None:
-            if len(self.reads) >= READS:
+        if found.effect is _READ and found.hint is None and len(sent) <= READS_LENGTH:
+            self._reads_length += len(sent)
+            if len(self.reads) >= READS or self._reads_length > READS_LENGTH:
                 self.reads.clear()
+                self._reads_length = len(sent)
             self.reads.add(key)
 
     def remember_rejected(self, text: str | None) -> None:
