@@ -9,6 +9,7 @@ from sqlalchemy.orm import sessionmaker
 
 from aurora_router import NoWriterAvailable, Router, RoutingSession
 from aurora_router.cluster.monitor import Urgency
+from aurora_router.router import core_of
 from tests.fakes.cluster import FakeCluster
 from tests.fakes.driver import installed
 from tests.integration.shop import eventually
@@ -19,7 +20,7 @@ from tests.stories import WRITE
 def test_an_exception_below_the_monitor_leaves_its_lock_free():
     """The exception comes in the library code that wakes the monitor's threads. Afterwards another thread can still call it."""
     router = Router("postgresql+psycopg://app:x@127.0.0.1:1/shop")
-    monitor = router._core.monitor
+    monitor = core_of(router).monitor
 
     def work() -> None:
         monitor.suspect("127.0.0.1:1")
