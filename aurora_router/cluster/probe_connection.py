@@ -40,10 +40,12 @@ class Probe:
         """Ask the server for its state. Raises ProbeError."""
         try:
             said = self._server.probe(self._ask, asynchronous_commits=self._families.asynchronous_commits)
+            if self._omissions is None:
+                self._omissions = self._omitted()
             if said.role is Role.WRITER:
-                if self._omissions is None:
-                    self._omissions = self._omitted()
                 said = said._replace(unproven=self._omissions)
+            elif self._omissions:
+                said = said._replace(omits=self._omissions)
             if self._isolation is not None:
                 said = said._replace(isolation=self._isolation)
         except UnsupportedServer as error:
@@ -54,7 +56,7 @@ class Probe:
         return said
 
     def _omitted(self) -> str:
-        """The writer's omissions: see `ServerFamily.omissions`. "" if the user has no privilege to ask."""
+        """The server's omissions: see `ServerFamily.omissions`. "" if the user has no privilege to ask."""
         try:
             return self._server.omissions(self._ask)
         except self._error as error:

@@ -10,13 +10,14 @@ Rules:
   diverged: its position proves nothing.
 - A reader's position proves nothing either before the writer was seen to contain it. If the writer was asked before the reader,
   its answer does not decide this.
+- A reader's position proves nothing if it replicates from a reader whose log has a part only, also through others.
 - A reader that was lost once is used again at its first answer. A reader that is lost again and again must first answer for some
   time, and this time doubles with each loss. The writer never waits, because without it nobody can write.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from aurora_router.core.instance import Ahead, Instance, Location, Role, ServerId, ServerStatus, TrackedServer
@@ -123,15 +124,37 @@ def compare(instance: Instance, writer: TrackedServer, last: Position | None) ->
     return instance if servers == instance.tracked else instance._replace(tracked=servers)
 
 
-def derive(instance: Instance, epoch: int, elected: Claim | None, disqualified: Collection[object]) -> Instance:
+def behind_filters(instances: Iterable[Instance]) -> Mapping[str | None, str]:
+    """Return the readers that replicate from a reader whose log has a part only, also through others.
+
+    Each is an address and what the log leaves out.
+    """
+    readers = [seen.server for each in instances for seen in each.tracked if seen.server.role is Role.READER]
+    omitted: dict[str | None, str] = {reader.id.address: reader.omits for reader in readers if reader.omits}
+    behind: dict[str | None, str] = {}
+    while omitted:
+        reached = {r.id.address: omitted[source] for r in readers for source in r.sources if source in omitted}
+        omitted = {address: why for address, why in reached.items() if address not in behind}
+        behind |= omitted
+    return behind
+
+
+def derive(
+    instance: Instance,
+    epoch: int,
+    elected: Claim | None,
+    disqualified: Collection[object],
+    filtered: Mapping[str | None, str],
+) -> Instance:
     """Derive role, position and lag of an instance from its servers and the election.
 
     epoch: the newest one.
     disqualified: the lives of servers that accept writes in the newest epoch, but were deposed before.
+    filtered: see `behind_filters`.
     """
     role, use = _use(instance, elected)
     lags = [s.server.lag for s in use if s.server.lag is not None]
-    unproven = next((why for s in use if (why := _unproven(s))), "") if use else instance.unproven
+    unproven = next((why for s in use if (why := _unproven(s, filtered))), "") if use else instance.unproven
     return instance._replace(
         role=role,
         error="" if role is not None else _unused(instance, epoch, elected, disqualified),
@@ -152,13 +175,15 @@ def _use(instance: Instance, elected: Claim | None) -> tuple[Role | None, tuple[
     return (Role.READER, replaying) if replaying and not _held(instance) else (None, ())
 
 
-def _unproven(seen: TrackedServer) -> str:
+def _unproven(seen: TrackedServer, filtered: Mapping[str | None, str]) -> str:
     """Why a server's answers do not prove that it has what a session has written; "" if they do."""
     if seen.has_diverged:
         return (
             "it has transactions of the writer's that the writer has not, as after RESET MASTER there; "
             "make it anew from the writer, and restart it"
         )
+    if seen.server.role is Role.READER and seen.server.id.address in filtered:
+        return f"it replicates from a reader: {filtered[seen.server.id.address]}"
     return seen.server.unproven
 
 

@@ -63,6 +63,8 @@ class ServerStatus(NamedTuple):
     replication_error: why a reader no longer replays; "" if it does, and for a writer.
     unproven: why a position does not prove that readers have all writes; "" if it does. A reader may replicate only a part of
         them, or the log of a writer may have only a part.
+    omits: what a reader leaves out of its own log, so that the readers behind it never have it; "" if there is none.
+    sources: the addresses of the servers that a reader replicates from, as far as it tells them.
     """
 
     id: ServerId
@@ -73,6 +75,8 @@ class ServerStatus(NamedTuple):
     isolation: str = "read committed"
     replication_error: str = ""
     unproven: str = ""
+    omits: str = ""
+    sources: frozenset[str] = frozenset()
 
 
 class ProbeFailure(enum.Enum):

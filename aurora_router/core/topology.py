@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from aurora_router.core.election import FLAP_WINDOW, claims, compare, derive, elect
+from aurora_router.core.election import FLAP_WINDOW, behind_filters, claims, compare, derive, elect
 from aurora_router.core.instance import Instance, Location, Observation, ProbeFailure, Role, ServerId, ServerStatus, TrackedServer
 from aurora_router.core.positions import Position, Sample
 
@@ -322,7 +322,8 @@ def _settle(topology: Topology, instances: tuple[Instance, ...]) -> Topology:
         instances = tuple(compare(i, writer.tracked, last) for i in instances)
         before = frozenset() if topology.elected is None else {topology.elected.location}
         deposed = (deposed | before) - {writer.server.location}
-    settled = tuple(derive(i, epoch, writer, found.disqualified) for i in instances)
+    filtered = behind_filters(instances)
+    settled = tuple(derive(i, epoch, writer, found.disqualified, filtered) for i in instances)
     serving = next((i for i in settled if i.role is Role.WRITER), None)
     return Topology(
         instances=settled,

@@ -108,7 +108,7 @@ class Probing(Protocol):
         ...
 
     def omissions(self, query: Query) -> str:
-        """Describe the data that a writer leaves out of its log, so that no reader ever has it; "" if there is none.
+        """Describe the data that a server leaves out of its log, so that no reader behind it ever has it; "" if there is none.
 
         Raises the errors of `query`.
         """

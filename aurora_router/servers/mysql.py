@@ -195,7 +195,8 @@ def probe(query: Query, *, asynchronous_commits: bool) -> ServerStatus:
     if role is Role.WRITER or (shared and not rows):
         return ServerStatus(identity, role, epoch, position, None, isolation)
     lag, stopped = parse_replicas(channels)
-    return ServerStatus(identity, role, epoch, position, lag, isolation, stopped, parse_filters(channels))
+    filters, sources = parse_filters(channels), parse_sources(channels)
+    return ServerStatus(identity, role, epoch, position, lag, isolation, stopped, filters, sources=sources)
 
 
 def _is_group(identity: ServerId) -> bool:
@@ -267,6 +268,15 @@ def parse_filters(channels: Sequence[Mapping[str, Any]]) -> str:
     return f"it replicates a part of the writer's log only ({'; '.join(found)})" if found else ""
 
 
+def parse_sources(channels: Sequence[Mapping[str, Any]]) -> frozenset[str]:
+    """Return the servers that a reader replicates from, by the names that they have in their identities.
+
+    channels: the reader's report of its replication, one row for each source.
+    """
+    names = (c.get("Source_UUID") or c.get("Master_UUID") or c.get("Master_Server_Id") for c in channels)
+    return frozenset(str(name) for name in names if name)
+
+
 def _outside_system(name: str, value: object) -> str:
     """The value of a filter. A filter that lists ignored names is returned without the servers' own schemas."""
     listed = [part.strip() for part in str(value or "").split(",")]
@@ -276,7 +286,7 @@ def _outside_system(name: str, value: object) -> str:
 
 
 def omissions(query: Query) -> str:
-    """Describe the data that the writer leaves out of its log, so that no reader ever has it; "" if there is none."""
+    """Describe the data that the server leaves out of its log, so that no reader behind it ever has it; "" if there is none."""
     _, (row,) = query(VERSION)
     server = parse_version(row)
     renamed = not server.mariadb and server.number >= (8, 2, 0)

@@ -149,3 +149,24 @@ def test_a_reader_without_the_commit_table_proves_nothing(aurora_cluster_factory
         assert caught.value.resolve(20.0) is Outcome.UNKNOWN
         assert cluster.execute("SELECT count(*) FROM logs") == [(1,)]
     cluster.stop()
+
+
+@pytest.mark.engines("mariadb")
+def test_a_reader_behind_a_filtered_reader_is_not_used(aurora_cluster_factory: Factory) -> None:
+    """A reader whose source is a reader with a filtered log serves no session that has written."""
+    cluster: Any = aurora_cluster_factory(readers=2)
+    cluster.execute("CREATE DATABASE other")
+    cluster.execute("CREATE TABLE other.x (id int PRIMARY KEY)")
+    cluster.execute("GRANT ALL ON other.* TO app@'%'")
+    cluster.wait_in_sync()
+    between, last = cluster.readers
+    cluster._settings = {"binlog_ignore_db": "other"}
+    cluster.restart(between)
+    cluster._follow(last, between)
+    cluster._streams(last, 10)
+    cluster.wait_in_sync()
+    with Router(cluster.url, instances=[r.address for r in cluster.readers], probe_interval=0.05) as router:
+        eventually(lambda: bool(router.topology.by_id[last.address].unproven))
+        assert not router.topology.by_id[between.address].unproven
+        assert last.address not in reads_its_own_writes(router, "other.x")
+    cluster.stop()

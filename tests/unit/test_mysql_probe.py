@@ -352,3 +352,16 @@ def test_a_function_is_a_read_if_it_is_one_in_every_schema():
 def test_the_level_is_that_of_a_session_of_the_application(of_server, of_session, level):
     """A level that init_command sets is seen, and so is a change of the server's own default."""
     assert mysql.probe(mariadb(level=of_server, of_session=of_session), asynchronous_commits=False).isolation == level
+
+
+@pytest.mark.parametrize(
+    ("ask", "source"),
+    [
+        (mariadb(read_only=1, channels=[{**RUNS, "Master_Server_Id": 7}]), "7"),
+        (oracle(read_only=1, channels=[{**NEWER, "Source_UUID": OTHER, "Source_Server_Id": 7}]), OTHER),
+        (mariadb(read_only=1, channels=[{**RUNS, "Master_Server_Id": 0}]), None),  # not connected yet
+    ],
+)
+def test_a_reader_tells_from_whom_it_replicates(ask, source):
+    """The source is named as in its own identity."""
+    assert mysql.probe(ask, asynchronous_commits=False).sources == (frozenset() if source is None else frozenset({source}))

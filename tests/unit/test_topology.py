@@ -254,3 +254,27 @@ def test_an_instance_that_cannot_write_ends_no_wait():
     endpoint = add(WELL, Instance("ro", "ro", 5432, reader_only=True))
     wrong = after(endpoint, silent("ro", 2, None, MISCONFIGURED), silent("a", 3, identity("A"), REFUSED))
     assert wrong.misconfigured == ()
+
+
+@pytest.mark.parametrize(
+    ("sources", "omits", "unproven"),
+    [
+        ({"C": ["B"], "D": ["C"]}, "B", "cd"),  # through another one, too
+        ({"C": ["B"], "D": ["A"]}, "B", "c"),
+        ({"C": ["B"], "D": ["C"], "B": ["D"]}, "B", "bcd"),
+        ({"C": ["A"], "D": ["A"]}, "B", ""),
+        ({"C": ["B"], "D": ["C"]}, "D", ""),
+    ],
+)
+def test_a_reader_behind_a_filtered_log_proves_nothing(sources, omits, unproven):
+    """A reader lacks what the log of its source leaves out, or the log of that one's source, although it has all GTIDs."""
+
+    def answer(address):
+        of_source = frozenset(sources.get(address, ["A"]))
+        return reader(address)._replace(sources=of_source, omits="its log has a part" if address == omits else "")
+
+    start = after(topology("a", "b", "c", "d"), said("a", 1, writer("A")))
+    found = after(start, *(said(address.lower(), 1, answer(address)) for address in "BCD"))
+    assert "".join(each.id for each in found if each.unproven) == unproven
+    assert all(each.unproven == "it replicates from a reader: its log has a part" for each in found if each.unproven)
+    assert len(found.readers) == 3, "they serve other reads"
