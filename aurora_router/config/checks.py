@@ -276,7 +276,7 @@ def check_result(result: Any) -> None:
     if end is not None:
         end()
     kind = type(result).__name__
-    raise ConfigurationError(f"the function returns a {kind}: like a coroutine or a generator, it would run after its unit")
+    raise ConfigurationError(f"the function's result ({kind}) is like a coroutine or a generator: it would run after its unit")
 
 
 _LATER = (

@@ -35,18 +35,13 @@ class SessionConnector:
 
     def connect(self, engine: Engine) -> Connection:
         self.engine = engine
-        return join(self.session, engine, self.options)
+        return Session._connection_for_bind(self.session, engine, execution_options=self.options)
 
     def pool_connection(self, connection: Connection) -> PoolProxiedConnection:
         return connection.connection
 
     def discard(self, connection: Connection) -> None:
         leave(self.session, connection.engine, invalidate=True)
-
-
-def join(session: Session, engine: Engine, options: Mapping[str, Any] | None = None) -> Connection:
-    """Return the connection to this engine that the session's transaction has, or let one join the transaction."""
-    return Session._connection_for_bind(session, engine, execution_options=options)
 
 
 def connection_to(session: Session, engine: Engine) -> Connection | None:

@@ -57,7 +57,7 @@ class RoutingMixin(SessionStatements):
         **options: Any,
     ) -> None:
         if not isinstance(router, Router):
-            raise ConfigurationError("router= must be a Router")
+            raise ConfigurationError(f"router= must be a Router{f': {NO_BINDS}' if args else ''}")
         if read_only is not None and read_only is not True and read_only is not False:  # 0 is neither
             raise ConfigurationError(f"{checks.named('read_only', read_only)}: use True, False or None")
         if commit_check is not None and commit_check not in ("xid", "table"):

@@ -13,7 +13,7 @@ from sqlalchemy.orm.exc import StaleDataError
 from aurora_router.cluster.error_classification import FACTS
 from aurora_router.routing import stale_writes
 from aurora_router.session.binds import SessionBinds
-from aurora_router.session.connections import join
+from aurora_router.session.connections import SessionConnector
 
 R = TypeVar("R")
 
@@ -105,7 +105,7 @@ class SessionWrites(SessionBinds):
         engine = self.get_bind(mapper, clause=clause)
         unit = self.routing_state.unit
         if unit is not None and unit.place.instance is not None and unit.place.on_writer and engine is self._engine(unit):
-            stale_writes.check_bulk(self, join(self, engine), states)
+            stale_writes.check_bulk(self, SessionConnector(self, None, None).connect(engine), states)
         else:
             self._in_bulk = states
         return engine
