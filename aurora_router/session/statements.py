@@ -34,6 +34,9 @@ class SessionStatements(SessionWrites):
         clause = self._clause(mapper, clause)
         if mapper is None and clause is None:
             return self.router_core.writer_engine()  # the caller wants to look at an engine, not to connect
+        if self._call is None and (clause is not None or self.get_transaction() is None):
+            # So does str(query). Nobody connects to the engine that this returns, except by connection(), which enters the unit.
+            return self.router_core.writer_engine() if unit.place.instance is None else self._engine(unit)
         if unit.intent.read_only:
             return self._engine_to_read_only(unit, clause)
         # A text() is the same on every engine. So most texts that write are known before a reader is chosen.

@@ -255,3 +255,33 @@ def test_a_class_that_lets_the_mixin_route_is_taken(router: Router, bases: tuple
     with routed(router=router) as s:
         assert s.scalar(READ) == STOCK
         assert place(s) == "reader"
+
+
+LOOKS: dict[str, Callable[[MixedSession], Any]] = {
+    "str(query)": lambda s: str(s.query(Part)),
+    "str(query with a lock)": lambda s: str(s.query(Part).with_for_update()),
+    "get_bind(clause)": lambda s: s.get_bind(clause=READ),
+    "get_bind(mapper)": lambda s: s.get_bind(Part),
+    "get_bind()": lambda s: s.get_bind(),
+}
+
+
+@pytest.mark.parametrize("autobegin", [True, False])
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_to_look_at_a_query_or_an_engine_begins_nothing(
+    make: sessionmaker[MixedSession], look: Callable[[MixedSession], Any], autobegin: bool
+) -> None:
+    """str(query) and get_bind() connect nowhere, and begin no transaction."""
+    with make(autobegin=autobegin) as s:
+        look(s)
+        assert place(s) == "nowhere"
+        assert not s.in_transaction()
+
+
+@pytest.mark.parametrize("look", [look for what, look in LOOKS.items() if "mapper" not in what])
+def test_to_look_at_a_query_moves_nothing(make: sessionmaker[MixedSession], look: Callable[[MixedSession], Any]) -> None:
+    """str(query) and get_bind() leave a unit on its reader."""
+    with make() as s:
+        assert s.scalar(READ) == STOCK
+        look(s)
+        assert place(s) == "reader"
