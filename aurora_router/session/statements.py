@@ -164,6 +164,9 @@ class SessionStatements(SessionWrites):
         SQLAlchemy calls this for execute(), scalar() and scalars(), also if a class that is mixed in calls super().execute().
         """
         outer = self._call
+        # The outer statement may be sent only after this one, which loads one of its parameters.
+        outer_unit = self.routing_state.unit if outer is not None else None
+        outer_hint = outer_unit.hint if outer_unit is not None else None
         given = options.get("execution_options")
         of_write = options.get("_add_event") is not None  # only bulk statements use it; a scoped_session gives None
         route = self._option("route", statement, given)
@@ -193,12 +196,14 @@ class SessionStatements(SessionWrites):
                         continue
                     if isinstance(error, StaleDataError):
                         self._note_refused(error)
-                    own = error.orig if type(error) is StatementError else None
-                    if isinstance(own, RouterError):  # raised when a parameter loaded something
+                    own = _error_of_parameter(error)
+                    if own is not None:
                         raise own from own.__cause__
                     raise
         finally:
             self._call = outer
+            if outer_unit is not None:
+                outer_unit.hint = outer_hint
             if is_update:
                 self._in_bulk = None
 
@@ -242,3 +247,9 @@ class SessionStatements(SessionWrites):
 def _lacks_connection(error: Exception) -> bool:
     """Return whether this may be the error of a statement that lost its connection before it was sent."""
     return isinstance(error, (StatementError, ResourceClosedError, MustMoveToWriter)) and not isinstance(error, DBAPIError)
+
+
+def _error_of_parameter(error: Exception) -> RouterError | None:
+    """Return the router's own error that was raised when a parameter loaded something; None for other errors."""
+    own = error.orig if type(error) is StatementError else None
+    return own if isinstance(own, RouterError) else None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import Integer, bindparam, create_engine, event, func, select, text
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from sqlalchemy.sql.expression import ClauseElement, Executable
@@ -285,3 +285,16 @@ def test_to_look_at_a_query_moves_nothing(make: sessionmaker[MixedSession], look
         assert s.scalar(READ) == STOCK
         look(s)
         assert place(s) == "reader"
+
+
+@pytest.mark.parametrize("route", [None, "writer"])
+def test_a_load_inside_a_statement_leaves_its_hint_alone(make: sessionmaker[MixedSession], route: str | None) -> None:
+    """A statement keeps its hint if one of its parameters loads something, unless that load moves the unit."""
+    with make() as s:
+
+        def load() -> int:
+            return s.scalar(READ, execution_options={"route": route}) or 0
+
+        unknown = func.unknown(bindparam("n", callable_=load, type_=Integer))
+        assert s.scalar(select(unknown), bind_arguments={"read_only": True}) == 42
+        assert place(s) == ("reader" if route is None else "writer")
