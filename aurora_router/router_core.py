@@ -49,12 +49,14 @@ class RouterCore:
     They refer to each other, but never to the Router. So the Router can be garbage collected, and its finalizer stops them.
 
     is_started: whether start() has nothing to wait for.
+    route: the hint that engine_options give for all statements; None without one.
     """
 
     is_started = False
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.route = settings.options.get("execution_options", {}).get("route")
         self.log = log = Log()
         self.dispatcher = dispatcher = EventDispatcher(tuple(settings.listeners), log)
         self.waiting = waiting = ThreadWaiting()

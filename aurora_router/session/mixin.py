@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Never
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.util import immutabledict
 
 from aurora_router.config import checks
 from aurora_router.errors import ConfigurationError
@@ -76,6 +77,8 @@ class RoutingMixin(SessionStatements):
             self._joined = bind
             self._elsewhere = self._was_elsewhere = True
         super().__init__(*args, **options)  # Session takes one, a bind, which is refused when it is set
+        if core.route is not None:
+            self.execution_options = immutabledict({"route": core.route}).union(self.execution_options)
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

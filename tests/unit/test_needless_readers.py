@@ -74,3 +74,19 @@ def test_a_hint_in_any_part_of_a_text_needs_no_reader(late: FakeCluster, stateme
         with make() as s:
             s.execute(statement).all()
             assert place(s) == "writer"
+
+
+@pytest.mark.parametrize("read_only", [None, True])
+def test_a_hint_of_the_engine_needs_no_reader(late: FakeCluster, read_only: bool | None) -> None:
+    """A `route` in the engine's options counts before a reader is chosen. A statement may have another one."""
+    routed: dict[str, Any] = {"execution_options": {"route": "writer"}}
+    options: dict[str, Any] = {"instances": ["db-2"], "no_reader": "error", "engine_options": routed}
+    with Router("postgresql+fakepg://app@db-1/shop", **options) as router:
+        router.start()
+        make: Any = sessionmaker(class_=RoutingSession, router=router, read_only=read_only)
+        late.kill(late.readers[0])
+        with make() as s:
+            s.execute(READ)
+            assert place(s) == "writer"
+        with make() as s, pytest.raises(NoReaderAvailable):
+            s.execute(READ, execution_options={"route": "reader"})
