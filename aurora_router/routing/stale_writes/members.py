@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from typing import Any
 
 from sqlalchemy import inspect, select
@@ -30,9 +30,9 @@ def check_members(
     found: Differences = {}
     for (mapper, relationship), states in _changed(flushed).items():
         if is_checkable(session, mapper, connection) and session.serves(relationship.mapper, connection):
-            shown = {row_of(state)[1]: {child.key for child in _members(state, relationship)} for state in states}
+            shown = {row_of(state)[1]: _members(state, relationship) for state in states}
             for key, child in _present_members(session, mapper, relationship, [*shown]):
-                if child not in shown.get(key, ()) and not _is_own(session, child):
+                if _is_hidden(session, child, shown.get(key, frozenset())):
                     found[mapper, key] = (*found.get((mapper, key), ()), relationship.key)
     if found:
         raise stale_read(unit.intent.run, {row: (*dict.fromkeys(names),) for row, names in found.items()})
@@ -57,16 +57,32 @@ def _changed(
                     or not each.uselist
                     or each in following
                     or each.key in replaced
+                    or _is_unset(state, each)
                     or isinstance(state.dict.get(each.key), dict)
                     or state.attrs[each.key].history.deleted
                 ):
                     changed.setdefault((state.mapper, each), []).append(state)
+            for each in relationships_of(state.mapper).dynamic:
+                if each.key in state.committed_state and not deleted:
+                    history = state.attrs[each.key].history
+                    if history.deleted or not history.added:  # else it was only added to, as far as one can see
+                        changed.setdefault((state.mapper, each), []).append(state)
     return changed
 
 
-def _members(state: InstanceState[Any], relationship: RelationshipProperty[Any]) -> Iterator[InstanceState[Any]]:
-    """Yield the members of a collection, and those that were removed from it since it was loaded."""
-    return (inspect(child) for child in state.attrs[relationship.key].history.sum() if child is not None)
+def _is_unset(state: InstanceState[Any], relationship: RelationshipProperty[Any]) -> bool:
+    """Return whether a changed collection was deleted as an attribute (`del order.lines`). It then has no history."""
+    return bool(relationship.uselist) and relationship.key not in state.dict
+
+
+def _members(state: InstanceState[Any], relationship: RelationshipProperty[Any]) -> Set[Any] | None:
+    """Return the keys of the members of a collection, and of those that were removed from it since it was loaded.
+
+    None if its history does not name all of them.
+    """
+    if relationship.lazy == "dynamic" or _is_unset(state, relationship):
+        return None
+    return {inspect(child).key for child in state.attrs[relationship.key].history.sum() if child is not None}
 
 
 def _present_members(
@@ -87,10 +103,17 @@ def _present_members(
             yield known_as(tuple(row[: len(owner)])), other.identity_key_from_primary_key(tuple(row[len(owner) :]))
 
 
-def _is_own(session: Any, key: Any) -> bool:
-    """Return whether this session has inserted the row itself, and never read it. A late reader is not the cause then."""
+def _is_hidden(session: Any, key: Any, members: Set[Any] | None) -> bool:
+    """Return whether a reader has not shown a member of a collection.
+
+    It is not hidden if this session has inserted the row itself, and never read it.
+
+    members: those known from the collection's history. None: whatever the session has loaded may be a member.
+    """
     known = session.identity_map.get(key)
-    return known is not None and inspect(known).runid is None
+    if members is None:
+        return known is None
+    return key not in members and (known is None or inspect(known).runid is not None)
 
 
 def read_collections_again(session: Any) -> None:
@@ -155,6 +178,8 @@ def _children(session: Any, state: InstanceState[Any]) -> Iterator[InstanceState
     routing: SessionState = session.routing_state
     if routing.read_only is None and state.object in session.deleted:
         for relationship in relationships_of(state.mapper).dynamic:
+            if relationship.passive_deletes or not relationship.cascade.delete:
+                continue
             now = select(relationship.mapper).where(with_parent(state.object, relationship.class_attribute))
             for child in session.scalars(now, bind_arguments={"mapper": relationship.mapper}).unique().all():
                 if child not in session.deleted:

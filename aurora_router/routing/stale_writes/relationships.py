@@ -14,7 +14,7 @@ class Relationships(NamedTuple):
     having: those to objects that refer to this one, loaded as a whole.
     owned: as `having`, if a flush that deletes this object also deletes the others or clears their foreign keys.
     orphaning: those with the cascade "delete-orphan".
-    dynamic: those of lazy="dynamic" with the cascade "delete".
+    dynamic: those of lazy="dynamic".
     following: as `having`, if a flush that changes the key also changes it in the objects that refer to it.
     collections: the keys of all relationships to several objects.
     """
@@ -40,7 +40,7 @@ def relationships_of(mapper: Mapper[Any]) -> Relationships:
             having,
             tuple(r for r in having if not r.passive_deletes),
             tuple(r for r in mapper.relationships if r.cascade.delete_orphan),
-            tuple(r for r in far if r.lazy == "dynamic" and r.cascade.delete and not r.passive_deletes),
+            tuple(r for r in far if r.lazy == "dynamic"),
             tuple(r for r in having if not r.passive_updates),
             frozenset(r.key for r in mapper.relationships if r.uselist),
         )

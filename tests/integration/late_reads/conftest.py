@@ -13,7 +13,7 @@ from aurora_router import Router
 from aurora_router.core import events
 from aurora_router.local import FaultProxy
 from aurora_router.local.cluster import Cluster
-from tests.integration.late_reads.tables import Base, Bird, Branch, Counted, Jar, Label, Leaf, Root, Tray
+from tests.integration.late_reads.tables import Base, Bird, Branch, Counted, Jar, Label, Leaf, Mole, Root, Tray
 from tests.integration.stale_writes.helpers import late
 
 MakeRouter = Callable[..., Router]
@@ -25,7 +25,15 @@ def cluster(cluster: Cluster[Any]) -> Cluster[Any]:
     Base.metadata.drop_all(engine)
     Base.metadata.create_all(engine)
     with PlainSession(engine) as s, s.begin():
-        s.add(Root(id=1, branches=[Branch(id=1, leaves=[Leaf(id=1)])], birds=[Bird(id=1)], labels=[Label(name="old")]))
+        s.add(
+            Root(
+                id=1,
+                branches=[Branch(id=1, leaves=[Leaf(id=1)])],
+                birds=[Bird(id=1)],
+                labels=[Label(name="old")],
+                moles=[Mole(id=1)],
+            )
+        )
         s.add(Counted(id=1, stock=1))
         s.add(Tray(name="old", jars=[Jar(id=1)], labels=[Label(name="first")]))
         s.add(Label(name="second"))

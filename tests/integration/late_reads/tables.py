@@ -23,11 +23,12 @@ class Root(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     note: Mapped[str] = mapped_column(String(9), default="")
     branches: Mapped[list[Branch]] = relationship(cascade="all, delete-orphan", order_by="Branch.id")
-    birds: Mapped[list[Bird]] = relationship()
+    birds: Mapped[list[Bird]] = relationship(back_populates="root")
     labels: Mapped[list[Label]] = relationship(secondary=links)
     flower: Mapped[Flower | None] = relationship(cascade="all, delete-orphan")
     stones: Mapped[list[Stone]] = relationship(cascade="all", passive_deletes=True)
     worms: DynamicMapped[Worm] = relationship(cascade="all, delete-orphan")
+    moles: DynamicMapped[Mole] = relationship(cascade="all, delete-orphan")
     nests: Mapped[dict[str, Nest]] = relationship(cascade="all, delete-orphan", collection_class=attribute_keyed_dict("place"))
 
 
@@ -50,6 +51,7 @@ class Bird(Base):
     __tablename__ = "bird"
     id: Mapped[int] = mapped_column(primary_key=True)
     root_id: Mapped[int | None] = mapped_column(ForeignKey("root.id"))
+    root: Mapped[Root | None] = relationship(back_populates="birds")
 
 
 class Flower(Base):
@@ -72,6 +74,14 @@ class Worm(Base):
     """One of too many to be kept in memory."""
 
     __tablename__ = "worm"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    root_id: Mapped[int] = mapped_column(ForeignKey("root.id"))
+
+
+class Mole(Base):
+    """One of too many to be kept in memory."""
+
+    __tablename__ = "mole"
     id: Mapped[int] = mapped_column(primary_key=True)
     root_id: Mapped[int] = mapped_column(ForeignKey("root.id"))
 

@@ -14,7 +14,7 @@ from tenacity import stop_after_attempt
 from aurora_router import Router, RoutingSession, StaleRead
 from aurora_router.local import FaultProxy
 from aurora_router.local.cluster import Cluster
-from tests.integration.late_reads.tables import Branch, Flower, Jar, Label, Leaf, Nest, Root, Tray
+from tests.integration.late_reads.tables import Branch, Flower, Jar, Label, Leaf, Mole, Nest, Root, Tray
 from tests.integration.shop import BOTH, place, sessions
 from tests.integration.stale_writes.helpers import on_the_writer
 
@@ -27,6 +27,7 @@ MEANWHILE = (
     "INSERT INTO flower VALUES (1, 1)",
     "INSERT INTO stone VALUES (1, 1)",
     "INSERT INTO worm VALUES (1, 1)",
+    "INSERT INTO mole VALUES (2, 1)",
     "INSERT INTO nest VALUES (1, 1, 'high')",
     "INSERT INTO label (name) VALUES ('new')",
     "INSERT INTO link VALUES (1, 'new')",
@@ -175,6 +176,26 @@ def replace_flower(root: Root) -> None:
     root.flower = Flower(id=9)
 
 
+def replace_moles(root: Root) -> None:
+    root.moles = [Mole(id=9)]  # type: ignore[assignment]
+
+
+def replace_moles_by_some_of_them(root: Root) -> None:
+    root.moles = [root.moles.filter_by(id=1).one()]  # type: ignore[assignment]
+
+
+def replace_worms_by_none(root: Root) -> None:
+    root.worms = []  # type: ignore[assignment]
+
+
+def unset_birds(root: Root) -> None:
+    del root.birds
+
+
+def unset_flower(root: Root) -> None:
+    del root.flower
+
+
 def save_one_branch_and_delete(root: Root) -> None:
     session = object_session(root)
     assert session is not None
@@ -199,6 +220,8 @@ def save_one_branch_and_delete(root: Root) -> None:
         (replace_birds, "SELECT id FROM bird WHERE root_id = 1"),
         (replace_labels, "SELECT label_name FROM link WHERE label_name <> 'other'"),
         (replace_flower, "SELECT id FROM flower WHERE id <> 9"),
+        (unset_birds, "SELECT id FROM bird WHERE root_id = 1"),
+        (unset_flower, "SELECT id FROM flower"),
         (save_one_branch_and_delete, "SELECT id FROM branch WHERE id = 1"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -216,6 +239,32 @@ def test_what_a_collection_hid_is_taken_out_with_the_rest(
         if flushed:
             root.note = "changed"
             s.flush()
+        change(root)
+
+    router.run_transaction(sessions(router), work)
+    assert began == ["reader", "writer"]
+    assert cluster.execute(left) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "left"),
+    [
+        (replace_moles, "SELECT id FROM mole WHERE id <> 9"),
+        (replace_moles_by_some_of_them, "SELECT id FROM mole WHERE id <> 1"),
+        (replace_worms_by_none, "SELECT id FROM worm"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_a_dynamic_collection_hid_is_taken_out(
+    cluster: Cluster[Any], router: Router, change: Callable[[Root], None], left: str
+) -> None:
+    """SQLAlchemy loads a dynamic collection that is replaced as a whole. A late reader may hide rows of it, too."""
+    on_the_writer(cluster, *MEANWHILE)
+    began: list[str] = []
+
+    def work(s: RoutingSession) -> None:
+        root = s.get_one(Root, 1)
+        began.append(place(s))
         change(root)
 
     router.run_transaction(sessions(router), work)
@@ -320,10 +369,43 @@ def test_what_is_only_added_to_a_collection_asks_nothing(cluster: Cluster[Any], 
         root = s.get_one(Root, 1, options=ALL)
         root.branches.append(Branch(id=9))
         root.labels.append(Label(name="other"))
+        root.moles.append(Mole(id=9))
         before = len(proxy.statements)
         s.commit()
     assert not [each for each in proxy.statements[before:] if "FROM root JOIN" in each]
     assert cluster.execute("SELECT count(*) FROM branch") == [(3,)]
+
+
+def add_to_it(root: Root) -> None:
+    root.moles.append(Mole(id=9))
+
+
+def remove_what_was_loaded(root: Root) -> None:
+    moles = root.moles.all()
+    root.moles.remove(moles[0])
+
+
+def unset_what_was_loaded(root: Root) -> None:
+    kept = [*root.birds]
+    del root.birds
+    assert len(kept) == 1
+
+
+@pytest.mark.parametrize(
+    "change", [add_to_it, remove_what_was_loaded, unset_what_was_loaded], ids=lambda value: getattr(value, "__name__", "")
+)
+def test_a_collection_whose_members_are_known_takes_one_run(
+    cluster: Cluster[Any], router: Router, change: Callable[[Root], None]
+) -> None:
+    """A collection without a history is compared with what the session has loaded, and an addition with nothing."""
+    runs: list[int] = []
+
+    def work(s: RoutingSession) -> None:
+        runs.append(1)
+        change(s.get_one(Root, 1))
+
+    router.run_transaction(sessions(router), work)
+    assert len(runs) == 1
 
 
 def test_what_a_unit_has_inserted_itself_is_not_hidden(cluster: Cluster[Any], router: Router) -> None:
