@@ -56,9 +56,17 @@ class Target:
         """
         url = self.url.set(host=instance.host, port=instance.port)
         host = arguments.get("host") or instance.host
-        if any(_MANAGED.fullmatch(name.lower().removesuffix(".")) for name in str(host).split(",")):
+        if any(_MANAGED.fullmatch(_resolved(name).lower().removesuffix(".")) for name in str(host).split(",")):
             url = url.set(query=self.driver.encrypted(dict(url.query), arguments))
         return url
+
+
+def _resolved(host: str) -> str:
+    """Return a host's name as it is looked up: full-width letters and dots are plain ones there."""
+    try:
+        return host if host.isascii() else host.encode("idna").decode()
+    except UnicodeError:  # no such name can be looked up
+        return host
 
 
 def parse_url(given: str | URL) -> Target:

@@ -22,6 +22,9 @@ HEAD = "postgresql+psycopg://app:hunter2@"
         ("shop.cluster-x.rds.cn-north-1.amazonaws.com.cn", True),
         ("shop.cluster-x.cn-north-1.rds.amazonaws.com.cn", True),
         ("shop.proxy-x.eu-west-1.rds.amazonaws.com", True),
+        ("shop.cluster-x.eu-west-1.\uff52\uff44\uff53.\uff41mazonaws.com", True),  # in full-width letters
+        ("shop.cluster-x.eu-west-1.\uff52\uff44\uff53.example.com", False),
+        ("\uff52" * 64 + ".example.com", False),  # no such name can be looked up
         ("db-1", False),
         ("shop.cluster-x.eu-central-1.rds.amazonaws.eu", True),
         ("shop.cluster-x.us-gov-west-1.rds-fips.amazonaws.com", True),
@@ -46,6 +49,14 @@ def test_tls_is_asked_for_wherever_a_managed_host_comes_from(host, managed, name
     assert (made[host].host, made[host].port, made[host].password) == (host, 6000, "hunter2")
     assert dict(made[host].query) == (encrypted if managed else {})
     assert all(not url.query for other, url in made.items() if other != host)
+
+
+def test_tls_is_asked_for_at_a_host_with_other_dots():
+    """Only `connect_args` can give such a host. It is looked up all the same."""
+    target = urls.parse_url(f"{HEAD}db-1/shop")
+    (instance,) = urls.parse_instances(target, [], None)
+    url = target.at(instance, {"host": "shop.cluster-x.eu-west-1\u3002rds\uff0eamazonaws\uff61com"})
+    assert dict(url.query) == {"sslmode": "require"}
 
 
 AT_AMAZON = "shop.cluster-x.eu-west-1.rds.amazonaws.com"
