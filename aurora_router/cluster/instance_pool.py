@@ -77,6 +77,9 @@ class EngineConfig(NamedTuple):
     connect_turn_timeout: float
     waiting: Waiting
 
+    def __repr__(self) -> str:
+        return "EngineConfig(...)"  # the options may hold secrets, and a traceback may show its locals
+
 
 class InstancePool:
     """The connections to one instance. Each role has engines of its own if readers have options of their own.

@@ -9,10 +9,12 @@ from sqlalchemy import event
 from aurora_router import ConfigurationError, Router, RoutingSession, classify
 from aurora_router.__main__ import main
 from aurora_router.cluster.connect_errors import connect_argument_error
+from aurora_router.cluster.instance_pool import EngineConfig
 from aurora_router.config import urls
 from aurora_router.drivers import psycopg as psycopg_driver
 from aurora_router.drivers import pymysql as pymysql_driver
 from aurora_router.router import core_of
+from aurora_router.waiting import ThreadWaiting
 from tests.unit.errors import everything
 
 PIECE = st.sampled_from(["Zq0", "Zq1x", "Zq22", "Zqé", "ZQ3-z"])
@@ -214,6 +216,14 @@ def test_a_secret_besides_the_password_is_in_no_repr(url, name):
     with pytest.raises(ConfigurationError, match="enough"):
         engine.connect()
     assert given[0][name] == "Zq0"
+
+
+def test_no_secret_of_create_engines_options_is_in_a_repr():
+    """A traceback may show its locals, so the record of create_engine()'s options shows none of them."""
+    options = {"connect_args": {"password": "Zq0", "sslpassword": "Zq1"}}
+    config = EngineConfig(lambda instance, arguments: HERE, options, options, None, 1, 1.0, ThreadWaiting())
+    assert hidden(repr(config))
+    assert hidden(f"{config}")
 
 
 @pytest.mark.parametrize("found", ["service", "socket"])
