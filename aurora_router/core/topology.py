@@ -42,7 +42,8 @@ class Topology:
     deposed: the locations of servers that accepted writes before the elected one, and were not seen as readers since.
     highest_epoch: the highest epoch ever seen.
     by_id: the instances by their ids.
-    isolation: the default isolation level, as the first instance that answers reports it; None if none answers.
+    isolation: the default isolation level of the writer, or of the last one if there is none. Before the first writer it is any
+        server's. None if none has answered.
     """
 
     instances: tuple[Instance, ...] = ()
@@ -337,8 +338,12 @@ def _settle(topology: Topology, instances: tuple[Instance, ...]) -> Topology:
         deposed=deposed,
         highest_epoch=highest_epoch,
         by_id={i.id: i for i in settled},
-        isolation=next((i.tracked[0].server.isolation for i in settled if i.tracked), None),
+        isolation=writer.tracked.server.isolation if writer is not None else topology.isolation or _any_level(settled),
     )
+
+
+def _any_level(instances: tuple[Instance, ...]) -> str | None:
+    return next((i.tracked[0].server.isolation for i in instances if i.tracked), None)
 
 
 def _sampled(samples: tuple[Sample, ...], writer: Instance) -> tuple[Sample, ...]:

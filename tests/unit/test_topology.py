@@ -278,3 +278,17 @@ def test_a_reader_behind_a_filtered_log_proves_nothing(sources, omits, unproven)
     assert "".join(each.id for each in found if each.unproven) == unproven
     assert all(each.unproven == "it replicates from a reader: its log has a part" for each in found if each.unproven)
     assert len(found.readers) == 3, "they serve other reads"
+
+
+def test_the_default_isolation_level_is_the_writers():
+    """ALTER SYSTEM reaches no reader, so a reader that is named first must not decide. The last writer's level stays."""
+    strict = writer("B")._replace(isolation="serializable")
+    assert ABC.isolation is None
+    found = after(ABC, said("a", 1, reader("A")))
+    assert found.isolation == "read committed", "nothing else is known"
+    found = after(found, said("b", 2, strict), said("a", 3, reader("A")))
+    assert found.isolation == "serializable"
+    lost = after(found, silent("b", 4, strict.id, REFUSED), said("a", 5, reader("A")))
+    assert (lost.writer, lost.isolation) == (None, "serializable")
+    promoted = after(lost, said("a", 6, writer("A", epoch=2)))
+    assert (promoted.writer.id, promoted.isolation) == ("a", "read committed")
