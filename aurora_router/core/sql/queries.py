@@ -51,7 +51,7 @@ class Dialect:
     unquoted: functions that are part of the grammar, so that such a name in quotes is a user's function.
     argument_checks: for each function whose arguments matter, a function that returns the effect. It gets the index of the
         closing parenthesis.
-    recalled: functions and system variables about the statements before.
+    recalled: functions, system variables and relations of `schemas` about the statements before.
     locks: functions that take a lock by name, and are no writes.
     schemas: the server's own schemas, with the effects of their relations. A relation that is not listed asks one server.
     server_columns: if a text names one of these, all relations of `schemas` in it ask one server.
@@ -299,6 +299,8 @@ class StatementReader:
         if self.low[at + 1] != ".":
             return Effect.READ
         schema, relation = (self.low[part].strip('`"') for part in (at, at + 2))
+        if relation in self.dialect.recalled:
+            return self.recall(Recall.STATEMENT)
         asks = self.dialect.schemas[schema].get(relation, Effect.SERVER)
         shows = self.names_server_columns() or (relation in self.dialect.server_relations and self.selects_all_columns())
         return max(asks, Effect.SERVER) if shows else asks

@@ -213,11 +213,20 @@ def _analyze(reading: StatementReader, start: int, stop: int) -> Effect:
     return reading.preparable(_behind_options(reading, start, stop), stop)  # it is executed
 
 
+def _shows_session(shown: list[str]) -> bool:
+    """Whether SHOW STATUS may show what the connection has counted for itself. A pattern may be a parameter."""
+    if shown[int(shown[:1] in (["local"], ["session"])) :][:1] != ["status"]:
+        return False
+    patterns = [token[1:-1].replace("\\", "").partition("%")[0] for token in shown if token[:1] in ("'", '"')]
+    counted = words.STATUS_OF_SESSION
+    return not patterns or any(name.startswith(part) or part.startswith(name) for name in patterns for part in counted)
+
+
 def _show(reading: StatementReader, start: int, stop: int) -> Effect:
     while reading.low[start] in ("extended", "full"):
         start += 1
     word = reading.low[start]
-    of_last = word in ("count", "errors", "warnings") or not words.STATUS_OF_LAST.isdisjoint(reading.low[start:stop])
+    of_last = word in ("count", "errors", "warnings") or _shows_session(reading.low[start:stop])
     effect = reading.recall(Recall.STATEMENT) if of_last else _SHOW.get(word, Effect.SERVER)
     if reading.low[start : start + 2] in (["create", "event"], ["create", "table"], ["table", "status"]):
         effect = Effect.SERVER

@@ -102,8 +102,8 @@ CONNECTION: Final = _words("""
 # Those of CONNECTION that a reader grants, too. Such a lock means nothing to the connections that ask the writer for it.
 LOCKS: Final = frozenset({"get_lock"})
 
-# Functions and system variables about the statements before, which have run on this connection.
-RECALLED: Final = frozenset({"error_count", "found_rows", "identity", "last_insert_id", "row_count", "warning_count"})
+# Functions, system variables and a relation about the statements before, which have run on this connection.
+RECALLED: Final = _words("error_count found_rows identity last_insert_id row_count session_status warning_count")
 
 # Writes, and functions that would ask the wrong server on a reader, which accepts them silently.
 WRITE: Final = _words("is_free_lock is_used_lock nextval release_all_locks release_lock setval")
@@ -138,10 +138,8 @@ CONNECTION_RELATIONS: Final = _words("""
     profiling session_account_connect_attrs session_connect_attrs session_status session_variables
 """)
 
-# Status variables about the statement before, as SHOW STATUS names them.
-STATUS_OF_LAST: Final = frozenset(
-    quote + name + quote for name in ("last_query_cost", "last_query_partial_plans") for quote in ("'", '"')
-)
+# Beginnings of the status variables that each connection counts for itself, some of them about the statement before.
+STATUS_OF_SESSION: Final = ("created_tmp_", "handler_", "last_query_", "select_", "sort_")
 
 # System variables that one server has, and none of its connections.
 SERVER_VARIABLES: Final = _words("""

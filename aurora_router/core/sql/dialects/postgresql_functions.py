@@ -69,7 +69,7 @@ READ: Final = _words("""
     octet_length oid oidvectortypes overlaps overlay parse_ident path pclose percent_rank percentile_cont
     percentile_disc pg_basetype pg_char_to_encoding pg_client_encoding pg_collation_for
     pg_collation_is_visible pg_column_compression pg_column_is_updatable pg_column_size
-    pg_column_toast_chunk_id pg_conversion_is_visible pg_current_snapshot pg_database_size
+    pg_column_toast_chunk_id pg_conversion_is_visible pg_database_size
     pg_describe_object pg_encoding_max_length pg_encoding_to_char pg_filenode_relation
     pg_function_is_visible pg_get_acl pg_get_catalog_foreign_keys pg_get_constraintdef pg_get_expr
     pg_get_function_arg_default pg_get_function_arguments pg_get_function_identity_arguments
@@ -84,11 +84,11 @@ READ: Final = _words("""
     pg_options_to_table pg_partition_ancestors pg_partition_root pg_partition_tree pg_relation_filenode
     pg_relation_filepath pg_relation_is_publishable pg_relation_is_updatable pg_relation_size
     pg_sequence_parameters pg_size_bytes pg_size_pretty pg_sleep pg_sleep_for
-    pg_sleep_until pg_snapshot_xip pg_snapshot_xmax pg_snapshot_xmin pg_split_walfile_name
+    pg_sleep_until pg_split_walfile_name
     pg_statistics_obj_is_visible pg_table_is_visible pg_table_size pg_tablespace_location pg_tablespace_size
     pg_timezone_abbrevs pg_timezone_abbrevs_abbrevs pg_timezone_abbrevs_zone pg_timezone_names
     pg_total_relation_size pg_trigger_depth pg_ts_config_is_visible pg_ts_dict_is_visible
-    pg_ts_parser_is_visible pg_ts_template_is_visible pg_type_is_visible pg_typeof pg_visible_in_snapshot
+    pg_ts_parser_is_visible pg_ts_template_is_visible pg_type_is_visible pg_typeof
     pg_wal_lsn_diff pg_walfile_name pg_walfile_name_offset phraseto_tsquery pi plainto_tsquery point polygon
     popen position pow power querytree quote_ident quote_literal quote_nullable radians radius random
     random_normal range_adjacent range_agg range_intersect_agg range_merge rank regclass regexp_count
@@ -106,7 +106,6 @@ READ: Final = _words("""
     to_regtype to_regtypemod to_timestamp to_tsquery to_tsvector transaction_timestamp translate trim_array
     trim_scale trunc ts_debug ts_delete ts_filter ts_headline ts_lexize ts_parse ts_rank ts_rank_cd
     ts_token_type tsmultirange tsquery_phrase tsrange tstzmultirange tstzrange tsvector_to_array
-    txid_current_snapshot txid_snapshot_xip txid_snapshot_xmax txid_snapshot_xmin txid_visible_in_snapshot
     unicode_assigned unicode_version unistr unnest upper upper_inc upper_inf uuid_extract_timestamp
     uuid_extract_version uuidv4 uuidv7 var_pop var_samp varbit varchar variance websearch_to_tsquery width
     width_bucket xid xml xml_is_well_formed xml_is_well_formed_content xml_is_well_formed_document xmlagg
@@ -114,7 +113,7 @@ READ: Final = _words("""
 """)
 
 # The answer, or the change, belongs to the server that is asked (so do all `pg_stat_get_*`, by prefix).
-# `pg_xact_status` is here because a reader's answer may be late.
+# `pg_xact_status` is here because a reader's answer may be late. A snapshot has the transactions that run on one server.
 SERVER: Final = _words("""
     inet_server_addr inet_server_port pg_available_extension_versions
     pg_available_extensions pg_available_wal_summaries pg_backup_start_time pg_collation_actual_version
@@ -133,6 +132,8 @@ SERVER: Final = _words("""
     pg_settings_get_flags pg_show_all_file_settings pg_show_all_settings pg_show_replication_origin_status
     pg_stat_file pg_stat_have_stats pg_tablespace_databases pg_wal_summary_contents pg_xact_commit_timestamp
     pg_xact_commit_timestamp_origin pg_xact_status txid_status version
+    pg_current_snapshot pg_snapshot_xip pg_snapshot_xmax pg_snapshot_xmin pg_visible_in_snapshot
+    txid_current_snapshot txid_snapshot_xip txid_snapshot_xmax txid_snapshot_xmin txid_visible_in_snapshot
 """)
 
 # The answer is about the open transaction. `set_config` changes the transaction or the session, depending on its last argument.
@@ -204,8 +205,8 @@ SERVER_SETTINGS: Final = _words("""
 
 # Views over the functions above. Reading them asks one server, or one connection.
 SERVER_RELATIONS: Final = _words("""
-    pg_aios pg_available_extension_versions pg_available_extensions pg_backend_memory_contexts pg_config
-    pg_file_settings pg_hba_file_rules pg_ident_file_mappings pg_locks pg_prepared_xacts
+    pg_aios pg_available_extension_versions pg_available_extensions pg_backend_memory_contexts pg_buffercache
+    pg_buffercache_numa pg_config pg_file_settings pg_hba_file_rules pg_ident_file_mappings pg_locks pg_prepared_xacts
     pg_replication_origin_status pg_replication_slots pg_sequences pg_settings pg_shmem_allocations
     pg_shmem_allocations_numa pg_stat_activity pg_stat_all_indexes pg_stat_all_tables pg_stat_archiver
     pg_stat_bgwriter pg_stat_checkpointer pg_stat_database pg_stat_database_conflicts pg_stat_gssapi
