@@ -159,7 +159,7 @@ def test_waiting_to_connect_is_bounded_by_the_pool_timeout(
     crowd = Crowd(2, engine.connect)
     eventually(lambda: len(crowd.errors) == 1)
     assert isinstance(crowd.errors[0], exc.OperationalError)
-    assert "turn to connect" in str(crowd.errors[0])
+    assert "too many connects" in str(crowd.errors[0])
     proxy.heal()
     eventually(lambda: len(crowd.served) == 1)
     crowd.go_home()
