@@ -158,14 +158,14 @@ def queue_timeout(instance: Instance | None, reached: Reached, timing: Timing) -
     Behind a pooler the probe may wait in the queue. Then its silence says nothing of the server. The writer gets
     `failover_timeout`, because the promotion of another server also shows its loss. Nothing else shows a reader's loss.
 
-    An instance that is not used may be behind a pooler that nobody has noticed. A pooler answers the login itself, but a server
-    that hangs does not. So silence after the login may be a queue, too.
+    A pooler answers the login itself, but a server that hangs does not. So at an instance that is not used, silence after the
+    login may be a queue, too.
     """
-    if instance is None:
+    if instance is None or not reached.has_pooler:
         return timing.timeout
     if not instance.healthy:
         return max(timing.timeout, timing.queue_timeout) if reached.is_logged_in else timing.timeout
-    if not reached.has_pooler or instance.missed_probes:
+    if instance.missed_probes:
         return timing.timeout
     return max(timing.timeout, timing.failover_timeout if instance.role is Role.WRITER else timing.queue_timeout)
 

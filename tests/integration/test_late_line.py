@@ -23,7 +23,7 @@ def _write_for_ever(listener: socket.socket) -> None:
 
 
 def test_nothing_is_held_for_a_reader_that_is_gone() -> None:
-    """If a reader hangs up while its writer sends, nothing stays held back, because `hasten` would wait for ever."""
+    """If a reader hangs up while its writer sends, nothing stays held back, because `flush` would wait for ever."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=_write_for_ever, args=[listener], daemon=True).start()
         line = DelayedLink(listener.getsockname()[:2])
@@ -32,5 +32,5 @@ def test_nothing_is_held_for_a_reader_that_is_gone() -> None:
             for _ in range(50):
                 with socket.create_connection((line.host, line.port)) as reader:
                     reader.sendall(_SEND_THE_LOG)
-                    eventually(lambda: line.held > 0)
-                eventually(lambda: line.held == 0, 5)
+                    eventually(lambda: line.buffered_bytes > 0)
+                eventually(lambda: line.buffered_bytes == 0, 5)

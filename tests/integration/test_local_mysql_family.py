@@ -124,7 +124,7 @@ def test_a_promoted_late_reader_has_all_the_dead_writer_sent(cluster: Cluster) -
     cluster.set_lag(late, 60)
     cluster.execute("INSERT INTO note VALUES (2)")
     eventually(lambda: notes(cluster, current) == [1, 2])
-    eventually(lambda: cluster._lines[late.name].held)
+    eventually(lambda: cluster._lines[late.name].buffered_bytes)
     cluster.kill(cluster.writer)
     cluster.kill(current)
     assert cluster.promote() == late

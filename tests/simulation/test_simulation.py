@@ -427,7 +427,7 @@ def test_a_commit_question_to_the_writer_before_sleep_is_found(monkeypatch):
 def test_one_instance_that_speaks_for_all_is_found(monkeypatch):
     """The invariants find a process that trusts all instances again after an answer of one."""
     monkeypatch.setattr(
-        probing, "heard_again", lambda found, since: any(instance.last_observed_at >= since for instance in found)
+        probing, "is_reobserved", lambda found, since: any(instance.last_observed_at >= since for instance in found)
     )
     assert "decided on what was heard long ago" in found("j")
 
@@ -445,6 +445,6 @@ def test_an_answer_that_counts_from_when_it_was_read_is_found(monkeypatch):
 
 
 def test_a_doubt_that_does_not_end_is_found(monkeypatch):
-    monkeypatch.setattr(probing, "heard_again", lambda found, since: False)
+    monkeypatch.setattr(probing, "is_reobserved", lambda found, since: False)
     monkeypatch.setattr(process, "TIMING", process.TIMING._replace(grace=60.0))
     assert "has not ended yet" in found("i")
