@@ -81,7 +81,7 @@ def use_the_old_version_by_key(s: RoutingSession) -> None:
     s.execute(update(Counted), [{"id": 1, "stock": counted.stock + 1, "version": counted.version}])
 
 
-GONE = "DELETE FROM link;DELETE FROM leaf;DELETE FROM branch;DELETE FROM bird;DELETE FROM root"
+GONE = "DELETE FROM mole;DELETE FROM link;DELETE FROM leaf;DELETE FROM branch;DELETE FROM bird;DELETE FROM root"
 
 
 @pytest.mark.parametrize(
@@ -220,6 +220,7 @@ def test_a_refused_delete_is_run_again(cluster: Cluster[Any], router: Router) ->
         s.execute(text("DELETE FROM branch"))
         for bird in birds:
             s.execute(text("DELETE FROM bird WHERE id = :id"), {"id": bird})
+        s.execute(text("DELETE FROM mole"))
         s.execute(text("DELETE FROM root"))
 
     router.run_transaction(sessions(router), work)
