@@ -253,7 +253,8 @@ class Router:
     def init_commit_table(self) -> None:
         """Create the table aurora_router_commits, unless it exists.
 
-        `commit_check="table"` needs it. On MySQL and MariaDB any commit_check needs it, and so does run_transaction().
+        `commit_check="table"` needs it. On MySQL and MariaDB any commit_check needs it, and so does run_transaction(). If the
+        connection is lost, the router tries again, for failover_timeout at most.
 
         Raises ConfigurationError if the URL names no database for it, or if the rows of a table of that name prove nothing.
         """

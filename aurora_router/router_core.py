@@ -10,11 +10,13 @@ import weakref
 from collections.abc import Callable
 from typing import TypeVar
 
+import tenacity
 from sqlalchemy.engine import URL, Engine
+from sqlalchemy.exc import DBAPIError
 
 from aurora_router.cluster import topology_changes
 from aurora_router.cluster.engines import Engines
-from aurora_router.cluster.error_classification import is_contention
+from aurora_router.cluster.error_classification import classify_error, is_contention
 from aurora_router.cluster.families import Families
 from aurora_router.cluster.limits import FairSemaphore, RetryThrottle
 from aurora_router.cluster.monitor import Monitor, Urgency
@@ -27,6 +29,7 @@ from aurora_router.core.selection import Decision, Reason, is_caught_up, reason_
 from aurora_router.core.sql.analysis import analyze
 from aurora_router.core.topology import Topology
 from aurora_router.errors import ConfigurationError, RouterError
+from aurora_router.routing.backoff import CONNECT_BACKOFF
 from aurora_router.routing.causality import Causality
 from aurora_router.routing.checkout import Checkout
 from aurora_router.routing.commits import create_table
@@ -208,6 +211,15 @@ class RouterCore:
     def init_commit_table(self) -> None:
         """Create the commit table. See Router.init_commit_table()."""
         self.start()
+        # The table may be there already, so this can be repeated even if its COMMIT was not answered.
+        tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_is_repeatable),
+            stop=tenacity.stop_after_delay(self.settings.failover_timeout),
+            wait=CONNECT_BACKOFF,
+            reraise=True,
+        )(self._create_commit_table)
+
+    def _create_commit_table(self) -> None:
         writer = self.checkout.writer()
         # Use no pooled connection: USE or search_path of its last unit would decide in which database the table is made.
         with self.engines.unpooled_connection(writer) as connection:
@@ -275,6 +287,14 @@ class RouterCore:
             return [self.log.readers_caught_up]
         is_served = is_in_time is False and reads > self._reads_before
         return [functools.partial(self.log.readers_late, topology, seconds)] if is_served else []
+
+
+def _is_repeatable(error: BaseException) -> bool:
+    """Return whether the cluster is to blame for a failed creation of the commit table, or its outcome is not known."""
+    if not isinstance(error, (RouterError, DBAPIError)):
+        return False
+    known = classify_error(error)
+    return known.safe_to_repeat or not known.outcome_known
 
 
 _cores: weakref.WeakSet[RouterCore] = weakref.WeakSet()

@@ -25,6 +25,18 @@ def test_a_missing_commit_table_is_named_with_what_to_do(cluster: PostgresCluste
     assert router.run_transaction(sessions(router), raise_stock, commit_check="table") == 11
 
 
+@BOTH
+@pytest.mark.parametrize("answered", [True, False])
+def test_the_commit_table_is_made_despite_a_lost_link(
+    cluster: PostgresCluster, proxy: FaultProxy, router: Router, answered: bool
+) -> None:
+    """The router creates the commit table anew if it loses the connection before or after the statement has run."""
+    cluster.execute("DROP TABLE aurora_router_commits")
+    proxy.lose("CREATE TABLE", answer=answered)
+    router.init_commit_table()
+    assert router.run_transaction(sessions(router), raise_stock, commit_check="table") == 11
+
+
 READ_ONLY: Any = {"postgresql_readonly": True}
 
 
