@@ -9,6 +9,7 @@ from aurora_router.core.gtid import GtidSet, MariadbGtid
 from aurora_router.core.instance import Role, ServerId, ServerStatus
 from aurora_router.servers import UnsupportedServer, mysql
 from aurora_router.servers.mysql import parse_functions, parse_identity, parse_version
+from aurora_router.servers.mysql_replication import parse_replicas
 from tests.unit.tables import table
 
 MARIADB = ("10.11.6-MariaDB-0+deb12u1", 1)
@@ -300,7 +301,7 @@ def test_lag_is_zero_when_caught_up_and_else_rounded_up(said, changes, lag):
     """A reader that has replayed all it received has no lag, and other lags are a second more than the server says."""
     if said is NEWER:
         changes = {name.replace("Slave", "Replica").replace("Master", "Source"): value for name, value in changes.items()}
-    assert mysql.parse_replicas([{**said, **changes}]) == (lag, "")
+    assert parse_replicas([{**said, **changes}]) == (lag, "")
 
 
 @pytest.mark.parametrize(
@@ -310,27 +311,25 @@ def test_lag_is_zero_when_caught_up_and_else_rounded_up(said, changes, lag):
 def test_what_a_reader_of_mysql_has_replayed_its_gtids_say(executed, behind, lag):
     """A MySQL reader's GTIDs decide on its lag, because its place in the log and its seconds are updated after its workers."""
     gtids = {"Auto_Position": 1, "Retrieved_Gtid_Set": f"{UUID}:5-9", "Executed_Gtid_Set": executed}
-    assert mysql.parse_replicas([{**NEWER, "Exec_Source_Log_Pos": 8, "Seconds_Behind_Source": behind, **gtids}]) == (lag, "")
-    assert mysql.parse_replicas([{**NEWER, "Seconds_Behind_Source": behind, **gtids}]) == (lag, "")
+    assert parse_replicas([{**NEWER, "Exec_Source_Log_Pos": 8, "Seconds_Behind_Source": behind, **gtids}]) == (lag, "")
+    assert parse_replicas([{**NEWER, "Seconds_Behind_Source": behind, **gtids}]) == (lag, "")
 
 
 def test_a_reader_of_several_sources_is_as_late_as_the_latest():
     late = {**RUNS, "Exec_Master_Log_Pos": 8, "Seconds_Behind_Master": 4}
     unknown = {**RUNS, "Slave_IO_Running": "No", "Seconds_Behind_Master": None}
-    assert mysql.parse_replicas([RUNS, late]) == (5.0, "")
-    assert mysql.parse_replicas([RUNS, unknown]) == (None, "")
+    assert parse_replicas([RUNS, late]) == (5.0, "")
+    assert parse_replicas([RUNS, unknown]) == (None, "")
 
 
 def test_a_stopped_replica_says_why_without_showing_data():
     """A reader that does not replay says why and shows nothing of the data."""
-    lag, stopped = mysql.parse_replicas(
-        [RUNS, {**RUNS, "Slave_SQL_Running": "No", "Last_SQL_Errno": 1062, "Last_SQL_Error": "s3cr3t"}]
-    )
+    lag, stopped = parse_replicas([RUNS, {**RUNS, "Slave_SQL_Running": "No", "Last_SQL_Errno": 1062, "Last_SQL_Error": "s3cr3t"}])
     assert lag is None
     assert stopped == "its SQL thread has stopped (error 1062; SHOW REPLICA STATUS there says more)"
-    lag, stopped = mysql.parse_replicas([{**RUNS, "Slave_IO_Running": "No", "Last_IO_Errno": 1236, "Last_IO_Error": "s3cr3t"}])
+    lag, stopped = parse_replicas([{**RUNS, "Slave_IO_Running": "No", "Last_IO_Errno": 1236, "Last_IO_Error": "s3cr3t"}])
     assert (lag, stopped) == (None, "its IO thread has stopped (error 1236; SHOW REPLICA STATUS there says more)")
-    assert mysql.parse_replicas([]) == (None, "it replicates from nobody")
+    assert parse_replicas([]) == (None, "it replicates from nobody")
 
 
 def test_a_function_is_a_read_if_it_is_one_in_every_schema():
