@@ -166,7 +166,7 @@ class ConnectionEvents:
         tracked.since = time.monotonic()
         if identified.server not in self._shared.allowed_servers(place):
             raise WrongServer(place, "it reached a server that is not known there in this role")
-        driver.prepare_connection(dbapi, identified.shared, self._names, self._is_listened_to)
+        driver.prepare_connection(dbapi, identified.shared, self._names, self._is_listened_to, family)
         self._owner.note_connected(self._engine, is_shared=identified.shared)
         return ConnectionState(
             identified.server,

@@ -19,7 +19,7 @@ from aurora_router.core.failures import (
 )
 from aurora_router.core.instance import ProbeFailure
 from aurora_router.core.sql.analysis import analyze
-from aurora_router.drivers import driver_of
+from aurora_router.drivers import Driver, driver_of
 from aurora_router.errors import RouterError
 from aurora_router.servers import ServerFamily, usual
 
@@ -54,20 +54,24 @@ def classify_error(error: BaseException) -> Facts:
             phase = Phase.COMMIT if ends else Phase.WRITER_STATEMENT
         else:
             unanswered = driver.code(original) is None and not error.connection_invalidated
-            connecting = unanswered or (original is not None and driver.is_from_connecting(original))
+            connecting = unanswered or (original is not None and _is_from_connecting(original, driver))
             phase = Phase.WRITER_CONNECTING if connecting else Phase.COMMIT
         return facts(failure_of(original, disconnected=error.connection_invalidated, phase=phase), phase)
     if isinstance(error, exc.TimeoutError):  # the pool's
         return POOL_IS_FULL
     driver = driver_of(error)
     if driver is not None:  # the driver's own
-        phase = Phase.WRITER_CONNECTING if driver.is_from_connecting(error) else Phase.WRITER_STATEMENT
+        phase = Phase.WRITER_CONNECTING if _is_from_connecting(error, driver) else Phase.WRITER_STATEMENT
         lost = driver.code(error) is None and type(error).__name__ == "OperationalError"
         failure = failure_of(error, disconnected=lost, phase=phase)
         if phase is Phase.WRITER_STATEMENT and traits(failure).may_hide_commit:
             phase = Phase.COMMIT
         return facts(failure, phase)
     return UNKNOWN
+
+
+def _is_from_connecting(error: BaseException, driver: Driver) -> bool:
+    return driver.is_from_connecting(error) or driver.code(error) in usual(driver.PROTOCOL).CONNECTING
 
 
 def failure_of(

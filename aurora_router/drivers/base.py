@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from aurora_router.core.failures import Failure
+from aurora_router.core.incidents import Incidents
 from aurora_router.core.query import Query
 
 
@@ -103,11 +104,14 @@ class ConnectHooks(Protocol):
         """Make SQLAlchemy's first look at a server succeed, whatever the server's role and settings."""
         ...
 
-    def prepare_connection(self, connection: Any, shared: bool, given: Collection[str], listened: Callable[[], bool]) -> None:
+    def prepare_connection(
+        self, connection: Any, shared: bool, given: Collection[str], listened: Callable[[], bool], incidents: Incidents
+    ) -> None:
         """Set up everything else that a new pooled connection needs.
 
         given: names of the arguments that the user gives to the driver's connect().
         listened: tells whether listeners of the application may have used the connection when a unit gets it.
+        incidents: tells how the server reports what it does on its own.
         """
         ...
 
@@ -133,7 +137,7 @@ class ErrorReading(Protocol):
         ...
 
     def is_from_connecting(self, error: BaseException) -> bool:
-        """Return whether this error of the driver only occurs while connecting."""
+        """Return whether this error only occurs while connecting, as far as the driver knows. A server's code may tell more."""
         ...
 
     def explain(self, error: BaseException) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from aurora_router.core.failures import Failure
+from aurora_router.core.incidents import Incidents
 from aurora_router.core.query import Query
 from aurora_router.drivers.base import Mode
 from aurora_router.drivers.notes import ConnectionNotes, has_notes, keep_notes, notes_of
@@ -424,7 +425,9 @@ def look_anywhere(dialect: Any) -> None:
     dialect.get_default_isolation_level = default_level
 
 
-def prepare_connection(connection: Any, shared: bool, given: Collection[str], listened: Callable[[], bool]) -> None:
+def prepare_connection(
+    connection: Any, shared: bool, given: Collection[str], listened: Callable[[], bool], incidents: Incidents
+) -> None:
     """Let server-side cursors of an autocommit connection outlive their statement (WITH HOLD).
 
     So a streamed read needs no transaction. On a shared connection it needs one, and nothing is prepared there unless the user
@@ -438,7 +441,7 @@ def prepare_connection(connection: Any, shared: bool, given: Collection[str], li
     keep_notes(connection, notes)
 
     def note_crash(notice: Any) -> None:
-        if notice.sqlstate == "57P02":
+        if notice.sqlstate in incidents.CRASHED:
             notes.crashes.append(notice.sqlstate)
 
     connection.add_notice_handler(note_crash)

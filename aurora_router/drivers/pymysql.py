@@ -12,6 +12,7 @@ from itertools import count
 from typing import Any, Final
 
 from aurora_router.core.failures import Failure
+from aurora_router.core.incidents import Incidents
 from aurora_router.core.query import Query
 from aurora_router.drivers.base import Mode
 from aurora_router.drivers.notes import ConnectionNotes, keep_notes, notes_of
@@ -34,25 +35,13 @@ KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_USER_TIMEOUT": 25000}
 
 _TLS_FAILED = 2026
 NO_PACKAGE = 2061  # a plugin for logging in is missing
-ROLLED_BACK = frozenset({1020, 1206, 1213, 1614})
-"""Errors with which the server has rolled back the whole transaction. The next statement silently begins another one."""
-TIMED_OUT = 1205
 OUT_OF_SYNC = 2014  # PyMySQL got another answer than it waited for
-# ROLLBACK warns: "Some non-transactional changed tables couldn't be rolled back".
-NOT_UNDONE = 1196
-ROLLS_BACK_ON_TIMEOUT = "SELECT @@global.innodb_rollback_on_timeout"
-"""SQL that asks whether TIMED_OUT is one of the ROLLED_BACK errors as well. By default only the statement has failed."""
 
 
 def code(error: BaseException | None) -> int | None:
     """Return the number of the server's or PyMySQL's error. PyMySQL raises 0 on a connection that it has closed."""
     number = error.args[0] if error is not None and error.args else None
     return number if isinstance(number, int) else None
-
-
-def is_on(setting: object) -> bool:
-    """Return whether a setting of the server is on; NULL counts as off."""
-    return str(setting).upper() not in ("0", "OFF", "NONE")  # older MariaDB has numbers, newer has words
 
 
 def options() -> Set[str]:
@@ -124,15 +113,11 @@ def own_failure(code: int | None, message: str) -> Failure | None:
     return Failure.LOST if code == 0 or (code is None and "Already closed" in message) else None
 
 
-_CONNECTING = frozenset(
-    {1129, 2002, 2003, 2005, 2026, 3032}  # the server was not reached
-    | {1040, 1203, 1226}  # it is full
-    | {1045, 1049, 1130, 1184, 1698, NO_PACKAGE}
-)
+_CONNECTING = frozenset({2002, 2003, 2005, _TLS_FAILED, NO_PACKAGE})  # numbers of PyMySQL's own
 
 
 def is_from_connecting(error: BaseException) -> bool:
-    """Return whether this error of the driver only occurs while connecting."""
+    """Return whether this error of PyMySQL's own only occurs while connecting."""
     return code(error) in _CONNECTING
 
 
@@ -309,9 +294,13 @@ def _begin_read_only(connection: Any, on: bool) -> None:
         connection.begins_read_only = on
 
 
-def prepare_connection(connection: Any, shared: bool, given: Collection[str], listened: Callable[[], bool]) -> None:
-    """Remember `listened` for later. Streamed reads need no transaction, so nothing else is set up."""
+def prepare_connection(
+    connection: Any, shared: bool, given: Collection[str], listened: Callable[[], bool], incidents: Incidents
+) -> None:
+    """Remember `listened` and `incidents` for later. Streamed reads need no transaction, so nothing else is set up."""
     keep_notes(connection, ConnectionNotes(listened, shared))
+    if hasattr(connection, "incidents"):
+        connection.incidents = incidents
 
 
 def look_anywhere(dialect: Any) -> None:

@@ -10,7 +10,7 @@ import re
 import socket
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any
@@ -22,19 +22,15 @@ from pymysql.constants.SERVER_STATUS import SERVER_STATUS_IN_TRANS
 from pymysql.cursors import DictCursorMixin, SSCursor, SSDictCursor
 from pymysql.err import InterfaceError, MySQLError, OperationalError
 
+from aurora_router.core.incidents import Incidents
 from aurora_router.drivers.pymysql import (
     KEEPALIVE,
     NO_PACKAGE,
-    NOT_UNDONE,
     OUT_OF_SYNC,
-    ROLLED_BACK,
-    ROLLS_BACK_ON_TIMEOUT,
     SNAPSHOT,
-    TIMED_OUT,
     autocommit,
     blocks,
     code,
-    is_on,
 )
 
 _JUDGED = ("sqlalchemy.", "aurora_router.")
@@ -115,6 +111,7 @@ class Connection(connections.Connection):  # type: ignore[misc,unused-ignore]
 
     quiet: nothing was sent since the last transaction ended.
     failed: a statement has failed since then.
+    incidents: tells how the server reports what it does on its own. None: the connection is not prepared yet.
     aborted_by: the error with which the server has rolled back.
     not_undone: a rollback has left writes to a table without transactions.
     ends: how many transactions have ended, other than by rollback(). A statement outside of a transaction counts, too, if it
@@ -132,6 +129,7 @@ class Connection(connections.Connection):  # type: ignore[misc,unused-ignore]
     cursorclass: Any
     quiet = True
     failed = False
+    incidents: Incidents | None = None
     aborted_by: Exception | None = None
     not_undone = False
     ends: int | None = None
@@ -278,10 +276,7 @@ class Connection(connections.Connection):  # type: ignore[misc,unused-ignore]
         except MySQLError as error:
             self._note_error(error)
             self.failed = True
-            if code(error) in ROLLED_BACK or code(error) == TIMED_OUT:
-                self._note_what_stays()  # the next statement would replace the warnings
-                if code(error) in ROLLED_BACK or self._rolls_back_on_timeout():
-                    self.aborted_by = error
+            self._note_rollback(error)
             raise
 
     def _count_end(self, is_end: bool) -> None:
@@ -292,11 +287,14 @@ class Connection(connections.Connection):  # type: ignore[misc,unused-ignore]
         ended = self._begins_next if self.server_status & SERVER_STATUS_IN_TRANS else is_end
         self.ends, self._begins_next = (self.ends or 0) + ended, False
 
-    def _rolls_back_on_timeout(self) -> bool:
-        with contextlib.suppress(MySQLError):  # the next statement will fail as well
-            super().query(ROLLS_BACK_ON_TIMEOUT)
-            return is_on(self._result.rows[0][0])
-        return False
+    def _note_rollback(self, error: MySQLError) -> None:
+        """Note if the server has rolled back with an error."""
+        incidents, number = self.incidents, code(error)
+        if incidents is not None and incidents.may_have_rolled_back(number):
+            self._note_what_stays()  # the next statement would replace the warnings
+            with contextlib.suppress(MySQLError):  # the next statement will fail as well
+                if incidents.has_rolled_back(number, self._ask):
+                    self.aborted_by = error
 
     def commit(self) -> None:
         if self._in_transaction():
@@ -330,14 +328,13 @@ class Connection(connections.Connection):  # type: ignore[misc,unused-ignore]
 
     def _note_what_stays(self) -> None:
         with contextlib.suppress(MySQLError):  # the connection is lost: the next statement fails as well
-            super().query("SHOW WARNINGS")
-            kept = self._result.rows or ()
-            if any(int(row[1]) == NOT_UNDONE for row in kept):
+            if self.incidents is not None and self.incidents.has_left_writes(self._ask):
                 self.not_undone = True
-                return
-            super().query("SHOW COUNT(*) WARNINGS")  # also those that max_error_count left out
-            if any(int(row[0]) > len(kept) for row in self._result.rows or ()):
-                self.not_undone = True
+
+    def _ask(self, sql: str) -> tuple[Sequence[str], Sequence[Sequence[Any]]]:
+        """Send a text, as a `Query` does. The cursors of the connection may be the application's."""
+        super().query(sql)
+        return [column[0] for column in self._result.description or ()], self._result.rows or ()
 
     def _in_transaction(self) -> bool:
         """Whether COMMIT and ROLLBACK may do something.

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeGuard
 
 from aurora_router.core.commits import Evidence, Note
 from aurora_router.core.failures import Failure
+from aurora_router.core.incidents import Incidents
 from aurora_router.core.instance import Instance, ProbeFailure, Role, ServerId, ServerStatus
 from aurora_router.core.query import Query
 from aurora_router.core.topology import Topology
@@ -145,6 +146,11 @@ class ErrorCodes(Protocol):
         ...
 
     @property
+    def CONNECTING(self) -> frozenset[Any]:
+        """The codes that a server only gives while connecting, unless the driver knows such errors by themselves."""
+        ...
+
+    @property
     def ENDED(self) -> str:
         """The possible reasons why a living server has ended the connection of a statement, for an error message."""
         ...
@@ -227,7 +233,7 @@ class CommitTable(Protocol):
         ...
 
 
-class ServerFamily(Identity, Probing, ErrorCodes, CommitTable, Protocol):
+class ServerFamily(Identity, Probing, ErrorCodes, Incidents, CommitTable, Protocol):
     """The module of a family: its SQL, and what its rows, error codes and messages mean.
 
     The module sends no statements of its own; all its questions go through a `Query` or an `Execute`.

@@ -285,6 +285,7 @@ _CONSTRAINT = frozenset(
 _OF_SERVERS = (range(1000, 5000), range(6000, 10000))
 _BUSY = frozenset({1040, 1203, 1226})
 _LOST = frozenset({1053, 1927, 2006, 2013, 2055, 4031})
+CONNECTING = frozenset({1129, 3032} | _BUSY | {1045, 1049, 1130, 1184, 1698})
 ERROR_ENDS_TRANSACTION = False
 KILLED: Final = frozenset({1927})
 ENDED = "somebody has ended it (KILL), or it is longer than the server's max_allowed_packet"
@@ -369,6 +370,39 @@ def explain_refusal(code: int | None, message: str) -> tuple[ProbeFailure, str]:
 def is_busy(code: int | None, message: str) -> bool:
     """Return whether the server is alive but has no room for one more connection."""
     return code in _BUSY
+
+
+# -- what a server does on its own --------------------------------------------------------------------------------
+
+CRASHED: frozenset[int] = frozenset()  # all connections share one process, which cannot report its own crash
+_ROLLED_BACK = frozenset({1020, 1206, 1213, 1614})
+_TIMED_OUT = 1205  # only the statement is rolled back, unless the server's setting says otherwise
+_NOT_UNDONE = 1196  # "Some non-transactional changed tables couldn't be rolled back", a warning
+
+
+def may_have_rolled_back(code: int | None) -> bool:
+    """Return whether the server may have rolled back the whole transaction with an error."""
+    return code in _ROLLED_BACK or code == _TIMED_OUT
+
+
+def has_rolled_back(code: int | None, query: Query) -> bool:
+    """Return whether the server has rolled back the whole transaction with an error. Ask it if its setting decides."""
+    if code != _TIMED_OUT:
+        return code in _ROLLED_BACK
+    _, ((setting,),) = query("SELECT @@global.innodb_rollback_on_timeout")
+    return _is_on(setting)
+
+
+def has_left_writes(query: Query) -> bool:
+    """Return whether the rollback that came just before has left writes to a table without transactions (MyISAM, MEMORY).
+
+    The server keeps fewer warnings than it counts if `max_error_count` is small. Each that is missing may be the one.
+    """
+    _, kept = query("SHOW WARNINGS")
+    if any(int(code) == _NOT_UNDONE for _, code, *_ in kept):
+        return True
+    _, counted = query("SHOW COUNT(*) WARNINGS")
+    return any(int(number) > len(kept) for (number,) in counted)
 
 
 # -- what became of a COMMIT --------------------------------------------------------------------------------------

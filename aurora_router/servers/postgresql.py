@@ -364,6 +364,8 @@ _REFUSED = ("28000", "28P01", "3D000", "42501", "0P000")
 _POOLER_IS_REFUSED = r"server login has been failing.*(authentication failed|does not exist|pg_hba\.conf)"
 ERROR_ENDS_TRANSACTION = True
 KILLED: Final = frozenset({"57P01"})  # also sent at a shutdown
+CRASHED: Final = frozenset({"57P02"})
+CONNECTING: frozenset[str] = frozenset()  # the error itself shows it
 ENDED = "somebody has ended it (pg_terminate_backend), or its process has crashed: see the server's log"
 # The server's words, or the name of the server's function that raises the error. The words may be in another language, the
 # name is not. Version 15 and older raise the error in ProcessInterrupts, which raises nothing else with these codes.
@@ -450,3 +452,18 @@ def explain_refusal(sqlstate: str | None, message: str) -> tuple[ProbeFailure, s
 def is_busy(sqlstate: str | None, message: str) -> bool:
     """Return whether the server, or a pooler in front of it, is alive but has no room for one more connection."""
     return sqlstate == "53300" or "query_wait_timeout" in message
+
+
+def may_have_rolled_back(sqlstate: str | None) -> bool:
+    """Return False, because the server keeps a failed transaction until the client ends it."""
+    return False
+
+
+def has_rolled_back(sqlstate: str | None, query: Query) -> bool:
+    """Return False; see `may_have_rolled_back`."""
+    return False
+
+
+def has_left_writes(query: Query) -> bool:
+    """Return False, because all tables are transactional."""
+    return False

@@ -189,7 +189,7 @@ def look_anywhere(dialect):
     """Its servers answer whatever they are."""
 
 
-def prepare_connection(connection, shared, given, listened):
+def prepare_connection(connection, shared, given, listened, incidents):
     """Nothing is left to set up."""
 
 

@@ -8,6 +8,7 @@ from pymysql.constants import SERVER_STATUS
 from sqlalchemy import create_engine, make_url
 
 from aurora_router.drivers import pymysql as pymysql_driver
+from aurora_router.servers import mysql
 
 OK = b"\0\0\0"
 
@@ -88,6 +89,13 @@ def connected(peer: Peer, connecting=lambda _: contextlib.nullcontext(), longest
     pymysql_driver.track_connecting_socket(dialect, connecting, longest)
     arguments, given = dialect.create_connect_args(make_url(f"mysql+pymysql://u@127.0.0.1:{peer.port}/d"))
     return dialect.connect(*arguments, **{**given, "ssl_disabled": True, **options})
+
+
+def prepared(peer: Peer, **options):
+    """The same, as units get it."""
+    connection = connected(peer, **options)
+    pymysql_driver.prepare_connection(connection, False, (), lambda: False, mysql)
+    return connection
 
 
 COLUMN = b"\x03def\0\0\0\x01n\x01n\x0c\x3f\0\x0b\0\0\0\x03\0\0\0\0\0"

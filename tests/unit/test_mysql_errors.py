@@ -9,7 +9,7 @@ import pymysql
 import pytest
 
 from aurora_router.cluster.connect_errors import probe_error
-from aurora_router.cluster.error_classification import failure_of
+from aurora_router.cluster.error_classification import classify_error, failure_of
 from aurora_router.core.failures import Failure
 from aurora_router.core.instance import Instance, ProbeFailure
 from aurora_router.core.topology import Topology
@@ -46,10 +46,23 @@ def test_the_code_of_an_error_is_its_first_argument(error, code):
     assert pymysql_driver.code(error) == code
 
 
-def test_some_errors_are_only_met_while_connecting():
-    assert pymysql_driver.is_from_connecting(pymysql.OperationalError(2003, "Can't connect"))
-    assert pymysql_driver.is_from_connecting(pymysql.OperationalError(1045, "Access denied"))
-    assert not pymysql_driver.is_from_connecting(pymysql.OperationalError(2013, "Lost connection"))
+@pytest.mark.parametrize(
+    ("code", "of_driver", "of_server"),
+    [
+        (2003, True, False),
+        (2061, True, False),
+        (1040, False, True),
+        (1045, False, True),
+        (1213, False, False),
+        (2013, False, False),
+    ],
+)
+def test_some_errors_are_only_met_while_connecting(code, of_driver, of_server):
+    """The driver knows those that it makes itself. The server module knows those that only a server can give."""
+    error = pymysql.OperationalError(code, "words")
+    assert pymysql_driver.is_from_connecting(error) is of_driver
+    assert (code in mysql.CONNECTING) is of_server
+    assert classify_error(error).sent is not (of_driver or of_server)
 
 
 @table("mysql_refused_probes")
@@ -89,6 +102,51 @@ def test_the_documented_codes_are_those_that_are_used(row, codes):
 @pytest.mark.parametrize(("code", "busy"), [(1040, True), (1203, True), (2003, False), (None, False)])
 def test_a_server_without_room_is_busy_and_not_down(code, busy):
     assert is_busy(code, "") is busy
+
+
+# -- what a server does on its own --------------------------------------------------------------------------------
+
+
+def answering(answers):
+    """A function that asks, like a `Query`. answers: rows, by the text."""
+    return lambda sql: ((), answers.pop(sql))
+
+
+@pytest.mark.parametrize("code", [1020, 1206, 1213, 1614])
+def test_some_errors_roll_the_transaction_back(code):
+    assert mysql.may_have_rolled_back(code)
+    assert mysql.has_rolled_back(code, answering({}))
+
+
+@pytest.mark.parametrize(("setting", "is_back"), [(1, True), ("ON", True), (0, False), ("OFF", False), (None, False)])
+def test_a_setting_decides_what_a_lock_timeout_rolls_back(setting, is_back):
+    assert mysql.may_have_rolled_back(1205)
+    asked = answering({"SELECT @@global.innodb_rollback_on_timeout": [(setting,)]})
+    assert mysql.has_rolled_back(1205, asked) is is_back
+
+
+@pytest.mark.parametrize("code", [1062, 2013, None])
+def test_other_errors_leave_the_transaction_as_it_is(code):
+    assert not mysql.may_have_rolled_back(code)
+    assert not mysql.has_rolled_back(code, answering({}))
+
+
+@pytest.mark.parametrize(
+    ("codes", "counted", "has_left"),
+    [((1751, 1196), (), True), ((1751,), [(1,)], False), ((1751,), [("2",)], True), ((), (), False)],
+)
+def test_the_warnings_of_a_rollback_say_what_it_left(codes, counted, has_left):
+    """Writes are left if a warning says so, or if the server has not kept all warnings."""
+    kept = [("Warning", code, "words") for code in codes]
+    assert mysql.has_left_writes(answering({"SHOW WARNINGS": kept, "SHOW COUNT(*) WARNINGS": counted})) is has_left
+
+
+def test_postgresql_rolls_nothing_back_on_its_own():
+    """A failed transaction of PostgreSQL stays failed until its end, and its rollback leaves nothing."""
+    ask = answering({})
+    assert not postgresql.may_have_rolled_back("40P01")
+    assert not postgresql.has_rolled_back("40P01", ask)
+    assert not postgresql.has_left_writes(ask)
 
 
 # -- the outcome of a COMMIT --------------------------------------------------------------------------------------

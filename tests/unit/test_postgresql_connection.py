@@ -14,6 +14,7 @@ from psycopg import errors
 from sqlalchemy import create_engine, make_url
 
 from aurora_router.drivers import psycopg as psycopg_driver
+from aurora_router.servers import postgresql
 
 
 def message(kind: bytes, body: bytes = b"") -> bytes:
@@ -150,7 +151,7 @@ def connect(peer: Peer) -> Iterator[Callable[..., Any]]:
             arguments, given = dialect.create_connect_args(make_url(peer.url))
             connection: Any = dialect.connect(*arguments, **given, **options)
             stack.callback(connection.close)
-            psycopg_driver.prepare_connection(connection, shared, (), lambda: False)
+            psycopg_driver.prepare_connection(connection, shared, (), lambda: False, postgresql)
             return connection
 
         yield make

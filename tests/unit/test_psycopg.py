@@ -92,10 +92,10 @@ def test_a_shared_connection_is_not_guarded():
     found = postgresql.identify(connection.ask, -7, None)
     assert found.shared
     assert not found.default_read_only
-    psycopg_driver.prepare_connection(connection, True, (), nobody)
+    psycopg_driver.prepare_connection(connection, True, (), nobody, postgresql)
     assert connection.prepare_threshold is None
     connection.prepare_threshold = 5
-    psycopg_driver.prepare_connection(connection, True, ("prepare_threshold",), nobody)
+    psycopg_driver.prepare_connection(connection, True, ("prepare_threshold",), nobody, postgresql)
     assert connection.prepare_threshold == 5
 
 
@@ -182,14 +182,14 @@ def test_a_streamed_read_is_held_if_there_is_no_transaction(autocommit, asked, h
     monkeypatch.setattr(ServerCursor, "__del__", lambda self: None)
     connection = Switches()
     connection.autocommit = autocommit
-    psycopg_driver.prepare_connection(connection, False, (), nobody)
+    psycopg_driver.prepare_connection(connection, False, (), nobody, postgresql)
     factory = connection.server_cursor_factory
-    psycopg_driver.prepare_connection(connection, False, (), nobody)
+    psycopg_driver.prepare_connection(connection, False, (), nobody, postgresql)
     assert connection.server_cursor_factory is factory
     assert issubclass(factory, ServerCursor)
     factory(connection, "c1", withhold=asked)
     assert seen == {"name": "c1", "withhold": hold}
-    psycopg_driver.prepare_connection(connection, True, (), nobody)
+    psycopg_driver.prepare_connection(connection, True, (), nobody, postgresql)
     connection.autocommit = True
     factory(connection, "c2")
     assert seen == {"name": "c2", "withhold": False}, "a pooler would keep it for others"
@@ -200,7 +200,7 @@ def test_a_connection_notices_the_crash_of_another(sqlstate, is_bystander):
     """The notice with which the server ends all connections after a crash is remembered, and no other is."""
     connection = Switches()
     assert not psycopg_driver.is_bystander(connection)
-    psycopg_driver.prepare_connection(connection, False, (), nobody)
+    psycopg_driver.prepare_connection(connection, False, (), nobody, postgresql)
     connection.notice_handler(types.SimpleNamespace(sqlstate=sqlstate))
     assert psycopg_driver.is_bystander(connection) is is_bystander
     assert not pymysql_driver.is_bystander(connection)
@@ -216,7 +216,7 @@ def test_cursors_that_were_left_are_closed(monkeypatch):
     monkeypatch.setattr(ServerCursor, "close", lambda self: None)
     monkeypatch.setattr(ServerCursor, "name", None)
     connection = Talk(())
-    psycopg_driver.prepare_connection(connection, False, (), nobody)
+    psycopg_driver.prepare_connection(connection, False, (), nobody, postgresql)
     connection.autocommit = True
     assert not psycopg_driver.has_leftovers(connection)
     kept = connection.server_cursor_factory(connection, "kept")
@@ -241,7 +241,7 @@ def test_cursors_that_were_left_are_closed(monkeypatch):
 @pytest.mark.parametrize(("status", "is_left"), [("IDLE", False), ("ACTIVE", True), ("INTRANS", True), ("INERROR", True)])
 def test_a_transaction_that_was_not_ended_is_a_leftover(status, is_left):
     connection = Talk()
-    psycopg_driver.prepare_connection(connection, False, (), nobody)
+    psycopg_driver.prepare_connection(connection, False, (), nobody, postgresql)
     connection.pgconn = types.SimpleNamespace(transaction_status=pq.TransactionStatus[status])
     assert psycopg_driver.has_leftovers(connection) is is_left
 
@@ -287,7 +287,7 @@ def test_a_connection_that_a_listener_has_used_is_seen(alone, status, guard, set
     connection = Switches()
     connection.autocommit = alone
     connection.read_only = None if alone else True
-    psycopg_driver.prepare_connection(connection, False, (), nobody)
+    psycopg_driver.prepare_connection(connection, False, (), nobody, postgresql)
     connection.pgconn = types.SimpleNamespace(
         transaction_status=pq.TransactionStatus[status], parameter_status=lambda name: guard
     )
@@ -311,7 +311,7 @@ def test_another_access_mode_is_seen(found):
 def test_an_old_server_tells_nothing_of_its_guard(handed_out, listened, believed):
     """Before PostgreSQL 14 a guard is believed while nobody can have taken it off."""
     connection = Switches()
-    psycopg_driver.prepare_connection(connection, False, (), lambda: listened)
+    psycopg_driver.prepare_connection(connection, False, (), lambda: listened, postgresql)
     connection.pgconn = types.SimpleNamespace(parameter_status=lambda name: None)
     assert psycopg_driver.is_default_read_only(connection, handed_out) is believed
 

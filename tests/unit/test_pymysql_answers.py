@@ -10,8 +10,9 @@ from pymysql.constants import SERVER_STATUS
 from aurora_router.drivers import psycopg as psycopg_driver
 from aurora_router.drivers import pymysql as pymysql_driver
 from aurora_router.drivers.base import Mode
+from aurora_router.servers import mysql
 from tests.interruptions import interrupted_at_each_line
-from tests.unit.mysql_peer import COLUMN, END, OK, Peer, connected, packet, rows
+from tests.unit.mysql_peer import COLUMN, END, OK, Peer, connected, packet, prepared, rows
 
 
 def test_no_commit_or_rollback_is_sent_if_nothing_happened(peer: Peer) -> None:
@@ -296,7 +297,7 @@ def test_a_rollback_by_the_server_is_known_until_the_end(peer: Peer) -> None:
     """A transaction that the server has rolled back on its own is known as such until it is ended."""
     peer.answers["UPDATE"] = packet(1, b"\xff" + (1213).to_bytes(2, "little") + b"#40001Deadlock found")
     peer.answers["INSERT"] = packet(1, b"\xff" + (1062).to_bytes(2, "little") + b"#23000Duplicate entry")
-    connection = connected(peer)
+    connection = prepared(peer)
     with pytest.raises(pymysql.IntegrityError):
         connection.query("INSERT")
     assert not pymysql_driver.is_aborted(connection)
@@ -317,13 +318,26 @@ def test_a_lock_wait_timeout_may_end_the_transaction(peer: Peer, answer: str, ab
     column = b"\3def\0\0\0\1c\0\x0c\x3f\0" + b"\1\0\0\0" + b"\x08\0\0\0\0\0"
     rows = packet(1, b"\1"), packet(2, column), packet(3, b"\xfe\0\0\2\0"), packet(4, b"\1" + answer.encode())
     lost = packet(1, b"\xff" + (1053).to_bytes(2, "little") + b"#08S01Server shutdown in progress")
-    peer.answers[pymysql_driver.ROLLS_BACK_ON_TIMEOUT] = b"".join((*rows, packet(5, b"\xfe\0\0\2\0"))) if answer else lost
-    connection = connected(peer)
+    peer.answers["SELECT @@global.innodb_rollback_on_timeout"] = b"".join((*rows, packet(5, b"\xfe\0\0\2\0"))) if answer else lost
+    connection = prepared(peer)
     with pytest.raises(pymysql.OperationalError, match="Lock wait timeout"):
         connection.query("UPDATE")
     assert pymysql_driver.is_aborted(connection) is aborted
     connection.rollback()
     assert not pymysql_driver.is_aborted(connection)
+
+
+def test_a_connection_without_a_server_family_notes_nothing(peer: Peer) -> None:
+    """Until the server of a new connection is known, nobody can say what its errors and warnings mean."""
+    peer.answers["UPDATE"] = packet(1, b"\xff" + (1213).to_bytes(2, "little") + b"#40001Deadlock found")
+    peer.answers["ROLLBACK"] = WARNED
+    connection = connected(peer)
+    with pytest.raises(pymysql.OperationalError):
+        connection.query("UPDATE")
+    connection.rollback()
+    assert not pymysql_driver.is_aborted(connection)
+    assert not pymysql_driver.was_not_undone(connection)
+    assert peer.heard[-2:] == ["UPDATE", "ROLLBACK"]
 
 
 def warnings(*codes: int) -> bytes:
@@ -342,7 +356,7 @@ def test_a_rollback_says_what_it_has_not_undone(peer: Peer, codes: tuple[int, ..
     if codes:
         peer.answers["ROLLBACK"] = WARNED
         peer.answers["SHOW WARNINGS"] = warnings(*codes)
-    connection = connected(peer)
+    connection = prepared(peer)
     connection.query("INSERT")
     connection.query("START TRANSACTION")
     connection.rollback()
@@ -366,7 +380,7 @@ def test_a_rollback_whose_warnings_are_not_kept_undoes_nothing(
     peer.answers["ROLLBACK"] = WARNED
     peer.answers["SHOW WARNINGS"] = warnings(*codes)
     peer.answers["SHOW COUNT(*) WARNINGS"] = counted(count)
-    connection = connected(peer)
+    connection = prepared(peer)
     connection.query("START TRANSACTION")
     connection.rollback()
     assert peer.heard[-2:] == ["SHOW WARNINGS", "SHOW COUNT(*) WARNINGS"]
@@ -378,7 +392,7 @@ def test_a_deadlock_that_leaves_no_warning_undoes_nothing(peer: Peer) -> None:
     peer.answers["UPDATE"] = packet(1, b"\xff" + (1213).to_bytes(2, "little") + b"#40001Deadlock found")
     peer.answers["SHOW WARNINGS"] = warnings()
     peer.answers["SHOW COUNT(*) WARNINGS"] = counted(2)
-    connection = connected(peer)
+    connection = prepared(peer)
     with pytest.raises(pymysql.OperationalError):
         connection.query("UPDATE")
     connection.rollback()
@@ -389,7 +403,7 @@ def test_a_rollback_of_the_servers_says_what_it_has_left(peer: Peer) -> None:
     """A rollback by the server has the warnings of its victim, which are asked for before another statement is sent."""
     peer.answers["UPDATE"] = packet(1, b"\xff" + (1213).to_bytes(2, "little") + b"#40001Deadlock found")
     peer.answers["SHOW WARNINGS"] = warnings(1213, 1196)
-    connection = connected(peer)
+    connection = prepared(peer)
     with pytest.raises(pymysql.OperationalError):
         connection.query("UPDATE")
     connection.query("INSERT")
@@ -402,7 +416,7 @@ def test_a_refused_commit_says_what_it_has_left(peer: Peer) -> None:
     """A refused COMMIT is a rollback. It says what it has left, and does not affect a later transaction."""
     refused = packet(1, b"\xff" + (1290).to_bytes(2, "little") + b"#HY000The server is running with the --read-only option")
     peer.answers["SHOW WARNINGS"] = warnings(1290, 1196)
-    connection = connected(peer)
+    connection = prepared(peer)
     for asked in (True, False):
         peer.answers["COMMIT"] = refused
         connection.query("START TRANSACTION")
@@ -421,7 +435,7 @@ def test_a_rollback_in_a_later_statement_of_a_text_is_known(peer: Peer) -> None:
     more = SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS.to_bytes(2, "little")
     deadlock = packet(2, b"\xff" + (1213).to_bytes(2, "little") + b"#40001Deadlock found")
     peer.answers["UPDATE a; UPDATE b"] = packet(1, OK + more + b"\0\0") + deadlock
-    connection = connected(peer)
+    connection = prepared(peer)
     cursor = connection.cursor()
     cursor.execute("UPDATE a; UPDATE b")
     assert not pymysql_driver.is_aborted(connection)
@@ -434,7 +448,7 @@ def test_a_shared_connection_begins_each_read_only_transaction(peer: Peer) -> No
     """Behind a pooler each transaction of a read-only connection is begun as read-only, until the connection is switched."""
     peer.answers["SELECT 1"] = rows(b"1")
     connection = connected(peer)
-    pymysql_driver.prepare_connection(connection, True, (), lambda: False)
+    pymysql_driver.prepare_connection(connection, True, (), lambda: False, mysql)
     connection.autocommit(False)
     peer.heard.clear()
     assert not pymysql_driver.set_mode(connection, Mode.READ_ONLY, False, False)
@@ -453,7 +467,7 @@ def test_a_shared_connection_begins_each_read_only_transaction(peer: Peer) -> No
 def test_a_connection_of_pymysqls_class_is_switched_once(peer: Peer) -> None:
     """A connection that something else has made has only its first transaction begun as read-only."""
     with pymysql.connect(host="127.0.0.1", port=peer.port, user="u", ssl_disabled=True) as connection:
-        pymysql_driver.prepare_connection(connection, True, (), lambda: False)
+        pymysql_driver.prepare_connection(connection, True, (), lambda: False, mysql)
         peer.heard.clear()
         assert not pymysql_driver.set_mode(connection, Mode.READ_ONLY, False, False)
         connection.rollback()

@@ -72,7 +72,7 @@ def test_autocommit_can_be_set_and_asked_for(peer: Peer) -> None:
 )
 def test_a_mode_costs_a_round_trip_where_something_changes(peer: Peer, mode: Mode, usual: bool, sent: list[str]) -> None:
     connection = connected(peer)
-    pymysql_driver.prepare_connection(connection, False, (), lambda: False)
+    pymysql_driver.prepare_connection(connection, False, (), lambda: False, mysql)
     peer.heard.clear()
     lasts = pymysql_driver.set_mode(connection, mode, usual, default_read_only=False)
     assert peer.heard == sent
@@ -85,7 +85,7 @@ def test_a_mode_costs_a_round_trip_where_something_changes(peer: Peer, mode: Mod
 def test_a_connection_that_a_listener_has_used_is_seen(peer: Peer) -> None:
     """A transaction that a listener has left open shows in the server's last answer, and is committed."""
     connection = connected(peer, autocommit=True)
-    pymysql_driver.prepare_connection(connection, False, (), lambda: False)
+    pymysql_driver.prepare_connection(connection, False, (), lambda: False, mysql)
     assert pymysql_driver.is_settled(connection, alone=True)
     assert not pymysql_driver.is_settled(connection, alone=False)
     pymysql_driver.end_transaction(connection)
@@ -98,7 +98,7 @@ def test_a_connection_that_a_listener_has_used_is_seen(peer: Peer) -> None:
     assert not pymysql_driver.is_default_read_only(connection, True), (
         "who has had the driver's connection may have taken the guard off"
     )
-    pymysql_driver.prepare_connection(connection, False, (), lambda: True)
+    pymysql_driver.prepare_connection(connection, False, (), lambda: True, mysql)
     assert not pymysql_driver.is_default_read_only(connection, False), "and so may a listener"
     assert not pymysql_driver.is_settled(connection, alone=True)
 
@@ -106,7 +106,7 @@ def test_a_connection_that_a_listener_has_used_is_seen(peer: Peer) -> None:
 def test_a_guarded_connection_knows_who_has_set_something(peer: Peer) -> None:
     """A SET by SQLAlchemy has passed the interceptor, but a SET by anybody else may have taken the guard off."""
     connection = connected(peer, autocommit=True)
-    pymysql_driver.prepare_connection(connection, False, (), lambda: False)
+    pymysql_driver.prepare_connection(connection, False, (), lambda: False, mysql)
     for touch in (connection.query, connection.cursor().execute):
         pymysql_driver.note_default_read_only(connection, True)
         DefaultDialect().do_execute(connection.cursor(), "SET @a = 1", ())
@@ -128,19 +128,19 @@ def test_a_guarded_connection_knows_who_has_set_something(peer: Peer) -> None:
 def test_a_connection_of_pymysqls_own_does_not_know(peer: Peer) -> None:
     """A connection that a tracer has made cannot tell, so its guard is believed while nobody has had it."""
     connection = pymysql.connect(host="127.0.0.1", port=peer.port, user="u", autocommit=True, ssl_disabled=True)
-    pymysql_driver.prepare_connection(connection, False, (), lambda: False)
+    pymysql_driver.prepare_connection(connection, False, (), lambda: False, mysql)
     pymysql_driver.note_default_read_only(connection, True)
     connection.query("SET @a = 1")
     assert pymysql_driver.is_default_read_only(connection, False)
     assert not pymysql_driver.has_lost_read_only(connection)
-    pymysql_driver.prepare_connection(connection, False, (), lambda: True)
+    pymysql_driver.prepare_connection(connection, False, (), lambda: True, mysql)
     assert not pymysql_driver.is_default_read_only(connection, False)
 
 
 def test_a_guarded_connection_begins_read_only_by_itself(peer: Peer) -> None:
     """On a guarded connection without autocommit a read-only transaction begins by itself."""
     connection = connected(peer)
-    pymysql_driver.prepare_connection(connection, False, (), lambda: False)
+    pymysql_driver.prepare_connection(connection, False, (), lambda: False, mysql)
     peer.heard.clear()
     assert pymysql_driver.set_mode(connection, Mode.READ_ONLY, False, default_read_only=True), "and lasts"
     assert peer.heard == []
@@ -151,7 +151,7 @@ def test_a_guarded_connection_begins_read_only_by_itself(peer: Peer) -> None:
 
 def test_a_connection_has_a_socket_until_it_is_closed(peer: Peer) -> None:
     connection = connected(peer)
-    pymysql_driver.prepare_connection(connection, False, (), lambda: False)
+    pymysql_driver.prepare_connection(connection, False, (), lambda: False, mysql)
     assert os.fstat(pymysql_driver.fileno(connection))
     assert not pymysql_driver.is_closed(connection)
     connection.close()
