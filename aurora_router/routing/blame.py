@@ -39,7 +39,7 @@ def loses_everywhere(
     before, now = _last(unit), _meets(unit, failure)
     if now is None:
         return None  # nobody retries it
-    is_killed = unit.intent.run is None and code in server.KILLED
+    is_killed = unit.intent.retry is None and code in server.KILLED
     match blame(now.times, is_killed=is_killed, is_first=before is None):
         case Blame.NOBODY:
             return None
@@ -48,7 +48,7 @@ def loses_everywhere(
         case Blame.IF_ALIVE:
             return _ALIVE if monitor.confirm_role(now.instance, now.server) is not None else None
         case Blame.IF_SURVIVED:
-            until = unit.intent.run.deadline if unit.intent.run is not None else None
+            until = unit.intent.retry.deadline if unit.intent.retry is not None else None
             if until is None:
                 until = now.at + seconds_to_recover
             losses = [now] if before is None else [before, now]
@@ -60,7 +60,7 @@ def _meets(unit: Unit, failure: Failure) -> Trouble | None:
     if (
         unit.place.instance is None
         or unit.place.server is None
-        or not (unit.intent.owned_by_session or unit.intent.run is not None)
+        or not (unit.intent.owned_by_session or unit.intent.retry is not None)
     ):
         return None
     before = _last(unit)
@@ -68,11 +68,11 @@ def _meets(unit: Unit, failure: Failure) -> Trouble | None:
     again = before is not None and (before.sql, before.failure) == (sql, failure)
     times = before.times + 1 if before is not None and again else 1
     unit.trouble = Trouble(sql, failure, unit.place.instance.id, unit.place.server, time.monotonic(), times)
-    if unit.intent.run is not None:
-        unit.intent.run.trouble = unit.trouble
+    if unit.intent.retry is not None:
+        unit.intent.retry.trouble = unit.trouble
     return unit.trouble
 
 
 def _last(unit: Unit) -> Trouble | None:
     """The last trouble of the unit, or else of its run and the runs before."""
-    return unit.trouble or (unit.intent.run.trouble if unit.intent.run is not None else None)
+    return unit.trouble or (unit.intent.retry.trouble if unit.intent.retry is not None else None)

@@ -73,7 +73,7 @@ class CommitHandler:
         if unit.ends is not None:
             self._note_unseen_ends(unit)
         self._causality.on_commit_sent(unit)
-        ask = self._prepare(unit, raw) if unit.intent.commit_check is not None or unit.intent.run is not None else None
+        ask = self._prepare(unit, raw) if unit.intent.commit_check is not None or unit.intent.retry is not None else None
         unit.commit = CommitState.SENT
         try:
             send(raw)
@@ -119,13 +119,13 @@ class CommitHandler:
         """Note that a run cannot be undone if a rollback, or a COMMIT that became one, has left writes in place."""
         if self._driver.was_not_undone(raw.dbapi_connection):
             unit = unit_of(raw)
-            if unit is not None and unit.intent.run is not None:
-                unit.intent.run.can_be_undone = False
+            if unit is not None and unit.intent.retry is not None:
+                unit.intent.retry.can_be_undone = False
 
     def _note_unseen_ends(self, unit: Unit) -> None:
         """Note that a run cannot be undone if a transaction has ended on the connection that the user has."""
-        if unit.intent.run is not None and unit.unseen_end() is not None:
-            unit.intent.run.can_be_undone = False
+        if unit.intent.retry is not None and unit.unseen_end() is not None:
+            unit.intent.retry.can_be_undone = False
 
     def commit_in_two_phases(self, connection: Connection, send: Callable[[], None]) -> None:
         """Send PREPARE TRANSACTION or COMMIT PREPARED.
@@ -156,8 +156,8 @@ class CommitHandler:
         unit.commit = CommitState.COMMITTED
         self._causality.on_committed(unit)
         unit.recorded = unit.intent.owned_by_session and not unit.connection_exposed
-        if unit.intent.run is not None:
-            unit.intent.run.can_be_undone = False
+        if unit.intent.retry is not None:
+            unit.intent.retry.can_be_undone = False
 
     def _commit_failure(self, error: Any, raw: PoolProxiedConnection) -> Failure:
         driver: Any = raw.dbapi_connection
@@ -181,8 +181,8 @@ class CommitHandler:
                 self._causality.on_committed(unit)  # maybe long after the unit has ended
             return found
 
-        if unit.intent.run is not None:
-            left = self._failover_timeout if unit.intent.run.deadline is None else unit.intent.run.deadline - time.monotonic()
+        if unit.intent.retry is not None:
+            left = self._failover_timeout if unit.intent.retry.deadline is None else unit.intent.retry.deadline - time.monotonic()
             found = resolve(max(left, MIN_LOOKUP_SECONDS))
             if found is Outcome.COMMITTED:
                 return True

@@ -59,8 +59,8 @@ class ErrorHandler:
         if means.refuses_writes and unit.intent.read_only and unit.place.instance is not None:
             instead = ReadOnlyViolation(Effect.WRITE.name, unit.place.instance.id, sent=True)
             meaning = classify_error(instead)
-        if unit.intent.run is not None:
-            unit.intent.run.failed = meaning
+        if unit.intent.retry is not None:
+            unit.intent.retry.failed = meaning
         setattr(instead or context.sqlalchemy_exception, FACTS, meaning)
         return instead
 
@@ -88,15 +88,15 @@ class ErrorHandler:
             case Question.IS_WRITER:
                 # Ask the server even outside of run_transaction, so that the next unit knows if the server is deposed.
                 is_writer = unit.place.on_writer and not unit.intent.read_only and self._confirm_role(unit) is Role.WRITER
-                if unit.intent.run is not None:
-                    unit.intent.run.read_only_refusals += is_writer
+                if unit.intent.retry is not None:
+                    unit.intent.retry.read_only_refusals += is_writer
                 return is_writer
             case Question.BREAKS_EVERYWHERE:
                 return breaks_everywhere(unit, failure)
             case Question.LOSES_EVERYWHERE:
                 return self._loses_everywhere(failure, unit, context)
             case Question.WAS_MISLED:
-                return unit.intent.run is not None and unit.intent.run.is_misled()
+                return unit.intent.retry is not None and unit.intent.retry.is_misled()
             case Question.MUST_STAY:
                 return unit.place.on_writer or unit.intent.read_only is not None
 

@@ -193,8 +193,8 @@ class Interceptor:
             unit.only_reads = False  # no other connection has the same history
         if context.execution_options.get("stream_results"):
             unit.streaming = unit.watched = True
-        if unit.intent.run is not None:
-            unit.intent.run.has_read_on_reader = True
+        if unit.intent.retry is not None:
+            unit.intent.retry.has_read_on_reader = True
 
     def _in_read_only_unit(self, unit: Unit, found: Analysis, effect: Effect) -> None:
         """Look at a statement of a read-only unit that may not be a read. Raises ReadOnlyViolation."""
@@ -217,13 +217,13 @@ class Interceptor:
         if not self.families.asynchronous_commits and _names_synchronous_commit(unit.last_sql or "", parameters):
             self.families.note_asynchronous_commit()
         # A read may leave traces, too, because a view may call any function.
-        if unit.intent.run is not None and (effect is _READ or not found.traceless):
+        if unit.intent.retry is not None and (effect is _READ or not found.traceless):
             unit.leaves_traces = True
         raw = connection.connection.dbapi_connection  # also if it is detached from its pool
         if found.may_end_transaction or self.driver.autocommit(raw):  # it may commit unseen by SQLAlchemy
             unit.commit = CommitState.SENT
-            if unit.intent.run is not None:
-                unit.intent.run.can_be_undone = False
+            if unit.intent.retry is not None:
+                unit.intent.retry.can_be_undone = False
             self.causality.on_commit_sent(unit)
 
     def _look(self, unit: Unit, connection: Connection) -> None:
@@ -357,9 +357,9 @@ class Interceptor:
     def _writer_lost(self, unit: Unit) -> NoWriterAvailable:
         """Make the error of a unit that has lost its connection, and whose instance is no longer the writer."""
         error = NoWriterAvailable(0.0, (f"{unit.place.instance.id if unit.place.instance else '?'} is no longer the writer",))
-        if unit.intent.run is not None:
-            unit.intent.run.failed = WRITER_IS_GONE
-            setattr(error, FACTS, unit.intent.run.failed)
+        if unit.intent.retry is not None:
+            unit.intent.retry.failed = WRITER_IS_GONE
+            setattr(error, FACTS, unit.intent.retry.failed)
         return error
 
 

@@ -34,7 +34,7 @@ class RetryableSession(Protocol):
         """Whether its units may write to other databases as well."""
         ...
 
-    def join_retry(self, run: RetryContext, commit_check: CommitCheck | None) -> None: ...
+    def join_retry(self, retry: RetryContext, commit_check: CommitCheck | None) -> None: ...
 
 
 class AttemptEvents:
@@ -73,12 +73,12 @@ class Attempt(Generic[S]):
     """
 
     def __init__(
-        self, number: int, run: RetryContext, make: Callable[[RetryContext], S], told: AttemptEvents | None = None
+        self, number: int, retry: RetryContext, make: Callable[[RetryContext], S], told: AttemptEvents | None = None
     ) -> None:
         self.number = number
         self.error: Exception | None = None  # the error because of which the unit runs again
         self.loop_ended = False  # the loop has ended, so nobody will commit
-        self.run = run
+        self.retry = retry
         self._make = make
         self._told = told
         self._session: S | None = None
@@ -86,7 +86,7 @@ class Attempt(Generic[S]):
     def __enter__(self) -> S:
         if self.loop_ended or self._session is not None:
             raise RouterError("an attempt is for one `with` block, in the loop that made it")
-        self._session = self._make(self.run)
+        self._session = self._make(self.retry)
         if self._told is not None:
             self._told.started()
         return self._session
@@ -134,9 +134,9 @@ class Attempt(Generic[S]):
         return session is not None
 
     def _is_retried(self, error: Exception, *, may_have_committed_elsewhere: bool = False) -> bool:
-        run = self.run
-        known = run.failed if isinstance(error, PendingRollbackError) else getattr(error, FACTS, None)
-        failed = Failed(error, known, run.failed, run.can_be_undone, run.read_only_refusals, may_have_committed_elsewhere)
+        retry = self.retry
+        known = retry.failed if isinstance(error, PendingRollbackError) else getattr(error, FACTS, None)
+        failed = Failed(error, known, retry.failed, retry.can_be_undone, retry.read_only_refusals, may_have_committed_elsewhere)
         return is_retried(failed)
 
 
@@ -162,22 +162,22 @@ def attempts(
     Raises the last error if no more attempts are allowed, and ConfigurationError for sessions of another router.
     """
 
-    def make(run: RetryContext) -> S:
+    def make(retry: RetryContext) -> S:
         factory: Any = getattr(session_factory, "session_factory", session_factory)  # a scoped_session may have one in use
         session: S = factory()
         if getattr(session, "router", None) is not router:
             raise ConfigurationError(
                 "Session must make routing sessions of this router: sessionmaker(class_=RoutingSession, ...)"
             )
-        cast(RetryableSession, session).join_retry(run, commit_check)
+        cast(RetryableSession, session).join_retry(retry, commit_check)
         return session
 
-    run: RetryContext | None = None
+    retry: RetryContext | None = None
     transaction = next(_transactions) if publish is not None else 0
     for number in itertools.count(1):
-        run = RetryContext(deadline, run)
+        retry = RetryContext(deadline, retry)
         told = AttemptEvents(publish, transaction, number) if publish is not None else None
-        attempt = Attempt(number, run, make, told)
+        attempt = Attempt(number, retry, make, told)
         try:
             yield attempt
         except GeneratorExit:  # an error raised here would reach nobody, so it only warns

@@ -39,13 +39,13 @@ class Intent(NamedTuple):
 
     read_only: what the user declared. None: the router decides.
     owned_by_session: whether the unit ends when its session says so, and not with its connection.
-    run: the attempt of run_transaction() that it belongs to.
+    retry: the attempt of run_transaction() that it belongs to; None if it belongs to none.
     commit_check: how to find the outcome of a COMMIT whose answer is lost.
     """
 
     read_only: bool | None
     owned_by_session: bool = False
-    run: RetryContext | None = None
+    retry: RetryContext | None = None
     commit_check: CommitCheck | None = None
 
 
@@ -220,7 +220,7 @@ class Unit:
     @property
     def spoils_connection(self) -> bool:
         """Whether its connection has state of a failed run that the next unit must not meet."""
-        return self.leaves_traces and self.intent.run is not None and self.commit is not _COMMITTED
+        return self.leaves_traces and self.intent.retry is not None and self.commit is not _COMMITTED
 
     @property
     def has_unrecorded_effects(self) -> bool:

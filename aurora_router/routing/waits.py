@@ -142,8 +142,8 @@ class Waits:
         began: when it began to wait, seconds, monotonic.
         """
         until = began + self._failover_timeout
-        if unit.intent.run is not None and unit.intent.run.deadline is not None:
-            until = unit.intent.run.deadline
+        if unit.intent.retry is not None and unit.intent.retry.deadline is not None:
+            until = unit.intent.retry.deadline
         return max(until - time.monotonic(), 0.0)
 
     def for_writer(self, unit: Unit, decision: Decision, began: float) -> Instance | None:

@@ -96,7 +96,7 @@ class SessionStatements(SessionWrites):
             return Reason.HINT
         if clause is None or is_no_read(clause) or self.twophase or self.in_nested_transaction():
             return Reason.NOT_A_READ  # a flush, connection(), or SQL that says so itself
-        if unit.intent.run is not None and unit.intent.run.on_writer:
+        if unit.intent.retry is not None and unit.intent.retry.on_writer:
             return Reason.STALE_READ
         call, flush = self._call, self.routing_state.flush_context
         if self._loads_for_write or flush is not None or (call is not None and call.of_write):

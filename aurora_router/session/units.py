@@ -42,14 +42,14 @@ class SessionUnits(_Base):
     if not TYPE_CHECKING:
         execution_options: Mapping[str, Any] = getattr(Session, "execution_options", {})  # SQLAlchemy 2.0 has none
 
-    def join_retry(self, run: RetryContext, commit_check: CommitCheck | None) -> None:
+    def join_retry(self, retry: RetryContext, commit_check: CommitCheck | None) -> None:
         """Make this session's units part of a run of Router.run_transaction().
 
         The run commits, so a session that leaves its beginning to its user must begin by itself, too.
         """
         self.autobegin = True
         state = self.routing_state
-        state.intent = Intent(state.intent.read_only, True, run, commit_check)
+        state.intent = Intent(state.intent.read_only, True, retry, commit_check)
 
     def _current_unit(self) -> Unit:
         """Return the unit of the transaction that is under way, or a new one."""

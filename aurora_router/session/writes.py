@@ -112,6 +112,6 @@ class SessionWrites(SessionBinds):
 
     def _note_refused(self, error: StaleDataError) -> None:
         """Note the meaning in the error: others have deleted a row, or given it another version."""
-        run = self.routing_state.intent.run
-        if run is not None:
-            setattr(error, FACTS, run.refused())
+        retry = self.routing_state.intent.retry
+        if retry is not None:
+            setattr(error, FACTS, retry.refused())

@@ -119,14 +119,14 @@ class FakeSession:
     def __init__(self, router, script, calls):
         self.router, self.script, self.calls = router, script, calls
 
-    def join_retry(self, run, commit_check):
-        self.run = run
+    def join_retry(self, retry, commit_check):
+        self.retry = retry
         self.calls.append(f"run {commit_check}")
 
     def commit(self):
         error = self.script.pop(0)
         if error is not None:
-            self.run.failed = getattr(error, FACTS, None) or self.run.failed
+            self.retry.failed = getattr(error, FACTS, None) or self.retry.failed
             raise error
         self.calls.append("commit")
 
@@ -156,7 +156,7 @@ def test_the_driver_makes_attempts_until_one_commits():
     attempts_, calls = loop(marked(DEADLOCK), None)
     for attempt in attempts_:
         with attempt as session:
-            assert session.run is attempt.run
+            assert session.retry is attempt.retry
     assert calls == ["run xid", "close", "sleep 0.25", "run xid", "commit", "close"]
 
 
@@ -165,7 +165,7 @@ def test_an_error_in_the_block_is_retried_too():
     for attempt in attempts_:
         with attempt as session:
             if attempt.number == 1:
-                session.run.failed = DEADLOCK
+                session.retry.failed = DEADLOCK
                 raise marked(DEADLOCK)
     assert calls == ["run xid", "close", "sleep 0.25", "run xid", "commit", "close"]
 
@@ -176,7 +176,7 @@ def test_an_error_that_hides_the_failure_is_retried_as_well():
     for attempt in attempts_:
         with attempt as session:
             if attempt.number == 1:
-                session.run.failed = DEADLOCK
+                session.retry.failed = DEADLOCK
                 raise PendingRollbackError("roll back first")
     assert calls[-1] == "close"
     assert "commit" in calls

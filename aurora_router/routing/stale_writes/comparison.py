@@ -95,14 +95,14 @@ def shown_values(state: InstanceState[Any]) -> dict[str, Any]:
     return shown
 
 
-def stale_read(run: RetryContext | None, found: Differences) -> StaleRead:
+def stale_read(retry: RetryContext | None, found: Differences) -> StaleRead:
     """Return the error for rows that differ. Have the next run lock them."""
     (mapper, key), columns = next(iter(found.items()))
     error = StaleRead(mapper.class_.__name__, key, columns, len(found) - 1)
-    if run is not None:
-        run.stale_rows_found = run.stale_rows_found.union(found)
-        run.failed = classify_error(error)
-        setattr(error, FACTS, run.failed)
+    if retry is not None:
+        retry.stale_rows_found = retry.stale_rows_found.union(found)
+        retry.failed = classify_error(error)
+        setattr(error, FACTS, retry.failed)
     return error
 
 

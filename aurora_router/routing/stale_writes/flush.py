@@ -75,7 +75,7 @@ def _before_write(connection: Connection, state: InstanceState[Any], *, deleted:
     if routing.flush_unchecked:
         routing.flush_unchecked = False
         if len(session.identity_map):  # else all is new
-            if unit.intent.run is not None and not unit.intent.run.on_writer:
+            if unit.intent.retry is not None and not unit.intent.retry.on_writer:
                 check_members(session, connection, unit, routing.flush_context.states)
             _check(session, connection, unit, _to_be_written(session, unit))
     if state.key is None:
@@ -132,10 +132,10 @@ def _check(session: Any, connection: Connection, unit: Unit, states: Iterable[In
     unsent = {state for state in to_check if _is_unsent(session, state)}
     found = _find_differences(session, connection, to_check, {*map(row_of, unsent)})
     if found:
-        if unit.intent.run is not None and has_written:
+        if unit.intent.retry is not None and has_written:
             # The unit's own statements may have changed these rows, and may change more rows of the same kind.
-            unit.intent.run.stale_rows_found = unit.intent.run.stale_rows_found.union(_rows_of_the_same_kind(session, found))
-        raise stale_read(unit.intent.run, found)
+            unit.intent.retry.stale_rows_found = unit.intent.retry.stale_rows_found.union(_rows_of_the_same_kind(session, found))
+        raise stale_read(unit.intent.retry, found)
     for state in to_check:
         if state not in unsent:
             mark_checked(state)

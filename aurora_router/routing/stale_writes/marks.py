@@ -34,7 +34,7 @@ def mark_loaded(session: Any, state: InstanceState[Any]) -> None:
     if routing.check_stale_writes:
         if _is_from_reader(routing, state.runid or 0):
             _mark(state)
-        elif routing.intent.run is not None:
+        elif routing.intent.retry is not None:
             _mark_unlocked(routing, state)
 
 
@@ -78,10 +78,10 @@ def _mark_unlocked(routing: SessionState, state: InstanceState[Any]) -> None:
     The function may take another way than before. So such a row is compared, too, as long as the unit has written nothing. After
     that, the unit's own statements and their triggers may have changed the row, and a difference proves nothing.
     """
-    unit, run = routing.unit, routing.intent.run
-    if unit is None or run is None or not run.rows_to_lock or unit.wrote:
+    unit, retry = routing.unit, routing.intent.retry
+    if unit is None or retry is None or not retry.rows_to_lock or unit.wrote:
         return
-    if row_of(state) not in run.rows_to_lock:
+    if row_of(state) not in retry.rows_to_lock:
         state.info[LOADED_UNLOCKED] = unit.number
 
 
@@ -91,8 +91,8 @@ def on_moved_to_writer(unit: Unit, connection: Connection) -> None:
     From here on the unit reads on the writer. The locks keep others from changing those rows before this run does.
     """
     unit.on_writer_since = _new_runid()
-    if unit.intent.run is not None and unit.intent.run.rows_to_lock:
-        stale, wrote = by_mapper(unit.intent.run.rows_to_lock), unit.wrote
+    if unit.intent.retry is not None and unit.intent.retry.rows_to_lock:
+        stale, wrote = by_mapper(unit.intent.retry.rows_to_lock), unit.wrote
         with_locks(connection, [mapper for mapper, _ in stale], lambda: [lock_rows(connection, *each) for each in stale])
         unit.wrote = wrote  # a lock changes nothing
 

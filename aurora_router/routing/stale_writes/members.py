@@ -35,7 +35,7 @@ def check_members(
                 if _is_hidden(session, child, shown.get(key, frozenset())):
                     found[mapper, key] = (*found.get((mapper, key), ()), relationship.key)
     if found:
-        raise stale_read(unit.intent.run, {row: (*dict.fromkeys(names),) for row, names in found.items()})
+        raise stale_read(unit.intent.retry, {row: (*dict.fromkeys(names),) for row, names in found.items()})
 
 
 def _changed(
