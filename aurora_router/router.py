@@ -158,14 +158,14 @@ class Router:
         wait: wait_base | None = None,
         commit_check: CommitCheck | None = "xid",
     ) -> Iterator[Attempt[S]]:
-        """Loop over the runs of a unit, as run_transaction() does.
+        """Loop over the attempts of a unit, as run_transaction() does.
 
             for attempt in router.attempts(Session):
                 with attempt as session:
                     ...
 
         The block is one unit, which commits when the loop goes on after it. If the loop is left by return or break, nothing is
-        committed, and a warning says so. Code in the loop after the block runs before the COMMIT, in each run. Arguments and
+        committed, and a warning says so. Code in the loop after the block runs before the COMMIT, in each attempt. Arguments and
         errors are those of run_transaction().
         """
         checks.check_run(Session, deadline=deadline, stop=stop, wait=wait, commit_check=commit_check)
@@ -205,7 +205,7 @@ class Router:
         fn: a function of a session.
         deadline: seconds from now. After that nothing is run again, and no writer is waited for. None: failover_timeout, from
             the first failure on.
-        stop, wait: policies of tenacity. `stop` decides about another run instead of the deadline. `wait` replaces the
+        stop, wait: policies of tenacity. `stop` decides about another attempt instead of the deadline. `wait` replaces the
             exponential backoff with full jitter from 20 ms to 2 s. Waiting for a writer still ends at the deadline.
         commit_check: how to find out the outcome of a COMMIT if its answer was lost. "xid": by the transaction's id, which costs
             one round trip. "table": by a row in aurora_router_commits (see init_commit_table()). None: not at all. On MySQL and

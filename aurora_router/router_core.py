@@ -177,9 +177,9 @@ class RouterCore:
         return self.interceptor.isolation.above_read_committed(level)
 
     def may_run_again(self, number: int, error: Exception) -> bool:
-        """Return whether the retry budget lets run_transaction() run a function again, after this many runs.
+        """Return whether the retry budget lets run_transaction() run a function again, after this many attempts.
 
-        error: what the last run has met.
+        error: what the last attempt has met.
         """
         if not is_contention(error) and not self.throttle.allow(None, first=number == 1):
             return False

@@ -403,7 +403,7 @@ def a_lost_statement_is_an_error_of_its_session(world: World) -> None:
 
 @story
 def what_does_not_exist_is_an_error_at_once(world: World) -> None:
-    """A reader may lack what the writer has, and another run would not find what no server has."""
+    """A reader may lack what the writer has, and another attempt would not find what no server has."""
     router = world.router()
     for read_only in (None, True, False):
         runs = []

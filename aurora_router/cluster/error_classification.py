@@ -98,10 +98,10 @@ def failure_of(
 
 
 def is_contention(error: BaseException) -> bool:
-    """Return whether another run after this error spends nothing of the retry budget.
+    """Return whether another attempt after this error spends nothing of the retry budget.
 
-    It spends nothing if no instance is in trouble, because the waits between the runs spare the instances enough. It also spends
-    nothing if the error is waited out: see `OwnError`.
+    It spends nothing if no instance is in trouble, because the waits between the attempts spare the instances enough. It also
+    spends nothing if the error is waited out: see `OwnError`.
     """
     is_waited_out = isinstance(error, RouterError) and own_error(error).is_waited_out
     return is_waited_out or traits(classify_error(error).failure).is_contention

@@ -179,7 +179,7 @@ class AttemptEnded(_Happened):
 class RunAgain(_Happened):
     """A unit of run_transaction failed, and runs again.
 
-    number: the number of the run that failed, beginning with 1.
+    number: the number of the attempt that failed, beginning with 1.
     error: the class of the error.
     """
 
@@ -191,7 +191,7 @@ class RunAgain(_Happened):
 class RetriesRefused(_Happened):
     """Retries were refused, because they were too many for the traffic. Sent at most once a second.
 
-    instance: where the last of them failed; None for a run of run_transaction.
+    instance: where the last of them failed; None for an attempt of run_transaction.
     refused: the number of refusals since the last such event.
     """
 

@@ -130,7 +130,7 @@ class Blame(enum.Enum):
 def blame(times: int, *, is_killed: bool, is_first: bool) -> Blame:
     """Return what decides whether a statement would lose every connection.
 
-    times: how often it has lost its connection, in this unit or in its runs.
+    times: how often it has lost its connection, in this unit or in its attempts.
     is_killed: whether somebody has ended the connection of a statement that runs once.
     is_first: whether no statement has lost its connection before.
     """
@@ -268,7 +268,7 @@ _INQUIRIES = {
     Failure.LOST: Inquiry(Question.LOSES_EVERYWHERE, _STATEMENTS, becomes=Failure.ENDED),
     Failure.BROKEN: Inquiry(Question.BREAKS_EVERYWHERE, _STATEMENTS, is_final=True),
     Failure.CONSTRAINT: Inquiry(Question.WAS_MISLED, _ANY, becomes=Failure.MISLED),
-    # The next run would meet the same error.
+    # The next attempt would meet the same error.
     Failure.NOT_HERE: Inquiry(Question.MUST_STAY, frozenset({Phase.READ}), is_final=True),
     Failure.MISSING: Inquiry(Question.MUST_STAY, frozenset({Phase.READ}), is_final=True),
 }
@@ -357,7 +357,7 @@ def while_connecting(failure: Failure, *, is_refusal: bool, has_code: bool) -> F
 def is_run_again(known: Facts, confirmed: int) -> bool:
     """Return whether run_transaction runs a unit again after a failure.
 
-    confirmed: how often the answer to the question about such a failure was "yes" in the unit's runs.
+    confirmed: how often the answer to the question about such a failure was "yes" in the unit's attempts.
     """
     asked = _INQUIRIES.get(known.failure)
     return known.safe_to_repeat and (asked is None or asked.limit is None or confirmed < asked.limit)
@@ -445,7 +445,7 @@ def own_errors_as_markdown() -> str:
 
 _IN_WORDS = {
     "suspicious": "it probes the instance at once",
-    "is_contention": "another run spends nothing of the retry budget",
+    "is_contention": "another attempt spends nothing of the retry budget",
     "disconnects": "it closes the connection",
     "spares_pool": "it keeps the other connections of the pool",
     "is_outdated": "each pooled connection to the instance drops what it has prepared",
@@ -477,7 +477,7 @@ def _inquiry_in_words(failure: Failure) -> list[str]:
     elif asked.is_final:
         so = "it is not retried"
     else:
-        so = f"run_transaction gives up after {asked.limit} such runs"
+        so = f"run_transaction gives up after {asked.limit} such attempts"
     return [f"it asks first: {asked.question.value} If so, {so}"]
 
 

@@ -28,7 +28,7 @@ class Reason(enum.Enum):
     ISOLATION = "isolation above READ COMMITTED, or, if declared read-only, above what a reader can do: the writer"
     OWN_WRITES = "no reader is known to have replayed yet what this session has written or read: the writer"
     UNPROVEN = "nothing proves that a reader has what this session has written: the writer"
-    STALE_READ = "an earlier run of this unit read stale rows: the writer"
+    STALE_READ = "an earlier attempt of this unit read stale rows: the writer"
     NO_READER = "no reader qualifies: the writer"
     NO_WRITER = "no instance is the writer now"
     NO_INSTANCE = "no reader qualifies, and the writer is not to be used or there is none"

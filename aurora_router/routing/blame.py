@@ -29,12 +29,12 @@ def loses_everywhere(
 ) -> str | None:
     """Say why a statement that lost its connection would lose the next one, too. None if there is no such reason.
 
-    - It was killed outside a run, and its server is alive.
+    - It was killed outside of an attempt of run_transaction(), and its server is alive.
     - This is the second time, and the servers survived both times.
     - This is the third time, whatever has become of the servers.
 
     code: the code of the error.
-    seconds_to_recover: seconds to wait for a server that is recovering, unless the run has a deadline.
+    seconds_to_recover: seconds to wait for a server that is recovering, unless the attempt has a deadline.
     """
     before, now = _last(unit), _meets(unit, failure)
     if now is None:
@@ -74,5 +74,5 @@ def _meets(unit: Unit, failure: Failure) -> Trouble | None:
 
 
 def _last(unit: Unit) -> Trouble | None:
-    """The last trouble of the unit, or else of its run and the runs before."""
+    """The last trouble of the unit, or else of its attempt and the attempts before."""
     return unit.trouble or (unit.intent.retry.trouble if unit.intent.retry is not None else None)

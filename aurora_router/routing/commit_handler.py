@@ -116,14 +116,14 @@ class CommitHandler:
         return unit is not None and unit.intent.owned_by_session
 
     def on_rollback(self, raw: PoolProxiedConnection) -> None:
-        """Note that a run cannot be undone if a rollback, or a COMMIT that became one, has left writes in place."""
+        """Note that an attempt cannot be undone if a rollback, or a COMMIT that became one, has left writes in place."""
         if self._driver.was_not_undone(raw.dbapi_connection):
             unit = unit_of(raw)
             if unit is not None and unit.intent.retry is not None:
                 unit.intent.retry.can_be_undone = False
 
     def _note_unseen_ends(self, unit: Unit) -> None:
-        """Note that a run cannot be undone if a transaction has ended on the connection that the user has."""
+        """Note that an attempt cannot be undone if a transaction has ended on the connection that the user has."""
         if unit.intent.retry is not None and unit.unseen_end() is not None:
             unit.intent.retry.can_be_undone = False
 
@@ -205,7 +205,7 @@ class CommitHandler:
     def on_release(self, unit: Unit, instance: str) -> bool:
         """Note that a unit's connection is back in its pool. All commits on it have been acknowledged by now.
 
-        Return whether the connection must be closed, because it has traces of a failed run.
+        Return whether the connection must be closed, because it has traces of a failed attempt.
         """
         if unit.writer_read_slot is not None:
             unit.release()

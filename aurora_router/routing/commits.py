@@ -48,7 +48,7 @@ def prepare_commit_check(
     check = unit.intent.commit_check
     if check is None or unit.place.instance is None:
         if unit.intent.retry is not None and driver.is_aborted(connection):
-            driver.raise_if_aborted(connection)  # COMMIT would roll back, but the run would look committed
+            driver.raise_if_aborted(connection)  # COMMIT would roll back, but the attempt would look committed
         return None
     if check == "xid" and supports_xid_status(server):
         with connection.cursor() as cursor:

@@ -25,7 +25,7 @@ _transactions = itertools.count(1)
 
 
 class RetryableSession(Protocol):
-    """A session whose units can belong to a run."""
+    """A session whose units can belong to an attempt."""
 
     router: Any
 
@@ -66,7 +66,7 @@ class AttemptEvents:
 
 
 class Attempt(Generic[S]):
-    """One run of a unit: `with attempt as session:`.
+    """One attempt of a unit: `with attempt as session:`.
 
     The unit commits when the loop goes on after the block, and not before. A block that is left by return or break commits
     nothing, because it could not be retried, and its caller would not learn that the COMMIT failed.

@@ -219,7 +219,7 @@ class Unit:
 
     @property
     def spoils_connection(self) -> bool:
-        """Whether its connection has state of a failed run that the next unit must not meet."""
+        """Whether its connection has state of a failed attempt that the next unit must not meet."""
         return self.leaves_traces and self.intent.retry is not None and self.commit is not _COMMITTED
 
     @property

@@ -43,9 +43,9 @@ class SessionUnits(_Base):
         execution_options: Mapping[str, Any] = getattr(Session, "execution_options", {})  # SQLAlchemy 2.0 has none
 
     def join_retry(self, retry: RetryContext, commit_check: CommitCheck | None) -> None:
-        """Make this session's units part of a run of Router.run_transaction().
+        """Make this session's units part of an attempt of Router.run_transaction().
 
-        The run commits, so a session that leaves its beginning to its user must begin by itself, too.
+        The attempt commits, so a session that leaves its beginning to its user must begin by itself, too.
         """
         self.autobegin = True
         state = self.routing_state

@@ -398,7 +398,7 @@ def test_a_run_is_not_repeated_for_ever_without_budget(cluster: PostgresCluster,
 def test_a_run_that_meets_two_writers_waits_despite_the_budget(
     aurora_cluster_factory: Callable[..., PostgresCluster],
 ) -> None:
-    """A run that meets two writers waits until one is gone, whatever the budget."""
+    """An attempt that meets two writers waits until one is gone, whatever the budget."""
     cluster = aurora_cluster_factory(readers=2)
     cluster.execute("CREATE TABLE item (id int); GRANT ALL ON item TO app")
     cluster.wait_in_sync()

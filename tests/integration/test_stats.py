@@ -95,7 +95,7 @@ def test_units_that_wait_for_a_writer_are_counted(cluster: Cluster[Any], proxy: 
 
 
 def test_runs_of_run_transaction_after_the_first_are_counted(router: Router) -> None:
-    """A run that fails with its connection is one retry of a transaction."""
+    """An attempt that fails with its connection is one retry of a transaction."""
     numbers: list[int] = []
 
     def buy(s: RoutingSession) -> None:

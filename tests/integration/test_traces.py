@@ -1,4 +1,4 @@
-"""Effects that a rollback does not undo: a failed run leaves none to the next one, and writes nothing twice."""
+"""Effects that a rollback does not undo: a failed attempt leaves none to the next one, and writes nothing twice."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def driver_of(session: RoutingSession) -> int:
 
 
 def run_twice(router: Router, statements: list[str]) -> list[int]:
-    """Send the statements in two runs, of which the first fails, and return the ids of their connections."""
+    """Send the statements in two attempts, of which the first fails, and return the ids of their connections."""
     connections: list[int] = []
 
     def work(s: RoutingSession) -> None:
@@ -71,7 +71,7 @@ def run_twice(router: Router, statements: list[str]) -> list[int]:
 
 @BOTH
 def test_a_failed_runs_connection_is_not_used_again(cluster: Cluster[Any], router: Router) -> None:
-    """The next run has another connection, so it meets no locks, temporary tables, settings or the like."""
+    """The next attempt has another connection, so it meets no locks, temporary tables, settings or the like."""
     for statements in TRACES[engine(cluster)].values():
         first, second = run_twice(router, statements)
         assert first != second
@@ -174,7 +174,7 @@ def journal(cluster: Cluster[Any], request: pytest.FixtureRequest) -> Iterator[s
 
 
 def fails_once(router: Router, match: str, work: Callable[[RoutingSession], None], **options: Any) -> None:
-    """Expect a unit to fail by this error of the server, and not to run again, although a second run would succeed."""
+    """Expect a unit to fail by this error of the server, and not to run again, although a second attempt would succeed."""
     runs: list[int] = []
 
     def fail_first(s: RoutingSession) -> None:

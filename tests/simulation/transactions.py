@@ -67,7 +67,7 @@ class Transactions:
         self.s.process.when_trusted(lambda: self.enter(client))
 
     def enter(self, client: Client) -> None:
-        """Begin a run of the unit: find the writer, and connect."""
+        """Begin an attempt of the unit: find the writer, and connect."""
         instance = self.s.to_writer().instance
         if instance is None:
             self.s.at(PAUSE, lambda: self.run(client))

@@ -142,7 +142,7 @@ def test_only_what_names_codes_names_a_kind_of_failure():
 
 
 def test_contention_costs_nothing_of_the_budget():
-    """A run that failed without any trouble of an instance costs nothing of the retry budget."""
+    """An attempt that failed without any trouble of an instance costs nothing of the retry budget."""
     contention = {Failure.SERIALIZATION, Failure.DEADLOCK, Failure.OUTDATED, Failure.MISLED}
     assert {failure for failure in Failure if traits(failure).is_contention} == contention
     assert not any(traits(failure).suspicious for failure in contention)
@@ -269,7 +269,7 @@ def test_the_pages_tables_show_each_kind_and_its_policy():
     """The first table has a row for each failure. The others say what else the router does, and name its own errors."""
     assert all(f"| **{failure.value}** |" in as_markdown() for failure in Failure)
     policy = policy_as_markdown()
-    assert f"| **{Failure.SERIALIZATION.value}** | another run spends nothing of the retry budget |" in policy
+    assert f"| **{Failure.SERIALIZATION.value}** | another attempt spends nothing of the retry budget |" in policy
     assert f"it asks first: does the server no longer answer? If so, it counts as: {Failure.LOST.value}" in policy
     assert f"| **{Failure.OTHER.value}** |" not in policy
     own = own_errors_as_markdown()

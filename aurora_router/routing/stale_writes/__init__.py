@@ -2,9 +2,9 @@
 
 An object that was loaded from a reader carries a mark in its InstanceState.info, and so takes it along to other sessions. A
 flush first reads and locks the rows of the marked objects that it is to change. If a row differs from what was loaded, the
-flush raises StaleRead. The next run of run_transaction() locks those rows before it reads anything. So that run cannot find them
-stale again, however many units want the same rows. It also does not take changes by its own triggers and Core statements for
-changes by others.
+flush raises StaleRead. The next attempt of run_transaction() locks those rows before it reads anything. So that attempt cannot
+find them stale again, however many units want the same rows. It also does not take changes by its own triggers and Core
+statements for changes by others.
 
 The objects of bulk_save_objects() and bulk_update_mappings() are checked in the same way, before the bulk statement changes
 their rows. Other statements of Core and the ORM write rows, not objects, and are not checked.

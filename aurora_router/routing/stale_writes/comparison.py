@@ -96,7 +96,7 @@ def shown_values(state: InstanceState[Any]) -> dict[str, Any]:
 
 
 def stale_read(retry: RetryContext | None, found: Differences) -> StaleRead:
-    """Return the error for rows that differ. Have the next run lock them."""
+    """Return the error for rows that differ. Have the next attempt lock them."""
     (mapper, key), columns = next(iter(found.items()))
     error = StaleRead(mapper.class_.__name__, key, columns, len(found) - 1)
     if retry is not None:

@@ -20,7 +20,7 @@ from aurora_router.routing.stale_writes.rows import by_mapper, lock_rows, row_of
 from aurora_router.routing.unit import Unit
 
 LOADED_FROM_READER = "aurora_router.loaded_from_a_reader"
-# On an object that a further run of run_transaction() has loaded from the writer without a lock: the number of its unit.
+# On an object that a further attempt of run_transaction() has loaded from the writer without a lock: the number of its unit.
 LOADED_UNLOCKED = "aurora_router.loaded_unlocked"
 # On an object that has been checked. Its collections have not.
 COLLECTIONS_FROM_READER = "aurora_router.collections_from_a_reader"
@@ -73,7 +73,7 @@ def _is_from_reader(routing: SessionState, asked: int) -> bool:
 
 
 def _mark_unlocked(routing: SessionState, state: InstanceState[Any]) -> None:
-    """Mark an object of the writer whose row a further run has not locked, because no run before it has found it stale.
+    """Mark an object of the writer whose row a further attempt has not locked, because no attempt before has found it stale.
 
     The function may take another way than before. So such a row is compared, too, as long as the unit has written nothing. After
     that, the unit's own statements and their triggers may have changed the row, and a difference proves nothing.
@@ -86,9 +86,9 @@ def _mark_unlocked(routing: SessionState, state: InstanceState[Any]) -> None:
 
 
 def on_moved_to_writer(unit: Unit, connection: Connection) -> None:
-    """Note that an automatic unit has come to the writer, and lock the rows that earlier runs have read stale.
+    """Note that an automatic unit has come to the writer, and lock the rows that earlier attempts have read stale.
 
-    From here on the unit reads on the writer. The locks keep others from changing those rows before this run does.
+    From here on the unit reads on the writer. The locks keep others from changing those rows before this attempt does.
     """
     unit.on_writer_since = _new_runid()
     if unit.intent.retry is not None and unit.intent.retry.rows_to_lock:

@@ -23,7 +23,7 @@ def check_members(
     """Raise StaleRead if a flush changes a collection that a reader has shown, and the writer has more in it.
 
     The writer may also have more because a query has left members out, or because the unit has written them. These cases look the
-    same as a late reader. One more run on the writer is right in each of them, so only units that can run again are checked.
+    same as a late reader. One more attempt on the writer is right in each of them, so only units that can run again are checked.
 
     flushed: the objects of the flush, as UOWTransaction.states has them.
     """

@@ -287,7 +287,7 @@ def test_a_collection_that_hid_something_is_told(cluster: Cluster[Any], router: 
 
 
 def test_a_filtered_collection_can_be_changed(cluster: Cluster[Any], router: Router) -> None:
-    """Rows that a filter left out are not new: a plain session does not compare, and a run succeeds."""
+    """Rows that a filter left out are not new: a plain session does not compare, and an attempt succeeds."""
     on_the_writer(cluster, "INSERT INTO branch (id, root_id) VALUES (7, 1)", "INSERT INTO branch (id, root_id) VALUES (8, 1)")
     cluster.resume_replay(cluster.readers[0])
     cluster.wait_in_sync()

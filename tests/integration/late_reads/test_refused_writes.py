@@ -153,7 +153,7 @@ def test_what_a_trigger_refuses_is_run_again(cluster: Cluster[Any], router: Rout
 
 
 def test_what_the_writer_refuses_is_raised(cluster: Cluster[Any], router: Router) -> None:
-    """An error is raised if the second run meets it on the writer, too, or if the unit read there."""
+    """An error is raised if the second attempt meets it on the writer, too, or if the unit read there."""
     on_the_writer(cluster, "INSERT INTO label (name) VALUES ('new')")
     for read_only, expected in ((None, 2), (False, 1)):
         runs: list[int] = []
@@ -171,7 +171,7 @@ def test_what_the_writer_refuses_is_raised(cluster: Cluster[Any], router: Router
 
 
 def test_a_function_may_catch_the_error_itself(cluster: Cluster[Any], router: Router) -> None:
-    """An error that a savepoint undoes needs no second run."""
+    """An error that a savepoint undoes needs no second attempt."""
     on_the_writer(cluster, "INSERT INTO label (name) VALUES ('new')")
     runs: list[int] = []
 

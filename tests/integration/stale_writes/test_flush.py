@@ -131,7 +131,7 @@ def test_a_view_that_cannot_be_locked_is_compared(cluster: Cluster[Any], router:
         def add(s: RoutingSession) -> None:
             s.get_one(Shelved, "old").weight += 1
 
-        router.run_transaction(sessions(router), add)  # its first run reads a stale row
+        router.run_transaction(sessions(router), add)  # its first attempt reads a stale row
         assert cluster.execute("SELECT weight FROM shelved") == [(2,)]
     finally:
         on_the_writer(cluster, "DROP VIEW shelved", "CREATE TABLE shelved (name text)")

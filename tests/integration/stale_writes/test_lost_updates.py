@@ -90,7 +90,7 @@ IMPATIENT = {"postgresql": "SET lock_timeout = '50ms'", "mysql": "SET innodb_loc
 def test_stale_rows_are_locked_before_the_unit_runs_again(cluster: Cluster[Any], proxy: FaultProxy, router: Router) -> None:
     """Rows that were read stale are locked before the unit runs again.
 
-    So the second run succeeds, and has nothing to check.
+    So the second attempt succeeds, and has nothing to check.
     """
     on_the_writer(cluster, "UPDATE item SET stock = 50")
     runs: list[int] = []
@@ -114,7 +114,7 @@ def test_stale_rows_are_locked_before_the_unit_runs_again(cluster: Cluster[Any],
 
 
 def test_a_run_that_takes_another_way_loses_nothing_either(cluster: Cluster[Any], router: Router) -> None:
-    """A run that takes another way the second time loses nothing either."""
+    """An attempt that takes another way the second time loses nothing either."""
     on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 1")
     runs: list[int] = []
 
@@ -166,7 +166,7 @@ def by_update(s: RoutingSession, number: int) -> None:
 def test_own_changes_take_two_runs_however_many_rows(
     cluster: Cluster[Any], router: Router, change: Callable[[RoutingSession, int], None], all_at_once: bool
 ) -> None:
-    """A loop that changes rows of several classes without their objects, and then the objects, takes two runs at most."""
+    """A loop that changes rows of several classes without their objects, and then the objects, takes two attempts at most."""
     with replaying(cluster):
         on_the_writer(cluster, *(f"INSERT INTO purchase VALUES ({number}, 0, 'open')" for number in (2, 3, 4)))
     runs: list[int] = []
@@ -194,7 +194,7 @@ def test_own_changes_take_two_runs_however_many_rows(
 
 
 def test_an_object_kept_from_the_first_run_is_checked(cluster: Cluster[Any], router: Router) -> None:
-    """A further run checks what a reader has shown to an earlier one, even after it has written."""
+    """A further attempt checks what a reader has shown to an earlier one, even after it has written."""
     with sessions(router)() as s:
         kept = shown(s, Item, 2)
     on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id < 3")
