@@ -19,7 +19,7 @@ from aurora_router.errors import (
     WrongServer,
 )
 from aurora_router.router import Router
-from aurora_router.routing.tokens import merge_tokens
+from aurora_router.routing.token_signing import merge_tokens
 from aurora_router.session import RoutingMixin, RoutingSession
 from aurora_router.telemetry.stats import InstanceStats, RouterStats
 

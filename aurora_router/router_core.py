@@ -32,7 +32,7 @@ from aurora_router.errors import ConfigurationError, RouterError
 from aurora_router.routing.backoff import CONNECT_BACKOFF
 from aurora_router.routing.causality import Causality
 from aurora_router.routing.checkout import Checkout
-from aurora_router.routing.commits import create_table
+from aurora_router.routing.commit_check import create_table
 from aurora_router.routing.connector import Connector
 from aurora_router.routing.failed_reads import FailedReads
 from aurora_router.routing.interceptor import Interceptor

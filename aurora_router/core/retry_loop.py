@@ -2,7 +2,7 @@
 
 A step decides whether an attempt is retried, and what comes next. A driver makes the attempts, and carries out the steps.
 `retries.attempts()` is the driver of run_transaction for threads. `Checkout` is the driver of a checkout, and
-`commits.resolve_outcome()` that of a lost COMMIT.
+`commit_check.resolve_outcome()` that of a lost COMMIT.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from aurora_router.core import events
 from aurora_router.core.failures import Action, Failure, Phase, decide, traits
 from aurora_router.errors import NoWriterAvailable, Outcome, OutcomeUnknown
 from aurora_router.routing.causality import Causality
-from aurora_router.routing.commits import OutcomeQuery, prepare_commit_check, resolve_outcome
+from aurora_router.routing.commit_check import OutcomeQuery, prepare_commit_check, resolve_outcome
 from aurora_router.routing.unit import CommitState, Unit
 from aurora_router.telemetry.listeners import EventDispatcher
 from aurora_router.waiting import Waiting

@@ -9,12 +9,12 @@ from aurora_router.cluster.monitor import Monitor, Urgency
 from aurora_router.config.settings import Settings
 from aurora_router.core import events
 from aurora_router.core.selection import with_proof
-from aurora_router.core.tokens import refresh
+from aurora_router.core.token_codec import refresh
 from aurora_router.core.topology import Topology
 from aurora_router.errors import RouterError
 from aurora_router.routing.causal_context import CausalContext, Scope, open_scopes
 from aurora_router.routing.causality import Causality
-from aurora_router.routing.tokens import TokenRefused, Tokens, merge_tokens
+from aurora_router.routing.token_signing import TokenRefused, Tokens, merge_tokens
 from aurora_router.telemetry.listeners import EventDispatcher
 
 

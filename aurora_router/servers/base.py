@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeGuard
 
-from aurora_router.core.commits import Evidence, Note
+from aurora_router.core.commit_outcome import Evidence, Note
 from aurora_router.core.failures import Failure
 from aurora_router.core.incidents import Incidents
 from aurora_router.core.instance import Instance, ProbeFailure, Role, ServerId, ServerStatus

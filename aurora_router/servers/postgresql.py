@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from aurora_router.core.commits import Evidence, Note
+from aurora_router.core.commit_outcome import Evidence, Note
 from aurora_router.core.failures import Failure
 from aurora_router.core.instance import Instance, ProbeFailure, Role, ServerId, ServerStatus
 from aurora_router.core.positions import WalPosition, end_of_record, parse_lsn

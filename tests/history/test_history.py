@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from aurora_router.core import selection
-from aurora_router.core.tokens import Token
+from aurora_router.core.token_codec import Token
 from aurora_router.local.cluster import Cluster
-from aurora_router.routing.tokens import Tokens
+from aurora_router.routing.token_signing import Tokens
 from tests.history.clients import run
 from tests.history.history import Guarantee, check
 from tests.integration.shop import BOTH

@@ -14,7 +14,7 @@ from sqlalchemy.orm import scoped_session
 from aurora_router import ConfigurationError, Router, RoutingSession
 from aurora_router.core import events
 from aurora_router.core.positions import WalPosition
-from aurora_router.core.tokens import Token
+from aurora_router.core.token_codec import Token
 from aurora_router.errors import WrongServer
 from aurora_router.local import FaultProxy, PostgresCluster
 from tests.integration.shop import BOTH, RAISE, Item, a_position, eventually, place, sessions, until_readers_serve, write

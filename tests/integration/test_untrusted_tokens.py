@@ -15,7 +15,7 @@ from sqlalchemy import select
 from aurora_router import ConfigurationError, Router
 from aurora_router.cluster.probe_connection import Probe
 from aurora_router.core import events
-from aurora_router.core.tokens import Token
+from aurora_router.core.token_codec import Token
 from aurora_router.local.cluster import Cluster
 from aurora_router.router import core_of
 from tests.integration.shop import BOTH, RAISE, Item, a_position, eventually, place, sessions, until_readers_serve

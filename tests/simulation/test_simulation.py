@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from aurora_router.core import commits, election, failures, probing, read_retry, selection, topology, watching
+from aurora_router.core import commit_outcome, election, failures, probing, read_retry, selection, topology, watching
 from aurora_router.core.election import hold_down_seconds
 from aurora_router.core.failures import Action, Failure, Phase
 from aurora_router.core.instance import Role
@@ -271,8 +271,8 @@ def test_an_outcome_that_is_guessed_is_found(monkeypatch):
     def hopeless(note, evidence):
         return Outcome.NOT_COMMITTED if evidence.epoch != note.position.epoch else rightly(note, evidence)
 
-    rightly = commits.outcome
-    monkeypatch.setattr(commits, "outcome", hopeless)
+    rightly = commit_outcome.outcome
+    monkeypatch.setattr(commit_outcome, "outcome", hopeless)
     assert "for the second time" in found("f")
 
 
@@ -280,9 +280,9 @@ def test_a_transaction_id_trusted_for_ever_is_found(monkeypatch):
     """The invariants find trust in a transaction id after it may have been used again."""
 
     def trusting(note, evidence):
-        return commits._STATUS.get(evidence.status or "", Outcome.UNKNOWN)
+        return commit_outcome._STATUS.get(evidence.status or "", Outcome.UNKNOWN)
 
-    monkeypatch.setattr(commits, "outcome", trusting)
+    monkeypatch.setattr(commit_outcome, "outcome", trusting)
     assert "is said to be committed, and is not" in found("g", seeds=3000)
 
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from aurora_router.core import commits, failures
-from aurora_router.core.commits import Evidence, Note
+from aurora_router.core import commit_outcome, failures
+from aurora_router.core.commit_outcome import Evidence, Note
 from aurora_router.core.failures import Action, Failure, Phase
 from aurora_router.core.instance import Role
 from aurora_router.core.positions import WalPosition
@@ -173,7 +173,7 @@ class Transactions:
         self.s.process.when_trusted(lambda: self.ask(client, note))
 
     def ask(self, client: Client, note: Note) -> None:
-        """Ask the newest writer for the outcome of the transaction, as commits.XidOutcomeQuery does."""
+        """Ask the newest writer for the outcome of the transaction, as commit_check.XidOutcomeQuery does."""
         again = PAUSE * (1 + self.s.rnd.random())
         writer = self.s.to_writer().instance
         link = self.s.connect(writer) if writer is not None else None
@@ -182,7 +182,9 @@ class Transactions:
             return
         machine = link.machine
         status = machine.status(note.xid)
-        found = commits.outcome(note, Evidence(machine.id, machine.timeline.epoch, machine.recovered, machine.followed, status))
+        found = commit_outcome.outcome(
+            note, Evidence(machine.id, machine.timeline.epoch, machine.recovered, machine.followed, status)
+        )
         self.s.log(f"{client.key}: {machine.id.started} says {status}: {found.value}")
         if found is Outcome.PENDING:
             if note.xid not in machine.waiting:

@@ -20,7 +20,7 @@ from aurora_router.errors import (
     StaleRead,
     WrongServer,
 )
-from aurora_router.routing.tokens import TokenRefused
+from aurora_router.routing.token_signing import TokenRefused
 
 ERRORS = [
     RouterError("closed"),

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from aurora_router.core.gtid import LAST, LONGEST, SHORT, GtidSet, MariadbGtid, mariadb_epoch, writer_starts
 from aurora_router.core.positions import Requirement, WalPosition, lowest_common, merge
-from aurora_router.core.tokens import LONGEST as LONGEST_TOKEN
-from aurora_router.core.tokens import SIGNATURE, Token, strongest
+from aurora_router.core.token_codec import LONGEST as LONGEST_TOKEN
+from aurora_router.core.token_codec import SIGNATURE, Token, strongest
 
 A, B, C = (str(uuid.UUID(int=n << 100 | n)) for n in (1, 2, 3))
 settings.register_profile("gtid", deadline=None, max_examples=60)

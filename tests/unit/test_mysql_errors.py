@@ -14,7 +14,7 @@ from aurora_router.core.failures import Failure
 from aurora_router.core.instance import Instance, ProbeFailure
 from aurora_router.core.topology import Topology
 from aurora_router.drivers import pymysql as pymysql_driver
-from aurora_router.routing.commits import prepare_commit_check
+from aurora_router.routing.commit_check import prepare_commit_check
 from aurora_router.routing.unit import Intent, Place, Unit
 from aurora_router.servers import mysql, postgresql
 from aurora_router.servers.mysql import is_busy

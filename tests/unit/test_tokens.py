@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from aurora_router import ConfigurationError, merge_tokens
 from aurora_router.core.positions import Requirement, Sample, WalPosition, merge
 from aurora_router.core.selection import with_proof
-from aurora_router.core.tokens import LONGEST, SKEW, Token, refresh, strongest
+from aurora_router.core.token_codec import LONGEST, SKEW, Token, refresh, strongest
 from aurora_router.core.topology import Topology
-from aurora_router.routing.tokens import MARGIN, TokenRefused, Tokens
+from aurora_router.routing.token_signing import MARGIN, TokenRefused, Tokens
 
 CLUSTER = "7571234567890123456"
 positions = st.builds(WalPosition, st.integers(1, 2**32 - 1), st.integers(0, 2**64 - 1))

@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from aurora_router.cluster.connection_state import state_of
-from aurora_router.core.commits import Note, RowEvidence, RowNote, outcome, outcome_by_row
+from aurora_router.core.commit_outcome import Note, RowEvidence, RowNote, outcome, outcome_by_row
 from aurora_router.core.failures import is_of_connect
 from aurora_router.core.instance import Instance
 from aurora_router.core.retry_loop import Sleep, next_step

@@ -10,14 +10,14 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from aurora_router.core.positions import Requirement
-from aurora_router.core.tokens import LONGEST, SKEW, Token, strip_signature, strongest
+from aurora_router.core.token_codec import LONGEST, SKEW, Token, strip_signature, strongest
 from aurora_router.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from itsdangerous import Signer
 
 _SALT = b"aurora_router.token"
-# One SKEW is for the host that made the token. The other is for a host whose token it implies (core.tokens.strongest()).
+# One SKEW is for the host that made the token. The other is for a host whose token it implies (core.token_codec.strongest()).
 MARGIN = 2 * SKEW
 
 

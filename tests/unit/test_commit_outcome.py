@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from psycopg.pq import TransactionStatus
 
-from aurora_router.core.commits import Evidence, Note, RowEvidence, RowNote, outcome, outcome_by_row
+from aurora_router.core.commit_outcome import Evidence, Note, RowEvidence, RowNote, outcome, outcome_by_row
 from aurora_router.core.instance import Instance, Role, ServerId, ServerStatus, TrackedServer
 from aurora_router.core.positions import WalPosition
 from aurora_router.core.topology import Topology
