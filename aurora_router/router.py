@@ -168,7 +168,7 @@ class Router:
         committed, and a warning says so. Code in the loop after the block runs before the COMMIT, in each attempt. Arguments and
         errors are those of run_transaction().
         """
-        checks.check_run(Session, deadline=deadline, stop=stop, wait=wait, commit_check=commit_check)
+        checks.check_run_transaction(Session, deadline=deadline, stop=stop, wait=wait, commit_check=commit_check)
         core = self._core
         stop = stop or tenacity.stop_after_delay(deadline or core.settings.failover_timeout)
         now = time.monotonic()
@@ -233,7 +233,7 @@ class Router:
 
         Raises ConfigurationError for a function that cannot take a session, and if the parentheses were forgotten.
         """
-        checks.check_run(Session, **options)
+        checks.check_run_transaction(Session, **options)
         checks.check_factory(Session)
 
         def decorate(fn: Callable[Concatenate[S, P], R]) -> Callable[P, R]:

@@ -167,7 +167,7 @@ def check_callables(name: str, value: Iterable[Callable[..., Any]]) -> tuple[Cal
     return listed
 
 
-def check_run(
+def check_run_transaction(
     Session: object,
     *,
     deadline: object = None,

@@ -377,7 +377,7 @@ def test_a_router_that_is_closed_lets_nobody_wait_to_knock_again(cluster: Postgr
     assert [type(error) for error in crowd.errors] == [RouterError]
 
 
-def test_a_run_is_not_repeated_for_ever_without_budget(cluster: PostgresCluster, router: Router) -> None:
+def test_a_unit_is_not_retried_for_ever_without_budget(cluster: PostgresCluster, router: Router) -> None:
     """A function is not run again without end if the budget is spent."""
     runs = 0
     Session = sessionmaker(class_=RoutingSession, router=router)
@@ -395,7 +395,7 @@ def test_a_run_is_not_repeated_for_ever_without_budget(cluster: PostgresCluster,
     assert runs == 2
 
 
-def test_a_run_that_meets_two_writers_waits_despite_the_budget(
+def test_an_attempt_between_two_writers_waits_despite_budget(
     aurora_cluster_factory: Callable[..., PostgresCluster],
 ) -> None:
     """An attempt that meets two writers waits until one is gone, whatever the budget."""

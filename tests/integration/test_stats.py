@@ -94,7 +94,7 @@ def test_units_that_wait_for_a_writer_are_counted(cluster: Cluster[Any], proxy: 
     assert (stats.units_waiting_for_writer, stats.writer_waits) == (0, 3)
 
 
-def test_runs_of_run_transaction_after_the_first_are_counted(router: Router) -> None:
+def test_attempts_after_the_first_are_counted(router: Router) -> None:
     """An attempt that fails with its connection is one retry of a transaction."""
     numbers: list[int] = []
 

@@ -70,7 +70,7 @@ def run_twice(router: Router, statements: list[str]) -> list[int]:
 
 
 @BOTH
-def test_a_failed_runs_connection_is_not_used_again(cluster: Cluster[Any], router: Router) -> None:
+def test_a_failed_attempts_connection_is_not_used_again(cluster: Cluster[Any], router: Router) -> None:
     """The next attempt has another connection, so it meets no locks, temporary tables, settings or the like."""
     for statements in TRACES[engine(cluster)].values():
         first, second = run_twice(router, statements)
@@ -79,7 +79,7 @@ def test_a_failed_runs_connection_is_not_used_again(cluster: Cluster[Any], route
 
 @BOTH
 @pytest.mark.parametrize("ends", ["COMMIT", "CREATE TABLE IF NOT EXISTS made (n int)"])
-def test_a_run_that_fails_after_a_commit_leaves_none(cluster: Cluster[Any], make_router: MakeRouter, ends: str) -> None:
+def test_an_attempt_that_fails_after_a_commit_leaves_none(cluster: Cluster[Any], make_router: MakeRouter, ends: str) -> None:
     """A function that commits in between is not run again, and the next unit does not get its connection."""
     router = make_router(engine_options={"pool_size": 1, "max_overflow": 0})
     until_readers_serve(router, 2)
@@ -139,7 +139,7 @@ def test_what_the_driver_has_committed_is_not_done_twice(
 
 
 @BOTH
-def test_a_run_that_only_used_the_driver_is_run_again(cluster: Cluster[Any], router: Router) -> None:
+def test_an_attempt_that_only_used_the_driver_is_retried(cluster: Cluster[Any], router: Router) -> None:
     """Without a commit the statements on the driver's own connection are part of the unit."""
     runs: list[int] = []
 
@@ -156,7 +156,7 @@ def test_a_run_that_only_used_the_driver_is_run_again(cluster: Cluster[Any], rou
 
 
 @BOTH
-def test_a_failed_run_that_only_wrote_keeps_its_connection(cluster: Cluster[Any], router: Router) -> None:
+def test_a_failed_attempt_that_only_wrote_keeps_its_connection(cluster: Cluster[Any], router: Router) -> None:
     """If a rollback undoes all, the connection stays: a new one would cost more than the conflict itself."""
     first, second = run_twice(router, ["UPDATE item SET stock = stock + 1 WHERE id = 2", "SELECT * FROM item FOR UPDATE"])
     assert first == second

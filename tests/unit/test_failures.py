@@ -265,6 +265,12 @@ def test_a_kind_of_error_without_a_row_has_its_bases():
     assert own_error(Mine(["db-1"])) is OWN_ERRORS[AmbiguousWriter]
 
 
+def test_the_page_says_what_each_action_means():
+    page = (Path(__file__).parents[2] / "docs" / "failures.md").read_text()
+    meanings = page.partition("## What the actions mean")[2].partition("\n## ")[0]
+    assert all(f"| {action.value} |" in meanings for action in Action if action is not Action.RAISE)
+
+
 def test_the_pages_tables_show_each_kind_and_its_policy():
     """The first table has a row for each failure. The others say what else the router does, and name its own errors."""
     assert all(f"| **{failure.value}** |" in as_markdown() for failure in Failure)

@@ -83,7 +83,7 @@ def test_a_read_only_unit_gets_the_errors_of_its_reader(cluster, router, code, e
 
 
 @pytest.mark.parametrize(("code", "runs"), [(DEADLOCK, 3), ("40001", 3), (UNIQUE, 1), (NO_SUCH_TABLE, 1)])
-def test_a_run_is_repeated_for_what_another_run_may_not_meet(cluster, router, heard, code, runs):
+def test_a_unit_is_retried_for_what_may_not_come_again(cluster, router, heard, code, runs):
     """run_transaction runs a unit again after a deadlock or a conflict. It does not after an error that would come again."""
     count = 0
 

@@ -192,7 +192,9 @@ def test_a_decorated_function_is_an_endpoint_of_fastapi(
     assert cluster.stock(cluster.end) == STOCK + 1
 
 
-def test_a_run_begins_a_session_that_does_not(router: Router, make: sessionmaker[RoutingSession], cluster: FakeCluster) -> None:
+def test_an_attempt_begins_a_session_that_does_not(
+    router: Router, make: sessionmaker[RoutingSession], cluster: FakeCluster
+) -> None:
     """With autobegin=False a function may begin its unit, but need not."""
 
     def begin(s: RoutingSession) -> None:

@@ -113,7 +113,7 @@ def test_stale_rows_are_locked_before_the_unit_runs_again(cluster: Cluster[Any],
     assert cluster.execute("SELECT stock FROM item ORDER BY id") == [(51,), (51,), (50,)]
 
 
-def test_a_run_that_takes_another_way_loses_nothing_either(cluster: Cluster[Any], router: Router) -> None:
+def test_an_attempt_that_takes_another_way_loses_nothing(cluster: Cluster[Any], router: Router) -> None:
     """An attempt that takes another way the second time loses nothing either."""
     on_the_writer(cluster, "UPDATE item SET stock = 50 WHERE id = 1")
     runs: list[int] = []
@@ -193,7 +193,7 @@ def test_own_changes_take_two_runs_however_many_rows(
         assert cluster.execute("SELECT stock, name FROM item WHERE id < 3 ORDER BY id") == [(11, "sold"), (21, "sold")]
 
 
-def test_an_object_kept_from_the_first_run_is_checked(cluster: Cluster[Any], router: Router) -> None:
+def test_an_object_kept_from_the_first_attempt_is_checked(cluster: Cluster[Any], router: Router) -> None:
     """A further attempt checks what a reader has shown to an earlier one, even after it has written."""
     with sessions(router)() as s:
         kept = shown(s, Item, 2)

@@ -242,7 +242,7 @@ def test_a_swallowed_error_does_not_end_as_done(cluster: PostgresCluster, router
     assert stock(cluster) == 10
 
 
-def test_objects_of_an_abandoned_run_are_not_in_the_next(cluster: PostgresCluster, proxy: FaultProxy, router: Router) -> None:
+def test_objects_of_a_failed_attempt_are_not_in_the_next(cluster: PostgresCluster, proxy: FaultProxy, router: Router) -> None:
     seen: list[tuple[RoutingSession, Item]] = []
 
     def add(s: RoutingSession) -> Item:
@@ -271,8 +271,8 @@ def test_returned_objects_can_be_read_if_they_do_not_expire(router: Router) -> N
         _ = item.name
 
 
-def test_a_nested_run_is_a_unit_of_its_own_done_again(cluster: PostgresCluster, proxy: FaultProxy, router: Router) -> None:
-    """A run inside another one is a unit of its own, and is done again with it."""
+def test_a_nested_transaction_is_a_unit_done_again(cluster: PostgresCluster, proxy: FaultProxy, router: Router) -> None:
+    """A transaction inside of another attempt is a unit of its own, and is done again with it."""
 
     def outer(s: RoutingSession) -> None:
         s.execute(update(Item).where(Item.id == 2).values(stock=Item.stock + 1))
