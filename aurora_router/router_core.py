@@ -94,7 +94,7 @@ class RouterCore:
         self.failed_reads = FailedReads(interceptor, counters, throttle, dispatcher)
         self.checkout = Checkout(settings, interceptor, engines, monitor, dispatcher, throttle, for_reads, counters)
         self.tokens = TokenService(settings, monitor, causality, dispatcher, self.start)
-        self._reads_before = 0  # reads that the writer had served when a reader had last caught up
+        self._reads_before = 0  # of the writer, when a reader had last caught up
         self._refused_at = float("-inf")  # monotonic seconds: when start() last failed
         _cores.add(self)
 

@@ -130,7 +130,7 @@ class ConnectionModes:
         return found
 
     def make_as_new(self, dbapi: Any, record: ConnectionPoolEntry) -> None:
-        """Give a connection the mode of a new one again, because listeners of the application expect it at the next checkout."""
+        """Give a connection the mode of a new one again. Listeners of the application expect it at the next checkout."""
         state: ConnectionState = record.info[STATE]
         state.mode = None
         try:

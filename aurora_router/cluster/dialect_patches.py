@@ -123,7 +123,7 @@ def explain_argument_errors(engine: Engine, driver: Driver, options: Mapping[str
                 refused = refusal(error, driver, [*of_engine, *given.values()], shown | given.keys())
                 if refused is None:
                     raise
-            # Raise it outside of `except`, so that it does not chain the driver's error, which may hold more than its message.
+            # Raise it outside of `except`. Otherwise it chains the driver's error, which may hold more than its message.
             raise refused
 
         return do

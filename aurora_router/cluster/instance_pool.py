@@ -78,7 +78,8 @@ class EngineConfig(NamedTuple):
     waiting: Waiting
 
     def __repr__(self) -> str:
-        return "EngineConfig(...)"  # the options may hold secrets, and a traceback may show its locals
+        # The options may hold secrets, and a traceback may show its locals.
+        return "EngineConfig(...)"
 
 
 class InstancePool:
@@ -211,8 +212,8 @@ class InstancePool:
     def forked(self, dead: socket.socket) -> None:
         """In a forked child, begin without connections. The parent's connections stay open, and nothing is sent on them.
 
-        The parent's pools are kept and not emptied, because the router must not end another process's sessions. psycopg does not
-        end them either.
+        The parent's pools are kept and not emptied, because the router must not end another process's sessions. psycopg ends
+        none either.
 
         dead: a socket that leads nowhere.
         """
@@ -255,7 +256,7 @@ class InstancePool:
             engine = self._unpooled
         return engine.connect()
 
-    # -- what the connections tell: see connection_events.Owner ---------------------------------------------------
+    # -- what the connections tell: see connection_events.OwningPool ----------------------------------------------
 
     def add_socket(self, tracked: TrackedSocket) -> None:
         """Have a socket shut down when the instance is lost."""
@@ -414,8 +415,8 @@ class InstancePool:
         explain_argument_errors(engine, self._driver, options)
         ask_for_password(engine, config.password, options)
         limit_connects(engine, self._connect_slots, config.connect_turn_timeout, config.waiting)
-        # These are events of the dialect. If the connection's own events had a listener, SQLAlchemy would check for all of them,
-        # which takes 20 us a statement.
+        # These are events of the dialect. A listener to the connection's own events would make SQLAlchemy check for all of them.
+        # That takes 20 us a statement.
         for name in ("do_execute", "do_executemany", "do_execute_no_params"):
             event.listen(engine, name, hooks.before_execute)
         event.listen(engine, "handle_error", hooks.on_error)

@@ -277,7 +277,7 @@ class Monitor:
         self._prunes = True
 
     def request_catalog(self) -> None:
-        """Read the catalog soon, because a statement called a function that the catalog did not list when it was last read."""
+        """Read the catalog soon, because a statement called a function that the catalog did not list at the last look."""
         self._catalog_wanted = True
 
     def add(self, instance: Instance) -> None:
@@ -366,7 +366,7 @@ class Monitor:
         self._publish(lambda topology: self._accepted(pure.observe(topology, observation)))
 
     def _accepted(self, topology: Topology) -> Topology:
-        """Return the topology, or one that begins anew if a new cluster has taken its names, and the settings accept that."""
+        """Return the topology. Begin a new one if another cluster has taken its names, and the settings accept that."""
         if not self._accept_new_cluster or (successor := topology.successor) is None:
             return topology
         warn("the cluster %s was replaced by %s under the same names: it is used from now on", topology.cluster, successor)

@@ -91,7 +91,7 @@ class WatcherOwner(Protocol):
 class Watcher:
     """The thread of one instance. On request it asks the servers behind it, and reports each answer as an observation.
 
-    If a thread hangs and cannot be cut, for example in name resolution, another one replaces it and takes over its connections.
+    A thread may hang and not be cut, for example in name resolution. Another one then replaces it and takes over its connections.
     If the old thread makes a connection after all, it closes that connection itself.
     """
 

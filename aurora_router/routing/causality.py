@@ -88,7 +88,7 @@ class Causality:
     def on_commit_sent(self, unit: Unit) -> None:
         """Note that a unit's commit may be acknowledged from now on.
 
-        If consistency is "global", a unit that begins before the connection is back must see all commits up to its beginning.
+        If consistency is "global", units that begin before the connection is back must see all commits up to then.
         """
         if self.consistency == "eventual" or not unit.wrote:
             return

@@ -38,7 +38,7 @@ class ErrorHandler:
     def on_error(self, context: ExceptionContext) -> RouterError | None:
         """Attach the meaning of a driver's error to that error. Return the error to raise instead, if any.
 
-        There is one in two cases: the outcome of a COMMIT is unknown, or a read-only unit tried a write that the statement's text
+        There is one in two cases. The outcome of a COMMIT is unknown. Or a read-only unit tried a write that the statement's text
         did not show.
         """
         unit: Unit | None = getattr(context.connection, UNIT, None)

@@ -239,8 +239,8 @@ class Interceptor:
     def _asks_for_writer(self, unit: Unit, effect: Effect) -> None:
         """Refuse a statement that asks for the writer in a read-only unit on a reader.
 
-        If the statement is the first one of a session's unit, the unit moves to the writer, in a read-only transaction. A later
-        statement cannot move the unit, because the unit has one transaction only.
+        The first statement of a session's unit moves the unit to the writer, in a read-only transaction. A later statement cannot
+        move the unit, because the unit has one transaction only.
 
         Raises MustMoveToWriter for the first statement of a session, else ConfigurationError.
         """

@@ -17,7 +17,8 @@ from aurora_router.routing.unit import Unit
 
 WRITES = 1000  # texts of text() that are known to write
 READS = 1000  # statements that are known to read
-READS_LENGTH = 2**20  # characters of the texts of all of them. A key keeps about 14 bytes for each
+# Characters of the texts of all of them. A key keeps about 14 bytes for each.
+READS_LENGTH = 2**20
 LONGEST_WRITE = 10_000  # characters of one text that is known to write
 MAX_REJECTED = 1000  # statements remembered because a reader refused them
 MAX_REJECTED_LENGTH = 4 * 2**20  # characters of all of them
@@ -126,9 +127,9 @@ class KnownStatements:
     def in_mode_of(self, text: str, raw: PoolProxiedConnection, unit: Unit) -> Analysis:
         """Analyze a text in doubt, with the settings of its connection.
 
-        The router sends nothing between two statements of a unit, because the second one may ask what the first one has left (for
-        example FOUND_ROWS()). So a later text that is still in doubt counts as the strongest of its possible effects. In a
-        read-only unit that would be an error, so the router asks the server all the same.
+        The router sends nothing between two statements of a unit. The second one may ask what the first one has left (for example
+        FOUND_ROWS()). So a later text that is still in doubt counts as the strongest of its possible effects. In a read-only unit
+        that would be an error, so the router asks the server all the same.
         """
         found = analyze(text, dialect_for_setting(self._families.dialect, self._modes.literal_mode(raw, ask=False)))
         if found.in_doubt and (unit.intent.read_only or not unit.has_results):
@@ -139,7 +140,7 @@ class KnownStatements:
 def recalls_reads(unit: Unit, found: Analysis, effect: Effect, past: bool) -> bool:
     """Return whether a statement asks for something that only the unit's connection to its reader knows.
 
-    A user's variable counts only if such a statement came before, because nothing but GET DIAGNOSTICS sets one on a reader.
+    A user's variable counts only if such a statement came before. Nothing but GET DIAGNOSTICS sets one on a reader.
 
     past: whether there were reads.
     """

@@ -69,7 +69,7 @@ class Attempt(Generic[S]):
     """One attempt of a unit: `with attempt as session:`.
 
     The unit commits when the loop goes on after the block, and not before. A block that is left by return or break commits
-    nothing, because it could not be retried, and its caller would not learn that the COMMIT failed.
+    nothing. It could not be retried, and its caller would not learn that the COMMIT failed.
     """
 
     def __init__(

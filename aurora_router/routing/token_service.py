@@ -39,7 +39,7 @@ class TokenService:
         return Scope(self._causality, context, self.token_for)
 
     def token_of_open_scopes(self) -> str | None:
-        """Return the token of the causal scopes that are open here; None if nothing was written in them and no token given."""
+        """Return the token of the causal scopes that are open here. None if nothing was written in them and no token given."""
         return merge_tokens(*(scope.token for scope in open_scopes(self._causality)))
 
     def context_from_token(self, token: str, argument: str = "after") -> CausalContext:

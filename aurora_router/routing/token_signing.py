@@ -67,7 +67,7 @@ class Tokens:
         argument: the caller's name for the token.
 
         Raises TokenRefused for a token that is malformed, of another cluster, or not signed with one of the keys. It also
-        refuses a date that is too far in the future, because the token would count for more than twice its time.
+        refuses a date that is too far in the future. Such a token would count for more than twice its time.
         """
         if not isinstance(text, str) or len(text) > LONGEST or not text.isascii():
             raise TokenRefused("malformed", f"{argument}: a consistency token is a text of at most {LONGEST} ASCII characters")

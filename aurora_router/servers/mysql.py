@@ -374,10 +374,14 @@ def is_busy(code: int | None, message: str) -> bool:
 
 # -- what a server does on its own --------------------------------------------------------------------------------
 
-CRASHED: frozenset[int] = frozenset()  # all connections share one process, which cannot report its own crash
+# All connections share one process, which cannot report its own crash.
+CRASHED: frozenset[int] = frozenset()
+# The server has rolled back the whole transaction. The next statement silently begins another one.
 _ROLLED_BACK = frozenset({1020, 1206, 1213, 1614})
-_TIMED_OUT = 1205  # only the statement is rolled back, unless the server's setting says otherwise
-_NOT_UNDONE = 1196  # "Some non-transactional changed tables couldn't be rolled back", a warning
+# Only the statement has failed, unless the server's setting says otherwise.
+_TIMED_OUT = 1205
+# A warning: "Some non-transactional changed tables couldn't be rolled back".
+_NOT_UNDONE = 1196
 
 
 def may_have_rolled_back(code: int | None) -> bool:

@@ -37,8 +37,8 @@ def differences(connection: Connection, mapper: Mapper[Any], known: dict[Key, di
     known: the values that the columns were loaded with, by primary key. The row was found by the key, so the key is not compared.
     read: reads the rows.
 
-    If values seem to differ that may have no equality of their own, or contain such values, they are read once more. If two
-    reads of the locked row differ, too, such values cannot be compared, and prove nothing.
+    Values may seem to differ because they, or the values in them, have no equality of their own. Such values are read once more.
+    If two reads of the locked row differ, too, they cannot be compared, and prove nothing.
     """
     loaded_of_some = set().union(*known.values())
     compared = [p for p in mapper.column_attrs if p.key in loaded_of_some and not set(p.columns).intersection(mapper.primary_key)]

@@ -1,7 +1,7 @@
 """Note the values that a reader has shown, as far as the application may change them in place.
 
 SQLAlchemy keeps no copy of such a value (a dict of JSON, a list). So its history has the changed value in the place of the loaded
-one, and nothing but a note tells that the value is another by now.
+one. Only a note tells that the value is another by now.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from aurora_router.routing.stale_writes.rows import by_mapper, lock_rows, row_of
 from aurora_router.routing.unit import Unit
 
 LOADED_FROM_READER = "aurora_router.loaded_from_a_reader"
-# On an object that a further attempt of run_transaction() has loaded from the writer without a lock: the number of its unit.
+# On an object that a further attempt has loaded from the writer without a lock: the number of its unit.
 LOADED_UNLOCKED = "aurora_router.loaded_unlocked"
 # On an object that has been checked. Its collections have not.
 COLLECTIONS_FROM_READER = "aurora_router.collections_from_a_reader"
@@ -73,10 +73,11 @@ def _is_from_reader(routing: SessionState, asked: int) -> bool:
 
 
 def _mark_unlocked(routing: SessionState, state: InstanceState[Any]) -> None:
-    """Mark an object of the writer whose row a further attempt has not locked, because no attempt before has found it stale.
+    """Mark an object of the writer whose row a further attempt has not locked.
 
-    The function may take another way than before. So such a row is compared, too, as long as the unit has written nothing. After
-    that, the unit's own statements and their triggers may have changed the row, and a difference proves nothing.
+    No attempt before has found that row stale, but the function may take another way now. So the row is compared, too, as long as
+    the unit has written nothing. After that, the unit's own statements and their triggers may have changed the row, and a
+    difference proves nothing.
     """
     unit, retry = routing.unit, routing.intent.retry
     if unit is None or retry is None or not retry.rows_to_lock or unit.wrote:

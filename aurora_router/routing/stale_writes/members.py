@@ -23,7 +23,7 @@ def check_members(
     """Raise StaleRead if a flush changes a collection that a reader has shown, and the writer has more in it.
 
     The writer may also have more because a query has left members out, or because the unit has written them. These cases look the
-    same as a late reader. One more attempt on the writer is right in each of them, so only units that can run again are checked.
+    same as a late reader. One more attempt on the writer is right in each of them. So only units that can run again are checked.
 
     flushed: the objects of the flush, as UOWTransaction.states has them.
     """
@@ -43,9 +43,9 @@ def _changed(
 ) -> dict[tuple[Mapper[Any], RelationshipProperty[Any]], list[InstanceState[Any]]]:
     """Return the owners of the collections that a reader has shown and that a flush changes.
 
-    To change means to replace the collection, to remove something from it, or to change the key that its members refer to. A
-    collection that was replaced or emptied was meant as a whole. An addition does not depend on what was shown, unless it takes
-    the place of a member with the same key.
+    A flush changes a collection if it replaces it, removes something from it, or changes the key that its members refer to. A
+    collection that was replaced or emptied was meant as a whole. An addition does not depend on the members that were shown. It
+    does if it takes the place of a member with the same key.
     """
     changed: dict[tuple[Mapper[Any], RelationshipProperty[Any]], list[InstanceState[Any]]] = {}
     for state, (deleted, _) in flushed.items():
