@@ -80,13 +80,7 @@ class Monitor:
         self._reached = reached
         self._publish_event = publish_event
         self._wakeup = waiting.wakeup
-        self._timing = probing.make_timing(
-            interval=settings.probe_interval,
-            position_interval=settings.position_interval,
-            timeout=settings.probe_timeout,
-            failover_timeout=settings.failover_timeout,
-            max_lag=settings.max_lag,
-        )
+        self._timing = probing.make_timing(settings)
         self._accept_new_cluster = settings.accept_new_cluster
         self._trust = Trust()
         self.trusted_until = self._trust.trusted_until  # by the wall clock; each unit reads it

@@ -35,14 +35,13 @@ from aurora_router.config.checks import (
 from aurora_router.config.urls import Target, parse_instances, parse_url
 from aurora_router.core import events
 from aurora_router.core.instance import Instance
-from aurora_router.core.selection import STRATEGIES, Balance, Strategy
+from aurora_router.core.selection import STRATEGIES, Balance, NoReader, Strategy
 from aurora_router.servers import Pooler
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
 Consistency = Literal["eventual", "session", "global"]
-NoReader = Literal["writer", "error"]
 
 
 def setting(default: T, check: Check, meaning: str, unit: str = "") -> T:

@@ -7,7 +7,7 @@ monotonic clock, unless they are called times of the wall clock.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from aurora_router.core.instance import Instance, Observation, ProbeFailure, Role
 from aurora_router.core.topology import MISSES, Topology
@@ -20,6 +20,21 @@ SHORTEST_WAIT = 0.001  # seconds for which the scheduler sleeps at least
 CATALOG_INTERVAL = 30.0  # seconds between looks at the functions in the catalog
 CATALOG_FAST_INTERVAL = 1.0  # the same after a call of an unknown function
 PRUNE_INTERVAL = 60.0  # seconds between looks for old rows of the commit table
+
+
+class ProbeSettings(Protocol):
+    """The settings that probing obeys, as `config.settings.Settings` has and describes them."""
+
+    @property
+    def probe_interval(self) -> float: ...
+    @property
+    def position_interval(self) -> float: ...
+    @property
+    def probe_timeout(self) -> float: ...
+    @property
+    def failover_timeout(self) -> float: ...
+    @property
+    def max_lag(self) -> float | None: ...
 
 
 class Timing(NamedTuple):
@@ -59,16 +74,15 @@ class Timing(NamedTuple):
         return MISSES * (self.timeout + self.fast_interval) + self.fast_interval
 
 
-def make_timing(
-    *, interval: float, position_interval: float, timeout: float, failover_timeout: float, max_lag: float | None
-) -> Timing:
+def make_timing(settings: ProbeSettings) -> Timing:
     """Return the timing of these settings.
 
     An answer does not prove a lag below max_lag for longer than max_lag, so probes must come more often.
     """
-    usual = Timing(interval, position_interval, timeout, failover_timeout)
-    if max_lag is not None:
-        interval = min(interval, max(max_lag / 4, usual.fast_interval))
+    interval = settings.probe_interval
+    usual = Timing(interval, settings.position_interval, settings.probe_timeout, settings.failover_timeout)
+    if settings.max_lag is not None:
+        interval = min(interval, max(settings.max_lag / 4, usual.fast_interval))
     return usual._replace(interval=interval, stale_after=max(3 * interval, STALE_AFTER))
 
 

@@ -37,9 +37,9 @@ from aurora_router.core.selection import (
     Balance,
     Decision,
     Load,
-    Need,
     Reason,
     choose,
+    make_need,
     to_writer,
     was_looked_for,
     with_proof,
@@ -119,11 +119,7 @@ class Checkout:
         self._throttle = throttle
         self._for_reads = for_reads
         self._counters = counters
-        self._need = Need(
-            max_lag=settings.max_lag,
-            pin_seconds=settings.pin_seconds,
-            writer_serves_reads=settings.no_reader == "writer",
-        )
+        self._need = make_need(settings)
         self._declared_need = self._need._replace(declared=True)
         self._balance = _checked(settings.balance) if callable(settings.balance) else STRATEGIES[settings.balance]
         self._wait = settings.wait_for_reader

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aurora_router.config.settings import Settings
 from aurora_router.core import probing
 from aurora_router.core.instance import Instance, Observation, ProbeFailure, Role, ServerId, ServerStatus
 from aurora_router.core.probing import STALE_AFTER, Demand, Reached, Timing, Trust
@@ -32,20 +33,24 @@ LATE_WRITER = silent(WELL, "a", 2, ProbeFailure.TIMEOUT, server("a", Role.WRITER
 HOPELESS = silent(NEW, "b", 2, ProbeFailure.MISCONFIGURED)
 
 
+def timing_of(interval, max_lag):
+    """The timing of a router with these two settings."""
+    given = {"probe_interval": interval, "position_interval": 0.1, "probe_timeout": 2.0, "failover_timeout": 30.0}
+    return probing.make_timing(Settings("postgresql+psycopg://db-1/shop", max_lag=max_lag, **given))
+
+
 def pace(topology=WELL, instance="b", last_at=9.0, now=10.0, **demand):
     return probing.pace(topology, instance, last_at, CALM._replace(**demand), TIMING, now)
 
 
 @pytest.mark.parametrize(("max_lag", "interval"), [(None, 1.0), (2.0, 0.5), (0.001, 0.02), (100.0, 1.0)])
 def test_a_bound_of_the_lag_makes_probes_come_more_often(max_lag, interval):
-    found = probing.make_timing(interval=1.0, position_interval=0.1, timeout=2.0, failover_timeout=30.0, max_lag=max_lag)
-    assert found == TIMING._replace(interval=interval)
+    assert timing_of(1.0, max_lag) == TIMING._replace(interval=interval)
 
 
 def test_a_long_interval_makes_trust_last_longer():
     """The scheduler may sleep for an interval, so trust lasts for three of them if that is more than usual."""
-    found = probing.make_timing(interval=60.0, position_interval=0.1, timeout=2.0, failover_timeout=30.0, max_lag=None)
-    assert (TIMING.stale_after, found.stale_after) == (STALE_AFTER, 180.0)
+    assert (TIMING.stale_after, timing_of(60.0, None).stale_after) == (STALE_AFTER, 180.0)
 
 
 def test_a_silent_server_is_lost_after_two_probes():

@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 
+from aurora_router.config.settings import Settings
 from aurora_router.core.instance import Instance, Observation, Role, ServerId, ServerStatus
 from aurora_router.core.positions import LastRead, Requirement, WalPosition
 from aurora_router.core.selection import (
@@ -19,6 +20,7 @@ from aurora_router.core.selection import (
     choose,
     fastest,
     least_busy,
+    make_need,
     reason_to_write,
     round_robin,
     satisfies_requirement,
@@ -92,6 +94,14 @@ def test_a_unit_goes_where_its_need_is_met_with_the_reason(found, need, instance
 
 def ok(found, reader, requirement, now=100.0):
     return satisfies_requirement(found.by_id[reader], requirement, found, PIN, now)
+
+
+def test_a_routers_settings_are_part_of_each_need():
+    """max_lag, pin_seconds and no_reader hold for each read, and by default they are those of a bare Need."""
+    url = "postgresql+psycopg://db-1/shop"
+    assert make_need(Settings(url)) == Need()
+    strict = make_need(Settings(url, max_lag=2.0, pin_seconds=3.0, no_reader="error"))
+    assert strict == Need(max_lag=2.0, pin_seconds=3.0, writer_serves_reads=False)
 
 
 def test_a_unit_adds_its_conditions_to_a_need():
