@@ -18,11 +18,12 @@ from aurora_router.cluster.connection_state import STATE, ConnectionState
 from aurora_router.cluster.families import Families
 from aurora_router.cluster.pooling import RouterPool
 from aurora_router.cluster.sockets import TrackedSocket, poll_of, socket_of, track
+from aurora_router.config.settings import Settings
 from aurora_router.core import events
 from aurora_router.core.instance import Role, ServerId
 from aurora_router.drivers import Driver, Mode
 from aurora_router.errors import WrongServer
-from aurora_router.servers import Pooler, UnsupportedServer
+from aurora_router.servers import UnsupportedServer
 from aurora_router.telemetry.listeners import EventDispatcher
 from aurora_router.telemetry.stats import Counters
 
@@ -32,19 +33,18 @@ class ConnectionContext(NamedTuple):
 
     allowed_servers: gives the servers that an instance may lead to at this moment, in its role.
     on_wrong_server: called with an instance that led to another server, and the reason.
-    pooler: the `pooler` setting; None if the router must find out whether there is a pooler.
     counters: counts connections that were made.
     dispatcher: publishes an event for each connection that was made.
     tell_closed: called with an event for each connection that was closed. It may publish the event later.
     """
 
+    settings: Settings
     driver: Driver
     modes: ConnectionModes
     hooks: ConnectionHooks
     families: Families
     allowed_servers: Callable[[str], frozenset[ServerId]]
     on_wrong_server: Callable[[str, str], None]
-    pooler: Pooler | None
     counters: Counters
     dispatcher: EventDispatcher
     tell_closed: Callable[[events.Event], None]
@@ -161,7 +161,7 @@ class ConnectionEvents:
         default_autocommit = driver.autocommit(dbapi)
         family = self._shared.families.at(place)
         with driver.alone(dbapi):
-            identified = family.identify(self._shared.modes.ask_on(dbapi), driver.process_id(dbapi), self._shared.pooler)
+            identified = family.identify(self._shared.modes.ask_on(dbapi), driver.process_id(dbapi), self._shared.settings.pooler)
         driver.note_default_read_only(dbapi, identified.default_read_only)
         tracked.since = time.monotonic()
         if identified.server not in self._shared.allowed_servers(place):

@@ -132,12 +132,13 @@ def explain_argument_errors(engine: Engine, driver: Driver, options: Mapping[str
     dialect.initialize = in_words(dialect.initialize)
 
 
-def ask_for_password(engine: Engine, password: Callable[[], str] | None, options: Mapping[str, Any]) -> None:
+def ask_for_password(engine: Engine, password: str | Callable[[], str] | None, options: Mapping[str, Any]) -> None:
     """Have each new connection log in with the current result of `password`, unless `connect_args` have a password.
 
+    password: the setting. If it is a text, the URL has it.
     options: the options that the engine was made with.
     """
-    if password is None or "password" in options.get("connect_args", {}):
+    if not callable(password) or "password" in options.get("connect_args", {}):
         return
     dialect: Any = engine.dialect
     connect = dialect.connect

@@ -22,7 +22,7 @@ from aurora_router.cluster.connection_hooks import ConnectionHooks
 from aurora_router.cluster.connection_modes import ConnectionModes
 from aurora_router.cluster.error_classification import failure_of
 from aurora_router.cluster.families import Families
-from aurora_router.cluster.instance_pool import EngineConfig, InstancePool
+from aurora_router.cluster.instance_pool import CONNECT_TIMEOUT, EngineConfig, InstancePool
 from aurora_router.cluster.pooling import RouterPool
 from aurora_router.cluster.probe_connection import Probe
 from aurora_router.config.checks import get_pool_limits
@@ -37,8 +37,6 @@ from aurora_router.errors import ConfigurationError, WrongServer
 from aurora_router.telemetry.listeners import EventDispatcher
 from aurora_router.telemetry.stats import Counters, PoolUsage
 from aurora_router.waiting import Local, Waiting
-
-CONNECT_TIMEOUT = 3  # seconds; a server that is frozen answers no handshake
 
 
 class Engines:
@@ -67,13 +65,13 @@ class Engines:
     ) -> None:
         target, of_readers = settings.target, settings.options_of_readers
         url, driver = target.url, target.driver
+        self._settings = settings
         self._driver = driver
         self._families = families
         self._hooks = hooks
         self._counters = counters
         self._allowed_servers = allowed_servers
         self._on_wrong_server = on_wrong_server
-        self._pooler = settings.pooler
         self._dispatcher = dispatcher
         ours = {"connect_timeout": CONNECT_TIMEOUT, **driver.CONNECT, **target.secrets}
         usual = {name: value for name, value in ours.items() if name not in url.query}
@@ -86,16 +84,7 @@ class Engines:
             self._engine_with("reader_options", url, reader_options)
         self.driver_error: type[Exception] = dialect.loaded_dbapi.Error
         self.modes = ConnectionModes(driver, dialect)
-        _, pool_timeout = get_pool_limits(settings.options)
-        self._engine_config = EngineConfig(
-            url_of=target.at,
-            options=options,
-            reader_options=reader_options,
-            password=settings.password if callable(settings.password) else None,
-            connects_at_once=settings.connects_at_once,
-            connect_turn_timeout=max(pool_timeout, CONNECT_TIMEOUT),
-            waiting=waiting,
-        )
+        self._engine_config = EngineConfig(options, reader_options, waiting)
         self._untold: Local[list[events.Event]] = waiting.local()  # events that this thread tells later
         self._lock = threading.Lock()
         self._pools: dict[str, InstancePool] = {}
@@ -121,13 +110,13 @@ class Engines:
     @property
     def _shared(self) -> ConnectionContext:
         return ConnectionContext(
+            settings=self._settings,
             driver=self._driver,
             modes=self.modes,
             hooks=self._hooks(),
             families=self._families,
             allowed_servers=self._allowed_servers,
             on_wrong_server=self._on_wrong_server,
-            pooler=self._pooler,
             counters=self._counters,
             dispatcher=self._dispatcher,
             tell_closed=self._tell_closed,

@@ -30,6 +30,7 @@ from aurora_router.cluster.pooling import RouterPool
 from aurora_router.cluster.probe import ProbeError
 from aurora_router.cluster.probe_connection import Probe
 from aurora_router.cluster.sockets import Opening, TrackedSocket
+from aurora_router.config.checks import get_pool_limits
 from aurora_router.core.instance import Instance, ProbeFailure, Role
 from aurora_router.core.probing import Reached
 from aurora_router.drivers import Driver
@@ -39,6 +40,7 @@ from aurora_router.waiting import Waiting
 
 log = logging.getLogger("aurora_router")
 
+CONNECT_TIMEOUT = 3  # seconds; a server that is frozen answers no handshake
 _READER = Role.READER  # an enum's members are slow to look up on the request path
 # Bytes that the answer to a probe may have. Each function of the catalog takes about 100.
 LONGEST_ANSWER = 1 << 26
@@ -61,20 +63,12 @@ class RoutedConnection(Connection):
 class EngineConfig(NamedTuple):
     """How the engines of a router are made.
 
-    url_of: gives the URL of an instance for the arguments of the driver's connect().
     options, reader_options: options of create_engine(), for the writer and for readers.
-    password: gives the password for each new connection; None if the URL or `connect_args` have it.
-    connects_at_once: how many connects to one instance run at once.
-    connect_turn_timeout: seconds that a connect waits for its turn.
     waiting: how units wait for their connections.
     """
 
-    url_of: Callable[[Instance, Mapping[str, Any]], URL]
     options: Mapping[str, Any]
     reader_options: Mapping[str, Any]
-    password: Callable[[], str] | None
-    connects_at_once: int
-    connect_turn_timeout: float
     waiting: Waiting
 
     def __repr__(self) -> str:
@@ -98,6 +92,7 @@ class InstancePool:
         self._instance = instance
         self._config = config
         self._shared = shared
+        self._settings = settings = shared.settings
         self._driver: Driver = shared.driver
         self._has_one_engine = config.options is config.reader_options
         self._lock = threading.Lock()
@@ -105,7 +100,7 @@ class InstancePool:
         self._engines: dict[bool, Engine] = {}
         self._unpooled: Engine | None = None
         self._probing: Engine | None = None
-        self._connect_slots = FairSemaphore(config.connects_at_once, config.waiting)
+        self._connect_slots = FairSemaphore(settings.connects_at_once, config.waiting)
         self._sockets: weakref.WeakSet[TrackedSocket] = weakref.WeakSet()  # each is held by its connection
         self._proven: weakref.WeakSet[Engine] = weakref.WeakSet()  # engines that have connected
         self._is_reached = False
@@ -266,7 +261,7 @@ class InstancePool:
     def note_connected(self, engine: Engine, *, is_shared: bool) -> None:
         """Note that an engine has connected, and whether a pooler shares its connections."""
         self._proven.add(engine)
-        if is_shared and self._shared.pooler is None and not self._has_pooler:
+        if is_shared and self._settings.pooler is None and not self._has_pooler:
             self._has_pooler = True
             what = "a pooler stands before %s: no setting is left on its connections, and no statement is prepared there"
             with contextlib.suppress(Exception):  # the application's handlers and filters may raise
@@ -277,7 +272,7 @@ class InstancePool:
     @property
     def reached(self) -> Reached:
         """What the monitor's probes have reached."""
-        return Reached(self._has_pooler or self._shared.pooler is not None, self._is_probe_logged_in)
+        return Reached(self._has_pooler or self._settings.pooler is not None, self._is_probe_logged_in)
 
     def probe(self) -> Probe:
         """Make a connection for the monitor, outside of the pool, because probes must work while the pool is full.
@@ -355,7 +350,7 @@ class InstancePool:
                 self._driver.look_anywhere(engine.dialect)
                 self._driver.track_connecting_socket(engine.dialect, self._watch_opening, LONGEST_ANSWER)
                 explain_argument_errors(engine, self._driver, options)
-                ask_for_password(engine, self._config.password, options)
+                ask_for_password(engine, self._settings.password, options)
                 event.listen(engine, "connect", self._note_login, insert=True)  # before SQLAlchemy's first look at the server
                 self._probing = engine
             return self._probing
@@ -392,7 +387,7 @@ class InstancePool:
 
     def _create(self, options: Mapping[str, Any]) -> Engine:
         """Make an engine. Raises ConfigurationError if SQLAlchemy cannot use the URL or the options."""
-        url = self._config.url_of(self._instance, options["connect_args"])
+        url = self._settings.target.at(self._instance, options["connect_args"])
         try:
             return create_engine(url, **options)
         except Exception as error:
@@ -404,7 +399,7 @@ class InstancePool:
 
     def _make(self, options: Mapping[str, Any]) -> Engine:
         """Make an engine whose connections go through the hooks."""
-        config, hooks = self._config, self._shared.hooks
+        waiting, hooks = self._config.waiting, self._shared.hooks
         engine = self._create({"poolclass": RouterPool, **options})
         if isinstance(engine.pool, RouterPool):
             engine.pool.before_waiting, engine.pool.checked_out = self._before_waiting, hooks.on_checkout
@@ -413,14 +408,15 @@ class InstancePool:
         self._driver.look_anywhere(engine.dialect)
         ConnectionEvents(engine, options, self, self._shared).listen()
         explain_argument_errors(engine, self._driver, options)
-        ask_for_password(engine, config.password, options)
-        limit_connects(engine, self._connect_slots, config.connect_turn_timeout, config.waiting)
+        ask_for_password(engine, self._settings.password, options)
+        _, pool_timeout = get_pool_limits(self._settings.options)
+        limit_connects(engine, self._connect_slots, max(pool_timeout, CONNECT_TIMEOUT), waiting)
         # These are events of the dialect. A listener to the connection's own events would make SQLAlchemy check for all of them.
         # That takes 20 us a statement.
         for name in ("do_execute", "do_executemany", "do_execute_no_params"):
             event.listen(engine, name, hooks.before_execute)
         event.listen(engine, "handle_error", hooks.on_error)
-        put_around_commits(engine, hooks, config.waiting)
+        put_around_commits(engine, hooks, waiting)
         put_around_options(engine, hooks)
         return engine
 

@@ -152,7 +152,7 @@ def test_waiting_to_connect_is_bounded_by_the_pool_timeout(
     cluster: PostgresCluster, proxy: FaultProxy, make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thread does not wait to connect for longer than it would wait for a pool."""
-    monkeypatch.setattr("aurora_router.cluster.engines.CONNECT_TIMEOUT", 1)
+    monkeypatch.setattr("aurora_router.cluster.instance_pool.CONNECT_TIMEOUT", 1)
     options = {"pool_timeout": 0.2, "connect_args": {"connect_timeout": 60}}
     _, engine = engine_behind(proxy, cluster, make_router, engine_options=options, connects_at_once=1)
     proxy.black_hole()

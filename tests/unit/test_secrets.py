@@ -221,7 +221,7 @@ def test_a_secret_besides_the_password_is_in_no_repr(url, name):
 def test_no_secret_of_create_engines_options_is_in_a_repr():
     """A traceback may show its locals, so the record of create_engine()'s options shows none of them."""
     options = {"connect_args": {"password": "Zq0", "sslpassword": "Zq1"}}
-    config = EngineConfig(lambda instance, arguments: HERE, options, options, None, 1, 1.0, ThreadWaiting())
+    config = EngineConfig(options, options, ThreadWaiting())
     assert hidden(repr(config))
     assert hidden(f"{config}")
 
