@@ -67,7 +67,7 @@ class RouterCore:
         pool, _ = checks.get_pool_limits(settings.options)
         self.for_reads = for_reads = FairSemaphore(writer_read_slots(pool, settings.writer_share_for_reads), waiting)
         self.throttle = throttle = RetryThrottle(dispatcher.publish, counters)
-        self.causality = causality = Causality(settings.consistency, lambda: self.monitor.topology)
+        self.causality = causality = Causality(settings, lambda: self.monitor.topology)
         families = Families(settings.target.driver.PROTOCOL, settings.target.dialect)
         self.engines = engines = Engines(
             settings,

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from aurora_router.config.settings import Consistency
+from aurora_router.config.settings import Consistency, Settings
 from aurora_router.core.positions import LastRead, Requirement, merge
 from aurora_router.core.selection import satisfies_monotonic_read
 from aurora_router.core.topology import Topology
@@ -24,9 +24,9 @@ class Causality:
     topology: returns the newest topology.
     """
 
-    def __init__(self, consistency: Consistency, topology: Callable[[], Topology]) -> None:
-        self.consistency: Consistency = consistency
-        self.is_global = consistency == "global"
+    def __init__(self, settings: Settings, topology: Callable[[], Topology]) -> None:
+        self.consistency: Consistency = settings.consistency
+        self.is_global = settings.consistency == "global"
         self._topology = topology
         self._shared: Requirement | None = None
         self._committing: set[Unit] = set()

@@ -27,7 +27,7 @@ class TokenService:
     def __init__(
         self, settings: Settings, monitor: Monitor, causality: Causality, dispatcher: EventDispatcher, start: Callable[[], None]
     ) -> None:
-        self._tokens = Tokens(settings.token_keys, settings.token_ttl)
+        self._tokens = Tokens(settings)
         self._probe_timeout = settings.probe_timeout
         self._monitor = monitor
         self._causality = causality

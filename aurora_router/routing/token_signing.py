@@ -6,9 +6,9 @@ import functools
 import hashlib
 import math
 import time
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from aurora_router.config.settings import Settings
 from aurora_router.core.positions import Requirement
 from aurora_router.core.token_codec import LONGEST, SKEW, Token, strip_signature, strongest
 from aurora_router.errors import ConfigurationError
@@ -33,16 +33,15 @@ class TokenRefused(ConfigurationError):
 
 
 class Tokens:
-    """Writes and reads the tokens of one router.
+    """Writes and reads the tokens of one router, and signs them if the settings have keys.
 
-    keys: secrets to sign with. The last one signs, all are accepted. Without any, nothing is signed.
     ttl: seconds for which a token counts.
     """
 
-    def __init__(self, keys: Iterable[str | bytes], ttl: float) -> None:
-        secrets = [key.encode() if isinstance(key, str) else key for key in keys]
+    def __init__(self, settings: Settings) -> None:
+        secrets = [key.encode() if isinstance(key, str) else key for key in settings.token_keys]
         self._signer = _signer(secrets) if secrets else None
-        self.ttl = ttl
+        self.ttl = settings.token_ttl
         self._parse_once = functools.lru_cache(1024)(self._parse)  # a client sends the same token until it writes again
         # Two conversions of one moment between the clocks may differ by a millisecond.
         self._write_once = functools.lru_cache(1024)(self._write)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_router import ConfigurationError, merge_tokens
+from aurora_router.config.settings import Settings
 from aurora_router.core.positions import Requirement, Sample, WalPosition, merge
 from aurora_router.core.selection import with_proof
 from aurora_router.core.token_codec import LONGEST, SKEW, Token, refresh, strongest
@@ -22,14 +23,19 @@ positions = st.builds(WalPosition, st.integers(1, 2**32 - 1), st.integers(0, 2**
 tokens = st.builds(Token, st.just(CLUSTER), st.none() | positions, st.integers(0, 10**14))
 
 
+def tokens_of(keys=(), ttl=60.0):
+    """What writes and reads the tokens of a router with these settings."""
+    return Tokens(Settings("postgresql+psycopg://db-1/shop", token_keys=keys, token_ttl=ttl))
+
+
 def written(position, *keys, ttl=60.0, after=0.0, is_from_token=False):
     """A token of all that is committed until `after` seconds from now."""
     epoch = position.epoch if position is not None else 1
-    return Tokens(keys, ttl).write("7", Requirement(time.monotonic() + after, epoch, position, is_from_token))
+    return tokens_of(keys, ttl).write("7", Requirement(time.monotonic() + after, epoch, position, is_from_token))
 
 
 def read(text, ttl=60.0):
-    return Tokens((), ttl).read(text, "7")
+    return tokens_of((), ttl).read(text, "7")
 
 
 @given(tokens)
@@ -39,7 +45,7 @@ def test_a_token_survives_writing_and_is_short_and_url_safe(token):
     assert Token.parse(text) == token
     assert set(text) <= set("0123456789ABCDEFabcdefghijklmnopqrstuvwxyz.-_")
     largest = Requirement(time.monotonic(), 2**32 - 1, WalPosition(2**32 - 1, 2**64 - 1))
-    signed = Tokens(["k" * 40], 60.0).write(CLUSTER, largest)
+    signed = tokens_of(["k" * 40]).write(CLUSTER, largest)
     assert len(text) + len(signed) - len(str(Token.parse(signed.rsplit(".", 1)[0]))) < LONGEST
 
 
@@ -69,24 +75,24 @@ def test_what_is_not_a_token_is_refused(text):
     with pytest.raises(ValueError, match="not a consistency token"):
         Token.parse(text)
     with pytest.raises(ConfigurationError):
-        Tokens((), 60.0).read(text, "7")
+        tokens_of().read(text, "7")
 
 
 def test_a_token_of_another_cluster_is_refused_with_both_names():
     with pytest.raises(ConfigurationError, match=r"^after: .* of another cluster \(8, not 7\)"):
-        Tokens((), 60.0).read("1.8.1-A.1", "7", "after")
+        tokens_of().read("1.8.1-A.1", "7", "after")
 
 
 def test_a_token_error_names_the_argument():
     """The error names the argument that the token was given for."""
     for wrong in ("", "x" * 200, 5, "1.8.1-A.1"):
         with pytest.raises(ConfigurationError, match=r"^after: "):
-            Tokens((), 60.0).read(wrong, "7", "after")
+            tokens_of().read(wrong, "7", "after")
 
 
 def test_signatures_stop_forged_tokens_and_old_keys_still_count():
     """A signature keeps a client from forging a token, and tokens signed with old keys are still accepted."""
-    old, new = Tokens([b"old"], 60.0), Tokens(["old", "new"], 60.0)
+    old, new = tokens_of([b"old"]), tokens_of(["old", "new"])
     before, after = written(WalPosition(1, 10), b"old"), written(WalPosition(1, 10), "old", "new")
     assert new.read(before, "7") is not None
     assert new.read(after, "7") is not None
@@ -101,12 +107,12 @@ def test_signatures_stop_forged_tokens_and_old_keys_still_count():
     with pytest.raises(ConfigurationError):
         old.read(after, "7")
     with pytest.raises(ConfigurationError):
-        Tokens((), 60.0).read(after, "7")
+        tokens_of().read(after, "7")
     with pytest.raises(ConfigurationError):
         new.read(after + "\u00e9", "7")
 
 
-SIGNED = Tokens(["key"], 60.0).write("7", Requirement(time.monotonic(), 1, WalPosition(1, 10)))
+SIGNED = tokens_of(["key"]).write("7", Requirement(time.monotonic(), 1, WalPosition(1, 10)))
 ALTERED = sorted(
     {
         SIGNED[:at] + new + SIGNED[at + cut :]
@@ -120,7 +126,7 @@ ALTERED = sorted(
 
 def test_a_signed_token_with_any_character_altered_is_refused():
     """A signed token is refused after any omission, addition or change."""
-    tokens = Tokens(["key"], 86400.0)
+    tokens = tokens_of(["key"], 86400.0)
     assert tokens.read(SIGNED, "7") is not None
     for altered in ALTERED:
         with pytest.raises(TokenRefused):
@@ -144,12 +150,12 @@ def test_merging_hands_on_nothing_that_a_header_cannot_hold():
 def test_where_nothing_can_sign_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "itsdangerous", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'aurora-router\[signing\]'"):
-        Tokens(["hush"], 60.0)
+        tokens_of(["hush"])
     assert read(written(WalPosition(1, 10))) is not None, "without keys nothing needs it"
 
 
 def test_a_secret_is_in_no_repr():
-    assert "hush" not in repr(vars(Tokens(["hush"], 60.0)))
+    assert "hush" not in repr(vars(tokens_of(["hush"])))
 
 
 def test_a_new_token_is_a_requirement_from_its_arrival_on():
@@ -170,7 +176,7 @@ def test_a_token_counts_from_its_sample_minus_clock_skew():
 
 def test_a_token_that_is_handed_on_does_not_get_younger():
     given = read(written(WalPosition(3, 77), after=-10))
-    again = read(Tokens((), 60.0).write("7", given))
+    again = read(tokens_of().write("7", given))
     assert again.acknowledged_at == pytest.approx(given.acknowledged_at, abs=0.05)
 
 
@@ -269,7 +275,7 @@ def test_a_third_host_sees_two_hosts_commits_by_their_tokens(placed, blank, one,
     ]
     chosen = strongest(tokens)
     shifted = chosen._replace(made_at=chosen.made_at - math.floor(three * 1000))  # by the third host's clock
-    requirement = Tokens((), 600.0).read(str(shifted), "7")
+    requirement = tokens_of((), 600.0).read(str(shifted), "7")
     if chosen is tokens[0]:
         assert blank <= placed, "its position was asked for behind the other one's commit"
     else:
@@ -281,7 +287,7 @@ def test_what_a_position_proves_does_not_depend_on_clocks(ahead, commit, heard, 
     """No sample from before a token's arrival replaces its position, whatever the clock of the token's reader says."""
     now = time.monotonic()
     token = Token("7", position, math.ceil((time.time() - commit - ahead) * 1000))
-    requirement = Tokens((), 60.0).read(str(token), "7")
+    requirement = tokens_of().read(str(token), "7")
     assert requirement.received_at >= now
     old = Sample(now - heard, WalPosition(2, 40))
     found = Topology(epoch=2, samples=(old,))
@@ -346,7 +352,7 @@ def test_what_is_written_after_a_token_was_heard_of_implies_it():
 
 def test_a_requirement_is_written_once(monkeypatch):
     """The same requirement gives the same text, although two clocks never go exactly alike."""
-    tokens = Tokens((), 60.0)
+    tokens = tokens_of()
     requirement = Requirement(time.monotonic(), 1, WalPosition(1, 10))
     first = tokens.write("7", requirement)
     later = time.time() + 0.5
