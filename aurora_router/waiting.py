@@ -1,6 +1,7 @@
 """The one seam for waiting: wakeups, sleep, values that are local to a thread or task, and a shield for COMMIT.
 
-Each wait of a unit goes through a `Waiting`. `ThreadWaiting` is its only implementation.
+Each wait of a unit goes through a `Waiting`. `ThreadWaiting` is its only implementation. The router's own threads stay threads
+however units wait, so they use `ThreadWakeup` and `ThreadLocal` themselves.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ from aurora_router.core.probing import Reached
 from aurora_router.drivers import Driver
 from aurora_router.errors import ConfigurationError, Signal
 from aurora_router.telemetry.stats import PoolUsage
-from aurora_router.waiting import Waiting
+from aurora_router.waiting import ThreadLocal, Waiting
 
 log = logging.getLogger("aurora_router")
 
@@ -106,7 +106,9 @@ class InstancePool:
         self._is_reached = False
         self._is_probe_logged_in = False
         self._has_pooler = False
-        self._opening = threading.local()  # .now: the connection that this thread's probe is opening
+        # The probe's connection that this thread is opening. It belongs to the thread, however units wait, because only the
+        # monitor's own threads open such connections, one at a time.
+        self._opening: ThreadLocal[Opening] = ThreadLocal()
         self._openings: set[Opening] = set()
         self._probes: weakref.WeakSet[Probe] = weakref.WeakSet()
         self._inherited: list[Pool] = []
@@ -280,13 +282,13 @@ class InstancePool:
         Raises ProbeError.
         """
         self._is_probe_logged_in = False
-        opening = self._opening.now = Opening()
+        opening = self._opening.value = Opening()
         try:
             with self._lock:
                 self._openings.add(opening)
             return self._probe()
         finally:
-            self._opening.now = None
+            self._opening.value = None
             with self._lock:
                 self._openings.discard(opening)
             opening.close()
@@ -360,7 +362,9 @@ class InstancePool:
 
     @contextlib.contextmanager
     def _watch_opening(self, number: int) -> Iterator[None]:
-        self._opening.now.watch(number)
+        opening = self._opening.value
+        assert opening is not None  # only probe() connects with the probes' engine
+        opening.watch(number)
         yield
 
     def _check_connect_timeout(self, url: URL) -> None:
