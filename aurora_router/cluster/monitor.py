@@ -30,6 +30,7 @@ from aurora_router.waiting import ThreadWakeup, Waiting, Wakeup
 MAX_PENDING_NEWS = 1000
 
 _NO_FUNCTIONS = "the functions of %s could not be read: %s"
+_REPLACED = "the cluster %s was replaced by %s under the same names: it is used from now on"
 _NOT_PRUNED = "old rows of the commit table on %s could not be removed: %s"
 
 
@@ -360,10 +361,14 @@ class Monitor:
         self._publish(lambda topology: self._accepted(pure.observe(topology, observation)))
 
     def _accepted(self, topology: Topology) -> Topology:
-        """Return the topology. Begin a new one if another cluster has taken its names, and the settings accept that."""
+        """Return the topology. Begin a new one if another cluster has taken its names, and the settings accept that.
+
+        The caller holds the lock.
+        """
         if not self._accept_new_cluster or (successor := topology.successor) is None:
             return topology
-        warn("the cluster %s was replaced by %s under the same names: it is used from now on", topology.cluster, successor)
+        # Log it in the thread that listeners may hold up, because a handler of logs must not hold the lock.
+        self._news.put((partial(warn, _REPLACED, topology.cluster, successor),))
         return pure.reset(topology)
 
     # -- what the watchers need ------------------------------------------------------------------------------------------

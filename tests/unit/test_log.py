@@ -2,6 +2,8 @@
 
 import ast
 import logging
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,10 @@ from aurora_router.core.topology import Topology
 from aurora_router.router import core_of
 from aurora_router.telemetry.listeners import EventDispatcher
 from aurora_router.telemetry.log import AGAIN, Log
-from tests.unit.topologies import ABC, MISCONFIGURED, REFUSED, after, reader, said, silent
+from tests.fakes.cluster import FakeCluster
+from tests.fakes.driver import installed
+from tests.integration.shop import eventually
+from tests.unit.topologies import ABC, MISCONFIGURED, REFUSED, after, reader, said, silent, writer
 
 
 class Told:
@@ -307,6 +312,32 @@ def test_a_log_that_cannot_be_written_harms_nobody(told):
         pool.note_connected(core_of(router).engines.stand_in, is_shared=True)
     finally:
         logging.getLogger("aurora_router").removeHandler(broken)
+
+
+def test_a_handler_of_logs_that_waits_holds_up_no_unit():
+    """A handler that takes its time over the line about a new cluster does not keep the monitor's lock meanwhile."""
+    held_up = []
+
+    class Slow(logging.Handler):
+        def emit(self, record):
+            if "was replaced by" in record.getMessage():
+                unit = threading.Thread(target=monitor.suspect, args=("db-1:5432",), daemon=True)
+                unit.start()
+                unit.join(5)
+                held_up.append(unit.is_alive())
+
+    slow = Slow()
+    logging.getLogger("aurora_router").addHandler(slow)
+    given = {"accept_new_cluster": True, "probe_interval": 3600.0}
+    try:
+        with installed(FakeCluster(readers=0)), Router("postgresql+fakepg://app@db-1/shop", **given) as router:
+            router.start()
+            monitor, now = core_of(router).monitor, time.monotonic()
+            monitor.apply_news(Observation("db-1:5432", now, now, writer("A", cluster="9009")))
+            eventually(lambda: held_up)
+    finally:
+        logging.getLogger("aurora_router").removeHandler(slow)
+    assert held_up == [False]
 
 
 def test_a_rate_lets_through_once_in_a_while_and_counts():
