@@ -32,6 +32,7 @@ from aurora_router.routing.interceptor import watch
 from aurora_router.routing.retries import Attempt, attempts
 from aurora_router.routing.unit import CommitCheck
 from aurora_router.telemetry.stats import RouterStats
+from aurora_router.waiting import ThreadWaiting
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -59,7 +60,7 @@ class Router:
     @takes_settings(Settings)
     def __init__(self, settings: Settings) -> None:
         """Make a router. Nothing is connected to yet."""
-        self._core = core = RouterCore(settings)
+        self._core = core = RouterCore(settings, ThreadWaiting())
         weakref.finalize(self, core.abandon).atexit = False
 
     @property

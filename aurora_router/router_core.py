@@ -41,7 +41,7 @@ from aurora_router.routing.unit import AUTOMATIC, READ_ONLY, READ_WRITE, Intent,
 from aurora_router.telemetry.listeners import EventDispatcher
 from aurora_router.telemetry.log import Log
 from aurora_router.telemetry.stats import Counters, RouterStats
-from aurora_router.waiting import ThreadWaiting
+from aurora_router.waiting import Waiting
 
 T = TypeVar("T")
 
@@ -51,18 +51,19 @@ class RouterCore:
 
     They refer to each other, but never to the Router. So the Router can be garbage collected, and its finalizer stops them.
 
+    waiting: how units wait.
     is_started: whether start() has nothing to wait for.
     route: the hint that engine_options give for all statements; None without one.
     """
 
     is_started = False
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, waiting: Waiting) -> None:
         self.settings = settings
         self.route = settings.options.get("execution_options", {}).get("route")
         self.log = log = Log()
         self.dispatcher = dispatcher = EventDispatcher(tuple(settings.listeners), log)
-        self.waiting = waiting = ThreadWaiting()
+        self.waiting = waiting
         self.counters = counters = Counters()
         pool, _ = checks.get_pool_limits(settings.options)
         self.for_reads = for_reads = FairSemaphore(writer_read_slots(pool, settings.writer_share_for_reads), waiting)
@@ -216,6 +217,7 @@ class RouterCore:
             retry=tenacity.retry_if_exception(_is_repeatable),
             stop=tenacity.stop_after_delay(self.settings.failover_timeout),
             wait=CONNECT_BACKOFF,
+            sleep=self.waiting.sleep,
             reraise=True,
         )(self._create_commit_table)
 

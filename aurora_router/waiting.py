@@ -23,17 +23,23 @@ class Wakeup(Protocol):
         """Wait for `set()`, for at most `timeout` seconds. Return at once if it was called since the last wait."""
 
     def set(self) -> None:
-        """Wake the caller, or let its next wait end at once. Any thread may call it, as often as it likes."""
+        """Wake the caller, or let its next wait end at once.
+
+        Any thread may call it, as often as it likes, also when the caller has ended.
+        """
 
 
 class Local(Protocol[T]):
-    """One value for each thread, or for each task."""
+    """One value for each thread, or for each task. It stays the same while the thread or task waits."""
 
     value: T | None
 
 
 class Waiting(Protocol):
-    """How a router's units wait."""
+    """How a router's units wait. While a thread or task waits, the others go on.
+
+    tests/unit/test_waiting.py holds each implementation to its promises.
+    """
 
     def wakeup(self) -> Wakeup:
         """Make a wakeup for the caller."""

@@ -108,6 +108,8 @@ class FakeServer:
             return [("committed" if values["xid"] in self.cluster.committed else "aborted",)]
         if postgresql.IDENTITY in text:
             return [(*self._identity, True, None, None)]
+        if text == postgresql.COMMIT_TABLE_FLAW:
+            return [(None,)]
         if text == postgresql.FUNCTIONS:
             return []
         return [(42,)] if text.lstrip().startswith("SELECT") else []
