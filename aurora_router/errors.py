@@ -10,6 +10,19 @@ from sqlalchemy.exc import OperationalError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+__all__ = [
+    "AmbiguousWriter",
+    "ConfigurationError",
+    "NoReaderAvailable",
+    "NoWriterAvailable",
+    "Outcome",
+    "OutcomeUnknown",
+    "ReadOnlyViolation",
+    "RouterError",
+    "StaleRead",
+    "WrongServer",
+]
+
 
 class Outcome(enum.Enum):
     """The outcome of a transaction whose COMMIT was not answered."""

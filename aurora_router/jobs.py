@@ -16,6 +16,8 @@ from typing import Any, Protocol
 from aurora_router.router import Router, core_of
 from aurora_router.routing.causal_context import CausalContext, Scope
 
+__all__ = ["HEADER", "Headers", "put_token", "scope_of"]
+
 HEADER = "aurora-router-token"
 
 

@@ -27,6 +27,8 @@ from aurora_router.routing.causal_context import CausalContext, Scope
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
 
+__all__ = ["AsgiApp", "AsgiMiddleware", "WsgiMiddleware"]
+
 App = TypeVar("App")
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

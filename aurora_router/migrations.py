@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from aurora_router.servers import FAMILIES
 
+__all__ = ["include_name"]
+
 _TABLES = frozenset(family.COMMIT_TABLE for families in FAMILIES.values() for family in families)
 
 

@@ -10,6 +10,41 @@ from typing import Literal
 
 from aurora_router.core.selection import Reason
 
+__all__ = [
+    "AttemptEnded",
+    "AttemptStarted",
+    "CheckoutFailed",
+    "CheckoutStarted",
+    "CommitResolved",
+    "ConnectFailed",
+    "ConnectionCheckedIn",
+    "ConnectionClosed",
+    "ConnectionCreated",
+    "ConnectionRefused",
+    "ConnectionsDiscarded",
+    "Event",
+    "InstanceDown",
+    "InstanceUp",
+    "Learned",
+    "Moved",
+    "MovedByListener",
+    "NoReaderQualifies",
+    "ProbeFailed",
+    "ProbeStarted",
+    "ProbeSucceeded",
+    "Repeated",
+    "RetriesRefused",
+    "Routed",
+    "RunAgain",
+    "TokenIgnored",
+    "Wait",
+    "WaitEnded",
+    "WaitStarted",
+    "WaitedForWriter",
+    "WaitingForWriter",
+    "WriterChanged",
+]
+
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False, kw_only=True)
 class _Happened:

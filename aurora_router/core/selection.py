@@ -13,6 +13,9 @@ from aurora_router.core.positions import LastRead, Requirement, first_sample_aft
 from aurora_router.core.sql.analysis import Analysis, Effect, Hint
 from aurora_router.core.topology import SAMPLES, Topology
 
+# The names that a strategy of the user's own may need. Other modules of the router import more.
+__all__ = ["STRATEGIES", "Balance", "Load", "Strategy", "at_random", "fastest", "least_busy", "round_robin"]
+
 # Seconds added to a measured lag if the lag is the only evidence.
 LAG_MARGIN = 0.5
 

@@ -15,6 +15,8 @@ import pytest
 if TYPE_CHECKING:
     from aurora_router.local.cluster import Cluster
 
+__all__ = ["aurora_cluster", "aurora_cluster_factory", "aurora_cluster_of_session", "aurora_engine"]
+
 
 @pytest.fixture(scope="session")
 def aurora_engine() -> str:
