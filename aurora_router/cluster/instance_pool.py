@@ -44,7 +44,7 @@ CONNECT_TIMEOUT = 3  # seconds; a server that is frozen answers no handshake
 _READER = Role.READER  # an enum's members are slow to look up on the request path
 # Bytes that the answer to a probe may have. Each function of the catalog takes about 100.
 LONGEST_ANSWER = 1 << 26
-_PROBE_OPTIONS = ("connect_args", "creator", "module", "paramstyle", "client_encoding")
+_PROBE_OPTIONS = ("connect_args", "module", "paramstyle", "client_encoding")
 
 
 class RoutedConnection(Connection):

@@ -88,6 +88,8 @@ def of(failure: Failure) -> set[int]:
         ("read-only", mysql._READ_ONLY | {1290}),
         ("not to be serialized", of(Failure.SERIALIZATION)),
         ("a deadlock", of(Failure.DEADLOCK)),
+        ("a constraint was violated", mysql._CONSTRAINT),
+        ("what was prepared is out of date", of(Failure.OUTDATED)),
         ("not there, or not there yet", of(Failure.MISSING)),
         ("replay changed what was read", of(Failure.CONFLICT)),
         ("refused", mysql._REFUSED | {pymysql_driver.NO_PACKAGE}),
