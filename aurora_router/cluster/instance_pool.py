@@ -106,8 +106,8 @@ class InstancePool:
         self._is_reached = False
         self._is_probe_logged_in = False
         self._has_pooler = False
-        # The probe's connection that this thread is opening. It belongs to the thread, however units wait, because only the
-        # monitor's own threads open such connections, one at a time.
+        # The probe's connection that this thread is opening. It is local to the thread however units wait, because only the
+        # monitor's own threads probe.
         self._opening: ThreadLocal[Opening] = ThreadLocal()
         self._openings: set[Opening] = set()
         self._probes: weakref.WeakSet[Probe] = weakref.WeakSet()

@@ -44,8 +44,8 @@ def _limited(pgconn: Any, steps: Any, most: int) -> Any:
     raise OperationalError("the server's answer has no end")
 
 
-# .made: the connects that this thread has begun. It belongs to the thread, however units wait, because this class connects
-# synchronously: its connect() begins and ends in one thread, which runs nothing else meanwhile.
+# .made: the connects that this thread has begun. It is local to the thread however units wait, because connect() of this
+# synchronous class holds its thread from begin to end.
 _attempts = threading.local()  # noqa: TID251
 
 
