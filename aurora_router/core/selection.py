@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-from aurora_router.core.instance import Instance
+from aurora_router.core.instance import Instance, ServerId
 from aurora_router.core.positions import LastRead, Requirement, first_sample_after
 from aurora_router.core.sql.analysis import Analysis, Effect, Hint
 from aurora_router.core.topology import SAMPLES, Topology
@@ -267,6 +267,22 @@ def satisfies_monotonic_read(reader: Instance, last: LastRead, topology: Topolog
             if shown is not None and reader.position.covers(shown):
                 return True
     return satisfies_requirement(reader, Requirement(last.at, last.epoch), topology, pin_seconds, now)
+
+
+def shows_no_less(
+    reader: Instance | None, server: ServerId | None, reads: Collection[LastRead], topology: Topology, now: float
+) -> bool:
+    """Return whether a unit that is on a reader certainly sees all that these reads of other units have shown.
+
+    Positions and measured lags are evidence of that. The time since the reads is none.
+
+    reader: its instance; None if that was removed meanwhile.
+    server: the one that its connection leads to. It shows what it has shown before.
+    """
+    for read in reads:
+        if read.server != server and (reader is None or not satisfies_monotonic_read(reader, read, topology, math.inf, now)):
+            return False
+    return True
 
 
 def is_caught_up(topology: Topology, seconds: float) -> bool | None:

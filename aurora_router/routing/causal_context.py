@@ -143,8 +143,6 @@ class Scope(CausalContext):
 
         but: a unit to leave out.
         """
-        if len(self.units) == (but is not None):
-            return  # no unit, or only `but`, which has a connection
         for unit in [*self.units]:
             if unit is not but and unit.has_unrecorded_effects:
                 unseen = unit.unseen_end() is not None

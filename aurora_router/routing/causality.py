@@ -5,14 +5,13 @@ A read may not miss earlier writes of its session or scope, nor show less than a
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable
 
 from aurora_router.config.settings import Consistency, Settings
 from aurora_router.core.positions import LastRead, Requirement, merge
-from aurora_router.core.selection import satisfies_monotonic_read
+from aurora_router.core.selection import shows_no_less
 from aurora_router.core.topology import Topology
 from aurora_router.routing.causal_context import CausalContext, open_scopes
 from aurora_router.routing.unit import CausalMarks, CommitState, Unit
@@ -68,21 +67,22 @@ class Causality:
 
     def must_leave_reader(self, unit: Unit) -> bool:
         """Return whether others have written since this unit began, or have read something that its reader may lack."""
-        known = unit.marks.requirement.acknowledged_at if unit.marks.requirement is not None else 0.0
+        marks, place = unit.marks, unit.place
+        known = marks.requirement.acknowledged_at if marks.requirement is not None else 0.0
         if self.is_global:
             newest = self._of_all()
             if newest is not None and newest.acknowledged_at > known:
                 return True
-        for scope in unit.marks.scopes:
+        for scope in marks.scopes:
             scope.collect_from_open_units(unit)
             if scope.requirement is not None and scope.requirement.acknowledged_at > known:
                 return True
-            for last in scope.last_reads - unit.marks.last_reads if scope.last_reads else ():
-                if last.server != unit.place.server and unit.place.instance is not None:
-                    topology = self._topology()
-                    reader = topology.by_id.get(unit.place.instance.id)
-                    if reader is None or not satisfies_monotonic_read(reader, last, topology, math.inf, time.monotonic()):
-                        return True
+            others = scope.last_reads - marks.last_reads if scope.last_reads else ()
+            if others and place.instance is not None:
+                topology = self._topology()
+                reader = topology.by_id.get(place.instance.id)
+                if not shows_no_less(reader, place.server, others, topology, time.monotonic()):
+                    return True
         return False
 
     def on_commit_sent(self, unit: Unit) -> None:

@@ -24,6 +24,7 @@ from aurora_router.core.selection import (
     reason_to_write,
     round_robin,
     satisfies_requirement,
+    shows_no_less,
     with_proof,
 )
 from aurora_router.core.sql.analysis import Analysis, Effect, Hint
@@ -308,6 +309,48 @@ def test_without_positions_a_reader_serves_when_its_lag_is_over():
     found = topology(said("a", 10, WRITER), said("b", 10, READER, lag=0.0))
     assert decide(found, Need(last_reads=[read("c", 9.0)])).instance.id == "b"
     assert decide(found, Need(last_reads=[read("c", 9.9)], pin_seconds=100.0)).reason is Reason.OWN_WRITES
+
+
+FAR = topology(said("a", 1, WRITER, 300), said("b", 5, READER, 120), said("c", 6, READER, 100))
+LAGS = topology(said("a", 10, WRITER), said("b", 10, READER, lag=0.0), said("c", 10, READER))
+
+
+@pytest.mark.parametrize(
+    ("found", "instance", "server", "reads", "shows"),
+    [
+        (FAR, "b", "b", [], True),
+        (FAR, "gone", "b", [], True),
+        # its own server shows what it has shown, whatever the topology knows of it
+        (FAR, "b", "b", [read("b", 50.0)], True),
+        (FAR, "gone", "b", [read("b", 50.0)], True),
+        (NOBODY, "b", "b", [read("b", 50.0)], True),
+        # another server's read needs a position that was asked for since
+        (FAR, "b", "b", [read("c", 5.5)], True),
+        (FAR, "b", "b", [read("c", 6.5)], False),
+        (FAR, "c", "c", [read("b", 4.5)], False),
+        (FAR, "gone", "b", [read("c", 5.5)], False),
+        (NOBODY, "b", "b", [read("c", 0.5)], False),
+        (FAR, "b", "b", [read("c", 5.5, epoch=2)], True),
+        (FAR, "b", "b", [read("c", 6.5, epoch=2)], False),
+        # the instance's server is another one than that of the connection
+        (FAR, "b", "b before", [read("b before", 50.0)], True),
+        (FAR, "b", "b before", [read("b", 50.0)], True),
+        (FAR, "b", None, [read("b", 50.0)], True),
+        (FAR, "b", None, [read("c", 6.5)], False),
+        # all of the reads count
+        (FAR, "b", "b", [read("b", 50.0), read("c", 5.5)], True),
+        (FAR, "b", "b", [read("c", 5.5), read("d", 50.0)], False),
+        (FAR, "b", "b", [read("d", 50.0), read("b", 50.0)], False),
+        # without positions a measured lag is evidence, but no time is long enough
+        (LAGS, "b", "b", [read("c", 9.0)], True),
+        (LAGS, "b", "b", [read("c", 9.9)], False),
+        (LAGS, "c", "c", [read("b", 0.0)], False),
+    ],
+)
+def test_when_a_reader_shows_what_others_have_read(found, instance, server, reads, shows):
+    """The table says when a unit on a reader sees no less than others have read on other readers."""
+    identity = server and ServerId("7001", server, 5432, "t0")
+    assert shows_no_less(found.by_id.get(instance), identity, reads, found, 1e9) is shows
 
 
 # -- positions of tokens ----------------------------------------------------------------------------------------------
