@@ -26,6 +26,7 @@ from aurora_router.config.settings import Settings
 from aurora_router.core.failures import (
     WRITER_IS_GONE,
 )
+from aurora_router.core.isolation import AUTOCOMMIT, as_servers_say
 from aurora_router.core.selection import Reason, reason_to_write
 from aurora_router.core.sql.analysis import Analysis, Effect, analyze
 from aurora_router.drivers import Driver, Mode
@@ -39,7 +40,7 @@ from aurora_router.errors import (
 from aurora_router.routing.causality import Causality
 from aurora_router.routing.commit_handler import CommitHandler
 from aurora_router.routing.error_handler import ErrorHandler
-from aurora_router.routing.isolation import Isolation, as_servers_say
+from aurora_router.routing.isolation import Isolation
 from aurora_router.routing.known_statements import KnownStatements, recalls_reads
 from aurora_router.routing.unit import READ_WRITE, CommitState, MustMoveToWriter, Place, TransactionEnds, Unit
 from aurora_router.telemetry.listeners import EventDispatcher
@@ -279,7 +280,7 @@ class Interceptor:
         level = options.get("isolation_level")
         if level is not None and not unit.place.on_writer and self.isolation.beyond_readers(level):
             raise NoReaderAvailable(self._monitor.topology.said(), beyond=True, connected=True)
-        alone = level is not None and as_servers_say(level) == "autocommit"
+        alone = level is not None and as_servers_say(level) == AUTOCOMMIT
         if alone and state_of(connection.connection).is_shared:
             why = "behind a transaction pooler nothing would keep a promoted reader from writing"
             raise ConfigurationError(f"AUTOCOMMIT on a read-only connection: {why}. Leave isolation_level out.")

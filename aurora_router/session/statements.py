@@ -102,7 +102,8 @@ class SessionStatements(SessionWrites):
         if self._loads_for_write or flush is not None or (call is not None and call.of_write):
             # merge(), delete(), a flush and a bulk statement load rows that decide the coming writes.
             return Reason.NOT_A_READ
-        if unit.place.instance is None and self.router_core.above_read_committed(self._isolation()):
+        level = self.execution_options.get("isolation_level")
+        if unit.place.instance is None and self.router_core.above_read_committed(level):
             return Reason.ISOLATION
         if read_only:
             unit.hint = "reader"

@@ -78,10 +78,6 @@ class SessionUnits(_Base):
         assert unit.place.instance is not None
         return self.router_core.engines.engine(unit.place.instance)
 
-    def _isolation(self) -> str | None:
-        level: str | None = self.execution_options.get("isolation_level")
-        return level
-
     def _enter(
         self,
         unit: Unit,
@@ -91,7 +87,8 @@ class SessionUnits(_Base):
     ) -> Engine:
         """Connect the unit where it belongs; the connection joins the session's transaction."""
         if options or self.execution_options:
-            unit.isolation = (options.get("isolation_level") if options else None) or self._isolation()
+            given = options.get("isolation_level") if options else None
+            unit.isolation = given or self.execution_options.get("isolation_level")
         connector = SessionConnector(self, options, judge)
         try:
             connection = self.router_core.acquire(unit, connector, write)
