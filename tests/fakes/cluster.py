@@ -40,6 +40,7 @@ class FakeServer:
     version: what it answers to the question what it is.
     heard: the texts that it got, oldest first.
     refuses: the code with which it refuses READ; None if it does not.
+    isolation: its default level.
     is_full: whether it has no room for one more connection.
     replayed: the end of its log.
     """
@@ -50,6 +51,7 @@ class FakeServer:
         self.version: Row = ("PostgreSQL 16.4 on x86_64", False)
         self.heard: list[str] = []
         self.refuses: str | None = None
+        self.isolation = "read committed"
         self.follows = follows
         self.is_down = self.is_full = self.is_late = self.was_promoted = False
         self.replayed = START
@@ -124,7 +126,7 @@ class FakeServer:
         log = (None, None, None, here, sent) if self.follows else (here, here, timeline, None, None)
         age = 5.0 if self.replayed < self.cluster.end else None
         known = self.cluster.timeline
-        return (*self._identity, "on", "read committed", 8192, "16MB", *log, known, known, self.follows, age)
+        return (*self._identity, "on", self.isolation, 8192, "16MB", *log, known, known, self.follows, age)
 
     def _roll_back(self, connection: Connection) -> None:
         connection.pending, connection.xid = 0, None
