@@ -25,8 +25,9 @@ from aurora_router.config.settings import Settings
 from aurora_router.core import events
 from aurora_router.core.instance import ServerId
 from aurora_router.core.pacing import writer_read_slots
-from aurora_router.core.selection import Decision, Reason, is_caught_up, reason_to_write
+from aurora_router.core.selection import Decision, Reason, is_caught_up
 from aurora_router.core.sql.analysis import analyze
+from aurora_router.core.statement_rules import reason_to_write
 from aurora_router.core.topology import Topology
 from aurora_router.errors import ConfigurationError, RouterError
 from aurora_router.routing.backoff import CONNECT_BACKOFF

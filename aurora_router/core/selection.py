@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from aurora_router.core.instance import Instance, ServerId
 from aurora_router.core.positions import LastRead, Requirement, first_sample_after
-from aurora_router.core.sql.analysis import Analysis, Effect, Hint
+from aurora_router.core.sql.analysis import Effect
 from aurora_router.core.topology import SAMPLES, Topology
 
 # The names that a strategy of the user's own may need. Other modules of the router import more.
@@ -39,7 +39,6 @@ class Reason(enum.Enum):
 
 NoReader = Literal["writer", "error"]
 
-_IS_READ = Effect.READ
 _READ, _DECLARED_READ_ONLY = Reason.READ, Reason.DECLARED_READ_ONLY  # looked up for each unit
 
 
@@ -154,22 +153,6 @@ STRATEGIES: Mapping[Strategy, Balance] = {
     "round_robin": round_robin,
     "random": at_random,
 }
-
-
-def reason_to_write(found: Analysis, effect: Effect, hint: Hint | None, refused: bool) -> Reason | None:
-    """Return why an automatic unit must be on the writer for a statement; None if a reader may serve it.
-
-    found: the analysis of its text.
-    effect: its effect, with regard to the functions that are known to be harmless.
-    hint: what the application asks for. No hint sends a write to a reader.
-    refused: whether a reader has refused this text before.
-    """
-    if effect is _IS_READ:
-        if hint == "writer" or found.hint == "writer":
-            return Reason.HINT
-        return Reason.NOT_A_READ if refused else None
-    asked = hint == "reader" or (found.hint == "reader" and hint is None)
-    return None if asked and found.effect_if_functions_pure is _IS_READ and not refused else Reason.NOT_A_READ
 
 
 def to_writer(topology: Topology, reason: Reason, without: Reason = Reason.NO_WRITER) -> Decision:

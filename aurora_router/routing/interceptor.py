@@ -27,8 +27,9 @@ from aurora_router.core.failures import (
     WRITER_IS_GONE,
 )
 from aurora_router.core.isolation import AUTOCOMMIT, as_servers_say
-from aurora_router.core.selection import Reason, reason_to_write
+from aurora_router.core.selection import Reason
 from aurora_router.core.sql.analysis import Analysis, Effect, analyze
+from aurora_router.core.statement_rules import ReaderStep, Violation, on_reader, reason_to_write, violation
 from aurora_router.drivers import Driver, Mode
 from aurora_router.errors import (
     ConfigurationError,
@@ -41,7 +42,7 @@ from aurora_router.routing.causality import Causality
 from aurora_router.routing.commit_handler import CommitHandler
 from aurora_router.routing.error_handler import ErrorHandler
 from aurora_router.routing.isolation import Isolation
-from aurora_router.routing.known_statements import KnownStatements, recalls_reads
+from aurora_router.routing.known_statements import KnownStatements
 from aurora_router.routing.unit import READ_WRITE, CommitState, MustMoveToWriter, Place, TransactionEnds, Unit
 from aurora_router.telemetry.listeners import EventDispatcher
 from aurora_router.waiting import Local, Waiting
@@ -185,13 +186,18 @@ class Interceptor:
         if reason is None and (unit.marks.scopes or self._is_global) and self.causality.must_leave_reader(unit):
             reason = Reason.OWN_WRITES
         if reason is not None:
-            if reason is Reason.NOT_A_READ and self._only_sets(unit, found, effect):
-                unit.holds = True
-                self._modes.set_mode(context.root_connection.connection, Mode.READ_ONLY)
-                return
-            if reason is not Reason.NOT_A_READ or not recalls_reads(unit, found, effect, unit.has_results):
-                raise MustMoveToWriter(effect, reason)
-            unit.only_reads = False  # no other connection has the same history
+            pending = self.pending_checkout()
+            connects = pending is not None and pending.unit is unit
+            has_read, only_reads = unit.has_results, unit.only_reads
+            match on_reader(reason, found, effect, is_connecting=connects, has_read=has_read, only_reads=only_reads):
+                case ReaderStep.MOVE:
+                    raise MustMoveToWriter(effect, reason)
+                case ReaderStep.HOLD:
+                    unit.holds = True
+                    self._modes.set_mode(context.root_connection.connection, Mode.READ_ONLY)
+                    return
+                case ReaderStep.STAY:
+                    unit.only_reads = False
         if context.execution_options.get("stream_results"):
             unit.streaming = unit.watched = True
         if unit.intent.retry is not None:
@@ -199,15 +205,10 @@ class Interceptor:
 
     def _in_read_only_unit(self, unit: Unit, found: Analysis, effect: Effect) -> None:
         """Look at a statement of a read-only unit that may not be a read. Raises ReadOnlyViolation."""
-        # On the writer only this module stands between an unknown function and the data.
-        writes = found.effect is Effect.WRITE and (
-            found.effect_if_functions_pure is Effect.WRITE or (unit.place.on_writer and effect is Effect.WRITE)
-        )
-        if writes or found.takes_named_lock or found.may_unset_read_only:
+        forbidden = violation(found, effect, on_writer=unit.place.on_writer)
+        if forbidden is not None:
             where = unit.place.instance.id if unit.place.instance is not None else "?"
-            raise ReadOnlyViolation(
-                effect.name, where, unguards=found.may_unset_read_only and not (writes or found.takes_named_lock)
-            )
+            raise ReadOnlyViolation(effect.name, where, unguards=forbidden is Violation.UNGUARDS)
         unit.only_reads = False
 
     def _on_writer(self, unit: Unit, found: Analysis, effect: Effect, parameters: Any, connection: Connection) -> None:
@@ -252,16 +253,6 @@ class Interceptor:
         if not unit.intent.owned_by_session:
             raise ConfigurationError(f"{what}. Use router.connect(), which leads to the writer.")
         raise ConfigurationError(f"{what}. Begin the unit with such a statement, or leave read_only out.")
-
-    def _only_sets(self, unit: Unit, found: Analysis, effect: Effect) -> bool:
-        """Whether a listener of the application sets something on a reader's connection for the unit that is connecting.
-
-        The setting holds for the unit, in a transaction, as on any engine. SET LOCAL does not count. It is part of the unit's
-        transaction, which runs on the writer.
-        """
-        pending = self.pending_checkout()
-        is_setting = effect in (Effect.SERVER, Effect.SESSION) and not found.may_unset_read_only
-        return is_setting and pending is not None and pending.unit is unit
 
     def set_options(self, connection: Connection, options: Mapping[str, Any], send: Callable[[], None]) -> None:
         """Set execution options of a connection. Refuse options that let a read-only unit write, or that its reader refuses.

@@ -11,8 +11,9 @@ from aurora_router.cluster.connection_modes import ConnectionModes
 from aurora_router.cluster.families import Families
 from aurora_router.cluster.monitor import Monitor
 from aurora_router.config.settings import Settings
-from aurora_router.core.selection import Reason, reason_to_write
-from aurora_router.core.sql.analysis import Analysis, Effect, Recall, analyze, dialect_for_setting
+from aurora_router.core.selection import Reason
+from aurora_router.core.sql.analysis import Analysis, Effect, analyze, dialect_for_setting
+from aurora_router.core.statement_rules import reason_to_write, recalls_reads
 from aurora_router.routing.unit import Unit
 
 WRITES = 1000  # texts of text() that are known to write
@@ -74,8 +75,8 @@ class KnownStatements:
         found = analyze(text, self._families.dialect)
         effect = self.effect(found) if found.functions else found.effect
         if effect is not _READ and not thorough:
-            past = unit.place.instance is not None and unit.last_sql is not None
-            if found.in_doubt or recalls_reads(unit, found, effect, past):
+            has_read = unit.place.instance is not None and unit.last_sql is not None
+            if found.in_doubt or recalls_reads(found, effect, has_read=has_read, only_reads=unit.only_reads):
                 return None  # the reader's connection decides
         return reason_to_write(found, effect, unit.hint, text in self.rejected and self.was_rejected(text))
 
@@ -135,15 +136,3 @@ class KnownStatements:
         if found.in_doubt and (unit.intent.read_only or not unit.has_results):
             found = analyze(text, dialect_for_setting(self._families.dialect, self._modes.literal_mode(raw, ask=True)))
         return found
-
-
-def recalls_reads(unit: Unit, found: Analysis, effect: Effect, past: bool) -> bool:
-    """Return whether a statement asks for something that only the unit's connection to its reader knows.
-
-    A user's variable counts only if such a statement came before. Nothing but GET DIAGNOSTICS sets one on a reader.
-
-    past: whether there were reads.
-    """
-    if found.recalls is None or effect is not Effect.CONNECTION or not past:
-        return False
-    return found.recalls is Recall.STATEMENT or not unit.only_reads

@@ -1,7 +1,6 @@
 """choose() and its demands on a reader: evidence first, then a measured lag, then a fixed time."""
 
 from collections import Counter
-from dataclasses import replace
 from functools import reduce
 from random import Random
 
@@ -21,13 +20,11 @@ from aurora_router.core.selection import (
     fastest,
     least_busy,
     make_need,
-    reason_to_write,
     round_robin,
     satisfies_requirement,
     shows_no_less,
     with_proof,
 )
-from aurora_router.core.sql.analysis import Analysis, Effect, Hint
 from aurora_router.core.topology import Topology, add, observe
 
 WRITER, READER = Role
@@ -401,32 +398,3 @@ def test_a_full_reader_is_not_chosen_while_another_has_room(strategy):
         chosen = {choose(found, Need(), STRATEGIES[strategy], load, rnd.random(), 100.0).instance.id for _ in range(100)}
         assert chosen <= (set("bcde") - full or full)
         load.turn += 1
-
-
-READ = Analysis(Effect.READ, Effect.READ)
-WRITE = Analysis(Effect.WRITE, Effect.WRITE)
-UNKNOWN = Analysis(Effect.WRITE, Effect.READ, frozenset({"f"}))
-
-
-@pytest.mark.parametrize(
-    ("found", "hint", "refused", "reason"),
-    [
-        (READ, None, False, None),
-        (READ, "reader", False, None),
-        (READ, "writer", False, Reason.HINT),
-        (replace(READ, hint="writer"), None, False, Reason.HINT),
-        (replace(READ, hint="writer"), "reader", False, Reason.HINT),
-        (READ, None, True, Reason.NOT_A_READ),
-        (WRITE, None, False, Reason.NOT_A_READ),
-        (WRITE, "reader", False, Reason.NOT_A_READ),
-        (replace(WRITE, hint="reader"), None, False, Reason.NOT_A_READ),
-        (UNKNOWN, None, False, Reason.NOT_A_READ),
-        (UNKNOWN, "reader", False, None),
-        (UNKNOWN, "reader", True, Reason.NOT_A_READ),
-        (replace(UNKNOWN, hint="reader"), None, False, None),
-        (replace(UNKNOWN, hint="reader"), "writer", False, Reason.NOT_A_READ),
-    ],
-)
-def test_what_must_be_on_the_writer(found: Analysis, hint: Hint | None, refused: bool, reason: Reason | None) -> None:
-    """A hint sends a read to the writer, or a statement with unknown functions to a reader, but never a write."""
-    assert reason_to_write(found, found.effect, hint, refused) is reason
