@@ -221,6 +221,30 @@ class LastRead(NamedTuple):
     epoch: int
 
 
+def merge_reads(
+    reads: frozenset[LastRead], last_read: LastRead | None, requirement: Requirement | None, known: frozenset[LastRead]
+) -> frozenset[LastRead]:
+    """Return the reads that later ones must cover, after one more unit.
+
+    reads: those that later ones had to cover before the unit.
+    last_read: the unit's own; None if it was not on a reader.
+    requirement: what it leaves behind. It counts if the unit was on the writer.
+    known: those that `last_read` already covers.
+    """
+    if last_read is not None:
+        others = left = reads - known
+        for other in others:
+            if other.server == last_read.server:
+                left -= {other}
+                if other.at > last_read.at:
+                    last_read = other
+        return left | {last_read}
+    if requirement is not None and not requirement.is_from_token:
+        # A reader that has replayed the requirement shows all that any reader had shown by that time.
+        return frozenset(read for read in reads if read.at > requirement.acknowledged_at)
+    return reads
+
+
 def first_sample_after(samples: tuple[Sample, ...], after: float) -> Sample | None:
     """Return the first sample that was asked for at `after` or later; None if there is none.
 

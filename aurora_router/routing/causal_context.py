@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Protocol, Self
 
-from aurora_router.core.positions import LastRead, Requirement, merge
+from aurora_router.core.positions import LastRead, Requirement, merge, merge_reads
 
 
 class CausalContext:
@@ -56,17 +56,10 @@ class CausalContext:
             while True:
                 mine, reads = self.requirement, self.last_reads
                 both, left = merge(mine, requirement), reads
-                if last_read is None and not reads:
-                    pass
-                elif last_read is not None and not reads:
-                    left = frozenset((last_read,))
+                if reads:
+                    left = merge_reads(reads, last_read, requirement, known)
                 elif last_read is not None:
-                    others = reads - known
-                    same = [other for other in others if other.server == last_read.server]
-                    left = others.difference(same) | {max(last_read, *same, key=_at) if same else last_read}
-                elif reads and requirement is not None and not requirement.is_from_token:
-                    # A reader that has replayed the requirement shows all that any reader had shown by that time.
-                    left = frozenset(read for read in reads if read.at > requirement.acknowledged_at)
+                    left = frozenset((last_read,))
                 # If they differ, the garbage collector has ended a unit meanwhile, and that has called this method. Begin again.
                 if self.requirement is mine and self.last_reads is reads:
                     self.requirement, self.last_reads = both, left
@@ -77,10 +70,6 @@ class CausalContext:
         with CausalContext._lock:
             if self.requirement is not None and self.requirement.is_from_token:
                 self.requirement = None
-
-
-def _at(read: LastRead) -> float:
-    return read.at
 
 
 class OpenUnit(Protocol):

@@ -3,6 +3,7 @@
 import pytest
 
 from aurora_router.core.positions import (
+    LastRead,
     Requirement,
     Sample,
     WalPosition,
@@ -10,6 +11,7 @@ from aurora_router.core.positions import (
     first_sample_after,
     lowest_common,
     merge,
+    merge_reads,
     parse_lsn,
 )
 
@@ -117,3 +119,44 @@ def test_evidence_is_the_first_sample_after_the_commit():
 )
 def test_the_minimum_is_what_all_cover_or_nothing(positions, least):
     assert lowest_common(positions) == least
+
+
+B1, B2, B3, C1, C2, D9 = (LastRead(server, float(at), 1) for server, at in ("b1", "b2", "b3", "c1", "c2", "d9"))
+
+
+@pytest.mark.parametrize(
+    ("reads", "last_read", "requirement", "known", "left"),
+    [
+        # the first read, and the same one again
+        ([], B1, None, [], [B1]),
+        ([B1], B1, None, [], [B1]),
+        ([B1], B2, None, [B1], [B2]),
+        # a read of the same server: the later one stays
+        ([B1], B2, None, [], [B2]),
+        ([B2], B1, None, [], [B2]),
+        ([B1, B3], B2, None, [], [B3]),
+        ([B1, B2, C1], B3, None, [], [B3, C1]),
+        # a read of another server says nothing of the others, unless it had to cover them
+        ([B1], C2, None, [], [B1, C2]),
+        ([B2], C1, None, [], [B2, C1]),
+        ([B1, C1], D9, None, [], [B1, C1, D9]),
+        ([B1, C1], D9, None, [B1], [C1, D9]),
+        ([B1, C1], D9, None, [B1, C1], [D9]),
+        ([B1, C1], D9, None, [B1, C1, B2], [D9]),
+        ([B2], C1, None, [B1], [B2, C1]),
+        ([C2], C1, None, [C2], [C1]),
+        # a unit on the writer covers all that any reader had shown by then
+        ([B1, C2], None, Requirement(1.5, 1), [], [C2]),
+        ([B1, C2], None, Requirement(2.0, 1), [], []),
+        ([B1, C2], None, Requirement(0.5, 1), [], [B1, C2]),
+        ([B1, C2], None, Requirement(9.0, 1, is_from_token=True), [], [B1, C2]),
+        ([], None, Requirement(9.0, 1), [], []),
+        # what a unit on a reader had to see is older than what it has read
+        ([B1, C2], D9, Requirement(9.0, 1), [], [B1, C2, D9]),
+        ([B1, C2], None, None, [], [B1, C2]),
+        ([B1, C2], None, None, [B1], [B1, C2]),
+    ],
+)
+def test_which_reads_later_ones_must_cover(reads, last_read, requirement, known, left):
+    """The table has the reads before a unit, what the unit leaves, and the reads that must still be covered."""
+    assert merge_reads(frozenset(reads), last_read, requirement, frozenset(known)) == frozenset(left)
