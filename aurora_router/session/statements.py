@@ -50,6 +50,8 @@ class SessionStatements(SessionWrites):
             reason = self._reason_to_write(unit, clause, read_only)
         if reason is not None:
             return self._move(unit, reason)
+        if read_only:
+            unit.hint = "reader"
         return self._engine_to_read(unit, clause, is_judged=judging is not None)
 
     def _engine_to_read_only(self, unit: Unit, clause: Any) -> Engine:
@@ -105,8 +107,6 @@ class SessionStatements(SessionWrites):
         level = self.execution_options.get("isolation_level")
         if unit.place.instance is None and self.router_core.above_read_committed(level):
             return Reason.ISOLATION
-        if read_only:
-            unit.hint = "reader"
         return None
 
     def _judge(self, unit: Unit, clause: Any, engine: Engine, thorough: bool) -> Reason | None:
