@@ -29,7 +29,7 @@ def as_row(documented: type) -> str:
     """A row of a table in Markdown: the name of a class, its sentences, and the explanations of its attributes."""
     sentences, said_of = [], {name: f"`{name}`" for name in inspect.get_annotations(documented)}
     if "unit" in getattr(documented, "__dataclass_fields__", ()):
-        said_of["unit"] = "`unit`"  # inherited, and described once for all events of units
+        said_of["unit"] = "`unit`, `transaction`"  # inherited, and described once for all events of units
     source, known = inspect.getsource(documented), {*vars(documented), *said_of}
     for said, explained in paragraphs(documented, inspect.getdoc(documented) or ""):
         sentences.append(one_line(said))

@@ -48,7 +48,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False, kw_only=True)
 class _Happened:
-    """An event. Two events are equal if their types and the compared fields are equal. `at` and `unit` are not compared.
+    """An event. Two events are equal if their types and the compared fields are equal. `at` is not compared.
 
     at: seconds since 1970, as time.time() returns them. 0.0 in an event that no router has published.
     """
@@ -76,9 +76,11 @@ class _OfUnit(_Happened):
     """An event of a unit.
 
     unit: a number of the unit, which no other unit of this process has. None if no unit is known.
+    transaction: as in `AttemptStarted`, if the unit is part of an attempt of run_transaction; None if it is not.
     """
 
     unit: int | None = field(default=None, compare=False)
+    transaction: int | None = field(default=None, compare=False)
 
 
 Wait = Literal["writer", "reader", "slot"]

@@ -149,7 +149,7 @@ class Checkout:
             write = Reason.DECLARED_WRITE
         if self._dispatcher.listeners:
             unit.checkout_began = time.monotonic()
-            self._dispatcher.publish(events.CheckoutStarted(unit.intent.read_only, unit=unit.number))
+            self._dispatcher.publish(events.CheckoutStarted(unit.intent.read_only, **unit.numbers))
         try:
             try:
                 return self._try_acquire(unit, connector, write, None)
@@ -160,7 +160,7 @@ class Checkout:
             unit.release()
             if unit.checkout_began is not None and self._dispatcher.listeners:
                 took = time.monotonic() - unit.checkout_began
-                self._dispatcher.publish(events.CheckoutFailed(type(error).__name__, took, unit=unit.number))
+                self._dispatcher.publish(events.CheckoutFailed(type(error).__name__, took, **unit.numbers))
             raise
 
     def _tell_checkout(self, unit: Unit, instance: Instance, reason: Reason) -> None:
@@ -169,7 +169,7 @@ class Checkout:
         took = None if unit.checkout_began is None else now - unit.checkout_began
         unit.checked_out = {**(unit.checked_out or {}), instance.id: now}
         if self._dispatcher.listeners:
-            self._dispatcher.publish(events.Routed(instance.id, reason, unit=unit.number, seconds=took))
+            self._dispatcher.publish(events.Routed(instance.id, reason, seconds=took, **unit.numbers))
 
     def _acquire_again(self, unit: Unit, connector: Connector[T], write: Reason | None, failed: WriterUnreachable) -> T:
         """Connect a unit to the writer, after a first attempt has failed, as soon as one can be reached."""
@@ -302,7 +302,7 @@ class Checkout:
         except ConfigurationError as error:  # there is no password
             self._abandon(unit, connector, connection)
             if connection is None:
-                self._dispatcher.publish(events.ConnectFailed(instance.id, str(error), unit=unit.number))
+                self._dispatcher.publish(events.ConnectFailed(instance.id, str(error), **unit.numbers))
             raise
         except PoolFull:
             unit.leave()
@@ -349,7 +349,7 @@ class Checkout:
         phase = (_CONNECTING if connects else _UNSENT)[unit.place.on_writer]
         failure = self._engines.failure(error, phase)
         if connects and not isinstance(error, WrongServer):  # that one was reported already
-            self._dispatcher.publish(events.ConnectFailed(instance.id, self._engines.explain(error), unit=unit.number))
+            self._dispatcher.publish(events.ConnectFailed(instance.id, self._engines.explain(error), **unit.numbers))
         means = traits(failure)
         if means.suspicious:
             self._monitor.suspect(instance.id)
@@ -365,7 +365,7 @@ class Checkout:
         unit.avoid |= {instance.id}
         self._counters.retries[instance.id] += 1
         if self._dispatcher.listeners:
-            self._dispatcher.publish(events.Repeated(instance.id, type(error).__name__, unit=unit.number))
+            self._dispatcher.publish(events.Repeated(instance.id, type(error).__name__, **unit.numbers))
         return True
 
     def _judge(self, unit: Unit, connector: Connector[T], decision: Decision, *, waits: bool) -> Reason | None:

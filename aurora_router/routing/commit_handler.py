@@ -175,7 +175,7 @@ class CommitHandler:
             found = resolve_outcome(self._asking_connection, ask, timeout, self._sleep)
             if self._dispatcher.listeners:
                 self._dispatcher.publish(
-                    events.CommitResolved(instance_id, found.value, time.monotonic() - began, unit=unit.number)
+                    events.CommitResolved(instance_id, found.value, time.monotonic() - began, **unit.numbers)
                 )
             if found is Outcome.COMMITTED:
                 self._causality.on_committed(unit)  # maybe long after the unit has ended
@@ -219,4 +219,4 @@ class CommitHandler:
     def _tell_return(self, unit: Unit, checked_out: dict[str, float], instance: str) -> None:
         since = checked_out.pop(instance, None)
         if since is not None and self._dispatcher.listeners:
-            self._dispatcher.publish(events.ConnectionCheckedIn(instance, time.monotonic() - since, unit=unit.number))
+            self._dispatcher.publish(events.ConnectionCheckedIn(instance, time.monotonic() - since, **unit.numbers))

@@ -66,9 +66,9 @@ class FailedReads:
         unit.refused = error.statement
         self._interceptor.known.remember_rejected(error.statement)
         if self._dispatcher.listeners:
-            self._dispatcher.publish(events.Learned(instance.id, self._interceptor.driver.code(error.orig), unit=unit.number))
+            self._dispatcher.publish(events.Learned(instance.id, self._interceptor.driver.code(error.orig), **unit.numbers))
 
     def _count(self, unit: Unit, instance: Instance, error: DBAPIError) -> None:
         self._counters.retries[instance.id] += 1
         if self._dispatcher.listeners:
-            self._dispatcher.publish(events.Repeated(instance.id, type(error).__name__, unit=unit.number))
+            self._dispatcher.publish(events.Repeated(instance.id, type(error).__name__, **unit.numbers))

@@ -173,10 +173,10 @@ def attempts(
         return session
 
     retry: RetryContext | None = None
-    transaction = next(_transactions) if publish is not None else 0
+    transaction = next(_transactions) if publish is not None else None
     for number in itertools.count(1):
-        retry = RetryContext(deadline, retry)
-        told = AttemptEvents(publish, transaction, number) if publish is not None else None
+        retry = RetryContext(deadline, retry, transaction)
+        told = AttemptEvents(publish, transaction, number) if publish and transaction else None
         attempt = Attempt(number, retry, make, told)
         try:
             yield attempt

@@ -34,6 +34,7 @@ class RetryContext:
 
     deadline: seconds, monotonic, until which the units may wait for a writer. None: as long as any unit may.
     before: the attempt before this one, which has failed.
+    transaction: the number that the events of all attempts of the function share; None if nobody listens.
     rows_to_lock: rows that earlier attempts have read stale.
     on_writer: whether a reader has misled an earlier attempt. Then the units are on the writer from the start.
     read_only_refusals: how often the writer has refused to write, although it is the writer. Earlier attempts count, too.
@@ -50,8 +51,9 @@ class RetryContext:
     read_only_refusals = 0
     trouble: Trouble | None = None
 
-    def __init__(self, deadline: float | None, before: RetryContext | None = None) -> None:
+    def __init__(self, deadline: float | None, before: RetryContext | None = None, transaction: int | None = None) -> None:
         self.deadline = deadline
+        self.transaction = transaction
         if before is not None:
             self.rows_to_lock = before.rows_to_lock | before.stale_rows_found
             self.on_writer = before.on_writer or before.misled or bool(self.rows_to_lock)

@@ -9,7 +9,7 @@ import enum
 import itertools
 import time
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 from aurora_router.cluster.limits import Slot
 from aurora_router.core.instance import Instance, ServerId
@@ -138,6 +138,13 @@ class TransactionEnds:
         return self._last_at
 
 
+class UnitNumbers(TypedDict):
+    """What all events of a unit say of it: see `events._OfUnit`."""
+
+    unit: int
+    transaction: int | None
+
+
 class Unit:
     """One unit of work. Its intent never changes. Its place and its marks are replaced as a whole. The rest is its progress."""
 
@@ -206,6 +213,12 @@ class Unit:
         if self._number is None:
             self._number = next(_numbers)
         return self._number
+
+    @property
+    def numbers(self) -> UnitNumbers:
+        """Its number, and that of its transaction if it is part of an attempt of run_transaction()."""
+        retry = self.intent.retry
+        return {"unit": self.number, "transaction": retry.transaction if retry is not None else None}
 
     @property
     def may_write(self) -> bool:

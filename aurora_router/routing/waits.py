@@ -93,12 +93,12 @@ class Waits:
         """Publish the start and the end of a wait."""
         began = time.monotonic()
         if self._dispatcher.listeners:
-            self._dispatcher.publish(events.WaitStarted(what, unit=unit.number))
+            self._dispatcher.publish(events.WaitStarted(what, **unit.numbers))
         try:
             yield
         finally:
             if self._dispatcher.listeners:
-                self._dispatcher.publish(events.WaitEnded(what, time.monotonic() - began, unit=unit.number))
+                self._dispatcher.publish(events.WaitEnded(what, time.monotonic() - began, **unit.numbers))
 
     def for_reader(self, unit: Unit) -> None:
         """Wait until a reader has what the unit must see, or until wait_for_reader is over."""
@@ -164,7 +164,7 @@ class Waits:
             topology = self._wait_until_decided(since + timeout)
         found = topology.writer.id if topology.writer is not None else None
         if self._dispatcher.listeners:
-            self._dispatcher.publish(events.WaitedForWriter(time.monotonic() - since, found, unit=unit.number))
+            self._dispatcher.publish(events.WaitedForWriter(time.monotonic() - since, found, **unit.numbers))
         if topology.writer is not None:
             return topology.writer
         if lapses:

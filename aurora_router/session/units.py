@@ -95,7 +95,7 @@ class SessionUnits(_Base):
         except MustMoveToWriter:
             # A listener has sent more than reads and settings. Its statements belong to the unit, so the unit must move.
             where = f"{connector.engine.url.host}:{connector.engine.url.port}"
-            self.router_core.dispatcher.publish(events.MovedByListener(where, unit=unit.number))
+            self.router_core.dispatcher.publish(events.MovedByListener(where, **unit.numbers))
             leave(self, connector.engine)
             connection = self.router_core.acquire(unit, connector, Reason.NOT_A_READ)
         self._unit_of = self.get_transaction()
@@ -129,7 +129,7 @@ class SessionUnits(_Base):
                 state_of(connection.connection)  # raises for one that was open at a fork
             self._leave_place(unit)
             if self.router_core.dispatcher.listeners:
-                self.router_core.dispatcher.publish(events.Moved(left.id, reason, unit=unit.number))
+                self.router_core.dispatcher.publish(events.Moved(left.id, reason, **unit.numbers))
         return self._enter(unit, reason, options)
 
     def _leave_place(self, unit: Unit) -> None:

@@ -9,12 +9,16 @@ from typing import get_args
 import pytest
 
 import aurora_router.events as of_users
-from aurora_router import Reason
+from aurora_router import Reason, Router
 from aurora_router.core import events
 from aurora_router.routing.unit import AUTOMATIC, Unit
 from aurora_router.telemetry.listeners import EventDispatcher
 from aurora_router.telemetry.log import Log
+from tests.fakes.cluster import FakeCluster
+from tests.fakes.driver import installed
+from tests.stories import WRITE, sessions, write
 
+URL = "postgresql+fakepg://app@db-1/shop"
 KINDS = get_args(events.Event)
 
 
@@ -36,9 +40,9 @@ def test_the_users_module_has_each_event():
 
 
 def test_events_are_equal_if_they_say_the_same():
-    """Neither the time, nor the unit, nor how long it took counts."""
+    """Neither the time, nor any number of a unit, nor how long it took counts."""
     event = events.Routed("db-1:5432", Reason.READ)
-    assert event == events.Routed("db-1:5432", Reason.READ, at=1.0, unit=7, seconds=0.1)
+    assert event == events.Routed("db-1:5432", Reason.READ, at=1.0, unit=7, transaction=3, seconds=0.1)
     assert event != events.Routed("db-2:5432", Reason.READ)
 
 
@@ -60,6 +64,38 @@ def test_each_unit_has_a_number_of_its_own():
     assert first.number == first.number != second.number
 
 
+def write_within(session):
+    session.execute(WRITE)
+
+
+def test_events_of_a_unit_name_its_transaction():
+    """All attempts of one function have its number. Units of no run, and units that nobody listens to, have none."""
+    heard = []
+    cluster = FakeCluster(readers=1)
+    with installed(cluster), Router(URL, instances=["db-2"], listeners=[heard.append]) as router:
+        cluster.lose("UPDATE", answer=False)
+        router.run_transaction(sessions(router), write_within)
+        begun = [event for event in heard if isinstance(event, events.AttemptStarted)]
+        assert [event.number for event in begun] == [1, 2]
+        (transaction,) = {event.transaction for event in begun}
+        of_units = [event for event in heard if getattr(event, "unit", None) is not None]
+        assert {type(event) for event in of_units} >= {events.CheckoutStarted, events.Routed, events.ConnectionCheckedIn}
+        assert {event.transaction for event in of_units} == {transaction}
+        heard.clear()
+        with sessions(router)() as s:
+            write(s)
+        assert {event.transaction for event in heard if isinstance(event, events.Routed)} == {None}
+
+
+def test_a_transaction_has_no_number_if_nobody_listens():
+    with installed(FakeCluster(readers=1)), Router(URL, instances=["db-2"]) as router:
+        for attempt in router.attempts(sessions(router)):
+            with attempt as s:
+                s.execute(WRITE)
+                assert attempt.run.transaction is None
+                assert s.routing_state.unit._number is None
+
+
 def test_an_event_is_compared_and_shown_by_its_fields():
     """Events of two kinds are never equal. Equal events have one hash."""
     event = events.Moved("db-1:5432", Reason.HINT, at=1.0, unit=1)
@@ -68,4 +104,4 @@ def test_an_event_is_compared_and_shown_by_its_fields():
     assert hash(event) == hash(same)
     assert event != events.Moved("db-2:5432", Reason.HINT)
     assert event != events.Routed("db-1:5432", Reason.HINT)
-    assert repr(event) == f"Moved(at=1.0, unit=1, instance='db-1:5432', reason={Reason.HINT!r})"
+    assert repr(event) == f"Moved(at=1.0, unit=1, transaction=None, instance='db-1:5432', reason={Reason.HINT!r})"
