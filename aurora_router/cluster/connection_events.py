@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -26,6 +27,8 @@ from aurora_router.errors import WrongServer
 from aurora_router.servers import UnsupportedServer
 from aurora_router.telemetry.listeners import EventDispatcher
 from aurora_router.telemetry.stats import Counters
+
+_numbers = itertools.count(1)
 
 
 class ConnectionContext(NamedTuple):
@@ -139,9 +142,10 @@ class ConnectionEvents:
             state = record.info[STATE] = self._identify(dbapi, tracked)
             tracked.is_of(state)
             self._shared.counters.connects[place] += 1
-            tracked.is_announced = True
             if self._shared.dispatcher.listeners:
-                self._shared.dispatcher.publish(events.ConnectionCreated(place, time.time() - record.starttime))
+                state.number = tracked.connection = next(_numbers)
+                took = time.time() - record.starttime
+                self._shared.dispatcher.publish(events.ConnectionCreated(place, took, connection=state.number))
         except BaseException as error:
             self._closing(dbapi)
             with contextlib.suppress(self._error):  # closed already
@@ -194,10 +198,10 @@ class ConnectionEvents:
         state: ConnectionState | None = record.info.get(STATE)
         if state is None or state.is_inherited:
             return
-        dbapi, unit = record.dbapi_connection, state.unit
+        dbapi = record.dbapi_connection
         if dbapi is not None and self._driver.has_leftovers(dbapi):
             self._shared.modes.remove_leftovers(dbapi, record)
-        spoilt = unit is not None and self._shared.hooks.on_release(unit, self._owner.id)
+        spoilt = state.unit is not None and self._shared.hooks.on_release(state, self._owner.id)
         state.unit = None
         if spoilt or retired or self._owner.is_closed:
             record.invalidate()  # no unit may check it out again
@@ -208,14 +212,14 @@ class ConnectionEvents:
         """Note that a unit has ended. Its connection goes on without a pool, and keeps its ConnectionState."""
         state: ConnectionState | None = record.info.pop(STATE, None)
         if state is not None and state.unit is not None:
-            self._shared.hooks.on_release(state.unit, self._owner.id)
+            self._shared.hooks.on_release(state, self._owner.id)
 
     def _closing(self, dbapi: Any, _: Any = None) -> None:
         tracked = socket_of(dbapi)
         if tracked is None:
             return
         tracked.duplicate.close()
-        if tracked.is_announced and self._shared.dispatcher.listeners:
-            tracked.is_announced = False
-            closed = events.ConnectionClosed(self._owner.id, time.monotonic() - tracked.since, at=time.time())
-            self._shared.tell_closed(closed)
+        number, tracked.connection = tracked.connection, None
+        if number is not None:
+            took = time.monotonic() - tracked.since
+            self._shared.tell_closed(events.ConnectionClosed(self._owner.id, took, connection=number, at=time.time()))

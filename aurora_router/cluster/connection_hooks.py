@@ -8,6 +8,8 @@ from typing import Any, Protocol
 from sqlalchemy.engine import Connection, ExceptionContext
 from sqlalchemy.pool import PoolProxiedConnection
 
+from aurora_router.cluster.connection_state import ConnectionState
+
 
 class ConnectionHooks(Protocol):
     """The interceptor of everything that passes between SQLAlchemy and the driver: see interceptor.Interceptor."""
@@ -32,4 +34,6 @@ class ConnectionHooks(Protocol):
 
     def on_rollback(self, raw: PoolProxiedConnection, /) -> None: ...
 
-    def on_release(self, unit: Any, instance: str, /) -> bool: ...
+    def on_release(self, state: ConnectionState, instance: str, /) -> bool:
+        """Note that the unit of a connection has released it. Return whether the connection must be closed."""
+        ...

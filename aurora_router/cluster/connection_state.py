@@ -37,6 +37,8 @@ class ConnectionState:
     is_inherited: whether it was open at a fork, and so belongs to the parent process.
     checked_out_at: when it was last checked (seconds, monotonic); -inf for a new connection.
     unit: the unit that has checked it out; None in the pool. Only the hooks know the unit's class.
+    number: the number by which events speak of it; None if nobody listens.
+    routed_at: when an event told that the unit has it (seconds, monotonic); None in the pool, and if nobody listens.
     """
 
     __slots__ = (
@@ -51,7 +53,9 @@ class ConnectionState:
         "is_outdated",
         "is_shared",
         "mode",
+        "number",
         "poll",
+        "routed_at",
         "server",
         "unit",
     )
@@ -82,6 +86,8 @@ class ConnectionState:
         self.is_inherited = False
         self.checked_out_at = -math.inf
         self.unit: Any = None
+        self.number: int | None = None
+        self.routed_at: float | None = None
 
     def __repr__(self) -> str:
         where = "inherited by a fork" if self.is_inherited else f"to {self.server}"

@@ -20,10 +20,10 @@ class TrackedSocket:
     """The socket of a connection: the driver's file descriptor, and a duplicate that another thread may shut down at any time.
 
     since: seconds, monotonic. At this time, or just after it, the topology was found to have the connection's server.
-    is_announced: whether the router has announced that the connection can be used.
+    connection: the number by which events speak of the connection; None if no event has told of it.
     """
 
-    is_announced = False
+    connection: int | None = None
 
     def __init__(self, number: int) -> None:
         self._number = number

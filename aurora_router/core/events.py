@@ -92,11 +92,13 @@ class Routed(_OfUnit):
 
     reason: why that instance was chosen.
     seconds: how long the checkout took.
+    connection: as in `ConnectionCreated`.
     """
 
     instance: str
     reason: Reason
     seconds: float | None = field(default=None, compare=False, kw_only=True)
+    connection: int | None = field(default=None, compare=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -357,10 +359,12 @@ class ConnectionCheckedIn(_OfUnit):
     """A unit's connection is back in its pool, because the unit ended or moved. It ends what `Routed` began.
 
     seconds: how long the unit had it.
+    connection: as in `ConnectionCreated`.
     """
 
     instance: str
     seconds: float
+    connection: int | None = field(default=None, compare=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -423,10 +427,12 @@ class ConnectionCreated(_Happened):
     """A new connection to an instance can be used.
 
     seconds: how long it took to connect.
+    connection: a number of the connection, which no other connection of this process has.
     """
 
     instance: str
     seconds: float
+    connection: int | None = field(default=None, compare=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -434,10 +440,12 @@ class ConnectionClosed(_Happened):
     """A connection that `ConnectionCreated` reported is closed.
 
     seconds: how long it was open.
+    connection: as in `ConnectionCreated`.
     """
 
     instance: str
     seconds: float
+    connection: int | None = field(default=None, compare=False, kw_only=True)
 
 
 Event = (

@@ -18,7 +18,7 @@ from sqlalchemy import exc
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import PoolProxiedConnection
 
-from aurora_router.cluster.connection_state import STATE
+from aurora_router.cluster.connection_state import STATE, ConnectionState, state_of
 from aurora_router.cluster.engines import Engines
 from aurora_router.cluster.limits import FairSemaphore, RetryThrottle, Slot
 from aurora_router.cluster.monitor import Monitor, Urgency
@@ -163,13 +163,13 @@ class Checkout:
                 self._dispatcher.publish(events.CheckoutFailed(type(error).__name__, took, **unit.numbers))
             raise
 
-    def _tell_checkout(self, unit: Unit, instance: Instance, reason: Reason) -> None:
+    def _tell_checkout(self, unit: Unit, instance: Instance, reason: Reason, state: ConnectionState) -> None:
         """Publish that a unit has its connection. Remember the time for the event of the connection's return."""
         now = time.monotonic()
         took = None if unit.checkout_began is None else now - unit.checkout_began
-        unit.checked_out = {**(unit.checked_out or {}), instance.id: now}
-        if self._dispatcher.listeners:
-            self._dispatcher.publish(events.Routed(instance.id, reason, seconds=took, **unit.numbers))
+        state.routed_at = now
+        told = events.Routed(instance.id, reason, seconds=took, connection=state.number, **unit.numbers)
+        self._dispatcher.publish(told)
 
     def _acquire_again(self, unit: Unit, connector: Connector[T], write: Reason | None, failed: WriterUnreachable) -> T:
         """Connect a unit to the writer, after a first attempt has failed, as soon as one can be reached."""
@@ -232,7 +232,7 @@ class Checkout:
         else:
             counters.reads_as_reader[instance.id] += 1
         if self._dispatcher.listeners:
-            self._tell_checkout(unit, instance, reason)
+            self._tell_checkout(unit, instance, reason, state_of(connector.pool_connection(connection)))
         return connection
 
     def _choose(self, unit: Unit, attempt: _AcquireAttempt[T]) -> tuple[Instance, Reason] | None:

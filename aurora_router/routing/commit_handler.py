@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy.engine import Connection
 from sqlalchemy.pool import PoolProxiedConnection
 
-from aurora_router.cluster.connection_state import UNIT, state_of, unit_of
+from aurora_router.cluster.connection_state import UNIT, ConnectionState, state_of, unit_of
 from aurora_router.cluster.engines import Engines
 from aurora_router.cluster.error_classification import failure_of
 from aurora_router.cluster.families import Families
@@ -202,21 +202,18 @@ class CommitHandler:
             raise NoWriterAvailable(timeout, topology.said())
         return self._engines.unpooled_connection(topology.writer)
 
-    def on_release(self, unit: Unit, instance: str) -> bool:
+    def on_release(self, state: ConnectionState, instance: str) -> bool:
         """Note that a unit's connection is back in its pool. All commits on it have been acknowledged by now.
 
         Return whether the connection must be closed, because it has traces of a failed attempt.
         """
+        unit: Unit = state.unit
         if unit.writer_read_slot is not None:
             unit.release()
         if unit.ends is not None and not unit.is_commit_in_doubt:
             self._note_unseen_ends(unit)
         self._causality.on_end(unit)
-        if unit.checked_out is not None:
-            self._tell_return(unit, unit.checked_out, instance)
+        if state.routed_at is not None:
+            took, state.routed_at = time.monotonic() - state.routed_at, None
+            self._dispatcher.publish(events.ConnectionCheckedIn(instance, took, connection=state.number, **unit.numbers))
         return unit.leaves_traces and unit.spoils_connection
-
-    def _tell_return(self, unit: Unit, checked_out: dict[str, float], instance: str) -> None:
-        since = checked_out.pop(instance, None)
-        if since is not None and self._dispatcher.listeners:
-            self._dispatcher.publish(events.ConnectionCheckedIn(instance, time.monotonic() - since, **unit.numbers))

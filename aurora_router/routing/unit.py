@@ -186,8 +186,6 @@ class Unit:
 
     # -- what its events say ----------------------------------------------------------------------------------------------
     checkout_began: float | None = None  # seconds, monotonic; None if nobody listens
-    # The instances whose connections it has, and since when (seconds, monotonic). None if nobody listens.
-    checked_out: dict[str, float] | None = None
     _number: int | None = None
 
     def __init__(self, intent: Intent) -> None:

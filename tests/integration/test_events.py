@@ -182,4 +182,3 @@ def test_a_unit_has_no_number_if_nobody_listens(router: Router) -> None:
         s.get(Item, 1)
         assert s.routing_state.unit is not None
         assert s.routing_state.unit._number is None
-        assert s.routing_state.unit.checked_out is None

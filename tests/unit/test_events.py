@@ -10,6 +10,7 @@ import pytest
 
 import aurora_router.events as of_users
 from aurora_router import Reason, Router
+from aurora_router.cluster.connection_state import state_of
 from aurora_router.core import events
 from aurora_router.routing.unit import AUTOMATIC, Unit
 from aurora_router.telemetry.listeners import EventDispatcher
@@ -40,9 +41,9 @@ def test_the_users_module_has_each_event():
 
 
 def test_events_are_equal_if_they_say_the_same():
-    """Neither the time, nor any number of a unit, nor how long it took counts."""
+    """Neither the time, nor any number, nor how long it took counts."""
     event = events.Routed("db-1:5432", Reason.READ)
-    assert event == events.Routed("db-1:5432", Reason.READ, at=1.0, unit=7, transaction=3, seconds=0.1)
+    assert event == events.Routed("db-1:5432", Reason.READ, at=1.0, unit=7, transaction=3, seconds=0.1, connection=9)
     assert event != events.Routed("db-2:5432", Reason.READ)
 
 
@@ -94,6 +95,32 @@ def test_a_transaction_has_no_number_if_nobody_listens():
                 s.execute(WRITE)
                 assert attempt.run.transaction is None
                 assert s.routing_state.unit._number is None
+
+
+def test_each_connection_has_a_number_of_its_own():
+    """It is in all events of the connection. So two connections to one instance can be told apart."""
+    heard = []
+    with installed(FakeCluster(readers=1)), Router(URL, instances=["db-2"], listeners=[heard.append]) as router:
+        with router.connect(), router.connect():
+            pass
+        with router.connect():
+            pass
+
+    def numbers(kind):
+        return [event.connection for event in heard if isinstance(event, kind)]
+
+    made = numbers(events.ConnectionCreated)
+    assert len({*made}) == len(made) == 2
+    assert {*made} == {*numbers(events.ConnectionClosed)}
+    first, second, again = numbers(events.Routed)
+    assert {first, second} == {*made}
+    assert numbers(events.ConnectionCheckedIn) == [second, first, again]
+
+
+def test_a_connection_has_no_number_if_nobody_listens():
+    with installed(FakeCluster(readers=1)), Router(URL, instances=["db-2"]) as router, router.connect() as connection:
+        state = state_of(connection.connection)
+        assert (state.number, state.routed_at) == (None, None)
 
 
 def test_an_event_is_compared_and_shown_by_its_fields():
