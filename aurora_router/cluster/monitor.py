@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from aurora_router.cluster.probe import ProbeConnection
+from aurora_router.cluster.probe_events import ProbeEvents
 from aurora_router.cluster.watcher import REPORT_INTERVAL, SideTask, Watcher, report, warn
 from aurora_router.config.settings import Settings
 from aurora_router.core import events, probing
@@ -136,11 +137,12 @@ class Monitor:
         with self._lock:
             self._closed = True
             watchers = list(self._watchers.values())
-            self._watchers.clear()
             self._wake()
         self._scheduler_wakeup.set()
         for watcher in watchers:
             watcher.stop()
+        self._watchers.clear()
+        self._announcer_wakeup.set()  # it ends when all watchers have ended their probes
         return watchers
 
     def close(self) -> None:
@@ -312,7 +314,7 @@ class Monitor:
             with self._lock:
                 new, published_at = self.topology, self._published_at
             if new is published:
-                if self._closed:
+                if self._closed and not self._watchers:
                     news.put(None)
                     return
                 # An exception of a signal handler may have prevented the wakeup.
@@ -338,22 +340,11 @@ class Monitor:
             del news
 
     def _publish_later(self, event: events.Event) -> None:
-        """Publish an event of a probe later, unless too much news waits already. Half of the room is for news of topologies."""
-        if self._publish_event is not None and self._news.qsize() < MAX_PENDING_NEWS // 2:
+        """Publish an event of a probe in the thread that listeners may hold up."""
+        if self._publish_event is not None:
             self._news.put((partial(self._publish_event, event),))
 
-    def _publish_observed(self, observation: Observation) -> None:
-        """Publish the end of a probe later."""
-        where, server = observation.instance, observation.server
-        took, at = observation.answered_at - observation.asked_at, time.time()
-        if server is not None:
-            self._publish_later(events.ProbeSucceeded(where, server.role.value, took, at=at))
-        else:
-            self._publish_later(events.ProbeFailed(where, observation.error, took, at=at))
-
     def _observed(self, observation: Observation) -> None:
-        if self._publish_event is not None:
-            self._publish_observed(observation)
         with self._lock:
             suspected_at = self._suspects.get(observation.instance)
             if suspected_at is not None and probing.clears_suspicion(observation, suspected_at):
@@ -459,6 +450,14 @@ class Monitor:
             writer_asked_at=None if watcher is None else watcher.asked_at,
         )
 
+    def _begin(self, watcher: Watcher, now: float) -> None:
+        """Begin a probe, unless its instance is not watched any more."""
+        # Half of the room is for news of topologies. A probe whose start is told has room for its end, however much waits.
+        is_told = self._publish_event is not None and self._news.qsize() < MAX_PENDING_NEWS // 2
+        with self._lock:
+            if not self._closed and self._watchers.get(watcher.id) is watcher:
+                watcher.begin(now, ProbeEvents(watcher.id, self._publish_later if is_told else None))
+
     def _service(self, watcher: Watcher, demand: Demand, now: float) -> float:
         """Begin a probe that is due, end one that is overdue, and return when to look again (seconds, monotonic)."""
         topology, timing = self.topology, self._timing
@@ -466,9 +465,7 @@ class Monitor:
         asked_at, timeout = watcher.asked_at, timing.timeout
         if asked_at is None:
             if watcher.last_at + every <= now:
-                if self._publish_event is not None:
-                    self._publish_later(events.ProbeStarted(watcher.id, at=time.time()))
-                watcher.begin(now)
+                self._begin(watcher, now)
                 asked_at = now
         elif asked_at + timeout <= now:
             timeout = probing.queue_timeout(topology.by_id.get(watcher.id), self._reached(watcher.id), timing)

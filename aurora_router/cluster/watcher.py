@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 from aurora_router.cluster.probe import ProbeConnection, ProbeError
+from aurora_router.cluster.probe_events import ProbeEvents
 from aurora_router.core import watching
 from aurora_router.core.instance import Instance, ProbeFailure, ServerId
 from aurora_router.core.pacing import Rate, more
@@ -101,6 +102,7 @@ class Watcher:
         self.asked_at: float | None = None  # when the probe that is under way began
         self.last_at = float("-inf")  # when the last one began
         self._owner = owner
+        self._told = ProbeEvents(instance.id)  # of the probe that is under way, or of the last one
         self._watch: Watch[ProbeConnection] = Watch(instance.id, instance.reader_only)
         self._rechecked_at = float("-inf")
         self._must_recheck = False
@@ -117,8 +119,13 @@ class Watcher:
         thread.start()
         return thread
 
-    def begin(self, now: float) -> None:
-        """Begin a probe."""
+    def begin(self, now: float, told: ProbeEvents) -> None:
+        """Begin a probe.
+
+        now: seconds, monotonic.
+        told: the events of the probe.
+        """
+        self._told = told
         self.asked_at = self.last_at = now
         self._go.set()
 
@@ -134,6 +141,7 @@ class Watcher:
     def stop(self) -> None:
         """Have the thread close its connections and end."""
         self._stopped = True
+        self._told.ended("the instance is not watched any more")
         self._go.set()
         asking = self._asking
         if asking is not None:
@@ -161,6 +169,7 @@ class Watcher:
         else:
             self._owner.abort_connect(self.id)  # it ends the connect, unless the thread hangs elsewhere
         asked = asking if asking is not None and asking.server is not _NOBODY else None
+        self._told.ended(watching.no_answer(timeout))
         for news in watching.on_timeout(watch, asked, timeout, asked_at, time.monotonic()):
             self._owner.apply_news(news)
         if asking is None and self._stuck < MAX_STUCK_THREADS:
@@ -191,13 +200,15 @@ class Watcher:
         try:
             while True:
                 go.wait(math.inf)
+                told = self._told
                 if not self._is_current:
                     return
                 try:
-                    self._probe()
+                    self._probe(told)
                 except BaseException as error:
                     self.report("unexpected error in the probe of %s")
                     text = f"unexpected error in the probe: {type(error).__name__}"
+                    told.ended(text)
                     now = time.monotonic()
                     self._tell(watching.probe_failures(self._watch, ProbeFailure.MISCONFIGURED, text, now, now))
                 if not self._is_current:
@@ -211,7 +222,7 @@ class Watcher:
             else:
                 self._stuck -= 1
 
-    def _probe(self) -> None:
+    def _probe(self, told: ProbeEvents) -> None:
         now = time.monotonic()
         for link in self._watch.links:
             self._ask(link)
@@ -222,6 +233,7 @@ class Watcher:
             self._rechecked_at = now
         while connects and self._reach():
             connects -= 1
+        told.ended()
         if self._is_current and self._watch.links:
             for task in self._owner.side_tasks(self.id, now):
                 if self._is_current:
@@ -235,6 +247,7 @@ class Watcher:
             server = link.connection.ask()
         except ProbeError as error:
             self._asking = None
+            self._told.failed(str(error))
             change = watching.on_broken(self._watch, link, error.probe_failure, str(error), asked_at, time.monotonic())
             self._apply(change)
             if change.must_connect:
@@ -242,6 +255,7 @@ class Watcher:
             return
         finally:
             self._asking = None
+        self._told.answered(server.role)
         self._apply(watching.on_answer(self._watch, link, server, asked_at, time.monotonic()))
 
     def _reach(self) -> bool:
@@ -261,6 +275,7 @@ class Watcher:
                 connection.close()
             # An overdue probe was reported as silent already, and this error comes from its cut.
             if self.asked_at == asked_at:
+                self._told.failed(str(error))
                 now = time.monotonic()
                 self._tell(
                     watching.connect_failure(self._watch, error.probe_failure, str(error), asked_at, now, is_busy=error.busy)
@@ -268,6 +283,7 @@ class Watcher:
             return False
         finally:
             self._asking = None
+        self._told.answered(server.role)
         self._apply(watching.on_connected(self._watch, connection, server, asked_at, time.monotonic()))
         return True
 

@@ -391,7 +391,7 @@ class WaitEnded(_OfUnit):
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class ProbeStarted(_Happened):
-    """The monitor asks an instance for its state. `ProbeSucceeded` or `ProbeFailed` follows, for each server behind it."""
+    """The monitor asks all servers behind an instance for their state. `ProbeSucceeded` or `ProbeFailed` follows."""
 
     instance: str
 
@@ -400,8 +400,8 @@ class ProbeStarted(_Happened):
 class ProbeSucceeded(_Happened):
     """A server behind an instance has answered the monitor.
 
-    role: "writer" or "reader".
-    seconds: how long the answer took.
+    role: "writer" or "reader"; that of the last server to answer, if there are several.
+    seconds: how long the probe took.
     """
 
     instance: str
@@ -411,10 +411,10 @@ class ProbeSucceeded(_Happened):
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class ProbeFailed(_Happened):
-    """A server behind an instance has not answered the monitor, or not in time.
+    """No server behind an instance has answered the monitor in time, or the instance is not watched any more.
 
     error: why.
-    seconds: how long the monitor has waited.
+    seconds: how long the probe took.
     """
 
     instance: str

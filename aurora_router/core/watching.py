@@ -134,13 +134,18 @@ def probe_failures(watch: Watch[C], failure: ProbeFailure, error: str, asked_at:
     return _failures(watch.instance, watch.lost or (None,), failure, error, asked_at, now)
 
 
+def no_answer(timeout: float) -> str:
+    """Say that nobody answered within these seconds."""
+    return f"no answer within {timeout:g} s"
+
+
 def on_timeout(watch: Watch[C], link: Link[C] | None, timeout: float, asked_at: float, now: float) -> tuple[News, ...]:
     """Return the news of a probe whose time is over.
 
     link: the connection that was asked; None if a fresh one was.
     timeout: seconds that it had.
     """
-    error = f"no answer within {timeout:g} s"
+    error = no_answer(timeout)
     if link is not None:
         return _failures(watch.instance, (link.server,), ProbeFailure.TIMEOUT, error, asked_at, now)
     return connect_failure(watch, ProbeFailure.TIMEOUT, error, asked_at, now)
