@@ -14,6 +14,7 @@ from aurora_router.servers import FAMILIES, postgresql
 from tests.fakes.cluster import FakeCluster
 from tests.fakes.driver import installed
 from tests.fakes.family import VERSION, Parrot
+from tests.pairs import Pairs
 from tests.stories import STORIES, Story
 
 
@@ -23,13 +24,21 @@ class FakeWorld:
         self._cluster = cluster
         self._readers = [*cluster.readers]
         self._stack = stack
+        self._pairs: list[Pairs] = []
 
     def router(self, **options: Any) -> Router:
         others = [reader.host for reader in self._readers]
-        made = Router("postgresql+fakepg://app@db-1/shop", instances=others, listeners=[self.heard.append], **options)
+        self._pairs.append(pairs := Pairs())
+        made = Router("postgresql+fakepg://app@db-1/shop", instances=others, listeners=[self.heard.append, pairs], **options)
         router = self._stack.enter_context(made)
         router.start()
         return router
+
+    def end(self) -> None:
+        """Close the routers, and check that all that they began has ended."""
+        self._stack.close()
+        for pairs in self._pairs:
+            assert pairs.check()["probe"] > 0
 
     def stock(self) -> int:
         return self._cluster.stock(self._cluster.end)
@@ -71,5 +80,6 @@ def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
 @pytest.mark.parametrize("story", STORIES, ids=lambda story: story.__name__)
 def test_a_story_on_fakes(world: FakeWorld, story: Story) -> None:
-    """The story comes true on a fake cluster."""
+    """The story comes true on a fake cluster, and the events of its routers are pairs."""
     story(world)
+    world.end()
