@@ -58,6 +58,19 @@ def test_a_published_event_says_when_it_happened():
     assert heard[1].at == 17.0
 
 
+def test_all_listeners_get_an_event_that_one_interrupts():
+    """The exception of a signal handler passes, but only after the others have heard of what has ended."""
+    heard = []
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    dispatcher = EventDispatcher((interrupt, heard.append, interrupt, heard.append), Log())
+    with pytest.raises(KeyboardInterrupt):
+        dispatcher.publish(events.Moved("db-2:5432", Reason.HINT))
+    assert heard == [events.Moved("db-2:5432", Reason.HINT)] * 2
+
+
 def test_each_unit_has_a_number_of_its_own():
     """The number is made when it is asked for, and stays."""
     first, second = Unit(AUTOMATIC), Unit(AUTOMATIC)
