@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -143,9 +144,11 @@ class ConnectionEvents:
             tracked.is_of(state)
             self._shared.counters.connects[place] += 1
             if self._shared.dispatcher.listeners:
-                state.number = tracked.connection = next(_numbers)
+                state.number = number = next(_numbers)
+                tracked.tell_closed = weakref.finalize(dbapi, _tell_closed, weakref.ref(self), number, tracked.since)
+                tracked.tell_closed.atexit = False
                 took = time.time() - record.starttime
-                self._shared.dispatcher.publish(events.ConnectionCreated(place, took, connection=state.number))
+                self._shared.dispatcher.publish(events.ConnectionCreated(place, took, connection=number))
         except BaseException as error:
             self._closing(dbapi)
             with contextlib.suppress(self._error):  # closed already
@@ -219,7 +222,27 @@ class ConnectionEvents:
         if tracked is None:
             return
         tracked.duplicate.close()
-        number, tracked.connection = tracked.connection, None
-        if number is not None:
-            took = time.monotonic() - tracked.since
-            self._shared.tell_closed(events.ConnectionClosed(self._owner.id, took, connection=number, at=time.time()))
+        if tracked.tell_closed is not None:
+            tracked.tell_closed()
+
+    def tell_closed(self, number: int, since: float) -> None:
+        """Publish that a connection is closed.
+
+        number: of the connection.
+        since: when it was made; seconds, monotonic.
+        """
+        took, at = time.monotonic() - since, time.time()
+        self._shared.tell_closed(events.ConnectionClosed(self._owner.id, took, connection=number, at=at))
+
+
+def _tell_closed(engine_events: weakref.ref[ConnectionEvents], number: int, since: float) -> None:
+    """Publish that a connection is closed, or that nobody has it any more.
+
+    SQLAlchemy has no event for some ends: if a listener of the application to its beginning has raised an error, and if it was
+    detached from its pool and then dropped or invalidated.
+
+    engine_events: of its engine. A strong reference would keep the connection, because the engine has its pool.
+    """
+    known = engine_events()
+    if known is not None:
+        known.tell_closed(number, since)

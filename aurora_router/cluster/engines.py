@@ -157,7 +157,7 @@ class Engines:
     def _tell_closed(self, event: events.Event) -> None:
         if self._untold.value is not None:
             self._untold.value.append(event)
-        else:
+        elif self._dispatcher.listeners:
             self._dispatcher.publish(event)
 
     def pool_usage(self, instance: Instance) -> PoolUsage:

@@ -20,10 +20,10 @@ class TrackedSocket:
     """The socket of a connection: the driver's file descriptor, and a duplicate that another thread may shut down at any time.
 
     since: seconds, monotonic. At this time, or just after it, the topology was found to have the connection's server.
-    connection: the number by which events speak of the connection; None if no event has told of it.
+    tell_closed: publishes, once, that the connection is closed; None if nobody was told that it was made.
     """
 
-    connection: int | None = None
+    tell_closed: Callable[[], object] | None = None
 
     def __init__(self, number: int) -> None:
         self._number = number

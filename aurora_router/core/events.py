@@ -356,7 +356,9 @@ class CheckoutFailed(_OfUnit):
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class ConnectionCheckedIn(_OfUnit):
-    """A unit's connection is back in its pool, because the unit ended or moved. It ends what `Routed` began.
+    """A unit has its connection no longer: the unit ended or moved, or the connection was lost or detached from its pool.
+
+    It ends what `Routed` began.
 
     seconds: how long the unit had it.
     connection: as in `ConnectionCreated`.
@@ -437,7 +439,7 @@ class ConnectionCreated(_Happened):
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class ConnectionClosed(_Happened):
-    """A connection that `ConnectionCreated` reported is closed.
+    """A connection that `ConnectionCreated` reported is closed, or nobody has it any more.
 
     seconds: how long it was open.
     connection: as in `ConnectionCreated`.

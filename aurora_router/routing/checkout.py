@@ -18,7 +18,7 @@ from sqlalchemy import exc
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import PoolProxiedConnection
 
-from aurora_router.cluster.connection_state import STATE, ConnectionState, state_of
+from aurora_router.cluster.connection_state import STATE, state_of
 from aurora_router.cluster.engines import Engines
 from aurora_router.cluster.limits import FairSemaphore, RetryThrottle, Slot
 from aurora_router.cluster.monitor import Monitor, Urgency
@@ -52,6 +52,7 @@ from aurora_router.errors import (
     WrongServer,
 )
 from aurora_router.routing.backoff import CONNECT_BACKOFF, TenacityPolicy
+from aurora_router.routing.checkout_events import CheckoutEvents
 from aurora_router.routing.connector import Connector
 from aurora_router.routing.interceptor import Interceptor, PendingCheckout, bind_unit
 from aurora_router.routing.unit import READ_WRITE, Place, Unit
@@ -116,6 +117,7 @@ class Checkout:
         self._engines = engines
         self._monitor = monitor
         self._dispatcher = dispatcher
+        self._events = CheckoutEvents(dispatcher)
         self._throttle = throttle
         self._for_reads = for_reads
         self._counters = counters
@@ -147,10 +149,9 @@ class Checkout:
         """
         if write is None and unit.intent.read_only is False:
             write = Reason.DECLARED_WRITE
-        if self._dispatcher.listeners:
-            unit.checkout_began = time.monotonic()
-            self._dispatcher.publish(events.CheckoutStarted(unit.intent.read_only, **unit.numbers))
         try:
+            if self._dispatcher.listeners:
+                self._events.started(unit)
             try:
                 return self._try_acquire(unit, connector, write, None)
             except WriterUnreachable as again:
@@ -158,18 +159,9 @@ class Checkout:
             return self._acquire_again(unit, connector, write, failed)
         except BaseException as error:
             unit.release()
-            if unit.checkout_began is not None and self._dispatcher.listeners:
-                took = time.monotonic() - unit.checkout_began
-                self._dispatcher.publish(events.CheckoutFailed(type(error).__name__, took, **unit.numbers))
+            if self._dispatcher.listeners:
+                self._events.failed(unit, error)
             raise
-
-    def _tell_checkout(self, unit: Unit, instance: Instance, reason: Reason, state: ConnectionState) -> None:
-        """Publish that a unit has its connection. Remember the time for the event of the connection's return."""
-        now = time.monotonic()
-        took = None if unit.checkout_began is None else now - unit.checkout_began
-        state.routed_at = now
-        told = events.Routed(instance.id, reason, seconds=took, connection=state.number, **unit.numbers)
-        self._dispatcher.publish(told)
 
     def _acquire_again(self, unit: Unit, connector: Connector[T], write: Reason | None, failed: WriterUnreachable) -> T:
         """Connect a unit to the writer, after a first attempt has failed, as soon as one can be reached."""
@@ -232,7 +224,7 @@ class Checkout:
         else:
             counters.reads_as_reader[instance.id] += 1
         if self._dispatcher.listeners:
-            self._tell_checkout(unit, instance, reason, state_of(connector.pool_connection(connection)))
+            self._events.routed(unit, instance.id, reason, state_of(connector.pool_connection(connection)))
         return connection
 
     def _choose(self, unit: Unit, attempt: _AcquireAttempt[T]) -> tuple[Instance, Reason] | None:

@@ -20,6 +20,7 @@ from aurora_router.core import events
 from aurora_router.core.failures import Action, Failure, Phase, decide, traits
 from aurora_router.errors import NoWriterAvailable, Outcome, OutcomeUnknown
 from aurora_router.routing.causality import Causality
+from aurora_router.routing.checkout_events import CheckoutEvents
 from aurora_router.routing.commit_check import OutcomeQuery, prepare_commit_check, resolve_outcome
 from aurora_router.routing.unit import CommitState, Unit
 from aurora_router.telemetry.listeners import EventDispatcher
@@ -54,6 +55,7 @@ class CommitHandler:
         self._monitor = monitor
         self._causality = causality
         self._dispatcher = dispatcher
+        self._events = CheckoutEvents(dispatcher)
         self._sleep = waiting.sleep
 
     def commit(self, raw: PoolProxiedConnection, send: Callable[[Any], None]) -> None:
@@ -214,6 +216,5 @@ class CommitHandler:
             self._note_unseen_ends(unit)
         self._causality.on_end(unit)
         if state.routed_at is not None:
-            took, state.routed_at = time.monotonic() - state.routed_at, None
-            self._dispatcher.publish(events.ConnectionCheckedIn(instance, took, connection=state.number, **unit.numbers))
+            self._events.checked_in(state, instance)
         return unit.leaves_traces and unit.spoils_connection

@@ -109,10 +109,10 @@ class Attempt(Generic[S]):
             return
         try:
             session.commit()
-        except Exception as failed:
+        except BaseException as failed:
             elsewhere = cast(RetryableSession, session).spans_databases
             self.close(failed)  # the rollback shows whether everything was undone
-            if not self._is_retried(failed, may_have_committed_elsewhere=elsewhere):
+            if not isinstance(failed, Exception) or not self._is_retried(failed, may_have_committed_elsewhere=elsewhere):
                 raise
             self.error = failed
         else:
@@ -127,11 +127,14 @@ class Attempt(Generic[S]):
         error: the error of its unit, if the unit has failed.
         """
         session, self._session = self._session, None
-        if session is not None:
+        if session is None:
+            return False
+        try:
             session.close()
+        finally:
             if self._told is not None:
                 self._told.ended(error)
-        return session is not None
+        return True
 
     def _is_retried(self, error: Exception, *, may_have_committed_elsewhere: bool = False) -> bool:
         retry = self.retry

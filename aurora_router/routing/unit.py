@@ -185,7 +185,7 @@ class Unit:
     trouble: Trouble | None = None  # the last that one of its statements has met
 
     # -- what its events say ----------------------------------------------------------------------------------------------
-    checkout_began: float | None = None  # seconds, monotonic; None if nobody listens
+    checkout_began: float | None = None  # the one under way; seconds, monotonic. None without one, and if nobody listens
     _number: int | None = None
 
     def __init__(self, intent: Intent) -> None:

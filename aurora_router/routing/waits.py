@@ -92,9 +92,9 @@ class Waits:
     def _told(self, unit: Unit, what: events.Wait) -> Iterator[None]:
         """Publish the start and the end of a wait."""
         began = time.monotonic()
-        if self._dispatcher.listeners:
-            self._dispatcher.publish(events.WaitStarted(what, **unit.numbers))
         try:
+            if self._dispatcher.listeners:
+                self._dispatcher.publish(events.WaitStarted(what, **unit.numbers))
             yield
         finally:
             if self._dispatcher.listeners:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ class FakeServer:
         self.follows = follows
         self.is_down = self.is_full = self.is_late = self.was_promoted = False
         self.replayed = START
-        self.connections: set[Connection] = set()
+        self.connections: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._address = f"10.0.0.{number}"
 
     def answer(self, text: str, values: Any, connection: Connection) -> list[Row]:

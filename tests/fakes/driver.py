@@ -114,6 +114,9 @@ class Connection:
         self.ours.close()
         self.drop()
 
+    def __del__(self) -> None:
+        self.close()
+
 
 class Dialect(DefaultDialect):
     """SQLAlchemy's dialect for the driver. `cluster` has its servers, by host."""
