@@ -77,19 +77,18 @@ class Pairs:
                 assert None not in begun, f"nobody knows what {event} begins"
                 assert not under_way[begun], f"{event} begins what is under way"
                 under_way[begun] += 1
+            if isinstance(event, events.CheckoutStarted) and event.transaction is not None:
+                attempts = [key for key in +under_way if key[:2] == ("attempt", event.transaction)]
+                assert len(attempts) == 1, f"nobody knows to which of the attempts {attempts} {event} belongs"
         assert not +under_way, f"it has begun and not ended: {[*+under_way]}"
         self._check_transactions()
         return done
 
     def _check_transactions(self) -> None:
-        """Check that each unit is part of one transaction at most, and of one whose attempts were told."""
-        begun: set[int | None] = {None}
-        of: dict[int, int | None] = {}
+        """Check that all events of a unit name the same transaction."""
+        transactions: dict[int, int | None] = {}
         for event in self.heard:
-            if isinstance(event, events.AttemptStarted):
-                begun.add(event.transaction)
             unit: int | None = getattr(event, "unit", None)
             if unit is not None:
-                transaction: int | None = getattr(event, "transaction", None)
-                assert transaction in begun, f"{event} is of an attempt that has not begun"
-                assert of.setdefault(unit, transaction) == transaction, f"{event} is of another transaction than before"
+                named: int | None = getattr(event, "transaction", None)
+                assert transactions.setdefault(unit, named) == named, f"{event} is of another transaction than before"
