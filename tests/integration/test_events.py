@@ -83,6 +83,12 @@ def test_a_connection_is_told_of_at_both_ends(cluster: Cluster[Any], make_router
     eventually(lambda: lost.address in told(events.ConnectionClosed))
     router.close()
     eventually(lambda: told(events.ConnectionClosed) == made)
+    numbers = [
+        {event.connection for event in heard if isinstance(event, kind)}
+        for kind in (events.ConnectionCreated, events.ConnectionClosed)
+    ]
+    assert numbers[0] == numbers[1]
+    assert len(numbers[0]) == len(made)
 
 
 def test_a_wait_for_a_writer_is_told_of_at_both_ends(
