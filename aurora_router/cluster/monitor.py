@@ -11,7 +11,7 @@ import enum
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 from aurora_router.cluster.probe import ProbeConnection
@@ -344,12 +344,11 @@ class Monitor:
         if self._publish_event is not None:
             self._news.put((partial(self._publish_event, event),))
 
-    def _observed(self, observation: Observation) -> None:
+    def _clear_suspicion(self, observation: Observation) -> None:
         with self._lock:
             suspected_at = self._suspects.get(observation.instance)
             if suspected_at is not None and probing.clears_suspicion(observation, suspected_at):
                 del self._suspects[observation.instance]
-        self._publish(lambda topology: self._accepted(pure.observe(topology, observation)))
 
     def _accepted(self, topology: Topology) -> Topology:
         """Return the topology. Begin a new one if another cluster has taken its names, and the settings accept that.
@@ -364,12 +363,15 @@ class Monitor:
 
     # -- what the watchers need ------------------------------------------------------------------------------------------
 
-    def apply_news(self, news: News) -> None:
-        """Apply the news of a probe to the topology."""
-        if isinstance(news, Observation):
-            self._observed(news)
-        else:
-            self._publish(lambda topology: pure.forget_server(topology, news.instance, news.server))
+    def apply_news(self, news: Sequence[News]) -> None:
+        """Apply the news of a probe to the topology, all at once.
+
+        Otherwise the instance of a restarted server would be lost for a moment, between the old server and the new one.
+        """
+        for each in news:
+            if isinstance(each, Observation):
+                self._clear_suspicion(each)
+        self._publish(lambda topology: self._accepted(pure.after_news(topology, news)))
 
     def is_recheck_due(self, instance: Instance, rechecked_at: float, now: float) -> bool:
         """Return whether it is time to find out anew where the instance's name leads."""

@@ -10,7 +10,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from aurora_router.cluster.probe import ProbeConnection, ProbeError
@@ -72,8 +72,8 @@ class WatcherOwner(Protocol):
         """End a connect that is under way."""
         ...
 
-    def apply_news(self, news: News) -> None:
-        """Apply the news of a probe to the topology."""
+    def apply_news(self, news: Sequence[News]) -> None:
+        """Apply the news of a probe to the topology, all at once."""
         ...
 
     def is_recheck_due(self, instance: Instance, rechecked_at: float, now: float) -> bool:
@@ -170,8 +170,7 @@ class Watcher:
             self._owner.abort_connect(self.id)  # it ends the connect, unless the thread hangs elsewhere
         asked = asking if asking is not None and asking.server is not _NOBODY else None
         self._told.ended(watching.no_answer(timeout))
-        for news in watching.on_timeout(watch, asked, timeout, asked_at, time.monotonic()):
-            self._owner.apply_news(news)
+        self._owner.apply_news(watching.on_timeout(watch, asked, timeout, asked_at, time.monotonic()))
         if asking is None and self._stuck < MAX_STUCK_THREADS:
             self._replace()
 
@@ -307,7 +306,6 @@ class Watcher:
             connection.close()
         self._tell(change.news)
 
-    def _tell(self, news: Iterable[News]) -> None:
-        for each in news:
-            if self._is_current:
-                self._owner.apply_news(each)
+    def _tell(self, news: Sequence[News]) -> None:
+        if self._is_current:
+            self._owner.apply_news(news)

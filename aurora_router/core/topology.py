@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from aurora_router.core.election import FLAP_WINDOW, behind_filters, claims, compare, derive, elect
 from aurora_router.core.instance import Instance, Location, Observation, ProbeFailure, Role, ServerId, ServerStatus, TrackedServer
 from aurora_router.core.positions import Position, Sample
+from aurora_router.core.watching import News
 
 # How many positions of the writer are kept: about 13 s with a probe every 50 ms, more than 4 min with one a second.
 SAMPLES = 256
@@ -308,6 +309,16 @@ def forget_server(topology: Topology, instance_id: str, server: ServerId) -> Top
         return topology
     left = tuple(seen for seen in old.tracked if seen.server.id != server)
     return _settle(topology, _swap(topology, old._replace(tracked=left, error="the name leads elsewhere")))
+
+
+def after_news(topology: Topology, news: Iterable[News]) -> Topology:
+    """Return the topology after the news of one probe."""
+    for each in news:
+        if isinstance(each, Observation):
+            topology = observe(topology, each)
+        else:
+            topology = forget_server(topology, each.instance, each.server)
+    return topology
 
 
 def _settle(topology: Topology, instances: tuple[Instance, ...]) -> Topology:

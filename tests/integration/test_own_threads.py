@@ -259,7 +259,7 @@ def test_a_warning_that_cannot_be_logged_costs_no_instance(monkeypatch: pytest.M
         monitor = Monitor(
             settings, lambda _: WithoutCatalog(), lambda _: None, lambda *_: (), lambda _: NOTHING_REACHED, ThreadWaiting()
         )
-        monkeypatch.setattr(monitor, "apply_news", lambda news: known.append(news.probe_failure))
+        monkeypatch.setattr(monitor, "apply_news", lambda news: known.extend(each.probe_failure for each in news))
         monitor.start()
         eventually(lambda: any("could not be read" in line for line in said))
         asked = len(known)

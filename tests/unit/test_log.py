@@ -337,7 +337,7 @@ def test_a_handler_of_logs_that_waits_holds_up_no_unit():
         with installed(FakeCluster(readers=0)), Router("postgresql+fakepg://app@db-1/shop", **given) as router:
             router.start()
             monitor, now = core_of(router).monitor, time.monotonic()
-            monitor.apply_news(Observation("db-1:5432", now, now, writer("A", cluster="9009")))
+            monitor.apply_news((Observation("db-1:5432", now, now, writer("A", cluster="9009")),))
             eventually(lambda: held_up)
     finally:
         logging.getLogger("aurora_router").removeHandler(slow)

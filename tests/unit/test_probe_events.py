@@ -140,7 +140,7 @@ class Owner:
         """Nothing hangs."""
 
     def apply_news(self, news):
-        self.news.append(news)
+        self.news.extend(news)
 
     def is_recheck_due(self, *_):
         return True

@@ -2,9 +2,11 @@
 
 import pytest
 
+from aurora_router.core.consequences import Evict, after_change
 from aurora_router.core.instance import Instance
 from aurora_router.core.positions import WalPosition
-from aurora_router.core.topology import GONE_AFTER, Topology, add, forget_server, observe, reset
+from aurora_router.core.topology import GONE_AFTER, Topology, add, after_news, forget_server, observe, reset
+from aurora_router.core.watching import Forgotten
 from tests.unit.topologies import (
     MISCONFIGURED,
     READER,
@@ -206,6 +208,16 @@ def test_a_server_to_which_the_name_leads_no_longer_is_forgotten():
     nobody = forget_server(gone, "a", identity("D"))
     assert nobody.by_id["a"].error == "the name leads elsewhere"
     assert nobody.writer is None
+
+
+def test_a_restarted_writer_takes_the_place_of_its_former_life():
+    """A fresh connection tells of the new server and of the end of the old one, and the topology has both at once."""
+    restarted = said("a", 2, writer("A", 120, started="again"))
+    found = after_news(WELL, (Forgotten("a", identity("A")), restarted))
+    assert found.writer is not None
+    assert found.writer.servers == {identity("A", "again")}
+    told = [step for step in after_change(WELL, found, 2.0) if not isinstance(step, Evict)]
+    assert told == []
 
 
 @pytest.mark.parametrize(("instance", "address"), [("z", "A"), ("a", "Z")])
