@@ -488,7 +488,7 @@ def test_a_silent_instance_does_not_hold_up_the_monitor(cluster: PostgresCluster
         new = cluster.promote(other)
         began = time.monotonic()
         add_item(router, 100)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30, "and not until failover_timeout is over"
         assert router.topology.writer is not None
         assert router.topology.writer.id == new.address
 

@@ -100,7 +100,7 @@ def test_latency_is_added_in_each_direction(proxy: FaultProxy) -> None:
         proxy.latency = 0.05
         started = time.monotonic()
         ask(connection)
-        assert 0.1 <= time.monotonic() - started < 5
+        assert time.monotonic() - started >= 0.1
 
 
 def test_a_black_hole_neither_answers_nor_refuses_until_healed(proxy: FaultProxy) -> None:

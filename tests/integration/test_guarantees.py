@@ -274,7 +274,7 @@ def test_connecting_to_a_frozen_reader_ends(cluster: PostgresCluster, make_route
     with sessions(router)() as s:
         began = time.monotonic()
         assert s.scalar(STOCK) == 10
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
         assert place(s) == "writer"
 
 

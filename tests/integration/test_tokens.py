@@ -274,7 +274,7 @@ def test_without_the_writer_a_token_speaks_of_all_commits(cluster: PostgresClust
 
 
 def test_while_there_is_no_writer_nobody_waits_for_a_token(cluster: PostgresCluster, make_router: MakeRouter) -> None:
-    router = make_router(probe_timeout=5.0, probe_interval=5.0, position_interval=60)
+    router = make_router(probe_timeout=30.0, probe_interval=5.0, position_interval=60)
     with sessions(router)() as s:
         s.execute(RAISE)
         s.commit()
@@ -282,7 +282,7 @@ def test_while_there_is_no_writer_nobody_waits_for_a_token(cluster: PostgresClus
         eventually(lambda: router.topology.writer is None)
         began = time.monotonic()
         token = s.consistency_token
-        assert time.monotonic() - began < 2.0, "and not for probe_timeout, message for message"
+        assert time.monotonic() - began < 20.0, "and not for probe_timeout, message for message"
     assert token is not None
     assert Token.parse(token).position is None
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from aurora_router.config.settings import Settings
 from aurora_router.core.positions import LastRead, Requirement
 from aurora_router.core.topology import Topology
 from aurora_router.routing.causal_context import CausalContext, Scope
@@ -13,6 +14,10 @@ EARLY, LATE = Requirement(1.0, 1), Requirement(2.0, 1)
 ON_B, ON_C = LastRead(identity("B"), 50.0, 1), LastRead(identity("C"), 50.0, 1)
 SHOWN = LastRead(identity("C"), 0.5, 1)
 AT_B = Place(WELL.by_id["b"], server=identity("B"))
+
+
+def settings(consistency):
+    return Settings("postgresql+psycopg://db-1/shop", consistency=consistency)
 
 
 def unit_with(requirement=None, reads=(), *, place=AT_B):
@@ -53,7 +58,7 @@ def scope_with(owner, requirement, reads):
 )
 def test_a_unit_leaves_its_reader_for_what_its_scope_has_done(unit, requirement, reads, leaves):
     """The table says when a unit leaves its reader. One such scope among others is enough."""
-    causality = Causality("session", lambda: WELL)
+    causality = Causality(settings("session"), lambda: WELL)
     scope, quiet = scope_with(causality, requirement, reads), scope_with(causality, None, [])
     for scopes in ((scope,), (scope, quiet), (quiet, scope)):
         unit.marks = unit.marks._replace(scopes=scopes)
@@ -63,7 +68,7 @@ def test_a_unit_leaves_its_reader_for_what_its_scope_has_done(unit, requirement,
 
 def test_a_unit_leaves_for_the_read_of_an_open_unit():
     """The unit's own read is none, and the read of another open unit counts before that unit ends."""
-    causality = Causality("session", lambda: WELL)
+    causality = Causality(settings("session"), lambda: WELL)
     scope = scope_with(causality, None, [])
     mine, other = unit_with(), unit_with(place=Place(WELL.by_id["c"], server=identity("C")))
     for unit in (mine, other):
@@ -77,7 +82,7 @@ def test_a_unit_leaves_for_the_read_of_an_open_unit():
 
 def test_a_unit_leaves_for_any_write_if_consistency_is_global():
     """Without any scope, a write of any unit of the router counts, and none counts that the unit must see already."""
-    causality = Causality("global", Topology)
+    causality = Causality(settings("global"), Topology)
     mine, other = unit_with(), unit_with()
     assert not causality.must_leave_reader(mine)
     other.wrote = True

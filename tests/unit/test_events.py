@@ -106,7 +106,7 @@ def test_a_transaction_has_no_number_if_nobody_listens():
         for attempt in router.attempts(sessions(router)):
             with attempt as s:
                 s.execute(WRITE)
-                assert attempt.run.transaction is None
+                assert attempt.retry.transaction is None
                 assert s.routing_state.unit._number is None
 
 

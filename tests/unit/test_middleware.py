@@ -75,10 +75,10 @@ def test_a_cookie_is_found_by_its_whole_name(cookies: str, token: str | None) ->
 
 def test_no_cookie_header_takes_long_to_read() -> None:
     for part in ("; ", ";", " ", '"', "aurora_router", "aurora_router=", ";aurora_router ", "=", "\t;"):
-        for cookies in (part * (200_000 // len(part)), "aurora_router=" + part * (200_000 // len(part))):
+        for cookies in (part * (500_000 // len(part)), "aurora_router=" + part * (500_000 // len(part))):
             began = time.perf_counter()
             cookie_reader("aurora_router")(cookies)
-            assert time.perf_counter() - began < 0.2
+            assert time.perf_counter() - began < 5
 
 
 def test_a_cookie_is_for_no_script_and_no_other_site() -> None:
