@@ -26,6 +26,7 @@ from aurora_router.config.settings import Settings
 from aurora_router.core.failures import (
     WRITER_IS_GONE,
 )
+from aurora_router.core.instance import Instance
 from aurora_router.core.isolation import AUTOCOMMIT, as_servers_say
 from aurora_router.core.selection import Reason
 from aurora_router.core.sql.analysis import Analysis, Effect, analyze
@@ -322,18 +323,16 @@ class Interceptor:
         if found is not None:
             found.recorded = True
             self.causality.on_end(found)
-        writer = self._monitor.topology.writer
-        is_writer = writer is not None and unit.place.instance is not None and writer.id == unit.place.instance.id
-        if unit.place.on_writer and not is_writer:
-            raise self._writer_lost(unit)
-        if (
-            not unit.place.on_writer
-            and state.server != unit.place.server
-            and (unit.marks.contexts or unit.marks.requirement is not None)
-        ):
-            where = unit.place.instance.id if unit.place.instance is not None else "?"
+        instance = unit.place.instance
+        if instance is None:
+            return  # it was taken from an engine directly, and behaves as on any engine
+        if unit.place.on_writer:
+            writer = self._monitor.topology.writer
+            if writer is None or writer.id != instance.id:
+                raise self._writer_lost(unit, instance)
+        elif state.server != unit.place.server and (unit.marks.contexts or unit.marks.requirement is not None):
             why = "it is another server than before, which may not have all that this connection must see; make a new one"
-            raise WrongServer(where, why)
+            raise WrongServer(instance.id, why)
 
     def hand_out(self, unit: Unit, raw: PoolProxiedConnection, ended_at: float | None = None) -> None:
         """Note that the user gets a unit's connection to the writer.
@@ -346,9 +345,9 @@ class Interceptor:
             unit.ends = TransactionEnds(self.driver.count_ends(raw.dbapi_connection), ended_at)
             self.causality.on_handed_out(unit)
 
-    def _writer_lost(self, unit: Unit) -> NoWriterAvailable:
+    def _writer_lost(self, unit: Unit, instance: Instance) -> NoWriterAvailable:
         """Make the error of a unit that has lost its connection, and whose instance is no longer the writer."""
-        error = NoWriterAvailable(0.0, (f"{unit.place.instance.id if unit.place.instance else '?'} is no longer the writer",))
+        error = NoWriterAvailable(0.0, (f"{instance.id} is no longer the writer",))
         if unit.intent.retry is not None:
             unit.intent.retry.failed = WRITER_IS_GONE
             setattr(error, FACTS, unit.intent.retry.failed)

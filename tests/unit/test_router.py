@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+from sqlalchemy.exc import DBAPIError
+
 from aurora_router import Router
+from tests.fakes.cluster import FakeCluster
+from tests.fakes.driver import installed
+from tests.stories import READ
 
 SHOWN = {
     *("add_instance", "attempts", "begin", "causal_scope", "close", "connect", "current_token", "engine", "explain"),
@@ -15,3 +21,18 @@ def test_a_router_shows_its_public_methods_and_nothing_else() -> None:
     """Completion in an editor or a shell lists what users may call, and no part of the router."""
     with Router("postgresql+psycopg://db-1/shop") as router:
         assert {name for name in dir(router) if not name.startswith("_")} == SHOWN
+
+
+def test_a_connection_of_the_routers_engine_reconnects() -> None:
+    """A connection that was taken from `router.engine()` behaves as on any engine: after a rollback it connects anew."""
+    cluster = FakeCluster(readers=1)
+    with installed(cluster), Router("postgresql+fakepg://app@db-1/shop", instances=["db-2"]) as router:
+        writer = router.topology.writer
+        assert writer is not None
+        with router.engine(writer).connect() as connection:
+            before = connection.scalar(READ)
+            cluster.drop_connections(cluster.writer)
+            with pytest.raises(DBAPIError):
+                connection.scalar(READ)
+            connection.rollback()
+            assert connection.scalar(READ) == before
