@@ -342,8 +342,9 @@ class InstancePool:
         with self._lock:
             if self._probing is None:
                 options = self._bare_options()
-                # 2 is libpq's shortest timeout. It only frees the thread, because the monitor has a deadline of its own.
-                options["connect_args"] = {**options.get("connect_args", {}), "connect_timeout": 2}
+                # This only frees the thread, because the monitor has a deadline of its own. 2 is libpq's shortest timeout.
+                timeout = max(math.ceil(self._settings.probe_timeout), 2)
+                options["connect_args"] = {**options.get("connect_args", {}), "connect_timeout": timeout}
                 # A probe's connection is not used again, so it needs no reset. SQLAlchemy would log an error at the reset of a
                 # lost one.
                 pool = {"poolclass": NullPool, "pool_reset_on_return": None}

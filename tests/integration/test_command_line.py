@@ -230,7 +230,7 @@ def test_a_slow_instance_is_waited_for(aurora_cluster: PostgresCluster) -> None:
     """A person waits rather than reads that a slow instance is down: the login alone takes longer than a router waits."""
     reader = aurora_cluster.readers[0]
     with FaultProxy((reader.host, reader.port)) as slow:
-        slow.latency = 0.2
+        slow.latency = 0.15
         done = aurora_router("topology", aurora_cluster.url, "--instances", slow.address)
     (row,) = (line for line in done.stdout.splitlines() if line.startswith(slow.address))
     assert row.split()[1] == "reader"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from sqlalchemy.exc import DBAPIError
 
 from aurora_router import Router
 from tests.fakes.cluster import FakeCluster
-from tests.fakes.driver import installed
+from tests.fakes.driver import Dialect, installed
 from tests.stories import READ
 
 SHOWN = {
@@ -36,3 +38,22 @@ def test_a_connection_of_the_routers_engine_reconnects() -> None:
                 connection.scalar(READ)
             connection.rollback()
             assert connection.scalar(READ) == before
+
+
+@pytest.mark.parametrize(("probe_timeout", "connect_timeout"), [(0.3, 2), (1.0, 2), (4.2, 5)])
+def test_a_probe_may_take_its_time_to_connect(
+    monkeypatch: pytest.MonkeyPatch, probe_timeout: float, connect_timeout: int
+) -> None:
+    """The timeout of a probe is also that of its connect, because a login may take most of the time."""
+    timeouts = []
+    dial = Dialect.dial
+
+    def dial_and_note(**options: Any) -> Any:
+        timeouts.append(options["connect_timeout"])
+        return dial(**options)
+
+    with installed(FakeCluster(readers=1)):
+        monkeypatch.setattr(Dialect, "dial", dial_and_note)
+        with Router("postgresql+fakepg://app@db-1/shop", probe_timeout=probe_timeout) as router:
+            router.start()
+    assert timeouts == [connect_timeout]
