@@ -18,17 +18,9 @@ from sqlalchemy.orm import sessionmaker
 
 from aurora_router import ConfigurationError, Router, RoutingSession
 from tests.fakes.cluster import STOCK, FakeCluster
-from tests.fakes.driver import installed
 from tests.stories import WRITE
 
 Function = Callable[..., Any]
-
-
-@pytest.fixture
-def cluster() -> Iterator[FakeCluster]:
-    cluster = FakeCluster(readers=1)
-    with installed(cluster):
-        yield cluster
 
 
 @pytest.fixture
