@@ -324,15 +324,14 @@ class Interceptor:
             found.recorded = True
             self.causality.on_end(found)
         instance = unit.place.instance
-        if instance is None:
-            return  # it was taken from an engine directly, and behaves as on any engine
         if unit.place.on_writer:
             writer = self._monitor.topology.writer
-            if writer is None or writer.id != instance.id:
+            # A connection that was taken from an engine directly has no instance, and behaves as on any engine.
+            if instance is not None and (writer is None or writer.id != instance.id):
                 raise self._writer_lost(unit, instance)
         elif state.server != unit.place.server and (unit.marks.contexts or unit.marks.requirement is not None):
             why = "it is another server than before, which may not have all that this connection must see; make a new one"
-            raise WrongServer(instance.id, why)
+            raise WrongServer(instance.id if instance is not None else "?", why)
 
     def hand_out(self, unit: Unit, raw: PoolProxiedConnection, ended_at: float | None = None) -> None:
         """Note that the user gets a unit's connection to the writer.
