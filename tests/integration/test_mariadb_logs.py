@@ -29,6 +29,7 @@ def routed(factory: Factory) -> Iterator[tuple[Cluster[Any], Router, sessionmake
     cluster = factory(readers=1)
     cluster.execute("CREATE TABLE t (id int PRIMARY KEY)")
     first = cluster.writer
+    cluster.wait_in_sync()
     cluster.promote()
     cluster.rejoin(first)
     cluster.execute("INSERT INTO t VALUES (0)")

@@ -130,6 +130,7 @@ def test_a_writer_made_read_only_is_probed_at_once(cluster: Family, make_router:
     until_readers_serve(router, 2)
     assert router.run_transaction(sessions(router), raise_stock, commit_check=None) == 11
     old = cluster.writer
+    cluster.wait_in_sync()
     cluster.promote()
     cluster.rejoin(old)
     assert router.run_transaction(sessions(router), raise_stock, commit_check=None) == 12
