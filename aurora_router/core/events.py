@@ -5,8 +5,8 @@ No record carries a statement's text, a parameter or a credential.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Literal
+from dataclasses import FrozenInstanceError, dataclass, field, fields
+from typing import Literal, TypeVar, dataclass_transform
 
 from aurora_router.core.selection import Reason
 
@@ -46,16 +46,32 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False, kw_only=True)
+T = TypeVar("T")
+
+
+# The methods of _Happened are written once. A dataclass would make them anew for each class, which would take 10 ms of an import.
+@dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(field,))
+def _event(made: type[T]) -> type[T]:
+    """Make a frozen dataclass of a subclass of _Happened."""
+    return dataclass(slots=True, repr=False, eq=False)(made)
+
+
+@_event
 class _Happened:
     """An event. Two events are equal if their types and the compared fields are equal. `at` is not compared.
 
     at: seconds since 1970, as time.time() returns them. 0.0 in an event that no router has published.
     """
 
-    at: float = field(default=0.0, compare=False)
+    at: float = field(default=0.0, compare=False, kw_only=True)
 
-    # A dataclass would make these methods anew for each class, which would take 5 ms of an import.
+    def __setattr__(self, name: str, value: object) -> None:
+        if hasattr(self, name):
+            raise FrozenInstanceError(f"cannot assign to field {name!r}")
+        object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        raise FrozenInstanceError(f"cannot delete field {name!r}")
 
     def __eq__(self, other: object) -> bool:
         return self._said() == other._said() if type(other) is type(self) else NotImplemented
@@ -71,7 +87,7 @@ class _Happened:
         return tuple(getattr(self, each.name) for each in fields(self) if each.compare)
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False, kw_only=True)
+@_event
 class _OfUnit(_Happened):
     """An event of a unit.
 
@@ -79,14 +95,14 @@ class _OfUnit(_Happened):
     transaction: as in `AttemptStarted`, if the unit is part of an attempt of run_transaction; None if it is not.
     """
 
-    unit: int | None = field(default=None, compare=False)
-    transaction: int | None = field(default=None, compare=False)
+    unit: int | None = field(default=None, compare=False, kw_only=True)
+    transaction: int | None = field(default=None, compare=False, kw_only=True)
 
 
 Wait = Literal["writer", "reader", "slot"]
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_event
 class Routed(_OfUnit):
     """A unit went to an instance: its first one, or the writer after a move.
 
@@ -101,7 +117,7 @@ class Routed(_OfUnit):
     connection: int | None = field(default=None, compare=False, kw_only=True)
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_event
 class Moved(_OfUnit):
     """A unit left its reader for the writer.
 
@@ -113,7 +129,7 @@ class Moved(_OfUnit):
     reason: Reason
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_event
 class Repeated(_OfUnit):
     """A read failed with its instance, and is retried elsewhere.
 
@@ -125,7 +141,7 @@ class Repeated(_OfUnit):
     error: str
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_event
 class Learned(_OfUnit):
     """A reader refused a statement that looked like a read. Its text goes to the writer for ten minutes if the writer serves it.
 
@@ -136,7 +152,7 @@ class Learned(_OfUnit):
     code: str | int | None
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_event
 class WaitedForWriter(_OfUnit):
     """A unit waited for a writer, and its wait has ended.
 
@@ -148,7 +164,7 @@ class WaitedForWriter(_OfUnit):
     found: str | None
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_event
 class WaitingForWriter(_Happened):
     """Units wait for a writer. Sent at most once in 10 s.
 
@@ -160,7 +176,7 @@ class WaitingForWriter(_Happened):
     said: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_event
 class NoReaderQualifies(_Happened):
     """Reads go to the writer, because no reader qualifies. Sent at most once in 10 s.
 
@@ -174,7 +190,7 @@ class NoReaderQualifies(_Happened):
     said: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_event
 class ConnectFailed(_OfUnit):
     """A unit could not get a new connection to an instance.
 
@@ -185,7 +201,7 @@ class ConnectFailed(_OfUnit):
     why: str
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_event
 class AttemptStarted(_Happened):
     """run_transaction begins to run its function. `AttemptEnded` follows.
 
@@ -197,7 +213,7 @@ class AttemptStarted(_Happened):
     transaction: int = field(compare=False)
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_event
 class AttemptEnded(_Happened):
     """An attempt of run_transaction has committed, or has failed.
 
@@ -214,7 +230,7 @@ class AttemptEnded(_Happened):
     seconds: float = field(compare=False)
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_event
 class RunAgain(_Happened):
     """A unit of run_transaction failed, and runs again.
 
@@ -226,7 +242,7 @@ class RunAgain(_Happened):
     error: str
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_event
 class RetriesRefused(_Happened):
     """Retries were refused, because they were too many for the traffic. Sent at most once a second.
 
@@ -238,7 +254,7 @@ class RetriesRefused(_Happened):
     refused: int
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_event
 class CommitResolved(_OfUnit):
     """The answer to a COMMIT was lost, and the newest writer was asked.
 
@@ -252,7 +268,7 @@ class CommitResolved(_OfUnit):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_event
 class TokenIgnored(_Happened):
     """A consistency token of a request or a message does not count.
 
@@ -262,7 +278,7 @@ class TokenIgnored(_Happened):
     reason: str
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_event
 class MovedByListener(_OfUnit):
     """A unit goes to the writer, because of a listener of the application.
 
@@ -274,7 +290,7 @@ class MovedByListener(_OfUnit):
     instance: str
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_event
 class InstanceUp(_Happened):
     """An instance answers, for the first time or again.
 
@@ -285,7 +301,7 @@ class InstanceUp(_Happened):
     role: str
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_event
 class InstanceDown(_Happened):
     """An instance does not answer any more, or cannot be used from the start. Sent again if somebody must mend something else.
 
@@ -296,7 +312,7 @@ class InstanceDown(_Happened):
     error: str
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_event
 class WriterChanged(_Happened):
     """Another instance is the writer, or none is.
 
@@ -309,7 +325,7 @@ class WriterChanged(_Happened):
     epoch: int
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_event
 class ConnectionsDiscarded(_Happened):
     """An instance's pooled connections were discarded at once.
 
@@ -321,7 +337,7 @@ class ConnectionsDiscarded(_Happened):
     reason: str
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_event
 class ConnectionRefused(_Happened):
     """A new connection reached another server than the topology knows there, and was discarded.
 
@@ -332,7 +348,7 @@ class ConnectionRefused(_Happened):
     why: str
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_event
 class CheckoutStarted(_OfUnit):
     """A unit needs a connection. `Routed` or `CheckoutFailed` follows.
 
@@ -342,7 +358,7 @@ class CheckoutStarted(_OfUnit):
     read_only: bool | None
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_event
 class CheckoutFailed(_OfUnit):
     """A unit got no connection.
 
@@ -354,7 +370,7 @@ class CheckoutFailed(_OfUnit):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_event
 class ConnectionCheckedIn(_OfUnit):
     """A unit has its connection no longer: the unit ended or moved, or the connection was lost or detached from its pool.
 
@@ -369,7 +385,7 @@ class ConnectionCheckedIn(_OfUnit):
     connection: int | None = field(default=None, compare=False, kw_only=True)
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_event
 class WaitStarted(_OfUnit):
     """A unit waits. `WaitEnded` follows.
 
@@ -379,7 +395,7 @@ class WaitStarted(_OfUnit):
     what: Wait
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_event
 class WaitEnded(_OfUnit):
     """A unit's wait has ended, with success or without.
 
@@ -391,14 +407,14 @@ class WaitEnded(_OfUnit):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_event
 class ProbeStarted(_Happened):
     """The monitor asks all servers behind an instance for their state. `ProbeSucceeded` or `ProbeFailed` follows."""
 
     instance: str
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_event
 class ProbeSucceeded(_Happened):
     """A server behind an instance has answered the monitor.
 
@@ -411,7 +427,7 @@ class ProbeSucceeded(_Happened):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_event
 class ProbeFailed(_Happened):
     """No server behind an instance has answered the monitor in time, or the instance is not watched any more.
 
@@ -424,7 +440,7 @@ class ProbeFailed(_Happened):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_event
 class ConnectionCreated(_Happened):
     """A new connection to an instance can be used.
 
@@ -437,7 +453,7 @@ class ConnectionCreated(_Happened):
     connection: int | None = field(default=None, compare=False, kw_only=True)
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
+@_event
 class ConnectionClosed(_Happened):
     """A connection that `ConnectionCreated` reported is closed, or nobody has it any more.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import contextlib
 import os
 import re
@@ -84,6 +83,8 @@ def fixed_address(options: Mapping[str, Any], arguments: Mapping[str, Any]) -> s
 
 def _of_service(service: str, file: str | None) -> dict[str, str]:
     """The settings of a service, read from the files that libpq reads."""
+    import configparser  # few users have such a file
+
     read = configparser.RawConfigParser(strict=False)
     own = file or os.environ.get("PGSERVICEFILE") or os.path.expanduser("~/.pg_service.conf")
     for path in (own, os.path.join(os.environ.get("PGSYSCONFDIR", ""), "pg_service.conf")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from typing import get_args
@@ -33,6 +34,9 @@ def test_an_event_is_a_frozen_record_with_a_time(kind):
     assert len(kind.__match_args__) == len(values)
     with pytest.raises(dataclasses.FrozenInstanceError):
         event.at = 1.0
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        del event.at
+    assert copy.copy(event) == event
 
 
 def test_the_users_module_has_each_event():
