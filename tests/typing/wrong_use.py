@@ -3,7 +3,7 @@
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import sessionmaker
 
-from aurora_router import Decision, Router, RoutingSession, classify
+from aurora_router import Decision, Reason, Router, RoutingSession, classify, events
 from aurora_router.jobs import put_token
 from aurora_router.middleware import AsgiMiddleware
 
@@ -27,6 +27,11 @@ router.explain(select(1))  # type: ignore[arg-type]
 router.topology = router.topology  # type: ignore[misc]
 router.topology.epoch = 2  # type: ignore[misc]
 Decision(router.topology.writer, "a read")  # type: ignore[arg-type]
+moved = events.Moved("db-2:5432", Reason.HINT, unit=7)
+moved.at = 1.0  # type: ignore[misc]
+moved.instance = "db-3:5432"  # type: ignore[misc]
+events.Moved("db-2:5432")  # type: ignore[call-arg]
+events.Moved("db-2:5432", Reason.HINT, unit="7")  # type: ignore[arg-type]
 classify(b"SELECT 1")  # type: ignore[arg-type]
 RoutingSession()  # type: ignore[call-arg]
 RoutingSession(create_engine(URL), router=router)  # type: ignore[arg-type]
